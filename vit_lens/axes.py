@@ -1,0 +1,24 @@
+"""The axis names used in every signature of the package.
+
+========== ==========================================================================================
+axis       meaning
+========== ==========================================================================================
+batch      images
+pos        tokens of one image: position 0 is the class token (CLS), positions 1.. are the patches in
+           row-major order (left to right, then top to bottom)
+patch      image patches, without CLS
+row        the positions that the model's read-out uses: CLS alone, the patches, or their mean
+           (one row); see :meth:`vit_lens.HookedViT.readout_rows`
+site       places in the model whose contribution is looked at, see :class:`vit_lens.Site`
+layer      transformer blocks
+head       attention heads of one layer
+d_model    the residual stream
+d_head     one head's queries, keys and values
+d_mlp      hidden units of one MLP
+d_embed    the image embedding (what CLIP compares with text, and what a decoder is conditioned on)
+channel    red, green, blue
+height     pixel rows; ``width`` pixel columns; sizes are always given as (height, width)
+========== ==========================================================================================
+
+``scale`` axes of size 1 are written ``1``.
+"""

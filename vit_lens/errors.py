@@ -1,0 +1,93 @@
+"""Every error that vit_lens raises on purpose; each message says what came, what was expected and what to do."""
+
+__all__ = [
+    "CheckpointError",
+    "ContractError",
+    "DecoderError",
+    "HookShapeError",
+    "ImageError",
+    "LensError",
+    "OutputError",
+    "PreprocessError",
+    "RecordError",
+    "ReferenceMismatchError",
+    "UnfiredHookError",
+    "UnknownHookError",
+    "UnknownSiteError",
+    "UnsupportedTowerError",
+    "VitLensError",
+    "nearest",
+]
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitLensError(ValueError):
+    """Base of all errors below; the command line prints its message as one line and exits with 2."""
+
+
+class UnknownHookError(VitLensError, KeyError):
+    """No hook point has this name, or a filter matches none."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class UnfiredHookError(VitLensError):
+    """A hook was added whose point did not, or could not, fire in this call."""
+
+
+class HookShapeError(VitLensError):
+    """A hook function returned another shape, dtype or type than it was given."""
+
+
+class UnknownSiteError(VitLensError):
+    """A site cannot be parsed, or its layer or head is out of the model's range."""
+
+
+class UnsupportedTowerError(VitLensError):
+    """The tower is not one that HookedViT reproduces exactly."""
+
+
+class CheckpointError(VitLensError):
+    """A checkpoint is truncated, or has missing, extra or misshapen tensors."""
+
+
+class ImageError(VitLensError):
+    """A file or array is not an image that can be read whole."""
+
+
+class PreprocessError(VitLensError):
+    """Pixels cannot be prepared: no preprocessing is known, or values are out of range or not finite."""
+
+
+class LensError(VitLensError):
+    """A lens was asked for something it does not define."""
+
+
+class ReferenceMismatchError(VitLensError):
+    """Reference means belong to another model."""
+
+
+class ContractError(VitLensError):
+    """An embedding was handed to a decoder that was not made for its encoder."""
+
+
+class DecoderError(VitLensError):
+    """A decoder cannot be loaded or run with these settings."""
+
+
+class RecordError(VitLensError):
+    """A record on disk is unreadable, unfinished or another sweep's."""
+
+
+class OutputError(VitLensError):
+    """Output cannot be written."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """Return a readable list of the known names that look most like ``name``."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4) or known[:n]
+    return ", ".join(repr(k) for k in close)
