@@ -1,0 +1,76 @@
+"""Small models with random weights and biases; vit_lens is imported inside, after the shape checks are on."""
+
+import pytest
+import torch
+
+
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Fill every parameter at random, so that no bias or gain is left at a value that hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            is_gain = name.endswith("weight") and parameter.ndim == 1
+            scale = 0.3 if parameter.ndim == 1 else 0.9 / parameter.flatten(1).shape[1] ** 0.5
+            parameter.copy_(noise * scale + (1.0 if is_gain else 0.0))
+    return module
+
+
+@pytest.fixture(scope="session")
+def hf_tower():
+    """A Hugging Face CLIP vision tower in float64: 3 layers, 5 heads of width 7, 2 x 3 patches."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=35, intermediate_size=44, num_hidden_layers=3, num_attention_heads=5, image_size=22,
+        patch_size=11, projection_dim=13, hidden_act="quick_gelu",
+    )  # fmt: skip
+    return randomize(CLIPVisionModelWithProjection(config).double().eval())
+
+
+@pytest.fixture(scope="session")
+def vit(hf_tower):
+    """The same tower as a HookedViT."""
+    from vit_lens import HookedViT
+
+    return HookedViT.from_module(hf_tower).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    """Three random images for ``vit``."""
+    return torch.randn(3, 3, 22, 22, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+def open_clip_tower(**overrides):
+    """An open_clip tower in float64 with random weights, layer scale included."""
+    from open_clip.transformer import VisionTransformer
+
+    sizes = dict(
+        image_size=21,
+        patch_size=7,
+        width=33,
+        layers=3,
+        heads=3,
+        mlp_ratio=1.7,
+        output_dim=10,
+        ls_init_value=0.1,
+    )
+    return randomize(VisionTransformer(**(sizes | overrides)).double().eval())
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        dict(),
+        dict(pool_type="avg"),
+        dict(pool_type="avg", final_ln_after_pool=True, no_ln_pre=True),
+    ],
+    ids=["cls", "avg_patches", "avg_pooled"],
+)
+def readout_vit(request):
+    """One HookedViT for each kind of read-out, with the open_clip tower that it came from."""
+    from vit_lens import HookedViT
+
+    tower = open_clip_tower(**request.param)
+    return HookedViT.from_module(tower).requires_grad_(False), tower

@@ -1,0 +1,40 @@
+"""See, as a picture, what every part of a CLIP vision transformer contributes."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `import vit_lens` and `vit-lens --help` stay fast.
+_HOME = {
+    "DiffusionLens": "vit_lens.lenses",
+    "DiffusionSteeringLens": "vit_lens.lenses",
+    "DecodeSettings": "vit_lens.decoders",
+    "HookedViT": "vit_lens.model",
+    "HookedViTConfig": "vit_lens.config",
+    "KandinskyDecoder": "vit_lens.decoders",
+    "PreprocessSpec": "vit_lens.images",
+    "Record": "vit_lens.records",
+    "ReferenceMeans": "vit_lens.reference",
+    "Site": "vit_lens.names",
+    "VitLensError": "vit_lens.errors",
+    "ZeroShotLabels": "vit_lens.labels",
+    "figures": "vit_lens",
+    "sweep": "vit_lens.sweeping",
+    "write_report": "vit_lens.report",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vit_lens' has no attribute {name!r}")
+    if name == "figures":
+        return import_module("vit_lens.figures")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

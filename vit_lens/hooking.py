@@ -1,0 +1,184 @@
+"""Loud hooks: TransformerLens' hook interface in which nothing is ignored in silence.
+
+An unknown name raises with the nearest names; a filter that matches nothing raises; a hook that changes a
+shape or dtype raises with both; a hook that cannot fire in a call raises before the call.
+"""
+
+__all__ = ["LoudHookedRootModule", "is_hooked"]
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.errors import HookShapeError, UnfiredHookError, UnknownHookError, nearest
+
+Direction = Literal["fwd", "bwd"]
+Name = str | Callable[[str], bool]
+
+
+class _Guard:
+    """A user's hook function that may not change what flows through the model but in value."""
+
+    def __init__(self, hook: Callable, name: str, direction: Direction):
+        self.hook, self.name, self.direction, self.fired = hook, name, direction, 0
+
+    def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:
+        self.fired += 1
+        result = self.hook(tensor, hook=hook)
+        value = result[0] if self.direction == "bwd" and isinstance(result, tuple) and len(result) == 1 else result
+        if value is None:
+            return None
+        if not isinstance(value, Tensor):
+            raise HookShapeError(f"the hook on {self.name!r} returned {type(value).__name__}; return a tensor or None")
+        if value.shape != tensor.shape or value.dtype != tensor.dtype or value.device != tensor.device:
+            raise HookShapeError(
+                f"the hook on {self.name!r} returned {_describe(value)} for {_describe(tensor)}; "
+                "a hook must keep shape, dtype and device"
+            )
+        return result
+
+    def __repr__(self) -> str:
+        return repr(self.hook)
+
+
+class LoudHookedRootModule(HookedRootModule):
+    """``HookedRootModule`` with the guarantees of this module's docstring."""
+
+    def hook_points_named(self, name: Name) -> list[tuple[str, HookPoint]]:
+        """Return the hook points that a name or predicate selects.
+
+        Raises:
+            UnknownHookError: There is none.
+        """
+        if isinstance(name, str):
+            if name not in self.hook_dict:
+                raise UnknownHookError(f"no hook point {name!r}; nearest: {nearest(name, self.hook_dict)}")
+            return [(name, self.hook_dict[name])]
+        if not callable(name):
+            raise UnknownHookError(f"a hook is named by a string or a predicate on names, not {type(name).__name__}")
+        found = [(n, hp) for n, hp in self.hook_dict.items() if name(n)]
+        if not found:
+            raise UnknownHookError(
+                f"the predicate {name!r} matches none of the {len(self.hook_dict)} hook points; "
+                f"they look like {nearest('blocks.0.hook', self.hook_dict)}"
+            )
+        return found
+
+    def select_names(self, names_filter: Name | Sequence[str] | None) -> list[str] | None:
+        """Return the hook points that a ``names_filter`` selects, or None for no filter.
+
+        Raises:
+            UnknownHookError: A name is unknown, or the filter selects nothing.
+        """
+        if names_filter is None:
+            return None
+        if isinstance(names_filter, str) or callable(names_filter):
+            return [n for n, _ in self.hook_points_named(names_filter)]
+        chosen = {n for item in names_filter for n, _ in self.hook_points_named(item)}
+        if not chosen:
+            raise UnknownHookError("names_filter is empty; pass None to cache everything")
+        return [n for n in self.hook_dict if n in chosen]
+
+    def add_hook(
+        self,
+        name: Name,
+        hook: Callable,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Add a hook to every point that ``name`` selects; see ``HookedRootModule.add_hook``."""
+        for point_name, point in self.hook_points_named(name):
+            guard = _Guard(hook, point_name, dir)
+            self.check_and_add_hook(point, point_name, guard, dir, is_permanent, level, prepend)
+
+    def _enable_hook(self, name: Name, hook: Callable, dir: Direction) -> list[_Guard]:
+        guards = []
+        for point_name, point in self.hook_points_named(name):
+            guards.append(hook if isinstance(hook, _Guard) else _Guard(hook, point_name, dir))
+            point.add_hook(guards[-1], dir=dir, level=self.context_level)
+        return guards
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Iterable[tuple[Name, Callable]] = (),
+        bwd_hooks: Iterable[tuple[Name, Callable]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator["LoudHookedRootModule"]:
+        """Add hooks for the time of a ``with`` block.
+
+        Raises:
+            UnknownHookError: A name or predicate selects nothing; no hook is left behind.
+        """
+        self.context_level += 1
+        try:
+            for name, hook in fwd_hooks:
+                self._enable_hook(name, hook, "fwd")
+            for name, hook in bwd_hooks:
+                self._enable_hook(name, hook, "bwd")
+            yield self
+        finally:
+            if reset_hooks_end:
+                self.reset_hooks(clear_contexts, including_permanent=False, level=self.context_level)
+            self.context_level -= 1
+
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: Iterable[tuple[Name, Callable]] = (),
+        bwd_hooks: Iterable[tuple[Name, Callable]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Run the model once with these hooks; see ``HookedRootModule.run_with_hooks``.
+
+        Raises:
+            UnknownHookError: A name or predicate selects nothing.
+            HookShapeError: A hook returned another shape, dtype or device.
+            UnfiredHookError: A forward hook did not fire, or backward hooks would be removed before any
+                backward pass could reach them.
+        """
+        bwd_hooks = list(bwd_hooks)
+        if bwd_hooks and reset_hooks_end:
+            raise UnfiredHookError(
+                "run_with_hooks removes its hooks when it returns, so backward hooks could never fire; pass "
+                "reset_hooks_end=False, or call backward() inside `with model.hooks(bwd_hooks=...)`"
+            )
+        guards = [_Guard(hook, point, "fwd") for name, hook in fwd_hooks for point, _ in self.hook_points_named(name)]
+        with self.hooks([(g.name, g) for g in guards], bwd_hooks, reset_hooks_end, clear_contexts):
+            out = self(*model_args, **model_kwargs)
+        if silent := sorted({g.name for g in guards if not g.fired}):
+            raise UnfiredHookError(f"these hooks never fired in this call: {silent}")
+        return out
+
+    def check_hooks_can_fire(self, reachable: Callable[[str], bool], why: str) -> None:
+        """Raise if a temporary hook sits on a point that this call will not reach.
+
+        Raises:
+            UnfiredHookError: Such hooks exist; permanent hooks are part of the model and may rest.
+        """
+        stuck = [
+            name
+            for name, point in self.hook_dict.items()
+            if any(not h.is_permanent for h in point.fwd_hooks) and not reachable(name)
+        ]
+        if stuck:
+            raise UnfiredHookError(f"hooks on {stuck[:4]}{'...' if len(stuck) > 4 else ''} cannot fire: {why}")
+
+
+def is_hooked(point: HookPoint) -> bool:
+    """Whether any hook, forward or backward, sits on a hook point."""
+    return bool(point.fwd_hooks or point.bwd_hooks)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {torch.device(tensor.device)}"

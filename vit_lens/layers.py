@@ -1,0 +1,254 @@
+"""The parts of a vision tower; every activation passes its hook point and goes on from there."""
+
+__all__ = ["MLP", "Attention", "Embed", "LayerNorm", "PosEmbed", "PreNorm", "TransformerBlock", "Unembed"]
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.hooking import is_hooked
+
+
+class Embed(nn.Module):
+    """Cut the image into patches, project them and put the class token before them."""
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.W_E = nn.Parameter(torch.zeros(cfg.d_patch, cfg.d_model))
+        self.cls_token = nn.Parameter(torch.zeros(cfg.d_model))
+
+    def forward(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
+        height, width = self.cfg.patch_size
+        patches = rearrange(pixels, "b c (y ph) (x pw) -> b (y x) (c ph pw)", ph=height, pw=width)
+        cls = repeat(self.cls_token, "d -> b 1 d", b=pixels.shape[0])
+        return torch.cat([cls, patches @ self.W_E], dim=1)
+
+
+class PosEmbed(nn.Module):
+    """The learned position embeddings, one for each token."""
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__()
+        self.W_pos = nn.Parameter(torch.zeros(cfg.n_ctx, cfg.d_model))
+
+    def forward(self, batch: int) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_pos.expand(batch, -1, -1)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with hook points.
+
+    ``hook_scale`` is the standard deviation that divides (with eps inside); ``hook_normalized`` is the output
+    with weight and bias applied, which is what the next matrices read, as in HookedTransformer's ``LayerNorm``.
+    Statistics of half-precision inputs are taken in float32, as open_clip's ``LayerNormFp32`` does.
+    """
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__()
+        self.eps = cfg.eps
+        self.w = nn.Parameter(torch.ones(cfg.d_model))
+        self.b = nn.Parameter(torch.zeros(cfg.d_model))
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
+            return F.layer_norm(_wide(x), self.w.shape, _wide(self.w), _wide(self.b), self.eps).to(x.dtype)
+        centred, scale = self.split(x)
+        scale = self.hook_scale(scale)
+        return self.hook_normalized((centred / scale * _wide(self.w) + _wide(self.b)).to(x.dtype))
+
+    def split(
+        self, x: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Float[Tensor, "*batch d_model"], Float[Tensor, "*batch 1"]]:
+        """Return the centred input and the scale that divides it, in float32 or wider."""
+        x = _wide(x)
+        centred = x - x.mean(-1, keepdim=True)
+        return centred, (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+
+class PreNorm(LayerNorm):
+    """CLIP's LayerNorm on the embeddings, split exactly into the parts that it adds up.
+
+    With ``s`` the scale of ``e + p``, the output is ``(e - mean e) / s * w + b`` plus ``(p - mean p) / s * w``.
+    So the position part depends on the image through ``s``.
+    """
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__(cfg)
+        del self.hook_normalized  # its value would be hook_embed + hook_pos_embed: one name for one thing
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, embed: Float[Tensor, "batch pos d_model"], pos_embed: Float[Tensor, "batch pos d_model"]
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]:
+        _, scale = self.split(embed + pos_embed)
+        scale = self.hook_scale(scale)
+        embed_part = self.split(embed)[0] / scale * _wide(self.w) + _wide(self.b)
+        pos_part = self.split(pos_embed)[0] / scale * _wide(self.w)
+        return embed_part.to(embed.dtype), pos_part.to(embed.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, one weight matrix per head."""
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__()
+        self.cfg = cfg
+        heads, d_model, d_head = cfg.n_heads, cfg.d_model, cfg.d_head
+        for name in "QKV":
+            setattr(self, f"W_{name}", nn.Parameter(torch.zeros(heads, d_model, d_head)))
+            setattr(self, f"b_{name}", nn.Parameter(torch.zeros(heads, d_head)))
+        self.W_O = nn.Parameter(torch.zeros(heads, d_head, d_model))
+        self.b_O = nn.Parameter(torch.zeros(d_model))
+        self.hook_q = HookPoint()
+        self.hook_k = HookPoint()
+        self.hook_v = HookPoint()
+        self.hook_attn_scores = HookPoint()
+        self.hook_pattern = HookPoint()
+        self.hook_z = HookPoint()
+        self.hook_result = HookPoint()
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch pos *head d_model"],
+        key: Float[Tensor, "batch pos *head d_model"],
+        value: Float[Tensor, "batch pos *head d_model"],
+        mask: Bool[Tensor, "#batch #head pos pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Attend; ``mask`` is True where a query (third axis) may look at a key (last axis)."""
+        q = self.hook_q(_per_head(query, self.W_Q, self.b_Q))  # pyright: ignore[reportArgumentType]
+        k = self.hook_k(_per_head(key, self.W_K, self.b_K))  # pyright: ignore[reportArgumentType]
+        v = self.hook_v(_per_head(value, self.W_V, self.b_V))  # pyright: ignore[reportArgumentType]
+        z = self.hook_z(self._attend(q, k, v, mask))
+        if self.cfg.use_attn_result or is_hooked(self.hook_result):
+            result = einsum(z, self.W_O, "b p h d_head, h d_head d_model -> b p h d_model")
+            return self.hook_result(result).sum(2) + self.b_O
+        return F.linear(rearrange(z, "b p h d -> b p (h d)"), _flat_output(self.W_O), self.b_O)
+
+    def _attend(
+        self,
+        q: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch pos head d_head"],
+        v: Float[Tensor, "batch pos head d_head"],
+        mask: Bool[Tensor, "#batch #head pos pos"] | None,
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        if not (is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)):
+            fused = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+            )
+            return fused.transpose(1, 2)
+        scores = einsum(q, k, "b query h d, b key h d -> b h query key") / math.sqrt(self.cfg.d_head)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        pattern = self.hook_pattern(_wide(self.hook_attn_scores(scores)).softmax(-1).to(scores.dtype))
+        return einsum(pattern, v, "b h query key, b key h d -> b query h d")
+
+
+class MLP(nn.Module):
+    """The two-layer perceptron of a block."""
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__()
+        self.act_fn = cfg.act_fn
+        self.W_in = nn.Parameter(torch.zeros(cfg.d_model, cfg.d_mlp))
+        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp))
+        self.W_out = nn.Parameter(torch.zeros(cfg.d_mlp, cfg.d_model))
+        self.b_out = nn.Parameter(torch.zeros(cfg.d_model))
+        self.hook_pre = HookPoint()
+        self.hook_post = HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        pre = self.hook_pre(F.linear(x, self.W_in.T, self.b_in))
+        post = self.hook_post(F.gelu(pre) if self.act_fn == "gelu" else pre * torch.sigmoid(1.702 * pre))
+        return F.linear(post, self.W_out.T, self.b_out)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: attention, then the MLP, each added to the residual stream."""
+
+    hook_out_is_single_residual_stream = True  # read by TransformerLens' logit lens
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.hook_resid_pre = HookPoint()
+        self.hook_attn_in = HookPoint()
+        self.hook_q_input = HookPoint()
+        self.hook_k_input = HookPoint()
+        self.hook_v_input = HookPoint()
+        self.ln1 = LayerNorm(cfg)
+        self.attn = Attention(cfg)
+        self.hook_attn_out = HookPoint()
+        self.hook_resid_mid = HookPoint()
+        self.hook_mlp_in = HookPoint()
+        self.ln2 = LayerNorm(cfg)
+        self.mlp = MLP(cfg)
+        self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        mask: Bool[Tensor, "#batch #head pos pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        resid_pre = self.hook_resid_pre(resid)
+        attn_out = self.hook_attn_out(self.attn(*self._attention_inputs(resid_pre), mask))
+        resid_mid = self.hook_resid_mid(resid_pre + attn_out)
+        mlp_in = resid_mid
+        if self.cfg.use_hook_mlp_in or is_hooked(self.hook_mlp_in):
+            mlp_in = self.hook_mlp_in(resid_mid.clone())
+        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))
+        return self.hook_resid_post(resid_mid + mlp_out)
+
+    def _attention_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what queries, keys and values read: one tensor, or one per head where heads are edited apart."""
+        attn_in = resid_pre
+        if self.cfg.use_attn_in or is_hooked(self.hook_attn_in):
+            attn_in = self.hook_attn_in(self._repeat_heads(resid_pre))
+        split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not (self.cfg.use_split_qkv_input or any(is_hooked(point) for point in split)):
+            normalized = self.ln1(attn_in)
+            return normalized, normalized, normalized
+        per_head = attn_in if attn_in.ndim == 4 else self._repeat_heads(attn_in)
+        query, key, value = (self.ln1(point(per_head)) for point in split)
+        return query, key, value
+
+    def _repeat_heads(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos head d_model"]:
+        return repeat(resid, "b p d -> b p h d", h=self.cfg.n_heads)
+
+
+class Unembed(nn.Module):
+    """The projection from the residual stream to the image embedding."""
+
+    def __init__(self, cfg: HookedViTConfig):
+        super().__init__()
+        self.W_U = nn.Parameter(torch.zeros(cfg.d_model, cfg.d_embed))
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_embed"]:
+        return x @ self.W_U
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _per_head(
+    x: Float[Tensor, "batch pos *head d_model"],
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    if x.ndim == 4:
+        return einsum(x, weight, "b p h d_model, h d_model d_head -> b p h d_head") + bias
+    flat = F.linear(x, rearrange(weight, "h d_model d_head -> (h d_head) d_model"), bias.flatten())
+    return rearrange(flat, "b p (h d_head) -> b p h d_head", h=weight.shape[0])
+
+
+def _flat_output(weight: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "d_model head_d_head"]:
+    return rearrange(weight, "h d_head d_model -> d_model (h d_head)")
