@@ -1,0 +1,95 @@
+"""Diffusion Lens (Toker et al. 2024, arXiv 2403.05846) on a vision transformer."""
+
+__all__ = ["DiffusionLens"]
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.lenses.lens import HookFn, Lens, Sites, check_batch
+from vit_lens.names import Site
+
+
+@dataclass(frozen=True)
+class DiffusionLens(Lens):
+    """Read a state ``v`` as if it were the last residual: ``LN(v) @ proj``, with fresh LayerNorm statistics.
+
+    The paper defines it for text encoders; for a vision tower, ``v`` is the residual stream at the read-out
+    rows (the CLS token), or the output of one head, attention block or MLP. This is our reading by analogy,
+    as in arXiv 2504.13763. At the last ``resid_post`` it gives the model's own embedding.
+    """
+
+    def check_sites(self, cache: ViTActivationCache, sites: Sites) -> list[Site]:
+        """Return the sites: the lens is defined on all kinds."""
+        return Site.resolve(sites, cache.model.cfg)
+
+    def _read(
+        self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
+    ) -> Float[Tensor, "batch site row d_model"]:
+        return outputs
+
+    def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
+        """Return hooks under which nothing but the site reaches the end of the residual stream.
+
+        For a residual site, what later blocks write is set to zero, so edits before the site show. For a head,
+        attention block or MLP, everything else is set to zero and the site to its cached output.
+
+        Raises:
+            UnknownSiteError: The site is not one of the model's.
+        """
+        (site,) = self.check_sites(cache, site)
+        n_layers = cache.model.cfg.n_layers
+        if site.is_residual:
+            return [(name, _zero) for name in _writes_after(site, n_layers)]
+        own = f"blocks.{site.layer}.hook_{'mlp_out' if site.kind == 'mlp' else 'attn_out'}"
+        writes = [f"blocks.{layer}.hook_{part}" for layer in range(n_layers) for part in ("attn_out", "mlp_out")]
+        hooks: list[tuple[str, HookFn]] = [("blocks.0.hook_resid_pre", _zero)]
+        hooks += [(name, _zero) for name in writes if name != own]
+        if site.kind != "head":
+            return [*hooks, (own, _put(cache, own))]
+        return [
+            *hooks,
+            (site.hook_name, _put(cache, site.hook_name, head=site.head)),
+            (own, _without_bias(cache, site)),
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings that a result must carry."""
+        return {"lens": "diffusion", "definition": "LN(v) proj", "alpha": None, "share": None, "anchor": None}
+
+
+def _zero(act: Tensor, hook: HookPoint) -> Tensor:
+    return act * 0
+
+
+def _put(cache: ViTActivationCache, name: str, head: int | None = None) -> HookFn:
+    rows = cache.readout(name)
+
+    def put(act: Tensor, hook: HookPoint) -> Tensor:
+        check_batch(act, rows, name)
+        out = cache.model.with_readout_rows(act, rows)
+        if head is not None:
+            out[:, :, :head] = 0
+            out[:, :, head + 1 :] = 0
+        return out
+
+    return put
+
+
+def _without_bias(cache: ViTActivationCache, site: Site) -> HookFn:
+    bias = cache.model.blocks[site.layer].attn.b_O
+
+    def subtract(act: Tensor, hook: HookPoint) -> Tensor:
+        return act - bias
+
+    return subtract
+
+
+def _writes_after(site: Site, n_layers: int) -> list[str]:
+    own = {"resid_pre": ("attn_out", "mlp_out"), "resid_mid": ("mlp_out",), "resid_post": ()}[site.kind]
+    later = [(layer, part) for layer in range(site.layer + 1, n_layers) for part in ("attn_out", "mlp_out")]
+    return [f"blocks.{layer}.hook_{part}" for layer, part in [*((site.layer, p) for p in own), *later]]

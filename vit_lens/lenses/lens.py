@@ -1,0 +1,157 @@
+"""What every lens shares: the outputs of sites, read from a cache, and the embeddings they lead to."""
+
+__all__ = ["HookFn", "Lens", "Sites", "centred_norm", "freeze", "site_outputs"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError
+from vit_lens.names import Site
+
+HookFn = Callable[..., Tensor]
+Sites = Sequence[Site | str] | Site | str
+
+_CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for the outputs that are held at once
+
+
+class Lens(ABC):
+    """A reading of sites, in closed form (:meth:`embed`) and as hook functions (:meth:`hooks`)."""
+
+    @abstractmethod
+    def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
+        """Return forward hooks under which the model outputs the site's embedding, for the cached images."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """Return the settings that a result must carry: lens, definition, alpha, share, anchor."""
+
+    @abstractmethod
+    def check_sites(self, cache: ViTActivationCache, sites: Sites) -> list[Site]:
+        """Return the sites if the lens is defined on them."""
+
+    @abstractmethod
+    def _read(
+        self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
+    ) -> Float[Tensor, "batch site row d_model"]:
+        """Return the final residual in which the sites' outputs are seen."""
+
+    def _origin(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "#batch site row d_model"] | None:
+        """Return what a site's output is measured from, where that is not zero."""
+        return None
+
+    def embed(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
+        """Return the lens embedding of every site, from the cached run alone.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site.
+        """
+        return self._embed(cache, self.check_sites(cache, sites), lambda outputs, origin: outputs)
+
+    def placebo(
+        self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
+    ) -> Float[Tensor, "batch site d_embed"]:
+        """Return the control: each site's output replaced by a random direction of equal norm.
+
+        The norm is that of the output after mean removal over d_model (LayerNorm is blind to the mean), for
+        ``anchor="mean"`` that of its deviation from the reference mean. One direction for each site and image.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site.
+        """
+
+        def random_like(outputs: Tensor, origin: Tensor | None) -> Tensor:
+            deviation = outputs if origin is None else outputs - origin
+            noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype).to(outputs.device)
+            noise = noise - noise.mean(-1, keepdim=True)
+            noise = noise * (centred_norm(deviation) / centred_norm(noise))[..., None, None]
+            return noise if origin is None else origin + noise
+
+        return self._embed(cache, self.check_sites(cache, sites), random_like)
+
+    def _embed(
+        self, cache: ViTActivationCache, sites: list[Site], change: Callable[[Tensor, Tensor | None], Tensor]
+    ) -> Float[Tensor, "batch site d_embed"]:
+        rows = cache.readout("blocks.0.hook_resid_pre")
+        chunk = max(1, _CHUNK_NUMBERS // rows.numel())
+        parts = []
+        for start in range(0, len(sites), chunk):
+            some = sites[start : start + chunk]
+            outputs = change(site_outputs(cache, some), self._origin(cache, some))
+            parts.append(cache.model.embed_rows(self._read(cache, some, outputs)))
+        return torch.cat(parts, dim=1)
+
+
+def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site row d_model"]:
+    """Return what each site holds or writes at the read-out rows, in float32 or wider; a head's is ``z W_O``."""
+    found: dict[Site, Tensor] = {}
+    for layer in sorted({s.layer for s in sites if s.kind == "head"}):
+        heads = [s for s in sites if s.kind == "head" and s.layer == layer]
+        index = [s.head for s in heads]
+        z = _wide(cache.readout(f"blocks.{layer}.attn.hook_z"))[:, :, index]
+        written = einsum(z, _weight(cache, layer)[index].to(z), "b row h k, h k d -> h b row d")
+        found.update(zip(heads, written, strict=True))
+    for site in sites:
+        if site.kind != "head":
+            found[site] = _wide(cache.readout(_stored_name(site)))
+    return torch.stack([found[site] for site in sites], dim=1)
+
+
+def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
+    """Return a hook that sets a hook point to its cached value, at the positions that the cache holds.
+
+    From a cache of the read-out rows only those are set. That is exact for the model's output as long as
+    everything that is written to these rows afterwards is frozen too.
+    """
+    value = cache[name]
+
+    def set_cached(act: Tensor, hook: HookPoint) -> Tensor:
+        check_batch(act, value, name)
+        if cache.rows == "readout":
+            return cache.model.with_readout_rows(act, value)
+        if act.shape != value.shape:
+            raise LensError(
+                f"{name}: the cache holds {tuple(value.shape)}, the run has {tuple(act.shape)}; make the cache "
+                "without pos_slice, or with rows='readout'"
+            )
+        return value.to(act)
+
+    return name, set_cached
+
+
+def check_batch(act: Tensor, value: Tensor, name: str) -> None:
+    """Raise if a run has another number of images than the cache.
+
+    Raises:
+        LensError: It has.
+    """
+    if len(act) != len(value):
+        raise LensError(f"{name}: the cache holds {len(value)} images, this run has {len(act)}; run the cached images")
+
+
+def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:
+    """Return the norm after mean removal over d_model, taken over all rows."""
+    return (x - x.mean(-1, keepdim=True)).flatten(-2).norm(dim=-1)
+
+
+def _stored_name(site: Site) -> str:
+    if site.kind == "resid_pre" and site.layer > 0:
+        return f"blocks.{site.layer - 1}.hook_resid_post"
+    return site.hook_name
+
+
+def _weight(cache: ViTActivationCache, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    return cache.model.blocks[layer].attn.W_O.detach()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

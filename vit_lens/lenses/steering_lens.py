@@ -1,0 +1,208 @@
+"""Diffusion Steering Lens (Takatsuki et al. 2025, arXiv 2504.13763), as far as it can be reconstructed."""
+
+__all__ = ["Anchor", "DiffusionSteeringLens"]
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError
+from vit_lens.lenses.lens import HookFn, Lens, Sites, centred_norm, check_batch, freeze, site_outputs
+from vit_lens.names import Site
+from vit_lens.reference import ReferenceMeans
+
+Anchor = Literal["clean", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSteeringLens(Lens):
+    """Make one submodule louder, hold everything later fixed, and read the embedding.
+
+    With ``h`` the submodule's output, ``r_L`` the last residual, and ``mu`` means over a reference set:
+
+    ===================== ==============================================================================
+    ``anchor="clean"``    ``LN(r_L + (alpha - 1) h) proj``: definition D1, our reconstruction of the paper,
+                          whose equations could not be read. The rest of the clean residual stays, so every
+                          picture keeps the input's content.
+    ``anchor="mean"``     ``LN(mu_L + alpha (h - mu_h)) proj``: nothing of the input but what ``h`` carries
+                          (not in the paper).
+    ===================== ==============================================================================
+
+    Args:
+        alpha: Strength; or
+        share: Norm-matched strength ``c``: what is added has ``c`` times the norm of the last residual, both
+            after mean removal over d_model. So ``alpha = 1 + c ||r_L|| / ||h||`` for the clean anchor, and
+            ``alpha = c ||r_L|| / ||h - mu_h||`` for the mean anchor, for each image.
+        anchor: ``clean`` or ``mean``.
+        reference: The means, for ``anchor="mean"``.
+
+    Raises:
+        LensError: Not exactly one finite strength, or a reference where none belongs or none where one does.
+    """
+
+    alpha: float | int | None = None
+    share: float | int | None = None
+    anchor: str = "clean"
+    reference: ReferenceMeans | None = None
+
+    def __post_init__(self) -> None:
+        if (self.alpha is None) == (self.share is None):
+            raise LensError(f"give exactly one of alpha={self.alpha} and share={self.share}")
+        name, strength = ("alpha", self.alpha) if self.share is None else ("share", self.share)
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+            raise LensError(f"{name}={strength!r}; expected a finite number")
+        if self.anchor not in get_args(Anchor):
+            raise LensError(f"anchor={self.anchor!r}; expected 'clean' or 'mean'")
+        if (self.anchor == "mean") != (self.reference is not None):
+            raise LensError(
+                "anchor='mean' needs reference=ReferenceMeans.from_images(model, images)"
+                if self.reference is None
+                else "reference= goes with anchor='mean'; with anchor='clean' it would have no effect"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings that a result must carry."""
+        definition = "D1 (reconstruction)" if self.anchor == "clean" else "mean-anchored DSL"
+        out: dict[str, Any] = {
+            "lens": "dsl", "definition": definition, "alpha": self.alpha, "share": self.share, "anchor": self.anchor
+        }  # fmt: skip
+        if self.reference is not None:
+            out |= {"reference_n": self.reference.n, "reference_model": self.reference.fingerprint}
+        return out
+
+    def check_sites(self, cache: ViTActivationCache, sites: Sites) -> list[Site]:
+        """Return the sites if they are heads, attention blocks or MLPs of the model.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: A site is the residual stream, or the reference means are another model's.
+            ReferenceMismatchError: The reference means are another model's.
+        """
+        resolved = Site.resolve(sites, cache.model.cfg)
+        if residual := [str(s) for s in resolved if s.is_residual]:
+            raise LensError(
+                f"the steering lens amplifies what one submodule adds to the residual stream; {', '.join(residual[:3])} "
+                "is the stream itself: read it with DiffusionLens()"
+            )
+        if self.reference is not None:
+            self.reference.check(cache.model)
+        return resolved
+
+    def _origin(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "1 site row d_model"] | None:
+        if self.reference is None:
+            return None
+        return torch.stack([_mean_output(self.reference, cache, site) for site in sites])[None]
+
+    def _read(
+        self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
+    ) -> Float[Tensor, "batch site row d_model"]:
+        strength = self._strength(cache, sites, outputs)[..., None, None]
+        if self.reference is None:
+            return _final(cache)[:, None] + (strength - 1) * outputs
+        origin = self._origin(cache, sites)
+        anchor = self.reference.resid_final(cache.model)
+        return anchor + strength * (outputs - origin)
+
+    def _strength(
+        self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
+    ) -> Float[Tensor, "batch site"]:
+        if self.alpha is not None:
+            return torch.full(outputs.shape[:2], float(self.alpha), dtype=outputs.dtype, device=outputs.device)
+        origin = self._origin(cache, sites)
+        deviation = outputs if origin is None else outputs - origin
+        norm = centred_norm(deviation)
+        if (norm == 0).any():
+            image, index = (int(i[0]) for i in torch.where(norm == 0))
+            raise LensError(
+                f"site {sites[index]} writes nothing for image {image} (zero after mean removal), so it has no direction "
+                "to match a norm with; use alpha=, or leave the site out"
+            )
+        assert self.share is not None
+        added = self.share * centred_norm(_final(cache))[:, None] / norm
+        return added + 1 if origin is None else added
+
+    def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
+        """Return hooks under which the model outputs the steered embedding, for the cached images.
+
+        Clean anchor: the site's live output is scaled, everything that runs after it is set to its cached value.
+        Mean anchor: block 0's residual and every attention and MLP output go to their means (for a head, the
+        other heads' ``z``), the site to ``mu_h + alpha (h - mu_h)`` with the cached ``h``.
+
+        Raises:
+            UnknownSiteError: The site is not one of the model's.
+            LensError: It is the residual stream.
+        """
+        (site,) = self.check_sites(cache, site)
+        strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]
+        if self.reference is not None:
+            return _mean_hooks(self.reference, cache, site, strength)
+        names = _outputs_after(site, cache.model.cfg.n_layers)
+        return [(site.hook_name, _scale(strength, site)), *(freeze(cache, name) for name in names)]
+
+
+def _scale(strength: Float[Tensor, " batch"], site: Site) -> HookFn:
+    def scale(act: Tensor, hook: HookPoint) -> Tensor:
+        check_batch(act, strength, site.hook_name)
+        factor = strength.to(act).reshape(-1, 1, 1)
+        if site.head is None:
+            return act * factor
+        out = act.clone()
+        out[:, :, site.head] *= factor
+        return out
+
+    return scale
+
+
+def _mean_hooks(
+    means: ReferenceMeans, cache: ViTActivationCache, site: Site, strength: Float[Tensor, " batch"]
+) -> list[tuple[str, HookFn]]:
+    model = cache.model
+    values: dict[str, Tensor] = {"blocks.0.hook_resid_pre": means.resid_pre[None]}
+    for layer in range(model.cfg.n_layers):
+        values[f"blocks.{layer}.hook_attn_out"] = means.attn_out(model, layer)[None]
+        values[f"blocks.{layer}.hook_mlp_out"] = means.mlp_out[layer][None]
+    cached = cache.readout(site.hook_name)
+    if site.head is not None:
+        del values[f"blocks.{site.layer}.hook_attn_out"]  # it follows from z
+        mean = means.z[site.layer].to(cached.device)
+        rows = mean.repeat(len(cached), 1, 1, 1)
+        factor = strength.to(mean)[:, None, None]
+        rows[:, :, site.head] += factor * (cached[:, :, site.head].to(mean) - mean[:, site.head])
+    else:
+        mean = _mean_output(means, cache, site)
+        rows = mean + strength.to(mean)[:, None, None] * (cached.to(mean) - mean)
+    values[site.hook_name] = rows
+    return [(name, _set_rows(cache, name, value)) for name, value in values.items()]
+
+
+def _set_rows(cache: ViTActivationCache, name: str, rows: Float[Tensor, "#batch row *axes"]) -> HookFn:
+    def set_rows(act: Tensor, hook: HookPoint) -> Tensor:
+        if len(rows) != 1:
+            check_batch(act, rows, name)
+        return cache.model.with_readout_rows(act, rows.to(act))
+
+    return set_rows
+
+
+def _mean_output(means: ReferenceMeans, cache: ViTActivationCache, site: Site) -> Float[Tensor, "row d_model"]:
+    model = cache.model
+    if site.head is not None:
+        return means.head_out(model, site.layer, site.head)
+    return means.attn_out(model, site.layer) if site.kind == "attn" else means.mlp_out[site.layer].to(model.device)
+
+
+def _final(cache: ViTActivationCache) -> Float[Tensor, "batch row d_model"]:
+    rows = cache.readout(f"blocks.{cache.model.cfg.n_layers - 1}.hook_resid_post")
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _outputs_after(site: Site, n_layers: int) -> list[str]:
+    own = [] if site.kind == "mlp" else [f"blocks.{site.layer}.hook_mlp_out"]
+    later = range(site.layer + 1, n_layers)
+    return own + [f"blocks.{layer}.hook_{part}" for layer in later for part in ("attn_out", "mlp_out")]
