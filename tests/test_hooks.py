@@ -55,7 +55,10 @@ def test_unknown_names_give_the_nearest(vit, pixels):
         vit.add_hook("blocks.1.attn.hook_zz", keep)
     with pytest.raises(UnknownHookError, match=match):
         vit.run_with_cache(pixels, names_filter=["hook_embed", "blocks.1.attn.hook_zz"])
-    with pytest.raises(UnknownHookError, match="no hook point 'blocks.1.attn'"), vit.hooks([("blocks.1.attn", keep)]):
+    with (
+        pytest.raises(UnknownHookError, match=r"no hook point 'blocks\.1\.attn'"),
+        vit.hooks([("blocks.1.attn", keep)]),
+    ):
         pass
     assert not vit.list_hooks()
 
@@ -240,5 +243,5 @@ def test_nan_pixels_are_refused(vit, pixels):
 def test_a_tower_without_preprocessing_asks_for_it(vit):
     from vit_lens.errors import PreprocessError
 
-    with pytest.raises(PreprocessError, match="set model.preprocess_spec = vit_lens.PreprocessSpec"):
+    with pytest.raises(PreprocessError, match=r"set model\.preprocess_spec = vit_lens\.PreprocessSpec"):
         vit.preprocess("image.png")

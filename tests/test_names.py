@@ -68,6 +68,7 @@ def test_same_weights_under_two_names_are_one_encoder():
         "open_clip/ViT-bigG-14/laion2b_s39b_b160k", "hf/kandinsky-community/kandinsky-2-2-prior:image_encoder"
     )
     assert not same_encoder("vit_lens/mini", "open_clip/ViT-bigG-14/laion2b_s39b_b160k")
+    assert same_encoder("local/mine@0123", "module@0123") and not same_encoder("local/mine@0123", "local/mine@4567")
     assert canonical_encoder_id("hf/me/mine") == "hf/me/mine" and aliases("hf/me/mine") == ()
     assert "open_clip/ViT-bigG-14/laion2b_s39b_b160k" in aliases(
         "hf/kandinsky-community/kandinsky-2-2-prior:image_encoder"
@@ -81,6 +82,7 @@ def test_fingerprint_follows_the_content(vit):
 
     same = copy.deepcopy(vit)
     assert same.fingerprint == vit.fingerprint
-    same.blocks[1].mlp.b_out[0] += 1e-3
+    assert same.bfloat16().fingerprint == vit.fingerprint == same.float().fingerprint
+    same.blocks[1].mlp.b_out[0] += 0.05
     assert same.fingerprint != vit.fingerprint
     assert fingerprint({"a": vit.embed.W_E}) != fingerprint({"b": vit.embed.W_E})

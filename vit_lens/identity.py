@@ -37,8 +37,11 @@ def canonical_encoder_id(encoder_id: str) -> str:
 
 
 def same_encoder(a: str, b: str) -> bool:
-    """Whether two ids name the same weights."""
-    return canonical_encoder_id(a) == canonical_encoder_id(b)
+    """Whether two ids name the same weights: they are aliases, or carry the same fingerprint after an ``@``."""
+    if canonical_encoder_id(a) == canonical_encoder_id(b):
+        return True
+    (_, at_a, print_a), (_, at_b, print_b) = a.rpartition("@"), b.rpartition("@")
+    return bool(at_a and at_b) and print_a == print_b
 
 
 def aliases(encoder_id: str) -> tuple[str, ...]:
@@ -51,8 +54,8 @@ def aliases(encoder_id: str) -> tuple[str, ...]:
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     """Return 16 hexadecimal digits that identify weights by their content.
 
-    Evenly spaced values of every tensor are hashed, as float32, with names and shapes: a cast to float64
-    keeps the fingerprint, a fine-tune or a cast to half precision changes it.
+    Evenly spaced values of every tensor are hashed, rounded to bfloat16, with names and shapes. So a cast to
+    float64, float32 or bfloat16 keeps the fingerprint, and a fine-tune changes it.
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
@@ -60,5 +63,5 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
         flat = tensor.detach().reshape(-1)
         index = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLES_PER_TENSOR, flat.numel())).long()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(flat[index.to(flat.device)].float().cpu().numpy().tobytes())
+        digest.update(flat[index.to(flat.device)].bfloat16().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -122,6 +122,9 @@ class HookedViT(CachingRootModule):
         quick_gelu: bool | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        preprocess_spec: PreprocessSpec | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> "HookedViT":
         """Load a model by name.
 
@@ -133,12 +136,19 @@ class HookedViT(CachingRootModule):
                 leaves that open.
             dtype: Of the weights.
             device: Of the weights.
+            preprocess_spec: Instead of the one that the source names.
+            revision: Of a Hugging Face repository.
+            cache_dir: Where downloads are kept.
 
         Raises:
             UnsupportedTowerError: The tower is not a plain CLIP ViT.
             CheckpointError: The checkpoint is truncated, or its tensors do not fit.
         """
-        return cls._from_source(read_pretrained(name, tag=tag, quick_gelu=quick_gelu, dtype=dtype, device=device))
+        source = read_pretrained(
+            name, tag=tag, quick_gelu=quick_gelu, dtype=dtype, device=device, preprocess_spec=preprocess_spec,
+            revision=revision, cache_dir=cache_dir,
+        )  # fmt: skip
+        return cls._from_source(source)
 
     @classmethod
     def _from_source(cls, source: TowerSource) -> "HookedViT":

@@ -1,0 +1,157 @@
+"""Read one picture from a file, a Pillow image or an array, whole and in RGB or L."""
+
+__all__ = ["ImageSource", "Layout", "load_image", "source_name"]
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from vit_lens.errors import ImageError, PreprocessError
+
+ImageSource = str | Path | Image.Image | np.ndarray | Tensor
+Layout = Literal["HWC", "CHW"]
+
+# What Pillow's decoders raise on damaged data; EOFError and zlib.error are no OSErrors.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def load_image(source: ImageSource, *, layout: Layout | None = None) -> Image.Image:
+    """Return one picture in mode RGB, or L where the source is grey.
+
+    Files and Pillow images: the EXIF rotation is applied; palette, CMYK and other modes become RGB; transparent
+    parts lie over white; 16-bit grey is scaled to 8 bits; of an animation the first frame is taken (of a Pillow
+    image the current one), with a warning. Arrays: uint8, or float in [0, 1], which is rounded to 8 bits.
+
+    Args:
+        source: A path, a Pillow image, an array or a tensor.
+        layout: Order of an array's axes; uint8 arrays are HWC unless it says otherwise, float arrays must name it.
+
+    Raises:
+        ImageError: The file is missing, empty, truncated or not an image.
+        PreprocessError: The array's type, shape, range or layout does not say what picture it is.
+    """
+    if isinstance(source, (np.ndarray, Tensor)):
+        return _from_array(source, layout)
+    if isinstance(source, Image.Image):
+        return _flatten(source, source_name(source))
+    if isinstance(source, (str, Path)):
+        return _from_file(Path(source).expanduser())
+    raise ImageError(f"got {type(source).__name__}; expected a path, a Pillow image, an array or a tensor")
+
+
+def source_name(source: Any) -> str:
+    """Return words that name a source in a message or a table."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    if isinstance(source, (np.ndarray, Tensor)):
+        return f"{source.dtype} array of shape {tuple(source.shape)}"
+    name = getattr(source, "filename", "")
+    return str(name) if name else f"{type(source).__name__} in memory"
+
+
+def _from_file(path: Path) -> Image.Image:
+    if not path.exists():
+        raise ImageError(f"{path}: no such file")
+    if path.is_dir():
+        raise ImageError(f"{path} is a directory; expected an image file")
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty")
+        with Image.open(path) as image:
+            return _flatten(image, str(path))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path} is not an image in a format that Pillow {Image.__version__} reads") from None
+    except (Image.DecompressionBombError, *_DAMAGE) as error:
+        raise ImageError(f"{path} cannot be read whole ({error}); is it truncated?") from error
+
+
+def _flatten(image: Image.Image, name: str) -> Image.Image:
+    """Reduce any Pillow image to RGB or L; the source is left as it is."""
+    _warn_of_frames(image, name)
+    is_png = image.format == "PNG"
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombError, *_DAMAGE) as error:
+        raise ImageError(f"{name} cannot be read whole ({error}); is it truncated?") from error
+    if 0 in upright.size:
+        raise ImageError(f"{name} has no pixels: width {upright.width}, height {upright.height}")
+    if upright.mode in ("RGB", "L") and "transparency" not in upright.info:
+        return upright
+    if upright.mode in _SIXTEEN_BIT or (upright.mode == "I" and is_png):
+        return _from_sixteen_bits(np.asarray(upright))
+    if upright.mode in ("I", "F"):
+        raise ImageError(
+            f"{name} has mode {upright.mode!r}, whose value range is not known; "
+            "pass it as a float array in [0, 1] with layout="
+        )
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        return _over_white(upright)
+    return upright.convert("L" if upright.mode == "1" else "RGB")
+
+
+def _warn_of_frames(image: Image.Image, name: str) -> None:
+    # An MPO is a photo with previews of itself, not an animation.
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1 and image.format != "MPO":
+        warnings.warn(f"{name} has {n_frames} frames; only frame {image.tell()} is used", UserWarning, stacklevel=5)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    # A direct La -> RGBA conversion does not exist.
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _from_sixteen_bits(values: np.ndarray) -> Image.Image:
+    # 65535 = 257 * 255, so that black and white are kept
+    return Image.fromarray(np.rint(values.astype(np.float64) / 257).astype(np.uint8))
+
+
+def _from_array(source: np.ndarray | Tensor, layout: Layout | None) -> Image.Image:
+    name = source_name(source)
+    array = _as_numpy(source)
+    if layout not in (None, "HWC", "CHW"):
+        raise PreprocessError(f"layout={layout!r}; expected 'HWC' or 'CHW'")
+    is_float = np.issubdtype(array.dtype, np.floating)
+    if not is_float and array.dtype != np.uint8:
+        raise PreprocessError(f"{name}; expected uint8, or float in [0, 1] with layout= named")
+    if is_float and layout is None:
+        raise PreprocessError(f"{name} without a layout; pass layout='HWC' or layout='CHW'")
+    if array.ndim == 3 and layout == "CHW":
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise PreprocessError(
+            f"{name} as {layout or 'HWC'}; expected one picture with 1 or 3 channels. Name the other layout=, or "
+            "pass transparent pictures as Pillow images"
+        )
+    if array.size == 0:
+        raise PreprocessError(f"{name} has no pixels")
+    if is_float:
+        _check_range(array, name)
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
+
+
+def _as_numpy(source: np.ndarray | Tensor) -> np.ndarray:
+    if isinstance(source, Tensor):
+        tensor = source.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return source
+
+
+def _check_range(array: np.ndarray, name: str) -> None:
+    if not np.isfinite(array).all():
+        raise PreprocessError(f"{name} holds NaN or infinite values; expected numbers in [0, 1]")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise PreprocessError(f"{name} holds values from {low:g} to {high:g}; expected [0, 1]")

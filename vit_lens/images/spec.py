@@ -1,0 +1,178 @@
+"""What a tower's preprocessing consists of, read from open_clip's or Hugging Face's own settings."""
+
+__all__ = ["INTERPOLATIONS", "RESIZE_MODES", "Interpolation", "PreprocessSpec", "ResizeMode"]
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+
+from vit_lens.errors import PreprocessError
+
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+
+INTERPOLATIONS: dict[str, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+RESIZE_MODES: dict[str, str] = {
+    "shortest": "the shorter side fills the target, the rest is cropped",
+    "longest": "the longer side fills the target, the rest is padded with fill_color",
+    "squash": "both sides are resized, the aspect ratio is lost",
+}
+
+_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSpec:
+    """How pictures become pixels for one tower.
+
+    Attributes:
+        size: (height, width) that the tower sees.
+        mean: Subtracted per channel, after scaling to [0, 1].
+        std: Divided by per channel.
+        interpolation: Of the resize. open_clip ignores it for ``shortest`` on a non-square size, where it
+            is always bicubic, and so do we.
+        resize_mode: ``shortest`` crops, ``longest`` pads, ``squash`` changes the aspect ratio.
+        fill_color: Grey level in [0, 255] of the padding of ``longest``.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation
+    resize_mode: ResizeMode
+    fill_color: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise PreprocessError(f"size={self.size}; expected (height, width), both at least 1")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(v) for v in values):
+                raise PreprocessError(f"{name}={values}; expected three finite numbers")
+        if min(self.std) <= 0:
+            raise PreprocessError(f"std={self.std}; expected three positive numbers")
+        _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        if not 0 <= self.fill_color <= 255:
+            raise PreprocessError(f"fill_color={self.fill_color}; expected a grey level in [0, 255]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values that JSON can hold."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessSpec":
+        """Read what :meth:`to_dict` wrote; an unknown or missing field is an error."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        required = known - {"fill_color"}
+        if set(values) - known or required - set(values):
+            raise PreprocessError(
+                f"preprocessing with unknown fields {sorted(set(values) - known)} and without "
+                f"{sorted(required - set(values))}; expected {sorted(known)}"
+            )
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+    @classmethod
+    def from_open_clip_cfg(cls, cfg: Mapping[str, Any]) -> "PreprocessSpec":
+        """Read open_clip's ``preprocess_cfg``; what is absent there has open_clip's default.
+
+        ``random`` is an interpolation of training only; open_clip evaluates with bicubic then.
+        """
+        if cfg.get("mode", "RGB") != "RGB":
+            raise PreprocessError(f"open_clip preprocessing for mode {cfg['mode']!r}; expected 'RGB'")
+        interpolation = cfg.get("interpolation") or "bicubic"
+        return cls(
+            size=_pair(cfg.get("size") or 224),
+            mean=_triple(cfg.get("mean") or _OPENAI_MEAN),
+            std=_triple(cfg.get("std") or _OPENAI_STD),
+            interpolation="bicubic" if interpolation == "random" else interpolation,
+            resize_mode=cfg.get("resize_mode") or "shortest",
+            fill_color=int(cfg.get("fill_color") or 0),
+        )
+
+    @classmethod
+    def from_hf_preprocessor(cls, cfg: Mapping[str, Any]) -> "PreprocessSpec":
+        """Read the content of a ``preprocessor_config.json`` of a CLIP image processor.
+
+        The resampling is Pillow's, as in open_clip; the tensor-backed Hugging Face processor differs from
+        it by up to 0.02 in normalised units. An odd margin is cropped as open_clip does.
+        """
+        _require_hf_steps(cfg)
+        size, crop = cfg.get("size", {"shortest_edge": 224}), cfg.get("crop_size")
+        cropped = cfg.get("do_center_crop", True) and crop is not None
+        if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+            mode: ResizeMode = "squash"
+            target = _pair(size)
+        else:
+            mode = "shortest"
+            edge = size["shortest_edge"] if isinstance(size, Mapping) and "shortest_edge" in size else size
+            if not isinstance(edge, int) or not cropped:
+                raise PreprocessError(
+                    f"image processor with size={size!r}, crop_size={crop!r}, "
+                    f"do_center_crop={cfg.get('do_center_crop', True)}; expected a shortest_edge and a "
+                    "centre crop, or height and width. Pass preprocess_spec= instead"
+                )
+            target = (edge, edge)
+        if cropped and _pair(crop) != target:
+            raise PreprocessError(
+                f"image processor that resizes to {size!r} and crops to {crop!r}; only a crop of the resized "
+                "size is supported. Pass preprocess_spec= instead"
+            )
+        return cls(
+            size=target,
+            mean=_triple(cfg.get("image_mean", _OPENAI_MEAN)),
+            std=_triple(cfg.get("image_std", _OPENAI_STD)),
+            interpolation=_hf_interpolation(cfg.get("resample", Image.Resampling.BICUBIC)),
+            resize_mode=mode,
+        )
+
+
+def _check_choice(name: str, value: str, choices: Mapping[str, Any]) -> None:
+    if value not in choices:
+        raise PreprocessError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) in (1, 2):
+        return int(size[0]), int(size[-1])
+    raise PreprocessError(f"size {size!r}; expected a side, (height, width), or a mapping with both")
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    if isinstance(values, (int, float)):
+        return float(values), float(values), float(values)
+    if len(values) != 3:
+        raise PreprocessError(f"{values!r}; expected one number per channel, red, green, blue")
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _require_hf_steps(cfg: Mapping[str, Any]) -> None:
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not cfg.get(step, True):
+            raise PreprocessError(
+                f"image processor with {step}=False; expected all steps. Pass preprocess_spec= instead"
+            )
+    factor = cfg.get("rescale_factor", 1 / 255)
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise PreprocessError(f"image processor with rescale_factor={factor}; expected 1/255. Pass preprocess_spec=")
+
+
+def _hf_interpolation(resample: Any) -> Interpolation:
+    codes: dict[int, Interpolation] = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+    if resample not in codes:
+        raise PreprocessError(f"image processor with resample={resample}; expected 2 (bilinear) or 3 (bicubic)")
+    return codes[resample]

@@ -1,0 +1,133 @@
+"""Find out what a name means, and read it."""
+
+__all__ = ["read_pretrained"]
+
+import importlib.resources
+from pathlib import Path
+
+import torch
+
+from vit_lens.errors import CheckpointError, nearest
+from vit_lens.identity import MINI_ENCODER
+from vit_lens.images import PreprocessSpec
+from vit_lens.pretrained import registry
+from vit_lens.pretrained.folders import HubFolder, LocalFolder, split_subfolder
+from vit_lens.pretrained.hf_files import read_folder
+from vit_lens.pretrained.open_clip_files import read_open_clip
+from vit_lens.pretrained.source import TowerSource
+
+_FORMS = (
+    '"mini"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
+    "a local directory"
+)
+
+
+def read_pretrained(
+    name: str | Path,
+    *,
+    tag: str | Path | None = None,
+    quick_gelu: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    preprocess_spec: PreprocessSpec | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> TowerSource:
+    """Read a tower by name. Local paths never touch the network.
+
+    A name is read as the first of these that fits: ``mini``; ``open_clip/...`` and ``hf/...``, which leave nothing
+    open; an open_clip model name with ``tag=``, or ``model/tag``; a path (a ``Path``, or a string that starts with
+    ``.``, ``/`` or ``~`` or names a directory here); a Hub id. Directories and Hub ids take ``:subfolder``.
+
+    Args:
+        name: See above.
+        tag: For an open_clip name: a pretrained tag, or the path of a checkpoint (a ``Path`` is always a path).
+        quick_gelu: The activation of a local open_clip checkpoint, where its model name leaves that open.
+        dtype: Of the weights.
+        device: Of the weights.
+        preprocess_spec: Used instead of what the source says about preprocessing.
+        revision: Branch, tag or commit on the Hub.
+        cache_dir: Where downloads are kept, instead of the default.
+
+    Raises:
+        CheckpointError: The name is unknown or ambiguous, files cannot be had, or tensors do not fit.
+        UnsupportedTowerError: The tower is not a plain CLIP ViT.
+        PreprocessError: The source's preprocessing is one that cannot be reproduced.
+    """
+    _require_float(dtype)
+    common = {"dtype": dtype, "device": device, "preprocess_spec": preprocess_spec}
+    model, found_tag = _open_clip_name(name, tag)
+    if model is not None:
+        if revision is not None:
+            raise CheckpointError(f"revision= belongs to Hub ids; {model} is an open_clip name, choose with tag=")
+        return read_open_clip(model, found_tag, quick_gelu=quick_gelu, cache_dir=cache_dir, **common)
+    if tag is not None:
+        raise CheckpointError(f"tag= belongs to open_clip names; {name} is none, nearest: {_near(str(name))}")
+    if quick_gelu is not None:
+        raise CheckpointError(
+            f"quick_gelu= belongs to open_clip checkpoints; the config of {name} names the activation"
+        )
+    if name in ("mini", MINI_ENCODER):
+        folder = importlib.resources.files("vit_lens") / "mini" / "pair" / "encoder"
+        with importlib.resources.as_file(folder) as path:
+            if not (path / "config.json").is_file():
+                raise CheckpointError(f"the embedded encoder is not in this installation ({path}); install it again")
+            return read_folder(LocalFolder(path), "", encoder_id=MINI_ENCODER, name="mini", **common)
+    root, subfolder = split_subfolder(str(name))
+    local = Path(root).expanduser()
+    if isinstance(name, Path) or root.startswith((".", "/", "~")) or (local.is_dir() and not root.startswith("hf/")):
+        _require_directory(local)
+        label = local.resolve().name + (f":{subfolder}" if subfolder else "")
+        return read_folder(LocalFolder(local), subfolder, encoder_id=None, name=label, **common)
+    repo_id = root.removeprefix("hf/")
+    if repo_id.count("/") != 1:
+        raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest open_clip names: {_near(root)}")
+    hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
+    return read_folder(HubFolder(repo_id, revision, cache_dir), subfolder, encoder_id=hub_id, name=repo_id, **common)
+
+
+def _require_float(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise CheckpointError(f"dtype={dtype}; expected a floating-point type such as torch.float32")
+
+
+def _require_directory(path: Path) -> None:
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file; for an open_clip checkpoint pass the model name, and the file as tag="
+        )
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory")
+
+
+def _open_clip_name(name: str | Path, tag: str | Path | None) -> tuple[str | None, str | Path | None]:
+    """Return (model, tag) if the name is one of open_clip's, else (None, None)."""
+    if isinstance(name, Path):
+        return None, None
+    explicit = name.startswith("open_clip/")
+    plain = name.removeprefix("open_clip/")
+    if not explicit and (name.startswith((".", "/", "~", "hf/")) or name in ("mini", MINI_ENCODER)):
+        return None, None
+    models = registry.known_models()
+    if plain in models:
+        return plain, tag
+    model, _, found = plain.rpartition("/")
+    if model in models:
+        return model, _one_tag(name, found, tag, explicit=explicit)
+    if explicit:
+        raise CheckpointError(f"open_clip has no model {plain!r}; nearest: {nearest(plain, models)}")
+    return None, None
+
+
+def _one_tag(name: str, found: str, tag: str | Path | None, *, explicit: bool) -> str:
+    if tag is not None:
+        raise CheckpointError(f"{name!r} already names the tag {found!r}; leave tag={str(tag)!r} out")
+    if not explicit and Path(name).is_dir():
+        raise CheckpointError(
+            f"{name!r} is a directory here and an open_clip tag; write './{name}' or 'open_clip/{name}'"
+        )
+    return found
+
+
+def _near(name: str) -> str:
+    return nearest(name, registry.known_models())

@@ -1,0 +1,138 @@
+"""Read open_clip towers by name and tag, or from a local checkpoint."""
+
+__all__ = ["read_open_clip", "tower_from_files"]
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.convert import from_open_clip
+from vit_lens.errors import CheckpointError
+from vit_lens.identity import aliases, fingerprint
+from vit_lens.images import PreprocessSpec
+from vit_lens.pretrained import registry
+from vit_lens.pretrained.fitting import fitted
+from vit_lens.pretrained.open_clip_towers import open_clip_config
+from vit_lens.pretrained.source import TowerSource
+from vit_lens.pretrained.tensors import read_tower, without_prefix
+
+# Tensors of a whole CLIP checkpoint that belong to the text side or to the loss.
+TEXT_PREFIXES = (
+    "text.",
+    "text_decoder.",
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+    "logit_scale",
+    "logit_bias",
+    "attn_mask",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)
+
+
+def read_open_clip(
+    model: str,
+    tag: str | Path | None,
+    *,
+    quick_gelu: bool | None,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    preprocess_spec: PreprocessSpec | None,
+    cache_dir: str | Path | None,
+) -> TowerSource:
+    """Read a model name with a pretrained tag (may download) or the path of a checkpoint (never does).
+
+    Raises:
+        CheckpointError: The name or tag is unknown, the file cannot be had, or its tensors do not fit.
+        UnsupportedTowerError: The model is not a plain ViT.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag is None:
+        raise CheckpointError(
+            f"{model} needs tag=: one of its pretrained tags ({', '.join(tags) or 'there are none'}) or the path of a "
+            "checkpoint"
+        )
+    model_cfg = registry.model_config(model)
+    tag_cfg = registry.tag_config(model, tag) if isinstance(tag, str) else {}
+    if tag_cfg:
+        act = _agree(
+            quick_gelu, lambda: registry.tag_quick_gelu(model, str(tag)), tag_cfg.get("quick_gelu"), model, tag
+        )
+        cfg = open_clip_config(registry.build_visual(model_cfg, quick_gelu=act))
+        spec = preprocess_spec or registry.spec_of(tag_cfg, cfg.image_size)
+        encoder_id = registry.encoder_id_of_tag(model, str(tag))
+        path = _download(tag_cfg, encoder_id, cache_dir)
+    else:
+        path = Path(tag).expanduser()
+        if not path.is_file():
+            raise CheckpointError(
+                f"{tag} is neither a file nor a pretrained tag of {model} ({', '.join(tags) or 'none'})"
+            )
+        cfg = open_clip_config(registry.build_visual(model_cfg, quick_gelu=_local_activation(model, quick_gelu)))
+        spec, encoder_id = preprocess_spec or registry.tags_spec(model, cfg.image_size), None
+    return tower_from_files(cfg, [path], dtype=dtype, device=device, spec=spec, encoder_id=encoder_id, name=path.name)
+
+
+def tower_from_files(
+    cfg: HookedViTConfig,
+    paths: Sequence[Path],
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    spec: PreprocessSpec | None,
+    encoder_id: str | None,
+    name: str,
+) -> TowerSource:
+    """Read the weights of an open_clip tower of known config; without an id it gets a local one."""
+    tensors = read_tower(paths, dtype=dtype, drop=TEXT_PREFIXES, only_if="visual.")
+    state_dict = fitted(from_open_clip, without_prefix(tensors, "visual."), cfg, paths, device)
+    encoder_id = encoder_id or f"local/{name}@{fingerprint(state_dict)}"
+    return TowerSource(
+        cfg=cfg, state_dict=state_dict, preprocess_spec=spec, encoder_id=encoder_id, aliases=aliases(encoder_id)
+    )
+
+
+def _agree(quick_gelu: bool | None, decide: Callable[[], bool], said: bool | None, model: str, tag: str | Path) -> bool:
+    if quick_gelu is None:
+        return decide()
+    if said is not None and said != quick_gelu:
+        raise CheckpointError(f"{model} with tag {tag} was trained with quick_gelu={said}; leave quick_gelu= out")
+    return quick_gelu
+
+
+def _local_activation(model: str, quick_gelu: bool | None) -> bool:
+    if quick_gelu is not None:
+        return quick_gelu
+    choices = registry.activation_choices(model)
+    if len(choices) > 1:
+        raise CheckpointError(
+            f"checkpoints of {model} exist with both activations and the file does not say which; pass quick_gelu=True "
+            "(weights from OpenAI, MetaCLIP, DFN and models fine-tuned from them) or quick_gelu=False"
+        )
+    return choices.pop()
+
+
+def _download(tag_cfg: Mapping[str, Any], encoder_id: str, cache_dir: str | Path | None) -> Path:
+    import open_clip
+
+    try:
+        path = open_clip.download_pretrained(dict(tag_cfg), cache_dir=None if cache_dir is None else str(cache_dir))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{encoder_id} could not be downloaded ({error}). Check the connection, or download the file elsewhere and "
+            "pass its path as tag="
+        ) from error
+    if not path:
+        raise CheckpointError(
+            f"the registry of open_clip names no file for {encoder_id}; pass a checkpoint's path as tag="
+        )
+    return Path(path)

@@ -1,0 +1,151 @@
+"""What open_clip's installed registry says about model names and pretrained tags."""
+
+__all__ = [
+    "activation_choices",
+    "build_visual",
+    "encoder_id_of_tag",
+    "known_models",
+    "model_config",
+    "spec_of",
+    "supported_open_clip",
+    "tag_config",
+    "tag_quick_gelu",
+    "tags_spec",
+]
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit_lens.errors import CheckpointError, nearest
+from vit_lens.images import PreprocessSpec
+from vit_lens.pretrained.checks import refuse
+
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+_QUICKGELU_SUFFIX = "-quickgelu"
+
+
+def supported_open_clip() -> list[str]:
+    """Return the names of open_clip's configurations that HookedViT covers, read from the installed version.
+
+    Nothing is built or downloaded.
+    """
+    import open_clip
+
+    return [name for name in open_clip.list_models() if not _obstacle(model_config(name)["vision_cfg"])]
+
+
+def known_models() -> list[str]:
+    """Return every model name of the installed open_clip."""
+    import open_clip
+
+    return open_clip.list_models()
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """Return a copy of the config of a known model name.
+
+    Raises:
+        CheckpointError: The installed open_clip has no such name.
+    """
+    import open_clip
+
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise CheckpointError(f"open_clip has no model {model!r}; nearest: {nearest(model, open_clip.list_models())}")
+    return config
+
+
+def tag_config(model: str, tag: str) -> dict[str, Any]:
+    """Return what the registry says about a pretrained tag; empty if there is no such tag."""
+    import open_clip
+
+    return dict(open_clip.get_pretrained_cfg(model, tag))
+
+
+def tag_quick_gelu(model: str, tag: str) -> bool:
+    """Return the activation that a tag was trained with.
+
+    A tag that says so overrides its model's config (open_clip only warns). A tag that says nothing was trained
+    with its config; where that config has quick_gelu, a warning says that the tag is silent.
+    """
+    config = bool(model_config(model).get("quick_gelu", False))
+    said = tag_config(model, tag).get("quick_gelu")
+    if said is None and config:
+        warnings.warn(
+            f"tag {tag!r} does not name its activation; the config of {model} says quick_gelu=True and is used. "
+            "Pass quick_gelu= to decide yourself",
+            UserWarning,
+            stacklevel=4,
+        )
+    return config if said is None else bool(said)
+
+
+def activation_choices(model: str) -> set[bool]:
+    """Return the values of quick_gelu that a checkpoint of this model name may have been trained with."""
+    import open_clip
+
+    config = bool(model_config(model).get("quick_gelu", False))
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    return {config} | {bool(tag_config(model, tag).get("quick_gelu", config)) for tag in tags}
+
+
+def tags_spec(model: str, size: tuple[int, int]) -> PreprocessSpec | None:
+    """Return the preprocessing that all tags of a model agree on, open_clip's default without tags, else None."""
+    import open_clip
+
+    configs = [tag_config(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)] or [{}]
+    specs = {spec_of(cfg, size) for cfg in configs}
+    return specs.pop() if len(specs) == 1 else None
+
+
+def spec_of(cfg: Mapping[str, Any], size: tuple[int, int]) -> PreprocessSpec:
+    """Return the preprocessing of a tag's config, at the size that the tower takes."""
+    chosen = {key: cfg[key] for key in _PREPROCESS_KEYS if cfg.get(key) is not None}
+    return PreprocessSpec.from_open_clip_cfg({**chosen, "size": size})
+
+
+def encoder_id_of_tag(model: str, tag: str) -> str:
+    """Return the id of a pretrained tag; a ``-quickgelu`` name has the id of the name without, for the same file."""
+    base, tag = model.removesuffix(_QUICKGELU_SUFFIX), tag.lower().replace("-", "_")
+    same = base != model and tag_config(base, tag) == tag_config(model, tag)
+    return f"open_clip/{base if same else model}/{tag}"
+
+
+def build_visual(model_cfg: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
+    """Build the vision tower of a config without memory for its weights.
+
+    Only the vision tower: the text towers of some configs fetch files from the Hub when they are built.
+
+    Raises:
+        UnsupportedTowerError: The config is not one of a plain ViT.
+    """
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    vision = copy.deepcopy(dict(model_cfg["vision_cfg"]))
+    obstacle = _obstacle(vision)
+    if obstacle:
+        refuse(obstacle)
+    with torch.device("meta"):
+        return _build_vision_tower(model_cfg["embed_dim"], CLIPVisionCfg(**vision), quick_gelu)
+
+
+def _obstacle(vision_cfg: Mapping[str, Any]) -> str:
+    """Return what keeps a vision config from being a plain ViT, or nothing."""
+    if vision_cfg.get("timm_model_name"):
+        return f"a timm trunk ({vision_cfg['timm_model_name']})"
+    if isinstance(vision_cfg.get("layers"), (list, tuple)):
+        return "ModifiedResNet (a convolutional tower)"
+    if vision_cfg.get("attentional_pool"):
+        return "attentional pooling (attn_pool, as in CoCa)"
+    options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+    custom = [name for name in options if vision_cfg.get(name)]
+    if custom or vision_cfg.get("block_type") == "custom":
+        return f"custom residual blocks ({', '.join(custom) or 'block_type=custom'})"
+    if vision_cfg.get("act_kwargs"):
+        return f"an activation with act_kwargs={vision_cfg['act_kwargs']}"
+    return ""
