@@ -1,0 +1,61 @@
+"""How well a decoder's weights and its reader agree: the error of the noise it predicts for real pictures."""
+
+__all__ = ["PartInventory", "denoising_error"]
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.decoders.kandinsky import KandinskyDecoder
+from vit_lens.decoders.parts import PartInventory, unet_output
+from vit_lens.decoders.sampling import predicted_noise
+from vit_lens.errors import DecoderError
+
+
+def denoising_error(
+    decoder: KandinskyDecoder,
+    images: Float[Tensor, "batch 3 height width"],
+    embeds: Float[Tensor, "batch d_embed"],
+    *,
+    timesteps: Sequence[int] = (100, 300, 500, 700, 900),
+    seed: int = 0,
+) -> dict[int, float]:
+    """Return the mean squared error of the predicted noise at each timestep, without guidance.
+
+    A public run of the Kandinsky 2.2 weights has .284, .075, .021, .0046 and .00065 at the default timesteps;
+    a
+    model that is loaded wrongly is far above.
+
+    Args:
+        decoder: with the weights in question.
+        images: pictures in [-1, 1]; noise is added to their latents.
+        embeds: the encoder's raw embeddings of the same pictures.
+        timesteps: where to measure.
+        seed: of the noise; each picture has its own, the same at every timestep.
+
+    Raises:
+        ContractError: the embeddings are not for this decoder.
+        DecoderError: numbers of pictures and embeddings differ, or a size or timestep is out of range.
+    """
+    decoder.check(embeds)
+    n_timesteps = decoder.scheduler.config.num_train_timesteps
+    if len(images) != len(embeds):
+        raise DecoderError(f"{len(images)} images, but {len(embeds)} embeddings; give one per image")
+    for timestep in timesteps:
+        if not 0 <= timestep < n_timesteps:
+            raise DecoderError(f"timestep {timestep} is out of range, the decoder has 0 to {n_timesteps - 1}")
+    decoder.layout.latent_shape(images.shape[2], images.shape[3])
+    kind, dtype = decoder.scheduler.config.prediction_type, torch.promote_types(decoder.dtype, torch.float32)
+    errors = {}
+    with torch.inference_mode():
+        clean = decoder.movq.encode(images.to(decoder.device, decoder.movq.dtype)).latents.to(dtype)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+        for timestep in timesteps:
+            alpha = float(decoder.scheduler.alphas_cumprod[timestep])
+            noisy = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+            at = torch.tensor(timestep, device=decoder.device)
+            output = unet_output(decoder.unet, noisy, at, embeds.to(decoder.device))
+            errors[timestep] = float((predicted_noise(kind, output, noisy, alpha) - noise).square().mean())
+    return errors

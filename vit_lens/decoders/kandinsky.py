@@ -1,0 +1,237 @@
+"""Kandinsky 2.2 without its prior: image embedding in, picture out."""
+
+__all__ = ["KandinskyDecoder"]
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vit_lens.decoders.contract import (
+    PUBLISHED,
+    Condition,
+    EncoderRef,
+    agreed_encoder,
+    check_embeddings,
+    check_encoder,
+    check_scale,
+    encoder_id_of,
+)
+from vit_lens.decoders.loading import Card, find_decoder, load_part, load_scheduler, read_card
+from vit_lens.decoders.parts import PartInventory, PixelLayout, check_parts, count_parts
+from vit_lens.decoders.running import Run, progress_bar, to_uint8
+from vit_lens.decoders.settings import DecodeSettings, override
+from vit_lens.errors import ContractError, DecoderError
+from vit_lens.identity import fingerprint
+
+_BATCH = 16
+
+
+class KandinskyDecoder:
+    """The decoder of Kandinsky 2.2 on diffusers' own UNet, MoVQ and schedulers, with a sampling loop of ours.
+
+    For one embedding and one seed it equals ``KandinskyV22Pipeline``. In a batch, every row gets the noise
+    that a batch of one gets, so a picture depends on its embedding and not on its place. Latents stay in
+    float32 where the UNet is in half precision. The variance that the UNet predicts (its last 4 of 8
+    channels) is discarded, as there.
+
+    Args:
+        unet: ``UNet2DConditionModel`` conditioned on image embeddings; set to evaluation mode.
+        movq: ``VQModel``; set to evaluation mode.
+        scheduler: the diffusers scheduler that the UNet was trained with, for its betas, clamp and prediction
+            type.
+        encoder: the encoder that it was made for, as a model or id; None: not known, and not checked.
+        decoder_id: name for records; by default made from the weights.
+        defaults: settings of a plain :meth:`decode`; by default those of Kandinsky 2.2 at the UNet's own
+            size.
+
+    Raises:
+        DecoderError: the parts are not those of such a decoder.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        movq: Any,
+        scheduler: Any,
+        *,
+        encoder: EncoderRef | None,
+        decoder_id: str | None = None,
+        defaults: DecodeSettings | None = None,
+    ):
+        check_parts(unet, movq, scheduler)
+        self.unet, self.movq, self.scheduler = unet.eval(), movq.eval(), scheduler
+        self.encoder_id: str | None = None if encoder is None else encoder_id_of(encoder)
+        weights = {f"{part}.{k}": v for part in ("unet", "movq") for k, v in getattr(self, part).state_dict().items()}
+        self.decoder_id: str = decoder_id or f"module@{fingerprint(weights)}"
+        self.d_embed: int = unet.config.encoder_hid_dim
+        self.layout = PixelLayout.of(unet, movq)
+        self.defaults: DecodeSettings = defaults or _default_settings(self.layout, None, None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        encoder: EncoderRef | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> "KandinskyDecoder":
+        """Load a decoder in the published layout (unet/, movq/, scheduler/; safetensors only).
+
+        Args:
+            name: "mini", a local directory, or a Hub id.
+            encoder: the encoder it was made for, as a model or id; needed where neither the table of
+                published decoders nor a card ``vit_lens.json`` beside the weights says it.
+            dtype: of UNet and MoVQ.
+            device: of UNet and MoVQ.
+
+        Raises:
+            ContractError: no encoder is known, or the given one is not the decoder's.
+            CheckpointError: weights are missing, truncated, extra or misshapen.
+            DecoderError: anything else is wrong with the files.
+        """
+        located = find_decoder(name)
+        published = PUBLISHED.get(located.hub_id or "")
+        card = None if published else read_card(located.directory)
+        declared = published.encoder_id if published else card.encoder_id if card else None
+        encoder_id = agreed_encoder(located.decoder_id, declared, encoder)
+        unet, movq = (load_part(located.directory, part, dtype=dtype).to(device) for part in ("unet", "movq"))
+        scheduler = load_scheduler(located.directory)
+        check_parts(unet, movq, scheduler)
+        if card and card.embed_dim not in (None, unet.config.encoder_hid_dim):
+            raise ContractError(
+                f"{located.directory}: the card says embed_dim {card.embed_dim}, the UNet takes "
+                f"{unet.config.encoder_hid_dim}"
+            )
+        defaults = _default_settings(PixelLayout.of(unet, movq), card, published.defaults if published else None)
+        return cls(unet, movq, scheduler, encoder=encoder_id, decoder_id=located.decoder_id, defaults=defaults)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the UNet."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the UNet; latents are never below float32."""
+        return self.unet.dtype
+
+    def settings(self, **overrides: Any) -> DecodeSettings:
+        """Return the decoder's default settings with some of them replaced."""
+        return override(self.defaults, overrides)
+
+    def check(self, embeds: Tensor, encoder: EncoderRef | None = None) -> None:
+        """Refuse embeddings that this decoder was not made for.
+
+        Raises:
+            ContractError: another encoder or width, or values that are not finite.
+        """
+        if encoder is not None and self.encoder_id is not None:
+            check_encoder(self.decoder_id, self.encoder_id, encoder)
+        check_embeddings("embeds", embeds, self.d_embed)
+
+    def decode(
+        self,
+        embeds: Float[Tensor, "batch d_embed"],
+        *,
+        negative: Float[Tensor, "1 d_negative"] | None,
+        encoder: EncoderRef | None = None,
+        settings: DecodeSettings | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        output: Literal["uint8", "float"] = "uint8",
+    ) -> UInt8[Tensor, "batch height width 3"] | Float[Tensor, "batch 3 height width"]:
+        """Decode one picture per embedding.
+
+        Args:
+            embeds: raw image embeddings, not normalised.
+            negative: the encoder's embedding of an all-zero pixel tensor (``encoder.zero_embedding()``);
+                needed where guidance is above 1.
+            encoder: where the embeddings come from, to check it; a model or an encoder id.
+            settings: default: the decoder's own.
+            batch_size: rows per pass. Said explicitly, a shorter batch is padded to it, so that a row's bits
+                do not depend on how many others there are; by default at most 16 and unpadded.
+            progress: show a bar on the standard error stream.
+            output: "uint8" on the CPU, or "float" in [-1, 1] on the decoder's device.
+
+        Raises:
+            ContractError: the embeddings are not for this decoder, or the negative is missing.
+            DecoderError: the settings cannot be run.
+        """
+        self.check(embeds, encoder)
+        if negative is not None:
+            check_embeddings("negative", negative, self.d_embed)
+            check_scale(embeds, negative.to(embeds.device))
+        return self.decode_condition(
+            Condition(embeds[:, None]),
+            negative=None if negative is None else Condition(negative[:, None]),
+            settings=settings,
+            batch_size=batch_size,
+            progress=progress,
+            output=output,
+        )
+
+    def decode_condition(
+        self,
+        condition: Condition,
+        *,
+        negative: Condition | None,
+        settings: DecodeSettings | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        output: Literal["uint8", "float"] = "uint8",
+    ) -> UInt8[Tensor, "batch height width 3"] | Float[Tensor, "batch 3 height width"]:
+        """Decode one picture per row of a condition of one unmasked token; see :meth:`decode`."""
+        settings = settings or self.defaults
+        embeds, empty = _single_token(condition), None if negative is None else _single_token(negative)
+        if any(settings.guided_steps) and empty is None:
+            raise ContractError(
+                f"guidance {settings.guidance} needs a negative, which the decoder cannot make: pass "
+                "negative=encoder.zero_embedding(), or take guidance=1"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise DecoderError(f"batch_size must be at least 1, got {batch_size}")
+        if output not in ("uint8", "float"):
+            raise DecoderError(f"output must be 'uint8' or 'float', got {output!r}")
+        run = Run(self.unet, self.movq, self.scheduler, settings)
+        pictures = run.empty_pictures(len(embeds), output)
+        size = batch_size or min(len(embeds), _BATCH)
+        starts = range(0, len(embeds), size)
+        # Allocated outside, filled inside: tensors made in inference mode cannot enter autograd later.
+        with torch.inference_mode(), progress_bar(len(starts) * settings.steps, progress) as advance:
+            for start in starts:
+                rows = embeds[start : start + size]
+                padded = rows if batch_size is None else _pad(rows, size)
+                done = run.pictures(padded.to(self.device), empty, advance)[: len(rows)]
+                pictures[start : start + len(rows)] = to_uint8(done) if output == "uint8" else done
+        return pictures
+
+    def parameter_inventory(self) -> list[PartInventory]:
+        """Return tensors, parameters and dtype of each part."""
+        return count_parts(self.unet, self.movq)
+
+
+def _default_settings(layout: PixelLayout, card: Card | None, published: DecodeSettings | None) -> DecodeSettings:
+    height, width = layout.default_size
+    base = published or DecodeSettings(steps=25, guidance=4.0, scheduler="ddpm", height=height, width=width)
+    if card is None:
+        return base
+    said = {name: getattr(card, name) for name in ("steps", "guidance", "scheduler")}
+    said |= {"height": card.image_size, "width": card.image_size}
+    return override(base, {name: value for name, value in said.items() if value is not None})
+
+
+def _single_token(condition: Condition) -> Float[Tensor, "batch d_embed"]:
+    if condition.tokens.shape[1] != 1 or not (condition.mask is None or bool(condition.mask.all())):
+        raise ContractError(
+            f"this decoder takes one image embedding per picture, got {condition.tokens.shape[1]} tokens"
+            f"{'' if condition.mask is None else ' with a mask'}"
+        )
+    return condition.tokens[:, 0]
+
+
+def _pad(rows: Tensor, size: int) -> Tensor:
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), -1)])

@@ -1,0 +1,153 @@
+"""From a name to the parts of a Kandinsky decoder: files found, checked against the model, then loaded."""
+
+__all__ = ["Card", "Located", "find_decoder", "load_part", "load_scheduler", "read_card"]
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_lens.decoders.weights import WEIGHTS, check_weights, open_weights, read_json, weights_fingerprint
+from vit_lens.errors import DecoderError, nearest
+
+_PART_CLASSES = {"unet": "UNet2DConditionModel", "movq": "VQModel"}
+_SCHEDULER_CLASSES = ("DDPMScheduler", "DDIMScheduler")
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a decoder's files lie, and the names it goes by."""
+
+    directory: Path
+    decoder_id: str
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What ``vit_lens.json`` beside a decoder says; only the encoder is required."""
+
+    encoder_id: str
+    embed_dim: int | None = None
+    image_size: int | None = None
+    steps: int | None = None
+    guidance: float | int | None = None
+    scheduler: str | None = None
+
+
+def find_decoder(name: str | Path) -> Located:
+    """Find a decoder: "mini", a local directory in the published layout, or a Hub id.
+
+    Raises:
+        DecoderError: there is none, or it cannot be fetched.
+    """
+    if name == "mini":
+        directory = Path(str(files("vit_lens"))) / "mini" / "pair" / "decoder"
+        if not directory.is_dir():
+            raise DecoderError(
+                "this installation of vit_lens lacks the embedded pair 'mini'; install the package again"
+            )
+        return Located(directory, "vit_lens/mini")
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return Located(directory, f"local/{directory.resolve().name}@{weights_fingerprint(directory)}")
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+        raise DecoderError(
+            f"no decoder {str(name)!r}: it is not an existing directory; expected 'mini', a directory with unet/, "
+            "movq/ and scheduler/, or a Hub id such as 'kandinsky-community/kandinsky-2-2-decoder'"
+        )
+    return Located(_fetch(name), f"hf/{name}", hub_id=name)
+
+
+def read_card(directory: Path) -> Card | None:
+    """Read ``vit_lens.json``, or return None where there is none.
+
+    Raises:
+        DecoderError: it is not such a card.
+    """
+    path = directory / "vit_lens.json"
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    known = [field.name for field in fields(Card)]
+    for key in values:
+        if key not in known:
+            raise DecoderError(f"{path}: unknown key {key!r}; nearest: {nearest(key, known)}")
+    kinds = {"encoder_id": str, "scheduler": str, "guidance": (int, float)}
+    for key, value in values.items():
+        if not isinstance(value, kinds.get(key, int)) or isinstance(value, bool):
+            raise DecoderError(f"{path}: {key} is {value!r}, which is not of the expected type")
+    if "encoder_id" not in values:
+        raise DecoderError(f"{path}: encoder_id is missing; it names the encoder that the decoder was made for")
+    return Card(**values)
+
+
+def load_scheduler(directory: Path) -> Any:
+    """Load the scheduler that a decoder was trained with.
+
+    Raises:
+        DecoderError: its file is missing, broken or of another kind.
+    """
+    import diffusers
+
+    path = directory / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
+    kind = config.get("_class_name")
+    if kind not in _SCHEDULER_CLASSES:
+        raise DecoderError(f"{path}: scheduler {kind!r} is not supported, expected one of {_SCHEDULER_CLASSES}")
+    return _from_config(getattr(diffusers, kind), config, path)
+
+
+def load_part(directory: Path, part: str, *, dtype: torch.dtype) -> Any:
+    """Load "unet" or "movq", after comparing its weight files' names and shapes with the model's.
+
+    diffusers itself fills missing tensors with random values and goes on.
+
+    Raises:
+        DecoderError: the configuration is missing, broken or of another class.
+        CheckpointError: weights are missing, truncated, extra or misshapen.
+    """
+    import diffusers
+
+    path = directory / part / "config.json"
+    config = read_json(path)
+    if config.get("_class_name") != _PART_CLASSES[part]:
+        raise DecoderError(f"{path}: class {config.get('_class_name')!r}, expected {_PART_CLASSES[part]}")
+    cls = getattr(diffusers, _PART_CLASSES[part])
+    with torch.device("meta"):
+        empty = _from_config(cls, config, path)
+    with ExitStack() as stack:
+        check_weights(directory / part, empty, open_weights(directory / part, stack))
+    return cls.from_pretrained(
+        directory / part,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        low_cpu_mem_usage=find_spec("accelerate") is not None,
+    )
+
+
+def _from_config(cls: Any, config: dict[str, Any], path: Path) -> Any:
+    try:
+        return cls.from_config(config)
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise DecoderError(f"{path}: {cls.__name__} cannot be built from it: {error}") from error
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["model_index.json", "vit_lens.json", "scheduler/scheduler_config.json"]
+    for part in _PART_CLASSES:
+        wanted += [f"{part}/{name}" for name in ("config.json", WEIGHTS, f"{WEIGHTS}.index.json")]
+        wanted.append(f"{part}/diffusion_pytorch_model-*-of-*.safetensors")
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise DecoderError(f"decoder {hub_id!r} cannot be fetched from the Hub: {error}") from error

@@ -1,0 +1,127 @@
+"""The trained parts of a Kandinsky decoder: what they must be, the sizes they run, how they are called."""
+
+__all__ = ["PartInventory", "PixelLayout", "check_parts", "count_parts", "unet_output"]
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_lens.decoders.sampling import PredictionType
+from vit_lens.errors import DecoderError
+
+
+class PartInventory(NamedTuple):
+    """How much one part of a model holds."""
+
+    part: str
+    tensors: int
+    parameters: int
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelLayout:
+    """How pixels and latents correspond.
+
+    Attributes:
+        channels: of the latents.
+        factor: pixels per latent, along each side.
+        multiple: what height and width must be multiples of, so that the UNet can halve the latents.
+        default_size: height and width that the UNet was trained for.
+    """
+
+    channels: int
+    factor: int
+    multiple: int
+    default_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, unet: Any, movq: Any) -> "PixelLayout":
+        """Read the layout from the parts' configurations."""
+        factor = 2 ** (len(movq.config.block_out_channels) - 1)
+        size = unet.config.sample_size or 64
+        rows, columns = (size, size) if isinstance(size, int) else size
+        return cls(
+            channels=unet.config.in_channels,
+            factor=factor,
+            multiple=factor * 2 ** (len(unet.config.block_out_channels) - 1),
+            default_size=(rows * factor, columns * factor),
+        )
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return the shape of one row's latents; the published pipeline rounds other sizes up silently.
+
+        Raises:
+            DecoderError: a side is not a multiple of what the decoder needs.
+        """
+        for name, size in (("height", height), ("width", width)):
+            if size % self.multiple:
+                lower = size // self.multiple * self.multiple
+                valid = " or ".join(str(s) for s in (lower, lower + self.multiple) if s)
+                raise DecoderError(f"{name}={size}: this decoder needs multiples of {self.multiple}; nearest: {valid}")
+        return self.channels, height // self.factor, width // self.factor
+
+
+def check_parts(unet: Any, movq: Any, scheduler: Any) -> None:
+    """Refuse parts that are not those of a Kandinsky 2.2 text-to-image decoder.
+
+    Raises:
+        DecoderError: with what is different.
+    """
+    import diffusers
+
+    expected = {"UNet2DConditionModel": unet, "VQModel": movq, "DDPMScheduler DDIMScheduler": scheduler}
+    for names, part in expected.items():
+        if not isinstance(part, tuple(getattr(diffusers, name) for name in names.split())):
+            raise DecoderError(f"expected {' or '.join(names.split())} of diffusers, got a {type(part).__name__}")
+    wanted = {
+        "encoder_hid_dim_type": "image_proj",
+        "addition_embed_type": "image",
+        "in_channels": movq.config.latent_channels,
+        "out_channels": 2 * movq.config.latent_channels,
+    }
+    for key, value in wanted.items():
+        if unet.config[key] != value:
+            raise DecoderError(
+                f"the UNet has {key}={unet.config[key]!r}, but a Kandinsky 2.2 decoder has {value!r}; "
+                "inpainting and control decoders are not supported"
+            )
+    config = scheduler.config
+    if config.prediction_type not in get_args(PredictionType):
+        raise DecoderError(f"prediction_type {config.prediction_type!r}, expected one of {get_args(PredictionType)}")
+    if str(config.get("variance_type")).startswith("learned"):
+        raise DecoderError(
+            f"the scheduler has variance_type {config.variance_type!r}: sampling with the UNet's own "
+            "variance is not supported, as the published decoder discards it; set variance_type to 'fixed_small'"
+        )
+
+
+def unet_output(
+    unet: Any,
+    latents: Float[Tensor, "batch channel height width"],
+    timestep: Int[Tensor, ""],
+    embeds: Float[Tensor, "batch d_embed"],
+) -> Float[Tensor, "batch channel height width"]:
+    """Run the UNet in its own dtype; return its prediction, in that of the latents, without variance."""
+    out = unet(
+        latents.to(unet.dtype),
+        timestep,
+        encoder_hidden_states=None,
+        added_cond_kwargs={"image_embeds": embeds.to(unet.dtype)},
+        return_dict=False,
+    )[0]
+    return out[:, : latents.shape[1]].to(latents.dtype)
+
+
+def count_parts(unet: Any, movq: Any) -> list[PartInventory]:
+    """Count tensors and parameters of the UNet, of MoVQ, and of MoVQ's own parts."""
+    parts = {"unet": unet, "movq": movq}
+    parts |= {f"movq.{name}": getattr(movq, name) for name in ("encoder", "decoder", "quantize")}
+    found = []
+    for name, module in parts.items():
+        tensors = list(module.state_dict().values())
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+        found.append(PartInventory(name, len(tensors), sum(t.numel() for t in tensors), "+".join(dtypes)))
+    return found

@@ -1,0 +1,96 @@
+"""How a picture is sampled: steps, guidance, scheduler, seed, size."""
+
+__all__ = ["SCHEDULER_CLASSES", "DecodeSettings", "SchedulerName", "override"]
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vit_lens.errors import DecoderError, nearest
+
+SchedulerName = Literal["ddpm", "ddim", "dpm++"]
+
+# Our word for a sampler, and the class of diffusers that runs it.
+SCHEDULER_CLASSES: dict[str, str] = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """Everything that, with the embedding, decides a picture.
+
+    Attributes:
+        steps: denoising steps.
+        guidance: classifier-free guidance; at 1 or below it is off, as in the published pipeline.
+        guidance_interval: part of the steps with guidance, as fractions (0 = first step, 1 = end); None: all.
+        scheduler: sampler, "ddpm", "ddim" or "dpm++".
+        seed: of the initial and the per-step noise, which every row of a batch shares.
+        height: pixel rows of the picture.
+        width: pixel columns of the picture.
+
+    Raises:
+        DecoderError: a value is out of its range.
+    """
+
+    steps: int
+    guidance: float | int
+    guidance_interval: tuple[float | int, float | int] | None = None
+    scheduler: str
+    seed: int = 0
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("seed", 0), ("height", 1), ("width", 1)):
+            _check_whole(name, getattr(self, name), low)
+        if self.scheduler not in get_args(SchedulerName):
+            raise DecoderError(
+                f"no scheduler {self.scheduler!r}; nearest: {nearest(str(self.scheduler), get_args(SchedulerName))}"
+            )
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise DecoderError(f"guidance must be a finite number >= 0 (1 or below is off), got {self.guidance}")
+        if self.guidance_interval is not None:
+            _check_interval(self.guidance_interval)
+
+    @property
+    def guided_steps(self) -> tuple[bool, ...]:
+        """Which steps run with guidance: those whose middle lies in the interval."""
+        start, stop = self.guidance_interval or (0.0, 1.0)
+        on = self.guidance > 1
+        return tuple(on and start <= (i + 0.5) / self.steps < stop for i in range(self.steps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a JSON record."""
+        plain = dataclasses.asdict(self)
+        if self.guidance_interval is not None:
+            plain["guidance_interval"] = list(self.guidance_interval)
+        return plain
+
+
+def override(settings: DecodeSettings, overrides: dict[str, Any]) -> DecodeSettings:
+    """Return the settings with some of them replaced.
+
+    Raises:
+        DecoderError: a name is not a setting, or a value is out of its range.
+    """
+    known = [field.name for field in dataclasses.fields(settings)]
+    for name in overrides:
+        if name not in known:
+            raise DecoderError(f"no decoder setting {name!r}; nearest: {nearest(name, known)}")
+    return dataclasses.replace(settings, **overrides)
+
+
+def _check_whole(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
+        raise DecoderError(f"{name} must be a whole number >= {low}, got {value!r}")
+
+
+def _check_interval(interval: tuple[float | int, float | int]) -> None:
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise DecoderError(
+            f"guidance_interval must be (start, stop) with 0 <= start < stop <= 1, got {interval}; None is all steps"
+        )
