@@ -129,7 +129,7 @@ def test_mean_anchor_against_plain_pytorch(hf_tower, vit, pixels, means):
     with torch.no_grad():
         _, _, ref_head = brute_force(hf_tower, others)
         ref_store, _, _ = brute_force(hf_tower, others)
-        store, head, head_output = brute_force(hf_tower, pixels)
+        _, head, head_output = brute_force(hf_tower, pixels)
         mu_final = ref_store["resid"][-1][:, 0].mean(0)
         _, cache = vit.run_with_cache(pixels)
         for layer, k in ((0, 0), (1, 3), (2, 4)):

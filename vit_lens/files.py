@@ -1,11 +1,11 @@
-"""Files that are whole or not there: write beside the target, flush, then rename."""
+"""Files that are whole or absent: every write goes to a temporary file beside the target, then takes its name."""
 
-__all__ = ["atomic_path", "save_tensors", "write_bytes", "write_text"]
+__all__ = ["clear_temporary", "make_directory", "save_tensors", "write_atomic"]
 
+import contextlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save as to_safetensors
@@ -13,59 +13,46 @@ from torch import Tensor
 
 from vit_lens.errors import OutputError
 
+_TEMP_PREFIX = ".vit_lens-"
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path`` when the block ends well, and is removed when it does not.
 
-    Raises:
-        OutputError: The folder cannot be written, or the disk is full.
-    """
-    temporary: Path | None = None
+def make_directory(path: Path) -> None:
+    """Create ``path`` and its parents; OutputError if that is impossible."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix or ".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb+") as file:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create the directory {path}: {error.strerror}; choose another --out") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either all of it or what it held before."""
+    temporary = path.parent / f"{_TEMP_PREFIX}{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot write {path} ({len(data)} bytes): {error.strerror}; "
+            "free some space or choose another --out, then run the same command again"
+        ) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-    return path
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 file whole or not at all.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    return write_bytes(path, text.encode())
+def clear_temporary(path: Path) -> None:
+    """Remove what killed writers left in ``path`` and the folders directly below it."""
+    for leftover in [*path.glob(f"{_TEMP_PREFIX}*.tmp"), *path.glob(f"*/{_TEMP_PREFIX}*.tmp")]:
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
-    """Write tensors as safetensors, whole or not at all.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_bytes(path, to_safetensors(plain, metadata))
+    """Write tensors as safetensors, whole or not at all; OutputError if that is impossible."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    make_directory(path.parent)
+    write_atomic(path, to_safetensors(plain, metadata))
+    return path

@@ -124,8 +124,8 @@ class ReferenceMeans:
         """
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
-                f"these reference means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model is "
-                f"{model.encoder_id} ({model.fingerprint}). Make its own: ReferenceMeans.from_images(model, images)"
+                f"these reference means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
+                f"is {model.encoder_id} ({model.fingerprint}). Make its own: ReferenceMeans.from_images(model, images)"
             )
         return self
 

@@ -87,8 +87,8 @@ class DiffusionSteeringLens(Lens):
         resolved = Site.resolve(sites, cache.model.cfg)
         if residual := [str(s) for s in resolved if s.is_residual]:
             raise LensError(
-                f"the steering lens amplifies what one submodule adds to the residual stream; {', '.join(residual[:3])} "
-                "is the stream itself: read it with DiffusionLens()"
+                "the steering lens amplifies what one submodule adds to the residual stream; "
+                f"{', '.join(residual[:3])} is the stream itself: read it with DiffusionLens()"
             )
         if self.reference is not None:
             self.reference.check(cache.model)
@@ -120,8 +120,8 @@ class DiffusionSteeringLens(Lens):
         if (norm == 0).any():
             image, index = (int(i[0]) for i in torch.where(norm == 0))
             raise LensError(
-                f"site {sites[index]} writes nothing for image {image} (zero after mean removal), so it has no direction "
-                "to match a norm with; use alpha=, or leave the site out"
+                f"site {sites[index]} writes nothing for image {image} (zero after mean removal), so it has no "
+                "direction to match a norm with; use alpha=, or leave the site out"
             )
         assert self.share is not None
         added = self.share * centred_norm(_final(cache))[:, None] / norm

@@ -1,0 +1,116 @@
+"""Synthetic records with the numbers of a small model, for tests of records, figures and the page."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HOSTILE = "<script>window.hacked=1</script>\"'>,\n</script><!-- \u2028 .png"
+D_EMBED = 7
+STEERING = {"lens": "dsl", "definition": "D1 (reconstruction)", "alpha": 5.0, "share": None, "anchor": "mean"}
+PLAIN = {"lens": "diffusion", "definition": "LN(v) @ proj", "alpha": None, "share": None, "anchor": None}
+
+
+def manifest(n_rows, names, *, decoder=True, encoder_id="vit_lens/mini", n_layers=8, n_heads=8, **changes):
+    """Return a manifest that has every key."""
+    card = {"decoder_id": "vit_lens/mini", "encoder_id": encoder_id, "settings": {"steps": 10, "guidance": 1.5}}
+    return {
+        "format": 1,
+        "model": {
+            "encoder_id": encoder_id,
+            "fingerprint": "0123abcd",
+            "dtype": "float32",
+            "config": {"n_layers": n_layers, "n_heads": n_heads},
+        },
+        "decoder": {**card, "dtype": "float32"} if decoder else None,
+        "lenses": [STEERING, PLAIN],
+        "images": [{"index": i, "name": name, "sha256": f"{i:064x}"} for i, name in enumerate(names)],
+        "versions": {"vit_lens": "0.1.0", "torch": "2.0"},
+        "batch_plan": {"batch_size": 16, "n_rows": n_rows, "order": "row"},
+        "seeds": {"decoder": [0], "control": 1},
+        "command": "vit-lens sweep cup.png",
+        "complete": False,
+        "shard": None,
+        "notes": [],
+        **changes,
+    }
+
+
+def sites(n_layers, n_heads):
+    """Return (site, type, layer, head) of every head, attention block and MLP, layer by layer."""
+    found = []
+    for layer in range(n_layers):
+        found += [(f"L{layer}H{head}", "head", layer, head) for head in range(n_heads)]
+        found += [(f"L{layer}.{part}", part, layer, None) for part in ("attn", "mlp")]
+    return found
+
+
+def rows(names, *, n_layers=8, n_heads=8, seed=0, numbers=True, plain_sites=True, controls=True):
+    """Return the rows of a sweep of both lenses with a random control for each steered site."""
+    rng = np.random.default_rng(seed)
+    residuals = [(f"L{n}.{part}", part, n, None) for n in range(n_layers) for part in ("resid_pre", "resid_post")]
+    parts = sites(n_layers, n_heads)
+    plan = [(site, PLAIN, "") for site in residuals + (parts if plain_sites else [])]
+    plan += [(site, STEERING, control) for site in parts for control in (("", "random") if controls else ("",))]
+    found = []
+    for image, name in enumerate(names):
+        for (site, kind, layer, head), lens, control in plan:
+            row = len(found)
+            late = (layer + 1) / n_layers * (0.35 if control else 1.0)
+            values = {
+                "norm_h": float(rng.gamma(3.0, 2.0)),
+                "cos_lens_clean": float(np.tanh(late * 1.2 + rng.normal(0, 0.35))),
+                "faithfulness": float(np.clip(rng.normal(0.78, 0.14), -1, 1)),
+                "cos_input": float(np.tanh(late + rng.normal(0, 0.4))),
+                "label": str(rng.choice(["red ring", "blue square", "green star"])),
+            }
+            found.append(
+                {"row": row, "image": image, "image_name": name, "site": site, "site_type": kind, "layer": layer}
+                | {"head": head, "kind": "control" if control else "site", "control": control, "seed": 0}
+                | lens
+                | (values if numbers else {"norm_h": values["norm_h"]})
+                | {"picture": f"pictures/{row:06d}.png"}
+            )
+    return found
+
+
+def picture(seed, size=64):
+    """Return a picture with an object on a background, as uint8 [height width 3]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    cx, cy, radius = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), rng.uniform(0.12, 0.32)
+    back, front, tilt = rng.uniform(20, 235, 3), rng.uniform(20, 235, 3), rng.uniform(-60, 60, 3)
+    distance = np.hypot(x - cx, y - cy) if seed % 2 else np.maximum(abs(x - cx), abs(y - cy))
+    inside = 1 / (1 + np.exp((distance - radius) * size * 0.6))
+    stripes = 0.5 + 0.5 * np.sin((x * math.cos(seed) + y * math.sin(seed)) * rng.uniform(20, 50))
+    ground = back + tilt * (x + y - 1)[..., None]
+    body = front * (0.7 + 0.3 * stripes[..., None])
+    image = ground * (1 - inside[..., None]) + body * inside[..., None] + rng.normal(0, 3, (size, size, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def embeddings(n_rows, n_images):
+    """Return random embeddings in the shapes of a record."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"lens": n_rows, "reencoded": n_rows, "clean": n_images, "negative": 1}
+    return {name: torch.randn(n, D_EMBED, generator=generator) for name, n in sizes.items()}
+
+
+def build(path, *, names=("cup.png",), size=64, stop_after=None, noise=False, changes=None, **options):
+    """Write a synthetic record to ``path``; ``stop_after`` pictures leaves it unfinished."""
+    from vit_lens.records import Record, RecordWriter
+
+    table = rows(names, **options)
+    shape = {key: options[key] for key in ("n_layers", "n_heads") if key in options}
+    writer = RecordWriter(path, manifest(len(table), names, **shape, **(changes or {})), table)
+    for image in range(len(names)):
+        writer.write_input(image, picture(1000 + image, size))
+    rng = np.random.default_rng(5)
+    for row in range(len(table) if stop_after is None else stop_after):
+        random = rng.integers(0, 256, (size, size, 3), dtype=np.uint8) if noise else picture(row, size)
+        writer.write_picture(row, random)
+    writer.write_embeddings(embeddings(len(table), len(names)))
+    if stop_after is None:
+        writer.finish()
+    return Record.load(Path(path))

@@ -1,0 +1,168 @@
+"""Figures: what is drawn equals the table, and files are what their names say."""
+
+import html
+import math
+import shutil
+
+import pytest
+import record_factory as factory
+
+SMALL = {"n_layers": 3, "n_heads": 5}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    return factory.build(tmp_path_factory.mktemp("figures") / "r", names=("cup.png", "<b>two</b>.png"), **SMALL)
+
+
+@pytest.mark.parametrize("value", ["cos_input", "norm_h"])
+@pytest.mark.parametrize(("lens", "name"), [(None, "dsl"), ("diffusion", "diffusion")])
+def test_the_heat_map_is_the_table(record, value, lens, name):
+    from vit_lens.figures import head_map
+
+    heat = head_map(record, image=1, value=value, lens=lens).data[0]
+    table = record.table
+    rows = table[(table["image"] == 1) & (table["kind"] == "site") & (table["lens"] == name)]
+    assert list(heat.x) == ["0", "1", "2", "3", "4", "attn", "MLP"]
+    assert list(heat.y) == [0, 1, 2]
+    for layer in range(3):
+        sites = [f"L{layer}H{head}" for head in range(5)] + [f"L{layer}.attn", f"L{layer}.mlp"]
+        for site, drawn, named in zip(sites, heat.z[layer], heat.customdata[layer], strict=True):
+            assert drawn == rows.loc[rows["site"] == site, value].item()
+            assert named == site
+
+
+def test_signed_numbers_are_coloured_around_zero(record):
+    from vit_lens.figures import head_map
+
+    signed, size = head_map(record).data[0], head_map(record, value="norm_h").data[0]
+    assert signed.zmin == -signed.zmax
+    assert signed.zmid == 0
+    assert size.zmin == 0
+
+
+def test_the_axes_are_titled_with_their_range(record):
+    from vit_lens.figures import head_map
+
+    figure = head_map(record)
+    assert figure.layout.yaxis.title.text == "layer"
+    assert "cosine, -1 to 1" in figure.data[0].colorbar.title.text
+
+
+def test_the_top_sites_are_the_best_in_order(record):
+    from vit_lens.figures import top_sites
+
+    table = record.table
+    rows = table[(table["image"] == 0) & (table["kind"] == "site") & (table["lens"] == "dsl")]
+    best = rows.sort_values("faithfulness", ascending=False).head(4)
+    figure = top_sites(record, k=4, by="faithfulness")
+    captions = [note.text for note in figure.layout.annotations]
+    assert captions[0] == "input"
+    expected = [f"{s}  {v:.2f}" for s, v in zip(best["site"], best["faithfulness"], strict=True)]
+    assert [caption.split("<br>")[0] for caption in captions[1:]] == expected
+    assert len(figure.data) == 5
+
+
+def test_a_picture_in_a_figure_is_the_picture_of_its_site(record):
+    import base64
+
+    from vit_lens.figures import top_sites
+    from vit_lens.records.pictures import encode_png
+
+    rows = record.table[
+        (record.table["image"] == 0) & (record.table["kind"] == "site") & (record.table["lens"] == "dsl")
+    ]
+    best = int(rows.loc[rows["cos_input"].idxmax(), "row"])
+    source = top_sites(record, k=1).data[1].source
+    assert base64.b64decode(source.split(",")[1]) == encode_png(record.picture(best))
+
+
+def test_pictures_that_could_not_be_drawn_say_so(record):
+    from vit_lens.figures import top_sites
+
+    weak = record.table["faithfulness"] < 0.6
+    rows = record.table[
+        (record.table["image"] == 0) & (record.table["kind"] == "site") & (record.table["lens"] == "dsl")
+    ]
+    captions = [note.text for note in top_sites(record, k=len(rows)).layout.annotations]
+    assert sum("could" in caption for caption in captions) == int(weak[rows.index].sum()) > 0
+
+
+def test_the_residual_strip_walks_through_the_layers(record):
+    from vit_lens.figures import residual_strip
+
+    names = [note.text.split("  ")[0] for note in residual_strip(record).layout.annotations]
+    assert names == ["input", "L0.resid_pre", "L0.resid_post", "L1.resid_post", "L2.resid_post"]
+
+
+def test_names_of_files_are_not_markup(record):
+    from vit_lens.figures import head_map
+
+    title = head_map(record, image=1).layout.title.text
+    assert "<b>" not in title
+    assert html.escape("<b>two</b>.png") in title
+
+
+def test_an_unfinished_record_has_holes_not_zeros(tmp_path):
+    from vit_lens.errors import RecordError
+    from vit_lens.figures import head_map, top_sites
+
+    record = factory.build(tmp_path / "r", stop_after=0, numbers=False, **SMALL)
+    assert all(math.isnan(v) for line in head_map(record).data[0].z for v in line)
+    with pytest.raises(RecordError, match="has 'cos_input' yet"):
+        top_sites(record)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"value": "beauty"}, "no number 'beauty'.*cos_input"),
+        ({"image": 7}, r"no image 7 in this record; it has \[0, 1\]"),
+        ({"lens": "tuned"}, "lens 'tuned' names 0 of the readings"),
+    ],
+)
+def test_what_the_record_lacks_is_named(record, wrong, says):
+    from vit_lens.errors import RecordError
+    from vit_lens.figures import head_map
+
+    with pytest.raises(RecordError, match=says):
+        head_map(record, **wrong)
+
+
+def test_a_wrong_suffix_names_the_allowed_ones(record, tmp_path):
+    from vit_lens.errors import OutputError
+    from vit_lens.figures import head_map, save
+
+    with pytest.raises(OutputError, match=r"\.png, \.svg, \.pdf, \.html"):
+        save(head_map(record), tmp_path / "map.bmp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_html_carries_plotly_inside(record, tmp_path):
+    from vit_lens.figures import residual_strip, save
+
+    page = save(residual_strip(record), tmp_path / "new" / "strip.html").read_text()
+    assert '<script src="http' not in page
+    assert "L2.resid_post" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="exporting needs a Chromium on the PATH")
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<svg"), (".pdf", b"%PDF")])
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_export(record, tmp_path, suffix, start, monkeypatch):
+    from vit_lens.figures import head_map, save
+
+    monkeypatch.setenv("BROWSER_PATH", BROWSER)
+    assert save(head_map(record), tmp_path / f"map{suffix}").read_bytes().startswith(start)
+
+
+def test_export_without_a_browser_says_what_to_do(record, tmp_path, monkeypatch):
+    from vit_lens.errors import OutputError
+    from vit_lens.figures import head_map, save
+
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OutputError, match=r"needs a Chrome or Chromium.*BROWSER_PATH.*html"):
+        save(head_map(record), tmp_path / "map.png")
+    assert not (tmp_path / "map.png").exists()

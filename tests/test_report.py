@@ -1,0 +1,392 @@
+"""The page, opened in headless Chromium: what it shows equals the record, whatever the record's texts try."""
+
+import json
+import re
+import shutil
+import time
+
+import pytest
+import record_factory as factory
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000"),
+)
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="looking at the page needs chromium and chromedriver on the PATH"
+)
+NAMES = ("cup.png", factory.HOSTILE)
+HOSTILE_CHANGES = {"notes": ["stopped once", factory.HOSTILE], "command": f"vit-lens sweep {factory.HOSTILE}"}
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    return factory.build(tmp_path_factory.mktemp("report") / "rec ord", names=NAMES, changes=HOSTILE_CHANGES)
+
+
+@pytest.fixture(scope="module")
+def page(record):
+    from vit_lens.report import write_report
+
+    return write_report(record.path)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def shown(browser, page):
+    browser.get("about:blank")
+    browser.get(page.as_uri())
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def _all(browser, selector):
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
+    )
+
+
+def _choose(browser, selector, value):
+    script = """const e = document.querySelector(arguments[0]); e.value = arguments[1];
+        e.dispatchEvent(new Event(e.tagName === 'SELECT' ? 'change' : 'input'));"""
+    browser.execute_script(script, selector, str(value))
+
+
+def _text(value):
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    text = f"{abs(value):.{digits}f}"
+    return f"\u2212{text}" if value < 0 and float(text) else text
+
+
+def _rows(record, **wanted):
+    table = record.table
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
+
+
+def _loaded(browser, selector):
+    script = "const i = document.querySelector(arguments[0]); return i && i.complete ? i.naturalWidth : 0"
+    for _ in range(50):
+        width = browser.execute_script(script, selector)
+        if width:
+            return width
+        time.sleep(0.1)
+    return 0
+
+
+@needs_browser
+def test_clicking_a_cell_shows_its_picture_and_its_numbers(shown, record):
+    row = _rows(record, image=0, site="L3H4", lens="dsl", kind="site").iloc[0]
+    shown.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
+    assert _all(shown, "#detail h3") == ["L3H4"]
+    for key in ("cos_input", "cos_lens_clean", "faithfulness", "norm_h"):
+        assert _all(shown, f'#detail [data-key="{key}"]') == [_text(row[key])]
+    assert "how well the decoder drew the embedding it was asked to draw" in _all(shown, "#detail")[0]
+    assert row["label"] in _all(shown, "#detail .label")[0]
+    assert _loaded(shown, "#detail img.big") == 64
+    link = shown.find_element("css selector", "#detail a:has(img.big)").get_attribute("href")
+    assert link.endswith(f"rec%20ord/pictures/{row['row']:06d}.png")
+
+
+@needs_browser
+def test_a_site_stands_beside_its_control(shown, record):
+    row = _rows(record, image=0, site="L3H4", lens="dsl", kind="site").iloc[0]
+    control = _rows(record, image=0, site="L3H4", kind="control").iloc[0]
+    shown.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
+    assert f"Its control: {_text(control['cos_input'])}." in _all(shown, "#detail .numbers")[0]
+    shown.find_element("css selector", "#detail button.small").click()
+    assert "random control" in _all(shown, "#detail .reading")[0]
+    assert _all(shown, '#detail [data-key="faithfulness"]') == [_text(control["faithfulness"])]
+
+
+@needs_browser
+@pytest.mark.parametrize("weak", [True, False])
+def test_pictures_that_could_not_be_drawn_say_so(shown, record, weak):
+    rows = _rows(record, image=0, lens="dsl", kind="site")
+    row = int(rows[(rows["faithfulness"] < 0.6) == weak]["row"].iloc[0])
+    cell = shown.find_element("css selector", f'#map button[data-row="{row}"]')
+    cell.click()
+    assert ("could not draw this" in shown.find_element("id", "detail").text) == weak
+    assert ("weak" in cell.get_attribute("class").split()) == weak
+
+
+@needs_browser
+def test_the_map_holds_every_site_once_and_follows_the_reading(shown, record):
+    for lens, control in (("dsl", "random"), ("diffusion", ""), ("dsl", "")):
+        label = {"dsl": "DSL, mean-anchored, alpha 5", "diffusion": "Diffusion Lens"}[lens]
+        label += " \u2013 random control" if control else ""
+        names = _all(shown, "#map-lens option")
+        _choose(
+            shown,
+            "#map-lens",
+            shown.execute_script(
+                "return document.querySelectorAll('#map-lens option')[arguments[0]].value", names.index(label)
+            ),
+        )
+        rows = _rows(record, image=0, lens=lens, control=control)
+        expected = set(rows[~rows["site_type"].str.startswith("resid")]["row"])
+        found = shown.execute_script("return [...document.querySelectorAll('#map button')].map(b => +b.dataset.row)")
+        assert len(found) == len(expected) == 80
+        assert set(found) == expected
+
+
+@needs_browser
+def test_the_strip_is_the_diffusion_lens_over_layers(shown, record):
+    captions = _all(shown, "#strip figcaption")
+    rows = _rows(record, image=0, lens="diffusion", site_type="resid_post").sort_values("layer")
+    first = _rows(record, image=0, site="L0.resid_pre").iloc[0]
+    expected = ["input", f"start{_text(first['cos_input'])}"]
+    expected += [f"L{layer}{_text(v)}" for layer, v in zip(rows["layer"], rows["cos_input"], strict=True)]
+    assert captions == expected
+    assert _loaded(shown, "#strip .input img") == 64
+
+
+@needs_browser
+@pytest.mark.parametrize("key", ["norm_h", "faithfulness"])
+def test_sorting_is_by_the_number_both_ways(shown, record, key):
+    rows = _rows(record, image=0, kind="site")
+    for ascending in (False, True):
+        shown.execute_script(f"document.querySelector('th button[data-sort={key}]').click()")
+        order = rows.sort_values(key, ascending=ascending, kind="stable")["row"]
+        found = shown.execute_script("return [...document.querySelectorAll('tr[data-row]')].map(r => +r.dataset.row)")
+        assert found == list(order[:100])
+        shown_as = shown.execute_script(f"return document.querySelector('th:has([data-sort={key}])').ariaSort")
+        assert shown_as == ("ascending" if ascending else "descending")
+
+
+@needs_browser
+def test_filters_select_what_they_say(shown, record):
+    rows = _rows(record, image=0, kind="site")
+    total = len(_rows(record, image=0))
+    count = lambda: shown.find_element("id", "count").text  # noqa: E731
+    assert count() == f"{len(rows)} of {total} rows"
+    _choose(shown, "#f-type", "mlp")
+    _choose(shown, "#f-from", 2)
+    _choose(shown, "#f-to", 4)
+    rows = rows[(rows["site_type"] == "mlp") & rows["layer"].between(2, 4)]
+    assert count() == f"{len(rows)} of {total} rows" == f"6 of {total} rows"
+    _choose(shown, "#f-text", "l3.mlp")
+    assert set(_all(shown, "td .link")) == {"L3.mlp"}
+    _choose(shown, "#f-text", "nothing like this")
+    assert "Nothing fits" in shown.find_element("id", "rows").text
+    shown.execute_script("document.querySelector('#filters [type=reset]').click()")
+    time.sleep(0.2)
+    _choose(shown, "#f-lens", "controls")
+    assert count() == f"80 of {total} rows"
+    _choose(shown, "#f-view", "gallery")
+    assert len(_all(shown, ".gallery .tile")) == 80
+
+
+@needs_browser
+def test_arrow_keys_move_between_cells(shown, record):
+    from selenium.webdriver.common.keys import Keys
+
+    shown.execute_script("document.querySelector('#map button[aria-label^=\"L2H3,\"]').focus()")
+    for key, site in (
+        (Keys.ARROW_RIGHT, "L2H4"),
+        (Keys.ARROW_DOWN, "L3H4"),
+        (Keys.ARROW_LEFT, "L3H3"),
+        (Keys.ARROW_UP, "L2H3"),
+    ):
+        shown.switch_to.active_element.send_keys(key)
+        assert _all(shown, "#detail h3") == [site]
+    stops = shown.execute_script("return document.querySelectorAll('#map button[tabindex=\"0\"]').length")
+    assert stops == 1
+    assert shown.switch_to.active_element.get_attribute("aria-label").startswith("L2H3,")
+
+
+@needs_browser
+def test_a_link_to_a_site_opens_it(shown, page, record):
+    row = _rows(record, image=1, site="L5.mlp", lens="diffusion").iloc[0]
+    shown.get("about:blank")
+    shown.get(f"{page.as_uri()}#row-{row['row']}")
+    assert _all(shown, "#detail h3") == ["L5.mlp"]
+    assert _all(shown, '#detail [data-key="norm_h"]') == [_text(row["norm_h"])]
+
+
+@needs_browser
+def test_another_image_shows_its_own_rows(shown, record):
+    shown.execute_script("document.querySelectorAll('#images button')[1].click()")
+    found = shown.execute_script("return [...document.querySelectorAll('#map button')].map(b => +b.dataset.row)")
+    assert set(found) <= set(_rows(record, image=1)["row"])
+    assert len(found) == 80
+    assert shown.execute_script("return document.querySelector('#strip .input a').href").endswith("inputs/0001.png")
+
+
+@needs_browser
+def test_hostile_texts_are_shown_and_not_run(shown):
+    assert shown.execute_script("return window.hacked") is None
+    assert shown.execute_script("return document.scripts.length") == 2
+    assert _all(shown, "#images button span")[1] == factory.HOSTILE
+    assert _all(shown, "#notes li") == ["stopped once", factory.HOSTILE]
+
+
+@needs_browser
+def test_the_page_asks_no_network(shown, page):
+    shown.find_element("css selector", "#map button").click()
+    assert _loaded(shown, "#detail img.big")
+    names = shown.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert all(name.startswith(("data:", "file:")) for name in names)
+    assert re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", page.read_text()) == []
+
+
+@needs_browser
+def test_pictures_have_words_and_controls_have_names(shown):
+    missing = shown.execute_script("return [...document.images].filter(i => !i.hasAttribute('alt')).length")
+    unnamed = shown.execute_script("""return [...document.querySelectorAll('button, a, select, input')].filter(e =>
+        !(e.getAttribute('aria-label') || e.title || e.textContent.trim() || (e.labels && e.labels.length)
+          || e.querySelector('img[alt]:not([alt=""])'))).length""")
+    assert (missing, unnamed) == (0, 0)
+
+
+@needs_browser
+def test_dark_and_light_follow_the_reader(shown):
+    seen = {}
+    for scheme in ("light", "dark"):
+        shown.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        seen[scheme] = shown.execute_script("return getComputedStyle(document.body).backgroundColor")
+    shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert sum(map(int, re.findall(r"\d+", seen["light"]))) > 700
+    assert sum(map(int, re.findall(r"\d+", seen["dark"]))) < 100
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1400, 800, 390])
+def test_the_page_fits_its_window(shown, width):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    over = shown.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert over <= 0
+
+
+@needs_browser
+def test_an_unfinished_record_says_so_and_shows_what_is_there(browser, tmp_path):
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", stop_after=100)
+    browser.get(write_report(record).as_uri())
+    assert f"100 of {len(record.table)} pictures" in browser.find_element("id", "unfinished").text
+    for lens in ("dsl", "diffusion"):
+        rows = _rows(record, image=0, lens=lens, kind="site")
+        there = rows[(rows["row"] < 100) & ~rows["site_type"].str.startswith("resid")]
+        assert 0 < len(there) <= 80
+        index = next(i for i, t in enumerate(_all(browser, "#map-lens option")) if t.lower().startswith(lens))
+        _choose(
+            browser,
+            "#map-lens",
+            browser.execute_script("return document.querySelectorAll('#map-lens option')[arguments[0]].value", index),
+        )
+        assert len(browser.find_elements("css selector", "#map button img")) == len(there)
+
+
+@needs_browser
+def test_a_record_without_a_decoder_shows_its_numbers(browser, tmp_path):
+    from vit_lens.records import Record, RecordWriter
+    from vit_lens.report import write_report
+
+    table = [{**row, "faithfulness": None, "cos_input": None, "label": ""} for row in factory.rows(("cup.png",))]
+    writer = RecordWriter(tmp_path / "r", factory.manifest(len(table), ("cup.png",), decoder=False), table)
+    writer.write_embeddings(factory.embeddings(len(table), 1))
+    writer.finish()
+    browser.get(write_report(Record.load(tmp_path / "r")).as_uri())
+    row = next(r for r in table if r["site"] == "L3H4" and r["lens"] == "dsl" and r["kind"] == "site")
+    assert browser.find_element("css selector", f'#map button[data-row="{row["row"]}"] .value').text == _text(
+        row["cos_lens_clean"]
+    )
+    assert not browser.find_elements("css selector", "#map button img")
+
+
+@needs_browser
+def test_a_page_elsewhere_finds_the_pictures(browser, record, tmp_path):
+    from vit_lens.report import write_report
+
+    browser.get(write_report(record, tmp_path / "deep" / "page.html").as_uri())
+    browser.find_element("css selector", "#map button").click()
+    assert _loaded(browser, "#detail img.big") == 64
+    assert "/pictures/" in browser.find_element("css selector", "#detail img.big").get_attribute("src")
+
+
+@needs_browser
+def test_816_sites_stay_small_and_open(browser, tmp_path, capsys):
+    """Noise of 128 pixels keeps more detail in a thumbnail than any 512-pixel picture would."""
+    from vit_lens.report import write_report
+
+    big = {"n_layers": 48, "n_heads": 16, "plain_sites": False, "controls": False}
+    record = factory.build(tmp_path / "r", size=128, noise=True, **big)
+    assert len(record.table) >= 816 + 96
+    page = write_report(record)
+    assert page.stat().st_size <= 15_000_000
+    browser.get(page.as_uri())
+    assert len(browser.find_elements("css selector", "#map button img")) == 48 * 18
+    ready = browser.execute_script("return document.documentElement.dataset.ready")
+    with capsys.disabled():
+        import sys
+
+        sys.stdout.write(f"\n{len(record.table)} rows: {page.stat().st_size / 1e6:.1f} MB, ready after {ready} ms\n")
+
+
+@pytest.mark.parametrize(("encoder", "shown"), [("vit_lens/mini", False), ("open_clip/ViT-B-32/openai", True)])
+def test_real_weights_are_not_claimed(tmp_path, encoder, shown):
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", n_layers=1, n_heads=2, changes={"encoder_id": encoder})
+    assert ("real weights: not yet run by this project" in write_report(record).read_text()) == shown
+
+
+def test_the_data_cannot_leave_its_script_element(page):
+    text = page.read_text()
+    assert text.count("</script>") == 2
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S).group(1)
+    assert not set("<>&\u2028\u2029") & set(data)
+    assert json.loads(data)["images"][1]["name"] == factory.HOSTILE
+
+
+def test_too_many_pictures_shrink_and_then_link(monkeypatch):
+    import numpy as np
+    import PIL.Image
+
+    from vit_lens.report import thumbs
+
+    monkeypatch.setattr(thumbs, "BUDGET", 1_000_000)
+    rng = np.random.default_rng(0)
+    noise = [PIL.Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)) for _ in range(4)]
+    for n_rows in (20, 500, 2000):
+        found = thumbs.inline_pictures(lambda row: noise[row % 4], range(n_rows))
+        assert len(found) == n_rows
+        assert sum(map(len, found.values())) <= thumbs.BUDGET
+        assert (found[n_rows - 1] == "") == (n_rows == 2000)
+
+
+@pytest.mark.parametrize("name", ["page.pdf", "page"])
+def test_the_page_is_an_html_file(record, tmp_path, name):
+    from vit_lens.errors import OutputError
+    from vit_lens.report import write_report
+
+    with pytest.raises(OutputError, match=r"ends in \.html"):
+        write_report(record, tmp_path / name)
+
+
+def test_what_is_not_a_record_is_refused(tmp_path):
+    from vit_lens.errors import RecordError
+    from vit_lens.report import write_report
+
+    with pytest.raises(RecordError, match=r"holds no record\.json"):
+        write_report(tmp_path)

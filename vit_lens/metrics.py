@@ -1,0 +1,66 @@
+"""Pure scores of embeddings, and the meaning and range of every number that a record holds."""
+
+__all__ = ["DRAWN_THRESHOLD", "NUMBERS", "Number", "cosine"]
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+DRAWN_THRESHOLD = 0.6
+"""Below this faithfulness a page says that the decoder could not draw the embedding it was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """What a number of the table means; ``signed`` ones are coloured around zero."""
+
+    title: str
+    meaning: str
+    unit: str
+    low: float
+    high: float | None
+    signed: bool
+
+
+NUMBERS: dict[str, Number] = {
+    "cos_input": Number(
+        title="Picture vs. input",
+        meaning="cosine of the re-encoded picture with the input image's embedding: how much the picture resembles it",
+        unit="cosine",
+        low=-1.0,
+        high=1.0,
+        signed=True,
+    ),
+    "cos_lens_clean": Number(
+        title="Embedding vs. input",
+        meaning="cosine of the lens embedding with the input image's embedding, before anything is decoded",
+        unit="cosine",
+        low=-1.0,
+        high=1.0,
+        signed=True,
+    ),
+    "faithfulness": Number(
+        title="Faithfulness",
+        meaning="how well the decoder drew the embedding it was asked to draw (cosine after re-encoding the picture)",
+        unit="cosine",
+        low=-1.0,
+        high=1.0,
+        signed=True,
+    ),
+    "norm_h": Number(
+        title="Size",
+        meaning="length of the vector that this site holds or writes into the residual stream",
+        unit="length",
+        low=0.0,
+        high=None,
+        signed=False,
+    ),
+}
+
+
+def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch"]:
+    """Return the cosine along the last axis, in [-1, 1], computed in float64; nan where a vector is zero."""
+    a, b = a.double(), b.double()
+    product = (a * b).sum(-1)
+    return (product / (a.norm(dim=-1) * b.norm(dim=-1))).clamp(-1.0, 1.0)

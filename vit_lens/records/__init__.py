@@ -1,0 +1,19 @@
+"""Frozen results of a sweep with their provenance: written atomically, read back checked, merged from shards."""
+
+from vit_lens.records.reading import lens_label, select
+from vit_lens.records.record import Record
+from vit_lens.records.schema import COLUMNS, FORMAT, MANIFEST_KEYS, PLAN_COLUMNS
+from vit_lens.records.shards import merge
+from vit_lens.records.writer import RecordWriter
+
+__all__ = [
+    "COLUMNS",
+    "FORMAT",
+    "MANIFEST_KEYS",
+    "PLAN_COLUMNS",
+    "Record",
+    "RecordWriter",
+    "lens_label",
+    "merge",
+    "select",
+]

@@ -1,0 +1,76 @@
+"""How a record shows itself in a notebook: its inputs and best pictures, in one self-contained piece of HTML."""
+
+__all__ = ["record_html"]
+
+import html
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+import PIL.Image
+
+from vit_lens.errors import RecordError
+from vit_lens.records.reading import lens_label
+from vit_lens.records.thumbnails import thumbnail_uri
+
+N_INPUTS, N_PICTURES = 3, 8
+
+
+@runtime_checkable
+class _Record(Protocol):
+    @property
+    def manifest(self) -> dict[str, Any]: ...
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+
+    def picture(self, row: int) -> PIL.Image.Image: ...
+
+    def input(self, image: int) -> PIL.Image.Image: ...
+
+
+def record_html(record: _Record) -> str:
+    """Return a small table: one line for each of the first inputs, then its pictures most like the input."""
+    manifest = record.manifest
+    decoder = manifest["decoder"]["decoder_id"] if manifest["decoder"] else "no decoder"
+    state = "" if manifest["complete"] else ", unfinished"
+    head = f"{manifest['model']['encoder_id']} / {decoder}: {len(record.table)} rows{state}"
+    lines = [_line(record, entry) for entry in manifest["images"][:N_INPUTS]]
+    left = len(manifest["images"]) - len(lines)
+    more = f"<p>and {left} more images</p>" if left > 0 else ""
+    return (
+        f'<div class="vit-lens-record"><p><b>{html.escape(head)}</b></p>'
+        f"<table><tbody>{''.join(lines)}</tbody></table>{more}</div>"
+    )
+
+
+def _line(record: _Record, entry: dict[str, Any]) -> str:
+    table = record.table
+    rows = table.loc[(table["image"] == entry["index"]) & (table["kind"] == "site")]
+    by = "cos_input" if rows["cos_input"].notna().any() else "cos_lens_clean"
+    best = rows.sort_values(by, ascending=False, kind="stable").head(N_PICTURES)
+    cells = [_figure(_input(record, entry["index"]), str(entry["name"]), "input")]
+    for row in best.to_dict("records"):
+        title = f"{row['site']}: {lens_label(row['lens'], row['alpha'], row['share'], row['anchor'])}"
+        number = "" if pd.isna(row[by]) else f" {row[by]:.2f}"
+        cells.append(_figure(_picture(record, row["row"]), title, f"{row['site']}{number}"))
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _figure(uri: str, title: str, caption: str) -> str:
+    words, text = html.escape(title, quote=True), html.escape(caption)
+    picture = f'<img src="{uri}" alt="{words}" title="{words}" width="80">' if uri else "(no picture)"
+    return f'<td style="text-align:center">{picture}<br><small>{text}</small></td>'
+
+
+def _picture(record: _Record, row: int) -> str:
+    try:
+        return thumbnail_uri(record.picture(row))
+    except RecordError:
+        return ""
+
+
+def _input(record: _Record, image: int) -> str:
+    try:
+        return thumbnail_uri(record.input(image))
+    except RecordError:
+        return ""

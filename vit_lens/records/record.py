@@ -1,0 +1,73 @@
+"""A finished or unfinished sweep, read back: manifest, table, embeddings and pictures."""
+
+__all__ = ["Record"]
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import pandas as pd
+import PIL.Image
+from torch import Tensor
+
+from vit_lens.errors import RecordError
+from vit_lens.records.notebook import record_html
+from vit_lens.records.reading import read_embeddings, read_manifest, read_table
+from vit_lens.records.schema import picture_name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Record:
+    """What a sweep stored; an unfinished one has ``complete`` false and lacks some pictures and numbers."""
+
+    path: Path
+    manifest: dict[str, Any]
+    table: pd.DataFrame
+    embeddings: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Record":
+        """Read the record in the directory ``path``; RecordError if it is missing, damaged or truncated."""
+        path = Path(path)
+        manifest = read_manifest(path)
+        table = read_table(path, manifest)
+        embeddings = read_embeddings(path, len(table))
+        if manifest["complete"] and not embeddings:
+            raise RecordError(
+                f"{path} is complete but has no embeddings.safetensors; the record is damaged, sweep again"
+            )
+        return cls(path=path, manifest=manifest, table=table, embeddings=embeddings)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sweep came to its end."""
+        return bool(self.manifest["complete"])
+
+    def picture(self, row: SupportsIndex) -> PIL.Image.Image:
+        """Return the decoded picture of ``row``; RecordError if it is missing or damaged."""
+        row = row.__index__()
+        if not 0 <= row < len(self.table):
+            raise RecordError(f"no row {row}; the record has {len(self.table)} rows")
+        return _read_picture(self.path / picture_name(row))
+
+    def input(self, image: SupportsIndex) -> PIL.Image.Image:
+        """Return what the model saw of ``image``; RecordError if it is missing or damaged."""
+        return _read_picture(self.path / f"inputs/{image.__index__():04d}.png")
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "unfinished"
+        return f"Record({str(self.path)!r}, {len(self.table)} rows, {len(self.manifest['images'])} images, {state})"
+
+    def _repr_html_(self) -> str:
+        return record_html(self)
+
+
+def _read_picture(path: Path) -> PIL.Image.Image:
+    try:
+        with PIL.Image.open(path, formats=["PNG"]) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist; the sweep is unfinished, run the same command again") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RecordError(f"{path} is damaged ({error}); run the same sweep again") from error

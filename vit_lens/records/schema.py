@@ -1,0 +1,183 @@
+"""What a record holds: the columns of its table with their types, and the keys of its manifest."""
+
+__all__ = [
+    "COLUMNS",
+    "FORMAT",
+    "IDENTITY_KEYS",
+    "MANIFEST_KEYS",
+    "PLAN_COLUMNS",
+    "check_manifest",
+    "csv_to_table",
+    "differing",
+    "manifest_bytes",
+    "picture_name",
+    "table_to_csv",
+    "to_table",
+]
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+
+from vit_lens.errors import RecordError
+
+FORMAT = 1
+Kind = Literal["int", "int or empty", "float", "text"]
+DTYPES: dict[Kind, str] = {"int": "int64", "int or empty": "Int64", "float": "float64", "text": "string"}
+COLUMNS: dict[str, Kind] = {
+    "row": "int",
+    "image": "int",
+    "image_name": "text",
+    "kind": "text",
+    "control": "text",
+    "site": "text",
+    "site_type": "text",
+    "layer": "int or empty",
+    "head": "int or empty",
+    "lens": "text",
+    "definition": "text",
+    "alpha": "float",
+    "share": "float",
+    "anchor": "text",
+    "seed": "int or empty",
+    "norm_h": "float",
+    "cos_lens_clean": "float",
+    "faithfulness": "float",
+    "cos_input": "float",
+    "label": "text",
+    "picture": "text",
+}
+PLAN_COLUMNS = tuple(COLUMNS)[: tuple(COLUMNS).index("norm_h")]
+MANIFEST_KEYS = (
+    *("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds"),
+    *("command", "complete", "shard", "notes"),
+)
+IDENTITY_KEYS = ("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds", "shard")
+
+
+def picture_name(row: int) -> str:
+    """Return where the picture of ``row`` lies, relative to the record."""
+    return f"pictures/{row:06d}.png"
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """Return the manifest as JSON text; RecordError if it holds what JSON cannot."""
+    try:
+        return (json.dumps(dict(manifest), indent=1, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise RecordError(
+            f"the manifest cannot be written as JSON ({error}); give plain numbers, texts and lists"
+        ) from error
+
+
+def check_manifest(manifest: object, where: str) -> dict[str, Any]:
+    """Return the manifest if it has the format and keys of this version; RecordError otherwise."""
+    if not isinstance(manifest, dict):
+        raise RecordError(f"{where}: the manifest is not a JSON object; the record is damaged, sweep again")
+    if manifest.get("format") != FORMAT:
+        raise RecordError(
+            f"{where}: record format {manifest.get('format')!r}, this version reads format {FORMAT}; "
+            "use the version of vit_lens that wrote it, or sweep again"
+        )
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise RecordError(f"{where}: the manifest lacks {', '.join(missing)}; the record is damaged, sweep again")
+    return manifest
+
+
+def to_table(rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return ``rows`` as a table with every column of `COLUMNS`, typed; what is not given is left empty."""
+    if isinstance(rows, pd.DataFrame):
+        n_rows, given = len(rows), {str(name): list(rows[name]) for name in rows.columns}
+    else:
+        n_rows, names = len(rows), dict.fromkeys(name for row in rows for name in row)
+        given = {name: [row.get(name) for row in rows] for name in names}
+    unknown = [name for name in given if name not in COLUMNS]
+    if unknown:
+        raise RecordError(f"unknown table columns {', '.join(unknown)}; known: {', '.join(COLUMNS)}")
+    missing = [name for name, kind in COLUMNS.items() if kind == "int" and name not in given]
+    if n_rows and missing:
+        raise RecordError(f"the table lacks {', '.join(missing)}; every row says its row and image")
+    typed = {name: _typed(given.get(name, [None] * n_rows), name) for name in COLUMNS}
+    if list(typed["row"]) != list(range(n_rows)):
+        raise RecordError("rows are not numbered 0, 1, 2, ... in order; number them by their place in the table")
+    return pd.DataFrame(typed)
+
+
+def table_to_csv(table: pd.DataFrame) -> bytes:
+    """Return the table as CSV; floats are written so that they read back to the same bits, missing ones empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    writer.writerow(COLUMNS)
+    for values in zip(*(table[name] for name in COLUMNS), strict=True):
+        writer.writerow([_cell(value, kind) for value, kind in zip(values, COLUMNS.values(), strict=True)])
+    return text.getvalue().encode()
+
+
+def csv_to_table(data: bytes, where: str) -> pd.DataFrame:
+    """Read what `table_to_csv` wrote; RecordError where a line is cut short or a value cannot be read."""
+    try:
+        text = data.decode()
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RecordError(f"{where}: not a readable table ({error}); the record is damaged, sweep again") from error
+    if not lines or lines[0] != list(COLUMNS):
+        raise RecordError(f"{where}: the first line does not name the columns of format {FORMAT}; sweep again")
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(COLUMNS):
+            raise RecordError(
+                f"{where}: record {number} has {len(line)} fields, not {len(COLUMNS)}; the table is truncated"
+            )
+    if not text.endswith("\n"):
+        raise RecordError(f"{where}: the last line is cut short; the table is truncated, sweep again")
+    return to_table([dict(zip(COLUMNS, line, strict=True)) for line in lines[1:]])
+
+
+def differing(old: Any, new: Any, key: str) -> str:
+    """Say where and how two manifests differ; empty if they do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = (differing(old.get(k), new.get(k), f"{key}.{k}") for k in dict.fromkeys([*old, *new]))
+        return next((text for text in inner if text), "")
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        inner = (differing(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True)))
+        return next((text for text in inner if text), "")
+    return "" if old == new else f"{key} is {_short(old)} on disk, {_short(new)} now"
+
+
+def _typed(values: list[Any], name: str) -> pd.Series:
+    kind = COLUMNS[name]
+    try:
+        if kind == "text":
+            return pd.Series(["" if pd.isna(v) else _printable(v) for v in values], dtype="string", name=name)
+        if kind == "float":
+            cells = [float("nan") if _empty(v) else float(v) for v in values]
+        else:
+            cells = [pd.NA if _empty(v) and kind == "int or empty" else int(v) for v in values]
+        return pd.Series(cells, dtype=DTYPES[kind], name=name)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"column {name!r} holds a value that is not {kind} ({error})") from error
+
+
+def _empty(value: Any) -> bool:
+    return value == "" if isinstance(value, str) else bool(pd.isna(value))
+
+
+def _printable(value: Any) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _cell(value: Any, kind: Kind) -> str:
+    if kind == "text":
+        return str(value)
+    if pd.isna(value):
+        return ""
+    return repr(float(value)) if kind == "float" else str(int(value))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,5 @@
+"""One page that shows a record: pictures of every site, their numbers, sorting and filtering, without a network."""
+
+from vit_lens.report.page import write_report
+
+__all__ = ["write_report"]

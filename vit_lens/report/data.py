@@ -1,0 +1,93 @@
+"""What the page knows: a record as plain numbers, texts and thumbnails."""
+
+__all__ = ["page_data"]
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
+from vit_lens.records import Record, lens_label
+from vit_lens.report.thumbs import inline_pictures
+
+LENS_WORDS = {
+    "diffusion": "Reads the vector as if it were the last residual stream: final LayerNorm, projection, decoder.",
+    "dsl": "Steers the residual stream along what this site writes, freezes everything later, and decodes.",
+}
+ANCHOR_WORDS = {
+    "mean": "It starts from the average image, so that whatever resembles the input comes from this site.",
+    "clean": "It starts from the input's own residual stream, so the input shows through whatever the site does.",
+}
+CONTROL_WORDS = {"random": "Control: a random direction of the same length stands in for what the site writes."}
+
+
+def page_data(record: Record, base: str) -> dict[str, Any]:
+    """Return everything that the page shows; ``base`` leads from the page to the record's directory."""
+    table, manifest = record.table, record.manifest
+    thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]])
+    groups, membership = _groups(table)
+    return {
+        "base": base,
+        "threshold": DRAWN_THRESHOLD,
+        "numbers": {key: vars(number) for key, number in NUMBERS.items()},
+        "images": _images(record),
+        "groups": groups,
+        "rows": {
+            "image": _plain(table["image"]),
+            "site": _plain(table["site"]),
+            "type": _plain(table["site_type"]),
+            "layer": _plain(table["layer"]),
+            "head": _plain(table["head"]),
+            "seed": _plain(table["seed"]),
+            "label": _plain(table["label"]),
+            "group": membership,
+            "thumb": [thumbs.get(row) for row in range(len(table))],
+            **{key: _plain(table[key]) for key in NUMBERS},
+        },
+        "seeds": manifest["seeds"].get("decoder") or [],
+    }
+
+
+def _images(record: Record) -> list[dict[str, Any]]:
+    indices = [int(image["index"]) for image in record.manifest["images"]]
+    thumbs = inline_pictures(record.input, indices)
+    names = {int(image["index"]): str(image["name"]) for image in record.manifest["images"]}
+    return [{"index": index, "name": names[index], "thumb": thumbs.get(index)} for index in indices]
+
+
+def _groups(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[int]]:
+    """Number the readings (lens, settings, control) in the table, and say which one each row belongs to."""
+    known: dict[tuple[Any, ...], int] = {}
+    groups: list[dict[str, Any]] = []
+    membership: list[int] = []
+    columns = ["lens", "definition", "alpha", "share", "anchor", "control", "kind"]
+    for lens, definition, alpha, share, anchor, control, kind in table[columns].itertuples(index=False, name=None):
+        key = (lens, definition, repr(alpha), repr(share), anchor, control, kind)
+        if key not in known:
+            known[key] = len(groups)
+            label = lens_label(lens, alpha, share, anchor)
+            words = [LENS_WORDS.get(lens, ""), ANCHOR_WORDS.get(anchor, ""), CONTROL_WORDS.get(control, "")]
+            groups.append(
+                {
+                    "label": label,
+                    "definition": str(definition),
+                    "lens": str(lens),
+                    "control": str(control or "control") if kind == "control" else "",
+                    "words": " ".join(filter(None, words)),
+                }
+            )
+        membership.append(known[key])
+    return groups, membership
+
+
+def _plain(column: pd.Series) -> list[Any]:
+    return [_value(value) for value in column]
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if pd.isna(value) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return round(float(value), 6) if isinstance(value, float) else int(value)

@@ -1,0 +1,380 @@
+"use strict";
+(() => {
+  const DATA = JSON.parse(document.getElementById("data").textContent);
+  const R = DATA.rows, NUMBERS = DATA.numbers, KEYS = Object.keys(NUMBERS);
+  const N = R.site.length, PAGE = 100;
+  const RESIDUALS = ["resid_pre", "resid_mid", "resid_post"];
+  const TYPE_WORDS = {
+    head: "heads", attn: "attention blocks", mlp: "MLPs",
+    resid_pre: "before the block", resid_mid: "after its attention", resid_post: "after the block",
+  };
+  const state = { image: DATA.images.length ? DATA.images[0].index : 0, row: null, group: 0, shown: PAGE, sort: "", down: true };
+
+  // ---------------------------------------------------------------- small helpers
+  const $ = (id) => document.getElementById(id);
+  function el(tag, props = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(props)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (key === "text") node.textContent = value;
+      else if (key === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
+      else node.setAttribute(key, value === true ? "" : value);
+    }
+    node.append(...children.filter((c) => c !== null));
+    return node;
+  }
+  const range = (n) => Array.from({ length: n }, (_, i) => i);
+  const isResidual = (row) => RESIDUALS.includes(R.type[row]);
+  const group = (row) => DATA.groups[R.group[row]];
+  const groupName = (g) => (g.control ? `${g.label} \u2013 ${g.control} control` : g.label);
+  const here = () => range(N).filter((row) => R.image[row] === state.image);
+  const number = (key, row) => (R[key][row] === null ? "\u2013" : format(R[key][row]));
+  function format(v) {
+    const text = Math.abs(v).toFixed(Math.abs(v) >= 100 ? 0 : Math.abs(v) >= 10 ? 1 : 2);
+    return v < 0 && Number(text) !== 0 ? `\u2212${text}` : text;
+  }
+  const weak = (row) => R.faithfulness[row] !== null && R.faithfulness[row] < DATA.threshold;
+  const hasPicture = (row) => R.thumb[row] !== null;
+  const original = (row) => `${DATA.base}pictures/${String(row).padStart(6, "0")}.png`;
+  const originalInput = (image) => `${DATA.base}inputs/${String(image).padStart(4, "0")}.png`;
+  const mainNumber = () => (R.cos_input.some((v) => v !== null) ? "cos_input" : "cos_lens_clean");
+  function siteWords(row) {
+    const layer = R.layer[row];
+    const words = {
+      head: `head ${R.head[row]} of layer ${layer}`, attn: `attention output of layer ${layer}`, mlp: `MLP of layer ${layer}`,
+      resid_pre: `residual stream before block ${layer}`, resid_mid: `residual stream after the attention of block ${layer}`,
+      resid_post: `residual stream after block ${layer}`,
+    };
+    return words[R.type[row]] || R.site[row];
+  }
+  function thumb(row, alt) {
+    if (!hasPicture(row)) return el("span", { class: "empty", role: "img", "aria-label": `${alt}: no picture` });
+    return el("img", { src: R.thumb[row] || original(row), alt, decoding: "async", loading: R.thumb[row] ? null : "lazy" });
+  }
+  function fillSelect(select, options, value) {
+    select.replaceChildren(...options.map(([key, text]) => el("option", { value: key, text })));
+    if (value !== undefined) select.value = String(value);
+  }
+
+  // ---------------------------------------------------------------- colour: one scale for all readings of an image
+  function scaleOf(key) {
+    const values = here().filter((row) => !isResidual(row)).map((row) => R[key][row]).filter((v) => v !== null);
+    return Math.max(1e-9, ...values.map(Math.abs));
+  }
+  function paint(node, key, row, scale) {
+    const value = R[key][row];
+    node.classList.toggle("negative", value !== null && value < 0);
+    node.classList.toggle("unsigned", !NUMBERS[key].signed);
+    node.style.setProperty("--t", value === null ? "0%" : `${Math.min(100, (100 * Math.abs(value)) / scale).toFixed(1)}%`);
+  }
+
+  // ---------------------------------------------------------------- residual strip
+  function drawStrip() {
+    const rows = here().filter((row) => isResidual(row) && group(row).lens === "diffusion" && !group(row).control);
+    $("strip-section").hidden = !rows.length;
+    const type = $("strip-type").value;
+    const first = rows.filter((row) => R.type[row] === "resid_pre" && R.layer[row] === 0);
+    let shown = rows.filter((row) => type === "all" || R.type[row] === type);
+    if (type === "resid_post") shown = first.concat(shown);
+    shown.sort((a, b) => R.layer[a] - R.layer[b] || RESIDUALS.indexOf(R.type[a]) - RESIDUALS.indexOf(R.type[b]));
+    const key = mainNumber();
+    $("strip-number").textContent = NUMBERS[key].meaning;
+    const image = DATA.images.find((i) => i.index === state.image);
+    const input = el("figure", { class: "tile input" }, inputLink(image), el("figcaption", { text: "input" }));
+    $("strip").replaceChildren(input, ...shown.map((row) => {
+      const button = siteButton(row, key, 1);
+      const name = R.type[row] === "resid_pre" && R.layer[row] === 0 ? "start" : `L${R.layer[row]}`;
+      const part = type === "all" && name !== "start" ? { resid_pre: " in", resid_mid: " mid", resid_post: " out" }[R.type[row]] : "";
+      return el("figure", { class: "tile" }, button,
+        el("figcaption", {}, el("span", { text: name + part }), el("b", { text: number(key, row) })));
+    }));
+    roving($("strip"));
+  }
+  function inputLink(image) {
+    const picture = image && image.thumb !== null
+      ? el("img", { src: image.thumb || originalInput(image.index), alt: `input: ${image.name}` })
+      : el("span", { class: "empty", role: "img", "aria-label": "input: no picture" });
+    return el("a", { href: originalInput(state.image), target: "_blank", rel: "noopener", title: image ? image.name : null }, picture);
+  }
+
+  // ---------------------------------------------------------------- head map
+  function siteButton(row, key, scale) {
+    const words = `${R.site[row]}, ${groupName(group(row))}: ${NUMBERS[key].title} ${number(key, row)}`;
+    const button = el("button", { type: "button", class: "cell", "data-row": row, tabindex: -1, title: words, "aria-label": words,
+      on: { click: () => select(row, true) } }, thumb(row, ""), el("span", { class: "value", text: number(key, row) }));
+    button.classList.toggle("weak", weak(row));
+    button.setAttribute("aria-pressed", String(row === state.row));
+    paint(button, key, row, scale);
+    return button;
+  }
+  function drawMap() {
+    const key = $("map-number").value, scale = scaleOf(key);
+    const rows = here().filter((row) => !isResidual(row) && R.group[row] === state.group);
+    const layers = [...new Set(rows.map((row) => R.layer[row]))].sort((a, b) => a - b);
+    const heads = [...new Set(rows.filter((row) => R.type[row] === "head").map((row) => R.head[row]))].sort((a, b) => a - b);
+    const parts = ["attn", "mlp"].filter((type) => rows.some((row) => R.type[row] === type));
+    const cells = new Map();
+    for (const row of rows) {
+      const place = `${R.layer[row]} ${R.type[row] === "head" ? R.head[row] : R.type[row]}`;
+      if (!cells.has(place)) cells.set(place, row);
+    }
+    const columns = [...heads, ...parts];
+    const map = $("map");
+    $("map-section").hidden = !here().some((row) => !isResidual(row));
+    map.className = `map ${$("map-mode").value}`;
+    map.style.setProperty("--heads", Math.max(1, heads.length));
+    map.style.gridTemplateColumns = `auto ${"minmax(0,var(--cell)) ".repeat(heads.length)}` +
+      (parts.length ? `${heads.length ? "0.6rem " : ""}${"minmax(0,var(--cell)) ".repeat(parts.length)}` : "");
+    const gap = () => (heads.length && parts.length ? el("span", { class: "gap", role: "presentation" }) : null);
+    const title = (c) => (c === "attn" ? "attn" : c === "mlp" ? "MLP" : String(c));
+    const line = (first, items) => {
+      const split = items.slice(0, heads.length).concat(gap() ? [gap()] : [], items.slice(heads.length));
+      return el("div", { role: "row", class: "line" }, first, ...split);
+    };
+    const top = line(el("span", { role: "columnheader", class: "axis corner", text: "layer" }),
+      columns.map((c) => el("span", { role: "columnheader", class: "axis", text: title(c),
+        "aria-label": typeof c === "number" ? `head ${c}` : title(c) })));
+    map.replaceChildren(top, ...layers.map((layer) => line(
+      el("span", { role: "rowheader", class: "axis", text: layer, "aria-label": `layer ${layer}` }),
+      columns.map((column) => {
+        const row = cells.get(`${layer} ${column}`);
+        return el("div", { role: "gridcell" }, row === undefined ? el("span", { class: "hole" }) : siteButton(row, key, scale));
+      }))));
+    roving(map);
+    const g = DATA.groups[state.group];
+    $("map-words").textContent = g ? g.words : "";
+    $("legend-low").textContent = NUMBERS[key].signed ? format(-scale) : "0";
+    $("legend-high").textContent = format(scale);
+    $("legend-bar").className = NUMBERS[key].signed ? "" : "unsigned";
+    $("legend-title").textContent = `${NUMBERS[key].title}: ${NUMBERS[key].meaning}`;
+  }
+
+  // ---------------------------------------------------------------- keyboard: one tab stop per view, arrows move
+  function roving(view) {
+    const buttons = [...view.querySelectorAll("button.cell")];
+    const chosen = buttons.find((b) => Number(b.dataset.row) === state.row) || buttons[0];
+    if (chosen) chosen.tabIndex = 0;
+  }
+  function move(view, event) {
+    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    const step = steps[event.key], from = event.target.closest("button.cell");
+    if (!step || !from) return;
+    event.preventDefault();
+    const at = (b) => { const r = b.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; };
+    const [x, y] = at(from);
+    let best = null, least = Infinity;
+    for (const button of view.querySelectorAll("button.cell")) {
+      const [bx, by] = at(button), along = (bx - x) * step[0] + (by - y) * step[1];
+      const across = Math.abs(step[0] ? by - y : bx - x);
+      if (along < 2) continue;
+      const cost = along + 6 * across;
+      if (cost < least) [best, least] = [button, cost];
+    }
+    if (best) { best.focus(); select(Number(best.dataset.row), false); }
+  }
+
+  // ---------------------------------------------------------------- the chosen site
+  function select(row, byPointer) {
+    state.row = row;
+    for (const button of document.querySelectorAll("button.cell, tr[data-row]")) {
+      const on = Number(button.dataset.row) === row;
+      if (button.tagName === "TR") { button.classList.toggle("chosen", on); continue; }
+      button.setAttribute("aria-pressed", String(on));
+      const view = button.closest("#strip, #map");
+      if (on && view) { view.querySelectorAll("button.cell").forEach((b) => { b.tabIndex = -1; }); button.tabIndex = 0; }
+    }
+    drawDetail(row);
+    if (byPointer) document.body.classList.add("sheet-open");
+    history.replaceState(null, "", `#row-${row}`);
+  }
+  function siblings(row) {
+    return here().filter((other) => other !== row && R.site[other] === R.site[row]);
+  }
+  function controlsOf(row) {
+    const g = group(row);
+    return g.control ? [] : siblings(row).filter((other) => group(other).control && group(other).label === g.label
+      && group(other).definition === g.definition).sort((a, b) => (R.seed[a] !== R.seed[row]) - (R.seed[b] !== R.seed[row]));
+  }
+  const seedWords = (row) => (DATA.seeds.length > 1 && R.seed[row] !== null ? `, seed ${R.seed[row]}` : "");
+  function small(row, caption) {
+    return el("button", { type: "button", class: "small", on: { click: () => select(row, true) } }, thumb(row, ""),
+      el("span", { text: caption }), el("b", { text: number(mainNumber(), row) }));
+  }
+  function drawDetail(row) {
+    const g = group(row), controls = controlsOf(row);
+    const others = siblings(row).filter((other) => !controls.includes(other));
+    const image = DATA.images.find((i) => i.index === state.image);
+    const close = el("button", { type: "button", class: "close", "aria-label": "close", text: "\u00d7",
+      on: { click: () => document.body.classList.remove("sheet-open") } });
+    const verdict = !hasPicture(row) ? "No picture yet." : weak(row)
+      ? `The decoder could not draw this: faithfulness ${number("faithfulness", row)} is below ${format(DATA.threshold)}.` : "";
+    $("detail").replaceChildren(close,
+      el("h3", { text: R.site[row] }),
+      el("p", { class: "site-words", text: `${siteWords(row)}${seedWords(row)}` }),
+      el("p", { class: "reading", text: groupName(g) }),
+      bigPicture(row),
+      el("p", { class: "verdict", hidden: !verdict, text: verdict }),
+      el("div", { class: "companions" },
+        el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
+        ...controls.slice(0, 2).map((c) => small(c, `${group(c).control} control${seedWords(c)}`)),
+        ...others.slice(0, 4 - Math.min(2, controls.length)).map((o) => small(o, groupName(group(o)) + seedWords(o)))),
+      R.label[row] ? el("p", { class: "label" }, "Zero-shot label of the picture: ", el("b", { text: R.label[row] })) : null,
+      numbersList(row, controls[0]),
+      el("p", { class: "definition", text: `Definition: ${g.definition}` }));
+  }
+  function bigPicture(row) {
+    if (!hasPicture(row)) return el("span", { class: "empty big", role: "img", "aria-label": `${R.site[row]}: no picture` });
+    const words = `${R.site[row]}, ${groupName(group(row))}: decoded picture`;
+    const picture = el("img", { src: original(row), alt: words, class: "big" });
+    picture.addEventListener("error", () => { if (R.thumb[row]) picture.src = R.thumb[row]; }, { once: true });
+    return el("a", { href: original(row), target: "_blank", rel: "noopener", title: "open the original picture" }, picture);
+  }
+  function numbersList(row, control) {
+    return el("dl", { class: "numbers" }, ...KEYS.map((key) => {
+      const shown = el("dd", { class: "amount", "data-key": key, text: number(key, row) });
+      const beside = control === undefined || R[key][control] === null ? ""
+        : ` Its control: ${number(key, control)}.`;
+      return el("div", {}, el("dt", { text: NUMBERS[key].title }), shown,
+        el("dd", { class: "meaning", text: `${NUMBERS[key].meaning}.${beside}` }));
+    }));
+  }
+
+  // ---------------------------------------------------------------- sortable, filterable rows
+  function matching() {
+    const text = $("f-text").value.trim().toLowerCase(), lens = $("f-lens").value, type = $("f-type").value;
+    const from = $("f-from").value === "" ? -Infinity : Number($("f-from").value);
+    const to = $("f-to").value === "" ? Infinity : Number($("f-to").value);
+    const rows = here().filter((row) => {
+      const g = group(row);
+      if (lens === "sites" ? g.control : lens === "controls" ? !g.control : lens !== "all" && R.group[row] !== Number(lens)) return false;
+      if (type !== "all" && R.type[row] !== type) return false;
+      if (R.layer[row] !== null && (R.layer[row] < from || R.layer[row] > to)) return false;
+      return !text || `${R.site[row]} ${groupName(g)} ${R.label[row]} ${siteWords(row)}`.toLowerCase().includes(text);
+    });
+    const sign = state.down ? -1 : 1, column = state.sort;
+    const value = (row) => (column === "site" || column === "order" ? row : column === "reading" ? groupName(group(row)) : R[column][row]);
+    return rows.sort((a, b) => {
+      const x = value(a), y = value(b);
+      if (x === null || y === null || x === "" || y === "") return (x === null || x === "") - (y === null || y === "") || a - b;
+      return (typeof x === "string" ? x.localeCompare(y) : x - y) * sign || a - b;
+    });
+  }
+  function sortBy(column) {
+    state.down = column === state.sort ? !state.down : KEYS.includes(column);
+    state.sort = column;
+    if (KEYS.includes(column) || column === "site") $("f-sort").value = column;
+    drawRows();
+  }
+  function drawRows() {
+    const rows = matching(), shown = rows.slice(0, state.shown);
+    $("count").textContent = `${rows.length} of ${here().length} rows`;
+    $("rows").replaceChildren(!rows.length ? el("p", { class: "hint", text: "Nothing fits these filters." })
+      : $("f-view").value === "table" ? rowTable(shown) : gallery(shown));
+    $("more").hidden = rows.length <= state.shown;
+    $("more").textContent = `Show more (${rows.length - shown.length} left)`;
+  }
+  function rowTable(rows) {
+    const labels = R.label.some((label) => label);
+    const columns = [["site", "Site"], ["reading", "Reading"], ...KEYS.map((key) => [key, NUMBERS[key].title]),
+      ...(labels ? [["label", "Label"]] : []), ...(DATA.seeds.length > 1 ? [["seed", "Seed"]] : [])];
+    const head = columns.map(([key, text]) => el("th", { scope: "col", class: KEYS.includes(key) ? "num" : null,
+      "aria-sort": state.sort === key ? (state.down ? "descending" : "ascending") : "none" },
+    el("button", { type: "button", "data-sort": key, text, on: { click: () => sortBy(key) } })));
+    const body = rows.map((row) => el("tr", { "data-row": row, class: row === state.row ? "chosen" : null,
+      on: { click: () => select(row, true) } },
+    el("td", { class: "pic" }, thumb(row, "")),
+    ...columns.map(([key]) => el("td", { class: KEYS.includes(key) ? "num" : null }, cellOf(key, row)))));
+    return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" },
+      el("span", { class: "unseen", text: "Picture" })), ...head)), el("tbody", {}, ...body)));
+  }
+  function cellOf(key, row) {
+    if (key === "site") {
+      return el("button", { type: "button", class: "link", text: R.site[row],
+        on: { click: (event) => { event.stopPropagation(); select(row, true); } } });
+    }
+    if (key === "reading") return groupName(group(row));
+    if (KEYS.includes(key)) return el("span", { class: key === "faithfulness" && weak(row) ? "low" : null, text: number(key, row) });
+    return R[key][row] === null ? "" : String(R[key][row]);
+  }
+  function gallery(rows) {
+    const key = KEYS.includes(state.sort) ? state.sort : mainNumber(), scale = scaleOf(key);
+    return el("div", { class: "gallery" }, ...rows.map((row) => el("figure", { class: "tile" }, siteButton(row, key, scale),
+      el("figcaption", {}, el("span", { text: R.site[row] }), el("b", { text: number(key, row) })))));
+  }
+
+  // ---------------------------------------------------------------- start
+  function drawImages() {
+    const nav = $("images");
+    nav.hidden = DATA.images.length < 2;
+    nav.replaceChildren(...DATA.images.map((image) => el("button", { type: "button", title: image.name,
+      "aria-pressed": String(image.index === state.image), "aria-label": `input ${image.name}`,
+      on: { click: () => chooseImage(image.index) } },
+    image.thumb === null ? el("span", { class: "empty" }) : el("img", { src: image.thumb || originalInput(image.index), alt: "" }),
+    el("span", { text: image.name }))));
+  }
+  function chooseImage(index) {
+    const old = state.row;
+    state.image = index;
+    const same = old === null ? undefined
+      : here().find((row) => R.site[row] === R.site[old] && R.group[row] === R.group[old] && R.seed[row] === R.seed[old]);
+    drawAll();
+    const start = same === undefined ? firstRow() : same;
+    if (start !== undefined) select(start, false); else $("detail").replaceChildren();
+  }
+  function firstRow() {
+    const key = mainNumber();
+    const rows = here().filter((row) => R.group[row] === state.group && !isResidual(row));
+    const known = rows.filter((row) => R[key][row] !== null && hasPicture(row)).sort((a, b) => R[key][b] - R[key][a]);
+    return known.concat(rows, here())[0];
+  }
+  function drawAll() { drawImages(); drawStrip(); drawMap(); drawRows(); }
+  function prepare() {
+    const onMap = new Set(range(N).filter((row) => !isResidual(row)).map((row) => R.group[row]));
+    const groups = DATA.groups.map((g, i) => [i, groupName(g)]);
+    const steering = groups.find(([i]) => onMap.has(i) && DATA.groups[i].lens !== "diffusion" && !DATA.groups[i].control);
+    state.group = steering ? steering[0] : onMap.size ? [...onMap][0] : 0;
+    fillSelect($("map-lens"), groups.filter(([i]) => onMap.has(i)), state.group);
+    fillSelect($("map-number"), KEYS.map((key) => [key, NUMBERS[key].title]), mainNumber());
+    if (!R.thumb.some((uri) => uri !== null)) $("map-mode").value = "colours";
+    const types = RESIDUALS.filter((type) => R.type.includes(type));
+    fillSelect($("strip-type"), [...types].reverse().map((type) => [type, TYPE_WORDS[type]]).concat([["all", "every point"]]));
+    $("strip-control").hidden = types.length < 2;
+    fillSelect($("f-lens"), [["sites", "all, without controls"], ["controls", "controls only"], ["all", "all"], ...groups], "sites");
+    const present = Object.keys(TYPE_WORDS).filter((type) => R.type.includes(type));
+    fillSelect($("f-type"), [["all", "all"], ...present.map((type) => [type, TYPE_WORDS[type]])]);
+    fillSelect($("f-sort"), [...KEYS.map((key) => [key, NUMBERS[key].title]), ["site", "Order in the network"]], mainNumber());
+    state.sort = mainNumber();
+    const layers = R.layer.filter((layer) => layer !== null);
+    if (layers.length) $("f-from").placeholder = Math.min(...layers), $("f-to").placeholder = Math.max(...layers);
+  }
+  function listen() {
+    const again = () => { state.shown = PAGE; drawRows(); };
+    $("strip-type").addEventListener("change", drawStrip);
+    $("map-lens").addEventListener("change", (event) => {
+      state.group = Number(event.target.value);
+      drawMap();
+      const old = state.row;
+      const same = old === null ? undefined : here().find((row) => R.site[row] === R.site[old] && R.group[row] === state.group);
+      if (same !== undefined) select(same, false);
+    });
+    for (const id of ["map-number", "map-mode"]) $(id).addEventListener("change", drawMap);
+    for (const id of ["f-text", "f-from", "f-to"]) $(id).addEventListener("input", again);
+    for (const id of ["f-lens", "f-type", "f-view"]) $(id).addEventListener("change", again);
+    $("f-sort").addEventListener("change", (event) => {
+      state.sort = event.target.value; state.down = KEYS.includes(state.sort); again();
+    });
+    $("filters").addEventListener("submit", (event) => event.preventDefault());
+    $("filters").addEventListener("reset", () => setTimeout(() => { state.sort = $("f-sort").value; state.down = KEYS.includes(state.sort); again(); }));
+    $("more").addEventListener("click", () => { state.shown += 3 * PAGE; drawRows(); });
+    for (const id of ["strip", "map"]) $(id).addEventListener("keydown", (event) => move($(id), event));
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") document.body.classList.remove("sheet-open"); });
+  }
+  prepare();
+  listen();
+  const linked = /^#row-(\d+)$/.exec(location.hash);
+  if (linked && Number(linked[1]) < N) state.image = R.image[Number(linked[1])];
+  drawAll();
+  const start = linked && Number(linked[1]) < N ? Number(linked[1]) : firstRow();
+  if (start !== undefined) select(start, false);
+  document.documentElement.dataset.ready = Math.round(performance.now());
+})();

@@ -1,0 +1,118 @@
+"""Writing the page: a template, one style sheet and one script, all inside one file."""
+
+__all__ = ["write_report"]
+
+import base64
+import hashlib
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from vit_lens.errors import OutputError
+from vit_lens.files import make_directory, write_atomic
+from vit_lens.records import Record, lens_label
+from vit_lens.records.pictures import is_whole_png
+from vit_lens.records.schema import picture_name
+from vit_lens.report.data import page_data
+
+EMBEDDED_ENCODER = "vit_lens/mini"
+JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def write_report(record: Record | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of a record and return its path.
+
+    Args:
+        record: a record, or the directory that holds one; an unfinished one is shown as far as it goes.
+        out: the file to write, ending in .html; None writes ``report.html`` beside the pictures. The page
+            links the full-size pictures relative to where it lies.
+
+    Raises:
+        RecordError: the directory holds no readable record.
+        OutputError: the page cannot be written, or ``out`` is not an .html file.
+    """
+    record = record if isinstance(record, Record) else Record.load(record)
+    target = record.path / "report.html" if out is None else Path(out)
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"the page is an HTML file, not {target.name!r}; give a path that ends in .html")
+    make_directory(target.parent)
+    write_atomic(target, _render(record, _base(record.path, target.parent)).encode())
+    return target
+
+
+def _base(record: Path, page: Path) -> str:
+    try:
+        relative = Path(os.path.relpath(record.resolve(), page.resolve())).as_posix()
+    except ValueError:  # another drive on Windows
+        return record.resolve().as_uri() + "/"
+    return "" if relative == "." else quote(relative) + "/"
+
+
+def _render(record: Record, base: str) -> str:
+    files = importlib.resources.files("vit_lens.report")
+    style = files.joinpath("page.css").read_text(encoding="utf-8")
+    script = files.joinpath("page.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(files.joinpath("page.html.j2").read_text(encoding="utf-8"))
+    policy = f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; script-src {_hash(script)}"
+    return template.render(
+        policy=Markup(policy),
+        style=Markup(style),
+        script=Markup(script),
+        data=Markup(_embedded_json(page_data(record, base))),
+        **_header(record),
+    )
+
+
+def _hash(source: str) -> str:
+    digest = hashlib.sha256(source.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _embedded_json(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.translate(JSON_ESCAPES)
+
+
+def _header(record: Record) -> dict[str, Any]:
+    manifest, table = record.manifest, record.table
+    model, decoder = manifest["model"], manifest["decoder"]
+    encoder_id = str(model["encoder_id"])
+    return {
+        "model": encoder_id,
+        "decoder": str(decoder["decoder_id"]) if decoder else "none",
+        "lenses": [_lens_words(lens) for lens in manifest["lenses"]],
+        "n_sites": table.loc[table["kind"] == "site", "site"].nunique(),
+        "n_rows": len(table),
+        "n_done": 0 if record.complete else sum(is_whole_png(record.path / picture_name(r)) for r in range(len(table))),
+        "n_images": len(manifest["images"]),
+        "seeds": ", ".join(map(str, manifest["seeds"].get("decoder") or [])) or "none",
+        "complete": record.complete,
+        "mini": encoder_id == EMBEDDED_ENCODER,
+        "notes": [str(note) for note in manifest["notes"]],
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+        "provenance": _provenance(manifest),
+    }
+
+
+def _lens_words(lens: Mapping[str, Any]) -> str:
+    label = lens_label(lens["lens"], lens.get("alpha"), lens.get("share"), lens.get("anchor"))
+    definition = str(lens.get("definition") or "")
+    return f"{label}; {definition}" if definition.startswith("D") else label
+
+
+def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [("Command", str(manifest["command"] or "called from Python"))]
+    for part in ("model", "decoder", "batch_plan", "seeds"):
+        facts.append((part.replace("_", " ").capitalize(), json.dumps(manifest[part])))
+    if manifest["shard"]:
+        facts.append(("Shard", f"{manifest['shard'][0]} of {manifest['shard'][1]}"))
+    facts.append(("Lenses", json.dumps(manifest["lenses"])))
+    return facts
