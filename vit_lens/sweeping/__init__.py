@@ -1,0 +1,104 @@
+"""Sweeps: sites x images, read by lenses, decoded into pictures, kept as a record."""
+
+__all__ = ["sweep"]
+
+import os
+from collections.abc import Sequence
+
+from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+from vit_lens.errors import VitLensError
+from vit_lens.labels import ZeroShotLabels
+from vit_lens.lenses import Lens
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+from vit_lens.records import Record, RecordWriter
+from vit_lens.sweeping.plan import (
+    Image,
+    as_list,
+    check_arguments,
+    describe_images,
+    make_manifest,
+    make_readings,
+    plan_rows,
+)
+from vit_lens.sweeping.stages import Drawing, embed_stage
+
+
+def sweep(
+    model: HookedViT,
+    decoder: KandinskyDecoder | None,
+    images: Image | Sequence[Image],
+    *,
+    lens: Lens | Sequence[Lens],
+    sites: Sequence[Site | str] | Site | str = ("heads", "attn", "mlp"),
+    out: str | os.PathLike[str],
+    settings: DecodeSettings | None = None,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 32,
+    controls: bool = False,
+    control_seed: int = 0,
+    labels: ZeroShotLabels | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = False,
+    command: str | None = None,
+    notes: Sequence[str] = (),
+) -> Record:
+    """Read every site of every image through lenses, draw each embedding, and keep all of it on disk.
+
+    Killed and started again with the same arguments, a sweep goes on where it stopped and ends with the same
+    bits as an undisturbed one on that machine: which rows share a batch is fixed at the start.
+
+    Args:
+        model: The encoder.
+        decoder: Draws the pictures; None keeps embeddings and their numbers alone.
+        images: Paths, PIL images or uint8 arrays.
+        lens: One lens, which must be defined on every site, or several, each of which reads the sites that it
+            is defined on.
+        sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
+            ``resid_mid``, ``resid_post``.
+        out: Directory of the record: new, empty, or this same sweep's.
+        settings: How to decode; the decoder's own by default.
+        seeds: Decoder noise seeds; every row is drawn once with each. By default that of the settings.
+        batch_size: Pictures that are decoded together.
+        controls: Add to every row that is not a residual a control of equal norm and random direction.
+        control_seed: Of the random directions.
+        labels: Puts zero-shot words beside every picture.
+        shard: (i, n) takes the i-th of n parts of the images; ``vit_lens.records.merge`` joins the parts.
+        progress: Show a bar.
+        command: How to make this record again, for its manifest.
+        notes: Shown with the record.
+
+    Raises:
+        ImageError: An image cannot be read.
+        UnknownSiteError: A site is not the model's.
+        LensError: The lens is not defined on a site.
+        ContractError: The decoder was made for another encoder.
+        RecordError: ``out`` holds something else.
+        OutputError: ``out`` cannot be written.
+    """
+    images = as_list(images)
+    check_arguments(images, batch_size, shard)
+    index = list(range(len(images)))[shard[0] :: shard[1]] if shard else list(range(len(images)))
+    readings = make_readings(model, lens, sites, controls)
+    settings = decoder and (settings or decoder.defaults)
+    seeds = list(seeds) if seeds is not None else [settings.seed if settings else 0]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise VitLensError(f"seeds={seeds}: give different seeds, at least one")
+    negative = model.zero_embedding()
+    if decoder is not None:
+        decoder.check(negative, encoder=model)
+    described = describe_images(images, index)
+    plan = [row for image in described for seed in seeds for row in plan_rows(image, seed, readings)]
+    for number, row in enumerate(plan):
+        row["row"] = number
+    manifest = make_manifest(model, decoder, settings, readings, described, seeds, control_seed, batch_size, len(plan))
+    manifest |= {"command": command, "shard": list(shard) if shard else None, "notes": list(notes)}
+    writer = RecordWriter(out, manifest, plan)
+    chosen = [images[i] for i in index]
+    if writer.resumed and writer.manifest["complete"]:
+        return Record.load(out)
+    embed_stage(model, chosen, described, readings, seeds, control_seed, negative, writer)
+    if decoder is not None and settings is not None:
+        Drawing(model, decoder, settings, seeds, batch_size, labels, writer).run(progress)
+    writer.finish()
+    return Record.load(out)

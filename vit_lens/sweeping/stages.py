@@ -1,0 +1,135 @@
+"""The two stages of a sweep: every lens embedding, then every picture, batch by planned batch."""
+
+__all__ = ["Drawing", "embed_stage"]
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+from vit_lens.images import to_display
+from vit_lens.labels import ZeroShotLabels
+from vit_lens.lenses.lens import site_outputs
+from vit_lens.metrics import cosine
+from vit_lens.model import HookedViT
+from vit_lens.records import Record, RecordWriter
+from vit_lens.sweeping.plan import Image, Reading
+
+_CHECKPOINT_SECONDS = 10.0
+
+
+def embed_stage(
+    model: HookedViT,
+    images: list[Image],
+    described: list[dict[str, Any]],
+    readings: list[Reading],
+    seeds: list[int],
+    control_seed: int,
+    negative: Float[Tensor, "1 d_embed"],
+    writer: RecordWriter,
+) -> None:
+    """Compute every lens embedding and its numbers; one image at a time, so that shards agree."""
+    if {"lens", "clean", "negative", "reencoded"} <= writer.embeddings.keys():
+        return
+    embeds, cleans, norms, cosines = [], [], [], []
+    for image, entry in zip(images, described, strict=True):
+        with torch.no_grad():
+            clean, cache = model.run_with_cache(model.preprocess([image]), rows="readout")
+            parts = [reading.embed(cache, entry["sha256"], control_seed).float().cpu() for reading in readings]
+            sites = [site for reading in readings for site in reading.sites]
+            norm = site_outputs(cache, sites)[0].flatten(1).norm(dim=1)
+        clean = clean.float().cpu()
+        found = torch.cat(parts)
+        for _ in seeds:
+            embeds.append(found)
+            cosines += cosine(found, clean).tolist()
+            norms += norm.tolist()
+        cleans.append(clean)
+        writer.write_input(entry["index"], to_display([image], model.preprocess_spec)[0])  # pyright: ignore[reportArgumentType]
+    lens = torch.cat(embeds)
+    table = writer.table.assign(norm_h=norms, cos_lens_clean=cosines)
+    writer.write_table(table)
+    unknown = torch.full_like(lens, math.nan)
+    writer.write_embeddings(
+        {"lens": lens, "clean": torch.cat(cleans), "negative": negative.float().cpu(), "reencoded": unknown}
+    )
+
+
+@dataclass
+class Drawing:
+    """The decoding of a planned record, batch by batch."""
+
+    model: HookedViT
+    decoder: KandinskyDecoder
+    settings: DecodeSettings
+    seeds: list[int]
+    batch_size: int
+    labels: ZeroShotLabels | None
+    writer: RecordWriter
+
+    def run(self, progress: bool) -> None:
+        """Draw every batch that is not finished, in the planned order."""
+        table = self.writer.table.copy()
+        tensors = dict(self.writer.embeddings)
+        tensors["reencoded"] = tensors["reencoded"].clone()
+        finished = self.writer.finished_rows()
+        saved = time.monotonic()
+        with tqdm(total=len(table), desc="pictures", unit="picture", disable=not progress) as bar:
+            for seed, rows in self._batches(table):
+                if not (finished.issuperset(rows) and bool((table.loc[rows, "picture"] != "").all())):
+                    self._draw(seed, rows, table, tensors, finished)
+                    if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                        self._save(table, tensors)
+                        saved = time.monotonic()
+                bar.update(len(rows))
+        self._save(table, tensors)
+
+    def _batches(self, table: pd.DataFrame) -> list[tuple[int, list[int]]]:
+        batches = []
+        for seed in self.seeds:
+            rows = table.loc[table["seed"] == seed, "row"].tolist()
+            starts = range(0, len(rows), self.batch_size)
+            batches += [(seed, rows[start : start + self.batch_size]) for start in starts]
+        return batches
+
+    def _draw(
+        self, seed: int, rows: list[int], table: pd.DataFrame, tensors: dict[str, Tensor], finished: frozenset[int]
+    ) -> None:
+        lens = tensors["lens"][rows]
+        if finished.issuperset(rows):  # drawn before an interruption, its numbers not yet kept
+            kept = Record.load(self.writer.path)
+            pictures = torch.from_numpy(np.stack([np.asarray(kept.picture(row)) for row in rows]))
+        else:
+            pictures = self.decoder.decode(
+                lens.to(self.decoder.device), negative=tensors["negative"].to(self.decoder.device), encoder=self.model,
+                settings=replace(self.settings, seed=seed), batch_size=self.batch_size,
+            )  # fmt: skip
+        again = self._reencode(pictures)
+        tensors["reencoded"][rows] = again
+        position = {image: k for k, image in enumerate(table["image"].unique())}
+        clean = tensors["clean"][[position[image] for image in table.loc[rows, "image"]]]
+        table.loc[rows, "faithfulness"] = cosine(again, lens).tolist()
+        table.loc[rows, "cos_input"] = cosine(again, clean).tolist()
+        if self.labels is not None:
+            table.loc[rows, "label"] = self.labels.label(again)
+        for row, picture in zip(rows, pictures, strict=True):
+            name = f"pictures/{row:06d}.png" if row in finished else self.writer.write_picture(row, picture)
+            table.loc[row, "picture"] = name
+
+    def _reencode(self, pictures: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch d_embed"]:
+        padding = [pictures[-1:]] * (self.batch_size - len(pictures))  # one shape for every batch: one set of bits
+        arrays = [picture.numpy() for picture in torch.cat([pictures, *padding])]
+        with torch.no_grad():
+            return self.model(self.model.preprocess(arrays)).float().cpu()[: len(pictures)]
+
+    def _save(self, table: pd.DataFrame, tensors: dict[str, Tensor]) -> None:
+        self.writer.write_embeddings(tensors)
+        self.writer.write_table(table)
