@@ -1,0 +1,121 @@
+"""Is the encoder the one that it claims to be, whole, and computed as its source computes it?"""
+
+__all__ = ["encoder_inventory", "norm_checks", "parity_checks", "part_check"]
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.doctor.published import COLLAPSED_COSINE, PARITY_BARS, UNIT_NORM_TOLERANCE, published_encoder
+from vit_lens.doctor.reporting import Check
+from vit_lens.doctor.sources import SourceTower
+from vit_lens.metrics import cosine
+from vit_lens.model import HookedViT
+
+_BATCH = 2
+_SEED = 0
+
+
+def part_check(part: str, tensors: Iterable[Tensor], dtype: torch.dtype, published: tuple[int, int] | None) -> Check:
+    """Count a part's tensors and parameters, and look for values that are not finite.
+
+    Args:
+        part: Its name.
+        tensors: All that it holds.
+        dtype: That was asked for.
+        published: Tensors and parameters of the published file, where there is one.
+    """
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    counts = len(floats), sum(tensor.numel() for tensor in floats)
+    broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in floats)
+    told = f", {broken} not finite" if broken else ""
+    dtypes = sorted({_plain(tensor.dtype) for tensor in floats})
+    fits = published is None or counts == published
+    expected = f"{published[0]} tensors, {published[1]:,} parameters, " if published else ""
+    return Check(
+        f"{part} inventory",
+        fits and not broken and dtypes == [_plain(dtype)],
+        f"{counts[0]} tensors, {counts[1]:,} parameters, {'+'.join(dtypes)}{told}",
+        f"{expected}{_plain(dtype)}, all finite",
+        "" if published else "No published numbers are known for this part; only dtype and finiteness are judged.",
+        {"tensors": counts[0], "parameters": counts[1], "tensors_not_finite": broken},
+    )
+
+
+def encoder_inventory(model: HookedViT, dtype: torch.dtype) -> list[Check]:
+    """Count the encoder's tensors; HookedViT splits as many as transformers does, so the numbers compare."""
+    published = published_encoder(model.encoder_id, model.cfg)
+    expected = published.parts["encoder"] if published else None
+    return [part_check("encoder", model.state_dict().values(), dtype, expected)]
+
+
+def parity_checks(model: HookedViT, source: SourceTower) -> list[Check]:
+    """Compare what enters block 0, what leaves every block, and the embedding, on random pixels.
+
+    The pixels are normal noise from a fixed seed, so that a report can be repeated anywhere.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    pixels = torch.randn(_BATCH, 3, *model.cfg.image_size, generator=generator).to(model.device, model.dtype)
+    names = ["blocks.0.hook_resid_pre"] + [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
+    with torch.no_grad():
+        embeds, cache = model.run_with_cache(pixels, names_filter=names)
+    residuals, source_embeds = source.run(pixels)
+    errors = [_relative(cache[name], found) for name, found in zip(names, residuals, strict=True)]
+    bar = PARITY_BARS[model.dtype]
+    where = f"max|diff| / max|source|, {_BATCH} x random pixels, {_plain(model.dtype)}, against {source.library}"
+    layers = {f"L{layer}": error for layer, error in enumerate(errors[1:])}
+    worst = max(layers, key=lambda name: _or_infinite(layers[name]))
+    listed = ", ".join(f"{name} {error:.1e}" for name, error in layers.items())
+    return [
+        _parity("parity: into block 0", errors[:1], f"{errors[0]:.1e}", bar, where, {"L0.resid_pre": errors[0]}),
+        _parity(
+            "parity: after each block", errors[1:], f"{layers[worst]:.1e} at {worst}, the worst", bar, listed, layers
+        ),
+        _embedding_parity(_relative(embeds, source_embeds), bar),
+    ]
+
+
+def norm_checks(embeds: Float[Tensor, "image d_embed"], zero: Float[Tensor, "1 d_embed"]) -> list[Check]:
+    """Look at the lengths and directions of the embeddings: a decoder takes raw ones, never of length 1."""
+    norms, zero_norm = embeds.double().norm(dim=1), float(zero.double().norm())
+    between = cosine(embeds[:, None], embeds[None])[~torch.eye(len(embeds), dtype=torch.bool, device=embeds.device)]
+    mean_cosine = float(between.mean()) if len(between) else float("nan")
+    unit = bool(((norms - 1).abs() < UNIT_NORM_TOLERANCE).all())
+    collapsed = mean_cosine > COLLAPSED_COSINE
+    finite = bool(torch.isfinite(norms).all()) and torch.isfinite(zero).all().item()
+    spread = f"{norms.min():.2f} to {norms.max():.2f}, mean {norms.mean():.2f}; zero pixels {zero_norm:.2f}"
+    told = "every norm is 1: L2-normalised, which the decoder was not trained on. " if unit else ""
+    told += "all pictures have the same embedding. " if collapsed else ""
+    values = {"mean": norms.mean(), "min": norms.min(), "max": norms.max(), "zero": zero_norm, "cosine": mean_cosine}
+    return [
+        Check(
+            "embedding norms",
+            bool(finite and not unit and not collapsed),
+            spread + (f"; cosine between pictures {mean_cosine:.3f}" if len(between) else ""),
+            "finite, not all 1, not all alike",
+            told[:1].upper() + told[1:].strip(),
+            {name: float(value) for name, value in values.items()},
+        )
+    ]
+
+
+def _embedding_parity(error: float, bar: float) -> Check:
+    return _parity("parity: embedding", [error], f"{error:.1e}", bar, "", {"embedding": error})
+
+
+def _parity(name: str, errors: list[float], given: str, bar: float, detail: str, values: dict[str, float]) -> Check:
+    return Check(name, all(error < bar for error in errors), given, f"< {bar:.0e}", detail, values)
+
+
+def _relative(ours: Tensor, source: Tensor) -> float:
+    return float((ours.double() - source.double()).abs().max() / source.double().abs().max())
+
+
+def _or_infinite(error: float) -> float:
+    return error if error == error else float("inf")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,225 @@
+"""Run every check, in an order in which a later one can use what an earlier one loaded, and stop at none."""
+
+__all__ = ["SAMPLE_IMAGES", "examine", "sample_pictures"]
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+from vit_lens.decoders.contract import EncoderRef, encoder_id_of
+from vit_lens.doctor import decoder_checks, encoder_checks, machine
+from vit_lens.doctor.reporting import Check, Report
+from vit_lens.doctor.sources import load_source
+from vit_lens.errors import VitLensError
+from vit_lens.identity import MINI_ENCODER, same_encoder
+from vit_lens.images import PreprocessSpec, preprocess
+from vit_lens.model import HookedViT
+
+SAMPLE_IMAGES = 8
+"""How many pictures of the mini world stand in where no images are given."""
+
+_SAMPLE_SEED = 1000
+_BATCH = 8
+_N_STAGES = 12
+_HALF = (0.5, 0.5, 0.5)
+
+
+def examine(
+    model_name: str | Path,
+    decoder_name: str | Path,
+    *,
+    tag: str | Path | None = None,
+    quick_gelu: bool | None = None,
+    encoder: EncoderRef | None = None,
+    images: Sequence[Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    steps: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Examine an encoder and a decoder, and report every finding; what fails becomes a row, never an exception.
+
+    Only errors that vit_lens raises on purpose become rows. Float32 is computed as float32 on a GPU too
+    (TF32 is off meanwhile). About two copies of the encoder are held while it is compared with its source.
+
+    Args:
+        model_name: As for ``HookedViT.from_pretrained``.
+        decoder_name: As for ``KandinskyDecoder.from_pretrained``.
+        tag: As for ``HookedViT.from_pretrained``.
+        quick_gelu: As for ``HookedViT.from_pretrained``.
+        encoder: The id of the encoder that the decoder was made for, where its files do not say it.
+        images: Photographs, as ``model.preprocess`` takes them; by default pictures of the mini world, which are no
+            photographs: the published denoising errors are then not judged.
+        dtype: Of all weights.
+        device: Of all weights.
+        steps: Denoising steps, instead of the decoder's default.
+        progress: Show bars on the standard error stream.
+
+    Raises:
+        VitLensError: The device is not there.
+    """
+    started, device = time.monotonic(), torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise VitLensError(f"device={str(device)!r}, but PyTorch sees no CUDA device here; take device='cpu'")
+    command = _command(model_name, decoder_name, tag, quick_gelu, encoder, images, dtype, device, steps)
+    run = _Examination(dtype=dtype, device=device, progress=progress)
+    machine.watch_memory(device)
+    with machine.exact_float32(), run.bar:
+        run.load_encoder(model_name, tag, quick_gelu)
+        run.embed(images)
+        run.load_decoder(decoder_name, encoder, steps)
+        run.judge_decoder()
+        run.checks += machine.memory_checks(device)
+    return Report(
+        checks=run.checks,
+        subject=run.subject(),
+        machine=machine.describe_machine(device),
+        versions=machine.package_versions(),
+        command=command,
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def sample_pictures(n: int = SAMPLE_IMAGES) -> list[np.ndarray]:
+    """Draw pictures of the mini world that its encoder was not trained on."""
+    from vit_lens.mini import world
+
+    return list(world.render_codes(world.sample_codes(n, np.random.default_rng(_SAMPLE_SEED), held_out=True)))
+
+
+@dataclass
+class _Examination:
+    """What has been found and loaded so far; a stage whose needs are not met is a row without a verdict."""
+
+    dtype: torch.dtype
+    device: torch.device
+    progress: bool
+    checks: list[Check] = field(default_factory=list)
+    model: HookedViT | None = None
+    decoder: KandinskyDecoder | None = None
+    settings: DecodeSettings | None = None
+    scheduler: Any = None
+    pictures: list[Any] | None = None
+    embeds: Float[Tensor, "image d_embed"] | None = None
+    negative: Float[Tensor, "1 d_embed"] | None = None
+    photographs: bool = False
+
+    def __post_init__(self) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=_N_STAGES, disable=not self.progress, desc="doctor", unit="check")
+
+    def load_encoder(self, name: str | Path, tag: str | Path | None, quick_gelu: bool | None) -> None:
+        def load() -> list[Check]:
+            where = {"dtype": self.dtype, "device": self.device}
+            model = HookedViT.from_pretrained(name, tag=tag, quick_gelu=quick_gelu, **where)
+            self.model = model.requires_grad_(False)
+            return [Check("encoder loads", True, f"{model.encoder_id}, fingerprint {model.fingerprint}")]
+
+        def compare(model: HookedViT) -> list[Check]:
+            return encoder_checks.parity_checks(model, load_source(name, model, tag=tag))
+
+        self._stage("encoder loads", load)
+        self._stage("encoder inventory", encoder_checks.encoder_inventory, model=self.model, dtype=self.dtype)
+        self._stage("parity", compare, model=self.model)
+
+    def embed(self, images: Sequence[Any] | None) -> None:
+        def run(model: HookedViT) -> list[Check]:
+            given = sample_pictures() if images is None else list(images)
+            pixels = model.preprocess(given)
+            with torch.no_grad():
+                embeds = torch.cat([model(part) for part in pixels.split(_BATCH)])
+            self.pictures, self.embeds, self.negative = given, embeds, model.zero_embedding()
+            self.photographs = images is not None
+            return [_images_check(len(given), self.photographs, same_encoder(model.encoder_id, MINI_ENCODER))]
+
+        self._stage("sample images", run, model=self.model)
+        self._stage("embedding norms", encoder_checks.norm_checks, embeddings=self.embeds, negative=self.negative)
+
+    def load_decoder(self, name: str | Path, encoder: EncoderRef | None, steps: int | None) -> None:
+        def load() -> list[Check]:
+            decoder = KandinskyDecoder.from_pretrained(name, encoder=encoder, dtype=self.dtype, device=self.device)
+            self.settings = decoder.defaults if steps is None else decoder.settings(steps=steps)
+            self.decoder, self.scheduler = decoder, decoder_checks.stock_scheduler(name)
+            return [Check("decoder loads", True, decoder.decoder_id)]
+
+        self._stage("decoder loads", load)
+        self._stage("decoder inventory", decoder_checks.decoder_inventory, decoder=self.decoder, dtype=self.dtype)
+
+    def judge_decoder(self) -> None:
+        decoder, embeds, negative, settings = self.decoder, self.embeds, self.negative, self.settings
+        self._stage("scheduler", decoder_checks.scheduler_check, decoder=decoder, scheduler=self.scheduler)
+        self._stage("contract", decoder_checks.contract_check, decoder=decoder, embeddings=embeds, model=self.model)
+        first = None if embeds is None else embeds[:1]
+        self._stage(
+            "stock pipeline", decoder_checks.pipeline_check, decoder=decoder, scheduler=self.scheduler,
+            embeddings=first, negative=negative, settings=settings,
+        )  # fmt: skip
+        self._stage("denoising error", self._denoise, decoder=decoder, embeddings=embeds, settings=settings)
+        self._stage(
+            "round trip", lambda *needs: decoder_checks.round_trip_check(*needs, progress=self.progress),
+            model=self.model, decoder=decoder, embeddings=embeds, negative=negative, settings=settings,
+        )  # fmt: skip
+
+    def subject(self) -> dict[str, Any]:
+        """Return what was examined, as far as it could be loaded."""
+        told: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch.")}
+        if self.model is not None:
+            told["encoder"] = {"id": self.model.encoder_id, "fingerprint": self.model.fingerprint}
+        if self.decoder is not None and self.settings is not None:
+            told["decoder"] = {"id": self.decoder.decoder_id, "made_for": self.decoder.encoder_id}
+            told["settings"] = self.settings.to_dict()
+        return told
+
+    def _denoise(self, decoder: KandinskyDecoder, embeds: Tensor, settings: DecodeSettings) -> list[Check]:
+        size = settings.height, settings.width
+        spec = PreprocessSpec(size=size, mean=_HALF, std=_HALF, interpolation="bicubic", resize_mode="shortest")
+        pictures = preprocess(self.pictures or [], spec)
+        return decoder_checks.denoising_checks(decoder, pictures, embeds, photographs=self.photographs)
+
+    def _stage(self, name: str, check: Callable[..., list[Check]], **needs: Any) -> None:
+        self.bar.set_postfix_str(name)
+        missing = [need for need, value in needs.items() if value is None]
+        if missing:
+            note = f"It needs the {' and the '.join(missing)}, see above."
+            self.checks.append(Check(name, None, "not run", "", note))
+        else:
+            try:
+                self.checks += check(*needs.values())
+            except VitLensError as error:
+                message = " ".join(str(error).split())
+                self.checks.append(Check(name, False, type(error).__name__, "", message))
+        self.bar.update()
+
+
+def _images_check(n: int, given: bool, is_mini: bool) -> Check:
+    if given:
+        return Check("sample images", None, f"{n} images", "reported")
+    told = f"{n} held-out pictures of the mini world"
+    if is_mini:
+        return Check("sample images", None, told, "reported")
+    note = "They are no photographs, which this encoder was trained on: give photographs as images for a full verdict."
+    return Check("sample images", None, told, "photographs", note)
+
+
+def _command(
+    model: str | Path, decoder: str | Path, tag: Any, quick_gelu: bool | None, encoder: EncoderRef | None,
+    images: Sequence[Any] | None, dtype: torch.dtype, device: torch.device, steps: int | None,
+) -> str:  # fmt: skip
+    words = ["vit-lens", "doctor", *(str(image) for image in images or () if isinstance(image, (str, Path)))]
+    words += ["--model", str(model), "--decoder", str(decoder)]
+    said = {"--tag": tag, "--encoder": None if encoder is None else encoder_id_of(encoder), "--steps": steps}
+    for option, value in said.items():
+        words += [option, str(value)] if value is not None else []
+    if quick_gelu is not None:
+        words.append("--quick-gelu" if quick_gelu else "--no-quick-gelu")
+    return shlex.join([*words, "--dtype", str(dtype).removeprefix("torch."), "--device", str(device)])
