@@ -1,0 +1,56 @@
+"""The command line: a thin skin over the library."""
+
+__all__ = ["app", "main"]
+
+import logging
+import sys
+import warnings
+
+import typer
+
+from vit_lens.cli.checks import doctor
+from vit_lens.cli.mini import mini
+from vit_lens.cli.sweeps import demo, merge, reference, report, sweep
+from vit_lens.errors import VitLensError
+
+app = typer.Typer(
+    name="vit-lens",
+    help="See, as a picture, what every part of a CLIP vision transformer contributes.\n\n"
+    "Start with `vit-lens demo`: it needs no download.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (demo, sweep, report, reference, merge, doctor):
+    app.command()(command)
+app.add_typer(mini, name="mini")
+
+
+@app.callback()
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        from vit_lens import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line on the standard error stream, and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except VitLensError as error:
+        typer.secho(f"vit-lens: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("vit-lens: interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    typer.secho(f"vit-lens: warning: {message}", err=True, fg=typer.colors.YELLOW)

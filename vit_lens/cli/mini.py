@@ -1,0 +1,22 @@
+"""Commands for the embedded pair: train it again, from any seed."""
+
+__all__ = ["mini"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+mini = typer.Typer(help="The embedded pair: a small CLIP and a small decoder.", no_args_is_help=True)
+
+
+@mini.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Directory for the pair; run again to go on after an interruption.")],
+    seed: Annotated[int, typer.Option(help="Of weights, images and their order.")] = 0,
+) -> None:
+    """Train the pair from scratch on the procedural world: about two hours on two CPU cores."""
+    from vit_lens.mini.train import train_pair
+
+    train_pair(out, seed)
+    typer.echo(f"pair: {out}")

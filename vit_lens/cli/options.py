@@ -1,0 +1,111 @@
+"""How models, lenses and images are named on the command line."""
+
+__all__ = ["DEFAULT_LENSES", "Device", "Dtype", "find_images", "parse_lens", "parse_shard", "split_list", "torch_dtype"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vit_lens.errors import ImageError, LensError, VitLensError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_lens.lenses import Lens
+    from vit_lens.reference import ReferenceMeans
+
+DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
+_LENSES = ("diffusion", "dsl", "dsl-mean")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(_DTYPES)}.")]
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """Return a torch dtype by name.
+
+    Raises:
+        VitLensError: It is none of those offered.
+    """
+    import torch
+
+    if name not in _DTYPES:
+        raise VitLensError(f"no dtype {name!r}; nearest: {nearest(name, _DTYPES)}")
+    return getattr(torch, name)
+
+
+def parse_lens(text: str, reference: "ReferenceMeans | None") -> "Lens":
+    """Read ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1`` or ``dsl-mean:alpha=5``.
+
+    Raises:
+        LensError: The text is none of these, or ``dsl-mean`` has no reference means.
+    """
+    from vit_lens.lenses import DiffusionLens, DiffusionSteeringLens
+
+    name, _, rest = text.strip().partition(":")
+    if name not in _LENSES:
+        raise LensError(
+            f"no lens {name!r}; nearest: {nearest(name, _LENSES)}. Write diffusion, dsl:alpha=10, dsl-mean:alpha=5"
+        )
+    if name == "diffusion":
+        if rest:
+            raise LensError(f"lens {text!r}: the Diffusion Lens has no settings")
+        return DiffusionLens()
+    key, _, value = rest.partition("=")
+    if key not in ("alpha", "share"):
+        raise LensError(f"lens {text!r}: give its strength as {name}:alpha=NUMBER or {name}:share=NUMBER")
+    try:
+        strength = float(value)
+    except ValueError:
+        raise LensError(f"lens {text!r}: {value!r} is not a number") from None
+    if name == "dsl":
+        return DiffusionSteeringLens(**{key: strength})  # pyright: ignore[reportArgumentType]
+    if reference is None:
+        raise LensError(
+            "dsl-mean needs reference means of this model: make them once with `vit-lens reference IMAGES... --model "
+            "MODEL --out means.safetensors`, then pass --reference means.safetensors"
+        )
+    return DiffusionSteeringLens(**{key: strength}, anchor="mean", reference=reference)  # pyright: ignore[reportArgumentType]
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return files, and the images in folders, in order of name.
+
+    Raises:
+        ImageError: A path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            if not inside:
+                raise ImageError(f"the folder {path} holds no image ({', '.join(sorted(_SUFFIXES))})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ImageError(f"no such file or folder: {path}")
+    return found
+
+
+def split_list(items: Sequence[str]) -> list[str]:
+    """Split repeated and comma-separated values."""
+    return [part.strip() for item in items for part in item.split(",") if part.strip()]
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Read ``0/4``.
+
+    Raises:
+        VitLensError: The text is not of that form.
+    """
+    if text is None:
+        return None
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdigit() and second.isdigit()):
+        raise VitLensError(f"--shard {text!r}: write I/N, for example 0/4 for the first of four")
+    return int(first), int(second)

@@ -1,0 +1,190 @@
+"""Commands that make and show records: demo, sweep, report, reference, merge."""
+
+__all__ = ["demo", "merge", "reference", "report", "sweep"]
+
+import shlex
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_lens.cli.options import (
+    DEFAULT_LENSES,
+    Device,
+    Dtype,
+    find_images,
+    parse_lens,
+    parse_shard,
+    split_list,
+    torch_dtype,
+)
+
+Model = Annotated[
+    str,
+    typer.Option(help="mini, an open_clip name, a Hugging Face id (owner/name[:subfolder]) or a local directory."),
+]
+Tag = Annotated[str | None, typer.Option(help="For an open_clip name: its pretrained tag, or a checkpoint file.")]
+QuickGelu = Annotated[
+    bool | None,
+    typer.Option(
+        "--quick-gelu/--gelu", help="Activation of a local open_clip checkpoint, where its name leaves it open."
+    ),
+]
+_DEMO_SITES = ["L0.resid_pre", "resid_post", "heads", "attn", "mlp"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for the record and its page.")] = Path("vit-lens-demo"),
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Sweep bundled images on the embedded pair and write a page. Needs no download, about a minute on a laptop."""
+    from vit_lens import DiffusionLens, DiffusionSteeringLens, HookedViT, KandinskyDecoder, ReferenceMeans
+    from vit_lens.mini.shipped import mini_labels, sample_images
+    from vit_lens.sweeping import sweep as run
+
+    model = HookedViT.from_pretrained("mini")
+    decoder = KandinskyDecoder.from_pretrained("mini")
+    steering = DiffusionSteeringLens(alpha=5.0, anchor="mean", reference=ReferenceMeans.load("mini"))
+    record = run(
+        model, decoder, sample_images(), lens=[steering, DiffusionLens()], sites=_DEMO_SITES, out=out, batch_size=64,
+        labels=mini_labels(), progress=True, command=_command(), notes=[_MINI_NOTE],
+    )  # fmt: skip
+    _page(record.path, open_page)
+
+
+def sweep(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Model = "mini",
+    tag: Tag = None,
+    quick_gelu: QuickGelu = None,
+    decoder: Annotated[
+        str, typer.Option(help="mini, a Hub id, a local directory, or none for embeddings and numbers alone.")
+    ] = "mini",
+    encoder: Annotated[
+        str | None, typer.Option(help="Which encoder the decoder was made for, where its files do not say it.")
+    ] = None,
+    lens: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free). Repeat for several; each reads "
+            f"the sites it is defined on. Default: {' and '.join(DEFAULT_LENSES)}."
+        ),
+    ] = None,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="L3H4, L3.attn, L3.mlp, L3.resid_post; groups: heads, attn, mlp, resid_post. Commas or repeat."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Reference means for dsl-mean (`vit-lens reference`); mini has its own.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the record: new, empty, or this same sweep's.")] = Path(
+        "vit-lens-out"
+    ),
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the decoder's own by default.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="Part of the steps with guidance, for example 0 0.6.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm++.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width of the pictures.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Decoder noise seed; repeat to draw every site with each.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures decoded together.")] = 32,
+    controls: Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")] = False,
+    shard: Annotated[str | None, typer.Option(help="I/N: only the I-th of N parts of the images.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
+) -> None:
+    """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
+    from vit_lens import HookedViT, KandinskyDecoder, ReferenceMeans
+    from vit_lens.identity import MINI_ENCODER
+    from vit_lens.mini.shipped import mini_labels
+    from vit_lens.sweeping import sweep as run
+
+    found = find_images(images)
+    part = parse_shard(shard)
+    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, dtype=torch_dtype(dtype), device=device)
+    is_mini = vit.encoder_id == MINI_ENCODER
+    specs = split_list(lens or ()) or list(DEFAULT_LENSES)
+    needs_means = any(spec.startswith("dsl-mean") for spec in specs)
+    means = ReferenceMeans.load(reference or "mini") if reference or (needs_means and is_mini) else None
+    lenses = [parse_lens(spec, means) for spec in specs]
+    drawer = None
+    if decoder != "none":
+        drawer = KandinskyDecoder.from_pretrained(decoder, encoder=encoder, dtype=torch_dtype(dtype), device=device)
+    chosen = {
+        "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "scheduler": scheduler,
+        "height": size, "width": size,
+    }  # fmt: skip
+    settings = drawer and drawer.settings(**{k: v for k, v in chosen.items() if v is not None})
+    record = run(
+        vit, drawer, found, lens=lenses[0] if len(lenses) == 1 else lenses,
+        sites=split_list(sites or ()) or _DEMO_SITES, out=out, settings=settings, seeds=seed or None,
+        batch_size=batch_size, controls=controls, labels=mini_labels() if is_mini else None, shard=part, progress=True,
+        command=_command(), notes=[_MINI_NOTE] if is_mini else [],
+    )  # fmt: skip
+    if page and drawer is not None:
+        _page(record.path, False)
+    else:
+        typer.echo(f"record: {record.path}")
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="Directory of a record.")],
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write the page of a record, finished or not: report.html, which needs no network."""
+    _page(directory, open_page)
+
+
+def reference(
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders: a few hundred that are not studied.")],
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
+    model: Model = "mini",
+    tag: Tag = None,
+    quick_gelu: QuickGelu = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+) -> None:
+    """Average a model's activations over images: the means that the leak-free lens (dsl-mean) starts from."""
+    from vit_lens import HookedViT, ReferenceMeans
+
+    found = find_images(images)
+    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, dtype=torch_dtype(dtype), device=device)
+    means = ReferenceMeans.from_images(vit, found, progress=True)
+    typer.echo(f"means of {means.n} images: {means.save(out)}")
+
+
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Directories that were swept with --shard.")],
+    out: Annotated[Path, typer.Option(help="Directory of the whole record.")],
+) -> None:
+    """Join the parts of a divided sweep into one record, with its page."""
+    from vit_lens.records import merge as join
+
+    _page(join(shards, out).path, False)
+
+
+_MINI_NOTE = (
+    "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
+    "Nothing here is known for larger models."
+)
+
+
+def _page(directory: Path, open_page: bool) -> None:
+    from vit_lens.report import write_report
+
+    page = write_report(directory)
+    typer.echo(f"page: {page}")
+    if open_page:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _command() -> str:
+    return shlex.join(["vit-lens", *sys.argv[1:]])
