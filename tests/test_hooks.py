@@ -100,6 +100,11 @@ def test_a_hook_that_cannot_fire_raises(vit, pixels):
         vit.run_with_hooks(pixels, fwd_hooks=[("blocks.2.hook_mlp_out", keep)], stop_at_layer=2)
     with pytest.raises(UnfiredHookError, match="cannot be cached: stop_at_layer=-2"):
         vit.run_with_cache(pixels, names_filter="hook_image_embeds", stop_at_layer=-2)
+    with (
+        pytest.raises(UnfiredHookError, match="cannot fire"),
+        vit.hooks(bwd_hooks=[("blocks.2.hook_mlp_out", keep)]),
+    ):
+        vit(pixels, stop_at_layer=1)
     with pytest.raises(UnfiredHookError, match="reset_hooks_end=False"):
         vit.run_with_hooks(pixels, bwd_hooks=[("hook_embed", keep)])
 
@@ -138,6 +143,7 @@ def test_stop_at_layer_returns_the_residual(vit, pixels):
 
 def test_pos_slice_leaves_pooled_activations_whole(readout_vit):
     from vit_lens import DiffusionLens
+    from vit_lens.errors import LensError
 
     model, _ = readout_vit
     model.set_use_attn_result(True)
@@ -155,6 +161,8 @@ def test_pos_slice_leaves_pooled_activations_whole(readout_vit):
         else:
             assert torch.equal(cut[name], full[name][:, 1:4]), name
     assert DiffusionLens().embed(full, "L0H0").shape == (4, 1, 10)
+    with pytest.raises(LensError, match="cut by pos_slice"):
+        DiffusionLens().embed(cut, "L0H0")
 
 
 def test_the_cache_knows_short_names_and_its_model(vit, pixels):
@@ -182,12 +190,43 @@ def test_remove_batch_dim(vit, pixels):
         DiffusionLens().embed(cache, "L0H0")
 
 
+def test_quiet_ways_into_the_cache_are_closed(vit, pixels):
+    from vit_lens.errors import UnknownHookError, VitLensError
+
+    with pytest.raises(UnknownHookError, match="nearest: 'hook_embed'"):
+        vit.add_caching_hooks(names_filter="hook_embd")
+    with pytest.raises(VitLensError, match="rows='cut'; expected 'all' or 'readout'"):
+        vit.run_with_cache(pixels, rows="cut")
+    with pytest.raises(VitLensError, match="needs one image, not 3"):
+        vit.run_with_cache(pixels=pixels, remove_batch_dim=True)
+    kept = vit.add_caching_hooks(names_filter="blocks.1.hook_mlp_out")
+    vit(pixels)
+    vit.reset_hooks()
+    assert set(kept) == {"blocks.1.hook_mlp_out"} and not vit.list_hooks()
+
+
+def test_part_of_a_batch_keeps_its_model(vit, pixels):
+    from vit_lens import DiffusionLens
+
+    _, cache = vit.run_with_cache(pixels, rows="readout")
+    part = cache.apply_slice_to_batch_dim((1, 3))
+    lens = DiffusionLens()
+    assert (lens.embed(part, "L1H2") - lens.embed(cache, "L1H2")[1:]).abs().max() < 1e-12
+
+
+def test_accumulated_bias_completes_the_decomposition(vit, pixels):
+    _, cache = vit.run_with_cache(pixels)
+    parts = cache.get_full_resid_decomposition(expand_neurons=False)
+    assert (parts.sum(0) - cache["resid_post", 2]).abs().max() < 1e-12
+    assert vit.b_U.shape == (13,) and vit.accumulated_bias(1, mlp_input=True).shape == (35,)
+
+
 def test_a_readout_cache_is_small_and_equal(readout_vit):
     model, _ = readout_vit
     x = torch.randn(4, 3, 21, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     _, full = model.run_with_cache(x)
     _, small = model.run_with_cache(x, rows="readout")
-    assert len(small.keys()) == 1 + 5 * 3
+    assert len(small.keys()) == 6 * 3
     for name in small.keys():
         assert (small[name] - full.readout(name)).abs().max() < 1e-12, name  # fused and open attention
     rows = {"cls": 1, "patches": 9, "pooled": 1}[model.cfg.readout]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomize
@@ -202,7 +203,7 @@ def test_placebo_has_the_norm_of_the_site_and_none_of_its_direction(vit, pixels,
             seen["real"] = outputs if origin is None else outputs - origin
             return outputs
 
-        lens._embed(cache, lens.check_sites(cache, sites), spy)
+        lens._embed(cache, lens.check_sites(cache.model, sites), spy)
         original, lens_read = lens._read, {}
 
         def read(cache, sites, outputs, original=original, lens=lens, lens_read=lens_read):
@@ -220,7 +221,7 @@ def test_placebo_has_the_norm_of_the_site_and_none_of_its_direction(vit, pixels,
             seen["real"].flatten(2), lens_read["placebo"].flatten(2), dim=-1
         )
         assert cosines.abs().mean() < 0.3
-    assert site_outputs(cache, lens.check_sites(cache, ["L0H1"])).shape == (3, 1, 1, 35)
+    assert site_outputs(cache, lens.check_sites(cache.model, ["L0H1"])).shape == (3, 1, 1, 35)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +275,36 @@ def test_a_silent_site_has_no_direction_to_match(hf_tower, pixels):
     assert torch.isfinite(DiffusionSteeringLens(alpha=3.0).embed(cache, "L1H3")).all()
 
 
+def test_a_deviation_of_rounding_has_no_direction_to_match(vit, pixels):
+    """The reference is the image itself: what is left of h - mu_h is noise, and is not amplified."""
+    from vit_lens import DiffusionSteeringLens, ReferenceMeans
+    from vit_lens.errors import LensError
+
+    own = ReferenceMeans.from_images(vit, pixels[:1])
+    _, cache = vit.run_with_cache(pixels[:1], rows="readout")
+    for site in ("L0H0", "L1.attn", "L2.mlp"):
+        with pytest.raises(LensError, match="writes nothing for image 0"):
+            DiffusionSteeringLens(share=1.0, anchor="mean", reference=own).embed(cache, site)
+
+
+def test_an_edit_of_the_residual_itself_is_read(vit, pixels):
+    """Closed form and hooks agree about a residual that the user's own hook has changed."""
+    from vit_lens import DiffusionLens
+
+    def shift(resid, hook):
+        return resid + torch.linspace(-1, 1, resid.shape[-1], dtype=resid.dtype) ** 3
+
+    mine = [("blocks.2.hook_resid_pre", shift)]
+    for rows in ("all", "readout"):
+        with vit.hooks(mine):
+            _, cache = vit.run_with_cache(pixels, rows=rows)
+        closed = DiffusionLens().embed(cache, "L2.resid_pre")[:, 0]
+        hooked = vit.run_with_hooks(pixels, fwd_hooks=mine + DiffusionLens().hooks(cache, "L2.resid_pre"))
+        assert (hooked - closed).abs().max() < TOLERANCE
+        unedited = DiffusionLens().embed(vit.run_with_cache(pixels)[1], "L2.resid_pre")[:, 0]
+        assert (closed - unedited).abs().max() > 1e-3
+
+
 def test_hooks_refuse_another_batch(vit, pixels):
     from vit_lens import DiffusionSteeringLens
     from vit_lens.errors import LensError
@@ -288,7 +319,7 @@ def test_hooks_refuse_another_batch(vit, pixels):
 
 
 def test_reference_means_round_trip_and_refuse_other_weights(vit, hf_tower, pixels, means, tmp_path):
-    from vit_lens import DiffusionSteeringLens, HookedViT, ReferenceMeans
+    from vit_lens import DiffusionSteeringLens, HookedViT, PreprocessSpec, ReferenceMeans
     from vit_lens.errors import ReferenceMismatchError, VitLensError
 
     loaded = ReferenceMeans.load(means.save(tmp_path / "means.safetensors"))
@@ -297,6 +328,14 @@ def test_reference_means_round_trip_and_refuse_other_weights(vit, hf_tower, pixe
     _, cache = other.run_with_cache(pixels)
     with pytest.raises(ReferenceMismatchError, match="were made with"):
         DiffusionSteeringLens(alpha=2.0, anchor="mean", reference=loaded).embed(cache, "L0H0")
+    one = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    spec = PreprocessSpec(
+        size=(22, 22), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", resize_mode="shortest"
+    )
+    vit.preprocess_spec = spec
+    assert ReferenceMeans.from_images(vit, one).n == 1
+    assert torch.equal(ReferenceMeans.from_images(vit, one).z, ReferenceMeans.from_images(vit, [one]).z)
+    vit.preprocess_spec = None
     with pytest.raises(VitLensError, match="no reference means at"):
         ReferenceMeans.load(tmp_path / "absent.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "means.safetensors").read_bytes()[:-100])
@@ -324,11 +363,23 @@ def test_many_sites_are_read_in_parts(vit, pixels, means, monkeypatch):
         monkeypatch.undo()
 
 
+def test_one_run_serves_every_site(vit, pixels, means, monkeypatch):
+    """All sites of all lenses come from the cached run; the model is not run again."""
+    _, cache = vit.run_with_cache(pixels, rows="readout")
+    monkeypatch.setattr(type(vit), "forward", None)
+    for lens in lenses(means):
+        assert lens.embed(cache, submodules(vit)).shape == (3, 21, 13)
+
+
 def test_half_precision_is_read_in_float32(hf_tower):
     from vit_lens import DiffusionSteeringLens, HookedViT
+    from vit_lens.cache import ViTActivationCache
 
     model = HookedViT.from_module(hf_tower).requires_grad_(False).bfloat16()
     x = torch.randn(2, 3, 22, 22, generator=torch.Generator().manual_seed(0)).bfloat16()
     _, cache = model.run_with_cache(x, rows="readout")
-    embeds = DiffusionSteeringLens(alpha=400.0).embed(cache, submodules(model))
-    assert embeds.dtype == torch.float32 and torch.isfinite(embeds).all()
+    lens = DiffusionSteeringLens(alpha=400.0)
+    embeds = lens.embed(cache, submodules(model))
+    wide = ViTActivationCache({k: v.double() for k, v in cache.items()}, model.double(), rows="readout")
+    assert embeds.dtype == torch.float32
+    assert (embeds - lens.embed(wide, submodules(model))).abs().max() < 1e-4

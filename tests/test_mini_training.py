@@ -29,6 +29,20 @@ def trained(tmp_path_factory):
     return out, train_pair(out, 0, encoder=ENCODER, movq=MOVQ, unet=UNET, n_workers=1, n_images=20, n_decoded=4)
 
 
+def test_a_trained_pair_fits_itself_and_no_other(trained):
+    """The decoder accepts its own encoder, by the path that a user gives, and refuses the shipped one."""
+    from vit_lens import HookedViT, KandinskyDecoder, ReferenceMeans
+    from vit_lens.errors import ContractError
+
+    pair = trained[0] / "pair"
+    model = HookedViT.from_pretrained(pair / "encoder")
+    decoder = KandinskyDecoder.from_pretrained(pair / "decoder", encoder=model)
+    decoder.check(model.zero_embedding(), encoder=model)
+    assert ReferenceMeans.load(pair / "reference_means.safetensors").check(model).n == 512
+    with pytest.raises(ContractError, match="vit_lens/mini"):
+        KandinskyDecoder.from_pretrained(pair / "decoder", encoder="vit_lens/mini")
+
+
 def _bank():
     generator = torch.Generator().manual_seed(0)
     return {

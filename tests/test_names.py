@@ -1,6 +1,7 @@
 """Sites are read as researchers write them, and what is wrong with one is said."""
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -85,4 +86,5 @@ def test_fingerprint_follows_the_content(vit):
     assert same.bfloat16().fingerprint == vit.fingerprint == same.float().fingerprint
     same.blocks[1].mlp.b_out[0] += 0.05
     assert same.fingerprint != vit.fingerprint
+    assert len(fingerprint({"large": torch.zeros(27_525_120, dtype=torch.bfloat16)})) == 16  # past float32's integers
     assert fingerprint({"a": vit.embed.W_E}) != fingerprint({"b": vit.embed.W_E})

@@ -128,33 +128,60 @@ def test_controls_differ_from_sites_and_seeds_from_each_other(record):
     assert record.picture(rows[3][0]).tobytes() != record.picture(rows[0][0]).tobytes()
 
 
-def test_a_killed_sweep_goes_on_to_the_same_bits(record, model, decoder, images, lenses, tmp_path, monkeypatch):
-    from vit_lens.records import RecordWriter
+@pytest.mark.parametrize("kill_at", [1, 2, 4, 5, 6, 9, 14, 15, 16, 17, 40, 60])
+def test_killed_at_any_write_a_sweep_goes_on_to_the_same_bits(
+    record, model, decoder, images, lenses, tmp_path, monkeypatch, kill_at
+):
+    """Killed before or after the given write of a file, twice, with a checkpoint after every batch."""
+    import vit_lens.files
+    import vit_lens.records.writer
+    import vit_lens.sweeping.stages as stages
 
-    done = []
+    original, writes, out = vit_lens.files.write_atomic, [], tmp_path / "out"
 
-    def write_and_die(self, row, picture, original=RecordWriter.write_picture):
-        done.append(row)
-        if len(done) in (4, 30):
+    def write(path, data):
+        writes.append(path)
+        if len(writes) == kill_at:
             raise KeyboardInterrupt
-        return original(self, row, picture)
+        original(path, data)
+        if len(writes) == 2 * kill_at:
+            raise KeyboardInterrupt
 
-    out = tmp_path / "out"
-    monkeypatch.setattr(RecordWriter, "write_picture", write_and_die)
+    monkeypatch.setattr(vit_lens.files, "write_atomic", write)
+    monkeypatch.setattr(vit_lens.records.writer, "write_atomic", write)
+    monkeypatch.setattr(stages, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(stages, "_CHECKPOINT_SHARE", 0)
+    kept = {}
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(model, decoder, images[:2], lenses, out)
-    finished = contents(out / "pictures")
-    assert 20 < len(finished) < 40
+        finished = contents(out / "pictures") if (out / "pictures").exists() else {}
+        assert all(finished[name] == data for name, data in kept.items())
+        kept = finished
     run(model, decoder, images[:2], lenses, out)
     assert contents(out) == contents(record.path)
-    assert all(contents(out / "pictures")[name] == data for name, data in finished.items())
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    assert all(contents(out / "pictures")[name] == data for name, data in kept.items())
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix in (".png", ".csv", ".safetensors")}
     run(model, decoder, images[:2], lenses, out)
-    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_one_process_at_a_time(model, decoder, images, lenses, record):
+    from vit_lens.errors import OutputError
+    from vit_lens.files import exclusive
+
+    with (
+        exclusive(record.path),
+        pytest.raises(OutputError, match="another process is writing"),
+        exclusive(record.path),
+    ):
+        pass
 
 
 def test_another_sweep_is_refused_its_directory(record, model, decoder, images, lenses, tmp_path):
+    from dataclasses import replace
+
+    from vit_lens import DiffusionSteeringLens, ReferenceMeans
     from vit_lens.errors import RecordError
 
     before = contents(record.path)
@@ -162,6 +189,17 @@ def test_another_sweep_is_refused_its_directory(record, model, decoder, images, 
         run(model, decoder, images[:2], lenses, record.path, seeds=[4, 0])
     with pytest.raises(RecordError, match="another sweep"):
         run(model, decoder, images[:2], lenses[1], record.path)
+    others = ReferenceMeans.from_images(model, [images[0], images[2]])
+    changed = DiffusionSteeringLens(alpha=4.0, anchor="mean", reference=others)
+    with pytest.raises(RecordError, match=r"lenses\[0\].reference_content"):
+        run(model, decoder, images[:2], [changed, lenses[1]], record.path)
+    spec = model.preprocess_spec
+    model.preprocess_spec = replace(spec, mean=(0.1, 0.2, 0.3))
+    try:
+        with pytest.raises(RecordError, match=r"model.preprocess.mean"):
+            run(model, decoder, images[:2], lenses, record.path)
+    finally:
+        model.preprocess_spec = spec
     assert contents(record.path) == before
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(RecordError, match="not empty and holds no record"):
@@ -209,6 +247,7 @@ def test_a_decoder_of_another_encoder_is_refused(model, images, lenses, tmp_path
         (dict(batch_size=0), "VitLensError", "at least 1"),
         (dict(seeds=[1, 1]), "VitLensError", "different seeds"),
         (dict(shard=(2, 2)), "VitLensError", "0 <= i < n"),
+        (dict(seeds=[-1]), "DecoderError", "seed must be a whole number >= 0"),
     ],
 )
 def test_wrong_arguments_leave_nothing_behind(model, decoder, images, lenses, tmp_path, change, error, message):
@@ -224,6 +263,7 @@ def test_residual_sites_need_a_lens_that_reads_them(model, decoder, images, lens
 
     with pytest.raises(LensError, match="is the stream itself"):
         run(model, decoder, images, lenses[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(LensError, match=r"none of the lenses is defined on L0\.resid_pre"):
         run(model, decoder, images, [lenses[0]], tmp_path / "out")
 
@@ -250,5 +290,7 @@ def test_labels_name_the_nearest_text():
         "colour red, shape ring",
         "colour green, shape star",
     ]
+    labels = ZeroShotLabels(labels.names, labels.embeds, {"shape": ("colour", "green")})
+    assert labels.label(torch.tensor([[9.0, 0, 1], [0, 1, 4.0]])) == ["colour red", "colour green, shape star"]
     with pytest.raises(VitLensError, match="2 names need as many"):
         ZeroShotLabels({"colour": ("red", "green")}, {"colour": torch.zeros(1, 3)})

@@ -13,7 +13,7 @@ from vit_lens.errors import LensError, UnknownHookError, nearest
 if TYPE_CHECKING:
     from vit_lens.model import HookedViT
 
-Rows = Literal["all", "readout"]
+Rows = Literal["all", "readout", "cut"]
 
 
 class ViTActivationCache(ActivationCache):
@@ -21,7 +21,7 @@ class ViTActivationCache(ActivationCache):
 
     Attributes:
         model: The model.
-        rows: ``all`` positions, or only those that the model's ``readout`` uses.
+        rows: ``all`` positions, only those that the model's ``readout`` uses, or ``cut`` by ``pos_slice``.
     """
 
     model: "HookedViT"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -44,12 +44,22 @@ class ViTActivationCache(ActivationCache):
             name = str(error.args[0]) if error.args else str(key)
             raise UnknownHookError(f"the cache holds no {name!r}; nearest: {nearest(name, self.cache_dict)}") from None
 
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ViTActivationCache":
+        """Return the cache of some of the images; see ``ActivationCache.apply_slice_to_batch_dim``."""
+        sliced = super().apply_slice_to_batch_dim(batch_slice)
+        return ViTActivationCache(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim, rows=self.rows)
+
     def readout(self, name: str) -> Float[Tensor, "batch row *axes"]:
         """Return an activation at the positions that the read-out uses.
 
         Raises:
-            LensError: The cache has lost its batch axis.
+            LensError: The cache has lost its batch axis, or positions.
         """
+        if self.rows == "cut":
+            raise LensError(
+                "the cache was cut by pos_slice, so the read-out rows may be missing; lenses need a cache without "
+                "pos_slice, or with rows='readout'"
+            )
         if not self.has_batch_dim:
             raise LensError("the cache has no batch axis; lenses need one (leave remove_batch_dim=False)")
         value = self[name]

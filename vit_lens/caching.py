@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.cache import Rows, ViTActivationCache
 from vit_lens.config import HookedViTConfig
@@ -30,7 +30,9 @@ _SWITCH = {  # gated points, and the switch that turns each on for every run
 }
 _POOLED = ("hook_pooled", "hook_image_embeds")
 _PER_QUERY = ("hook_attn_scores", "hook_pattern")
-_READOUT_PARTS = ("attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+_READOUT_PARTS = (
+    "hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post",
+)  # fmt: skip
 
 
 class CachingRootModule(LoudHookedRootModule):
@@ -77,14 +79,14 @@ class CachingRootModule(LoudHookedRootModule):
             UnknownHookError: ``names_filter`` selects nothing.
             UnfiredHookError: It names a point behind ``stop_at_layer``.
         """
+        if rows not in ("all", "readout"):
+            raise VitLensError(f"rows={rows!r}; expected 'all' or 'readout'")
         if rows == "readout":
             if pos_slice is not None or names_filter is not None or remove_batch_dim:
                 raise VitLensError(
                     "rows='readout' keeps a fixed set; leave names_filter, pos_slice and remove_batch_dim"
                 )
             names_filter = self._readout_names(model_kwargs.get("stop_at_layer"))
-        if remove_batch_dim and model_args and len(model_args[0]) != 1:
-            raise VitLensError(f"remove_batch_dim=True needs one image, not {len(model_args[0])}")
         names = self._names_to_cache(names_filter, model_kwargs.get("stop_at_layer"))
         cache, fwd, bwd = self.get_caching_hooks(
             names, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice, rows=rows
@@ -96,7 +98,8 @@ class CachingRootModule(LoudHookedRootModule):
         if not return_cache_object:
             return out, cache
         model = cast("HookedViT", self)
-        return out, ViTActivationCache(cache, model, has_batch_dim=not remove_batch_dim, rows=rows)
+        held = rows if pos_slice is None else "cut"
+        return out, ViTActivationCache(cache, model, has_batch_dim=not remove_batch_dim, rows=held)
 
     def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -120,11 +123,29 @@ class CachingRootModule(LoudHookedRootModule):
             elif pos_slice is not None and (axis := self.pos_axis(name)) is not None:
                 value = cut.apply(value, dim=axis)
             value = value if device is None else value.to(device)
+            if remove_batch_dim and len(value) != 1:
+                raise VitLensError(f"remove_batch_dim=True needs one image, not {len(value)}")
             cache[name + suffix] = value[0] if remove_batch_dim else value
 
         names = self.select_names(names_filter) or self._names_to_cache(None, None)
         fwd = [(name, partial(save, suffix="")) for name in names]
         return cache, fwd, [(name, partial(save, suffix="_grad")) for name in names] if incl_bwd else []
+
+    def add_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        names_filter: Name | Sequence[str] | None = None,
+        incl_bwd: bool = False,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Add hooks that fill a dict in every run until ``reset_hooks``; see ``HookedRootModule``."""
+        cache, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+        for name, hook in fwd:
+            self.add_hook(name, hook, "fwd")
+        for name, hook in bwd:
+            self.add_hook(name, hook, "bwd")
+        return cache
 
     def pos_axis(self, name: str) -> int | None:
         """Return the axis of token positions of a hook point's activation, or None if it is pooled."""
@@ -175,7 +196,7 @@ class CachingRootModule(LoudHookedRootModule):
 
     def _readout_names(self, stop_at_layer: int | None) -> list[str]:
         layers = range(self.n_blocks_until(stop_at_layer))
-        return ["blocks.0.hook_resid_pre"] + [f"blocks.{layer}.{part}" for layer in layers for part in _READOUT_PARTS]
+        return [f"blocks.{layer}.{part}" for layer in layers for part in _READOUT_PARTS]
 
 
 def reached(name: str, *, n_blocks: int | None) -> bool:

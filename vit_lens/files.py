@@ -1,13 +1,14 @@
 """Files that are whole or absent: every write goes to a temporary file beside the target, then takes its name."""
 
-__all__ = ["clear_temporary", "make_directory", "save_tensors", "write_atomic"]
+__all__ = ["clear_temporary", "exclusive", "make_directory", "save_tensors", "write_atomic"]
 
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -48,6 +49,20 @@ def clear_temporary(path: Path) -> None:
     for leftover in [*path.glob(f"{_TEMP_PREFIX}*.tmp"), *path.glob(f"*/{_TEMP_PREFIX}*.tmp")]:
         with contextlib.suppress(OSError):
             leftover.unlink()
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a directory against other processes; OutputError if one of them holds it."""
+    lock = FileLock(directory / ".vit_lens.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"another process is writing {directory}; wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:

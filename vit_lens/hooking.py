@@ -8,6 +8,7 @@ __all__ = ["LoudHookedRootModule", "is_hooked"]
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -43,7 +44,8 @@ class _Guard:
         return result
 
     def __repr__(self) -> str:
-        return repr(self.hook)
+        # The arguments of a partial can be large tensors, and TransformerLens asks for this at every add_hook.
+        return f"partial({self.hook.func!r}, ...)" if isinstance(self.hook, partial) else repr(self.hook)
 
 
 class LoudHookedRootModule(HookedRootModule):
@@ -98,12 +100,10 @@ class LoudHookedRootModule(HookedRootModule):
             guard = _Guard(hook, point_name, dir)
             self.check_and_add_hook(point, point_name, guard, dir, is_permanent, level, prepend)
 
-    def _enable_hook(self, name: Name, hook: Callable, dir: Direction) -> list[_Guard]:
-        guards = []
+    def _enable_hook(self, name: Name, hook: Callable, dir: Direction) -> None:
         for point_name, point in self.hook_points_named(name):
-            guards.append(hook if isinstance(hook, _Guard) else _Guard(hook, point_name, dir))
-            point.add_hook(guards[-1], dir=dir, level=self.context_level)
-        return guards
+            guard = hook if isinstance(hook, _Guard) else _Guard(hook, point_name, dir)
+            point.add_hook(guard, dir=dir, level=self.context_level)
 
     @contextmanager
     def hooks(
@@ -169,7 +169,7 @@ class LoudHookedRootModule(HookedRootModule):
         stuck = [
             name
             for name, point in self.hook_dict.items()
-            if any(not h.is_permanent for h in point.fwd_hooks) and not reachable(name)
+            if any(not h.is_permanent for h in [*point.fwd_hooks, *point.bwd_hooks]) and not reachable(name)
         ]
         if stuck:
             raise UnfiredHookError(f"hooks on {stuck[:4]}{'...' if len(stuck) > 4 else ''} cannot fire: {why}")

@@ -3,7 +3,7 @@
 __all__ = ["ZeroShotLabels"]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,10 +19,12 @@ class ZeroShotLabels:
     Attributes:
         names: Labels of each group, for example ``{"colour": ("red", "green")}``.
         embeds: Text embeddings of each group's labels, in the same order.
+        only_if: Groups that are named only if another group has a value, such as ``{"symbol": ("overlay", "yes")}``.
     """
 
     names: Mapping[str, Sequence[str]]
     embeds: Mapping[str, Float[Tensor, "label d_embed"]]
+    only_if: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for group, names in self.names.items():
@@ -31,11 +33,16 @@ class ZeroShotLabels:
 
     def label(self, image_embeds: Float[Tensor, "batch d_embed"]) -> list[str]:
         """Return one line per embedding: the best label of each group, by cosine."""
-        best = {
-            group: (F.normalize(image_embeds.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T)
-            .argmax(-1)
-            .tolist()
+        images = F.normalize(image_embeds.float(), dim=-1)
+        nearest = {
+            group: (images @ F.normalize(texts.float(), dim=-1).T).argmax(-1).tolist()
             for group, texts in self.embeds.items()
         }
-        lines = range(len(image_embeds))
-        return [", ".join(f"{group} {self.names[group][best[group][i]]}" for group in self.names) for i in lines]
+        return [
+            self._line({group: names[nearest[group][i]] for group, names in self.names.items()})
+            for i in range(len(image_embeds))
+        ]
+
+    def _line(self, best: Mapping[str, str]) -> str:
+        shown = [g for g in best if g not in self.only_if or best[self.only_if[g][0]] == self.only_if[g][1]]
+        return ", ".join(f"{group} {best[group]}" for group in shown)

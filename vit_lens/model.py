@@ -2,6 +2,7 @@
 
 __all__ = ["HookedViT"]
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,7 @@ class HookedViT(CachingRootModule):
     """
 
     cfg: HookedViTConfig
+    blocks: Sequence[TransformerBlock]
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class HookedViT(CachingRootModule):
         self.cfg = cfg
         self.preprocess_spec = preprocess_spec
         self._encoder_id = encoder_id
+        self._fingerprint: tuple[tuple, str] | None = None
         self.embed = Embed(cfg)
         self.hook_embed_raw = HookPoint()
         self.pos_embed = PosEmbed(cfg)
@@ -84,7 +87,7 @@ class HookedViT(CachingRootModule):
         self.ln_pre = PreNorm(cfg) if cfg.has_ln_pre else None
         self.hook_embed = HookPoint()
         self.hook_pos_embed = HookPoint()
-        self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))
+        self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))  # pyright: ignore[reportAttributeAccessIssue]
         self.ln_final = LayerNorm(cfg)
         self.hook_pooled = HookPoint()
         self.unembed = Unembed(cfg) if cfg.has_proj else None
@@ -172,7 +175,11 @@ class HookedViT(CachingRootModule):
     @property
     def fingerprint(self) -> str:
         """Sixteen digits that identify the weights by content (see ``vit_lens.identity.fingerprint``)."""
-        return fingerprint(self.state_dict())
+        state = self.state_dict()
+        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in state.values())
+        if self._fingerprint is None or self._fingerprint[0] != versions:
+            self._fingerprint = (versions, fingerprint(state))
+        return self._fingerprint[1]
 
     @property
     def encoder_id(self) -> str:
@@ -190,6 +197,22 @@ class HookedViT(CachingRootModule):
         if self.unembed is not None:
             return self.unembed.W_U
         return torch.eye(self.cfg.d_model, dtype=self.dtype, device=self.device)
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_embed"]:
+        """The bias of the projection: zero, since CLIP's has none."""
+        return torch.zeros(self.cfg.d_embed, dtype=self.dtype, device=self.device)
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """Return the sum of the biases written below a layer; with ``mlp_input`` also its own ``b_O``."""
+        total = torch.zeros(self.cfg.d_model, dtype=self.dtype, device=self.device)
+        for block in self.blocks[:layer]:
+            total = total + block.attn.b_O
+            if include_mlp_biases:
+                total = total + block.mlp.b_out
+        return total + self.blocks[layer].attn.b_O if mlp_input else total
 
     def set_use_attn_result(self, on: bool) -> None:
         """Compute ``hook_result`` (each head's output in the residual stream) in every run."""
@@ -314,5 +337,5 @@ class HookedViT(CachingRootModule):
         """
         wide = torch.promote_types(rows.dtype, torch.float32)
         weight, bias = self.ln_final.w.to(wide), self.ln_final.b.to(wide)
-        normed = nn.functional.layer_norm(rows.to(wide), weight.shape, weight, bias, self.cfg.eps)
+        normed = nn.functional.layer_norm(rows.to(self.device, wide), weight.shape, weight, bias, self.cfg.eps)
         return normed.mean(-2) @ self.W_U.to(wide)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vit_lens.errors import ReferenceMismatchError, VitLensError
 from vit_lens.files import save_tensors
+from vit_lens.identity import fingerprint
 from vit_lens.model import HookedViT
 
 _FORMAT = "vit_lens.reference_means.1"
@@ -54,7 +55,8 @@ class ReferenceMeans:
             ImageError: An image cannot be read.
             VitLensError: There are no images.
         """
-        images = [images] if isinstance(images, (str, Path)) else images
+        if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
+            images = [images]
         n = len(images)
         if n == 0:
             raise VitLensError("reference means need at least one image; a few hundred give stable ones")
@@ -66,7 +68,7 @@ class ReferenceMeans:
             with torch.no_grad():
                 _, cache = model.run_with_cache(pixels, rows="readout")
             for name in _names(model):
-                total = cache[name].double().sum(0)
+                total = cache[name].cpu().double().sum(0)  # float64 is not on every device
                 sums[name] = sums[name] + total if name in sums else total
         dtype = torch.promote_types(model.dtype, torch.float32)
         means = [(sums[name] / n).to(dtype) for name in _names(model)]
@@ -117,7 +119,7 @@ class ReferenceMeans:
         return save_tensors({"resid_pre": self.resid_pre, "z": self.z, "mlp_out": self.mlp_out}, Path(path), meta)
 
     def check(self, model: HookedViT) -> "ReferenceMeans":
-        """Return the means on the model's device if they are the model's own.
+        """Return the means if they are the model's own.
 
         Raises:
             ReferenceMismatchError: They were made with other weights.
@@ -125,9 +127,15 @@ class ReferenceMeans:
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
                 f"these reference means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
-                f"is {model.encoder_id} ({model.fingerprint}). Make its own: ReferenceMeans.from_images(model, images)"
+                f"is {model.encoder_id} ({model.fingerprint}), or has the same weights in another precision. Make its "
+                "own: ReferenceMeans.from_images(model, images)"
             )
         return self
+
+    @property
+    def content(self) -> str:
+        """Sixteen digits that identify the means by their values."""
+        return fingerprint({"resid_pre": self.resid_pre, "z": self.z, "mlp_out": self.mlp_out})
 
     def attn_out(self, model: HookedViT, layer: int) -> Float[Tensor, "row d_model"]:
         """Mean attention output of a layer: all heads and ``b_O``."""

@@ -13,6 +13,7 @@ from vit_lens.cli.mini import mini
 from vit_lens.cli.sweeps import demo, merge, reference, report, sweep
 from vit_lens.errors import VitLensError
 
+_INTERRUPTED = 130  # how typer leaves on Ctrl-C
 app = typer.Typer(
     name="vit-lens",
     help="See, as a picture, what every part of a CLIP vision transformer contributes.\n\n"
@@ -27,15 +28,21 @@ for command in (demo, sweep, report, reference, merge, doctor):
 app.add_typer(mini, name="mini")
 
 
-@app.callback()
-def _version(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(wanted: bool | None) -> None:
+    if wanted:
         from vit_lens import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool | None = typer.Option(
+        None, "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options before the command."""
 
 
 def main() -> None:
@@ -47,9 +54,10 @@ def main() -> None:
     except VitLensError as error:
         typer.secho(f"vit-lens: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("vit-lens: interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.secho("vit-lens: interrupted; run the same command again to go on", err=True)
+        raise
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vit_lens.cli.options import Device, Dtype, find_images, torch_dtype
+from vit_lens.cli.options import Device, Dtype, find_images, torch_device, torch_dtype
 from vit_lens.cli.sweeps import Model, QuickGelu, Tag
 
 
@@ -33,7 +33,7 @@ def doctor(
     found = find_images(image) if image else None
     result = examine(
         model, decoder, tag=tag, quick_gelu=quick_gelu, encoder=encoder, images=found, dtype=torch_dtype(dtype),
-        device=device, steps=steps, progress=True,
+        device=torch_device(device), steps=steps, progress=True,
     )  # fmt: skip
     typer.echo(result.to_text())
     if out is not None:

@@ -1,6 +1,16 @@
 """How models, lenses and images are named on the command line."""
 
-__all__ = ["DEFAULT_LENSES", "Device", "Dtype", "find_images", "parse_lens", "parse_shard", "split_list", "torch_dtype"]
+__all__ = [
+    "DEFAULT_LENSES",
+    "Device",
+    "Dtype",
+    "find_images",
+    "parse_lens",
+    "parse_shard",
+    "split_list",
+    "torch_device",
+    "torch_dtype",
+]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +31,7 @@ _LENSES = ("diffusion", "dsl", "dsl-mean")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 
-Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(_DTYPES)}.")]
 
 
@@ -36,6 +46,22 @@ def torch_dtype(name: str) -> "torch.dtype":
     if name not in _DTYPES:
         raise VitLensError(f"no dtype {name!r}; nearest: {nearest(name, _DTYPES)}")
     return getattr(torch, name)
+
+
+def torch_device(name: str) -> "torch.device":
+    """Return a torch device by name.
+
+    Raises:
+        VitLensError: There is no such device here.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise VitLensError(f"device {name!r} cannot be used here ({reason}); take --device cpu") from None
+    return torch.device(name)
 
 
 def parse_lens(text: str, reference: "ReferenceMeans | None") -> "Lens":

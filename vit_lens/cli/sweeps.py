@@ -18,8 +18,10 @@ from vit_lens.cli.options import (
     parse_lens,
     parse_shard,
     split_list,
+    torch_device,
     torch_dtype,
 )
+from vit_lens.errors import VitLensError
 
 Model = Annotated[
     str,
@@ -32,6 +34,8 @@ QuickGelu = Annotated[
         "--quick-gelu/--gelu", help="Activation of a local open_clip checkpoint, where its name leaves it open."
     ),
 ]
+# A quarter of the work of the decoder's own settings; the model card says what it costs.
+_DEMO_SETTINGS = {"steps": 5, "guidance": 1.0}
 _DEMO_SITES = ["L0.resid_pre", "resid_post", "heads", "attn", "mlp"]
 
 
@@ -48,8 +52,9 @@ def demo(
     decoder = KandinskyDecoder.from_pretrained("mini")
     steering = DiffusionSteeringLens(alpha=5.0, anchor="mean", reference=ReferenceMeans.load("mini"))
     record = run(
-        model, decoder, sample_images(), lens=[steering, DiffusionLens()], sites=_DEMO_SITES, out=out, batch_size=64,
-        labels=mini_labels(), progress=True, command=_command(), notes=[_MINI_NOTE],
+        model, decoder, sample_images(), lens=[steering, DiffusionLens()], sites=_DEMO_SITES, out=out,
+        settings=decoder.settings(**_DEMO_SETTINGS), batch_size=64,
+        controls=True, labels=mini_labels(), progress=True, command=_command(), notes=[_MINI_NOTE],
     )  # fmt: skip
     _page(record.path, open_page)
 
@@ -102,31 +107,40 @@ def sweep(
     page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
 ) -> None:
     """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
-    from vit_lens import HookedViT, KandinskyDecoder, ReferenceMeans
+    from vit_lens import HookedViT, KandinskyDecoder, ReferenceMeans, Site
     from vit_lens.identity import MINI_ENCODER
     from vit_lens.mini.shipped import mini_labels
     from vit_lens.sweeping import sweep as run
 
     found = find_images(images)
     part = parse_shard(shard)
-    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, dtype=torch_dtype(dtype), device=device)
-    is_mini = vit.encoder_id == MINI_ENCODER
-    specs = split_list(lens or ()) or list(DEFAULT_LENSES)
-    needs_means = any(spec.startswith("dsl-mean") for spec in specs)
-    means = ReferenceMeans.load(reference or "mini") if reference or (needs_means and is_mini) else None
-    lenses = [parse_lens(spec, means) for spec in specs]
-    drawer = None
-    if decoder != "none":
-        drawer = KandinskyDecoder.from_pretrained(decoder, encoder=encoder, dtype=torch_dtype(dtype), device=device)
+    precision, place = torch_dtype(dtype), torch_device(device)
     chosen = {
         "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "scheduler": scheduler,
         "height": size, "width": size,
     }  # fmt: skip
-    settings = drawer and drawer.settings(**{k: v for k, v in chosen.items() if v is not None})
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if decoder == "none" and (chosen or seed):
+        raise VitLensError(
+            f"with --decoder none nothing is drawn, so {', '.join(chosen) or 'seed'} would have no effect"
+        )
+    specs = split_list(lens or ()) or list(DEFAULT_LENSES)
+    needs_means = any(spec.startswith("dsl-mean") for spec in specs)
+    if reference is not None and not needs_means:
+        raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")
+    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, dtype=precision, device=place)
+    is_mini = vit.encoder_id == MINI_ENCODER
+    means = ReferenceMeans.load(reference or "mini") if reference or (needs_means and is_mini) else None
+    lenses = [parse_lens(spec, means) for spec in specs]
+    wanted = split_list(sites or ()) or _DEMO_SITES
+    Site.resolve(wanted, vit.cfg)
+    drawer = None
+    if decoder != "none":
+        drawer = KandinskyDecoder.from_pretrained(decoder, encoder=encoder, dtype=precision, device=place)
     record = run(
-        vit, drawer, found, lens=lenses[0] if len(lenses) == 1 else lenses,
-        sites=split_list(sites or ()) or _DEMO_SITES, out=out, settings=settings, seeds=seed or None,
-        batch_size=batch_size, controls=controls, labels=mini_labels() if is_mini else None, shard=part, progress=True,
+        vit, drawer, found, lens=lenses[0] if len(lenses) == 1 else lenses, sites=wanted, out=out,
+        settings=drawer and drawer.settings(**chosen), seeds=seed or None, batch_size=batch_size, controls=controls,
+        labels=mini_labels() if is_mini and drawer else None, shard=part, progress=True,
         command=_command(), notes=[_MINI_NOTE] if is_mini else [],
     )  # fmt: skip
     if page and drawer is not None:
@@ -156,7 +170,9 @@ def reference(
     from vit_lens import HookedViT, ReferenceMeans
 
     found = find_images(images)
-    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, dtype=torch_dtype(dtype), device=device)
+    vit = HookedViT.from_pretrained(
+        model, tag=tag, quick_gelu=quick_gelu, dtype=torch_dtype(dtype), device=torch_device(device)
+    )
     means = ReferenceMeans.from_images(vit, found, progress=True)
     typer.echo(f"means of {means.n} images: {means.save(out)}")
 

@@ -2,6 +2,7 @@
 
 __all__ = ["KandinskyDecoder"]
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +65,7 @@ class KandinskyDecoder:
         check_parts(unet, movq, scheduler)
         self.unet, self.movq, self.scheduler = unet.eval(), movq.eval(), scheduler
         self.encoder_id: str | None = None if encoder is None else encoder_id_of(encoder)
-        weights = {f"{part}.{k}": v for part in ("unet", "movq") for k, v in getattr(self, part).state_dict().items()}
-        self.decoder_id: str = decoder_id or f"module@{fingerprint(weights)}"
+        self.decoder_id: str = decoder_id or f"module@{self.fingerprint}"
         self.d_embed: int = unet.config.encoder_hid_dim
         self.layout = PixelLayout.of(unet, movq)
         self.defaults: DecodeSettings = defaults or _default_settings(self.layout, None, None)
@@ -109,6 +109,12 @@ class KandinskyDecoder:
         defaults = _default_settings(PixelLayout.of(unet, movq), card, published.defaults if published else None)
         return cls(unet, movq, scheduler, encoder=encoder_id, decoder_id=located.decoder_id, defaults=defaults)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen digits that identify the weights by content."""
+        weights = {f"{part}.{k}": v for part in ("unet", "movq") for k, v in getattr(self, part).state_dict().items()}
+        return fingerprint(weights)
+
     @property
     def device(self) -> torch.device:
         """Device of the UNet."""
@@ -122,6 +128,14 @@ class KandinskyDecoder:
     def settings(self, **overrides: Any) -> DecodeSettings:
         """Return the decoder's default settings with some of them replaced."""
         return override(self.defaults, overrides)
+
+    def check_settings(self, settings: DecodeSettings) -> None:
+        """Refuse settings that this decoder cannot run, before anything is drawn.
+
+        Raises:
+            DecoderError: the size is not a multiple of the decoder's own, or the scheduler cannot be run so.
+        """
+        Run(self.unet, self.movq, self.scheduler, settings)
 
     def check(self, embeds: Tensor, encoder: EncoderRef | None = None) -> None:
         """Refuse embeddings that this decoder was not made for.

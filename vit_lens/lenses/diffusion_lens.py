@@ -11,6 +11,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
 from vit_lens.lenses.lens import HookFn, Lens, Sites, check_batch
+from vit_lens.model import HookedViT
 from vit_lens.names import Site
 
 
@@ -23,9 +24,17 @@ class DiffusionLens(Lens):
     as in arXiv 2504.13763. At the last ``resid_post`` it gives the model's own embedding.
     """
 
-    def check_sites(self, cache: ViTActivationCache, sites: Sites) -> list[Site]:
-        """Return the sites: the lens is defined on all kinds."""
-        return Site.resolve(sites, cache.model.cfg)
+    def reads(self, site: Site) -> bool:
+        """True: the lens is defined on all kinds."""
+        return True
+
+    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
+        """Return the sites, parsed and in range.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+        """
+        return Site.resolve(sites, model.cfg)
 
     def _read(
         self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
@@ -41,7 +50,7 @@ class DiffusionLens(Lens):
         Raises:
             UnknownSiteError: The site is not one of the model's.
         """
-        (site,) = self.check_sites(cache, site)
+        (site,) = self.check_sites(cache.model, site)
         n_layers = cache.model.cfg.n_layers
         if site.is_residual:
             return [(name, _zero) for name in _writes_after(site, n_layers)]

@@ -1,6 +1,6 @@
 """What every lens shares: the outputs of sites, read from a cache, and the embeddings they lead to."""
 
-__all__ = ["HookFn", "Lens", "Sites", "centred_norm", "freeze", "site_outputs"]
+__all__ = ["HookFn", "Lens", "Sites", "centred_norm", "check_batch", "final_residual", "freeze", "site_outputs"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError
+from vit_lens.model import HookedViT
 from vit_lens.names import Site
 
 HookFn = Callable[..., Tensor]
@@ -34,8 +35,12 @@ class Lens(ABC):
         """Return the settings that a result must carry: lens, definition, alpha, share, anchor."""
 
     @abstractmethod
-    def check_sites(self, cache: ViTActivationCache, sites: Sites) -> list[Site]:
-        """Return the sites if the lens is defined on them."""
+    def reads(self, site: Site) -> bool:
+        """Whether the lens is defined on a site."""
+
+    @abstractmethod
+    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
+        """Return the sites, parsed and in range, if the lens is defined on all of them for this model."""
 
     @abstractmethod
     def _read(
@@ -54,7 +59,7 @@ class Lens(ABC):
             UnknownSiteError: A site is not one of the model's.
             LensError: The lens is not defined on a site.
         """
-        return self._embed(cache, self.check_sites(cache, sites), lambda outputs, origin: outputs)
+        return self._embed(cache, self.check_sites(cache.model, sites), lambda outputs, origin: outputs)
 
     def placebo(
         self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
@@ -76,7 +81,7 @@ class Lens(ABC):
             noise = noise * (centred_norm(deviation) / centred_norm(noise))[..., None, None]
             return noise if origin is None else origin + noise
 
-        return self._embed(cache, self.check_sites(cache, sites), random_like)
+        return self._embed(cache, self.check_sites(cache.model, sites), random_like)
 
     def _embed(
         self, cache: ViTActivationCache, sites: list[Site], change: Callable[[Tensor, Tensor | None], Tensor]
@@ -92,18 +97,26 @@ class Lens(ABC):
 
 
 def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site row d_model"]:
-    """Return what each site holds or writes at the read-out rows, in float32 or wider; a head's is ``z W_O``."""
+    """Return what each site holds or writes at the read-out rows, in float32 or wider; a head's is ``z W_O``.
+
+    It lies on the model's device, wherever the cache is kept.
+    """
     found: dict[Site, Tensor] = {}
     for layer in sorted({s.layer for s in sites if s.kind == "head"}):
         heads = [s for s in sites if s.kind == "head" and s.layer == layer]
         index = [s.head for s in heads]
-        z = _wide(cache.readout(f"blocks.{layer}.attn.hook_z"))[:, :, index]
+        z = _read_wide(cache, f"blocks.{layer}.attn.hook_z")[:, :, index]
         written = einsum(z, _weight(cache, layer)[index].to(z), "b row h k, h k d -> h b row d")
         found.update(zip(heads, written, strict=True))
     for site in sites:
         if site.kind != "head":
-            found[site] = _wide(cache.readout(_stored_name(site)))
+            found[site] = _read_wide(cache, site.hook_name)
     return torch.stack([found[site] for site in sites], dim=1)
+
+
+def final_residual(cache: ViTActivationCache) -> Float[Tensor, "batch row d_model"]:
+    """Return the read-out rows of the last residual, in float32 or wider, on the model's device."""
+    return _read_wide(cache, f"blocks.{cache.model.cfg.n_layers - 1}.hook_resid_post")
 
 
 def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
@@ -143,15 +156,10 @@ def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batc
     return (x - x.mean(-1, keepdim=True)).flatten(-2).norm(dim=-1)
 
 
-def _stored_name(site: Site) -> str:
-    if site.kind == "resid_pre" and site.layer > 0:
-        return f"blocks.{site.layer - 1}.hook_resid_post"
-    return site.hook_name
-
-
 def _weight(cache: ViTActivationCache, layer: int) -> Float[Tensor, "head d_head d_model"]:
     return cache.model.blocks[layer].attn.W_O.detach()
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _read_wide(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row *axes"]:
+    rows = cache.readout(name)
+    return rows.to(device=cache.model.device, dtype=torch.promote_types(rows.dtype, torch.float32))

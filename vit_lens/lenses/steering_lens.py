@@ -13,11 +13,22 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError
-from vit_lens.lenses.lens import HookFn, Lens, Sites, centred_norm, check_batch, freeze, site_outputs
+from vit_lens.lenses.lens import (
+    HookFn,
+    Lens,
+    Sites,
+    centred_norm,
+    check_batch,
+    final_residual,
+    freeze,
+    site_outputs,
+)
+from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.reference import ReferenceMeans
 
 Anchor = Literal["clean", "mean"]
+_ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +84,14 @@ class DiffusionSteeringLens(Lens):
             "lens": "dsl", "definition": definition, "alpha": self.alpha, "share": self.share, "anchor": self.anchor
         }  # fmt: skip
         if self.reference is not None:
-            out |= {"reference_n": self.reference.n, "reference_model": self.reference.fingerprint}
+            out |= {"reference_n": self.reference.n, "reference_content": self.reference.content}
         return out
 
-    def check_sites(self, cache: ViTActivationCache, sites: Sites) -> list[Site]:
+    def reads(self, site: Site) -> bool:
+        """Whether the site is something written to the residual stream, not the stream itself."""
+        return not site.is_residual
+
+    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
         """Return the sites if they are heads, attention blocks or MLPs of the model.
 
         Raises:
@@ -84,14 +99,14 @@ class DiffusionSteeringLens(Lens):
             LensError: A site is the residual stream, or the reference means are another model's.
             ReferenceMismatchError: The reference means are another model's.
         """
-        resolved = Site.resolve(sites, cache.model.cfg)
-        if residual := [str(s) for s in resolved if s.is_residual]:
+        resolved = Site.resolve(sites, model.cfg)
+        if residual := [str(s) for s in resolved if not self.reads(s)]:
             raise LensError(
                 "the steering lens amplifies what one submodule adds to the residual stream; "
                 f"{', '.join(residual[:3])} is the stream itself: read it with DiffusionLens()"
             )
         if self.reference is not None:
-            self.reference.check(cache.model)
+            self.reference.check(model)
         return resolved
 
     def _origin(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "1 site row d_model"] | None:
@@ -103,9 +118,9 @@ class DiffusionSteeringLens(Lens):
         self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
     ) -> Float[Tensor, "batch site row d_model"]:
         strength = self._strength(cache, sites, outputs)[..., None, None]
-        if self.reference is None:
-            return _final(cache)[:, None] + (strength - 1) * outputs
         origin = self._origin(cache, sites)
+        if self.reference is None or origin is None:
+            return final_residual(cache)[:, None] + (strength - 1) * outputs
         anchor = self.reference.resid_final(cache.model)
         return anchor + strength * (outputs - origin)
 
@@ -117,14 +132,16 @@ class DiffusionSteeringLens(Lens):
         origin = self._origin(cache, sites)
         deviation = outputs if origin is None else outputs - origin
         norm = centred_norm(deviation)
-        if (norm == 0).any():
-            image, index = (int(i[0]) for i in torch.where(norm == 0))
+        size = centred_norm(outputs) + (0 if origin is None else centred_norm(origin))
+        silent = norm <= _ROUNDING * torch.finfo(norm.dtype).eps * size
+        if silent.any():
+            image, index = (int(i[0]) for i in torch.where(silent))
             raise LensError(
-                f"site {sites[index]} writes nothing for image {image} (zero after mean removal), so it has no "
+                f"site {sites[index]} writes nothing for image {image} (zero but for rounding), so it has no "
                 "direction to match a norm with; use alpha=, or leave the site out"
             )
         assert self.share is not None
-        added = self.share * centred_norm(_final(cache))[:, None] / norm
+        added = self.share * centred_norm(final_residual(cache))[:, None] / norm
         return added + 1 if origin is None else added
 
     def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
@@ -138,7 +155,7 @@ class DiffusionSteeringLens(Lens):
             UnknownSiteError: The site is not one of the model's.
             LensError: It is the residual stream.
         """
-        (site,) = self.check_sites(cache, site)
+        (site,) = self.check_sites(cache.model, site)
         strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]
         if self.reference is not None:
             return _mean_hooks(self.reference, cache, site, strength)
@@ -195,11 +212,6 @@ def _mean_output(means: ReferenceMeans, cache: ViTActivationCache, site: Site) -
     if site.head is not None:
         return means.head_out(model, site.layer, site.head)
     return means.attn_out(model, site.layer) if site.kind == "attn" else means.mlp_out[site.layer].to(model.device)
-
-
-def _final(cache: ViTActivationCache) -> Float[Tensor, "batch row d_model"]:
-    rows = cache.readout(f"blocks.{cache.model.cfg.n_layers - 1}.hook_resid_post")
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _outputs_after(site: Site, n_layers: int) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vit_lens.labels import ZeroShotLabels
-from vit_lens.mini.attributes import ATTRIBUTES, PROBES
+from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 
 _HERE = Path(__file__).parent
 PAIR = _HERE / "pair"
@@ -24,6 +24,7 @@ def mini_labels() -> ZeroShotLabels:
     from transformers.utils import logging
 
     from vit_lens.mini import world
+    from vit_lens.mini.train_encoder import text_embeds
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -36,5 +37,8 @@ def mini_labels() -> ZeroShotLabels:
     with torch.no_grad():
         for name in PROBES:
             tokens = tokenizer(world.prompts(name), padding=True, return_tensors="pt")
-            embeds[name] = clip.get_text_features(**tokens).pooler_output
-    return ZeroShotLabels({name: names[name] for name in PROBES}, embeds)
+            embeds[name] = text_embeds(clip, tokens)
+    order = ("overlay", *OVERLAY_ATTRIBUTES)
+    shown = [name for name in PROBES if name not in order] + list(order)
+    only_if = {name: ("overlay", "yes") for name in OVERLAY_ATTRIBUTES}
+    return ZeroShotLabels({name: names[name] for name in shown}, embeds, only_if)

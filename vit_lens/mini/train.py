@@ -10,11 +10,13 @@ import diffusers
 import torch
 
 from vit_lens.mini.evaluate import evaluate_pair, load_pair
+from vit_lens.mini.means import write_reference_means
 from vit_lens.mini.train_encoder import EncoderSettings, train_encoder
 from vit_lens.mini.train_movq import MoVQSettings, train_movq
 from vit_lens.mini.train_unet import UNetSettings, build_scheduler, train_unet, train_unet_by_workers
+from vit_lens.model import HookedViT
 
-_CARD = {"encoder_id": "vit_lens/mini", "image_size": 64, "steps": 10, "guidance": 1.5, "scheduler": "ddim"}
+_CARD = {"image_size": 64, "steps": 10, "guidance": 1.5, "scheduler": "ddim"}
 _ENCODER, _MOVQ, _UNET = EncoderSettings(), MoVQSettings(), UNetSettings()
 
 
@@ -27,11 +29,12 @@ def train_pair(
     unet: UNetSettings = _UNET,
     threads: int | None = None,
     n_workers: int = 2,
-    encoder_id: str = "vit_lens/mini",
     n_images: int = 1000,
     n_decoded: int = 200,
 ) -> dict[str, object]:
     """Train encoder, MoVQ and UNet in `out/work`, write `out/pair`, and return its measured bars.
+
+    The decoder's card names the encoder by its fingerprint, so that it refuses the embeddings of any other.
 
     Killed and started again, it goes on from the last checkpoint. Lengths are numbers of steps, so that a seed
     gives the same weights on the same machine with the same `threads` and `n_workers` (processes of one thread
@@ -49,7 +52,9 @@ def train_pair(
             train_unet_by_workers(work, seed=seed, n_workers=n_workers, settings=unet)
         else:
             train_unet(work, seed=seed, settings=unet)
-        pair = assemble_pair(work, out / "pair", encoder_id=encoder_id, d_embed=encoder.d_embed)
+        model = HookedViT.from_pretrained(work / "encoder")
+        pair = assemble_pair(work, out / "pair", encoder_id=f"module@{model.fingerprint}", d_embed=encoder.d_embed)
+        write_reference_means(model, pair / "reference_means.safetensors", seed=seed)
         return measure_pair(pair, n_images=n_images, n_decoded=n_decoded)
     finally:
         torch.set_num_threads(before)
@@ -62,7 +67,7 @@ def measure_pair(pair: Path, *, n_images: int = 1000, n_decoded: int = 200) -> d
     return metrics
 
 
-def assemble_pair(work: Path, pair: Path, *, encoder_id: str = "vit_lens/mini", d_embed: int = 128) -> Path:
+def assemble_pair(work: Path, pair: Path, *, encoder_id: str, d_embed: int = 128) -> Path:
     """Copy the trained parts in `work` into the published layouts of encoder and decoder, and return `pair`."""
     decoder = pair / "decoder"
     for source, target in (("encoder", pair / "encoder"), ("unet", decoder / "unet"), ("movq", decoder / "movq")):

@@ -59,7 +59,6 @@ class RecordWriter:
                 f"the batch plan says {manifest['batch_plan'].get('n_rows')} rows, the table has {len(plan)}"
             )
         make_directory(self.path)
-        clear_temporary(self.path)
         self.resumed = (self.path / "record.json").exists()
         if not self.resumed and any(self.path.iterdir()):
             raise RecordError(f"{self.path} is not empty and holds no record; choose an empty or new directory")
@@ -67,6 +66,7 @@ class RecordWriter:
         self.embeddings: dict[str, Tensor] = {}
         if self.resumed:
             self._continue()
+            clear_temporary(self.path)
         else:
             write_atomic(self.path / "record.json", manifest_bytes(manifest))
         for folder in ("pictures", "inputs"):

@@ -4,9 +4,11 @@ __all__ = ["sweep"]
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vit_lens.decoders import DecodeSettings, KandinskyDecoder
 from vit_lens.errors import VitLensError
+from vit_lens.files import exclusive
 from vit_lens.labels import ZeroShotLabels
 from vit_lens.lenses import Lens
 from vit_lens.model import HookedViT
@@ -85,20 +87,25 @@ def sweep(
     if not seeds or len(set(seeds)) < len(seeds):
         raise VitLensError(f"seeds={seeds}: give different seeds, at least one")
     negative = model.zero_embedding()
-    if decoder is not None:
+    if decoder is not None and settings is not None:
         decoder.check(negative, encoder=model)
+        for seed in seeds:
+            decoder.check_settings(replace(settings, seed=seed))
+    model.preprocess(images[index[0]])  # asks for a preprocessing where the model has none
     described = describe_images(images, index)
     plan = [row for image in described for seed in seeds for row in plan_rows(image, seed, readings)]
     for number, row in enumerate(plan):
         row["row"] = number
+    batch_size = min(batch_size, len(plan) // len(seeds))  # no batch is padded beyond the sweep itself
     manifest = make_manifest(model, decoder, settings, readings, described, seeds, control_seed, batch_size, len(plan))
     manifest |= {"command": command, "shard": list(shard) if shard else None, "notes": list(notes)}
     writer = RecordWriter(out, manifest, plan)
     chosen = [images[i] for i in index]
     if writer.resumed and writer.manifest["complete"]:
         return Record.load(out)
-    embed_stage(model, chosen, described, readings, seeds, control_seed, negative, writer)
-    if decoder is not None and settings is not None:
-        Drawing(model, decoder, settings, seeds, batch_size, labels, writer).run(progress)
-    writer.finish()
+    with exclusive(writer.path):
+        embed_stage(model, chosen, described, readings, seeds, control_seed, negative, writer, progress)
+        if decoder is not None and settings is not None:
+            Drawing(model, decoder, settings, seeds, batch_size, labels, writer).run(progress)
+        writer.finish()
     return Record.load(out)

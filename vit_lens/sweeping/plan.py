@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +26,7 @@ from vit_lens import __version__
 from vit_lens.decoders import DecodeSettings, KandinskyDecoder
 from vit_lens.errors import ImageError, LensError, VitLensError
 from vit_lens.images import load_image
-from vit_lens.lenses import DiffusionLens, Lens
+from vit_lens.lenses import Lens
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 
@@ -65,8 +64,9 @@ def make_readings(model: HookedViT, lens: Any, sites: Any, controls: bool) -> li
             raise LensError(
                 f"lens={one!r} is not a lens; for example DiffusionLens() or DiffusionSteeringLens(alpha=5)"
             )
-        own = [s for s in resolved if not s.is_residual or isinstance(one, DiffusionLens)] if several else resolved
+        own = [s for s in resolved if one.reads(s)] if several else one.check_sites(model, sites)
         if own:
+            one.check_sites(model, own)
             out.append(Reading(one, own))
             free = [s for s in own if not s.is_residual]
             out += [Reading(one, free, "random")] if controls and free else []
@@ -109,9 +109,11 @@ def make_manifest(
         "model": {
             "encoder_id": model.encoder_id, "fingerprint": model.fingerprint, "device": str(model.device),
             "dtype": _plain(model.dtype), "config": model.cfg.to_dict(),
+            "preprocess": model.preprocess_spec and model.preprocess_spec.to_dict(),
         },
         "decoder": decoder and settings and {
-            "decoder_id": decoder.decoder_id, "encoder_id": decoder.encoder_id, "dtype": _plain(decoder.dtype),
+            "decoder_id": decoder.decoder_id, "fingerprint": decoder.fingerprint,
+            "encoder_id": decoder.encoder_id, "dtype": _plain(decoder.dtype),
             "device": str(decoder.device), "settings": settings.to_dict(),
         },
         "lenses": [reading.lens.record() for reading in readings if not reading.control],
@@ -153,8 +155,8 @@ def _hash(image: Image) -> str:
             return hashlib.sha256(Path(image).read_bytes()).hexdigest()
         except OSError as error:
             raise ImageError(f"cannot read {image}: {error.strerror}") from error
-    array = np.asarray(image)
-    return hashlib.sha256(str((array.shape, array.dtype)).encode() + array.tobytes()).hexdigest()
+    picture = load_image(image)
+    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -24,6 +24,8 @@ from vit_lens.records import Record, RecordWriter
 from vit_lens.sweeping.plan import Image, Reading
 
 _CHECKPOINT_SECONDS = 10.0
+_CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time, however large the record
+_SITES_AT_ONCE = 64
 
 
 def embed_stage(
@@ -35,17 +37,20 @@ def embed_stage(
     control_seed: int,
     negative: Float[Tensor, "1 d_embed"],
     writer: RecordWriter,
+    progress: bool,
 ) -> None:
     """Compute every lens embedding and its numbers; one image at a time, so that shards agree."""
     if {"lens", "clean", "negative", "reencoded"} <= writer.embeddings.keys():
         return
     embeds, cleans, norms, cosines = [], [], [], []
-    for image, entry in zip(images, described, strict=True):
+    sites = [site for reading in readings for site in reading.sites]
+    pairs = list(zip(images, described, strict=True))
+    for image, entry in tqdm(pairs, desc="embeddings", unit="image", disable=not progress):
         with torch.no_grad():
             clean, cache = model.run_with_cache(model.preprocess([image]), rows="readout")
             parts = [reading.embed(cache, entry["sha256"], control_seed).float().cpu() for reading in readings]
-            sites = [site for reading in readings for site in reading.sites]
-            norm = site_outputs(cache, sites)[0].flatten(1).norm(dim=1)
+            parts_of_sites = [sites[i : i + _SITES_AT_ONCE] for i in range(0, len(sites), _SITES_AT_ONCE)]
+            norm = torch.cat([site_outputs(cache, some)[0].flatten(1).norm(dim=1) for some in parts_of_sites])
         clean = clean.float().cpu()
         found = torch.cat(parts)
         for _ in seeds:
@@ -81,14 +86,15 @@ class Drawing:
         tensors = dict(self.writer.embeddings)
         tensors["reencoded"] = tensors["reencoded"].clone()
         finished = self.writer.finished_rows()
-        saved = time.monotonic()
+        due = time.monotonic() + _CHECKPOINT_SECONDS
         with tqdm(total=len(table), desc="pictures", unit="picture", disable=not progress) as bar:
             for seed, rows in self._batches(table):
                 if not (finished.issuperset(rows) and bool((table.loc[rows, "picture"] != "").all())):
                     self._draw(seed, rows, table, tensors, finished)
-                    if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    if (started := time.monotonic()) >= due:
                         self._save(table, tensors)
-                        saved = time.monotonic()
+                        ended = time.monotonic()
+                        due = ended + max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * (ended - started))
                 bar.update(len(rows))
         self._save(table, tensors)
 
