@@ -231,6 +231,8 @@ def test_a_readout_cache_is_small_and_equal(readout_vit):
         assert (small[name] - full.readout(name)).abs().max() < 1e-12, name  # fused and open attention
     rows = {"cls": 1, "patches": 9, "pooled": 1}[model.cfg.readout]
     assert small["blocks.0.attn.hook_z"].shape == (4, rows, 3, 11)
+    # Six residual-sized rows a layer: 6 x 48 x 1664 float32 numbers, 1.9 MB an image, on ViT-bigG/14.
+    assert sum(value.numel() for value in small.values()) == 4 * 6 * 3 * rows * 33
 
 
 def test_backward_hooks_and_gradients(hf_tower, pixels):

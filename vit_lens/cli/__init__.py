@@ -10,7 +10,7 @@ import typer
 
 from vit_lens.cli.checks import doctor
 from vit_lens.cli.mini import mini
-from vit_lens.cli.sweeps import demo, merge, reference, report, sweep
+from vit_lens.cli.sweeps import SWEEP_EXAMPLES, demo, merge, reference, report, sweep
 from vit_lens.errors import VitLensError
 
 _INTERRUPTED = 130  # how typer leaves on Ctrl-C
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (demo, sweep, report, reference, merge, doctor):
-    app.command()(command)
+    app.command(epilog=SWEEP_EXAMPLES if command is sweep else None)(command)
 app.add_typer(mini, name="mini")
 
 

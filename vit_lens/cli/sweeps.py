@@ -1,6 +1,6 @@
 """Commands that make and show records: demo, sweep, report, reference, merge."""
 
-__all__ = ["demo", "merge", "reference", "report", "sweep"]
+__all__ = ["SWEEP_EXAMPLES", "demo", "merge", "reference", "report", "sweep"]
 
 import shlex
 import sys
@@ -13,7 +13,6 @@ import typer
 from vit_lens.cli.options import (
     DEFAULT_LENSES,
     Device,
-    Dtype,
     find_images,
     parse_lens,
     parse_shard,
@@ -36,6 +35,14 @@ QuickGelu = Annotated[
 ]
 # A quarter of the work of the decoder's own settings; the model card says what it costs.
 _DEMO_SETTINGS = {"steps": 5, "guidance": 1.0}
+SWEEP_EXAMPLES = """\b
+Examples:
+  vit-lens sweep photos/ --controls
+  vit-lens sweep cat.png --sites L7H3,L7.mlp --lens dsl-mean:alpha=5 --seed 0 --seed 1
+  vit-lens sweep cat.png --sites resid_post --lens diffusion \\
+    --model kandinsky-community/kandinsky-2-2-prior:image_encoder \\
+    --decoder kandinsky-community/kandinsky-2-2-decoder --device cuda --dtype bfloat16
+"""
 _DEMO_SITES = ["L0.resid_pre", "resid_post", "heads", "attn", "mlp"]
 
 
@@ -102,7 +109,9 @@ def sweep(
     batch_size: Annotated[int, typer.Option(help="Pictures decoded together.")] = 32,
     controls: Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")] = False,
     shard: Annotated[str | None, typer.Option(help="I/N: only the I-th of N parts of the images.")] = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the decoder's weights; the encoder, one run per image, stays in float32.")
+    ] = "float32",
     device: Device = "cpu",
     page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
 ) -> None:
@@ -128,7 +137,7 @@ def sweep(
     needs_means = any(spec.startswith("dsl-mean") for spec in specs)
     if reference is not None and not needs_means:
         raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")
-    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, dtype=precision, device=place)
+    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, device=place)
     is_mini = vit.encoder_id == MINI_ENCODER
     means = ReferenceMeans.load(reference or "mini") if reference or (needs_means and is_mini) else None
     lenses = [parse_lens(spec, means) for spec in specs]
@@ -163,16 +172,13 @@ def reference(
     model: Model = "mini",
     tag: Tag = None,
     quick_gelu: QuickGelu = None,
-    dtype: Dtype = "float32",
     device: Device = "cpu",
 ) -> None:
     """Average a model's activations over images: the means that the leak-free lens (dsl-mean) starts from."""
     from vit_lens import HookedViT, ReferenceMeans
 
     found = find_images(images)
-    vit = HookedViT.from_pretrained(
-        model, tag=tag, quick_gelu=quick_gelu, dtype=torch_dtype(dtype), device=torch_device(device)
-    )
+    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, device=torch_device(device))
     means = ReferenceMeans.from_images(vit, found, progress=True)
     typer.echo(f"means of {means.n} images: {means.save(out)}")
 
