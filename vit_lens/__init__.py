@@ -23,7 +23,7 @@ _HOME = {
     "sweep": "vit_lens.sweeping",
     "write_report": "vit_lens.report",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,7 @@ class ZeroShotLabels:
             for group, texts in self.embeds.items()
         }
         return [
-            self._line({group: names[nearest[group][i]] for group, names in self.names.items()})
+            self._line({group: names[int(nearest[group][i])] for group, names in self.names.items()})
             for i in range(len(image_embeds))
         ]
 
