@@ -191,6 +191,49 @@ def test_hooks_compose_with_the_users_own(vit, pixels):
     assert (through - unedited).abs().max() > 1e-3
 
 
+def test_steering_a_run_that_is_not_the_cached_one_raises(vit, pixels, means):
+    """Another image, or an edit before the site, would mix two runs; with a cache of the same run all is well."""
+    from vit_lens import DiffusionSteeringLens
+    from vit_lens.errors import LensError
+
+    def remove_head(z, hook):
+        z = z.clone()
+        z[:, :, 2] = 0
+        return z
+
+    edit = [("blocks.0.attn.hook_z", remove_head)]
+    lens = DiffusionSteeringLens(alpha=5.0)
+    _, cache = vit.run_with_cache(pixels, rows="readout")
+    for site in ("L2H1", "L2.mlp"):
+        with pytest.raises(LensError, match="differs between this run and the cached one"):
+            vit.run_with_hooks(pixels.flip(0), fwd_hooks=lens.hooks(cache, site))
+        with pytest.raises(LensError, match="an edit before the site"):
+            vit.run_with_hooks(pixels, fwd_hooks=edit + lens.hooks(cache, site))
+        with vit.hooks(edit):
+            _, edited = vit.run_with_cache(pixels, rows="readout")
+        for each in lenses(means):
+            hooked = vit.run_with_hooks(pixels, fwd_hooks=edit + each.hooks(edited, site))
+            assert (hooked - each.embed(edited, site)[:, 0]).abs().max() < TOLERANCE
+
+
+def test_one_cached_image_is_not_taken_for_a_mean(vit, pixels, means):
+    from vit_lens.errors import LensError
+
+    _, cache = vit.run_with_cache(pixels[:1], rows="readout")
+    for lens in lenses(means):
+        with pytest.raises(LensError, match="the cache holds 1 images, this run has 3"):
+            vit.run_with_hooks(pixels, fwd_hooks=lens.hooks(cache, "L1H2"))
+
+
+def test_saved_means_do_not_hide_hooks(vit, pixels):
+    from vit_lens import ReferenceMeans
+    from vit_lens.errors import VitLensError
+
+    with vit.hooks([("blocks.0.hook_mlp_out", lambda act, hook: act * 0)]):
+        with pytest.raises(VitLensError, match=r"hooks are on \['blocks.0.hook_mlp_out'\], and saved means could not"):
+            ReferenceMeans.from_images(vit, pixels)
+
+
 def test_placebo_has_the_norm_of_the_site_and_none_of_its_direction(vit, pixels, means):
     from vit_lens.lenses.lens import centred_norm, site_outputs
 

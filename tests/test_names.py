@@ -60,6 +60,7 @@ def test_groups_expand_in_layer_order_without_repeats(cfg):
     found = Site.resolve(["L2.mlp", "mlp", "heads"], cfg)
     assert [str(s) for s in found[:3]] == ["L2.mlp", "L0.mlp", "L1.mlp"]
     assert len(found) == 3 + 15
+    assert [str(s) for s in Site.resolve("L0H1, L2.attn", cfg)] == ["L0H1", "L2.attn"]
 
 
 def test_same_weights_under_two_names_are_one_encoder():
@@ -76,6 +77,17 @@ def test_same_weights_under_two_names_are_one_encoder():
     )
 
 
+def test_the_shipped_encoder_has_the_fingerprint_that_stands_for_its_name():
+    """So its weights are known in memory and by path, and edited ones are not taken for them."""
+    from vit_lens import HookedViT, ReferenceMeans
+    from vit_lens.identity import MINI_FINGERPRINT, same_encoder
+
+    model = HookedViT.from_pretrained("mini")
+    assert model.fingerprint == MINI_FINGERPRINT == ReferenceMeans.load("mini").fingerprint
+    assert same_encoder("vit_lens/mini", f"module@{MINI_FINGERPRINT}")
+    assert not same_encoder("vit_lens/mini", "module@0123456789abcdef")
+
+
 def test_fingerprint_follows_the_content(vit):
     import copy
 
@@ -84,7 +96,7 @@ def test_fingerprint_follows_the_content(vit):
     same = copy.deepcopy(vit)
     assert same.fingerprint == vit.fingerprint
     assert same.bfloat16().fingerprint == vit.fingerprint == same.float().fingerprint
-    same.blocks[1].mlp.b_out[0] += 0.05
+    same.blocks[1].mlp.W_in[17, 3] += 0.05
     assert same.fingerprint != vit.fingerprint
     assert len(fingerprint({"large": torch.zeros(27_525_120, dtype=torch.bfloat16)})) == 16  # past float32's integers
     assert fingerprint({"a": vit.embed.W_E}) != fingerprint({"b": vit.embed.W_E})

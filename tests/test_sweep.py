@@ -224,9 +224,26 @@ def test_shards_join_to_the_undivided_sweep(model, decoder, images, lenses, tmp_
 
 
 def test_embeddings_alone_need_no_decoder(model, images, lenses, tmp_path):
+    from vit_lens.errors import RecordError, VitLensError
+
     record = run(model, None, images[:1], lenses[1], tmp_path / "out", sites=["heads"], seeds=None)
     assert record.complete and not list((tmp_path / "out" / "pictures").iterdir())
     assert record.table["cos_lens_clean"].notna().all() and record.table["faithfulness"].isna().all()
+    with pytest.raises(RecordError, match="made without a decoder"):
+        record.picture(0)
+    with pytest.raises(VitLensError, match="would have no effect"):
+        run(model, None, images[:1], lenses[1], tmp_path / "other", sites=["heads"], seeds=[0, 1])
+
+
+def test_hooks_left_on_the_model_are_refused(model, decoder, images, lenses, tmp_path):
+    from vit_lens.errors import VitLensError
+
+    with model.hooks([("blocks.0.attn.hook_z", lambda z, hook: z * 0)]):
+        with pytest.raises(
+            VitLensError, match=r"hooks are on \['blocks.0.attn.hook_z'\], and a record could not say so"
+        ):
+            run(model, decoder, images, lenses, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_decoder_of_another_encoder_is_refused(model, images, lenses, tmp_path):
@@ -261,7 +278,7 @@ def test_wrong_arguments_leave_nothing_behind(model, decoder, images, lenses, tm
 def test_residual_sites_need_a_lens_that_reads_them(model, decoder, images, lenses, tmp_path):
     from vit_lens.errors import LensError
 
-    with pytest.raises(LensError, match="is the stream itself"):
+    with pytest.raises(LensError, match=r"L0\.resid_post, L1\.resid_post are the stream itself"):
         run(model, decoder, images, lenses[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(LensError, match=r"none of the lenses is defined on L0\.resid_pre"):

@@ -42,6 +42,11 @@ class ViTActivationCache(ActivationCache):
             return super().__getitem__(key)
         except KeyError as error:
             name = str(error.args[0]) if error.args else str(key)
+            if name in self.model.hook_dict:
+                raise UnknownHookError(
+                    f"the cache does not hold {name!r}: name it in names_filter (a gated point such as hook_result is "
+                    "not cached by default; set_use_attn_result(True) and its kin change that)"
+                ) from None
             raise UnknownHookError(f"the cache holds no {name!r}; nearest: {nearest(name, self.cache_dict)}") from None
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ViTActivationCache":

@@ -176,7 +176,7 @@ class CachingRootModule(LoudHookedRootModule):
         n_layers = self.cfg.n_layers
         if stop_at_layer is None:
             return n_layers
-        if not -n_layers <= stop_at_layer <= n_layers:
+        if not isinstance(stop_at_layer, int) or not -n_layers <= stop_at_layer <= n_layers:
             raise VitLensError(f"stop_at_layer={stop_at_layer}: expected -{n_layers} to {n_layers}")
         return stop_at_layer % n_layers if stop_at_layer < 0 else stop_at_layer
 

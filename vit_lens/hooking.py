@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.errors import HookShapeError, UnfiredHookError, UnknownHookError, nearest
+from vit_lens.errors import HookShapeError, UnfiredHookError, UnknownHookError, VitLensError, nearest
 
 Direction = Literal["fwd", "bwd"]
 Name = str | Callable[[str], bool]
@@ -70,6 +70,22 @@ class LoudHookedRootModule(HookedRootModule):
                 f"they look like {nearest('blocks.0.hook', self.hook_dict)}"
             )
         return found
+
+    def hooked_names(self) -> list[str]:
+        """Return the hook points that carry a hook now."""
+        return [name for name, point in self.hook_dict.items() if is_hooked(point)]
+
+    def refuse_hooks(self, purpose: str) -> None:
+        """Raise if any hook is on the model, where a result would not say so.
+
+        Raises:
+            VitLensError: There are hooks.
+        """
+        if hooked := self.hooked_names():
+            raise VitLensError(
+                f"hooks are on {hooked[:4]}{'...' if len(hooked) > 4 else ''}, and {purpose} could not say so; call "
+                "model.reset_hooks(including_permanent=True) first"
+            )
 
     def select_names(self, names_filter: Name | Sequence[str] | None) -> list[str] | None:
         """Return the hook points that a ``names_filter`` selects, or None for no filter.

@@ -325,7 +325,8 @@ class HookedViT(CachingRootModule):
     def _spec(self) -> PreprocessSpec:
         if self.preprocess_spec is None:
             raise PreprocessError(
-                f"{self.encoder_id} carries no preprocessing; set model.preprocess_spec = vit_lens.PreprocessSpec"
+                f"{self.encoder_id} carries no preprocessing; copy the preprocessor_config.json of the model that it "
+                "comes from into its directory, or set model.preprocess_spec = vit_lens.PreprocessSpec"
                 f"(size={self.cfg.image_size}, mean=..., std=..., interpolation='bicubic', resize_mode='shortest')"
             )
         return self.preprocess_spec

@@ -54,6 +54,8 @@ class Site:
             raise UnknownSiteError(
                 f"kind={self.kind!r} with head={self.head}: a head index goes with kind 'head' alone"
             )
+        if not all(isinstance(i, int) for i in (self.layer, self.head or 0)):
+            raise UnknownSiteError(f"layer={self.layer!r}, head={self.head!r}: indices are whole numbers")
         if self.layer < 0 or (self.head or 0) < 0:
             raise UnknownSiteError(f"layer={self.layer}, head={self.head}: indices count from 0")
 
@@ -106,8 +108,11 @@ class Site:
             UnknownSiteError: A site is unknown, out of range, or there is none.
         """
         items = [sites] if isinstance(sites, (str, Site)) else list(sites)
+        items = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
         out: list[Site] = []
         for item in items:
+            if not isinstance(item, (str, Site)):
+                raise UnknownSiteError(f"a site is a Site or a text such as 'L3H4', not {item!r}")
             if isinstance(item, str) and item.strip().lower() in _GROUPS:
                 kind = _GROUPS[item.strip().lower()]
                 out += _heads(cfg) if kind == "head" else [cls(layer, kind) for layer in range(cfg.n_layers)]

@@ -23,7 +23,7 @@ from vit_lens.model import HookedViT
 _FORMAT = "vit_lens.reference_means.1"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ReferenceMeans:
     """Mean activations of one model at its read-out rows, over ``n`` images.
 
@@ -60,6 +60,7 @@ class ReferenceMeans:
         n = len(images)
         if n == 0:
             raise VitLensError("reference means need at least one image; a few hundred give stable ones")
+        model.refuse_hooks("saved means")
         sums: dict[str, Tensor] = {}
         starts: Iterable[int] = range(0, n, batch_size)
         for start in tqdm(starts, desc="reference means", disable=not progress):
@@ -117,6 +118,9 @@ class ReferenceMeans:
             "n": str(self.n),
         }
         return save_tensors({"resid_pre": self.resid_pre, "z": self.z, "mlp_out": self.mlp_out}, Path(path), meta)
+
+    def __repr__(self) -> str:
+        return f"ReferenceMeans({self.encoder_id!r}, n={self.n})"
 
     def check(self, model: HookedViT) -> "ReferenceMeans":
         """Return the means if they are the model's own.

@@ -59,7 +59,7 @@ def torch_device(name: str) -> "torch.device":
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0][:100]
         raise VitLensError(f"device {name!r} cannot be used here ({reason}); take --device cpu") from None
     return torch.device(name)
 

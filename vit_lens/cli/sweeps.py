@@ -178,6 +178,8 @@ def reference(
     from vit_lens import HookedViT, ReferenceMeans
 
     found = find_images(images)
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise VitLensError(f"--out {out}: name a file that ends in .safetensors")
     vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, device=torch_device(device))
     means = ReferenceMeans.from_images(vit, found, progress=True)
     typer.echo(f"means of {means.n} images: {means.save(out)}")

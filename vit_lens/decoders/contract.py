@@ -125,7 +125,9 @@ def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
     if not same_encoder(made_for, given_id):
         raise ContractError(
             f"decoder {decoder_id} was made for encoder {canonical_encoder_id(made_for)!r}, but the embeddings "
-            f"come from {given_id!r}; use that encoder, or the decoder of this one"
+            f"come from {given_id!r}; use that encoder, or the decoder of this one. If they are that encoder's weights "
+            "in memory, or a fine-tune that keeps its embedding space, say so: HookedViT.from_module(tower, "
+            f"encoder_id={canonical_encoder_id(made_for)!r})"
         )
 
 

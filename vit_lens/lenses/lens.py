@@ -1,6 +1,17 @@
 """What every lens shares: the outputs of sites, read from a cache, and the embeddings they lead to."""
 
-__all__ = ["HookFn", "Lens", "Sites", "centred_norm", "check_batch", "final_residual", "freeze", "site_outputs"]
+__all__ = [
+    "HookFn",
+    "Lens",
+    "Sites",
+    "centred_norm",
+    "check_batch",
+    "check_cache",
+    "check_same_run",
+    "final_residual",
+    "freeze",
+    "site_outputs",
+]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -59,6 +70,7 @@ class Lens(ABC):
             UnknownSiteError: A site is not one of the model's.
             LensError: The lens is not defined on a site.
         """
+        check_cache(cache)
         return self._embed(cache, self.check_sites(cache.model, sites), lambda outputs, origin: outputs)
 
     def placebo(
@@ -139,6 +151,34 @@ def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
         return value.to(act)
 
     return name, set_cached
+
+
+def check_cache(cache: ViTActivationCache) -> None:
+    """Raise if a plain dict, or another library's cache, was handed to a lens.
+
+    Raises:
+        LensError: It was.
+    """
+    if not isinstance(cache, ViTActivationCache):
+        raise LensError(f"a lens reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
+
+
+def check_same_run(
+    act: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "batch row *axes"], cache: ViTActivationCache, name: str
+) -> None:
+    """Raise if a site's live output is not the cached one: other images, or an edit before the site.
+
+    Raises:
+        LensError: They differ by more than rounding.
+    """
+    live = cache.model.readout_rows(act).to(rows)
+    allowed = min(1e4 * torch.finfo(act.dtype).eps, 0.1) * rows.abs().amax()
+    if (live - rows).abs().amax() > allowed:
+        raise LensError(
+            f"{name} differs between this run and the cached one: other images, or an edit before the site. Make the "
+            "cache of these images under the same edits: "
+            "`with model.hooks(edits): _, cache = model.run_with_cache(pixels)`"
+        )
 
 
 def check_batch(act: Tensor, value: Tensor, name: str) -> None:

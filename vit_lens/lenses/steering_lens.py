@@ -19,6 +19,7 @@ from vit_lens.lenses.lens import (
     Sites,
     centred_norm,
     check_batch,
+    check_same_run,
     final_residual,
     freeze,
     site_outputs,
@@ -101,9 +102,10 @@ class DiffusionSteeringLens(Lens):
         """
         resolved = Site.resolve(sites, model.cfg)
         if residual := [str(s) for s in resolved if not self.reads(s)]:
+            verb = "are" if len(residual) > 1 else "is"
             raise LensError(
                 "the steering lens amplifies what one submodule adds to the residual stream; "
-                f"{', '.join(residual[:3])} is the stream itself: read it with DiffusionLens()"
+                f"{', '.join(residual)} {verb} the stream itself: read it with DiffusionLens() (--lens diffusion)"
             )
         if self.reference is not None:
             self.reference.check(model)
@@ -160,12 +162,15 @@ class DiffusionSteeringLens(Lens):
         if self.reference is not None:
             return _mean_hooks(self.reference, cache, site, strength)
         names = _outputs_after(site, cache.model.cfg.n_layers)
-        return [(site.hook_name, _scale(strength, site)), *(freeze(cache, name) for name in names)]
+        return [(site.hook_name, _scale(cache, strength, site)), *(freeze(cache, name) for name in names)]
 
 
-def _scale(strength: Float[Tensor, " batch"], site: Site) -> HookFn:
+def _scale(cache: ViTActivationCache, strength: Float[Tensor, " batch"], site: Site) -> HookFn:
+    rows = cache.readout(site.hook_name)
+
     def scale(act: Tensor, hook: HookPoint) -> Tensor:
         check_batch(act, strength, site.hook_name)
+        check_same_run(act, rows, cache, site.hook_name)
         factor = strength.to(act).reshape(-1, 1, 1)
         if site.head is None:
             return act * factor
@@ -194,13 +199,16 @@ def _mean_hooks(
     else:
         mean = _mean_output(means, cache, site)
         rows = mean + strength.to(mean)[:, None, None] * (cached.to(mean) - mean)
-    values[site.hook_name] = rows
-    return [(name, _set_rows(cache, name, value)) for name, value in values.items()]
+    values.pop(site.hook_name, None)
+    means_hooks = [(name, _set_rows(cache, name, value, of_images=False)) for name, value in values.items()]
+    return [*means_hooks, (site.hook_name, _set_rows(cache, site.hook_name, rows, of_images=True))]
 
 
-def _set_rows(cache: ViTActivationCache, name: str, rows: Float[Tensor, "#batch row *axes"]) -> HookFn:
+def _set_rows(
+    cache: ViTActivationCache, name: str, rows: Float[Tensor, "#batch row *axes"], *, of_images: bool
+) -> HookFn:
     def set_rows(act: Tensor, hook: HookPoint) -> Tensor:
-        if len(rows) != 1:
+        if of_images:
             check_batch(act, rows, name)
         return cache.model.with_readout_rows(act, rows.to(act))
 

@@ -47,6 +47,8 @@ class Record:
     def picture(self, row: SupportsIndex) -> PIL.Image.Image:
         """Return the decoded picture of ``row``; RecordError if it is missing or damaged."""
         row = row.__index__()
+        if self.manifest["decoder"] is None:
+            raise RecordError(f"{self.path} was made without a decoder: it holds embeddings and numbers, no pictures")
         if not 0 <= row < len(self.table):
             raise RecordError(f"no row {row}; the record has {len(self.table)} rows")
         return _read_picture(self.path / picture_name(row))

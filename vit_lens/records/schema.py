@@ -56,7 +56,7 @@ MANIFEST_KEYS = (
     *("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds"),
     *("command", "complete", "shard", "notes"),
 )
-IDENTITY_KEYS = ("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds", "shard")
+IDENTITY_KEYS = ("format", "model", "decoder", "lenses", "images", "seeds", "shard", "versions", "batch_plan")
 
 
 def picture_name(row: int) -> str:

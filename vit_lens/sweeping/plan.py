@@ -55,6 +55,8 @@ def make_readings(model: HookedViT, lens: Any, sites: Any, controls: bool) -> li
     Raises:
         LensError: A lens is none, or no lens is defined on some site.
     """
+    if isinstance(lens, str):
+        raise LensError(f"lens={lens!r} is a string; for example DiffusionLens() or DiffusionSteeringLens(alpha=5)")
     several = not isinstance(lens, Lens)
     lenses = list(lens) if several else [lens]
     resolved = Site.resolve(sites, model.cfg)
@@ -119,7 +121,7 @@ def make_manifest(
         "lenses": [reading.lens.record() for reading in readings if not reading.control],
         "images": described,
         "versions": {"vit-lens": __version__, **{package: version(package) for package in _PACKAGES}},
-        "batch_plan": {"batch_size": batch_size, "n_rows": n_rows, "order": "row", "padded": True},
+        "batch_plan": {"n_rows": n_rows, "batch_size": batch_size, "order": "row", "padded": True},
         "seeds": {"decoder": seeds, "control": control_seed},
         "complete": False,
     }  # fmt: skip
