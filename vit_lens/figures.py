@@ -81,7 +81,10 @@ def top_sites(
     rows = select(record.table, image=image, lens=lens, types=("head", "attn", "mlp"))
     best = rows.loc[rows[by].notna()].sort_values(by, ascending=False, kind="stable").head(k)
     if best.empty:
-        raise RecordError(f"no site of image {image} has {by!r} yet; finish the sweep, or rank by another number")
+        raise RecordError(
+            f"no site of image {image} has {by!r} yet; an unfinished sweep, or one without a decoder, lacks the "
+            "numbers of pictures: rank by cos_lens_clean"
+        )
     tiles = [(record.input(image), "input")]
     tiles += [(record.picture(int(row["row"])), _caption(row, by)) for row in best.to_dict("records")]
     title = f"Top {len(best)} by {number.title.lower()}: {_title(record, best, image)}"

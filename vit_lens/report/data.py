@@ -46,6 +46,7 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
             **{key: _plain(table[key]) for key in NUMBERS},
         },
         "seeds": manifest["seeds"].get("decoder") or [],
+        "drawn": manifest["decoder"] is not None,
     }
 
 

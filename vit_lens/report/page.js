@@ -206,7 +206,7 @@
     const image = DATA.images.find((i) => i.index === state.image);
     const close = el("button", { type: "button", class: "close", "aria-label": "close", text: "\u00d7",
       on: { click: () => document.body.classList.remove("sheet-open") } });
-    const verdict = !hasPicture(row) ? "No picture yet." : weak(row)
+    const verdict = !hasPicture(row) ? (DATA.drawn ? "No picture yet." : "No decoder, so no picture.") : weak(row)
       ? `The decoder could not draw this: faithfulness ${number("faithfulness", row)} is below ${format(DATA.threshold)}.` : "";
     $("detail").replaceChildren(close,
       el("h3", { text: R.site[row] }),
