@@ -109,6 +109,16 @@ def test_a_hook_that_cannot_fire_raises(vit, pixels):
         vit.run_with_hooks(pixels, bwd_hooks=[("hook_embed", keep)])
 
 
+def test_a_hook_that_never_fired_is_reported(vit, pixels, monkeypatch):
+    """The last net: a part of the model that a user has replaced no longer passes its hook points."""
+    from vit_lens.errors import UnfiredHookError
+
+    monkeypatch.setattr(vit.blocks[1].mlp, "forward", lambda x: x)
+    hooks = [("blocks.1.mlp.hook_pre", keep), ("blocks.0.mlp.hook_pre", keep)]
+    with pytest.raises(UnfiredHookError, match=r"never fired in this call: \['blocks.1.mlp.hook_pre'\]"):
+        vit.run_with_hooks(pixels, fwd_hooks=hooks)
+
+
 def test_a_hook_on_a_gated_point_fires_without_its_switch(vit, pixels):
     clean = vit(pixels)
     for part in ("attn.hook_result", "hook_attn_in", "hook_q_input", "hook_mlp_in"):
