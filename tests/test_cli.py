@@ -109,6 +109,7 @@ def test_reference_means_serve_the_leak_free_lens(vit_lens, photo, tmp_path):
         (["--batch-size", "0"], "batch_size=0"),
         (["--device", "cuda:7"], "device 'cuda:7' cannot be used here"),
         (["--device", "gpu"], "take --device cpu"),
+        (["--decoder", "none", "--encoder", "vit_lens/mini"], "with --decoder none it has no effect"),
         (["--decoder", "none", "--steps", "3"], "steps would have no effect"),
         (["--lens", "diffusion", "--reference", "means.safetensors"], "serves the lens dsl-mean alone"),
         (["--seed", "-1"], "seed must be a whole number"),

@@ -155,6 +155,24 @@ def test_half_precision_keeps_float32_latents_and_finite_pictures():
         assert (pictures - wanted).abs().mean() < 0.1 * wanted.std() + 0.02  # bfloat16 has 8 bits
 
 
+def test_what_passes_between_steps_is_float32_and_of_one_batch_size(monkeypatch):
+    """Seen from inside: latents stay float32 under a bfloat16 UNet, and a short batch is padded as asked."""
+    from vit_lens.decoders import running
+
+    seen = []
+    original = running.unet_output
+
+    def spy(unet, latents, timestep, embeds):
+        seen.append((latents.dtype, len(latents)))
+        return original(unet, latents, timestep, embeds)
+
+    monkeypatch.setattr(running, "unet_output", spy)
+    half = build(dtype=torch.bfloat16)
+    embeds, negative = tiny_kandinsky.embeddings(5)
+    pictures = half.decode(embeds, negative=negative, settings=small(half, steps=2, guidance=1.0), batch_size=3)
+    assert len(pictures) == 5 and seen == [(torch.float32, 3)] * 4
+
+
 def test_pictures_can_enter_autograd_and_inputs_are_untouched(decoder):
     embeds, negative = tiny_kandinsky.embeddings(2)
     before = embeds.clone(), negative.clone()

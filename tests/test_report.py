@@ -173,7 +173,10 @@ def test_sorting_is_by_the_number_both_ways(shown, record, key):
 def test_filters_select_what_they_say(shown, record):
     rows = _rows(record, image=0, kind="site")
     total = len(_rows(record, image=0))
-    count = lambda: shown.find_element("id", "count").text  # noqa: E731
+
+    def count():
+        return shown.find_element("id", "count").text
+
     assert count() == f"{len(rows)} of {total} rows"
     _choose(shown, "#f-type", "mlp")
     _choose(shown, "#f-from", 2)

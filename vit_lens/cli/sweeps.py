@@ -129,6 +129,8 @@ def sweep(
         "height": size, "width": size,
     }  # fmt: skip
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    if decoder == "none" and encoder is not None:
+        raise VitLensError("--encoder says which encoder a decoder was made for; with --decoder none it has no effect")
     if decoder == "none" and (chosen or seed):
         raise VitLensError(
             f"with --decoder none nothing is drawn, so {', '.join(chosen) or 'seed'} would have no effect"

@@ -173,7 +173,7 @@ def check_same_run(
     """
     live = cache.model.readout_rows(act).to(rows)
     allowed = min(1e4 * torch.finfo(act.dtype).eps, 0.1) * rows.abs().amax()
-    if (live - rows).abs().amax() > allowed:
+    if not (live - rows).abs().amax() <= allowed:  # so that NaN is a difference too
         raise LensError(
             f"{name} differs between this run and the cached one: other images, or an edit before the site. Make the "
             "cache of these images under the same edits: "

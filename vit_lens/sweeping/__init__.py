@@ -84,8 +84,8 @@ def sweep(
     index = list(range(len(images)))[shard[0] :: shard[1]] if shard else list(range(len(images)))
     readings = make_readings(model, lens, sites, controls)
     settings = decoder and (settings or decoder.defaults)
-    if decoder is None and (seeds is not None or settings is not None):
-        raise VitLensError("without a decoder nothing is drawn, so seeds= and settings= would have no effect")
+    if decoder is None and not (seeds is None and settings is None and labels is None):
+        raise VitLensError("without a decoder nothing is drawn, so seeds=, settings= and labels= would have no effect")
     seeds = list(seeds) if seeds is not None else [settings.seed if settings else 0]
     if not seeds or len(set(seeds)) < len(seeds):
         raise VitLensError(f"seeds={seeds}: give different seeds, at least one")
