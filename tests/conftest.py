@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import towers
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -74,3 +75,27 @@ def readout_vit(request):
 
     tower = open_clip_tower(**request.param)
     return HookedViT.from_module(tower).requires_grad_(False), tower
+
+
+@pytest.fixture(scope="module")
+def pre():
+    import vit_lens.pretrained
+
+    return vit_lens.pretrained
+
+
+@pytest.fixture(scope="module")
+def errors():
+    import vit_lens.errors
+
+    return vit_lens.errors
+
+
+@pytest.fixture
+def small_registry(monkeypatch):
+    return towers.shrink_registry(monkeypatch)
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path):
+    return towers.record_downloads(monkeypatch, tmp_path)

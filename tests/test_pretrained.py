@@ -13,30 +13,6 @@ EXACT = 1e-9
 SINGLE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def pre():
-    import vit_lens.pretrained
-
-    return vit_lens.pretrained
-
-
-@pytest.fixture(scope="module")
-def errors():
-    import vit_lens.errors
-
-    return vit_lens.errors
-
-
-@pytest.fixture
-def small_registry(monkeypatch):
-    return towers.shrink_registry(monkeypatch)
-
-
-@pytest.fixture
-def downloads(monkeypatch, tmp_path):
-    return towers.record_downloads(monkeypatch, tmp_path)
-
-
 def hooked(tower):
     from vit_lens.model import HookedViT
 

@@ -18,30 +18,6 @@ PREPROCESSOR = {
 }
 
 
-@pytest.fixture(scope="module")
-def pre():
-    import vit_lens.pretrained
-
-    return vit_lens.pretrained
-
-
-@pytest.fixture(scope="module")
-def errors():
-    import vit_lens.errors
-
-    return vit_lens.errors
-
-
-@pytest.fixture
-def small_registry(monkeypatch):
-    return towers.shrink_registry(monkeypatch)
-
-
-@pytest.fixture
-def downloads(monkeypatch, tmp_path):
-    return towers.record_downloads(monkeypatch, tmp_path)
-
-
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Any connection is a failure of the test."""
