@@ -5,13 +5,17 @@ import torch
 import towers
 
 
+def pytest_addoption(parser):
+    parser.addoption("--golden", action="store_true", help="write the golden files anew")
+
+
 def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Fill every parameter at random, so that no bias or gain is left at a value that hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            is_gain = name.endswith("weight") and parameter.ndim == 1
+            is_gain = name.endswith(("weight", ".w")) and parameter.ndim == 1
             scale = 0.3 if parameter.ndim == 1 else 0.9 / parameter.flatten(1).shape[1] ** 0.5
             parameter.copy_(noise * scale + (1.0 if is_gain else 0.0))
     return module
@@ -75,6 +79,46 @@ def readout_vit(request):
 
     tower = open_clip_tower(**request.param)
     return HookedViT.from_module(tower).requires_grad_(False), tower
+
+
+_POOLING = dict(
+    n_layers=3, d_model=30, n_heads=3, d_head=10, d_mlp=41, image_size=(23, 21), patch_size=(7, 7), has_cls=False,
+    n_registers=0, has_patch_bias=True, act_fn="gelu_pytorch_tanh", eps=1e-6, has_ln_pre=False, pool="attn",
+    ln_final="before_pool",
+)  # fmt: skip
+POOLING = {
+    "map": dict(
+        attn_pool=dict(n_heads=5, d_head=6, d_model=30, d_mlp=17, has_ln_post=False), has_proj=False, d_embed=30
+    ),
+    "coca": dict(
+        attn_pool=dict(n_heads=2, d_head=7, d_model=14, d_mlp=None, has_ln_post=True), has_proj=True, d_embed=11,
+        has_cls=True, n_registers=2, has_ln_pre=True, has_proj_bias=True,
+    ),
+}  # fmt: skip
+
+
+def pooling_config(kind: str):
+    """A tower that pools by attention: with an MLP (as SigLIP) or a LayerNorm after it (as CoCa), and odd sizes."""
+    from vit_lens.config import AttentionPoolConfig, HookedViTConfig
+
+    sizes = {**_POOLING, "has_proj_bias": False, **POOLING[kind]}
+    return HookedViTConfig(**{**sizes, "attn_pool": AttentionPoolConfig(**sizes["attn_pool"])})
+
+
+@pytest.fixture(scope="session", params=list(POOLING))
+def pooling_vit(request):
+    """One HookedViT for each kind of attention pooling, in float64, with random weights and biases."""
+    from vit_lens import HookedViT
+
+    model = randomize(HookedViT(pooling_config(request.param)).double())
+    model.pos_embed.W_pos.data[1 : model.cfg.n_prefix] = 0
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def pooling_pixels():
+    """Three random images for ``pooling_vit``."""
+    return torch.randn(3, 3, 23, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
 
 
 @pytest.fixture(scope="module")

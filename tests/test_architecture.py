@@ -9,20 +9,24 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
-    "axes", "errors", "config", "names", "identity", "files", "images", "hooking", "convert", "pretrained", "layers",
-    "cache", "caching", "model", "reference", "labels", "lenses", "decoders", "metrics", "records", "sweeping",
-    "figures", "report", "mini", "doctor", "cli",
+    "axes", "errors", "config", "names", "identity", "files", "images", "hooking", "convert", "pretrained", "texts",
+    "layers", "cache", "caching", "weight_processing", "verification", "model", "reference", "attribution",
+    "interventions", "lenses", "readouts", "decoders", "metrics", "records", "sweeping", "figures", "report", "mini",
+    "doctor", "cli",
 ]  # fmt: skip
 DOORS = {
-    "open_clip": {"pretrained", "doctor"},  # the doctor compares with the source itself
-    "timm": set(),
+    "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself
+    "timm": {"pretrained"},
     "torchvision": set(),
-    "transformers": {"pretrained", "mini", "doctor"},
+    "transformers": {"pretrained", "texts", "verification", "mini", "doctor"},
     "diffusers": {"decoders", "mini", "doctor"},
-    "transformer_lens": {"hooking", "layers", "cache", "caching", "model", "lenses"},
+    "transformer_lens": {"hooking", "layers", "cache", "caching", "model", "interventions", "lenses"},
     "plotly": {"figures"},
     "jinja2": {"report"},
-    "pandas": {"records", "sweeping", "figures", "report"},
+    "pandas": {
+        "verification", "reference", "attribution", "interventions", "readouts", "records", "sweeping", "figures",
+        "report", "cli",
+    },
     "typer": {"cli"},
     "pickle": {"pretrained"},  # for the name of the error that torch.load(weights_only=True) raises
 }

@@ -106,6 +106,12 @@ def test_memory_is_shared_when_asked(convert, read_module):
     assert weights["embed.W_E"].untyped_storage().data_ptr() == visual.conv1.weight.untyped_storage().data_ptr()
 
 
+def test_memory_is_not_shared_where_it_cannot_be(convert, read_module, errors):
+    visual = towers.tiny_visual(ls_init_value=0.1)
+    with pytest.raises(errors.CheckpointError, match=r"cannot share memory for blocks\.0\.attn\.W_O.*LayerScale"):
+        convert.from_open_clip(visual.state_dict(), config_of(read_module, visual), copy=False)
+
+
 def test_every_parameter_of_the_model_is_produced(read_module):
     from vit_lens.model import HookedViT
 
@@ -171,7 +177,8 @@ def test_position_ids_are_allowed_and_nothing_else_is(convert, read_module):
     extra = {"vision_model.embeddings.position_ids": torch.arange(5)[None]}
     weights = convert.from_hf_clip(dict(tower.state_dict()) | extra, cfg)
     assert weights.keys() == convert.from_hf_clip(tower.state_dict(), cfg).keys()
-    assert convert.ALLOWED_EXTRAS == {"open_clip": frozenset(), "hf_clip": frozenset({"embeddings.position_ids"})}
+    assert convert.hf_clip_recipe(cfg, {}).allowed == {"embeddings.position_ids"}
+    assert not convert.open_clip_recipe(cfg, {}).allowed
 
 
 def test_mixed_dtypes_are_refused(convert, read_module, errors):

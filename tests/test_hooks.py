@@ -119,6 +119,16 @@ def test_a_hook_that_never_fired_is_reported(vit, pixels, monkeypatch):
         vit.run_with_hooks(pixels, fwd_hooks=hooks)
 
 
+def test_a_context_says_which_hooks_never_fired(vit, pixels):
+    with pytest.warns(UserWarning, match=r"never fired inside their `with` block: \['hook_embed'\]"):
+        with vit.hooks([("hook_embed", keep)]):
+            pass
+    with pytest.warns(UserWarning, match="blocks.1.hook_mlp_out"):
+        with vit.hooks(bwd_hooks=[("blocks.1.hook_mlp_out", keep)]):
+            vit(pixels)  # nobody calls backward()
+    assert not vit.list_hooks()
+
+
 def test_a_hook_on_a_gated_point_fires_without_its_switch(vit, pixels):
     clean = vit(pixels)
     for part in ("attn.hook_result", "hook_attn_in", "hook_q_input", "hook_mlp_in"):
@@ -271,7 +281,7 @@ def test_an_attention_mask_hides_tokens(vit, pixels):
     ("change", "message"),
     [
         (lambda x: x[:, :, :21], r"shape \(3, 3, 21, 22\); expected \(batch, 3, 22, 22\)"),
-        (lambda x: x.float(), "pixels are torch.float32"),
+        (lambda x: x.float(), "pixels of dtype torch.float32"),
         (lambda x: x[:0], "expected"),
     ],
 )

@@ -370,13 +370,59 @@ def test_spec_of_an_hf_processor(images):
     assert images.PreprocessSpec.from_hf_preprocessor(old).size == (31, 31)
 
 
+@pytest.mark.parametrize("edge, crop", [(40, (35, 35)), (41, (40, 40)), (40, (31, 36)), (33, (33, 30)), (30, (30, 30))])
+def test_equal_to_hugging_faces_pillow_path_to_the_bit(edge, crop, images):
+    """DINOv2 resizes to more than it crops; margins are even and odd, on both axes."""
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    size = {"height": crop[0], "width": crop[1]}
+    processor = BitImageProcessorPil(size={"shortest_edge": edge}, crop_size=size, image_mean=MEAN, image_std=STD)
+    cfg = processor.to_dict() | {"image_processor_type": "BitImageProcessor"}
+    spec = images.PreprocessSpec.from_hf_preprocessor(cfg)
+    assert (spec.size, spec.resize_edge) == (crop, None if crop == (edge, edge) else edge)
+    assert images.PreprocessSpec.from_dict(spec.to_dict()) == spec
+    for seed, (width, height) in enumerate([(61, 47), (47, 62), (200, 33), (31, 93), (41, 41), (64, 47)]):
+        if crop == (edge, edge) and (max(width, height) * edge // min(width, height) - edge) % 4 == 3:
+            continue  # one size for both is open_clip's rule, which cuts these margins the other way
+        source = picture((width, height), seed=seed)
+        theirs = processor(source, return_tensors="pt")["pixel_values"]
+        assert torch.equal(images.preprocess(source, spec), theirs), (width, height)
+
+
+def test_siglips_processor_squashes(images):
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    processor = SiglipImageProcessorPil(size={"height": 30, "width": 41})
+    cfg = processor.to_dict() | {"image_processor_type": "SiglipImageProcessor"}
+    spec = images.PreprocessSpec.from_hf_preprocessor(cfg)
+    assert (spec.size, spec.resize_mode, spec.mean, spec.std) == ((30, 41), "squash", (0.5,) * 3, (0.5,) * 3)
+    for size in SIZES:
+        theirs = processor(picture(size), return_tensors="pt")["pixel_values"]
+        assert torch.equal(images.preprocess(picture(size), spec), theirs)
+
+
+def test_the_same_steps_at_another_size(images):
+    spec = spec_of(images, size=(35, 35), resize_edge=40)
+    assert (spec.at((70, 70)).size, spec.at((70, 70)).resize_edge) == ((70, 70), 80)
+    assert spec.at((70, 21)).resize_edge == 80
+    assert spec_of(images).at((7, 9)).resize_edge is None
+
+
+def test_edges_that_do_not_fit(images, errors):
+    for wrong in (dict(resize_edge=39), dict(resize_edge=50, resize_mode="squash")):
+        with pytest.raises(errors.PreprocessError, match="resize_edge="):
+            spec_of(images, **wrong)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
         ({"resample": 0}, "resample=0"),
         ({"do_normalize": False}, "do_normalize=False"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
-        ({"crop_size": {"height": 31, "width": 30}}, "crops to"),
+        ({"crop_size": {"height": 31, "width": 32}}, "pads to"),
+        ({"size": {"height": 31, "width": 31}, "crop_size": {"height": 31, "width": 30}}, "crops to"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "leaves out image_mean, image_std, resample"),
         ({"do_center_crop": False}, "shortest_edge"),
     ],
 )

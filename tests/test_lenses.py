@@ -70,6 +70,49 @@ def test_every_read_out_kind(readout_vit, rows):
     assert (last - clean).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("rows", ["all", "readout"])
+def test_attention_pooling_and_its_own_sites(pooling_vit, pooling_pixels, rows):
+    """Blocks are read through the pooling, its own heads and MLP at the pooled vector: hooks and closed form agree."""
+    from vit_lens import DiffusionLens, ReferenceMeans, Site
+
+    model = pooling_vit
+    others = torch.randn(5, 3, 23, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    reference = ReferenceMeans.from_images(model, others)
+    clean, cache = model.run_with_cache(pooling_pixels, rows=rows)
+    sites = [Site.parse(name) for name in ("L0H1", "poolH1", "L1.mlp", "pool.attn", "L2.attn")]
+    sites += [site for site in Site.mlps(model) if site.is_pool]
+    for lens in lenses(reference):
+        closed = lens.embed(cache, sites)
+        for index, site in enumerate(sites):
+            hooked = model.run_with_hooks(pooling_pixels, fwd_hooks=lens.hooks(cache, site))
+            assert (hooked - closed[:, index]).abs().max() < TOLERANCE, (lens.record(), site)
+        assert (lens.embed(cache, list(reversed(sites))) - closed.flip(1)).abs().max() < TOLERANCE
+        placebo = lens.placebo(cache, sites, generator=torch.Generator().manual_seed(0))
+        assert torch.isfinite(placebo).all() and (placebo - closed).abs().amax(-1).min() > 1e-6
+    last = DiffusionLens().embed(cache, "L2.resid_post")[:, 0]
+    assert (last - clean).abs().max() < TOLERANCE
+
+
+def test_attention_pooling_heads_from_the_equations(pooling_vit, pooling_pixels):
+    """D1 on a head of attention pooling, by plain arithmetic on its pattern and values."""
+    from vit_lens import DiffusionSteeringLens
+
+    model, attn = pooling_vit, pooling_vit.attn_pool.attn
+    _, cache = model.run_with_cache(pooling_pixels)
+    for head in range(model.cfg.attn_pool.n_heads):
+        pattern = cache["attn_pool.attn.hook_pattern"][:, head, 0]
+        written = torch.stack([p @ v[:, head] for p, v in zip(pattern, cache["attn_pool.attn.hook_v"], strict=True)])
+        steered = cache["attn_pool.hook_attn_out"][:, 0] + 2.5 * (written @ attn.W_O[head])
+        if model.attn_pool.mlp is not None:
+            steered = steered + cache["attn_pool.hook_mlp_out"][:, 0]
+        else:
+            norm = model.attn_pool.ln_post
+            steered = torch.nn.functional.layer_norm(steered, norm.w.shape, norm.w, norm.b, 1e-6)
+        expected = steered @ model.W_U + model.b_U
+        found = DiffusionSteeringLens(alpha=3.5).embed(cache, f"poolH{head}")[:, 0]
+        assert (found - expected).abs().max() < TOLERANCE
+
+
 def brute_force(tower, pixels):
     """Final LayerNorm, projection and every output of a Hugging Face tower, by plain forward hooks."""
     store = {}

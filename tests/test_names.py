@@ -48,7 +48,7 @@ def test_out_of_range_says_the_range(cfg):
         Site.resolve(["L1H5"], cfg)
     with pytest.raises(UnknownSiteError, match="no sites given"):
         Site.resolve([], cfg)
-    with pytest.raises(UnknownSiteError, match="a head index goes with kind 'head' alone"):
+    with pytest.raises(UnknownSiteError, match="a head index goes with kind 'head' or 'pool_head' alone"):
         Site(1, "mlp", 2)
     with pytest.raises(UnknownSiteError, match="count from 0"):
         Site(-1, "mlp")
@@ -100,3 +100,26 @@ def test_fingerprint_follows_the_content(vit):
     assert same.fingerprint != vit.fingerprint
     assert len(fingerprint({"large": torch.zeros(27_525_120, dtype=torch.bfloat16)})) == 16  # past float32's integers
     assert fingerprint({"a": vit.embed.W_E}) != fingerprint({"b": vit.embed.W_E})
+
+
+def test_sites_of_attention_pooling(pooling_vit, cfg):
+    from vit_lens import Site
+    from vit_lens.errors import UnknownSiteError
+
+    pool = pooling_vit.cfg.attn_pool
+    heads = Site.heads(pooling_vit)
+    assert len(heads) == 9 + pool.n_heads and str(heads[-1]) == f"poolH{pool.n_heads - 1}"
+    assert Site.resolve(["heads"], pooling_vit.cfg) == heads
+    for text in ("poolH1", "pool.attn"):
+        assert str(Site.parse(text)) == text and Site.parse(text.upper()) == Site.parse(text)
+        with pytest.raises(UnknownSiteError, match="has no attention pooling"):
+            Site.resolve(text, cfg)
+    with pytest.raises(UnknownSiteError, match=f"heads H0 to H{pool.n_heads - 1}"):
+        Site.resolve("poolH7", pooling_vit.cfg)
+    if not pool.d_mlp:
+        with pytest.raises(UnknownSiteError, match="has no MLP"):
+            Site.resolve("pool.mlp", pooling_vit.cfg)
+    with pytest.raises(UnknownSiteError, match="have no layer"):
+        Site(3, "pool_attn")
+    with pytest.raises(UnknownSiteError, match="nearest"):
+        Site.parse("pool.resid")

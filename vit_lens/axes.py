@@ -4,17 +4,19 @@
 axis       meaning
 ========== ==========================================================================================
 batch      images
-pos        tokens of one image: position 0 is the class token (CLS), positions 1.. are the patches in
-           row-major order (left to right, then top to bottom)
-patch      image patches, without CLS
-row        the positions that the model's read-out uses: CLS alone, the patches, or their mean
-           (one row); see :meth:`vit_lens.HookedViT.readout_rows`
+pos        tokens of one image: the class token (CLS) at position 0, then the registers, where the tower
+           has them; then the patches in row-major order (left to right, then top to bottom)
+query      positions that attend, where they are not all positions: one in attention pooling
+patch      image patches, without CLS and registers
+row        the positions that the model's read-out uses: CLS alone, the patches, their mean (one row),
+           or all tokens; see :meth:`vit_lens.HookedViT.readout_rows`
 site       places in the model whose contribution is looked at, see :class:`vit_lens.Site`
 layer      transformer blocks
 head       attention heads of one layer
 d_model    the residual stream
 d_head     one head's queries, keys and values
 d_mlp      hidden units of one MLP
+d_pooled   the vector that the projection reads: d_model, or the width of attention pooling
 d_embed    the image embedding (what CLIP compares with text, and what a decoder is conditioned on)
 channel    red, green, blue
 height     pixel rows; ``width`` pixel columns; sizes are always given as (height, width)

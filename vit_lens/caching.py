@@ -1,8 +1,8 @@
 """Runs that keep their activations: which hook points, which positions, and where they end up."""
 
-__all__ = ["CachingRootModule", "reached"]
+__all__ = ["CachingRootModule"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,9 +30,13 @@ _SWITCH = {  # gated points, and the switch that turns each on for every run
 }
 _POOLED = ("hook_pooled", "hook_image_embeds")
 _PER_QUERY = ("hook_attn_scores", "hook_pattern")
+_POOL = "attn_pool."
+_POOL_KEYS = (f"{_POOL}attn.hook_k", f"{_POOL}attn.hook_v")  # of every token; the rest is of the one query
 _READOUT_PARTS = (
     "hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post",
 )  # fmt: skip
+
+_POOL_PARTS = tuple(f"{_POOL}{part}" for part in ("attn.hook_z", "hook_attn_out", "hook_mlp_out"))
 
 
 class CachingRootModule(LoudHookedRootModule):
@@ -77,7 +81,7 @@ class CachingRootModule(LoudHookedRootModule):
 
         Raises:
             UnknownHookError: ``names_filter`` selects nothing.
-            UnfiredHookError: It names a point behind ``stop_at_layer``.
+            UnfiredHookError: It names a point before ``start_at_layer`` or behind ``stop_at_layer``.
         """
         if rows not in ("all", "readout"):
             raise VitLensError(f"rows={rows!r}; expected 'all' or 'readout'")
@@ -86,8 +90,8 @@ class CachingRootModule(LoudHookedRootModule):
                 raise VitLensError(
                     "rows='readout' keeps a fixed set; leave names_filter, pos_slice and remove_batch_dim"
                 )
-            names_filter = self._readout_names(model_kwargs.get("stop_at_layer"))
-        names = self._names_to_cache(names_filter, model_kwargs.get("stop_at_layer"))
+        start, stop = model_kwargs.get("start_at_layer"), model_kwargs.get("stop_at_layer")
+        names = self._names_to_cache(self._is_readout_part if rows == "readout" else names_filter, start, stop)
         cache, fwd, bwd = self.get_caching_hooks(
             names, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice, rows=rows
         )
@@ -99,7 +103,7 @@ class CachingRootModule(LoudHookedRootModule):
             return out, cache
         model = cast("HookedViT", self)
         held = rows if pos_slice is None else "cut"
-        return out, ViTActivationCache(cache, model, has_batch_dim=not remove_batch_dim, rows=held)
+        return out, ViTActivationCache(cache, model, not remove_batch_dim, held, start)
 
     def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -118,7 +122,7 @@ class CachingRootModule(LoudHookedRootModule):
         def save(tensor: Tensor, hook: HookPoint, suffix: str) -> None:
             name = str(hook.name)
             value = tensor.detach()
-            if rows == "readout":
+            if rows == "readout" and not name.startswith(_POOL):
                 value = self.readout_rows(value)
             elif pos_slice is not None and (axis := self.pos_axis(name)) is not None:
                 value = cut.apply(value, dim=axis)
@@ -127,7 +131,7 @@ class CachingRootModule(LoudHookedRootModule):
                 raise VitLensError(f"remove_batch_dim=True needs one image, not {len(value)}")
             cache[name + suffix] = value[0] if remove_batch_dim else value
 
-        names = self.select_names(names_filter) or self._names_to_cache(None, None)
+        names = self.select_names(names_filter) or self._names_to_cache(None, None, None)
         fwd = [(name, partial(save, suffix="")) for name in names]
         return cache, fwd, [(name, partial(save, suffix="_grad")) for name in names] if incl_bwd else []
 
@@ -150,59 +154,94 @@ class CachingRootModule(LoudHookedRootModule):
     def pos_axis(self, name: str) -> int | None:
         """Return the axis of token positions of a hook point's activation, or None if it is pooled."""
         last = name.rsplit(".", 1)[-1]
-        if last in _POOLED or (name.startswith("ln_final.") and self.cfg.ln_final == "after_pool"):
+        if last in _POOLED or (name.startswith(_POOL) and name not in _POOL_KEYS):
+            return None
+        if name.startswith("ln_final.") and self.cfg.ln_final == "after_pool":
             return None
         return 2 if last in _PER_QUERY else 1
 
     def readout_rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
         """Return the rows of a residual-like activation that the embedding is read from.
 
-        One row, CLS; or every patch (mean pooling after the final norm); or their mean (before it).
+        One row, CLS; or every patch (mean pooling after the final norm); or their mean (before it); or every
+        token (attention pooling).
         """
-        if self.cfg.readout == "cls":
-            return x[:, :1].clone()
-        return x[:, 1:].clone() if self.cfg.readout == "patches" else x[:, 1:].mean(1, keepdim=True)
+        if self.cfg.readout == "pooled":
+            return x[:, self.cfg.n_prefix :].mean(1, keepdim=True)
+        return x[:, self._readout_slice].clone()
 
     def with_readout_rows(
         self, x: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "#batch row *axes"]
     ) -> Float[Tensor, "batch pos *axes"]:
         """Return a copy of an activation in which the read-out finds ``rows``; a mean row goes to every patch."""
         out = x.clone()
-        out[:, slice(0, 1) if self.cfg.readout == "cls" else slice(1, None)] = rows.to(x)
+        out[:, self._readout_slice] = rows.to(x)
         return out
 
-    def n_blocks_until(self, stop_at_layer: int | None) -> int:
-        """Return how many blocks run before ``stop_at_layer`` (None: all; negative: from the end)."""
-        n_layers = self.cfg.n_layers
-        if stop_at_layer is None:
-            return n_layers
-        if not isinstance(stop_at_layer, int) or not -n_layers <= stop_at_layer <= n_layers:
-            raise VitLensError(f"stop_at_layer={stop_at_layer}: expected -{n_layers} to {n_layers}")
-        return stop_at_layer % n_layers if stop_at_layer < 0 else stop_at_layer
+    @property
+    def _readout_slice(self) -> slice:
+        if self.cfg.readout == "cls":
+            return slice(0, 1)
+        return slice(None) if self.cfg.readout == "tokens" else slice(self.cfg.n_prefix, None)
 
-    def _names_to_cache(self, names_filter: Name | Sequence[str] | None, stop_at_layer: int | None) -> list[str]:
-        names = self.select_names(names_filter)
-        reachable = partial(reached, n_blocks=self.n_blocks_until(stop_at_layer) if stop_at_layer is not None else None)
+    def blocks_to_run(self, start_at_layer: int | None, stop_at_layer: int | None) -> range:
+        """Return which blocks a call runs; layers as in TransformerLens: ``stop`` exclusive, negative from the end.
+
+        Raises:
+            VitLensError: A layer is out of range, or the first lies behind the last.
+        """
+        first = 0 if start_at_layer is None else self._layer("start_at_layer", start_at_layer)
+        last = self.cfg.n_layers if stop_at_layer is None else self._layer("stop_at_layer", stop_at_layer)
+        if first > last:
+            raise VitLensError(f"start_at_layer={start_at_layer} lies behind stop_at_layer={stop_at_layer}")
+        return range(first, last)
+
+    def _layer(self, what: str, layer: int) -> int:
+        n_layers = self.cfg.n_layers
+        if not isinstance(layer, int) or not -n_layers <= layer <= n_layers:
+            raise VitLensError(f"{what}={layer}: expected -{n_layers} to {n_layers}")
+        return layer % n_layers if layer < 0 else layer
+
+    def reaches(self, start_at_layer: int | None, stop_at_layer: int | None) -> Callable[[str], bool]:
+        """Return a predicate: whether a hook point fires in a call from ``start_at_layer`` to ``stop_at_layer``."""
+        blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
+
+        def reached(name: str) -> bool:
+            if name.startswith("blocks."):
+                return int(name.split(".")[1]) in blocks
+            is_end = name.startswith(("ln_final.", _POOL, *_POOLED))
+            return stop_at_layer is None if is_end else start_at_layer is None
+
+        return reached
+
+    def _names_to_cache(
+        self, names_filter: Name | Sequence[str] | None, start_at_layer: int | None, stop_at_layer: int | None
+    ) -> list[str]:
+        names, reached = self.select_names(names_filter), self.reaches(start_at_layer, stop_at_layer)
         if names is None:
-            return [n for n in self.hook_dict if reachable(n) and not self._is_resting(n)]
-        beyond = [n for n in names if not reachable(n)]
+            return [n for n in self.hook_dict if reached(n) and not self._is_resting(n)]
+        beyond = [n for n in names if not reached(n)]
         if beyond and (not callable(names_filter) or len(beyond) == len(names)):
-            raise UnfiredHookError(f"{beyond[:4]} cannot be cached: stop_at_layer={stop_at_layer}")
-        return [n for n in names if reachable(n)]
+            raise UnfiredHookError(f"{beyond[:4]} cannot be cached: {_span(start_at_layer, stop_at_layer)}")
+        return [n for n in names if reached(n)]
 
     def _is_resting(self, name: str) -> bool:
         switch = _SWITCH.get(name.rsplit(".", 1)[-1])
         return switch is not None and not getattr(self.cfg, switch)
 
-    def _readout_names(self, stop_at_layer: int | None) -> list[str]:
-        layers = range(self.n_blocks_until(stop_at_layer))
-        return [f"blocks.{layer}.{part}" for layer in layers for part in _READOUT_PARTS]
+    def _is_readout_part(self, name: str) -> bool:
+        return name in _POOL_PARTS or (name.startswith("blocks.") and name.split(".", 2)[2] in _READOUT_PARTS)
+
+    def check_reach(self, start_at_layer: int | None, stop_at_layer: int | None) -> None:
+        """Raise if a temporary hook sits where a call from ``start_at_layer`` to ``stop_at_layer`` does not come by.
+
+        Raises:
+            UnfiredHookError: It does.
+        """
+        if start_at_layer is not None or stop_at_layer is not None:
+            self.check_hooks_can_fire(self.reaches(start_at_layer, stop_at_layer), _span(start_at_layer, stop_at_layer))
 
 
-def reached(name: str, *, n_blocks: int | None) -> bool:
-    """Whether a hook point fires in a run of the first ``n_blocks`` blocks (None: a whole run)."""
-    if n_blocks is None:
-        return True
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) < n_blocks
-    return not name.startswith(("ln_final.", *_POOLED))
+def _span(start_at_layer: int | None, stop_at_layer: int | None) -> str:
+    layers = {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
+    return ", ".join(f"{name}={layer}" for name, layer in layers.items() if layer is not None)

@@ -1,14 +1,33 @@
 """The sizes and switches of one vision tower."""
 
-__all__ = ["ActivationName", "HookedViTConfig"]
+__all__ = ["ActivationName", "AttentionPoolConfig", "HookedViTConfig"]
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vit_lens.errors import VitLensError
 
-ActivationName = Literal["gelu", "quick_gelu"]
+ActivationName = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPoolConfig:
+    """Sizes of attention pooling: one learned query attends to all tokens (SigLIP's MAP head, CoCa's pooler).
+
+    Attributes:
+        n_heads: Attention heads.
+        d_head: Width of one head.
+        d_model: Width of the pooled vector.
+        d_mlp: Hidden width of the MLP that is added to the pooled vector; None where there is none.
+        has_ln_post: Whether a LayerNorm follows, between pooling and projection.
+    """
+
+    n_heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int | None
+    has_ln_post: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +44,20 @@ class HookedViTConfig:
         d_head: Width of one head.
         d_mlp: Hidden width of the MLP.
         d_embed: Width of the image embedding.
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels; what is left of whole patches, at the bottom and right, is not seen.
         patch_size: (height, width) in pixels.
-        act_fn: ``gelu`` (exact, erf) or ``quick_gelu``.
+        has_cls: Whether a class token stands before the patches.
+        n_registers: Register tokens between the class token and the patches.
+        has_patch_bias: Whether the patch embedding has a bias.
+        act_fn: ``gelu`` (exact, erf), ``gelu_pytorch_tanh`` or ``quick_gelu``.
         eps: Of every LayerNorm.
         has_ln_pre: Whether a LayerNorm follows the embeddings.
-        pool: ``cls`` reads the class token, ``avg`` the mean of the patches without it.
-        ln_final: Whether the last LayerNorm comes before or after pooling.
-        has_proj: Whether a projection follows; without one the embedding is the pooled residual.
+        pool: ``cls`` reads the class token, ``avg`` the mean of the patches, ``attn`` pools all tokens by attention.
+        attn_pool: Sizes of attention pooling, for ``pool="attn"`` alone.
+        ln_final: Whether the LayerNorm after the last block comes before or after pooling.
+        has_proj: Whether a projection follows; without one the embedding is the pooled vector.
+        has_proj_bias: Whether the projection has a bias.
+        device: Where the model's weights are, as text; kept up to date by the model.
     """
 
     n_layers: int
@@ -43,29 +68,44 @@ class HookedViTConfig:
     d_embed: int
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
+    has_cls: bool
+    n_registers: int
+    has_patch_bias: bool
     act_fn: ActivationName
     eps: float
     has_ln_pre: bool
-    pool: Literal["cls", "avg"]
+    pool: Literal["cls", "avg", "attn"]
+    attn_pool: AttentionPoolConfig | None
     ln_final: Literal["before_pool", "after_pool"]
     has_proj: bool
+    has_proj_bias: bool
 
     use_attn_result: bool = False
     use_attn_in: bool = False
     use_split_qkv_input: bool = False
     use_hook_mlp_in: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_embed"):
             if getattr(self, name) < 1:
                 raise VitLensError(f"{name}={getattr(self, name)} must be at least 1")
-        for side, patch in zip(self.image_size, self.patch_size, strict=True):
-            if side % patch:
-                raise VitLensError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
-        if self.act_fn not in ("gelu", "quick_gelu"):
-            raise VitLensError(f"act_fn={self.act_fn!r}; expected 'gelu' or 'quick_gelu'")
-        if not self.has_proj and self.d_embed != self.d_model:
-            raise VitLensError(f"without a projection d_embed={self.d_embed} must equal d_model={self.d_model}")
+        if 0 in self.grid:
+            raise VitLensError(f"image_size={self.image_size} is smaller than patch_size={self.patch_size}")
+        if self.act_fn not in get_args(ActivationName):
+            raise VitLensError(f"act_fn={self.act_fn!r}; expected one of {', '.join(get_args(ActivationName))}")
+        if self.pool == "cls" and not self.has_cls:
+            raise VitLensError("pool='cls' needs has_cls=True")
+        if (self.pool == "attn") != (self.attn_pool is not None):
+            raise VitLensError(f"pool={self.pool!r} with attn_pool={self.attn_pool}: sizes go with pool='attn'")
+        if self.attn_pool is not None and self.ln_final != "before_pool":
+            raise VitLensError("attention pooling reads tokens that are normed: ln_final='before_pool'")
+        if self.has_proj_bias and not self.has_proj:
+            raise VitLensError("has_proj_bias=True needs has_proj=True")
+        if not self.has_proj and self.d_embed != self.d_pooled:
+            raise VitLensError(
+                f"without a projection d_embed={self.d_embed} must equal the pooled width {self.d_pooled}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,9 +118,14 @@ class HookedViTConfig:
         return self.grid[0] * self.grid[1]
 
     @property
+    def n_prefix(self) -> int:
+        """Tokens before the patches: the class token, then the registers."""
+        return int(self.has_cls) + self.n_registers
+
+    @property
     def n_ctx(self) -> int:
-        """Tokens per image: the class token and the patches."""
-        return self.n_patches + 1
+        """Tokens per image: class token, registers and patches."""
+        return self.n_prefix + self.n_patches
 
     @property
     def d_patch(self) -> int:
@@ -88,17 +133,24 @@ class HookedViTConfig:
         return 3 * self.patch_size[0] * self.patch_size[1]
 
     @property
-    def readout(self) -> Literal["cls", "patches", "pooled"]:
-        """What the embedding is read from: the CLS row, every patch row, or the mean of the patch rows."""
+    def d_pooled(self) -> int:
+        """Width of the pooled vector, which the projection reads."""
+        return self.d_model if self.attn_pool is None else self.attn_pool.d_model
+
+    @property
+    def readout(self) -> Literal["cls", "patches", "pooled", "tokens"]:
+        """What the embedding is read from: the CLS row, every patch row, their mean, or every token."""
         if self.pool == "cls":
             return "cls"
+        if self.pool == "attn":
+            return "tokens"
         return "pooled" if self.ln_final == "after_pool" else "patches"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the sizes and switches as plain values."""
-        return dataclasses.asdict(self)
+        """Return the sizes and switches as plain values; the device is not one."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "device"}
 
-    # TransformerLens' cache algebra reads these of any model's cfg.
+    # TransformerLens' tools read these of any model's cfg.
     @property
     def normalization_type(self) -> str:
         """``LN``: every norm is a LayerNorm with weight and bias."""
@@ -118,3 +170,23 @@ class HookedViTConfig:
     def n_key_value_heads(self) -> None:
         """None: keys and values are not grouped."""
         return None
+
+    @property
+    def d_vocab(self) -> int:
+        """The width of the embedding, which stands where a language model has its vocabulary."""
+        return self.d_embed
+
+    @property
+    def gated_mlp(self) -> bool:
+        """False: the MLPs have one input matrix."""
+        return False
+
+    @property
+    def positional_embedding_type(self) -> str:
+        """``standard``: learned and added."""
+        return "standard"
+
+    @property
+    def model_name(self) -> str:
+        """For messages."""
+        return "HookedViT"

@@ -1,16 +1,20 @@
 """Every error that vit_lens raises on purpose; each message says what came, what was expected and what to do."""
 
 __all__ = [
+    "BatchAxisError",
     "CheckpointError",
     "ContractError",
     "DecoderError",
+    "GalleryError",
     "HookShapeError",
     "ImageError",
+    "InterventionError",
     "LensError",
     "OutputError",
     "PreprocessError",
     "RecordError",
     "ReferenceMismatchError",
+    "TextError",
     "UnfiredHookError",
     "UnknownHookError",
     "UnknownSiteError",
@@ -32,6 +36,10 @@ class UnknownHookError(VitLensError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0]) if self.args else ""
+
+
+class BatchAxisError(VitLensError, AssertionError):
+    """A cache has another number of images than a method needs, or no batch axis (TransformerLens asserts this)."""
 
 
 class UnfiredHookError(VitLensError):
@@ -66,8 +74,20 @@ class LensError(VitLensError):
     """A lens was asked for something it does not define."""
 
 
+class InterventionError(VitLensError):
+    """An intervention has no effect, or asks for activations or positions that are not there."""
+
+
 class ReferenceMismatchError(VitLensError):
     """Reference means belong to another model."""
+
+
+class TextError(VitLensError):
+    """Captions cannot be embedded, or a text bank is unreadable or another encoder's."""
+
+
+class GalleryError(VitLensError):
+    """A gallery of images is unreadable, unfinished, too small or another model's."""
 
 
 class ContractError(VitLensError):

@@ -4,8 +4,9 @@ An unknown name raises with the nearest names; a filter that matches nothing rai
 shape or dtype raises with both; a hook that cannot fire in a call raises before the call.
 """
 
-__all__ = ["LoudHookedRootModule", "is_hooked"]
+__all__ = ["LoudHookedRootModule", "as_pairs", "is_hooked"]
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -116,10 +117,9 @@ class LoudHookedRootModule(HookedRootModule):
             guard = _Guard(hook, point_name, dir)
             self.check_and_add_hook(point, point_name, guard, dir, is_permanent, level, prepend)
 
-    def _enable_hook(self, name: Name, hook: Callable, dir: Direction) -> None:
-        for point_name, point in self.hook_points_named(name):
-            guard = hook if isinstance(hook, _Guard) else _Guard(hook, point_name, dir)
-            point.add_hook(guard, dir=dir, level=self.context_level)
+    def _guard(self, hooks: Iterable[tuple[Name, Callable]], direction: Direction) -> list[_Guard]:
+        points = [(point, hook) for name, hook in as_pairs(hooks) for point, _ in self.hook_points_named(name)]
+        return [hook if isinstance(hook, _Guard) else _Guard(hook, point, direction) for point, hook in points]
 
     @contextmanager
     def hooks(
@@ -129,18 +129,19 @@ class LoudHookedRootModule(HookedRootModule):
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator["LoudHookedRootModule"]:
-        """Add hooks for the time of a ``with`` block.
+        """Add hooks for the time of a ``with`` block; those that did not fire in it are named in a warning.
 
         Raises:
             UnknownHookError: A name or predicate selects nothing; no hook is left behind.
         """
+        guards = [*self._guard(fwd_hooks, "fwd"), *self._guard(bwd_hooks, "bwd")]
         self.context_level += 1
         try:
-            for name, hook in fwd_hooks:
-                self._enable_hook(name, hook, "fwd")
-            for name, hook in bwd_hooks:
-                self._enable_hook(name, hook, "bwd")
+            for guard in guards:
+                self.hook_dict[guard.name].add_hook(guard, dir=guard.direction, level=self.context_level)
             yield self
+            if reset_hooks_end and (silent := _silent(guards)):
+                warnings.warn(f"these hooks never fired inside their `with` block: {silent}", stacklevel=3)
         finally:
             if reset_hooks_end:
                 self.reset_hooks(clear_contexts, including_permanent=False, level=self.context_level)
@@ -163,17 +164,17 @@ class LoudHookedRootModule(HookedRootModule):
             UnfiredHookError: A forward hook did not fire, or backward hooks would be removed before any
                 backward pass could reach them.
         """
-        bwd_hooks = list(bwd_hooks)
+        bwd_hooks = as_pairs(bwd_hooks)
         if bwd_hooks and reset_hooks_end:
             raise UnfiredHookError(
                 "run_with_hooks removes its hooks when it returns, so backward hooks could never fire; pass "
                 "reset_hooks_end=False, or call backward() inside `with model.hooks(bwd_hooks=...)`"
             )
-        guards = [_Guard(hook, point, "fwd") for name, hook in fwd_hooks for point, _ in self.hook_points_named(name)]
+        guards = self._guard(fwd_hooks, "fwd")
         with self.hooks([(g.name, g) for g in guards], bwd_hooks, reset_hooks_end, clear_contexts):
             out = self(*model_args, **model_kwargs)
-        if silent := sorted({g.name for g in guards if not g.fired}):
-            raise UnfiredHookError(f"these hooks never fired in this call: {silent}")
+            if silent := _silent(guards):
+                raise UnfiredHookError(f"these hooks never fired in this call: {silent}")
         return out
 
     def check_hooks_can_fire(self, reachable: Callable[[str], bool], why: str) -> None:
@@ -189,6 +190,23 @@ class LoudHookedRootModule(HookedRootModule):
         ]
         if stuck:
             raise UnfiredHookError(f"hooks on {stuck[:4]}{'...' if len(stuck) > 4 else ''} cannot fire: {why}")
+
+
+def as_pairs(hooks: Any) -> list[tuple[Name, Callable]]:
+    """Return hooks as pairs.
+
+    Raises:
+        UnknownHookError: They are a pair of their own, or a hook without a name.
+    """
+    found: list[Any] = [hooks] if isinstance(hooks, str) or not isinstance(hooks, Iterable) else list(hooks)
+    for item in found:
+        if not (isinstance(item, (tuple, list)) and len(item) == 2 and callable(item[1])):
+            raise UnknownHookError(f"hooks are a list of (name, function) pairs; {item!r} is none")
+    return [(name, hook) for name, hook in found]
+
+
+def _silent(guards: list[_Guard]) -> list[str]:
+    return sorted({guard.name for guard in guards if not guard.fired})
 
 
 def is_hooked(point: HookPoint) -> bool:

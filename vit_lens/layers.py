@@ -1,6 +1,16 @@
 """The parts of a vision tower; every activation passes its hook point and goes on from there."""
 
-__all__ = ["MLP", "Attention", "Embed", "LayerNorm", "PosEmbed", "PreNorm", "TransformerBlock", "Unembed"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "AttentionPool",
+    "Embed",
+    "LayerNorm",
+    "PosEmbed",
+    "PreNorm",
+    "TransformerBlock",
+    "Unembed",
+]
 
 import math
 
@@ -11,28 +21,33 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import ActivationName, AttentionPoolConfig, HookedViTConfig
 from vit_lens.hooking import is_hooked
 
 
 class Embed(nn.Module):
-    """Cut the image into patches, project them and put the class token before them."""
+    """Cut the image into patches, project them and put class token and registers before them."""
 
     def __init__(self, cfg: HookedViTConfig):
         super().__init__()
         self.cfg = cfg
         self.W_E = nn.Parameter(torch.zeros(cfg.d_patch, cfg.d_model))
-        self.cls_token = nn.Parameter(torch.zeros(cfg.d_model))
+        self.b_E = nn.Parameter(torch.zeros(cfg.d_model)) if cfg.has_patch_bias else None
+        self.cls_token = nn.Parameter(torch.zeros(cfg.d_model)) if cfg.has_cls else None
+        self.registers = nn.Parameter(torch.zeros(cfg.n_registers, cfg.d_model)) if cfg.n_registers else None
 
     def forward(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
-        height, width = self.cfg.patch_size
-        patches = rearrange(pixels, "b c (y ph) (x pw) -> b (y x) (c ph pw)", ph=height, pw=width)
-        cls = repeat(self.cls_token, "d -> b 1 d", b=pixels.shape[0])
-        return torch.cat([cls, patches @ self.W_E], dim=1)
+        (rows, columns), (height, width) = self.cfg.grid, self.cfg.patch_size
+        whole = pixels[:, :, : rows * height, : columns * width]
+        patches = rearrange(whole, "b c (y ph) (x pw) -> b (y x) (c ph pw)", ph=height, pw=width) @ self.W_E
+        if self.b_E is not None:
+            patches = patches + self.b_E
+        prefix = [x if x.ndim == 2 else x[None] for x in (self.cls_token, self.registers) if x is not None]
+        return torch.cat([*(repeat(x, "n d -> b n d", b=len(pixels)) for x in prefix), patches], dim=1)
 
 
 class PosEmbed(nn.Module):
-    """The learned position embeddings, one for each token."""
+    """The learned position embeddings, one for each token; those of registers are zero."""
 
     def __init__(self, cfg: HookedViTConfig):
         super().__init__()
@@ -50,11 +65,11 @@ class LayerNorm(nn.Module):
     Statistics of half-precision inputs are taken in float32, as open_clip's ``LayerNormFp32`` does.
     """
 
-    def __init__(self, cfg: HookedViTConfig):
+    def __init__(self, d_model: int, eps: float | int):
         super().__init__()
-        self.eps = cfg.eps
-        self.w = nn.Parameter(torch.ones(cfg.d_model))
-        self.b = nn.Parameter(torch.zeros(cfg.d_model))
+        self.eps = eps
+        self.w = nn.Parameter(torch.ones(d_model))
+        self.b = nn.Parameter(torch.zeros(d_model))
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
@@ -64,6 +79,10 @@ class LayerNorm(nn.Module):
         centred, scale = self.split(x)
         scale = self.hook_scale(scale)
         return self.hook_normalized((centred / scale * _wide(self.w) + _wide(self.b)).to(x.dtype))
+
+    def read(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return the normed input without hooks, in its own dtype."""
+        return F.layer_norm(x, self.w.shape, self.w.to(x), self.b.to(x), self.eps)
 
     def split(
         self, x: Float[Tensor, "*batch d_model"]
@@ -81,8 +100,8 @@ class PreNorm(LayerNorm):
     So the position part depends on the image through ``s``.
     """
 
-    def __init__(self, cfg: HookedViTConfig):
-        super().__init__(cfg)
+    def __init__(self, d_model: int, eps: float | int):
+        super().__init__(d_model, eps)
         del self.hook_normalized  # its value would be hook_embed + hook_pos_embed: one name for one thing
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -96,17 +115,30 @@ class PreNorm(LayerNorm):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, one weight matrix per head."""
+    """Multi-head attention, one weight matrix per head.
 
-    def __init__(self, cfg: HookedViTConfig):
+    Args:
+        cfg: The tower's.
+        pool: Sizes of attention pooling; without them tokens attend to each other.
+    """
+
+    W_Q: nn.Parameter
+    W_K: nn.Parameter
+    W_V: nn.Parameter
+    b_Q: nn.Parameter
+    b_K: nn.Parameter
+    b_V: nn.Parameter
+
+    def __init__(self, cfg: HookedViTConfig, pool: AttentionPoolConfig | None = None):
         super().__init__()
         self.cfg = cfg
-        heads, d_model, d_head = cfg.n_heads, cfg.d_model, cfg.d_head
-        for name in "QKV":
-            setattr(self, f"W_{name}", nn.Parameter(torch.zeros(heads, d_model, d_head)))
+        sizes = pool or cfg
+        heads, d_head = sizes.n_heads, sizes.d_head
+        for name, d_in in zip("QKV", (sizes.d_model, cfg.d_model, cfg.d_model), strict=True):
+            setattr(self, f"W_{name}", nn.Parameter(torch.zeros(heads, d_in, d_head)))
             setattr(self, f"b_{name}", nn.Parameter(torch.zeros(heads, d_head)))
-        self.W_O = nn.Parameter(torch.zeros(heads, d_head, d_model))
-        self.b_O = nn.Parameter(torch.zeros(d_model))
+        self.W_O = nn.Parameter(torch.zeros(heads, d_head, sizes.d_model))
+        self.b_O = nn.Parameter(torch.zeros(sizes.d_model))
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -117,15 +149,15 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        query: Float[Tensor, "batch pos *head d_model"],
+        query: Float[Tensor, "batch query *head d_query"],
         key: Float[Tensor, "batch pos *head d_model"],
         value: Float[Tensor, "batch pos *head d_model"],
-        mask: Bool[Tensor, "#batch #head pos pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
+        mask: Bool[Tensor, "#batch #head query pos"] | None = None,
+    ) -> Float[Tensor, "batch query d_query"]:
         """Attend; ``mask`` is True where a query (third axis) may look at a key (last axis)."""
-        q = self.hook_q(_per_head(query, self.W_Q, self.b_Q))  # pyright: ignore[reportArgumentType]
-        k = self.hook_k(_per_head(key, self.W_K, self.b_K))  # pyright: ignore[reportArgumentType]
-        v = self.hook_v(_per_head(value, self.W_V, self.b_V))  # pyright: ignore[reportArgumentType]
+        q = self.hook_q(_per_head(query, self.W_Q, self.b_Q))
+        k = self.hook_k(_per_head(key, self.W_K, self.b_K))
+        v = self.hook_v(_per_head(value, self.W_V, self.b_V))
         z = self.hook_z(self._attend(q, k, v, mask))
         if self.cfg.use_attn_result or is_hooked(self.hook_result):
             result = einsum(z, self.W_O, "b p h d_head, h d_head d_model -> b p h d_model")
@@ -134,17 +166,17 @@ class Attention(nn.Module):
 
     def _attend(
         self,
-        q: Float[Tensor, "batch pos head d_head"],
+        q: Float[Tensor, "batch query head d_head"],
         k: Float[Tensor, "batch pos head d_head"],
         v: Float[Tensor, "batch pos head d_head"],
-        mask: Bool[Tensor, "#batch #head pos pos"] | None,
-    ) -> Float[Tensor, "batch pos head d_head"]:
+        mask: Bool[Tensor, "#batch #head query pos"] | None,
+    ) -> Float[Tensor, "batch query head d_head"]:
         if not (is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)):
             fused = F.scaled_dot_product_attention(
                 q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
             )
             return fused.transpose(1, 2)
-        scores = einsum(q, k, "b query h d, b key h d -> b h query key") / math.sqrt(self.cfg.d_head)
+        scores = einsum(q, k, "b query h d, b key h d -> b h query key") / math.sqrt(q.shape[-1])
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         pattern = self.hook_pattern(_wide(self.hook_attn_scores(scores)).softmax(-1).to(scores.dtype))
@@ -154,19 +186,19 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """The two-layer perceptron of a block."""
 
-    def __init__(self, cfg: HookedViTConfig):
+    def __init__(self, d_model: int, d_mlp: int, act_fn: ActivationName):
         super().__init__()
-        self.act_fn = cfg.act_fn
-        self.W_in = nn.Parameter(torch.zeros(cfg.d_model, cfg.d_mlp))
-        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp))
-        self.W_out = nn.Parameter(torch.zeros(cfg.d_mlp, cfg.d_model))
-        self.b_out = nn.Parameter(torch.zeros(cfg.d_model))
+        self.act_fn: ActivationName = act_fn
+        self.W_in = nn.Parameter(torch.zeros(d_model, d_mlp))
+        self.b_in = nn.Parameter(torch.zeros(d_mlp))
+        self.W_out = nn.Parameter(torch.zeros(d_mlp, d_model))
+        self.b_out = nn.Parameter(torch.zeros(d_model))
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         pre = self.hook_pre(F.linear(x, self.W_in.T, self.b_in))
-        post = self.hook_post(F.gelu(pre) if self.act_fn == "gelu" else pre * torch.sigmoid(1.702 * pre))
+        post = self.hook_post(activation(pre, self.act_fn))
         return F.linear(post, self.W_out.T, self.b_out)
 
 
@@ -183,13 +215,13 @@ class TransformerBlock(nn.Module):
         self.hook_q_input = HookPoint()
         self.hook_k_input = HookPoint()
         self.hook_v_input = HookPoint()
-        self.ln1 = LayerNorm(cfg)
+        self.ln1 = LayerNorm(cfg.d_model, cfg.eps)
         self.attn = Attention(cfg)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
         self.hook_mlp_in = HookPoint()
-        self.ln2 = LayerNorm(cfg)
-        self.mlp = MLP(cfg)
+        self.ln2 = LayerNorm(cfg.d_model, cfg.eps)
+        self.mlp = MLP(cfg.d_model, cfg.d_mlp, cfg.act_fn)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
 
@@ -224,15 +256,71 @@ class TransformerBlock(nn.Module):
         return repeat(resid, "b p d -> b p h d", h=self.cfg.n_heads)
 
 
-class Unembed(nn.Module):
-    """The projection from the residual stream to the image embedding."""
+class AttentionPool(nn.Module):
+    """One learned query attends to all tokens; an MLP may add to what it finds, and a LayerNorm may follow.
 
-    def __init__(self, cfg: HookedViTConfig):
+    SigLIP's MAP head has the MLP (Zhai et al. 2023), CoCa's pooler the LayerNorm (Yu et al. 2022). Of CoCa's
+    queries only the first reaches the embedding; its LayerNorm is folded into ``query``.
+    """
+
+    def __init__(self, cfg: HookedViTConfig, pool: AttentionPoolConfig):
         super().__init__()
-        self.W_U = nn.Parameter(torch.zeros(cfg.d_model, cfg.d_embed))
+        self.query = nn.Parameter(torch.zeros(pool.d_model))
+        self.attn = Attention(cfg, pool)
+        self.hook_attn_out = HookPoint()
+        self.ln2 = LayerNorm(pool.d_model, cfg.eps) if pool.d_mlp else None
+        self.mlp = MLP(pool.d_model, pool.d_mlp, cfg.act_fn) if pool.d_mlp else None
+        self.hook_mlp_out = HookPoint() if pool.d_mlp else None
+        self.ln_post = LayerNorm(pool.d_model, cfg.eps) if pool.has_ln_post else None
 
-    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_embed"]:
-        return x @ self.W_U
+    def forward(self, tokens: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_pooled"]:
+        query = repeat(self.query, "d -> b 1 d", b=len(tokens))
+        pooled = self.hook_attn_out(self.attn(query, tokens, tokens))
+        if self.mlp is not None and self.ln2 is not None and self.hook_mlp_out is not None:
+            pooled = pooled + self.hook_mlp_out(self.mlp(self.ln2(pooled)))
+        return (pooled if self.ln_post is None else self.ln_post(pooled))[:, 0]
+
+    def read(self, tokens: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_pooled"]:
+        """Return what :meth:`forward` would, without hooks, in the tokens' dtype; keys and values stay implicit."""
+        query, attn = self.query.to(tokens), self.attn
+        q = einsum(query, attn.W_Q.to(tokens), "d, h d k -> h k") + attn.b_Q.to(tokens)
+        keys = einsum(attn.W_K.to(tokens), q, "h d k, h k -> h d")
+        scores = (tokens @ keys.T + (attn.b_K.to(tokens) * q).sum(-1)) / math.sqrt(q.shape[-1])
+        seen = scores.softmax(-2).transpose(-1, -2) @ tokens
+        z = einsum(seen, attn.W_V.to(tokens), "... h d, h d k -> ... h k") + attn.b_V.to(tokens)
+        pooled = einsum(z, attn.W_O.to(tokens), "... h k, h k d -> ... d") + attn.b_O.to(tokens)
+        return self.finish(pooled + self.mlp_of(pooled))
+
+    def mlp_of(self, attn_out: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_pooled"]:
+        """Return what the MLP adds to a pooled vector, without hooks; zero where there is none."""
+        if self.mlp is None or self.ln2 is None:
+            return torch.zeros_like(attn_out)
+        mlp, x = self.mlp, self.ln2.read(attn_out)
+        post = activation(x @ mlp.W_in.to(x) + mlp.b_in.to(x), mlp.act_fn)
+        return post @ mlp.W_out.to(x) + mlp.b_out.to(x)
+
+    def finish(self, pooled: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_pooled"]:
+        """Return what the projection reads, without hooks: ``ln_post`` applied where there is one."""
+        return pooled if self.ln_post is None else self.ln_post.read(pooled)
+
+
+class Unembed(nn.Module):
+    """The projection from the pooled vector to the image embedding."""
+
+    def __init__(self, d_pooled: int, d_embed: int, *, bias: bool):
+        super().__init__()
+        self.W_U = nn.Parameter(torch.zeros(d_pooled, d_embed))
+        self.b_U = nn.Parameter(torch.zeros(d_embed)) if bias else None
+
+    def forward(self, x: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
+        return x @ self.W_U if self.b_U is None else x @ self.W_U + self.b_U
+
+
+def activation(pre: Float[Tensor, "*batch d_mlp"], name: ActivationName) -> Float[Tensor, "*batch d_mlp"]:
+    """Apply the MLP's nonlinearity."""
+    if name == "quick_gelu":
+        return pre * torch.sigmoid(1.702 * pre)
+    return F.gelu(pre, approximate="tanh" if name == "gelu_pytorch_tanh" else "none")
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -240,8 +328,8 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _per_head(
-    x: Float[Tensor, "batch pos *head d_model"],
-    weight: Float[Tensor, "head d_model d_head"],
+    x: Float[Tensor, "batch pos *heads d_in"],
+    weight: Float[Tensor, "head d_in d_head"],
     bias: Float[Tensor, "head d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
     if x.ndim == 4:

@@ -4,28 +4,32 @@ __all__ = ["HookedViT"]
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.caching import CachingRootModule, reached
+from vit_lens.caching import CachingRootModule
 from vit_lens.config import HookedViTConfig
-from vit_lens.errors import PreprocessError
+from vit_lens.errors import PreprocessError, VitLensError
 from vit_lens.identity import aliases, fingerprint
 from vit_lens.images import PreprocessSpec, preprocess
-from vit_lens.layers import Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock, Unembed
+from vit_lens.layers import AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock, Unembed
 from vit_lens.pretrained import TowerSource, read_module, read_pretrained
+from vit_lens.texts import TextBank
+from vit_lens.verification import Verification, verify
+from vit_lens.weight_processing import WeightProcessing, process_model
 
 
 class HookedViT(CachingRootModule):
-    """A CLIP vision tower: pixels in, image embedding out, every step a hook point.
+    """A vision tower: pixels in, image embedding out, every step a hook point.
 
-    Hook points, in the order in which they fire (B images, T tokens, H heads):
+    Hook points, in the order in which they fire (B images, T tokens, H heads; those of ``attn_pool`` exist where
+    tokens are pooled by attention):
 
     ===================================================== ==================== =================================
     name                                                  shape                note
@@ -44,7 +48,12 @@ class HookedViT(CachingRootModule):
     ``blocks.{l}.hook_attn_out``, ``hook_mlp_out``        B T d_model
     ``blocks.{l}.mlp.hook_pre`` / ``_post``               B T d_mlp
     ``ln_final.hook_scale`` / ``.hook_normalized``        B T 1, B T d_model   T is 1 where pooling is first
-    ``hook_pooled``                                       B d_model            what the projection reads
+    ``attn_pool.attn.hook_q`` / ``_z`` / ``_result``      B 1 H ...            of the one learned query
+    ``attn_pool.attn.hook_k`` / ``_v``                    B T H d_head
+    ``attn_pool.attn.hook_attn_scores`` / ``_pattern``    B H 1 T
+    ``attn_pool.hook_attn_out``, ``hook_mlp_out``         B 1 d_pooled         their sum is the pooled vector
+    ``attn_pool.ln2``, ``.mlp``, ``.ln_post``             B 1 ...              as in a block
+    ``hook_pooled``                                       B d_pooled           what the projection reads
     ``hook_image_embeds``                                 B d_embed            the output
     ===================================================== ==================== =================================
 
@@ -67,6 +76,8 @@ class HookedViT(CachingRootModule):
 
     cfg: HookedViTConfig
     blocks: Sequence[TransformerBlock]
+    processing: WeightProcessing | None = None
+    """What :meth:`process_weights` did to this model, and which hook points changed; None for one as it was loaded."""
 
     def __init__(
         self,
@@ -80,17 +91,19 @@ class HookedViT(CachingRootModule):
         self.preprocess_spec = preprocess_spec
         self._encoder_id = encoder_id
         self._fingerprint: tuple[tuple, str] | None = None
+        self._vocabulary: TextBank | None = None
         self.embed = Embed(cfg)
         self.hook_embed_raw = HookPoint()
         self.pos_embed = PosEmbed(cfg)
         self.hook_pos_embed_raw = HookPoint()
-        self.ln_pre = PreNorm(cfg) if cfg.has_ln_pre else None
+        self.ln_pre = PreNorm(cfg.d_model, cfg.eps) if cfg.has_ln_pre else None
         self.hook_embed = HookPoint()
         self.hook_pos_embed = HookPoint()
         self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))  # pyright: ignore[reportAttributeAccessIssue]
-        self.ln_final = LayerNorm(cfg)
+        self.ln_final = LayerNorm(cfg.d_model, cfg.eps)
+        self.attn_pool = AttentionPool(cfg, cfg.attn_pool) if cfg.attn_pool else None
         self.hook_pooled = HookPoint()
-        self.unembed = Unembed(cfg) if cfg.has_proj else None
+        self.unembed = Unembed(cfg.d_pooled, cfg.d_embed, bias=cfg.has_proj_bias) if cfg.has_proj else None
         self.hook_image_embeds = HookPoint()
         self.setup()
         self.eval()
@@ -104,17 +117,32 @@ class HookedViT(CachingRootModule):
         *,
         encoder_id: str | None = None,
         preprocess_spec: PreprocessSpec | None = None,
+        copy: bool = True,
+        image_size: int | tuple[int, int] | None = None,
     ) -> "HookedViT":
-        """Convert a tower in memory: an open_clip model or its ``visual``, or a Hugging Face CLIP (vision) model.
+        """Convert a tower in memory: an open_clip model or its ``visual``, timm's ViT, or Hugging Face's CLIP, SigLIP
+        or DINOv2.
 
         The weights are copied; dtype and device follow the source. Activation, eps, heads and pooling are
         read from the module, never from a name.
 
+        Args:
+            tower: The model, or its vision tower.
+            encoder_id: The id of the weights if it is known; else one made from their content.
+            preprocess_spec: Instead of the one that the source names.
+            copy: False shares the tower's memory: an edit or a training step of either shows in the other. Towers
+                whose conversion computes (LayerScale, CoCa's query) refuse it.
+            image_size: For Hugging Face towers: positions for this size, by their own interpolation. None: the size
+                of ``preprocess_spec`` for DINOv2, else the tower's own.
+
         Raises:
-            UnsupportedTowerError: The tower is not a plain CLIP ViT; the message names what is not supported.
+            UnsupportedTowerError: The tower is not a plain ViT; the message names what is not supported.
+            CheckpointError: The tower has no weights, or its memory cannot be shared.
         """
-        source = read_module(tower, encoder_id=encoder_id)
-        return cls._from_source(replace(source, preprocess_spec=preprocess_spec or source.preprocess_spec))
+        source = read_module(
+            tower, encoder_id=encoder_id, copy=copy, image_size=image_size, preprocess_spec=preprocess_spec
+        )
+        return cls._from_source(source)
 
     @classmethod
     def from_pretrained(
@@ -128,8 +156,11 @@ class HookedViT(CachingRootModule):
         preprocess_spec: PreprocessSpec | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
+        image_size: int | tuple[int, int] | None = None,
     ) -> "HookedViT":
         """Load a model by name.
+
+        A checkpoint is read one tensor at a time, so that little more than the weights is held in memory.
 
         Args:
             name: ``"mini"`` (ships with the package), an open_clip model name, a Hugging Face id
@@ -138,18 +169,20 @@ class HookedViT(CachingRootModule):
             quick_gelu: Which activation a local open_clip checkpoint was trained with, where its model name
                 leaves that open.
             dtype: Of the weights.
-            device: Of the weights.
+            device: Of the weights; on ``"meta"`` the files are checked and the model has shapes without weights.
             preprocess_spec: Instead of the one that the source names.
             revision: Of a Hugging Face repository.
             cache_dir: Where downloads are kept.
+            image_size: For Hugging Face towers: positions for this size, by their own interpolation. None: what
+                DINOv2's image processor crops (224, where its config says 518), else the size in the config.
 
         Raises:
-            UnsupportedTowerError: The tower is not a plain CLIP ViT.
+            UnsupportedTowerError: The tower is not a plain ViT.
             CheckpointError: The checkpoint is truncated, or its tensors do not fit.
         """
         source = read_pretrained(
             name, tag=tag, quick_gelu=quick_gelu, dtype=dtype, device=device, preprocess_spec=preprocess_spec,
-            revision=revision, cache_dir=cache_dir,
+            revision=revision, cache_dir=cache_dir, image_size=image_size,
         )  # fmt: skip
         return cls._from_source(source)
 
@@ -158,6 +191,7 @@ class HookedViT(CachingRootModule):
         with torch.device("meta"):  # the tensors of the source become the parameters: one copy in memory
             model = cls(source.cfg, preprocess_spec=source.preprocess_spec, encoder_id=source.encoder_id)
         model.load_state_dict(source.state_dict, assign=True)
+        model._set_switch(device=str(model.device))
         return model.requires_grad_(True)
 
     # ---- what it is -------------------------------------------------------------------------------------
@@ -192,16 +226,193 @@ class HookedViT(CachingRootModule):
         return aliases(self.encoder_id)
 
     @property
-    def W_U(self) -> Float[Tensor, "d_model d_embed"]:
+    def W_U(self) -> Float[Tensor, "d_pooled d_embed"]:
         """The projection to the embedding; the identity where the tower has none."""
         if self.unembed is not None:
             return self.unembed.W_U
-        return torch.eye(self.cfg.d_model, dtype=self.dtype, device=self.device)
+        return torch.eye(self.cfg.d_pooled, dtype=self.dtype, device=self.device)
 
     @property
     def b_U(self) -> Float[Tensor, " d_embed"]:
-        """The bias of the projection: zero, since CLIP's has none."""
+        """The bias of the projection; zero where the tower has none."""
+        if self.unembed is not None and self.unembed.b_U is not None:
+            return self.unembed.b_U
         return torch.zeros(self.cfg.d_embed, dtype=self.dtype, device=self.device)
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_patch d_model"]:
+        """The patch embedding; a patch is flattened as (channel, row, column)."""
+        return self.embed.W_E
+
+    @property
+    def W_pos(self) -> Float[Tensor, "pos d_model"]:
+        """The position embeddings."""
+        return self.pos_embed.W_pos
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Query weights of every block, stacked (a copy)."""
+        return self._stack("attn.W_Q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Key weights of every block, stacked (a copy)."""
+        return self._stack("attn.W_K")
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Value weights of every block, stacked (a copy)."""
+        return self._stack("attn.W_V")
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Output weights of every block, stacked (a copy)."""
+        return self._stack("attn.W_O")
+
+    @property
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        """Input weights of every MLP, stacked (a copy)."""
+        return self._stack("mlp.W_in")
+
+    @property
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
+        """Output weights of every MLP, stacked (a copy)."""
+        return self._stack("mlp.W_out")
+
+    @property
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
+        """Query biases of every block, stacked (a copy)."""
+        return self._stack("attn.b_Q")
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer head d_head"]:
+        """Key biases of every block, stacked (a copy)."""
+        return self._stack("attn.b_K")
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer head d_head"]:
+        """Value biases of every block, stacked (a copy)."""
+        return self._stack("attn.b_V")
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
+        """Output biases of every block's attention, stacked (a copy)."""
+        return self._stack("attn.b_O")
+
+    @property
+    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
+        """Input biases of every MLP, stacked (a copy)."""
+        return self._stack("mlp.b_in")
+
+    @property
+    def b_out(self) -> Float[Tensor, "layer d_model"]:
+        """Output biases of every MLP, stacked (a copy)."""
+        return self._stack("mlp.b_out")
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """The query-key circuit of every head: ``W_Q W_K^T``, [layer head d_model d_model], kept factored."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """The output-value circuit of every head: ``W_V W_O``, [layer head d_model d_model], kept factored."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def _stack(self, name: str) -> Tensor:
+        return torch.stack([block.get_parameter(name) for block in self.blocks])
+
+    # ---- other weights for the same function; the same function as the source -------------------------------
+
+    def process_weights(
+        self, *, fold_ln: bool = True, fold_value_biases: bool = True, center_writing_weights: bool = True
+    ) -> "HookedViT":
+        """Return a new model that computes the same function with weights that are easier to read.
+
+        Names as in TransformerLens; :mod:`vit_lens.weight_processing` says what each step does and what CLIP forbids.
+        The ``encoder_id`` stays; the :attr:`fingerprint` changes, so reference means must be made again. The new
+        model's ``processing`` lists every hook point that means something else. Half-precision weights are
+        rounded once more: process in float32, then cast.
+
+        Args:
+            fold_ln: Move the weight and bias of LayerNorms into the matrices that read them.
+            fold_value_biases: Move value biases into ``b_O``.
+            center_writing_weights: Remove the mean over ``d_model`` from what is written to the residual stream.
+
+        Raises:
+            VitLensError: No step is asked for, or hooks are on the model.
+        """
+        return process_model(
+            self, fold_ln=fold_ln, fold_value_biases=fold_value_biases, center_writing_weights=center_writing_weights
+        )
+
+    def verify(
+        self,
+        source: nn.Module | str | Path,
+        *,
+        tag: str | Path | None = None,
+        images: Any = None,
+        dtypes: Sequence[torch.dtype] | None = None,
+    ) -> Verification:
+        """Compare the model with the tower that it came from, layer by layer; see :func:`vit_lens.verification.verify`.
+
+        ``HookedViT.from_module(tower).verify(tower)`` certifies a fine-tune of your own.
+        """
+        return verify(self, source, tag=tag, images=images, dtypes=dtypes)
+
+    # ---- captions stand where a language model has its vocabulary -----------------------------------------
+
+    @property
+    def vocabulary(self) -> TextBank | None:
+        """Captions that :meth:`to_single_token` and the cache's ``logit_attrs`` and ``logit_lens`` know.
+
+        Raises:
+            VitLensError: On setting captions that were embedded for another encoder.
+        """
+        return self._vocabulary
+
+    @vocabulary.setter
+    def vocabulary(self, bank: TextBank | None) -> None:
+        self._vocabulary = None if bank is None else bank.check(self)
+
+    def to_tokens(self, pixels: Any, prepend_bos: bool = True) -> Any:
+        """Return the input as it is: TransformerLens' tools ask for tokens, and an image model reads pixels."""
+        return pixels
+
+    def to_single_token(self, caption: str) -> int:
+        """Return the index of a caption of the :attr:`vocabulary`.
+
+        Raises:
+            VitLensError: There is no vocabulary, or no such caption.
+        """
+        if self.vocabulary is None:
+            raise VitLensError(
+                f"{caption!r} needs a vocabulary: model.vocabulary = TextBank.from_open_clip(name, tag, captions)"
+            )
+        return self.vocabulary.index(caption)
+
+    def tokens_to_residual_directions(self, tokens: int | str | Tensor) -> Float[Tensor, "*tokens d_pooled"]:
+        """Return the directions that the projection reads as captions, or as dimensions of the embedding.
+
+        With a :attr:`vocabulary`, ``W_U`` times the caption's text embedding of unit norm: a dot product with it
+        is the cosine times the norm of the image embedding. Without one, the columns of ``W_U``.
+
+        Args:
+            tokens: A caption, or indices of any shape.
+
+        Raises:
+            VitLensError: A caption is unknown, or an index out of range.
+        """
+        index = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+        if index.is_floating_point() or index.dtype == torch.bool:
+            raise VitLensError(f"tokens of dtype {index.dtype}; expected whole numbers or a caption")
+        table = self.W_U.T
+        if self.vocabulary is not None:
+            table = self.vocabulary.unit.to(table) @ table
+        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(table)):
+            what = "dimensions of the embedding" if self.vocabulary is None else "captions"
+            raise VitLensError(f"token {int(index.max())}: there are {len(table)} {what}, counted from 0")
+        return table[index.to(table.device)]
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
@@ -230,38 +441,50 @@ class HookedViT(CachingRootModule):
         """Give the MLP its own copy of the residual stream to read (``hook_mlp_in``)."""
         self._set_switch(use_hook_mlp_in=on)
 
-    def _set_switch(self, **switch: bool) -> None:
-        self.cfg = replace(self.cfg, **switch)
+    def _set_switch(self, **switch: bool | str) -> None:
+        self.cfg = replace(self.cfg, **switch)  # pyright: ignore[reportArgumentType]
         for block in self.blocks:
             block.cfg = block.attn.cfg = self.cfg
+        if self.attn_pool is not None:
+            self.attn_pool.attn.cfg = self.cfg
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HookedViT":
+        moved = super()._apply(fn, recurse)
+        self._set_switch(device=str(self.device))
+        return moved
 
     # ---- running it -------------------------------------------------------------------------------------
 
     def forward(
         self,
-        pixels: Float[Tensor, "batch channel height width"],
+        pixels: Float[Tensor, "batch channel height width"] | Float[Tensor, "batch pos d_model"],
         *,
+        start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         mask: Bool[Tensor, "#batch #head pos pos"] | None = None,
     ) -> Float[Tensor, "batch d_embed"] | Float[Tensor, "batch pos d_model"]:
         """Embed images, or return the residual stream that enters block ``stop_at_layer``.
 
         Args:
-            pixels: Preprocessed images (:meth:`preprocess`).
+            pixels: Preprocessed images (:meth:`preprocess`); with ``start_at_layer`` the residual stream.
+            start_at_layer: As in TransformerLens: the first block to run, on a residual stream that is given.
             stop_at_layer: As in TransformerLens: exclusive, negative from the end.
             mask: Where attention is allowed, in every layer; None allows all.
 
         Raises:
-            PreprocessError: Pixels of another size or kind, or not finite.
-            UnfiredHookError: A hook sits on a point behind ``stop_at_layer``.
+            PreprocessError: Pixels, or a residual stream, of another size or kind, or not finite.
+            UnfiredHookError: A hook sits on a point before ``start_at_layer`` or behind ``stop_at_layer``.
         """
-        self._check_pixels(pixels)
-        n_blocks = self.n_blocks_until(stop_at_layer)
-        if stop_at_layer is not None:
-            self.check_hooks_can_fire(partial(reached, n_blocks=n_blocks), f"stop_at_layer={stop_at_layer}")
-        resid = self._embed(pixels)
-        for block in self.blocks[:n_blocks]:
-            resid = block(resid, mask)
+        blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
+        self.check_reach(start_at_layer, stop_at_layer)
+        if start_at_layer is None:
+            self._check_input(pixels, (3, *self.cfg.image_size))
+            resid = self._embed(pixels)
+        else:
+            self._check_input(pixels, (self.cfg.n_ctx, self.cfg.d_model))
+            resid = pixels
+        for layer in blocks:
+            resid = self.blocks[layer](resid, mask)
         return resid if stop_at_layer is not None else self._read_out(resid)
 
     def _embed(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
@@ -279,29 +502,30 @@ class HookedViT(CachingRootModule):
         pooled = self.hook_pooled(pooled)
         return self.hook_image_embeds(pooled if self.unembed is None else self.unembed(pooled))
 
-    def _pool(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
-        return x[:, 0] if self.cfg.pool == "cls" else x[:, 1:].mean(1)
+    def _pool(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_pooled"]:
+        if self.attn_pool is not None:
+            return self.attn_pool(x)
+        return x[:, 0] if self.cfg.pool == "cls" else x[:, self.cfg.n_prefix :].mean(1)
 
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if not isinstance(pixels, Tensor):
+    def _check_input(self, x: Tensor, expected: tuple[int, ...]) -> None:
+        name, advice = "pixels", "model.preprocess(images) gives the right ones"
+        if len(expected) == 2:
+            name, advice = "a residual stream", "with start_at_layer, give what entered that block: [batch pos d_model]"
+        if not isinstance(x, Tensor):
+            raise PreprocessError(f"expected a tensor of {name}, got {type(x).__name__}; {advice}")
+        if tuple(x.shape[1:]) != expected or not len(x):
             raise PreprocessError(
-                f"expected a tensor of pixels, got {type(pixels).__name__}; use model.preprocess(images)"
+                f"{name} of shape {tuple(x.shape)}; expected (batch, {', '.join(map(str, expected))}); {advice}"
             )
-        expected = (3, *self.cfg.image_size)
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected or not len(pixels):
+        if x.dtype != self.dtype or x.device != self.device:
             raise PreprocessError(
-                f"pixels of shape {tuple(pixels.shape)}; expected (batch, {', '.join(map(str, expected))})"
+                f"{name} of dtype {x.dtype} on {x.device}; the model is {self.dtype} on {self.device}; {advice}"
             )
-        if pixels.dtype != self.dtype or pixels.device != self.device:
-            raise PreprocessError(
-                f"pixels are {pixels.dtype} on {pixels.device}, the model is {self.dtype} on {self.device}; "
-                "model.preprocess(images) gives the right ones"
-            )
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or x.is_meta:
             return
-        finite = torch.isfinite(pixels).flatten(1).all(1)
+        finite = torch.isfinite(x).flatten(1).all(1)
         if not finite.all():
-            raise PreprocessError(f"image {int((~finite).nonzero()[0])} holds NaN or infinite pixels")
+            raise PreprocessError(f"image {int((~finite).nonzero()[0])} holds NaN or infinite {name.split()[-1]}")
 
     # ---- images -----------------------------------------------------------------------------------------
 
@@ -334,9 +558,15 @@ class HookedViT(CachingRootModule):
     def embed_rows(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_embed"]:
         """Return what the model would output if the read-out rows of its last residual were ``rows``.
 
-        The final LayerNorm takes fresh statistics; nothing is hooked. Half precision is computed in float32.
+        The final LayerNorm takes fresh statistics; nothing is hooked. Half precision is computed in float32. Any
+        number of rows is allowed, so a single token can be read alone.
         """
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        weight, bias = self.ln_final.w.to(wide), self.ln_final.b.to(wide)
-        normed = nn.functional.layer_norm(rows.to(self.device, wide), weight.shape, weight, bias, self.cfg.eps)
-        return normed.mean(-2) @ self.W_U.to(wide)
+        x = self.ln_final.read(rows.to(self.device, torch.promote_types(rows.dtype, torch.float32)))
+        return self.embed_pooled(x.mean(-2) if self.attn_pool is None else self.attn_pool.read(x))
+
+    def embed_pooled(self, pooled: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
+        """Return the embedding of a pooled vector (``hook_pooled``), without hooks, in the dtype of ``pooled``."""
+        if self.unembed is None:
+            return pooled
+        out = pooled @ self.unembed.W_U.to(pooled)
+        return out if self.unembed.b_U is None else out + self.unembed.b_U.to(pooled)

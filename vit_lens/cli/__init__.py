@@ -8,8 +8,10 @@ import warnings
 
 import typer
 
-from vit_lens.cli.checks import doctor
+from vit_lens.cli.checks import doctor, verify
 from vit_lens.cli.mini import mini
+from vit_lens.cli.models import models
+from vit_lens.cli.readouts import READOUT_EXAMPLES, readout
 from vit_lens.cli.sweeps import SWEEP_EXAMPLES, demo, merge, reference, report, sweep
 from vit_lens.errors import VitLensError
 
@@ -23,8 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, sweep, report, reference, merge, doctor):
-    app.command(epilog=SWEEP_EXAMPLES if command is sweep else None)(command)
+for command in (demo, sweep, report, reference, merge, readout, verify, doctor, models):
+    app.command(epilog={sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES}.get(command))(command)
 app.add_typer(mini, name="mini")
 
 

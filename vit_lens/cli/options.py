@@ -4,7 +4,6 @@ __all__ = [
     "DEFAULT_LENSES",
     "Device",
     "Dtype",
-    "find_images",
     "parse_lens",
     "parse_shard",
     "split_list",
@@ -13,12 +12,11 @@ __all__ = [
 ]
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vit_lens.errors import ImageError, LensError, VitLensError, nearest
+from vit_lens.errors import LensError, VitLensError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
 _LENSES = ("diffusion", "dsl", "dsl-mean")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(_DTYPES)}.")]
@@ -96,26 +93,6 @@ def parse_lens(text: str, reference: "ReferenceMeans | None") -> "Lens":
             "MODEL --out means.safetensors`, then pass --reference means.safetensors"
         )
     return DiffusionSteeringLens(**{key: strength}, anchor="mean", reference=reference)  # pyright: ignore[reportArgumentType]
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return files, and the images in folders, in order of name.
-
-    Raises:
-        ImageError: A path does not exist, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
-            if not inside:
-                raise ImageError(f"the folder {path} holds no image ({', '.join(sorted(_SUFFIXES))})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise ImageError(f"no such file or folder: {path}")
-    return found
 
 
 def split_list(items: Sequence[str]) -> list[str]:

@@ -87,6 +87,10 @@ def _fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
         ratio = max(image.height / height, image.width / width)
         resized = _resize(image, round(image.height / ratio), round(image.width / ratio), resample)
         return _center(resized, height, width, spec.fill_color)
+    if spec.resize_edge is not None:
+        resized = _resize(image, *_shortest(image, spec.resize_edge), resample)
+        top, left = (resized.height - height) // 2, (resized.width - width) // 2
+        return resized.crop((left, top, left + width, top + height))
     if height == width:
         return _center(_resize(image, *_shortest(image, height), resample), height, width, 0)
     # open_clip does not hand its interpolation on in this case

@@ -41,6 +41,9 @@ class PreprocessSpec:
             is always bicubic, and so do we.
         resize_mode: ``shortest`` crops, ``longest`` pads, ``squash`` changes the aspect ratio.
         fill_color: Grey level in [0, 255] of the padding of ``longest``.
+        resize_edge: For ``shortest``: what the shorter side is resized to before ``size`` is cropped out of it, where
+            that is more than the crop (DINOv2: 256, then 224). An odd margin is then cut as Hugging Face's
+            processors do, the larger half at the bottom and right. None: the crop's own size, as in open_clip.
     """
 
     size: tuple[int, int]
@@ -49,6 +52,7 @@ class PreprocessSpec:
     interpolation: Interpolation
     resize_mode: ResizeMode
     fill_color: int = 0
+    resize_edge: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -63,6 +67,18 @@ class PreprocessSpec:
         _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
         if not 0 <= self.fill_color <= 255:
             raise PreprocessError(f"fill_color={self.fill_color}; expected a grey level in [0, 255]")
+        if self.resize_edge is not None and (self.resize_mode != "shortest" or self.resize_edge < max(self.size)):
+            raise PreprocessError(
+                f"resize_edge={self.resize_edge} with size={self.size} and resize_mode={self.resize_mode!r}; expected "
+                "at least the longer side of size, and 'shortest'"
+            )
+
+    def at(self, size: tuple[int, int]) -> "PreprocessSpec":
+        """Return the same steps at another size; a ``resize_edge`` keeps its ratio to the longer side."""
+        edge = self.resize_edge
+        if edge is not None:
+            edge = max(round(edge * max(size) / max(self.size)), max(size))
+        return dataclasses.replace(self, size=size, resize_edge=edge)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can hold."""
@@ -72,7 +88,7 @@ class PreprocessSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessSpec":
         """Read what :meth:`to_dict` wrote; an unknown or missing field is an error."""
         known = {f.name for f in dataclasses.fields(cls)}
-        required = known - {"fill_color"}
+        required = known - {"fill_color", "resize_edge"}
         if set(values) - known or required - set(values):
             raise PreprocessError(
                 f"preprocessing with unknown fields {sorted(set(values) - known)} and without "
@@ -101,17 +117,24 @@ class PreprocessSpec:
 
     @classmethod
     def from_hf_preprocessor(cls, cfg: Mapping[str, Any]) -> "PreprocessSpec":
-        """Read the content of a ``preprocessor_config.json`` of a CLIP image processor.
+        """Read the content of a ``preprocessor_config.json``: CLIP's, SigLIP's or DINOv2's image processor.
 
         The resampling is Pillow's, as in open_clip; the tensor-backed Hugging Face processor differs from
-        it by up to 0.02 in normalised units. An odd margin is cropped as open_clip does.
+        it by up to 0.02 in normalised units. Where resize and crop have one size, an odd margin is cropped as
+        open_clip does. What the file leaves out has the default of CLIP's processor, and no other's.
         """
         _require_hf_steps(cfg)
+        _require_named(cfg)
         size, crop = cfg.get("size", {"shortest_edge": 224}), cfg.get("crop_size")
         cropped = cfg.get("do_center_crop", True) and crop is not None
         if isinstance(size, Mapping) and {"height", "width"} <= set(size):
             mode: ResizeMode = "squash"
-            target = _pair(size)
+            edge, target = None, _pair(size)
+            if cropped and _pair(crop) != target:
+                raise PreprocessError(
+                    f"image processor that resizes to {size!r} and crops to {crop!r}; only a crop of the resized "
+                    "size is supported. Pass preprocess_spec= instead"
+                )
         else:
             mode = "shortest"
             edge = size["shortest_edge"] if isinstance(size, Mapping) and "shortest_edge" in size else size
@@ -121,18 +144,19 @@ class PreprocessSpec:
                     f"do_center_crop={cfg.get('do_center_crop', True)}; expected a shortest_edge and a "
                     "centre crop, or height and width. Pass preprocess_spec= instead"
                 )
-            target = (edge, edge)
-        if cropped and _pair(crop) != target:
-            raise PreprocessError(
-                f"image processor that resizes to {size!r} and crops to {crop!r}; only a crop of the resized "
-                "size is supported. Pass preprocess_spec= instead"
-            )
+            target = _pair(crop)
+            if edge < max(target):
+                raise PreprocessError(
+                    f"image processor that resizes to {size!r} and pads to {crop!r}; expected a crop that fits. Pass "
+                    "preprocess_spec= instead"
+                )
         return cls(
             size=target,
             mean=_triple(cfg.get("image_mean", _OPENAI_MEAN)),
             std=_triple(cfg.get("image_std", _OPENAI_STD)),
             interpolation=_hf_interpolation(cfg.get("resample", Image.Resampling.BICUBIC)),
             resize_mode=mode,
+            resize_edge=edge if edge is not None and target != (edge, edge) else None,
         )
 
 
@@ -169,6 +193,16 @@ def _require_hf_steps(cfg: Mapping[str, Any]) -> None:
     factor = cfg.get("rescale_factor", 1 / 255)
     if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise PreprocessError(f"image processor with rescale_factor={factor}; expected 1/255. Pass preprocess_spec=")
+
+
+def _require_named(cfg: Mapping[str, Any]) -> None:
+    kind = str(cfg.get("image_processor_type") or cfg.get("feature_extractor_type") or "CLIP")
+    absent = [key for key in ("size", "image_mean", "image_std", "resample") if key not in cfg]
+    if absent and not kind.startswith("CLIP"):
+        raise PreprocessError(
+            f"image processor of type {kind} that leaves out {', '.join(absent)}; its defaults are not known here. "
+            "Pass preprocess_spec= instead"
+        )
 
 
 def _hf_interpolation(resample: Any) -> Interpolation:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
-from vit_lens.lenses.lens import HookFn, Lens, Sites, check_batch
+from vit_lens.lenses.lens import HookFn, Lens, Sites, attention_of, check_batch
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 
@@ -21,7 +21,8 @@ class DiffusionLens(Lens):
 
     The paper defines it for text encoders; for a vision tower, ``v`` is the residual stream at the read-out
     rows (the CLS token), or the output of one head, attention block or MLP. This is our reading by analogy,
-    as in arXiv 2504.13763. At the last ``resid_post`` it gives the model's own embedding.
+    as in arXiv 2504.13763. At the last ``resid_post`` it gives the model's own embedding. What a part of attention
+    pooling writes is read as if it were the pooled vector.
     """
 
     def reads(self, site: Site) -> bool:
@@ -54,17 +55,15 @@ class DiffusionLens(Lens):
         n_layers = cache.model.cfg.n_layers
         if site.is_residual:
             return [(name, _zero) for name in _writes_after(site, n_layers)]
+        if site.is_pool:
+            pool = [n for n in ("attn_pool.hook_attn_out", "attn_pool.hook_mlp_out") if n in cache.model.hook_dict]
+            own = site.hook_name if site.kind == "pool_mlp" else pool[0]
+            return [*((name, _zero) for name in pool if name != own), *_own_hooks(cache, site, own)]
         own = f"blocks.{site.layer}.hook_{'mlp_out' if site.kind == 'mlp' else 'attn_out'}"
         writes = [f"blocks.{layer}.hook_{part}" for layer in range(n_layers) for part in ("attn_out", "mlp_out")]
         hooks: list[tuple[str, HookFn]] = [("blocks.0.hook_resid_pre", _zero)]
         hooks += [(name, _zero) for name in writes if name != own]
-        if site.kind != "head":
-            return [*hooks, (own, _put(cache, own))]
-        return [
-            *hooks,
-            (site.hook_name, _put(cache, site.hook_name, head=site.head)),
-            (own, _without_bias(cache, site)),
-        ]
+        return [*hooks, *_own_hooks(cache, site, own)]
 
     def record(self) -> dict[str, Any]:
         """Return the settings that a result must carry."""
@@ -89,16 +88,18 @@ def _put(cache: ViTActivationCache, name: str, head: int | None = None) -> HookF
     return put
 
 
-def _without_bias(cache: ViTActivationCache, site: Site) -> HookFn:
-    bias = cache.model.blocks[site.layer].attn.b_O
+def _own_hooks(cache: ViTActivationCache, site: Site, own: str) -> list[tuple[str, HookFn]]:
+    if site.head is None:
+        return [(own, _put(cache, own))]
+    bias = attention_of(cache.model, site).b_O
 
-    def subtract(act: Tensor, hook: HookPoint) -> Tensor:
+    def without_bias(act: Tensor, hook: HookPoint) -> Tensor:
         return act - bias
 
-    return subtract
+    return [(site.hook_name, _put(cache, site.hook_name, head=site.head)), (own, without_bias)]
 
 
 def _writes_after(site: Site, n_layers: int) -> list[str]:
     own = {"resid_pre": ("attn_out", "mlp_out"), "resid_mid": ("mlp_out",), "resid_post": ()}[site.kind]
-    later = [(layer, part) for layer in range(site.layer + 1, n_layers) for part in ("attn_out", "mlp_out")]
+    later = [(layer, part) for layer in range((site.layer or 0) + 1, n_layers) for part in ("attn_out", "mlp_out")]
     return [f"blocks.{layer}.hook_{part}" for layer, part in [*((site.layer, p) for p in own), *later]]

@@ -4,17 +4,19 @@ __all__ = [
     "HookFn",
     "Lens",
     "Sites",
+    "attention_of",
     "centred_norm",
     "check_batch",
     "check_cache",
     "check_same_run",
     "final_residual",
     "freeze",
+    "last_state",
     "site_outputs",
 ]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError
+from vit_lens.layers import Attention
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 
@@ -57,7 +60,7 @@ class Lens(ABC):
     def _read(
         self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
     ) -> Float[Tensor, "batch site row d_model"]:
-        """Return the final residual in which the sites' outputs are seen."""
+        """Return the last residual (of attention pooling, the sum) in which the sites' outputs are seen."""
 
     def _origin(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "#batch site row d_model"] | None:
         """Return what a site's output is measured from, where that is not zero."""
@@ -98,37 +101,71 @@ class Lens(ABC):
     def _embed(
         self, cache: ViTActivationCache, sites: list[Site], change: Callable[[Tensor, Tensor | None], Tensor]
     ) -> Float[Tensor, "batch site d_embed"]:
-        rows = cache.readout("blocks.0.hook_resid_pre")
-        chunk = max(1, _CHUNK_NUMBERS // rows.numel())
-        parts = []
+        groups = [[s for s in sites if s.is_pool == pool] for pool in (False, True)]
+        found = {site: part for group in groups for site, part in self._embed_group(cache, group, change)}
+        return torch.stack([found[site] for site in sites], dim=1)
+
+    def _embed_group(
+        self, cache: ViTActivationCache, sites: list[Site], change: Callable[[Tensor, Tensor | None], Tensor]
+    ) -> Iterator[tuple[Site, Float[Tensor, "batch d_embed"]]]:
+        if not sites:
+            return
+        chunk = max(1, _CHUNK_NUMBERS // last_state(cache, sites).numel())
         for start in range(0, len(sites), chunk):
             some = sites[start : start + chunk]
             outputs = change(site_outputs(cache, some), self._origin(cache, some))
-            parts.append(cache.model.embed_rows(self._read(cache, some, outputs)))
-        return torch.cat(parts, dim=1)
+            read = read_last(cache.model, self._read(cache, some, outputs), sites)
+            yield from zip(some, read.unbind(1), strict=True)
 
 
 def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site row d_model"]:
     """Return what each site holds or writes at the read-out rows, in float32 or wider; a head's is ``z W_O``.
 
-    It lies on the model's device, wherever the cache is kept.
+    It lies on the model's device, wherever the cache is kept. Sites of attention pooling have one row, of the
+    pooled width, and go together.
     """
     found: dict[Site, Tensor] = {}
-    for layer in sorted({s.layer for s in sites if s.kind == "head"}):
-        heads = [s for s in sites if s.kind == "head" and s.layer == layer]
+    for name in dict.fromkeys(s.hook_name for s in sites if s.head is not None):
+        heads = [s for s in sites if s.hook_name == name and s.head is not None]
         index = [s.head for s in heads]
-        z = _read_wide(cache, f"blocks.{layer}.attn.hook_z")[:, :, index]
-        written = einsum(z, _weight(cache, layer)[index].to(z), "b row h k, h k d -> h b row d")
-        found.update(zip(heads, written, strict=True))
+        z = _read_wide(cache, name)[:, :, index]
+        weight = attention_of(cache.model, heads[0]).W_O.detach()[index].to(z)
+        found.update(zip(heads, einsum(z, weight, "b row h k, h k d -> h b row d"), strict=True))
     for site in sites:
-        if site.kind != "head":
+        if site.head is None:
             found[site] = _read_wide(cache, site.hook_name)
     return torch.stack([found[site] for site in sites], dim=1)
+
+
+def attention_of(model: HookedViT, site: Site) -> Attention:
+    """Return the attention that a head, attention block or site of attention pooling belongs to."""
+    if site.layer is not None:
+        return model.blocks[site.layer].attn
+    if model.attn_pool is None:
+        raise LensError(f"site {site}: the model has no attention pooling")
+    return model.attn_pool.attn
 
 
 def final_residual(cache: ViTActivationCache) -> Float[Tensor, "batch row d_model"]:
     """Return the read-out rows of the last residual, in float32 or wider, on the model's device."""
     return _read_wide(cache, f"blocks.{cache.model.cfg.n_layers - 1}.hook_resid_post")
+
+
+def last_state(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch row d_model"]:
+    """Return what the sites' outputs end up in: the last residual, or for sites of attention pooling its sum."""
+    if not sites[0].is_pool:
+        return final_residual(cache)
+    names = [n for n in ("attn_pool.hook_attn_out", "attn_pool.hook_mlp_out") if n in cache.model.hook_dict]
+    return torch.stack([_read_wide(cache, name) for name in names]).sum(0)
+
+
+def read_last(
+    model: HookedViT, states: Float[Tensor, "*batch row d_model"], sites: list[Site]
+) -> Float[Tensor, "*batch d_embed"]:
+    """Return the embeddings of last residuals, or of attention pooling's sums, without hooks."""
+    if not sites[0].is_pool or model.attn_pool is None:
+        return model.embed_rows(states)
+    return model.embed_pooled(model.attn_pool.finish(states[..., 0, :]))
 
 
 def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
@@ -194,10 +231,6 @@ def check_batch(act: Tensor, value: Tensor, name: str) -> None:
 def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:
     """Return the norm after mean removal over d_model, taken over all rows."""
     return (x - x.mean(-1, keepdim=True)).flatten(-2).norm(dim=-1)
-
-
-def _weight(cache: ViTActivationCache, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    return cache.model.blocks[layer].attn.W_O.detach()
 
 
 def _read_wide(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row *axes"]:

@@ -20,8 +20,8 @@ from vit_lens.lenses.lens import (
     centred_norm,
     check_batch,
     check_same_run,
-    final_residual,
     freeze,
+    last_state,
     site_outputs,
 )
 from vit_lens.model import HookedViT
@@ -114,7 +114,7 @@ class DiffusionSteeringLens(Lens):
     def _origin(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "1 site row d_model"] | None:
         if self.reference is None:
             return None
-        return torch.stack([_mean_output(self.reference, cache, site) for site in sites])[None]
+        return torch.stack([self.reference.output(cache.model, site) for site in sites])[None]
 
     def _read(
         self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
@@ -122,8 +122,8 @@ class DiffusionSteeringLens(Lens):
         strength = self._strength(cache, sites, outputs)[..., None, None]
         origin = self._origin(cache, sites)
         if self.reference is None or origin is None:
-            return final_residual(cache)[:, None] + (strength - 1) * outputs
-        anchor = self.reference.resid_final(cache.model)
+            return last_state(cache, sites)[:, None] + (strength - 1) * outputs
+        anchor = self.reference.last_state(cache.model, pooled=sites[0].is_pool)
         return anchor + strength * (outputs - origin)
 
     def _strength(
@@ -143,7 +143,7 @@ class DiffusionSteeringLens(Lens):
                 "direction to match a norm with; use alpha=, or leave the site out"
             )
         assert self.share is not None
-        added = self.share * centred_norm(final_residual(cache))[:, None] / norm
+        added = self.share * centred_norm(last_state(cache, sites))[:, None] / norm
         return added + 1 if origin is None else added
 
     def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
@@ -161,7 +161,7 @@ class DiffusionSteeringLens(Lens):
         strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]
         if self.reference is not None:
             return _mean_hooks(self.reference, cache, site, strength)
-        names = _outputs_after(site, cache.model.cfg.n_layers)
+        names = [name for name in _outputs_after(site, cache.model.cfg.n_layers) if name in cache.model.hook_dict]
         return [(site.hook_name, _scale(cache, strength, site)), *(freeze(cache, name) for name in names)]
 
 
@@ -185,19 +185,18 @@ def _mean_hooks(
     means: ReferenceMeans, cache: ViTActivationCache, site: Site, strength: Float[Tensor, " batch"]
 ) -> list[tuple[str, HookFn]]:
     model = cache.model
-    values: dict[str, Tensor] = {"blocks.0.hook_resid_pre": means.resid_pre[None]}
-    for layer in range(model.cfg.n_layers):
-        values[f"blocks.{layer}.hook_attn_out"] = means.attn_out(model, layer)[None]
-        values[f"blocks.{layer}.hook_mlp_out"] = means.mlp_out[layer][None]
+    values = {name: means.output(model, part)[None] for name, part in _writers(model, site).items()}
+    if not site.is_pool:
+        values["blocks.0.hook_resid_pre"] = means.resid_pre[None]
     cached = cache.readout(site.hook_name)
     if site.head is not None:
-        del values[f"blocks.{site.layer}.hook_attn_out"]  # it follows from z
-        mean = means.z[site.layer].to(cached.device)
+        del values[Site(site.layer, "pool_attn" if site.is_pool else "attn").hook_name]  # it follows from z
+        mean = means.z_of(site).to(cached.device)
         rows = mean.repeat(len(cached), 1, 1, 1)
         factor = strength.to(mean)[:, None, None]
         rows[:, :, site.head] += factor * (cached[:, :, site.head].to(mean) - mean[:, site.head])
     else:
-        mean = _mean_output(means, cache, site)
+        mean = means.output(model, site)
         rows = mean + strength.to(mean)[:, None, None] * (cached.to(mean) - mean)
     values.pop(site.hook_name, None)
     means_hooks = [(name, _set_rows(cache, name, value, of_images=False)) for name, value in values.items()]
@@ -215,14 +214,15 @@ def _set_rows(
     return set_rows
 
 
-def _mean_output(means: ReferenceMeans, cache: ViTActivationCache, site: Site) -> Float[Tensor, "row d_model"]:
-    model = cache.model
-    if site.head is not None:
-        return means.head_out(model, site.layer, site.head)
-    return means.attn_out(model, site.layer) if site.kind == "attn" else means.mlp_out[site.layer].to(model.device)
+def _writers(model: HookedViT, site: Site) -> dict[str, Site]:
+    """Return the parts that write to what a site writes to: all blocks, or attention pooling."""
+    parts = [part for part in (*Site.attns(model), *Site.mlps(model)) if part.is_pool == site.is_pool]
+    return {part.hook_name: part for part in parts}
 
 
 def _outputs_after(site: Site, n_layers: int) -> list[str]:
+    if site.layer is None:
+        return [] if site.kind == "pool_mlp" else ["attn_pool.hook_mlp_out"]
     own = [] if site.kind == "mlp" else [f"blocks.{site.layer}.hook_mlp_out"]
     later = range(site.layer + 1, n_layers)
     return own + [f"blocks.{layer}.hook_{part}" for layer in later for part in ("attn_out", "mlp_out")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vit_lens.labels import ZeroShotLabels
+from vit_lens.texts import ZeroShotLabels
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 
 _HERE = Path(__file__).parent

@@ -1,33 +1,52 @@
 """Turn the tensors of a file into the weights of a tower."""
 
-__all__ = ["fitted"]
+__all__ = ["Blueprint", "fitted"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
+from vit_lens.convert import Recipe, build
 from vit_lens.errors import CheckpointError
+from vit_lens.pretrained.tensors import StoredTensors
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a reader learns from a tower without looking at its values.
+
+    Attributes:
+        cfg: Its sizes and switches.
+        recipe: From the source's tensors (of which it reads names and shapes) to how they are converted.
+    """
+
+    cfg: HookedViTConfig
+    recipe: Callable[[Mapping[str, Tensor]], Recipe]
 
 
 def fitted(
-    convert: Callable[..., dict[str, Tensor]],
-    tensors: dict[str, Tensor],
-    cfg: HookedViTConfig,
+    blueprint: Blueprint,
+    tensors: StoredTensors,
     paths: Sequence[Path],
+    *,
+    dtype: torch.dtype,
     device: str | torch.device,
 ) -> dict[str, Tensor]:
-    """Convert what was read, name the file in errors, and give every tensor memory of its own.
+    """Check names and shapes from the headers, then read, cast and place one tensor at a time.
 
-    ``tensors`` is emptied on the way, so that little more than one copy of the weights is held.
+    On the meta device no value is read.
+
+    Raises:
+        CheckpointError: The tensors do not fit; the message names the file.
     """
     try:
-        out = convert(tensors, cfg, copy=False)
+        recipe = blueprint.recipe(tensors.header)
+        recipe.check(tensors.header)
     except CheckpointError as error:
         raise CheckpointError(f"{', '.join(map(str, paths))}: {error}") from None
-    tensors.clear()
-    for name in out:
-        out[name] = out[name].clone(memory_format=torch.contiguous_format).to(device)
-    return out
+    is_meta = torch.device(device).type == "meta"
+    return build(recipe, tensors.header if is_meta else tensors, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Read Hugging Face CLIP towers from a local directory or the Hub."""
+"""Read Hugging Face towers (CLIP, SigLIP, DINOv2) from a local directory or the Hub."""
 
 __all__ = ["read_folder"]
 
@@ -9,21 +9,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_lens.convert import from_hf_clip
+from vit_lens.convert import canonical_dinov2
 from vit_lens.errors import CheckpointError
-from vit_lens.identity import aliases, fingerprint
 from vit_lens.images import PreprocessSpec
 from vit_lens.pretrained import registry
 from vit_lens.pretrained.checks import refuse
-from vit_lens.pretrained.fitting import fitted
+from vit_lens.pretrained.fitting import Blueprint, fitted
 from vit_lens.pretrained.folders import Folder
-from vit_lens.pretrained.hf_towers import hf_config
+from vit_lens.pretrained.hf_towers import NAFLEX, hf_blueprint
 from vit_lens.pretrained.open_clip_files import tower_from_files
-from vit_lens.pretrained.open_clip_towers import open_clip_config
-from vit_lens.pretrained.source import TowerSource
-from vit_lens.pretrained.tensors import read_json, read_tower
+from vit_lens.pretrained.open_clip_towers import open_clip_blueprint
+from vit_lens.pretrained.source import TowerSource, source_of
+from vit_lens.pretrained.tensors import open_tower, read_json
 
-_TEXT_PREFIXES = ("text_model.", "text_projection.", "logit_scale")
+# model_type of a config.json: the classes of the config and of the tower.
+_TYPES = {
+    "clip": ("CLIPConfig", "CLIPVisionModel"),
+    "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel"),
+    "siglip": ("SiglipConfig", "SiglipVisionModel"),
+    "siglip_vision_model": ("SiglipVisionConfig", "SiglipVisionModel"),
+    "dinov2": ("Dinov2Config", "Dinov2Model"),
+    "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"),
+}
+_TEXT_PREFIXES = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
@@ -44,12 +52,13 @@ def read_folder(
     dtype: torch.dtype,
     device: str | torch.device,
     preprocess_spec: PreprocessSpec | None,
+    image_size: tuple[int, int] | None = None,
 ) -> TowerSource:
     """Read a tower from a directory in Hugging Face's format, or in the one that open_clip publishes.
 
     Raises:
         CheckpointError: Files are missing or damaged, or the tensors do not fit the config.
-        UnsupportedTowerError: The config is not CLIP's.
+        UnsupportedTowerError: The config is of a tower that is not supported.
     """
     prefix = f"{subfolder}/" if subfolder else ""
     where = folder.label + (f", subfolder {subfolder!r}" if subfolder else "")
@@ -57,47 +66,61 @@ def read_folder(
     if config_path is None:
         open_clip_path = folder.find(f"{prefix}open_clip_config.json")
         if open_clip_path is None:
-            raise CheckpointError(f"{where} has no config.json; expected a CLIP tower in Hugging Face's format")
+            raise CheckpointError(f"{where} has no config.json; expected a tower in Hugging Face's format")
+        if image_size is not None:
+            refuse(f"image_size= for the open_clip tower in {where}, which has no interpolate_pos_encoding")
         paths = _weights(folder, prefix, _OPEN_CLIP_WEIGHTS, where)
-        cfg, spec = _open_clip_folder_config(open_clip_path)
+        blueprint, spec = _open_clip_folder(open_clip_path)
         return tower_from_files(
-            cfg, paths, dtype=dtype, device=device, spec=preprocess_spec or spec, encoder_id=encoder_id, name=name
+            blueprint, paths, dtype=dtype, device=device, spec=preprocess_spec or spec, encoder_id=encoder_id, name=name
         )
     config = read_json(config_path)
-    _require_clip(config, where)
+    model_type = _model_type(config, where)
+    spec, size = _spec_and_size(model_type, preprocess_spec or _preprocessor(folder, subfolder), image_size)
+    if preprocess_spec is not None and spec != preprocess_spec:
+        raise CheckpointError(f"preprocess_spec of size {preprocess_spec.size} with image_size={size}; give one size")
     paths = _weights(folder, prefix, _WEIGHTS, where)
-    tensors = read_tower(paths, dtype=dtype, drop=_TEXT_PREFIXES)
-    cfg = hf_config(_build(config, with_projection="visual_projection.weight" in tensors))
-    state_dict = fitted(from_hf_clip, tensors, cfg, paths, device)
-    encoder_id = encoder_id or f"local/{name}@{fingerprint(state_dict)}"
-    return TowerSource(
-        cfg=cfg,
-        state_dict=state_dict,
-        preprocess_spec=preprocess_spec or _preprocessor(folder, subfolder),
-        encoder_id=encoder_id,
-        aliases=aliases(encoder_id),
+    is_dinov2 = model_type.startswith("dinov2")
+    tensors = open_tower(paths, drop=_TEXT_PREFIXES).renamed(
+        canonical_dinov2 if is_dinov2 else lambda name: name.removeprefix("vision_model.")
     )
+    blueprint = hf_blueprint(_build(config, with_projection="visual_projection.weight" in tensors), size)
+    state_dict = fitted(blueprint, tensors, paths, dtype=dtype, device=device)
+    return source_of(blueprint.cfg, state_dict, spec, encoder_id=encoder_id, label=f"local/{name}")
 
 
-def _require_clip(config: Mapping[str, Any], where: str) -> None:
-    model_type = config.get("model_type")
-    if model_type not in ("clip", "clip_vision_model"):
-        refuse(f"{where} of model_type {model_type!r}; expected 'clip' or 'clip_vision_model'")
+def _model_type(config: Mapping[str, Any], where: str) -> str:
+    model_type = str(config.get("model_type"))
+    if model_type.startswith("siglip2"):
+        refuse(f"{where}: {NAFLEX}")
+    if model_type not in _TYPES:
+        refuse(f"{where} of model_type {model_type!r}; expected {', '.join(map(repr, _TYPES))}")
+    return model_type
+
+
+def _spec_and_size(
+    model_type: str, spec: PreprocessSpec | None, image_size: tuple[int, int] | None
+) -> tuple[PreprocessSpec | None, tuple[int, int] | None]:
+    """Return preprocessing and positions for one size: the caller's; for DINOv2 else what its processor crops."""
+    if image_size is None:
+        return spec, spec.size if spec is not None and model_type.startswith("dinov2") else None
+    return spec if spec is None or spec.size == image_size else spec.at(image_size), image_size
 
 
 def _build(config: Mapping[str, Any], *, with_projection: bool) -> nn.Module:
     """Build the tower without memory for its weights, so that its parts can be asked what they are."""
-    from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+    import transformers
 
+    config_class, model_class = _TYPES[config["model_type"]]
+    whole: Any = getattr(transformers, config_class).from_dict(dict(config))
+    vision = getattr(whole, "vision_config", whole)
     if config["model_type"] == "clip":
-        whole: Any = CLIPConfig.from_dict(dict(config))
-        vision = whole.vision_config
         vision.projection_dim = whole.projection_dim
-    else:
-        vision = CLIPVisionConfig.from_dict(dict(config))
+    if with_projection:
+        model_class = "CLIPVisionModelWithProjection"
     try:
         with torch.device("meta"):
-            return (CLIPVisionModelWithProjection if with_projection else CLIPVisionModel)(vision)
+            return getattr(transformers, model_class)(vision)
     except KeyError as error:
         refuse(f"a tower with hidden_act={vision.hidden_act!r} (no such activation: {error})")
 
@@ -128,11 +151,11 @@ def _preprocessor(folder: Folder, subfolder: str) -> PreprocessSpec | None:
     return None
 
 
-def _open_clip_folder_config(path: Path) -> tuple[Any, PreprocessSpec]:
+def _open_clip_folder(path: Path) -> tuple[Blueprint, PreprocessSpec]:
     content = read_json(path)
     if "model_cfg" not in content:
         raise CheckpointError(f"{path} has no model_cfg")
     model_cfg = content["model_cfg"]
     visual = registry.build_visual(model_cfg, quick_gelu=bool(model_cfg.get("quick_gelu", False)))
-    cfg = open_clip_config(visual)
-    return cfg, registry.spec_of(content.get("preprocess_cfg", {}), cfg.image_size)
+    blueprint = open_clip_blueprint(visual)
+    return blueprint, registry.spec_of(content.get("preprocess_cfg", {}), blueprint.cfg.image_size)

@@ -1,40 +1,110 @@
-"""Read the sizes and switches of a Hugging Face CLIP vision tower from the object itself."""
+"""Read the sizes and switches of a Hugging Face vision tower from the object itself."""
 
-__all__ = ["hf_config", "hf_state_dict"]
+__all__ = ["HF_TOWERS", "hf_blueprint", "hf_state_dict"]
 
-import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from vit_lens.config import ActivationName, HookedViTConfig
-from vit_lens.pretrained.checks import common_eps, kind, patch_of, refuse, same_for_all
+from vit_lens.config import HookedViTConfig
+from vit_lens.convert import canonical_dinov2, hf_clip_recipe
+from vit_lens.pretrained.checks import (
+    activation_of,
+    common_eps,
+    grid_of,
+    kind,
+    patch_of,
+    refuse,
+    require_scale,
+    same_for_all,
+)
+from vit_lens.pretrained.dinov2_towers import dinov2_blueprint
+from vit_lens.pretrained.fitting import Blueprint
+from vit_lens.pretrained.positions import clip_positions, config_size
+from vit_lens.pretrained.siglip_towers import siglip_blueprint
 
-_TOWERS = ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel", "CLIPVisionTransformer")
+# Class of transformers: the model family that says how it is read.
+HF_TOWERS = {
+    "CLIPModel": "clip",
+    "CLIPVisionModelWithProjection": "clip",
+    "CLIPVisionModel": "clip",
+    "CLIPVisionTransformer": "clip",
+    "SiglipModel": "siglip",
+    "SiglipVisionModel": "siglip",
+    "SiglipVisionTransformer": "siglip",
+    "Dinov2Model": "dinov2",
+    "Dinov2WithRegistersModel": "dinov2_with_registers",
+}
+NAFLEX = (
+    "Siglip2Model takes patches of any resolution (NaFlex), which HookedViT does not; fixed-resolution SigLIP 2 "
+    "checkpoints (google/siglip2-base-patch16-224 and its like) are `siglip` models, and load"
+)
 
 
-def hf_config(tower: Any) -> HookedViTConfig:
-    """Return the config of a Hugging Face CLIP vision tower, with or without projection.
+def hf_blueprint(tower: Any, image_size: tuple[int, int] | None = None) -> Blueprint:
+    """Read a CLIP, SigLIP or DINOv2 vision tower of Hugging Face.
+
+    Args:
+        tower: The model, or its vision tower.
+        image_size: Interpolate the positions to this size with the tower's own function; None keeps its own size.
 
     Raises:
-        UnsupportedTowerError: The tower is not CLIP's; the message names the part.
+        UnsupportedTowerError: The tower is another one; the message names the part.
     """
-    core, projection = _core(tower), getattr(tower, "visual_projection", None)
+    family, core = _core(tower)
+    if family == "clip":
+        return _clip_blueprint(core, getattr(tower, "visual_projection", None), image_size)
+    read: Callable[..., Blueprint] = siglip_blueprint if family == "siglip" else dinov2_blueprint
+    return read(core, image_size)
+
+
+def hf_state_dict(tower: Any) -> dict[str, Tensor]:
+    """Return the tensors of the vision tower and its projection, named as inside the tower."""
+    family, core = _core(tower)
+    tensors = dict(core.state_dict())
+    if family.startswith("dinov2"):
+        return {canonical_dinov2(name): tensor for name, tensor in tensors.items()}
+    projection = getattr(tower, "visual_projection", None)
+    if projection is not None:
+        tensors["visual_projection.weight"] = projection.weight
+    return tensors
+
+
+def _core(tower: Any) -> tuple[str, Any]:
+    """Return the family, and the module that holds embeddings and layers; older versions nest it once more."""
+    family = HF_TOWERS.get(kind(tower))
+    if "siglip2" in type(tower).__module__:
+        refuse(NAFLEX)
+    if family is None or not type(tower).__module__.startswith(f"transformers.models.{family}."):
+        refuse(f"a Hugging Face model of type {kind(tower)}")
+    core = tower
+    while not hasattr(core, "embeddings"):
+        core = core.vision_model
+    return family, core
+
+
+def _clip_blueprint(core: Any, projection: Any, image_size: tuple[int, int] | None) -> Blueprint:
     layers = list(core.encoder.layers)
+    layer_kind = same_for_all("layer type", (kind(layer) for layer in layers))
+    if layer_kind != "CLIPEncoderLayer":
+        refuse(f"layers of type {layer_kind}")
     norms = {"pre_layrnorm": core.pre_layrnorm, "post_layernorm": core.post_layernorm}
     for i, layer in enumerate(layers):
         norms |= {f"layers.{i}.layer_norm1": layer.layer_norm1, f"layers.{i}.layer_norm2": layer.layer_norm2}
     patch = patch_of(core.embeddings.patch_embedding, "patch_embedding")
-    side = core.embeddings.image_size
-    image = (side, side) if isinstance(side, int) else tuple(side)
-    if image[0] % patch[0] or image[1] % patch[1]:
-        refuse(f"image size {image} that is not a multiple of the patch size {patch}")
+    own = config_size(core.embeddings.image_size)
+    image = image_size or own
+    grid_of(image, patch)
     d_model = core.embeddings.patch_embedding.out_channels
     n_heads = same_for_all("head count", (layer.self_attn.num_heads for layer in layers))
-    _require_scale(layers, d_model, n_heads)
+    if d_model % n_heads:
+        refuse(f"width {d_model} for {n_heads} heads")
+    require_scale((layer.self_attn.scale for layer in layers), d_model // n_heads)
     if projection is not None and (type(projection) is not nn.Linear or projection.bias is not None):
         refuse("a visual_projection that is not a linear map without bias")
-    return HookedViTConfig(
+    cfg = HookedViTConfig(
         n_layers=len(layers),
         d_model=d_model,
         n_heads=n_heads,
@@ -43,49 +113,18 @@ def hf_config(tower: Any) -> HookedViTConfig:
         d_embed=d_model if projection is None else projection.out_features,
         image_size=image,
         patch_size=patch,
-        act_fn=same_for_all("activation", (_activation(layer.mlp.activation_fn) for layer in layers)),
+        has_cls=True,
+        n_registers=0,
+        has_patch_bias=False,
+        act_fn=same_for_all("activation", (activation_of(layer.mlp.activation_fn) for layer in layers)),
         eps=common_eps(norms, (nn.LayerNorm,)),
         has_ln_pre=True,
         pool="cls",
+        attn_pool=None,
         # The norm acts on each token alone, so it may come before CLS is picked; hooks then see every token.
         ln_final="before_pool",
         has_proj=projection is not None,
+        has_proj_bias=False,
     )
-
-
-def hf_state_dict(tower: Any) -> dict[str, Tensor]:
-    """Return the tensors of the vision tower and its projection, named as inside the tower."""
-    tensors = dict(_core(tower).state_dict())
-    projection = getattr(tower, "visual_projection", None)
-    if projection is not None:
-        tensors["visual_projection.weight"] = projection.weight
-    return tensors
-
-
-def _core(tower: Any) -> Any:
-    """Return the module that holds embeddings and layers; older versions nest it once more."""
-    if kind(tower) not in _TOWERS or not type(tower).__module__.startswith("transformers.models.clip."):
-        refuse(f"a Hugging Face model of type {kind(tower)}")
-    core = tower
-    while not hasattr(core, "embeddings"):
-        core = core.vision_model
-    layer_kind = same_for_all("layer type", (kind(layer) for layer in core.encoder.layers))
-    if layer_kind != "CLIPEncoderLayer":
-        refuse(f"layers of type {layer_kind}")
-    return core
-
-
-def _require_scale(layers: list[Any], d_model: int, n_heads: int) -> None:
-    scale = same_for_all("attention scale", (layer.self_attn.scale for layer in layers))
-    if d_model % n_heads or not math.isclose(scale, (d_model // n_heads) ** -0.5):
-        refuse(f"attention scale {scale} for width {d_model} and {n_heads} heads")
-
-
-def _activation(act: nn.Module) -> ActivationName:
-    from transformers.activations import GELUActivation, QuickGELUActivation
-
-    if type(act) is QuickGELUActivation:
-        return "quick_gelu"
-    if type(act) is GELUActivation or (type(act) is nn.GELU and act.approximate == "none"):
-        return "gelu"
-    refuse(f"activation {kind(act)}; expected exact GELU or QuickGELU")
+    positions = None if image == own else clip_positions(core.embeddings, image, cfg.n_ctx)
+    return Blueprint(cfg, partial(hf_clip_recipe, cfg, positions=positions))

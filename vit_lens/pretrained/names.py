@@ -11,6 +11,7 @@ from vit_lens.errors import CheckpointError, nearest
 from vit_lens.identity import MINI_ENCODER
 from vit_lens.images import PreprocessSpec
 from vit_lens.pretrained import registry
+from vit_lens.pretrained.checks import refuse, require_dtype, size_pair
 from vit_lens.pretrained.folders import HubFolder, LocalFolder, split_subfolder
 from vit_lens.pretrained.hf_files import read_folder
 from vit_lens.pretrained.open_clip_files import read_open_clip
@@ -32,6 +33,7 @@ def read_pretrained(
     preprocess_spec: PreprocessSpec | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> TowerSource:
     """Read a tower by name. Local paths never touch the network.
 
@@ -44,22 +46,26 @@ def read_pretrained(
         tag: For an open_clip name: a pretrained tag, or the path of a checkpoint (a ``Path`` is always a path).
         quick_gelu: The activation of a local open_clip checkpoint, where its model name leaves that open.
         dtype: Of the weights.
-        device: Of the weights.
+        device: Of the weights; on ``meta`` names and shapes are checked and no value is read.
         preprocess_spec: Used instead of what the source says about preprocessing.
         revision: Branch, tag or commit on the Hub.
         cache_dir: Where downloads are kept, instead of the default.
+        image_size: For Hugging Face towers: the size at which their own ``interpolate_pos_encoding`` gives the
+            positions. None: what DINOv2's image processor crops, else the size in the config.
 
     Raises:
         CheckpointError: The name is unknown or ambiguous, files cannot be had, or tensors do not fit.
-        UnsupportedTowerError: The tower is not a plain CLIP ViT.
+        UnsupportedTowerError: The tower is not a plain ViT.
         PreprocessError: The source's preprocessing is one that cannot be reproduced.
     """
-    _require_float(dtype)
-    common = {"dtype": dtype, "device": device, "preprocess_spec": preprocess_spec}
+    size = size_pair(image_size)
+    common = {"dtype": require_dtype(dtype), "device": device, "preprocess_spec": preprocess_spec}
     model, found_tag = _open_clip_name(name, tag)
     if model is not None:
         if revision is not None:
             raise CheckpointError(f"revision= belongs to Hub ids; {model} is an open_clip name, choose with tag=")
+        if size is not None:
+            refuse(f"image_size= for the open_clip tower {model}, which has no interpolate_pos_encoding")
         return read_open_clip(model, found_tag, quick_gelu=quick_gelu, cache_dir=cache_dir, **common)
     if tag is not None:
         raise CheckpointError(f"tag= belongs to open_clip names; {name} is none, nearest: {_near(str(name))}")
@@ -72,23 +78,19 @@ def read_pretrained(
         with importlib.resources.as_file(folder) as path:
             if not (path / "config.json").is_file():
                 raise CheckpointError(f"the embedded encoder is not in this installation ({path}); install it again")
-            return read_folder(LocalFolder(path), "", encoder_id=MINI_ENCODER, name="mini", **common)
+            return read_folder(LocalFolder(path), "", encoder_id=MINI_ENCODER, name="mini", image_size=size, **common)
     root, subfolder = split_subfolder(str(name))
     local = Path(root).expanduser()
     if isinstance(name, Path) or root.startswith((".", "/", "~")) or (local.is_dir() and not root.startswith("hf/")):
         _require_directory(local)
         label = local.resolve().name + (f":{subfolder}" if subfolder else "")
-        return read_folder(LocalFolder(local), subfolder, encoder_id=None, name=label, **common)
+        return read_folder(LocalFolder(local), subfolder, encoder_id=None, name=label, image_size=size, **common)
     repo_id = root.removeprefix("hf/")
     if repo_id.count("/") != 1:
         raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest open_clip names: {_near(root)}")
     hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
-    return read_folder(HubFolder(repo_id, revision, cache_dir), subfolder, encoder_id=hub_id, name=repo_id, **common)
-
-
-def _require_float(dtype: torch.dtype) -> None:
-    if not dtype.is_floating_point:
-        raise CheckpointError(f"dtype={dtype}; expected a floating-point type such as torch.float32")
+    hub = HubFolder(repo_id, revision, cache_dir)
+    return read_folder(hub, subfolder, encoder_id=hub_id, name=repo_id, image_size=size, **common)
 
 
 def _require_directory(path: Path) -> None:

@@ -8,16 +8,13 @@ from typing import Any
 
 import torch
 
-from vit_lens.config import HookedViTConfig
-from vit_lens.convert import from_open_clip
 from vit_lens.errors import CheckpointError
-from vit_lens.identity import aliases, fingerprint
 from vit_lens.images import PreprocessSpec
 from vit_lens.pretrained import registry
-from vit_lens.pretrained.fitting import fitted
-from vit_lens.pretrained.open_clip_towers import open_clip_config
-from vit_lens.pretrained.source import TowerSource
-from vit_lens.pretrained.tensors import read_tower, without_prefix
+from vit_lens.pretrained.fitting import Blueprint, fitted
+from vit_lens.pretrained.open_clip_towers import open_clip_blueprint
+from vit_lens.pretrained.source import TowerSource, source_of
+from vit_lens.pretrained.tensors import open_tower
 
 # Tensors of a whole CLIP checkpoint that belong to the text side or to the loss.
 TEXT_PREFIXES = (
@@ -62,13 +59,17 @@ def read_open_clip(
             "checkpoint"
         )
     model_cfg = registry.model_config(model)
+    if quick_gelu is not None and registry.is_timm(model_cfg):
+        raise CheckpointError(
+            f"quick_gelu={quick_gelu} would have no effect on {model}: a timm trunk has its own activation"
+        )
     tag_cfg = registry.tag_config(model, tag) if isinstance(tag, str) else {}
     if tag_cfg:
         act = _agree(
             quick_gelu, lambda: registry.tag_quick_gelu(model, str(tag)), tag_cfg.get("quick_gelu"), model, tag
         )
-        cfg = open_clip_config(registry.build_visual(model_cfg, quick_gelu=act))
-        spec = preprocess_spec or registry.spec_of(tag_cfg, cfg.image_size)
+        blueprint = open_clip_blueprint(registry.build_visual(model_cfg, quick_gelu=act))
+        spec = preprocess_spec or registry.spec_of(tag_cfg, blueprint.cfg.image_size)
         encoder_id = registry.encoder_id_of_tag(model, str(tag))
         path = _download(tag_cfg, encoder_id, cache_dir)
     else:
@@ -77,13 +78,16 @@ def read_open_clip(
             raise CheckpointError(
                 f"{tag} is neither a file nor a pretrained tag of {model} ({', '.join(tags) or 'none'})"
             )
-        cfg = open_clip_config(registry.build_visual(model_cfg, quick_gelu=_local_activation(model, quick_gelu)))
-        spec, encoder_id = preprocess_spec or registry.tags_spec(model, cfg.image_size), None
-    return tower_from_files(cfg, [path], dtype=dtype, device=device, spec=spec, encoder_id=encoder_id, name=path.name)
+        act = False if registry.is_timm(model_cfg) else _local_activation(model, quick_gelu)
+        blueprint = open_clip_blueprint(registry.build_visual(model_cfg, quick_gelu=act))
+        spec, encoder_id = preprocess_spec or registry.tags_spec(model, blueprint.cfg.image_size), None
+    return tower_from_files(
+        blueprint, [path], dtype=dtype, device=device, spec=spec, encoder_id=encoder_id, name=path.name
+    )
 
 
 def tower_from_files(
-    cfg: HookedViTConfig,
+    blueprint: Blueprint,
     paths: Sequence[Path],
     *,
     dtype: torch.dtype,
@@ -92,13 +96,10 @@ def tower_from_files(
     encoder_id: str | None,
     name: str,
 ) -> TowerSource:
-    """Read the weights of an open_clip tower of known config; without an id it gets a local one."""
-    tensors = read_tower(paths, dtype=dtype, drop=TEXT_PREFIXES, only_if="visual.")
-    state_dict = fitted(from_open_clip, without_prefix(tensors, "visual."), cfg, paths, device)
-    encoder_id = encoder_id or f"local/{name}@{fingerprint(state_dict)}"
-    return TowerSource(
-        cfg=cfg, state_dict=state_dict, preprocess_spec=spec, encoder_id=encoder_id, aliases=aliases(encoder_id)
-    )
+    """Read the weights of an open_clip tower of known sizes; without an id it gets a local one."""
+    tensors = open_tower(paths, drop=TEXT_PREFIXES, only_if="visual.").renamed(lambda n: n.removeprefix("visual."))
+    state_dict = fitted(blueprint, tensors, paths, dtype=dtype, device=device)
+    return source_of(blueprint.cfg, state_dict, spec, encoder_id=encoder_id, label=f"local/{name}")
 
 
 def _agree(quick_gelu: bool | None, decide: Callable[[], bool], said: bool | None, model: str, tag: str | Path) -> bool:

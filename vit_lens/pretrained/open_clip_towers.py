@@ -1,14 +1,18 @@
-"""Read the sizes and switches of an open_clip VisionTransformer from the object itself."""
+"""Read the sizes and switches of an open_clip vision tower from the object itself."""
 
-__all__ = ["open_clip_config", "open_clip_spec"]
+__all__ = ["open_clip_blueprint", "open_clip_spec"]
 
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
-from vit_lens.config import ActivationName, HookedViTConfig
+from vit_lens.config import AttentionPoolConfig, HookedViTConfig
+from vit_lens.convert import open_clip_recipe
 from vit_lens.images import PreprocessSpec
-from vit_lens.pretrained.checks import common_eps, kind, patch_of, refuse, same_for_all
+from vit_lens.pretrained.checks import activation_of, common_eps, grid_of, kind, patch_of, refuse, same_for_all
+from vit_lens.pretrained.fitting import Blueprint
+from vit_lens.pretrained.timm_towers import timm_blueprint
 
 _POOL: dict[str, Literal["cls", "avg"]] = {"tok": "cls", "avg": "avg"}
 # option of open_clip: the part that it adds to a block
@@ -22,45 +26,57 @@ _CUSTOM_OPTIONS = {
 }
 
 
-def open_clip_config(visual: Any) -> HookedViTConfig:
-    """Return the config of an open_clip vision tower.
+def open_clip_blueprint(visual: Any) -> Blueprint:
+    """Read an open_clip vision tower: a native one, CoCa's, or a timm trunk.
 
     Raises:
         UnsupportedTowerError: The tower is not a plain ViT; the message names the part.
     """
     from open_clip import transformer
 
+    if hasattr(visual, "trunk"):
+        return timm_blueprint(visual)
     _require_plain(visual)
     blocks = list(visual.transformer.resblocks)
     for block in blocks:
         _require_plain_block(block)
+    pooler, attn_pool = visual.attn_pool, _pooler(visual)
     norms = {"ln_post": visual.ln_post}
+    if attn_pool is not None:
+        norms |= {"attn_pool.ln_q": pooler.ln_q, "attn_pool.ln_k": pooler.ln_k}
     for i, block in enumerate(blocks):
         norms |= {f"resblocks.{i}.ln_1": block.ln_1, f"resblocks.{i}.ln_2": block.ln_2}
     has_ln_pre = not isinstance(visual.ln_pre, nn.Identity)
     if has_ln_pre:
         norms["ln_pre"] = visual.ln_pre
     patch, image = patch_of(visual.conv1, "conv1"), tuple(visual.image_size)
-    if image[0] % patch[0] or image[1] % patch[1]:
-        refuse(f"image size {image} that is not a multiple of the patch size {patch}")
+    grid_of(image, patch)
     d_model = visual.conv1.out_channels
+    d_pooled = d_model if attn_pool is None else attn_pool.d_model
     n_heads = same_for_all("head count", (block.attn.num_heads for block in blocks))
-    return HookedViTConfig(
+    after_pool = visual.final_ln_after_pool and attn_pool is None  # open_clip ignores the switch for the pooler
+    cfg = HookedViTConfig(
         n_layers=len(blocks),
         d_model=d_model,
         n_heads=n_heads,
         d_head=d_model // n_heads,
         d_mlp=same_for_all("MLP width", (block.mlp.c_fc.out_features for block in blocks)),
-        d_embed=d_model if visual.proj is None else visual.proj.shape[1],
+        d_embed=d_pooled if visual.proj is None else visual.proj.shape[1],
         image_size=image,
         patch_size=patch,
-        act_fn=same_for_all("activation", (_activation(block.mlp.gelu) for block in blocks)),
+        has_cls=True,
+        n_registers=0,
+        has_patch_bias=False,
+        act_fn=same_for_all("activation", (activation_of(block.mlp.gelu) for block in blocks)),
         eps=common_eps(norms, (nn.LayerNorm, transformer.LayerNorm, transformer.LayerNormFp32)),
         has_ln_pre=has_ln_pre,
-        pool=_POOL[visual.pool_type],
-        ln_final="after_pool" if visual.final_ln_after_pool else "before_pool",
+        pool=_POOL[visual.pool_type] if attn_pool is None else "attn",
+        attn_pool=attn_pool,
+        ln_final="after_pool" if after_pool else "before_pool",
         has_proj=visual.proj is not None,
+        has_proj_bias=False,
     )
+    return Blueprint(cfg, partial(open_clip_recipe, cfg))
 
 
 def open_clip_spec(visual: Any) -> PreprocessSpec | None:
@@ -78,18 +94,37 @@ def open_clip_spec(visual: Any) -> PreprocessSpec | None:
 def _require_plain(visual: Any) -> None:
     from open_clip.transformer import Transformer, VisionTransformer
 
-    if hasattr(visual, "trunk"):
-        refuse(f"a timm trunk ({kind(visual.trunk)})")
     if type(visual) is not VisionTransformer:
         refuse(f"a vision tower of type {kind(visual)}")
-    if visual.attn_pool is not None:
-        refuse("attentional pooling (attn_pool, as in CoCa)")
+    if getattr(visual, "attn_pool_contrastive", None) is not None:
+        refuse(f"attentional pooling of type {visual.attn_pool_type!r} (attn_pool_contrastive)")
     if visual.pool_type not in _POOL:
         refuse(f"pool_type={visual.pool_type!r}; expected {' or '.join(map(repr, _POOL))}")
     if type(visual.transformer) is not Transformer:
         refuse(f"a transformer of type {kind(visual.transformer)}")
     if isinstance(visual.ln_post, nn.Identity):
         refuse("a tower without ln_post")
+
+
+def _pooler(visual: Any) -> AttentionPoolConfig | None:
+    """Return the sizes of CoCa's attention pooling, of which the embedding reads the first query."""
+    from open_clip.transformer import AttentionalPooler
+
+    pooler = visual.attn_pool
+    if pooler is None:
+        return None
+    if type(pooler) is not AttentionalPooler:
+        refuse(f"attention pooling of type {kind(pooler)}")
+    if visual.pool_type != "tok":
+        refuse(f"attentional pooling with pool_type={visual.pool_type!r}, which reads more than the first query")
+    attn = pooler.attn
+    if type(attn) is not nn.MultiheadAttention or attn.in_proj_bias is None or attn.bias_k is not None:
+        refuse("attentional pooling whose attention has no biases, or added keys")
+    if attn.add_zero_attn:
+        refuse("attentional pooling whose attention has added keys")
+    return AttentionPoolConfig(
+        n_heads=attn.num_heads, d_head=attn.head_dim, d_model=attn.embed_dim, d_mlp=None, has_ln_post=True
+    )
 
 
 def _require_plain_block(block: Any) -> None:
@@ -118,13 +153,3 @@ def _is_on(block: Any, part: str) -> bool:
     for name in part.split("."):
         block = getattr(block, name, None)
     return block is not None and not isinstance(block, nn.Identity)
-
-
-def _activation(act: nn.Module) -> ActivationName:
-    from open_clip.transformer import QuickGELU
-
-    if type(act) is QuickGELU:
-        return "quick_gelu"
-    if type(act) is nn.GELU and act.approximate == "none":
-        return "gelu"
-    refuse(f"activation {act!r}; expected exact GELU or QuickGELU")

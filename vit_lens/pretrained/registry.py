@@ -4,10 +4,11 @@ __all__ = [
     "activation_choices",
     "build_visual",
     "encoder_id_of_tag",
+    "is_timm",
     "known_models",
     "model_config",
+    "obstacle",
     "spec_of",
-    "supported_open_clip",
     "tag_config",
     "tag_quick_gelu",
     "tags_spec",
@@ -27,16 +28,16 @@ from vit_lens.pretrained.checks import refuse
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 _QUICKGELU_SUFFIX = "-quickgelu"
-
-
-def supported_open_clip() -> list[str]:
-    """Return the names of open_clip's configurations that HookedViT covers, read from the installed version.
-
-    Nothing is built or downloaded.
-    """
-    import open_clip
-
-    return [name for name in open_clip.list_models() if not _obstacle(model_config(name)["vision_cfg"])]
+# Families of timm's models, by module: what keeps them from being a plain ViT. Others are built and read.
+_TIMM_FAMILIES = {
+    "convnext": "ConvNeXt, a convolutional tower",
+    "eva": "EVA or PE-Core: rotary positions, SwiGLU, norms inside, or keys without bias",
+    "fastvit": "FastViT, a convolutional tower",
+    "swin_transformer": "Swin: windows of attention",
+    "vision_transformer_hybrid": "a ViT with a convolutional stem",
+    "vision_transformer_relpos": "a ViT with relative positions",
+    "vitamin": "ViTamin: convolutional stages",
+}
 
 
 def known_models() -> list[str]:
@@ -127,21 +128,31 @@ def build_visual(model_cfg: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
     vision = copy.deepcopy(dict(model_cfg["vision_cfg"]))
-    obstacle = _obstacle(vision)
-    if obstacle:
-        refuse(obstacle)
+    reason = obstacle(vision)
+    if reason:
+        refuse(reason)
+    if is_timm(model_cfg):
+        vision["timm_model_pretrained"] = False  # nothing is downloaded to learn sizes
     with torch.device("meta"):
         return _build_vision_tower(model_cfg["embed_dim"], CLIPVisionCfg(**vision), quick_gelu)
 
 
-def _obstacle(vision_cfg: Mapping[str, Any]) -> str:
-    """Return what keeps a vision config from being a plain ViT, or nothing."""
+def is_timm(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether the vision tower of a config is one of timm's models."""
+    return bool(model_cfg["vision_cfg"].get("timm_model_name"))
+
+
+def obstacle(vision_cfg: Mapping[str, Any]) -> str:
+    """Return what a config by itself says to keep its tower from being a plain ViT, or nothing.
+
+    Of timm's models it says the family; those of the plain family still have to be built and read.
+    """
     if vision_cfg.get("timm_model_name"):
-        return f"a timm trunk ({vision_cfg['timm_model_name']})"
+        return _timm_obstacle(str(vision_cfg["timm_model_name"]))
     if isinstance(vision_cfg.get("layers"), (list, tuple)):
         return "ModifiedResNet (a convolutional tower)"
-    if vision_cfg.get("attentional_pool"):
-        return "attentional pooling (attn_pool, as in CoCa)"
+    if isinstance(vision_cfg.get("attentional_pool"), str):
+        return f"attentional pooling of type {vision_cfg['attentional_pool']!r} (attn_pool_contrastive)"
     options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
     custom = [name for name in options if vision_cfg.get(name)]
     if custom or vision_cfg.get("block_type") == "custom":
@@ -149,3 +160,14 @@ def _obstacle(vision_cfg: Mapping[str, Any]) -> str:
     if vision_cfg.get("act_kwargs"):
         return f"an activation with act_kwargs={vision_cfg['act_kwargs']}"
     return ""
+
+
+def _timm_obstacle(name: str) -> str:
+    import timm
+
+    if not timm.is_model(name):
+        return f"a timm trunk ({name}, which the installed timm {timm.__version__} does not have)"
+    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    if family == "vision_transformer":
+        return ""
+    return f"a timm trunk ({name}: {_TIMM_FAMILIES.get(family, f'of the family {family}')})"

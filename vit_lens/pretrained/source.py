@@ -1,12 +1,14 @@
 """What every reader of a tower returns."""
 
-__all__ = ["TowerSource"]
+__all__ = ["TowerSource", "source_of"]
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
+from vit_lens.identity import aliases, fingerprint
 from vit_lens.images import PreprocessSpec
 
 
@@ -27,3 +29,27 @@ class TowerSource:
     preprocess_spec: PreprocessSpec | None
     encoder_id: str
     aliases: tuple[str, ...]
+
+
+def source_of(
+    cfg: HookedViTConfig,
+    state_dict: Mapping[str, Tensor],
+    spec: PreprocessSpec | None,
+    *,
+    encoder_id: str | None,
+    label: str,
+) -> TowerSource:
+    """Put a source together; without an id it gets one from its label and its content.
+
+    On the meta device there is no content, so the id is the label alone, which is no other encoder's.
+    """
+    if encoder_id is None:
+        has_values = not any(tensor.is_meta for tensor in state_dict.values())
+        encoder_id = f"{label}@{fingerprint(state_dict)}" if has_values else f"{label} (no weights)"
+    return TowerSource(
+        cfg=cfg,
+        state_dict=dict(state_dict),
+        preprocess_spec=spec,
+        encoder_id=encoder_id,
+        aliases=aliases(encoder_id),
+    )

@@ -1,11 +1,11 @@
 """Read tensors from safetensors and PyTorch files, and nothing else from them: no code in a file is run."""
 
-__all__ = ["read_json", "read_tower", "without_prefix"]
+__all__ = ["StoredTensors", "open_tower", "read_json"]
 
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,13 @@ from torch import Tensor
 from vit_lens.errors import CheckpointError
 
 _DAMAGE = (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile)
+_KINDS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+# Pages of a file that were read stay in memory until the file is let go, so it is opened again after this many bytes.
+_OPEN_AGAIN_AFTER = 16 * 2**20
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,81 +40,156 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tower(
-    paths: Sequence[Path], *, dtype: torch.dtype, drop: tuple[str, ...], only_if: str = ""
-) -> dict[str, Tensor]:
-    """Read every tensor except those of the text side, cast to ``dtype``.
+class StoredTensors:
+    """Tensors in files: names, shapes and dtypes are known at once, values are read on access and not kept.
 
-    Integer tensors are left as they are.
+    Attributes:
+        header: Every tensor on the meta device, which holds no values.
+    """
+
+    def __init__(self, places: Mapping[str, tuple["_File", str]]):
+        self._places = dict(places)
+        self.header: dict[str, Tensor] = {name: file.header[key] for name, (file, key) in places.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, key = self._places[name]
+        return file.read(key)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def renamed(self, rename: Callable[[str], str]) -> "StoredTensors":
+        """Return the tensors under other names.
+
+        Raises:
+            CheckpointError: Two names become one.
+        """
+        places = {rename(name): place for name, place in self._places.items()}
+        if len(places) != len(self._places):
+            twice = sorted({n for n in self._places if rename(n) != n and rename(n) in self._places})
+            raise CheckpointError(f"tensors occur twice, under two names: {', '.join(twice[:8])}")
+        return StoredTensors(places)
+
+
+def open_tower(paths: Sequence[Path], *, drop: tuple[str, ...], only_if: str = "") -> StoredTensors:
+    """Open every tensor of a checkpoint except those of the text side; only headers are read.
 
     Args:
         paths: One file, or the shards of one checkpoint.
-        dtype: Of the result.
         drop: Prefixes of names that belong to the text side.
         only_if: Prefix that must occur for anything to be dropped; a file without it holds the vision tower alone.
 
     Raises:
         CheckpointError: A file is missing, truncated or not a checkpoint.
     """
-    tensors: dict[str, Tensor] = {}
+    places: dict[str, tuple[_File, str]] = {}
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
-        read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-        shard = read(path, dtype, drop, only_if)
-        twice = sorted(set(shard) & set(tensors))
+        file = (_SafetensorsFile if path.suffix == ".safetensors" else _TorchFile)(path)
+        shard = {name: (file, key) for name, key in _kept(file.names(), drop, only_if).items()}
+        twice = sorted(set(shard) & set(places))
         if twice:
             raise CheckpointError(f"{path} holds tensors that another shard holds too: {', '.join(twice[:8])}")
-        tensors |= shard
-    return tensors
+        places |= shard
+    return StoredTensors(places)
 
 
-def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors with a prefix removed from the names that have it.
-
-    Raises:
-        CheckpointError: Two names become one.
-    """
-    out = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if len(out) != len(tensors):
-        raise CheckpointError(f"tensors occur twice, with and without the prefix {prefix!r}")
-    return out
-
-
-def _kept(names: Iterable[str], drop: tuple[str, ...], only_if: str) -> list[str]:
-    names = list(names)
+def _kept(names: Mapping[str, str], drop: tuple[str, ...], only_if: str) -> dict[str, str]:
     if not any(name.startswith(only_if) for name in names):
-        return names
-    return [name for name in names if not name.startswith(drop)]
+        return dict(names)
+    return {name: key for name, key in names.items() if not name.startswith(drop)}
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+class _File:
+    """A file of tensors that is opened again and again, so that what was read of it does not pile up in memory."""
+
+    header: dict[str, Tensor]
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._content: Any = None
+        self._n_read = 0
+        self._is_mapped = True
+
+    def names(self) -> dict[str, str]:
+        """Return the tensors' names, each with the key under which the file has it."""
+        return {name: name for name in self.header}
+
+    def read(self, key: str) -> Tensor:
+        if self._content is None or (self._is_mapped and self._n_read > _OPEN_AGAIN_AFTER):
+            self._content = None  # the old mapping goes before the new one comes
+            self._content, self._n_read = self._open(), 0
+        tensor = self._get(self._content, key)
+        self._n_read += tensor.nbytes
+        return tensor
+
+    def _open(self) -> Any:
+        raise NotImplementedError
+
+    def _get(self, content: Any, key: str) -> Tensor:
+        raise NotImplementedError
 
 
-def _read_safetensors(path: Path, dtype: torch.dtype, drop: tuple[str, ...], only_if: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: _cast(file.get_tensor(name), dtype) for name in _kept(file.keys(), drop, only_if)}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
+class _SafetensorsFile(_File):
+    def __init__(self, path: Path):
+        super().__init__(path)
+        file = self._open()
+        self.header = {key: _described(file.get_slice(key), f"{path}: {key}") for key in file.keys()}
+
+    def _open(self) -> Any:
+        try:
+            return safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path} is not a whole safetensors file ({error}); download or copy it again"
+            ) from error
+
+    def _get(self, content: Any, key: str) -> Tensor:
+        return content.get_tensor(key)
 
 
-def _read_torch(path: Path, dtype: torch.dtype, drop: tuple[str, ...], only_if: str) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a file of tensors ({reason}); if it is whole, it holds more than tensors: "
-            "save the model's state_dict() alone"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} does not hold a state dict (names to tensors); save the model's state_dict()")
-    if all(name.startswith("module.") for name in content):  # saved from DistributedDataParallel
-        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return {name: _cast(content[name], dtype) for name in _kept(content, drop, only_if)}
+class _TorchFile(_File):
+    def __init__(self, path: Path):
+        super().__init__(path)
+        # A file in PyTorch's format before 1.6 cannot be mapped: it is read whole, once.
+        self._is_mapped = zipfile.is_zipfile(path)
+        content = self._open()
+        self.header = {key: tensor.to("meta") for key, tensor in content.items()}
+        if not self._is_mapped:
+            self._content = content
+
+    def names(self) -> dict[str, str]:
+        keys = list(self.header)
+        # saved from DistributedDataParallel
+        prefix = "module." if all(key.startswith("module.") for key in keys) else ""
+        return {key.removeprefix(prefix): key for key in keys}
+
+    def _open(self) -> dict[str, Tensor]:
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
+        except _DAMAGE as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{self.path} cannot be read as a file of tensors ({reason}); if it is whole, it holds more than "
+                "tensors: save the model's state_dict() alone"
+            ) from error
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(
+                f"{self.path} does not hold a state dict (names to tensors); save the model's state_dict()"
+            )
+        return content
+
+    def _get(self, content: Any, key: str) -> Tensor:
+        return content[key]
+
+
+def _described(stored: Any, where: str) -> Tensor:
+    kind = stored.get_dtype()
+    if kind not in _KINDS:
+        raise CheckpointError(f"{where} has dtype {kind}; expected one of {', '.join(_KINDS)}")
+    return torch.empty(stored.get_shape(), dtype=_KINDS[kind], device="meta")

@@ -1,0 +1,6 @@
+"""Texts beside images: captions with the embeddings of a CLIP's own text tower, and labels for an embedding."""
+
+__all__ = ["TextBank", "ZeroShotLabels"]
+
+from vit_lens.texts.bank import TextBank
+from vit_lens.texts.labels import ZeroShotLabels

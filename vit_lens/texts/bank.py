@@ -1,0 +1,268 @@
+"""Captions with their text embeddings, and what an image embedding says about them."""
+
+__all__ = ["TextBank"]
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import TextError, nearest
+from vit_lens.identity import same_encoder
+from vit_lens.texts import files, sources
+from vit_lens.texts.towers import Tokenizer, embed_captions, text_tower
+
+
+@runtime_checkable
+class _Encoder(Protocol):
+    @property
+    def encoder_id(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def cfg(self) -> HookedViTConfig: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class TextBank:
+    """Captions, embedded by the text tower that an image encoder was trained with.
+
+    Attributes:
+        captions: What the rows of ``embeds`` say; no two alike.
+        embeds: As the text tower gives them, or, with templates, the unit mean of unit embeddings.
+        logit_scale: Factor of the cosines (the exponential of CLIP's parameter).
+        logit_bias: Added to the logits of SigLIP, whose probabilities are sigmoids; None for CLIP, which takes a
+            softmax over the captions.
+        encoder_id: The image encoder that these embeddings are compared with.
+        templates: Prompts that every caption was put into, such as ``"a photo of a {}"``; none if it was embedded
+            as it stands.
+    """
+
+    captions: tuple[str, ...]
+    embeds: Float[Tensor, "caption d_embed"]
+    logit_scale: float
+    logit_bias: float | None
+    encoder_id: str
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        files.check_captions(self.captions)
+        if len(self.captions) != len(self.embeds):
+            raise TextError(f"{len(self.captions)} captions need as many embeddings, not {len(self.embeds)}")
+        norms = self.embeds.norm(dim=-1)
+        if not (torch.isfinite(norms) & (norms > 0)).all():
+            bad = int((~(torch.isfinite(norms) & (norms > 0))).nonzero()[0])
+            raise TextError(f"the embedding of {self.captions[bad]!r} has norm {norms[bad]:g}; expected a finite one")
+        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
+            raise TextError(f"logit_scale={self.logit_scale}; expected the exponential of CLIP's parameter, above 0")
+        if not self.encoder_id:
+            raise TextError("encoder_id is empty; name the image encoder that the text tower was trained with")
+
+    # ---- where text banks come from ----------------------------------------------------------------------
+
+    @classmethod
+    def mini(cls, captions: Sequence[str] | None = None, *, templates: Sequence[str] = ()) -> "TextBank":
+        """Embed captions with the embedded pair's own text tower; by default every prompt of its world.
+
+        Raises:
+            TextError: A caption has a word that the pair's tokenizer does not know; the message lists its words.
+        """
+        return cls.from_pretrained("mini", files.mini_captions() if captions is None else captions, templates=templates)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        captions: Sequence[str],
+        *,
+        templates: Sequence[str] = (),
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        progress: bool = False,
+    ) -> "TextBank":
+        """Embed captions with a CLIP or SigLIP in Hugging Face's format, text tower and tokenizer included.
+
+        Args:
+            name: ``"mini"``, a Hub id ``owner/name``, or a local directory.
+            captions: Texts, or what goes into the templates.
+            templates: Prompts with ``{}`` where the caption goes; the unit embeddings of all are averaged, as in
+                open_clip's zero-shot classifier.
+            device: Where the text tower runs.
+            revision: Of a Hub repository.
+            cache_dir: Where downloads are kept.
+            progress: Show a bar.
+
+        Raises:
+            TextError: There is no text tower of a known kind, or a caption cannot be tokenised whole.
+            UnsupportedTowerError: Its image tower is not one that HookedViT reproduces.
+        """
+        clip, tokenizer, encoder_id = sources.from_pretrained(
+            name, device=device, revision=revision, cache_dir=cache_dir
+        )
+        return cls.from_module(clip, tokenizer, captions, encoder_id=encoder_id, templates=templates, progress=progress)
+
+    @classmethod
+    def from_open_clip(
+        cls,
+        name: str,
+        tag: str | Path,
+        captions: Sequence[str],
+        *,
+        templates: Sequence[str] = (),
+        device: str | torch.device = "cpu",
+        cache_dir: str | Path | None = None,
+        progress: bool = False,
+    ) -> "TextBank":
+        """Embed captions with an open_clip model by name, and pretrained tag or path of a local checkpoint.
+
+        Raises:
+            TextError: A caption cannot be tokenised whole.
+            CheckpointError: open_clip has no such model, or no such tag or file.
+        """
+        clip, tokenizer, encoder_id = sources.from_open_clip(name, tag, device=device, cache_dir=cache_dir)
+        return cls.from_module(clip, tokenizer, captions, encoder_id=encoder_id, templates=templates, progress=progress)
+
+    @classmethod
+    def from_module(
+        cls,
+        clip: nn.Module,
+        tokenizer: Tokenizer,
+        captions: Sequence[str],
+        *,
+        encoder_id: str | None = None,
+        templates: Sequence[str] = (),
+        progress: bool = False,
+    ) -> "TextBank":
+        """Embed captions with a whole CLIP in memory: open_clip's, or Hugging Face's ``CLIPModel``, ``SiglipModel``.
+
+        Args:
+            clip: Both towers.
+            tokenizer: open_clip's or Hugging Face's, the one that the text tower was trained with.
+            captions: Texts, or what goes into the templates.
+            encoder_id: Of the image tower; by default read from its weights, as ``HookedViT.from_module`` does.
+            templates: Prompts with ``{}`` where the caption goes; see :meth:`from_pretrained`.
+            progress: Show a bar.
+
+        Raises:
+            TextError: ``clip`` has no text tower of a known kind, a caption has unknown words or is cut, or a
+                template has no ``{}``.
+            UnsupportedTowerError: No ``encoder_id``, and the image tower is not one that HookedViT reproduces.
+        """
+        if isinstance(captions, str):
+            raise TextError(f"captions={captions!r} is one text; give a list of texts")
+        captions = files.check_captions(tuple(captions))
+        tower = text_tower(clip, tokenizer)
+        return cls(
+            captions=captions,
+            embeds=embed_captions(tower, captions, tuple(templates), progress=progress),
+            logit_scale=tower.logit_scale,
+            logit_bias=tower.logit_bias,
+            encoder_id=encoder_id or sources.encoder_id_of(clip),
+            templates=tuple(templates),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TextBank":
+        """Read a saved bank.
+
+        Raises:
+            TextError: The file is missing, truncated, or not one of these.
+        """
+        embeds, fields = files.read_bank(Path(path))
+        return cls(embeds=embeds, **fields)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the bank as safetensors, whole or not at all.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        return files.write_bank(
+            Path(path), self.embeds, captions=self.captions, logit_scale=self.logit_scale, logit_bias=self.logit_bias,
+            encoder_id=self.encoder_id, templates=self.templates,
+        )  # fmt: skip
+
+    # ---- what it says ------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __repr__(self) -> str:
+        return f"TextBank({len(self)} captions for {self.encoder_id!r}, d_embed={self.embeds.shape[1]})"
+
+    @property
+    def unit(self) -> Float[Tensor, "caption d_embed"]:
+        """The text embeddings at length 1."""
+        return self.embeds / self.embeds.norm(dim=-1, keepdim=True)
+
+    def cosines(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]:
+        """Return the cosine of every image embedding with every caption, in float32 or wider; nan for a zero vector."""
+        wide = torch.promote_types(torch.promote_types(image_embeds.dtype, self.embeds.dtype), torch.float32)
+        if image_embeds.shape[-1] != self.embeds.shape[1]:
+            raise TextError(
+                f"image embeddings of width {image_embeds.shape[-1]}, text embeddings of width {self.embeds.shape[1]}: "
+                f"this bank belongs to {self.encoder_id}"
+            )
+        images, texts = image_embeds.to(wide), self.embeds.to(image_embeds.device, wide)
+        return (images / images.norm(dim=-1, keepdim=True)) @ (texts / texts.norm(dim=-1, keepdim=True)).T
+
+    def to_logits(self, cosines: Float[Tensor, "*batch caption"]) -> Float[Tensor, "*batch caption"]:
+        """Scale cosines as the model does, and add the bias of SigLIP."""
+        return self.logit_scale * cosines + (self.logit_bias or 0.0)
+
+    def to_probs(self, logits: Float[Tensor, "*batch caption"]) -> Float[Tensor, "*batch caption"]:
+        """Return a softmax over the captions, or for SigLIP a sigmoid of each logit on its own."""
+        return logits.softmax(-1) if self.logit_bias is None else logits.sigmoid()
+
+    def logits(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]:
+        """Return the model's zero-shot logits: scaled cosines, plus the bias of SigLIP; nan for a zero vector."""
+        return self.to_logits(self.cosines(image_embeds))
+
+    def probs(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]:
+        """Return the model's zero-shot probabilities, see :meth:`to_probs`."""
+        return self.to_probs(self.logits(image_embeds))
+
+    def index(self, caption: str) -> int:
+        """Return the row of a caption.
+
+        Raises:
+            TextError: It is none of the bank's; the message names the nearest.
+        """
+        try:
+            return self.captions.index(caption)
+        except ValueError:
+            raise TextError(
+                f"no caption {caption!r} in this bank; nearest: {nearest(caption, self.captions)}"
+            ) from None
+
+    def check(self, model: _Encoder, *, other_encoder: bool = False) -> "TextBank":
+        """Return the bank if it was made for the model's own embedding space.
+
+        Args:
+            model: The image encoder.
+            other_encoder: Accept another id, for an image tower that was tuned towards this text tower; the widths
+                must be the same all the same.
+
+        Raises:
+            TextError: It was made for another encoder, or another width.
+        """
+        if self.embeds.shape[1] != model.cfg.d_embed:
+            raise TextError(
+                f"this text bank has width {self.embeds.shape[1]} and belongs to {self.encoder_id}; the embedding of "
+                f"{model.encoder_id} has width {model.cfg.d_embed}"
+            )
+        same = other_encoder or same_encoder(self.encoder_id, model.encoder_id)
+        if not same and not same_encoder(self.encoder_id, f"module@{model.fingerprint}"):
+            raise TextError(
+                f"this text bank was made for {self.encoder_id}; the model is {model.encoder_id} ({model.fingerprint})."
+                " Make its own with its CLIP: TextBank.from_pretrained, from_open_clip or from_module. If the model is "
+                "a fine-tune that still pairs with this text tower, say so: check(model, other_encoder=True)"
+            )
+        return self

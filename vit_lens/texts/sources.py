@@ -1,0 +1,117 @@
+"""Where whole CLIPs come from, with the tokenizer and the id of the image tower."""
+
+__all__ = ["encoder_id_of", "from_open_clip", "from_pretrained"]
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from vit_lens.errors import CheckpointError, TextError
+from vit_lens.identity import MINI_ENCODER, aliases
+from vit_lens.pretrained import read_module, registry
+
+_OPEN_CLIP_HINT = "TextBank.from_open_clip(name, tag, captions) takes open_clip's names"
+
+
+def encoder_id_of(clip: nn.Module) -> str:
+    """Return the id that ``HookedViT.from_module`` gives to the image tower of a CLIP, read from its weights.
+
+    Raises:
+        UnsupportedTowerError: The image tower is not one that HookedViT reproduces.
+    """
+    return read_module(clip).encoder_id
+
+
+def from_open_clip(
+    name: str, tag: str | Path, *, device: str | torch.device, cache_dir: str | Path | None
+) -> tuple[nn.Module, Any, str | None]:
+    """Build an open_clip model with a tag's or a file's weights; the id is None where the weights must say it.
+
+    The activation is the one that the tag was trained with, as for the image tower.
+
+    Raises:
+        CheckpointError: open_clip has no such model, or no such tag or file.
+    """
+    import open_clip
+
+    config = registry.model_config(name)
+    known = bool(registry.tag_config(name, tag)) if isinstance(tag, str) else False
+    if not known and not Path(tag).expanduser().is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise CheckpointError(f"{tag} is neither a file nor a pretrained tag of {name} ({', '.join(tags) or 'none'})")
+    built, quick_gelu = name, bool(config.get("quick_gelu", False))
+    if known:
+        wanted = registry.tag_quick_gelu(name, str(tag))
+        built = name.removesuffix("-quickgelu") if quick_gelu and not wanted else name
+        quick_gelu = wanted
+    clip = open_clip.create_model(
+        built, pretrained=str(tag), force_quick_gelu=quick_gelu, device=device,
+        cache_dir=None if cache_dir is None else str(cache_dir),
+    )  # fmt: skip
+    return clip.eval(), open_clip.get_tokenizer(name), registry.encoder_id_of_tag(name, str(tag)) if known else None
+
+
+def from_pretrained(
+    name: str | Path, *, device: str | torch.device, revision: str | None, cache_dir: str | Path | None
+) -> tuple[nn.Module, Any, str | None]:
+    """Load a CLIP or SigLIP in Hugging Face's format; the id is None where the weights must say it.
+
+    Raises:
+        TextError: There is no model of these kinds under this name, or it cannot be read.
+    """
+    if name in ("mini", MINI_ENCODER):
+        folder = importlib.resources.files("vit_lens") / "mini" / "pair" / "encoder"
+        with importlib.resources.as_file(folder) as path:
+            return *_load(path, device=device), MINI_ENCODER
+    plain = str(name).removeprefix("hf/")
+    local = Path(plain).expanduser()
+    if ":" in plain:
+        other = [
+            f"from_open_clip{tuple(i.split('/')[1:])}" for i in aliases(f"hf/{plain}") if i.startswith("open_clip/")
+        ]
+        raise TextError(
+            f"{name!r} names a subfolder, which holds an image tower without texts; "
+            + (f"the same encoder with its text tower: TextBank.{other[0]}" if other else _OPEN_CLIP_HINT)
+        )
+    if local.is_dir():
+        return *_load(local, device=device), None
+    if isinstance(name, Path) or plain.count("/") != 1 or plain.startswith((".", "/", "~")):
+        raise TextError(
+            f"no directory {name}; expected 'mini', a Hub id 'owner/name' or a directory. {_OPEN_CLIP_HINT}"
+        )
+    options = {"revision": revision, "cache_dir": cache_dir}
+    return *_load(plain, device=device, **options), f"hf/{plain}"
+
+
+def _load(where: str | Path, *, device: str | torch.device, **options: Any) -> tuple[nn.Module, Any]:
+    from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
+    from transformers.utils import logging
+
+    kinds = {"clip": CLIPModel, "siglip": SiglipModel}
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model_type = AutoConfig.from_pretrained(where, **options).model_type
+        if model_type not in kinds:
+            raise TextError(
+                f"{where} is of model_type {model_type!r}; expected one with a text tower: {', '.join(kinds)}"
+            )
+        model, loading = kinds[model_type].from_pretrained(
+            where, dtype=torch.float32, output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, TextError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TextError(f"{where} cannot be read as a CLIP with a tokenizer: {reason}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if missing := sorted(loading["missing_keys"]):
+        raise TextError(f"{where} lacks {len(missing)} tensors of its text or image tower, such as {missing[0]}")
+    return model.eval().to(device), tokenizer
