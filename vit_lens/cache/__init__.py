@@ -1,0 +1,6 @@
+"""The activations of one run: TransformerLens' ``ActivationCache`` for an image model."""
+
+__all__ = ["Rows", "ViTActivationCache"]
+
+from vit_lens.cache.activations import ViTActivationCache
+from vit_lens.cache.held import Rows
