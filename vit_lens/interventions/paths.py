@@ -1,0 +1,255 @@
+"""Path patching (Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969) for images.
+
+The effect of a sender on the output along one edge: the sender takes its activation from a second image, and only
+the receiver sees it. What lies between is held at the first image's activations; what follows the receiver is
+computed anew. Steps 2 to 4 of the algorithm in Wang et al., appendix B, with the receiver's input in place of its
+queries, keys and values.
+"""
+
+__all__ = ["patch_paths", "path"]
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import InterventionError
+from vit_lens.interventions.metrics import Metric, measure
+from vit_lens.interventions.receivers import Input, Receiver, place_read, place_written, resolve_receiver
+from vit_lens.interventions.replacing import Hooks, check_cache
+from vit_lens.interventions.results import PathEffects
+from vit_lens.interventions.running import refuse_other_hooks, run_sets
+from vit_lens.interventions.tokens import Tokens, resolve_tokens
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+
+_Stream = Callable[[int], Tensor]  # place on the residual stream -> [batch pos d_model]
+
+
+def path(
+    model: HookedViT,
+    sender: Site | str,
+    receiver: Receiver,
+    base: ViTActivationCache,
+    source: ViTActivationCache,
+    *,
+    through_mlps: bool = False,
+    tokens: Tokens | None = None,
+) -> Hooks:
+    """Return hooks that patch one path, for a run of the images that ``base`` was made of.
+
+    They set what the receiver reads to the residual stream of ``base`` plus what the sender writes more in
+    ``source``. Where a receiver has parts in several layers, each is set so: the later ones do not see the earlier.
+
+    Args:
+        model: The model.
+        sender: A head, attention block, MLP or residual (``L0.resid_pre``: the embedded image).
+        receiver: See :func:`resolve_receiver`.
+        base: Cache of the images that are run.
+        source: Cache of as many other images.
+        through_mlps: Hold attention between sender and receiver, and let MLPs pass the change on, as Wang et al. do.
+        tokens: Of the sender; None for all.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        UnknownHookError: A cache lacks an activation.
+        InterventionError: The receiver does not come after the sender, or the caches do not fit.
+        VitLensError: There are hooks on the model, and ``through_mlps`` has to run it.
+    """
+    (site,) = Site.resolve(sender, model.cfg)
+    inputs = resolve_receiver(receiver, model.cfg)
+    if any(held.place < place_written(site) for held in inputs):
+        raise InterventionError(f"there is no path from {site} to {receiver}: the receiver does not come after it")
+    return _hooks(inputs, _changed(model, site, base, source, through_mlps, tokens, place_read(inputs)))
+
+
+def patch_paths(
+    model: HookedViT,
+    base: Float[Tensor, "batch channel height width"],
+    source: Float[Tensor, "_ channel height width"],
+    metric: Metric,
+    senders: Sequence[Site | str] | Site | str = "heads",
+    receivers: Sequence[Receiver] | Receiver = "final",
+    *,
+    through_mlps: bool = False,
+    tokens: Tokens | None = None,
+    batch_size: int = 64,
+) -> PathEffects:
+    """Run ``base`` once for every sender and receiver, with that path alone taken from ``source``.
+
+    Where a receiver does not come after a sender there is no path, and the effect is zero.
+
+    Args:
+        model: The model, without hooks.
+        base: Preprocessed images that are run.
+        source: Preprocessed images that senders take from, as many.
+        metric: Of the embeddings ``[batch d_embed]``: one number for each, or one.
+        senders: As ``Site.resolve`` takes them; heads of attention pooling have nothing behind them and are left out
+            of the group ``heads``.
+        receivers: See :func:`resolve_receiver`; each is patched by itself, ``"L2H1.q + L3H0.q"`` together.
+        through_mlps: As for :func:`path`.
+        tokens: Of the senders; None for all.
+        batch_size: Images in one run.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        InterventionError: The numbers of images differ, or as for :func:`path`.
+        VitLensError: There are hooks on the model.
+    """
+    refuse_other_hooks(model)
+    sites = _senders(model, senders)
+    names = [receivers] if isinstance(receivers, (str, Site)) else list(receivers)
+    inputs = [resolve_receiver(name, model.cfg) for name in names]
+    if len(base) != len(source):
+        raise InterventionError(
+            f"base holds {len(base)} images, source {len(source)}; they go in pairs (source[i] is patched into base[i])"
+        )
+    clean, own = _run(model, base, sites, inputs, through_mlps)
+    other, donors = _run(model, source, sites, inputs, through_mlps)
+    values = []
+    for site in sites:
+        embeds = _embeds(model, site, inputs, own, donors, through_mlps, tokens, batch_size, clean)
+        values.append(torch.stack([measure(metric, one) for one in embeds]))
+    return PathEffects(
+        senders=tuple(sites), receivers=tuple(map(str, names)), cfg=model.cfg, values=torch.stack(values),
+        base=measure(metric, clean), source=measure(metric, other),
+    )  # fmt: skip
+
+
+def _embeds(
+    model: HookedViT,
+    site: Site,
+    receivers: list[list[Input]],
+    base: ViTActivationCache,
+    source: ViTActivationCache,
+    through_mlps: bool,
+    tokens: Tokens | None,
+    batch_size: int,
+    clean: Float[Tensor, "batch d_embed"],
+) -> list[Float[Tensor, "batch d_embed"]]:
+    """Return the embedding for each receiver: closed form at the end, runs in between, clean where no path leads."""
+    open_to = [i for i, inputs in enumerate(receivers) if min(x.place for x in inputs) >= place_written(site)]
+    embeds = dict.fromkeys(range(len(receivers)), clean)
+    if not open_to:
+        return list(embeds.values())
+    last = max(place_read(receivers[i]) for i in open_to)
+    changed = _changed(model, site, base, source, through_mlps, tokens, last)
+    end = 2 * model.cfg.n_layers
+    runs = [i for i in open_to if receivers[i][0].place != end]
+    if runs:
+        sets = [_hooks(receivers[i], changed) for i in runs]
+        resid = partial(_stream, model, base)
+        found = run_sets(model, lambda layer: resid(2 * layer), sets, batch_size, lambda own: own)
+        embeds.update(zip(runs, found, strict=True))
+    for i in set(open_to) - set(runs):
+        with torch.no_grad():
+            embeds[i] = model.embed_rows(model.readout_rows(changed(end))).to(clean)
+    return list(embeds.values())
+
+
+def _changed(
+    model: HookedViT,
+    site: Site,
+    base: ViTActivationCache,
+    source: ViTActivationCache,
+    through_mlps: bool,
+    tokens: Tokens | None,
+    last: int,
+) -> _Stream:
+    """Return the residual stream, by place up to ``last``, when the sender takes from ``source``."""
+    for cache in (base, source):
+        check_cache(model, cache)
+        if cache.rows != "all":
+            raise InterventionError("path patching needs caches of every token: leave rows= and pos_slice=")
+    delta = _delta(model, site, base, source, tokens)
+    if not through_mlps:
+        return lambda place: _stream(model, base, place) + delta
+    refuse_other_hooks(model)
+    first = place_written(site)
+    streams = {first: _stream(model, base, first) + delta}
+    with torch.no_grad():
+        for place in range(first, last):
+            block, attn_out = model.blocks[place // 2], base[f"blocks.{place // 2}.hook_attn_out"]
+            written = block.mlp(block.ln2(streams[place])) if place % 2 else attn_out.to(model.device)
+            streams[place + 1] = streams[place] + written
+    return streams.__getitem__
+
+
+def _delta(
+    model: HookedViT, site: Site, base: ViTActivationCache, source: ViTActivationCache, tokens: Tokens | None
+) -> Float[Tensor, "batch pos d_model"]:
+    """Return what a sender writes more in ``source`` than in ``base``."""
+    ours, theirs = base[site.hook_name], source[site.hook_name]
+    if ours.shape != theirs.shape:
+        raise InterventionError(
+            f"{site}: base holds {tuple(ours.shape)}, source {tuple(theirs.shape)}; give both as many images"
+        )
+    delta = (theirs - ours).to(model.device)
+    if site.head is not None and site.layer is not None:
+        weight = model.blocks[site.layer].attn.W_O[site.head].detach()
+        delta = einsum(delta[:, :, site.head], weight, "batch pos k, k d -> batch pos d")
+    if tokens is None:
+        return delta
+    out, positions = torch.zeros_like(delta), resolve_tokens(tokens, model.cfg)
+    out[:, positions] = delta[:, positions]
+    return out
+
+
+def _stream(model: HookedViT, cache: ViTActivationCache, place: int) -> Float[Tensor, "batch pos d_model"]:
+    layer, n_layers = place // 2, model.cfg.n_layers
+    if layer == n_layers:
+        return cache[f"blocks.{n_layers - 1}.hook_resid_post"].to(model.device)
+    return cache[f"blocks.{layer}.hook_resid_{'mid' if place % 2 else 'pre'}"].to(model.device)
+
+
+def _hooks(inputs: list[Input], changed: _Stream) -> Hooks:
+    by_name: dict[str, list[Input]] = {}
+    for held in inputs:
+        by_name.setdefault(held.hook_name, []).append(held)
+    return [
+        (name, partial(_set_input, changed=changed, place=held[0].place, heads=[x.head for x in held]))
+        for name, held in by_name.items()
+    ]
+
+
+def _set_input(act: Tensor, hook: HookPoint, *, changed: _Stream, place: int, heads: list[int | None]) -> Tensor:
+    stream = changed(place).to(act)
+    if len(stream) != len(act):
+        raise InterventionError(f"{hook.name}: the caches hold {len(stream)} images, the run has {len(act)}")
+    if act.ndim == 3:  # an MLP's input, or the last residual
+        return stream.clone()
+    out = act.clone()
+    for head in range(act.shape[2]) if None in heads else heads:
+        out[:, :, head] = stream
+    return out
+
+
+def _senders(model: HookedViT, senders: Sequence[Site | str] | Site | str) -> list[Site]:
+    given = [senders] if isinstance(senders, (str, Site)) else list(senders)
+    sites = Site.resolve(given, model.cfg)
+    named = {str(item).strip().lower() for item in given}
+    kept = [site for site in sites if not site.is_pool or str(site).lower() in named]
+    for site in kept:
+        place_written(site)
+    return kept
+
+
+def _run(
+    model: HookedViT, pixels: Tensor, sites: list[Site], receivers: list[list[Input]], through_mlps: bool
+) -> tuple[Tensor, ViTActivationCache]:
+    last = model.cfg.n_layers - 1
+    names = {site.hook_name for site in sites} | {f"blocks.{last}.hook_resid_post"}
+    for place in {place_written(site) for site in sites} | {x.place for inputs in receivers for x in inputs}:
+        if place <= 2 * last + 1:
+            names.add(f"blocks.{place // 2}.hook_resid_{'mid' if place % 2 else 'pre'}")
+    for inputs in receivers:  # runs start at the block of the receiver
+        names |= {f"blocks.{x.place // 2}.hook_resid_pre" for x in inputs if x.place <= 2 * last + 1}
+    if through_mlps:
+        names |= {f"blocks.{layer}.hook_attn_out" for layer in range(model.cfg.n_layers)}
+    with torch.no_grad():
+        return model.run_with_cache(pixels, names_filter=sorted(names))

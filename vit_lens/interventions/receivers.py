@@ -1,0 +1,86 @@
+"""Where a path ends: the inputs of later heads and MLPs, or the end of the residual stream."""
+
+__all__ = ["Input", "Receiver", "place_read", "place_written", "resolve_receiver"]
+
+import re
+from dataclasses import dataclass
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import InterventionError
+from vit_lens.names import Site
+
+Receiver = Site | str
+
+_FORK = re.compile(r"(L\d+H\d+|L\d+\.attn)\.([qkv])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing that a receiver reads.
+
+    Attributes:
+        hook_name: ``hook_q_input``, ``hook_mlp_in``, ..., or the last ``hook_resid_post``.
+        place: Where on the residual stream it reads: 2 l before block l, 2 l + 1 between its attention and MLP.
+        head: Of an attention input; None for all of it.
+    """
+
+    hook_name: str
+    place: int
+    head: int | None
+
+
+def resolve_receiver(receiver: Receiver, cfg: HookedViTConfig) -> list[Input]:
+    """Return the inputs of a receiver.
+
+    ============================ =============================================================================
+    ``final``                    the last residual stream, so the embedding itself: the direct effect
+    ``L2H1.q`` (``.k``, ``.v``)  what queries (keys, values) of one head read
+    ``L2H1``                     all three of them
+    ``L2.attn``, ``L2.attn.q``   the same for all heads of a layer
+    ``L2.mlp``                   what an MLP reads
+    ``L2H1.q + L3H0.q``          several at once
+    ============================ =============================================================================
+
+    Raises:
+        UnknownSiteError: A layer or head is not one of the model's.
+        InterventionError: It is none of these.
+    """
+    parts = [part.strip() for part in receiver.split("+")] if isinstance(receiver, str) else [receiver]
+    found = [held for part in parts for held in _inputs(part, cfg)]
+    if len(found) > 1 and any(held.place == 2 * cfg.n_layers for held in found):
+        raise InterventionError(f"receiver {receiver!r}: 'final' lies behind all others and stands alone")
+    return list(dict.fromkeys(found))
+
+
+def place_written(site: Site) -> int:
+    """Return the first place on the residual stream (see :class:`Input`) at which a sender shows.
+
+    Raises:
+        InterventionError: Nothing on the residual stream can follow it.
+    """
+    if site.layer is None:
+        raise InterventionError(f"sender {site}: attention pooling writes behind the residual stream")
+    shift = {"resid_pre": 0, "head": 1, "attn": 1, "resid_mid": 1, "mlp": 2, "resid_post": 2}
+    return 2 * site.layer + shift[site.kind]
+
+
+def place_read(inputs: list[Input]) -> int:
+    """Return the last place that a receiver reads."""
+    return max(held.place for held in inputs)
+
+
+def _inputs(part: Receiver, cfg: HookedViTConfig) -> list[Input]:
+    if isinstance(part, str) and part.lower() == "final":
+        return [Input(f"blocks.{cfg.n_layers - 1}.hook_resid_post", 2 * cfg.n_layers, None)]
+    forks = "qkv"
+    if isinstance(part, str) and (fork := _FORK.fullmatch(part)):
+        part, forks = fork[1], fork[2].lower()
+    (site,) = Site.resolve(Site.parse(part) if isinstance(part, str) else part, cfg)
+    if site.layer is None or site.is_residual:
+        raise InterventionError(
+            f"receiver {site}: expected 'final', a head's input 'L2H1.q', 'L2H1', 'L2.attn', or 'L2.mlp'; what "
+            "attention pooling and the read-out see is 'final'"
+        )
+    if site.kind == "mlp":
+        return [Input(f"blocks.{site.layer}.hook_mlp_in", 2 * site.layer + 1, None)]
+    return [Input(f"blocks.{site.layer}.hook_{fork}_input", 2 * site.layer, site.head) for fork in forks]

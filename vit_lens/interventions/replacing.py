@@ -1,0 +1,263 @@
+"""Ablation and patching as hook functions, for ``run_with_hooks``, ``hooks()`` and sweeps alike."""
+
+__all__ = ["Hooks", "check_cache", "derangement", "mean", "patch", "resample", "zero"]
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import InterventionError
+from vit_lens.interventions.targets import Target, Targets, refuse_shadowed, resolve_targets
+from vit_lens.interventions.tokens import Tokens, resolve_tokens
+from vit_lens.model import HookedViT
+from vit_lens.reference import ReferenceMeans
+
+Hooks = list[tuple[str, Callable[..., Tensor]]]
+_Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
+
+
+def zero(model: HookedViT, sites: Targets, *, tokens: Tokens | None = None) -> Hooks:
+    """Return hooks that set sites to zero.
+
+    For a head this is its ``z``: what it writes, and not the layer's ``b_O``. Zero is far from anything that the
+    model has seen and overstates importance; :func:`mean` and :func:`resample` do so less.
+
+    Args:
+        model: The model.
+        sites: As ``Site.resolve`` takes them (``L3H4``, ``L3.attn``, ``heads``, ...), and ``L3`` for the attention
+            and MLP of a layer, ``L3N17`` for a neuron.
+        tokens: Where (see :func:`resolve_tokens`); None for every token.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        InterventionError: A token is not one of the model's, or a site would be overwritten by another.
+    """
+    return _hooks(model, sites, tokens, lambda targets, rows: None, None)
+
+
+def mean(model: HookedViT, sites: Targets, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
+    """Return hooks that set sites to their mean over a reference set, position by position.
+
+    An attention block goes to what its mean ``z`` writes, so that its heads add up to it exactly.
+
+    Args:
+        model: The model.
+        sites: As for :func:`zero`; neurons have no means.
+        reference: Made with ``positions="all"``, unless ``tokens`` asks for no more than the read-out rows.
+        tokens: As for :func:`zero`.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        ReferenceMismatchError: The means are another model's.
+        InterventionError: The means lack a position or a kind of activation, or as for :func:`zero`.
+    """
+    reference.check(model, None)
+    advice = "make the means with ReferenceMeans.from_images(model, images, positions='all')"
+
+    def values(targets: list[Target], rows: list[int] | None) -> Tensor:
+        site = targets[0].site
+        if site is None:
+            raise InterventionError(f"{targets[0].name}: reference means hold no neurons; resample it instead")
+        held = reference.output(model, site) if site.head is None else reference.z_of(site)[:, _units(targets)]
+        return (held if rows is None else held[rows])[None]
+
+    return _hooks(model, sites, tokens, values, _Held(model, reference.positions, "means", advice))
+
+
+def patch(
+    model: HookedViT,
+    sites: Targets,
+    cache: ViTActivationCache,
+    *,
+    images: int | Sequence[int] | Int[Tensor, " batch"] | None = None,
+    tokens: Tokens | None = None,
+) -> Hooks:
+    """Return hooks that set sites to their activations in another run.
+
+    Args:
+        model: The model.
+        sites: As for :func:`zero`.
+        cache: Of the other run.
+        images: Which cached image each image of the run takes; an int gives all of them the same one; None the
+            first the first, and so on.
+        tokens: As for :func:`zero`; the same positions are read and written.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        UnknownHookError: The cache does not hold it.
+        InterventionError: The cache is another model's, or lacks images or positions, or as for :func:`zero`.
+    """
+    check_cache(model, cache)
+    advice = "make the cache with run_with_cache(pixels), without pos_slice"
+
+    def values(targets: list[Target], rows: list[int] | None) -> Tensor:
+        value = cache[targets[0].hook_name]
+        if targets[0].unit is not None:
+            value = value[:, :, _units(targets)]
+        if images is not None:
+            value = value[_checked_images(images, len(value))]
+        return value if rows is None else value[:, rows]
+
+    held = _Held(model, cache.rows, "cache", advice)
+    return _hooks(model, sites, tokens, values, held, for_any=isinstance(images, int))
+
+
+def resample(
+    model: HookedViT,
+    sites: Targets,
+    cache: ViTActivationCache,
+    *,
+    seed: int = 0,
+    n_images: int | None = None,
+    tokens: Tokens | None = None,
+) -> Hooks:
+    """Return hooks that set sites to their activations for another image, drawn at random.
+
+    An image takes all its sites from one donor. Activations come from the cached run, not from the run at hand, so
+    that sites which are replaced together do not change each other's replacement.
+
+    Args:
+        model: The model.
+        sites: As for :func:`zero`.
+        cache: Of donors.
+        seed: Of the draw.
+        n_images: None: the run is of the cached images themselves, and none is its own donor
+            (:func:`derangement`). A number: the run is of so many other images, each of which draws any donor.
+        tokens: As for :func:`zero`.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        UnknownHookError: The cache does not hold it.
+        InterventionError: There is one image and no other, or as for :func:`patch`.
+    """
+    check_cache(model, cache)
+    held = len(next(iter(cache.values())))
+    if n_images is None:
+        donors = derangement(held, seed=seed)
+    else:
+        donors = torch.randint(held, (n_images,), generator=torch.Generator().manual_seed(seed))
+    return patch(model, sites, cache, images=donors, tokens=tokens)
+
+
+def derangement(n: int, *, seed: int = 0) -> Int[Tensor, " batch"]:
+    """Return a random order of ``n`` images in which none keeps its place, each such order equally likely.
+
+    Raises:
+        InterventionError: There are fewer than two images.
+    """
+    if n < 2:
+        raise InterventionError(f"resampling among {n} image: an image would be its own donor; give two or more")
+    generator = torch.Generator().manual_seed(seed)
+    while True:  # e tries on average
+        order = torch.randperm(n, generator=generator)
+        if not (order == torch.arange(n)).any():
+            return order
+
+
+class _Held:
+    """The positions that means or a cache hold, and how they are indexed."""
+
+    def __init__(self, model: HookedViT, rows: str, what: str, advice: str):
+        self.what, self.advice, self.cut = what, advice, rows == "cut"
+        cfg = model.cfg
+        held = {"cls": range(1), "patches": range(cfg.n_prefix, cfg.n_ctx), "pooled": range(0), "tokens": None}
+        self.positions = None if rows == "all" else held[cfg.readout]
+        self.name = {"cls": "the class token", "pooled": "the mean of the patches"}.get(cfg.readout, "the patches")
+
+    def index(self, positions: list[int] | None) -> list[int] | None:
+        """Return the rows at which positions are held; None for all."""
+        if self.cut:
+            raise InterventionError(f"the cache was cut by pos_slice, so positions are unknown; {self.advice}")
+        if self.positions is None:
+            return positions
+        if positions is None or not set(positions) <= set(self.positions):
+            wanted = "every token" if positions is None else "other tokens too"
+            raise InterventionError(
+                f"the {self.what} hold{'s' * (self.what == 'cache')} {self.name} alone, and {wanted} would be "
+                f"replaced; pass tokens= to match, or {self.advice}"
+            )
+        return [p - self.positions.start for p in positions]
+
+
+def _hooks(
+    model: HookedViT,
+    sites: Targets,
+    tokens: Tokens | None,
+    values: _Values,
+    held: _Held | None,
+    for_any: bool = True,
+) -> Hooks:
+    """Return one hook for each hook point; ``for_any`` gives one value to any number of images."""
+    targets = resolve_targets(model, sites)
+    positions = None if tokens is None else resolve_tokens(tokens, model.cfg)
+    refuse_shadowed(targets, positions is None)
+    if positions is not None and (pooled := [t.name for t in targets if t.is_pool]):
+        raise InterventionError(f"{', '.join(pooled)}: attention pooling has one row, so tokens= does not apply to it")
+    hooks: Hooks = []
+    for name in dict.fromkeys(t.hook_name for t in targets):
+        some = [t for t in targets if t.hook_name == name]
+        rows = positions if held is None or some[0].is_pool else held.index(positions)
+        value = values(some, rows)
+        units = None if some[0].unit is None else _units(some)
+        hooks.append((name, partial(_replace, value=value, units=units, positions=positions, for_any=for_any)))
+    return hooks
+
+
+def _replace(
+    act: Tensor,
+    hook: HookPoint,
+    *,
+    value: Tensor | None,
+    units: list[int] | None,
+    positions: list[int] | None,
+    for_any: bool,
+) -> Tensor:
+    if value is not None and not for_any and len(value) != len(act):
+        raise InterventionError(
+            f"{hook.name}: there are activations for {len(value)} images, and the run has {len(act)}; run as many, or "
+            "choose with images="
+        )
+    out = act.clone()
+    new = torch.zeros((), dtype=act.dtype, device=act.device) if value is None else value.to(act)
+    where = torch.arange(act.shape[1]) if positions is None else torch.tensor(positions)
+    if units is None:
+        out[:, where] = new
+    else:
+        out[:, where[:, None], torch.tensor(units)] = new
+    return out
+
+
+def _units(targets: list[Target]) -> list[int]:
+    return [target.unit for target in targets if target.unit is not None]
+
+
+def check_cache(model: HookedViT, cache: ViTActivationCache) -> None:
+    """Raise unless a cache is whole and of this model.
+
+    Raises:
+        InterventionError: It is not.
+    """
+    if not isinstance(cache, ViTActivationCache):
+        raise InterventionError(
+            f"expected the cache of HookedViT.run_with_cache, not {type(cache).__name__}; a dict of activations "
+            "becomes one with vit_lens.cache.ViTActivationCache(activations, model)"
+        )
+    if not cache.has_batch_dim:
+        raise InterventionError("the cache has no batch axis; make it with remove_batch_dim=False")
+    if cache.model is not model and cache.model.fingerprint != model.fingerprint:
+        raise InterventionError(
+            f"the cache is of {cache.model.encoder_id} ({cache.model.fingerprint}), and the model is "
+            f"{model.encoder_id} ({model.fingerprint}); run this model with run_with_cache"
+        )
+
+
+def _checked_images(images: int | Sequence[int] | Tensor, n: int) -> list[int]:
+    chosen = [images] if isinstance(images, int) else [int(i) for i in images]
+    if bad := [i for i in chosen if not 0 <= i < n]:
+        raise InterventionError(f"images={bad}: the cache holds {n}, counted from 0")
+    return chosen

@@ -1,0 +1,211 @@
+"""Labelled results of sweeps: what each place does to the metric, for each image."""
+
+__all__ = ["Effects", "PathEffects"]
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import InterventionError
+from vit_lens.interventions.tokens import describe_position
+from vit_lens.names import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_QUANTITIES = ("value", "effect", "recovered")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class _Sweep:
+    """What both kinds of sweep share.
+
+    Attributes:
+        cfg: Of the model.
+        values: The metric under each intervention; without ``batch`` for a metric that gives one number.
+        base: The metric of the unedited run.
+        source: The metric of the run that activations come from; None for ablation.
+    """
+
+    cfg: HookedViTConfig
+    values: Float[Tensor, "site place *batch"]
+    base: Float[Tensor, "*batch"]
+    source: Float[Tensor, "*batch"] | None
+
+    @property
+    def effect(self) -> Float[Tensor, "site place *batch"]:
+        """The metric's change: ``values - base``."""
+        return self.values - self.base
+
+    @property
+    def recovered(self) -> Float[Tensor, "site place *batch"]:
+        """The share of the way from base to source: ``effect / (source - base)``; not finite where they agree.
+
+        Raises:
+            InterventionError: There is no source: this was an ablation.
+        """
+        if self.source is None:
+            raise InterventionError("recovered is defined for patching, where there is a source; read .effect")
+        return self.effect / (self.source - self.base)
+
+    def _of(self, what: str) -> Float[Tensor, "site place *batch"]:
+        if what not in _QUANTITIES:
+            raise InterventionError(f"what={what!r}; expected one of {', '.join(_QUANTITIES)}")
+        return self.values if what == "value" else getattr(self, what)
+
+    def _table(self, labels: list[list[dict[str, Any]]]) -> "pd.DataFrame":
+        import pandas as pd
+
+        rows = []
+        for index, line in enumerate(labels):
+            for place, label in enumerate(line):
+                value, base = self.values[index, place].reshape(-1), self.base.reshape(-1)
+                for image in range(len(value)):
+                    own = {} if self.values.ndim == 2 else {"image": image}
+                    row = {**label, **own, "value": float(value[image]), "effect": float(value[image] - base[image])}
+                    if self.source is not None:
+                        reach = self.source.reshape(-1)[image] - base[image]
+                        row["recovered"] = float((value[image] - base[image]) / reach)
+                    rows.append(row)
+        return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Effects(_Sweep):
+    """The effect of each site, as a whole or at each of some tokens.
+
+    Attributes:
+        sites: Along the first axis of ``values``.
+        positions: Along its second axis, on the axis ``pos``; None: whole sites, one column.
+        cfg: Of the model.
+        values: The metric under each intervention; without ``batch`` for a metric that gives one number.
+        base: The metric of the unedited run.
+        source: The metric of the run that activations come from; None for ablation.
+    """
+
+    sites: tuple[Site, ...]
+    positions: tuple[int, ...] | None
+
+    def tensor(self, kind: str | None = None, what: str = "effect") -> Float[Tensor, "*axes"]:
+        """Return the sites of one kind on a grid: ``[layer head]`` for heads, ``[layer]`` for the rest.
+
+        Behind follow ``[token]`` where tokens were swept, and ``[batch]``.
+
+        Args:
+            kind: ``head``, ``attn``, ``mlp``, ``resid_pre``, ...; None where there is only one. Attention pooling
+                has kinds of its own: ``pool_head`` gives ``[head]``.
+            what: ``value``, ``effect`` or ``recovered``.
+
+        Raises:
+            InterventionError: The sites of this kind are missing, or do not fill a grid.
+        """
+        kinds = list(dict.fromkeys(site.kind for site in self.sites))
+        if kind is None and len(kinds) > 1:
+            raise InterventionError(f"there are sites of several kinds; name one: {', '.join(kinds)}")
+        rows = {site: row for row, site in enumerate(self.sites) if site.kind == (kind or kinds[0])}
+        layers = sorted({site.layer for site in rows if site.layer is not None})
+        heads = sorted({site.head for site in rows if site.head is not None})
+        shape = [len(axis) for axis in (layers, heads) if axis]
+        order = sorted(rows, key=lambda site: (site.layer or 0, site.head or 0))
+        if not rows or len(rows) != torch.Size(shape).numel():
+            raise InterventionError(f"the sites of kind {kind!r} do not fill a grid of layers and heads: use .frame()")
+        found = self._of(what)[[rows[site] for site in order]]
+        found = found.reshape(*shape, *found.shape[1:])
+        return found.squeeze(len(shape)) if self.positions is None else found
+
+    def maps(self, kind: str | None = None, what: str = "effect") -> Float[Tensor, "*axes"]:
+        """Return :meth:`tensor` with the tokens laid out as the image's ``[row column]``.
+
+        Raises:
+            InterventionError: Not every patch was swept.
+        """
+        cfg = self.cfg
+        held = {position: column for column, position in enumerate(self.positions or ())}
+        if missing := [p for p in range(cfg.n_prefix, cfg.n_ctx) if p not in held]:
+            raise InterventionError(
+                f"maps need every patch, and {len(missing)} of {cfg.n_patches} were not swept: pass each='patch'"
+            )
+        found = self.tensor(kind, what)
+        axis = found.ndim - 1 - (self.values.ndim == 3)
+        columns = torch.tensor([held[p] for p in range(cfg.n_prefix, cfg.n_ctx)], device=found.device)
+        return found.index_select(axis, columns).unflatten(axis, cfg.grid)
+
+    def frame(self) -> "pd.DataFrame":
+        """Return a table: site, kind, layer, head, token, image, value, effect, recovered."""
+        labels = []
+        for site in self.sites:
+            label = {"site": str(site), "kind": site.kind, "layer": site.layer, "head": site.head}
+            tokens = [{}] if self.positions is None else [self._token(position) for position in self.positions]
+            labels.append([label | token for token in tokens])
+        return self._table(labels)
+
+    def _token(self, position: int) -> dict[str, Any]:
+        patch = position - self.cfg.n_prefix
+        row, column = divmod(patch, self.cfg.grid[1]) if patch >= 0 else (None, None)
+        return {"token": describe_position(position, self.cfg), "pos": position, "row": row, "column": column}
+
+    def __repr__(self) -> str:
+        tokens = "" if self.positions is None else f" x {len(self.positions)} tokens"
+        images = "" if self.values.ndim == 2 else f" x {self.values.shape[2]} images"
+        return f"Effects({len(self.sites)} sites{tokens}{images}; .tensor(), .maps(), .frame())"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PathEffects(_Sweep):
+    """The effect of each path from a sender to a receiver.
+
+    Attributes:
+        senders: Along the first axis of ``values``.
+        receivers: Along its second axis, as they were written.
+        cfg: Of the model.
+        values: The metric with each path patched; without ``batch`` for a metric that gives one number.
+        base: The metric of the unedited run.
+        source: The metric of the run that activations come from.
+    """
+
+    senders: tuple[Site, ...]
+    receivers: tuple[str, ...]
+
+    def tensor(
+        self, receiver: str | None = None, kind: str | None = None, what: str = "effect"
+    ) -> Float[Tensor, "*axes"]:
+        """Return the senders of one kind on a grid for one receiver; see :meth:`Effects.tensor`.
+
+        Raises:
+            InterventionError: The receiver is not one of these; it may be left out where there is only one.
+        """
+        names = list(self.receivers)
+        chosen = names[0] if receiver is None and len(names) == 1 else receiver
+        if chosen not in names:
+            raise InterventionError(f"receiver={receiver!r}; expected one of {', '.join(names)}")
+        column = names.index(chosen)
+        one = Effects(
+            sites=self.senders, positions=None, cfg=self.cfg, values=self.values[:, column : column + 1],
+            base=self.base, source=self.source,
+        )  # fmt: skip
+        return one.tensor(kind, what)
+
+    def frame(self) -> "pd.DataFrame":
+        """Return a table: sender, kind, layer, head, receiver, image, value, effect, recovered."""
+        return self._table(
+            [
+                [
+                    {
+                        "sender": str(site), "kind": site.kind, "layer": site.layer, "head": site.head,
+                        "receiver": receiver,
+                    }
+                    for receiver in self.receivers
+                ]
+                for site in self.senders
+            ]
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        images = "" if self.values.ndim == 2 else f" x {self.values.shape[2]} images"
+        return (
+            f"PathEffects({len(self.senders)} senders x {len(self.receivers)} receivers{images}; .tensor(), .frame())"
+        )

@@ -1,0 +1,132 @@
+"""Many interventions on the same images: what they share is computed once, and they run in batches."""
+
+__all__ = ["refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.errors import HookShapeError, InterventionError
+from vit_lens.hooking import Name
+from vit_lens.model import HookedViT
+
+_PIXELS = -1  # stands for a run from the pixels
+_Stream = Callable[[int], Tensor]
+HookSet = Sequence[tuple[Name, Callable]]
+
+
+@torch.no_grad()
+def run_many(
+    model: HookedViT,
+    pixels: Float[Tensor, "batch channel height width"],
+    hook_sets: Sequence[HookSet],
+    *,
+    batch_size: int = 64,
+) -> Float[Tensor, "set batch d_embed"]:
+    """Run the same images once under each set of hooks, without gradients.
+
+    A set starts at the first block that it touches, from the residual stream of the unedited run, and sets that
+    start at the same block run side by side, as many as ``batch_size`` images allow. Each hook sees its own
+    images alone.
+
+    Args:
+        model: The model, without other hooks.
+        pixels: Preprocessed images.
+        hook_sets: Lists of (hook name, function), as ``run_with_hooks`` takes them; an empty list is the unedited run.
+        batch_size: Images in one run; one set runs whole at any rate.
+
+    Raises:
+        InterventionError: There are no sets, or a hook is named by a predicate.
+        VitLensError: There are other hooks on the model.
+    """
+    if not hook_sets:
+        raise InterventionError("no sets of hooks to run; an empty list in the list is the unedited run")
+    return run_and_read(model, pixels, hook_sets, batch_size, lambda embeds: embeds)
+
+
+@torch.no_grad()
+def run_and_read(
+    model: HookedViT, pixels: Tensor, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "set *read"]:
+    """Do what :func:`run_many` does, and keep of each set's embeddings what ``read`` makes of them."""
+    refuse_other_hooks(model)
+    at, resid = _PIXELS, pixels
+
+    def stream(start: int) -> Tensor:  # called with rising starts
+        nonlocal at, resid
+        if start != at:
+            resid = model(resid, start_at_layer=None if at == _PIXELS else at, stop_at_layer=start)
+            at = start
+        return resid
+
+    return run_sets(model, stream, hook_sets, batch_size, read)
+
+
+@torch.no_grad()
+def run_sets(
+    model: HookedViT,
+    stream: _Stream,
+    hook_sets: Sequence[HookSet],
+    batch_size: int,
+    read: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "set *read"]:
+    """Do what :func:`run_and_read` does, where ``stream`` gives the residual stream that enters a block."""
+    starts = [min((_start(model, name) for name, _ in hooks), default=model.cfg.n_layers) for hooks in hook_sets]
+    found: dict[int, Tensor] = {}
+    for start in sorted(set(starts)):
+        group = [index for index, own in enumerate(starts) if own == start]
+        x = stream(start)
+        layer = None if start == _PIXELS else start
+        per_run = max(1, batch_size // len(x))
+        for some in (group[i : i + per_run] for i in range(0, len(group), per_run)):
+            hooks = _side_by_side([hook_sets[index] for index in some], len(x))
+            out = model.run_with_hooks(torch.cat([x] * len(some)), fwd_hooks=hooks, start_at_layer=layer)
+            found.update(zip(some, map(read, out.split(len(x))), strict=True))
+    return torch.stack([found[index] for index in range(len(hook_sets))])
+
+
+def refuse_other_hooks(model: HookedViT) -> None:
+    """Raise if hooks are on the model, which side by side runs would confuse.
+
+    Raises:
+        VitLensError: There are.
+    """
+    model.refuse_hooks("a sweep of interventions")
+
+
+def _start(model: HookedViT, name: Name) -> int:
+    if not isinstance(name, str):
+        raise InterventionError("a sweep needs hooks with plain names, not predicates")
+    model.hook_points_named(name)
+    if name.startswith("blocks."):
+        return int(name.split(".")[1])
+    n_layers = model.cfg.n_layers
+    return n_layers if model.reaches(n_layers, None)(name) else _PIXELS
+
+
+def _side_by_side(hook_sets: list[HookSet], batch: int) -> list[tuple[str, Callable]]:
+    by_name: dict[str, list[tuple[slice, Callable]]] = {}
+    for index, hooks in enumerate(hook_sets):
+        own = slice(index * batch, (index + 1) * batch)
+        for name, hook in hooks:
+            by_name.setdefault(str(name), []).append((own, hook))
+    return [(name, partial(_apply, edits=edits)) for name, edits in by_name.items()]
+
+
+def _apply(act: Tensor, hook: HookPoint, *, edits: list[tuple[slice, Callable]]) -> Tensor:
+    out = act.clone()
+    for own, function in edits:
+        value = function(out[own], hook=hook)
+        if value is None:
+            continue
+        if value.shape != out[own].shape:
+            raise HookShapeError(
+                f"the hook on {hook.name!r} returned {tuple(value.shape)} for {tuple(out[own].shape)}; a hook must "
+                "keep the shape"
+            )
+        out[own] = value
+    return out

@@ -1,0 +1,159 @@
+"""One site after the other: activation patching and total-effect ablation."""
+
+__all__ = ["ablate_each", "patch_each"]
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import InterventionError
+from vit_lens.interventions.metrics import Metric, measure
+from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
+from vit_lens.interventions.results import Effects
+from vit_lens.interventions.running import refuse_other_hooks, run_and_read, run_many
+from vit_lens.interventions.targets import Targets
+from vit_lens.interventions.tokens import Tokens, resolve_tokens
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+from vit_lens.reference import ReferenceMeans
+
+_EACH = ("site", "token", "patch")
+_Pixels = Float[Tensor, "batch channel height width"]
+
+
+def patch_each(
+    model: HookedViT,
+    base: Float[Tensor, "batch channel height width"],
+    source: Float[Tensor, "_ channel height width"],
+    metric: Metric,
+    sites: Targets = "heads",
+    *,
+    each: str = "site",
+    tokens: Tokens | None = None,
+    batch_size: int = 64,
+) -> Effects:
+    """Run ``base`` once for every site, with that site's activation taken from ``source``.
+
+    Image 0 of ``base`` takes from image 0 of ``source``, and so on. With the corrupted images as ``base`` and the
+    clean ones as ``source`` this is denoising, as in ``transformer_lens.patching``; the other way round it is
+    noising.
+
+    Args:
+        model: The model, without hooks.
+        base: Preprocessed images that are run.
+        source: Preprocessed images that activations come from, as many.
+        metric: Of the embeddings ``[batch d_embed]``: one number for each, or one.
+        sites: As ``Site.resolve`` takes them.
+        each: ``site`` patches a whole site, ``token`` and ``patch`` its tokens, or the grid's patches, one by one.
+        tokens: Which tokens of a whole site, or which of them one by one; None for all.
+        batch_size: Images in one run.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        InterventionError: The numbers of images differ, a token is not one of the model's, or the metric gives
+            something else.
+        VitLensError: There are hooks on the model.
+    """
+    refuse_other_hooks(model)
+    if len(base) != len(source):
+        raise InterventionError(
+            f"base holds {len(base)} images, source {len(source)}; they go in pairs (source[i] is patched into base[i])"
+        )
+    cache = _donors(model, source, sites)
+    embeds = run_many(model, source, [[]])[0]
+
+    def hooks(site: Site, tokens: Tokens | None) -> Hooks:
+        return patch(model, site, cache, tokens=tokens)
+
+    return _sweep(model, base, metric, sites, hooks, each, tokens, batch_size, source=measure(metric, embeds))
+
+
+def ablate_each(
+    model: HookedViT,
+    pixels: Float[Tensor, "batch channel height width"],
+    metric: Metric,
+    sites: Targets = "heads",
+    *,
+    replacement: str | ReferenceMeans | ViTActivationCache,
+    seed: int = 0,
+    each: str = "site",
+    tokens: Tokens | None = None,
+    batch_size: int = 64,
+) -> Effects:
+    """Run the images once for every site, with that site ablated: its total effect.
+
+    Everything behind the site is computed anew, so later layers may compensate; a lens reads the direct effect.
+
+    Args:
+        model: The model, without hooks.
+        pixels: Preprocessed images.
+        metric: Of the embeddings ``[batch d_embed]``: one number for each, or one.
+        sites: As ``Site.resolve`` takes them.
+        replacement: ``"zero"``; reference means, for mean ablation; ``"resample"``, so that each image takes from
+            another of ``pixels``; or a cache of other images, of which each image draws one.
+        seed: Of resampling.
+        each: As for :func:`patch_each`.
+        tokens: As for :func:`patch_each`.
+        batch_size: Images in one run.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        ReferenceMismatchError: The means are another model's.
+        InterventionError: As for :func:`patch_each`, :func:`mean` or :func:`resample`.
+        VitLensError: There are hooks on the model.
+    """
+    refuse_other_hooks(model)
+    n_images = len(pixels)
+    if replacement == "resample":
+        derangement(n_images)  # refuses a single image before anything runs
+        replacement, n_images = _donors(model, pixels, sites), None
+
+    def hooks(site: Site, tokens: Tokens | None) -> Hooks:
+        if isinstance(replacement, ReferenceMeans):
+            return mean(model, site, replacement, tokens=tokens)
+        if isinstance(replacement, ViTActivationCache):
+            return resample(model, site, replacement, seed=seed, n_images=n_images, tokens=tokens)
+        if replacement != "zero":
+            raise InterventionError(
+                f"replacement={replacement!r}; expected 'zero', 'resample', ReferenceMeans, or a cache"
+            )
+        return zero(model, site, tokens=tokens)
+
+    return _sweep(model, pixels, metric, sites, hooks, each, tokens, batch_size, source=None)
+
+
+def _donors(model: HookedViT, pixels: _Pixels, sites: Targets) -> ViTActivationCache:
+    names = list(dict.fromkeys(site.hook_name for site in Site.resolve(sites, model.cfg)))
+    with torch.no_grad():
+        return model.run_with_cache(pixels, names_filter=names)[1]
+
+
+def _sweep(
+    model: HookedViT,
+    pixels: _Pixels,
+    metric: Metric,
+    sites: Targets,
+    hooks: Callable[[Site, Tokens | None], Hooks],
+    each: str,
+    tokens: Tokens | None,
+    batch_size: int,
+    source: Tensor | None,
+) -> Effects:
+    if each not in _EACH:
+        raise InterventionError(f"each={each!r}; expected one of {', '.join(_EACH)}")
+    found = Site.resolve(sites, model.cfg)
+    places: list[Tokens | None] = [tokens]
+    if each != "site":
+        chosen = range(model.cfg.n_ctx) if tokens is None else resolve_tokens(tokens, model.cfg)
+        places = [position for position in chosen if each == "token" or position >= model.cfg.n_prefix]
+        if not places:
+            raise InterventionError(f"tokens={tokens!r} holds no patch, and each='patch'")
+    sets = [hooks(site, place) for site in found for place in places]
+    values = run_and_read(model, pixels, [[], *sets], batch_size, lambda embeds: measure(metric, embeds))
+    return Effects(
+        sites=tuple(found), positions=None if each == "site" else tuple(p for p in places if isinstance(p, int)),
+        cfg=model.cfg, values=values[1:].unflatten(0, (len(found), len(places))), base=values[0], source=source,
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""One pass over a reference set: sums, and the snapshots from which stability is read."""
+
+__all__ = ["Collected", "collect", "hook_points"]
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_lens.model import HookedViT
+from vit_lens.reference.stability import Stability
+
+Positions = Literal["readout", "all"]
+
+_CHECKPOINTS = 4  # n/2, n/4, n/8, n/16: each costs one more copy of the means while they are made
+_ROUNDING = 4  # a spread below this many units in the last place of the mean is the rounding of a constant
+
+
+@dataclass
+class _Sums:
+    """Of one hook point, in float64 on the CPU."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    even: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    squares: float = 0.0
+    snapshots: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, act: Float[Tensor, "batch row *axes"], first: int) -> None:
+        act = act.detach().cpu().double()
+        self.total = self.total + act.sum(0)
+        self.even = self.even + act[first % 2 :: 2].sum(0)
+        self.squares += float(act.square().sum())
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Means by hook point, and their stability."""
+
+    means: dict[str, Tensor]
+    stability: Stability
+
+
+def hook_points(model: HookedViT) -> dict[str, list[str]]:
+    """Return the hook points whose means are kept, by kind: one for each layer, or one."""
+    layers = range(model.cfg.n_layers)
+    found = {
+        "resid_pre": ["blocks.0.hook_resid_pre"],
+        "z": [f"blocks.{layer}.attn.hook_z" for layer in layers],
+        "mlp_out": [f"blocks.{layer}.hook_mlp_out" for layer in layers],
+    }
+    if model.cfg.attn_pool is not None:
+        found["pool_z"] = ["attn_pool.attn.hook_z"]
+        if model.cfg.attn_pool.d_mlp is not None:
+            found["pool_mlp_out"] = ["attn_pool.hook_mlp_out"]
+    return found
+
+
+def collect(
+    model: HookedViT, images: Any, *, positions: Positions, batch_size: int, progress: bool, dtype: torch.dtype
+) -> Collected:
+    """Run the model over images and average; the order of the images is that of the snapshots."""
+    n = len(images)
+    kinds = hook_points(model)
+    sums = {name: _Sums() for names in kinds.values() for name in names}
+    checkpoints = [n >> k for k in range(1, _CHECKPOINTS + 1) if n >> k]
+    for start, stop in tqdm(_batches(n, batch_size, checkpoints), desc="reference means", disable=not progress):
+        batch = images[start:stop]
+        pixels = batch if isinstance(batch, Tensor) else model.preprocess(batch)
+        hooks = [(name, _adder(model, held, name, positions, start)) for name, held in sums.items()]
+        with torch.no_grad():
+            model.run_with_hooks(pixels, fwd_hooks=hooks)
+        if stop in checkpoints:
+            for held in sums.values():
+                held.snapshots[stop] = (held.total / stop).to(dtype)
+    means = {name: held.total / n for name, held in sums.items()}
+    stability = _stability(n, kinds, sums, means, checkpoints, torch.finfo(model.dtype).eps)
+    return Collected({name: mean.to(dtype) for name, mean in means.items()}, stability)
+
+
+def _batches(n: int, batch_size: int, checkpoints: list[int]) -> list[tuple[int, int]]:
+    """Cut the images into batches that end at every checkpoint."""
+    parts = pairwise([0, *sorted(checkpoints), n])
+    return [(start, min(start + batch_size, stop)) for first, stop in parts for start in range(first, stop, batch_size)]
+
+
+def _adder(model: HookedViT, held: _Sums, name: str, positions: Positions, first: int) -> Callable[..., None]:
+    pooled = name.startswith("attn_pool.")
+    rows = model.readout_rows if positions == "readout" and not pooled else None
+    return partial(_add, held=held, rows=rows, first=first)
+
+
+def _add(act: Tensor, hook: Any, *, held: _Sums, rows: Callable[[Tensor], Tensor] | None, first: int) -> None:
+    held.add(act if rows is None else rows(act), first)
+
+
+def _stability(
+    n: int,
+    kinds: dict[str, list[str]],
+    sums: dict[str, _Sums],
+    means: dict[str, Tensor],
+    checkpoints: list[int],
+    eps: float,
+) -> Stability:
+    def each(distance: Callable[[str], float]) -> dict[str, tuple[float, ...]]:
+        return {kind: tuple(distance(name) for name in names) for kind, names in kinds.items()}
+
+    def spread(name: str) -> float:
+        size = float(means[name].square().sum())
+        variance = sums[name].squares / n - size
+        floor = max((_ROUNDING * eps) ** 2, 64 * torch.finfo(torch.float64).eps)
+        return math.sqrt(variance * n / (n - 1)) if n > 1 and variance > floor * size else 0.0
+
+    def halves(name: str) -> float:
+        even = sums[name].even
+        odd = sums[name].total - even
+        return float((even / (n - n // 2) - odd / (n // 2)).norm())
+
+    return Stability(
+        n=n,
+        spread=each(spread),
+        distance={m: each(lambda name, m=m: _distance(sums[name].snapshots[m], means[name])) for m in checkpoints},
+        halves=each(halves) if n > 1 else {},
+    )
+
+
+def _distance(snapshot: Tensor, mean: Tensor) -> float:
+    return float((snapshot.double() - mean).norm())

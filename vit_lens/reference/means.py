@@ -1,0 +1,288 @@
+"""Mean activations of one model, saved with what is needed to trust them."""
+
+__all__ = ["ReferenceMeans"]
+
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vit_lens.errors import ReferenceMismatchError, VitLensError
+from vit_lens.files import save_tensors
+from vit_lens.identity import fingerprint
+from vit_lens.layers import Attention
+from vit_lens.model import HookedViT
+from vit_lens.names import RESIDUAL_KINDS, Site
+from vit_lens.reference.collecting import Positions, collect, hook_points
+from vit_lens.reference.stability import Stability
+
+_FORMAT = "vit_lens.reference_means.2"
+_FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
+_POOL = ("pool_z", "pool_mlp_out")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ReferenceMeans:
+    """Mean activations of one model over ``n`` images, at its read-out rows or at every token position.
+
+    Attention outputs are not kept: they follow from ``z``, so that heads add up exactly.
+
+    Attributes:
+        encoder_id: The model.
+        fingerprint: Of its weights.
+        n: Images.
+        resid_pre: Of block 0.
+        z: Of every head.
+        mlp_out: Of every layer.
+        positions: ``readout`` or ``all``: what the axis ``row`` holds.
+        pool_z: Of every head of attention pooling; None where the model has none.
+        pool_mlp_out: Of its MLP.
+        stability: Against ``n``; None for files of an earlier version, and where positions were left out later.
+    """
+
+    encoder_id: str
+    fingerprint: str
+    n: int
+    resid_pre: Float[Tensor, "row d_model"]
+    z: Float[Tensor, "layer row head d_head"]
+    mlp_out: Float[Tensor, "layer row d_model"]
+    positions: Positions = "readout"
+    pool_z: Float[Tensor, "1 pool_head pool_d_head"] | None = None
+    pool_mlp_out: Float[Tensor, "1 d_pooled"] | None = None
+    stability: Stability | None = None
+
+    @classmethod
+    def from_images(
+        cls,
+        model: HookedViT,
+        images: Any,
+        *,
+        positions: str = "readout",
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> "ReferenceMeans":
+        """Run the model over images (paths, PIL images, arrays) or preprocessed pixels and average.
+
+        Args:
+            model: The model, without hooks.
+            images: In random order, so that :attr:`stability` tells something.
+            positions: ``readout`` keeps what lenses need; ``all`` what mean ablation of whole sites needs.
+            batch_size: Images in one run.
+            progress: Show a bar.
+
+        Raises:
+            ImageError: An image cannot be read.
+            VitLensError: There are no images, or ``positions`` is neither of the two.
+        """
+        if positions != "readout" and positions != "all":
+            raise VitLensError(f"positions={positions!r}; expected 'readout' or 'all'")
+        if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
+            images = [images]
+        n = len(images)
+        if n == 0:
+            raise VitLensError("reference means need at least one image; a few hundred give stable ones")
+        model.refuse_hooks("saved means")
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        found = collect(model, images, positions=positions, batch_size=batch_size, progress=progress, dtype=dtype)
+        stacked = {
+            kind: torch.stack([found.means[name] for name in names]) for kind, names in hook_points(model).items()
+        }
+        return cls(
+            encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=n, positions=positions,
+            resid_pre=stacked["resid_pre"][0], z=stacked["z"], mlp_out=stacked["mlp_out"],
+            stability=found.stability, **{kind: stacked[kind][0] for kind in _POOL if kind in stacked},
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ReferenceMeans":
+        """Read saved means; ``"mini"`` names those that ship with the embedded pair.
+
+        Raises:
+            VitLensError: The file is not one of these, or is truncated.
+        """
+        if str(path) == "mini":
+            with as_file(files("vit_lens") / "mini" / "pair" / "reference_means.safetensors") as shipped:
+                return cls.load(shipped)
+        if not Path(path).is_file():
+            raise VitLensError(
+                f"no reference means at {path}; make them with ReferenceMeans.from_images(...).save(path)"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = file.metadata() or {}
+                if meta.get("format") not in _FORMATS:
+                    raise VitLensError(
+                        f"{path} does not hold reference means (format {meta.get('format')!r}, expected {_FORMAT!r})"
+                    )
+                held = set(file.keys())
+                names = ["resid_pre", "z", "mlp_out", *(kind for kind in _POOL if kind in held)]
+                tensors = {name: file.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise VitLensError(f"{path} is not a whole safetensors file of reference means: {error}") from error
+        return cls(
+            encoder_id=meta["encoder_id"], fingerprint=meta["fingerprint"], n=int(meta["n"]),
+            positions=cast(Positions, meta.get("positions", "readout")),
+            stability=Stability.from_json(meta["stability"]) if "stability" in meta else None, **tensors,
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> Path:
+        """Write the means as safetensors, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        meta = {
+            "format": _FORMAT, "encoder_id": self.encoder_id, "fingerprint": self.fingerprint, "n": str(self.n),
+            "positions": self.positions,
+        }  # fmt: skip
+        if self.stability is not None:
+            meta["stability"] = self.stability.to_json()
+        return save_tensors(self._tensors(), Path(path), meta)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        pool = {kind: getattr(self, kind) for kind in _POOL if getattr(self, kind) is not None}
+        return {"resid_pre": self.resid_pre, "z": self.z, "mlp_out": self.mlp_out, **pool}
+
+    def __repr__(self) -> str:
+        where = "at every position" if self.positions == "all" else "at the read-out rows"
+        if self.stability is None:
+            return f"ReferenceMeans({self.encoder_id!r}, n={self.n}, {where}; stability unknown)"
+        return f"ReferenceMeans({self.encoder_id!r}, n={self.n}, {where})\n{self.stability}"
+
+    def check(self, model: HookedViT, positions: Positions | None = "readout") -> "ReferenceMeans":
+        """Return the means if they are the model's own.
+
+        Args:
+            model: The model.
+            positions: Which positions the caller reads; None for one that handles both.
+
+        Raises:
+            ReferenceMismatchError: They were made with other weights.
+            VitLensError: They hold other positions.
+        """
+        if self.fingerprint != model.fingerprint:
+            raise ReferenceMismatchError(
+                f"these reference means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
+                f"is {model.encoder_id} ({model.fingerprint}), or has the same weights in another precision. Make its "
+                "own: ReferenceMeans.from_images(model, images)"
+            )
+        if positions == "readout" and self.positions == "all":
+            raise VitLensError(
+                "these means hold every token position, and a lens reads the read-out rows alone; pass "
+                "reference.at_readout(model)"
+            )
+        if positions == "all" and self.positions == "readout":
+            raise VitLensError(
+                "these means hold the read-out rows alone; make them with "
+                "ReferenceMeans.from_images(model, images, positions='all')"
+            )
+        return self
+
+    def at_readout(self, model: HookedViT) -> "ReferenceMeans":
+        """Return the means at the read-out rows, from means at every position.
+
+        Raises:
+            ReferenceMismatchError: They were made with other weights.
+        """
+        self.check(model, None)
+        if self.positions == "readout":
+            return self
+        z, mlp_out = model.readout_rows(self.z), model.readout_rows(self.mlp_out)
+        stability = self.stability if model.cfg.readout == "tokens" else None
+        return replace(
+            self, positions="readout", resid_pre=model.readout_rows(self.resid_pre[None])[0], z=z, mlp_out=mlp_out,
+            stability=stability,
+        )  # fmt: skip
+
+    @property
+    def content(self) -> str:
+        """Sixteen digits that identify the means by their values."""
+        return fingerprint(self._tensors())
+
+    def z_of(self, site: Site) -> Float[Tensor, "row head d_head"]:
+        """Mean ``z`` of all heads of the attention that a site belongs to.
+
+        Raises:
+            VitLensError: The model has no attention pooling.
+        """
+        return self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)
+
+    def attn_out(self, model: HookedViT, layer: int) -> Float[Tensor, "row d_model"]:
+        """Mean attention output of a layer: all heads and ``b_O``."""
+        return self.output(model, Site(layer, "attn"))
+
+    def head_out(self, model: HookedViT, layer: int, head: int) -> Float[Tensor, "row d_model"]:
+        """Mean output of one head in the residual stream."""
+        return self.output(model, Site(layer, "head", head))
+
+    def output(self, model: HookedViT, site: Site) -> Float[Tensor, "row d_model"]:
+        """Mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
+
+        Raises:
+            UnknownSiteError: The site is not one of the model's.
+        """
+        site.check(model.cfg)
+        if site.kind in ("mlp", "pool_mlp"):
+            mlp_out = self.mlp_out[site.layer] if site.layer is not None else self._of_pool(self.pool_mlp_out)
+            return mlp_out.to(model.device)
+        if site.layer is not None and site.is_residual:
+            return self.resid(model, site.layer, site.kind)
+        attn = _attention(model, site)
+        z = self.z_of(site).to(model.device)
+        if site.head is not None:
+            return z[:, site.head] @ attn.W_O[site.head].detach().to(z)
+        return einsum(z, attn.W_O.detach().to(z), "row h k, h k d -> row d") + attn.b_O.detach().to(z)
+
+    def resid(self, model: HookedViT, layer: int, kind: str = "resid_post") -> Float[Tensor, "row d_model"]:
+        """Mean residual stream at a place: the sum of the mean outputs before it, negative layers from the end.
+
+        Raises:
+            VitLensError: There is no such place.
+        """
+        n_layers = model.cfg.n_layers
+        if kind not in RESIDUAL_KINDS or not -n_layers <= layer < n_layers:
+            raise VitLensError(f"resid({layer}, {kind!r}): layers are 0 to {n_layers - 1}, kinds {RESIDUAL_KINDS}")
+        n_attn = layer % n_layers + (kind != "resid_pre")
+        n_mlp = layer % n_layers + (kind == "resid_post")
+        written = [self.output(model, Site(below, "attn")) for below in range(n_attn)]
+        written += [self.output(model, Site(below, "mlp")) for below in range(n_mlp)]
+        return torch.stack([self.resid_pre.to(model.device), *written]).sum(0)
+
+    def resid_final(self, model: HookedViT) -> Float[Tensor, "row d_model"]:
+        """Mean residual after the last block: the sum of all mean outputs."""
+        return self.resid(model, model.cfg.n_layers - 1)
+
+    def last_state(self, model: HookedViT, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
+        """Mean of what outputs add up to: the last residual, or with ``pooled`` what attention pooling adds up.
+
+        Raises:
+            UnknownSiteError: The model has no attention pooling.
+        """
+        if not pooled:
+            return self.resid_final(model)
+        parts = [part for part in (*Site.attns(model), *Site.mlps(model)) if part.is_pool]
+        if not parts:
+            Site(None, "pool_attn").check(model.cfg)
+        return torch.stack([self.output(model, part) for part in parts]).sum(0)
+
+    def _of_pool(self, mean: Tensor | None) -> Tensor:
+        if mean is None:
+            raise VitLensError(
+                f"these means of {self.encoder_id} hold nothing of attention pooling; if the model has it, make them "
+                "again: ReferenceMeans.from_images(model, images)"
+            )
+        return mean
+
+
+def _attention(model: HookedViT, site: Site) -> Attention:
+    if site.layer is not None:
+        return model.blocks[site.layer].attn
+    if model.attn_pool is None:
+        raise VitLensError(f"site {site}: {model.encoder_id} has no attention pooling")
+    return model.attn_pool.attn

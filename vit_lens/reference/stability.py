@@ -1,0 +1,123 @@
+"""How far means over fewer images lie from the final ones: whether a reference set was large enough."""
+
+__all__ = ["Stability"]
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vit_lens.errors import VitLensError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PerLayer = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stability:
+    """Distances between means over parts of a reference set, for each kind of activation and each layer.
+
+    A distance is ``|mean of m images - mean of all n|``, the norm over all held positions and features. The
+    ``spread`` is how far one image lies from the mean (root mean square, unbiased), so ``distance / spread``
+    compares the error with what a lens or an ablation measures: deviations from the mean. By chance alone, images
+    drawn independently give ``sqrt(1/m - 1/n)``, and two halves of the set differ by ``sqrt(4/n)``. Much more than that
+    for the first ``m`` means that the images were sorted.
+
+    Attributes:
+        n: Images.
+        spread: For each kind, one number a layer.
+        distance: For each number of first images, for each kind, one number a layer.
+        halves: Between the means of the even and of the odd images; empty for a single image.
+    """
+
+    n: int
+    spread: dict[str, PerLayer]
+    distance: dict[int, dict[str, PerLayer]]
+    halves: dict[str, PerLayer]
+
+    def frame(self) -> "pd.DataFrame":
+        """Return a table: kind, layer, part (``first 256``, ``halves``), m, distance, spread, error, by_chance.
+
+        ``error`` is ``distance / spread``; 0 where the activation is the same for every image.
+        """
+        import pandas as pd
+
+        rows = []
+        for kind, spreads in self.spread.items():
+            for layer, spread in enumerate(spreads):
+                parts = [(f"first {m}", m, by_kind[kind][layer]) for m, by_kind in self.distance.items()]
+                if self.halves:
+                    parts.append(("halves", self.n // 2, self.halves[kind][layer]))
+                for part, m, distance in parts:
+                    rows.append(
+                        {
+                            "kind": kind, "layer": layer, "part": part, "m": m, "distance": distance, "spread": spread,
+                            "error": distance / spread if spread else 0.0, "by_chance": self.by_chance(part),
+                        }
+                    )  # fmt: skip
+        columns = ["kind", "layer", "part", "m", "distance", "spread", "error", "by_chance"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def by_chance(self, part: str) -> float:
+        """Return the error that independent images would show in ``first m`` or ``halves``.
+
+        Raises:
+            VitLensError: There is no such part.
+        """
+        if part == "halves" and self.halves:
+            return math.sqrt(1 / (self.n // 2) + 1 / (self.n - self.n // 2))
+        for m in self.distance:
+            if part == f"first {m}":
+                return math.sqrt(1 / m - 1 / self.n)
+        raise VitLensError(f"no part {part!r}; there are {[f'first {m}' for m in self.distance]} and 'halves'")
+
+    def error(self, kind: str, part: str = "halves") -> float:
+        """Return the error of a kind of activation, root mean square over layers.
+
+        Raises:
+            VitLensError: There is no such kind or part.
+        """
+        if kind not in self.spread:
+            raise VitLensError(f"no kind {kind!r}; there are {list(self.spread)}")
+        self.by_chance(part)
+        distances = self.halves[kind] if part == "halves" else self.distance[int(part.removeprefix("first "))][kind]
+        ratios = [d / s if s else 0.0 for d, s in zip(distances, self.spread[kind], strict=True)]
+        return math.sqrt(sum(ratio**2 for ratio in ratios) / len(ratios))
+
+    def __str__(self) -> str:
+        if not self.halves:
+            return "one image: nothing to compare"
+        parts = [*(f"first {m}" for m in self.distance), "halves"]
+        lines = [f"distance from the mean of all {self.n} images, in units of one image's distance (by chance):"]
+        for kind in self.spread:
+            numbers = [f"{part} {self.error(kind, part):.3f} ({self.by_chance(part):.3f})" for part in parts]
+            lines.append(f"  {kind}: {', '.join(numbers)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Return the numbers as text, for a file's header."""
+        return json.dumps({"n": self.n, "spread": self.spread, "distance": self.distance, "halves": self.halves})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Stability":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            VitLensError: The text is not that.
+        """
+        try:
+            held = json.loads(text)
+            return cls(
+                n=held["n"],
+                spread=_tuples(held["spread"]),
+                distance={int(m): _tuples(by_kind) for m, by_kind in held["distance"].items()},
+                halves=_tuples(held["halves"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VitLensError(f"the stability of these means cannot be read: {error!r}") from error
+
+
+def _tuples(by_kind: dict[str, list[float]]) -> dict[str, PerLayer]:
+    return {kind: tuple(map(float, values)) for kind, values in by_kind.items()}
