@@ -347,7 +347,7 @@ def test_a_device_that_is_not_there(pair, monkeypatch):
 def parity(name, **arguments):
     from vit_lens import HookedViT
     from vit_lens.doctor.encoder_checks import parity_checks
-    from vit_lens.doctor.sources import load_source
+    from vit_lens.verification import load_source
 
     model = HookedViT.from_pretrained(name, **arguments)
     checks = parity_checks(model, load_source(name, model, tag=arguments.get("tag")))
@@ -396,8 +396,8 @@ def test_average_pooling_of_open_clip(tmp_path, monkeypatch):
 
 def test_a_source_that_its_own_library_cannot_load(tmp_path):
     from vit_lens import HookedViT
-    from vit_lens.doctor.sources import load_source
     from vit_lens.errors import CheckpointError
+    from vit_lens.verification import load_source
 
     towers.hf_tower().float().save_pretrained(tmp_path)
     model = HookedViT.from_pretrained(tmp_path)
@@ -422,8 +422,8 @@ def test_the_published_numbers_are_those_of_the_published_configs():
     folder = Path(__file__).parent / "data" / "kandinsky-2-2"
     cfg = HookedViTConfig(
         n_layers=48, d_model=1664, n_heads=16, d_head=104, d_mlp=8192, d_embed=1280, image_size=(224, 224),
-        patch_size=(14, 14), act_fn="gelu", eps=1e-5, has_ln_pre=True, pool="cls", ln_final="before_pool",
-        has_proj=True,
+        patch_size=(14, 14), has_cls=True, n_registers=0, has_patch_bias=False, act_fn="gelu", eps=1e-5,
+        has_ln_pre=True, pool="cls", attn_pool=None, ln_final="before_pool", has_proj=True, has_proj_bias=False,
     )  # fmt: skip
     with torch.device("meta"):
         parts = {
@@ -550,7 +550,7 @@ def test_round_trip(sound, order, passed):
 
 
 def test_tf32_is_off_meanwhile_and_back_afterwards():
-    from vit_lens.doctor.machine import exact_float32
+    from vit_lens.verification import exact_float32
 
     before = torch.backends.cudnn.allow_tf32
     with pytest.raises(KeyError), exact_float32():

@@ -3,19 +3,17 @@
 __all__ = ["encoder_inventory", "norm_checks", "parity_checks", "part_check"]
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.doctor.published import COLLAPSED_COSINE, PARITY_BARS, UNIT_NORM_TOLERANCE, published_encoder
+from vit_lens.doctor.published import COLLAPSED_COSINE, UNIT_NORM_TOLERANCE, published_encoder
 from vit_lens.doctor.reporting import Check
-from vit_lens.doctor.sources import SourceTower
 from vit_lens.metrics import cosine
 from vit_lens.model import HookedViT
-
-_BATCH = 2
-_SEED = 0
+from vit_lens.verification import SourceTower, verify
 
 
 def part_check(part: str, tensors: Iterable[Tensor], dtype: torch.dtype, published: tuple[int, int] | None) -> Check:
@@ -52,28 +50,22 @@ def encoder_inventory(model: HookedViT, dtype: torch.dtype) -> list[Check]:
 
 
 def parity_checks(model: HookedViT, source: SourceTower) -> list[Check]:
-    """Compare what enters block 0, what leaves every block, and the embedding, on random pixels.
-
-    The pixels are normal noise from a fixed seed, so that a report can be repeated anywhere.
-    """
-    generator = torch.Generator().manual_seed(_SEED)
-    pixels = torch.randn(_BATCH, 3, *model.cfg.image_size, generator=generator).to(model.device, model.dtype)
-    names = ["blocks.0.hook_resid_pre"] + [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
-    with torch.no_grad():
-        embeds, cache = model.run_with_cache(pixels, names_filter=names)
-    residuals, source_embeds = source.run(pixels)
-    errors = [_relative(cache[name], found) for name, found in zip(names, residuals, strict=True)]
-    bar = PARITY_BARS[model.dtype]
-    where = f"max|diff| / max|source|, {_BATCH} x random pixels, {_plain(model.dtype)}, against {source.library}"
-    layers = {f"L{layer}": error for layer, error in enumerate(errors[1:])}
-    worst = max(layers, key=lambda name: _or_infinite(layers[name]))
-    listed = ", ".join(f"{name} {error:.1e}" for name, error in layers.items())
+    """Compare what enters block 0, what leaves every block, and the embedding; see ``HookedViT.verify``."""
+    result = verify(model, source, dtypes=[model.dtype])
+    rows, bar = result.differences[model.dtype], result.bars[model.dtype]
+    errors = {row.place: row.relative for row in rows}
+    layers = {place: error for place, error in errors.items() if place.startswith("L")}
+    worst = max(layers, key=lambda place: _or_infinite(layers[place]))
+    listed = ", ".join(f"{place} {error:.1e}" for place, error in layers.items())
+    where = f"max|diff| / max|source|, {result.inputs}, {_plain(model.dtype)}, against {result.source}"
+    entry = {"L0.resid_pre": errors["into L0"]}
+    ends = {place: errors[place] for place in ("final norm", "embedding") if place in errors}
+    told = "; ".join([listed, *result.faults])
+    blocks = _parity("parity: after each block", layers, f"{layers[worst]:.1e} at {worst}, the worst", bar, told)
     return [
-        _parity("parity: into block 0", errors[:1], f"{errors[0]:.1e}", bar, where, {"L0.resid_pre": errors[0]}),
-        _parity(
-            "parity: after each block", errors[1:], f"{layers[worst]:.1e} at {worst}, the worst", bar, listed, layers
-        ),
-        _embedding_parity(_relative(embeds, source_embeds), bar),
+        _parity("parity: into block 0", entry, f"{errors['into L0']:.1e}", bar, where),
+        replace(blocks, passed=blocks.passed and not result.faults),
+        _parity("parity: embedding", ends, f"{errors['embedding']:.1e}", bar, ""),
     ]
 
 
@@ -101,16 +93,8 @@ def norm_checks(embeds: Float[Tensor, "image d_embed"], zero: Float[Tensor, "1 d
     ]
 
 
-def _embedding_parity(error: float, bar: float) -> Check:
-    return _parity("parity: embedding", [error], f"{error:.1e}", bar, "", {"embedding": error})
-
-
-def _parity(name: str, errors: list[float], given: str, bar: float, detail: str, values: dict[str, float]) -> Check:
-    return Check(name, all(error < bar for error in errors), given, f"< {bar:.0e}", detail, values)
-
-
-def _relative(ours: Tensor, source: Tensor) -> float:
-    return float((ours.double() - source.double()).abs().max() / source.double().abs().max())
+def _parity(name: str, errors: dict[str, float], given: str, bar: float, detail: str) -> Check:
+    return Check(name, all(error < bar for error in errors.values()), given, f"< {bar:.0e}", detail, errors)
 
 
 def _or_infinite(error: float) -> float:

@@ -18,11 +18,11 @@ from vit_lens.decoders import DecodeSettings, KandinskyDecoder
 from vit_lens.decoders.contract import EncoderRef, encoder_id_of
 from vit_lens.doctor import decoder_checks, encoder_checks, machine
 from vit_lens.doctor.reporting import Check, Report
-from vit_lens.doctor.sources import load_source
 from vit_lens.errors import VitLensError
 from vit_lens.identity import MINI_ENCODER, same_encoder
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.model import HookedViT
+from vit_lens.verification import exact_float32, load_source
 
 SAMPLE_IMAGES = 8
 """How many pictures of the mini world stand in where no images are given."""
@@ -73,7 +73,7 @@ def examine(
     command = _command(model_name, decoder_name, tag, quick_gelu, encoder, images, dtype, device, steps)
     run = _Examination(dtype=dtype, device=device, progress=progress)
     machine.watch_memory(device)
-    with machine.exact_float32(), run.bar:
+    with exact_float32(), run.bar:
         run.load_encoder(model_name, tag, quick_gelu)
         run.embed(images)
         run.load_decoder(decoder_name, encoder, steps)

@@ -1,12 +1,11 @@
 """The machine that an examination ran on, and the memory that it took."""
 
-__all__ = ["describe_machine", "exact_float32", "memory_checks", "package_versions", "watch_memory"]
+__all__ = ["describe_machine", "memory_checks", "package_versions", "watch_memory"]
 
 import contextlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -43,17 +42,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             told[package] = "not installed"
     return told
-
-
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Compute float32 as float32 on a GPU too: convolutions there round to 10 bits unless told not to."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def watch_memory(device: torch.device) -> None:

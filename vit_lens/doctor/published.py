@@ -5,7 +5,6 @@ __all__ = [
     "DENOISING_FACTOR",
     "FLAT_PICTURE",
     "KANDINSKY_22",
-    "PARITY_BARS",
     "PIPELINE_BAR",
     "ROUND_TRIP_BAR",
     "ROUND_TRIP_MARGIN",
@@ -19,20 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vit_lens.config import HookedViTConfig
 from vit_lens.decoders import KandinskyDecoder
 from vit_lens.decoders.contract import PUBLISHED
 from vit_lens.identity import KANDINSKY_22_ENCODER, same_encoder
-
-PARITY_BARS: dict[torch.dtype, float] = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-5,
-    torch.float16: 1e-2,
-    torch.bfloat16: 8e-2,
-}
-"""Largest max|diff| / max|source|: in half precision about ten roundings, since sums are taken in another order."""
 
 PIPELINE_BAR = 1e-4
 """Largest difference from the stock pipeline on [-1, 1], in float32: roundings of a few dozen steps."""

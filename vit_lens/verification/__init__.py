@@ -1,0 +1,19 @@
+"""Hold a model against the tower that it came from, layer by layer."""
+
+__all__ = [
+    "BARS",
+    "Difference",
+    "SourceTower",
+    "Verification",
+    "exact_float32",
+    "load_source",
+    "source_tower",
+    "verify",
+]
+
+from vit_lens.verification.copying import exact_float32
+from vit_lens.verification.families import SourceTower, source_tower
+from vit_lens.verification.loading import load_source
+from vit_lens.verification.lockstep import Difference
+from vit_lens.verification.result import BARS, Verification
+from vit_lens.verification.verifying import verify

@@ -1,0 +1,150 @@
+"""Run a model and its source side by side, one layer at a time, and measure how far they come apart."""
+
+__all__ = ["Difference", "differences", "norm_faults"]
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_lens.errors import VitLensError
+from vit_lens.layers import LayerNorm
+from vit_lens.verification.copying import cast_while_running, working_copy
+from vit_lens.verification.families import SourceTower
+
+if TYPE_CHECKING:
+    from vit_lens.model import HookedViT
+
+_FINAL_NORM = "ln_final.hook_normalized"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far two runs are apart at one place.
+
+    Attributes:
+        place: ``into L0``, ``L0`` (what leaves block 0), ..., ``final norm``, ``embedding``.
+        max_diff: Largest absolute difference.
+        max_source: Largest absolute value of the source.
+    """
+
+    place: str
+    max_diff: float
+    max_source: float
+
+    @property
+    def relative(self) -> float:
+        """The largest difference, in units of the source's largest value."""
+        return 0.0 if self.max_diff == 0 else self.max_diff / self.max_source if self.max_source else float("inf")
+
+
+@torch.no_grad()
+def differences(
+    model: "HookedViT", source: SourceTower, pixels: Float[Tensor, "batch channel height width"], dtype: torch.dtype
+) -> list[Difference]:
+    """Compare what enters block 0, what leaves every block, the final norm and the embedding.
+
+    Both run from the same pixels on their own results. While the source runs, the model follows block by block, so
+    that the activations of one layer of each are in memory, and one block of each in ``dtype``. Where weight
+    processing changed what an activation means, residual streams are compared without their mean, and a folded final
+    norm is left out.
+
+    Args:
+        model: Without hooks.
+        source: In any dtype and on any device; it is cast to the model's dtype, then to ``dtype``. Both run as copies.
+        pixels: Of the model's dtype and device.
+        dtype: To compute in.
+
+    Raises:
+        VitLensError: The source does not run as its family does.
+    """
+    casts = dict.fromkeys((model.dtype, dtype))
+    ours = working_copy(model, dtype, device=model.device, uncast=model.blocks)
+    theirs = working_copy(source, *casts, device=model.device, uncast=source.blocks)
+    run = _Lockstep(ours, theirs, pixels.to(dtype), tuple(casts))
+    handles = [theirs.final_norm.register_forward_hook(run.leave_norm)]
+    for layer, block in enumerate(theirs.blocks):
+        handles.append(block.register_forward_pre_hook(partial(run.enter_block, layer), with_kwargs=True))
+        handles.append(block.register_forward_hook(partial(run.leave_block, layer)))
+    try:
+        embedding = theirs(run.pixels)
+        run.compare("embedding", run.embedding, embedding)
+    finally:
+        for handle in handles:  # they tie the copies into a cycle, which would outlive this call
+            handle.remove()
+    expected = 3 + len(source.blocks) - ("fold_ln" in run.steps)
+    if len(run.found) != expected:
+        told = ", ".join(difference.place for difference in run.found)
+        raise VitLensError(f"the {source.kind} ran through {told} alone, so it cannot be compared layer by layer")
+    return run.found
+
+
+def norm_faults(model: "HookedViT", source: SourceTower) -> list[str]:
+    """Return the LayerNorms of the model whose eps the source does not have: float32 may not show it in numbers."""
+    known = sorted({float(part.eps) for part in source.modules() if isinstance(part, nn.LayerNorm)})
+    told = ", ".join(f"{eps:g}" for eps in known)
+    norms = [(name, part.eps) for name, part in model.named_modules() if isinstance(part, LayerNorm)]
+    return [f"{name} has eps {eps:g}, the source {told}" for name, eps in norms if known and eps not in known]
+
+
+class _Lockstep:
+    """The model's side: it advances when the source does."""
+
+    def __init__(
+        self,
+        model: "HookedViT",
+        source: SourceTower,
+        pixels: Float[Tensor, "batch channel height width"],
+        casts: tuple[torch.dtype, ...],
+    ):
+        self.model, self.source, self.pixels, self.casts = model, source, pixels, casts
+        self.found: list[Difference] = []
+        self.casting = ExitStack()
+        self.steps = model.processing.steps if model.processing else ()
+        self.resid: Tensor = pixels
+        self.embedding: Tensor = pixels
+
+    def enter_block(self, layer: int, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if layer == 0:
+            self.resid = self.model(self.pixels, stop_at_layer=0)
+            self._compare_stream("into L0", args[0] if args else kwargs["hidden_states"])
+        self.casting.enter_context(cast_while_running(block, *self.casts))
+
+    def leave_block(self, layer: int, block: nn.Module, args: tuple, output: Any) -> None:
+        self.casting.close()
+        with cast_while_running(self.model.blocks[layer], *self.casts):
+            self.resid = self.model.blocks[layer](self.resid)
+        self._compare_stream(f"L{layer}", output[0] if isinstance(output, tuple) else output)
+
+    def leave_norm(self, norm: nn.Module, args: tuple, output: Tensor) -> None:
+        normed, self.embedding = self._read_out()
+        if "fold_ln" not in self.steps:
+            # Hugging Face's CLIP norms the class token alone.
+            self.compare("final norm", normed[:, 0] if output.ndim == 2 else normed, output)
+
+    def compare(self, place: str, ours: Tensor, source: Tensor, *, centred: bool = False) -> None:
+        if ours.shape != source.shape:
+            raise VitLensError(
+                f"{place}: the model has {list(ours.shape)}, the source {list(source.shape)}; it is another tower"
+            )
+        ours, source = ours.cpu().double(), source.cpu().double()
+        if centred:
+            ours, source = (x - x.mean(-1, keepdim=True) for x in (ours, source))
+        largest = float((ours - source).abs().max()), float(source.abs().max())
+        self.found.append(Difference(place=place, max_diff=largest[0], max_source=largest[1]))
+
+    def _compare_stream(self, place: str, source: Tensor) -> None:
+        source = source.transpose(0, 1) if self.source.tokens_first else source
+        self.compare(place, self.resid, source, centred="center_writing_weights" in self.steps)
+
+    def _read_out(self) -> tuple[Tensor, Tensor]:
+        if not torch.isfinite(self.resid).all():  # the model refuses such a stream; here it is a difference
+            nothing = torch.full_like(self.resid, float("nan"))
+            return nothing, nothing.new_full((len(nothing), self.model.cfg.d_embed), float("nan"))
+        last = self.model.cfg.n_layers
+        embedding, cache = self.model.run_with_cache(self.resid, start_at_layer=last, names_filter=_FINAL_NORM)
+        return cache[_FINAL_NORM], embedding

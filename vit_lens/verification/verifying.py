@@ -1,0 +1,117 @@
+"""Compare a model with the tower that it came from."""
+
+__all__ = ["verify"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_lens.errors import VitLensError
+from vit_lens.verification.copying import exact_float32
+from vit_lens.verification.families import SourceTower, source_tower
+from vit_lens.verification.loading import load_source
+from vit_lens.verification.lockstep import differences, norm_faults
+from vit_lens.verification.result import BARS, FOLDING_BAR, Verification
+
+if TYPE_CHECKING:
+    from vit_lens.model import HookedViT
+
+_N_RANDOM = 2
+_SEED = 0
+
+
+def verify(
+    model: "HookedViT",
+    source: nn.Module | str | Path,
+    *,
+    tag: str | Path | None = None,
+    images: Any = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> Verification:
+    """Run a model and its source on the same pixels and compare every layer.
+
+    Both start from two images of normal noise (a fixed seed, so that a result can be repeated anywhere), and from
+    ``images``. Each goes on with its own results, as in use. Both run as copies: the source's mode, dtype, device and
+    hooks stay as they are. Weights that need no cast are shared with the copies, blocks are cast one at a time, and
+    activations are held one layer at a time. The source is first cast to the model's dtype, so a model in half
+    precision is compared with a source rounded likewise. float32 is computed as float32 on a GPU too.
+
+    Args:
+        model: Processed weights are fine; see :func:`vit_lens.verification.lockstep.differences`.
+        source: The tower in memory (open_clip, timm or Hugging Face), or a name as for ``HookedViT.from_pretrained``,
+            which is then loaded with its own library.
+        tag: With a name: the pretrained tag or checkpoint of an open_clip model.
+        images: To look at as well: pixels, or images as ``model.preprocess`` takes them.
+        dtypes: To compare in; by default float32, bfloat16 and float64, which sees what the others cannot; for a
+            float64 model float64 alone.
+
+    Raises:
+        UnsupportedTowerError: The source is of no known kind.
+        CheckpointError: The source cannot be loaded by its own library.
+        VitLensError: The source is another tower in size, hooks are on the model, or a dtype has no bar.
+    """
+    if tag is not None and isinstance(source, nn.Module):
+        raise VitLensError("tag= goes with the name of a source; this one is in memory")
+    chosen = _dtypes(model, dtypes)
+    model.refuse_hooks("a verdict on the model")
+    pixels = _pixels(model, images)
+    is_name = isinstance(source, (str, Path))
+    tower = load_source(source, model, tag=tag) if is_name else source_tower(source)
+    if len(tower.blocks) != model.cfg.n_layers:
+        raise VitLensError(
+            f"the {tower.kind} has {len(tower.blocks)} blocks, the model {model.cfg.n_layers}; it is another tower"
+        )
+    with exact_float32():
+        found = {dtype: differences(model, tower, pixels, dtype) for dtype in chosen}
+    given = f", {len(pixels) - _N_RANDOM} given" if len(pixels) > _N_RANDOM else ""
+    return Verification(
+        differences=found,
+        bars={dtype: _bar(dtype, model, tower) for dtype in chosen},
+        faults=norm_faults(model, tower),
+        model=model.encoder_id,
+        fingerprint=model.fingerprint,
+        source=tower.kind,
+        inputs=f"{_N_RANDOM} random images (seed {_SEED}){given}",
+        notes=_notes(model),
+    )
+
+
+def _dtypes(model: "HookedViT", dtypes: Sequence[torch.dtype] | None) -> list[torch.dtype]:
+    if dtypes is None:
+        if model.dtype == torch.float64:
+            return [torch.float64]
+        exact = [] if model.device.type == "mps" else [torch.float64]  # Apple's GPUs have no float64
+        return [torch.float32, torch.bfloat16, *exact]
+    unknown = [dtype for dtype in dtypes if dtype not in BARS]
+    if unknown or not dtypes:
+        raise VitLensError(f"dtypes={list(dtypes)}; expected some of {', '.join(map(str, BARS))}")
+    return list(dict.fromkeys(dtypes))
+
+
+def _pixels(model: "HookedViT", images: Any) -> Float[Tensor, "batch channel height width"]:
+    noise = torch.randn(_N_RANDOM, 3, *model.cfg.image_size, generator=torch.Generator().manual_seed(_SEED))
+    noise = noise.to(model.device, model.dtype)
+    if images is None:
+        return noise
+    pixels = images if isinstance(images, Tensor) else model.preprocess(images)
+    return torch.cat([noise, pixels.to(noise)])
+
+
+def _bar(dtype: torch.dtype, model: "HookedViT", tower: SourceTower) -> float:
+    if not (tower.is_folded or model.processing):
+        return BARS[dtype]
+    return max(BARS[dtype], FOLDING_BAR * torch.finfo(model.dtype).eps)
+
+
+def _notes(model: "HookedViT") -> list[str]:
+    steps = model.processing.steps if model.processing else ()
+    notes = []
+    if "center_writing_weights" in steps:
+        notes.append("writing weights are centred: residual streams are compared without their mean over d_model")
+    if "fold_ln" in steps:
+        notes.append("LayerNorms are folded: the final norm means something else and is not compared")
+    return notes

@@ -1,0 +1,259 @@
+"""Weight processing: other weights that compute the same function, as TransformerLens makes them for language models.
+
+Three steps, each exact (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; TransformerLens'
+``ProcessWeights``), on state dicts and configs alone. Two things that TransformerLens also does are left out:
+
+* The projection is never centred. For a language model it may be, since a constant added to all logits leaves the
+  softmax as it is. CLIP compares embeddings by cosine and decoders read them as they are: the mean over ``d_embed``
+  is part of the answer.
+* Reading weights are not centred over ``d_model``. Once the writing weights are, nothing that a block writes lies
+  along the direction that this would remove.
+"""
+
+__all__ = [
+    "WeightProcessing",
+    "center_writing_weights",
+    "changed_hooks",
+    "fold_ln",
+    "fold_value_biases",
+    "process_model",
+]
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import VitLensError
+
+if TYPE_CHECKING:
+    from vit_lens.model import HookedViT
+
+StateDict = dict[str, Tensor]
+Step = Literal["fold_ln", "fold_value_biases", "center_writing_weights"]
+
+_NO_GAIN = "without the LayerNorm's weight and bias"
+_NO_VALUE_BIAS = "without b_V"
+_CENTRED = "without its mean over d_model"
+_STREAM_AFTER_LN_PRE = "without the mean over d_model that biases and blocks write; the one of ln_pre's weight stays"
+
+
+@dataclass(frozen=True, repr=False)
+class WeightProcessing:
+    """What was done to a model's weights, and which activations mean something else since.
+
+    Every hook point that ``changed`` does not list holds the value that it had, up to rounding.
+
+    Attributes:
+        steps: Of ``fold_ln``, ``fold_value_biases`` and ``center_writing_weights``, those that were done.
+        changed: Hook point to what changed in it.
+    """
+
+    steps: tuple[Step, ...]
+    changed: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        told = {name.replace("blocks.0.", "blocks.{l}."): how for name, how in self.changed.items() if _is_told(name)}
+        width = max(map(len, told))
+        lines = [f"  {name:{width}}  {how}" for name, how in told.items()]
+        return "\n".join([f"WeightProcessing: {', '.join(self.steps)}. Hook points that changed:", *lines])
+
+
+def process_model(
+    model: "HookedViT", *, fold_ln: bool = True, fold_value_biases: bool = True, center_writing_weights: bool = True
+) -> "HookedViT":
+    """Return a model that computes the same function with processed weights; see ``HookedViT.process_weights``.
+
+    Raises:
+        VitLensError: No step is asked for, or hooks are on the model.
+    """
+    asked = {
+        "fold_ln": fold_ln, "fold_value_biases": fold_value_biases, "center_writing_weights": center_writing_weights
+    }  # fmt: skip
+    if not any(asked.values()):
+        raise VitLensError(f"no step is asked for; set one of {', '.join(asked)} to True")
+    model.refuse_hooks("the processed model, which has none,")
+    state_dict: StateDict = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    cfg = model.cfg
+    if fold_ln:
+        state_dict, cfg = _fold_ln(state_dict, cfg)
+    if fold_value_biases:
+        state_dict = _fold_value_biases(state_dict, cfg)
+    if center_writing_weights:
+        state_dict = _center_writing_weights(state_dict, cfg)
+    with torch.device("meta"):
+        made = type(model)(cfg, preprocess_spec=model.preprocess_spec, encoder_id=model.encoder_id)
+    made.load_state_dict({name: tensor.clone() for name, tensor in state_dict.items()}, assign=True)
+    made.requires_grad_(any(parameter.requires_grad for parameter in model.parameters()))
+    made.vocabulary = model.vocabulary
+    done = {*(model.processing.steps if model.processing else ()), *(step for step, on in asked.items() if on)}
+    steps = tuple(step for step in get_args(Step) if step in done)
+    made.processing = WeightProcessing(steps, changed_hooks(cfg, steps))
+    return made
+
+
+def fold_ln(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> tuple[StateDict, HookedViTConfig]:
+    """Move the weight and bias of every LayerNorm into the matrices that read it; they become one and zero.
+
+    A LayerNorm's output ``n w + b`` is only ever read linearly: ``(n w + b) W + c = n (w W) + (b W + c)``. That
+    holds for ``ln_final`` too: taking a row, or the mean of rows, commutes with weight and bias.
+
+    ============================== =========================================================================
+    LayerNorm                      goes into
+    ============================== =========================================================================
+    ``ln1``                        ``W_Q``, ``W_K``, ``W_V`` and their biases
+    ``ln2``                        ``W_in``, ``b_in``
+    ``ln_final``                   ``W_U`` and a new bias ``b_U``; a tower without a projection gets one, the
+                                   diagonal matrix of the weight. With attention pooling: the pool's
+                                   ``W_K``, ``W_V`` and their biases
+    ``attn_pool.ln2``              ``attn_pool.mlp.W_in``, ``b_in``
+    ``attn_pool.ln_post``          ``W_U`` and ``b_U``, as above
+    ============================== =========================================================================
+
+    ``ln_pre`` stays: what it gives is the residual stream itself.
+
+    Returns:
+        New weights, and the config with ``has_proj`` and ``has_proj_bias`` set where a projection was folded into.
+    """
+    out = dict(state_dict)
+    for layer in range(cfg.n_layers):
+        attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.mlp"
+        _fold_norm(out, f"blocks.{layer}.ln1", [(f"{attn}.W_{x}", f"{attn}.b_{x}") for x in "QKV"])
+        _fold_norm(out, f"blocks.{layer}.ln2", [(f"{mlp}.W_in", f"{mlp}.b_in")])
+    pool = cfg.attn_pool
+    if pool is None:
+        return out, _fold_into_projection(out, "ln_final", cfg)
+    _fold_norm(out, "ln_final", [(f"attn_pool.attn.W_{x}", f"attn_pool.attn.b_{x}") for x in "KV"])
+    if pool.d_mlp:
+        _fold_norm(out, "attn_pool.ln2", [("attn_pool.mlp.W_in", "attn_pool.mlp.b_in")])
+    return out, _fold_into_projection(out, "attn_pool.ln_post", cfg) if pool.has_ln_post else cfg
+
+
+def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> StateDict:
+    """Move every ``b_V`` through ``W_O`` into ``b_O``: each row of an attention pattern sums to one.
+
+    A ``mask`` keeps it exact, since what it leaves of a row is normalised again. An edited ``hook_pattern`` whose
+    rows do not sum to one, or a head that is switched off, gives another result than before: the head's value bias
+    is now in ``b_O`` and stays.
+    """
+    out = dict(state_dict)
+    for attn in _attentions(cfg):
+        b_V, W_O, b_O = (_wide(out[f"{attn}.{name}"]) for name in ("b_V", "W_O", "b_O"))
+        out[f"{attn}.b_O"] = (b_O + einsum(b_V, W_O, "h k, h k d -> d")).to(out[f"{attn}.b_O"])
+        out[f"{attn}.b_V"] = torch.zeros_like(out[f"{attn}.b_V"])
+    return out
+
+
+def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> StateDict:
+    """Remove the mean over ``d_model`` from all that is written where only LayerNorms read, which remove it anyway.
+
+    * Every block's ``W_O``, ``b_O``, ``W_out`` and ``b_out``: blocks and every kind of read-out begin with a
+      LayerNorm (a mean over tokens before it changes nothing).
+    * Without ``ln_pre``: patch embedding and its bias, class token, registers and positions.
+    * With ``ln_pre``, what enters it is left. Its output is the residual stream: of ``n w + b`` the bias is centred.
+      The mean of ``n w`` depends on the image, and no weight can remove it; it is the same in every layer.
+    * The attention pool's ``W_O``, ``b_O``, ``W_out`` and ``b_out`` only where ``ln_post`` follows; else they write
+      the embedding itself.
+    """
+    out = dict(state_dict)
+    for name in _writing(cfg):
+        if name in out:
+            wide = _wide(out[name])
+            out[name] = (wide - wide.mean(-1, keepdim=True)).to(out[name])
+    return out
+
+
+def changed_hooks(cfg: HookedViTConfig, steps: Iterable[Step]) -> dict[str, str]:
+    """Return every hook point whose activation changes, with what changes in it.
+
+    Gradients at hook points follow: they are those with respect to the new activation.
+    """
+    found: dict[str, list[str]] = {}
+    tables = {
+        "fold_ln": _changed_by_fold_ln,
+        "fold_value_biases": _changed_by_fold_value_biases,
+        "center_writing_weights": _changed_by_centring,
+    }
+    for step in steps:
+        for name, how in tables[step](cfg).items():
+            found.setdefault(name, []).append(how)
+    return {name: "; ".join(hows) for name, hows in found.items()}
+
+
+_fold_ln, _fold_value_biases, _center_writing_weights = fold_ln, fold_value_biases, center_writing_weights
+
+
+def _changed_by_fold_ln(cfg: HookedViTConfig) -> dict[str, str]:
+    norms = [f"blocks.{layer}.{norm}" for layer in range(cfg.n_layers) for norm in ("ln1", "ln2")] + ["ln_final"]
+    pool = cfg.attn_pool
+    norms += ["attn_pool.ln2"] if pool and pool.d_mlp else []
+    norms += ["attn_pool.ln_post"] if pool and pool.has_ln_post else []
+    changed = {f"{norm}.hook_normalized": _NO_GAIN for norm in norms}
+    return changed | ({"hook_pooled": _NO_GAIN} if pool is None or pool.has_ln_post else {})
+
+
+def _changed_by_fold_value_biases(cfg: HookedViTConfig) -> dict[str, str]:
+    hooks = ("hook_v", "hook_z", "hook_result")
+    return {f"{attn}.{hook}": _NO_VALUE_BIAS for attn in _attentions(cfg) for hook in hooks}
+
+
+def _changed_by_centring(cfg: HookedViTConfig) -> dict[str, str]:
+    stream = _STREAM_AFTER_LN_PRE if cfg.has_ln_pre else _CENTRED
+    embeds = ("hook_embed_raw", "hook_pos_embed_raw", "hook_embed", "hook_pos_embed")
+    changed = {name: _CENTRED for name in embeds}
+    if cfg.has_ln_pre:
+        changed = {"hook_embed": "with ln_pre's bias without its mean over d_model"}
+    read = ("resid_pre", "attn_in", "q_input", "k_input", "v_input", "resid_mid", "mlp_in", "resid_post")
+    written = ("attn.hook_result", "hook_attn_out", "hook_mlp_out")
+    for layer in range(cfg.n_layers):
+        changed |= {f"blocks.{layer}.hook_{part}": stream for part in read}
+        changed |= {f"blocks.{layer}.{part}": _CENTRED for part in written}
+    pool = cfg.attn_pool
+    if pool and pool.has_ln_post:
+        changed |= {f"attn_pool.{part}": _CENTRED for part in (written if pool.d_mlp else written[:2])}
+    return changed
+
+
+def _attentions(cfg: HookedViTConfig) -> list[str]:
+    return [f"blocks.{layer}.attn" for layer in range(cfg.n_layers)] + (["attn_pool.attn"] if cfg.attn_pool else [])
+
+
+def _writing(cfg: HookedViTConfig) -> list[str]:
+    embeds = ("embed.W_E", "embed.b_E", "embed.cls_token", "embed.registers", "pos_embed.W_pos")
+    names = ["ln_pre.b"] if cfg.has_ln_pre else list(embeds)
+    places = [f"blocks.{layer}" for layer in range(cfg.n_layers)]
+    places += ["attn_pool"] if cfg.attn_pool and cfg.attn_pool.has_ln_post else []
+    parts = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
+    return names + [f"{place}.{part}" for place in places for part in parts]
+
+
+def _fold_into_projection(out: StateDict, norm: str, cfg: HookedViTConfig) -> HookedViTConfig:
+    w = out[f"{norm}.w"]
+    if not cfg.has_proj:
+        out["unembed.W_U"] = torch.eye(cfg.d_pooled, dtype=w.dtype, device=w.device)
+    if not cfg.has_proj_bias:
+        out["unembed.b_U"] = torch.zeros(cfg.d_embed, dtype=w.dtype, device=w.device)
+    _fold_norm(out, norm, [("unembed.W_U", "unembed.b_U")])
+    return replace(cfg, has_proj=True, has_proj_bias=True)
+
+
+def _fold_norm(out: StateDict, norm: str, readers: list[tuple[str, str]]) -> None:
+    """Move weight and bias of a norm into matrices [*head d_in d_out] and their biases [*head d_out]."""
+    w, b = out[f"{norm}.w"], out[f"{norm}.b"]
+    for weight, bias in readers:
+        wide = _wide(out[weight])
+        out[bias] = (_wide(out[bias]) + _wide(b) @ wide).to(out[bias])
+        out[weight] = (_wide(w)[:, None] * wide).to(out[weight])
+    out[f"{norm}.w"], out[f"{norm}.b"] = torch.ones_like(w), torch.zeros_like(b)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _is_told(name: str) -> bool:
+    return not name.startswith("blocks.") or name.startswith("blocks.0.")
