@@ -11,6 +11,10 @@ patch      image patches, without CLS and registers
 row        the positions that the model's read-out uses: CLS alone, the patches, their mean (one row),
            or all tokens; see :meth:`vit_lens.HookedViT.readout_rows`
 site       places in the model whose contribution is looked at, see :class:`vit_lens.Site`
+component  terms that an embedding or a residual stream is split into
+direction  directions of the embedding, such as captions
+token      tokens that a head reads from, where ``pos`` is where it writes
+grid_row   rows of patches, from the top; ``grid_column`` from the left
 layer      transformer blocks
 head       attention heads of one layer
 d_model    the residual stream

@@ -1,0 +1,299 @@
+"""The exact split of an embedding into what every part of the model wrote."""
+
+__all__ = ["Component", "EmbeddingParts", "PartKind", "hook_names", "neuron_parts", "split_embedding"]
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.attribution.readout import FrozenReadout, read_rows, same
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError, UnknownSiteError, nearest
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PartKind = Literal[
+    "embed", "resid_pre", "head", "attn_bias", "mlp", "neuron", "mlp_bias", "pool_head", "pool_mlp", "constant"
+]
+_EMBEDS = ("hook_embed", "hook_pos_embed")
+_CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for what neurons write
+
+
+@dataclass(frozen=True)
+class Component:
+    """One term of an embedding.
+
+    Attributes:
+        label: Its name: a site's (``L3H4``, ``L3.mlp``), or ``embed``, ``L3.b_O``, ``L3.mlp.N17``, ``ln_final.b``.
+        kind: What it is.
+        layer: Of the block that wrote it.
+        head: Index of a head.
+        neuron: Index of a neuron.
+    """
+
+    label: str
+    kind: PartKind
+    layer: int | None = None
+    head: int | None = None
+    neuron: int | None = None
+
+    @property
+    def site(self) -> Site | None:
+        """The component as a :class:`vit_lens.Site`, if it is one."""
+        return Site.parse(self.label) if self.kind in ("head", "mlp", "resid_pre", "pool_head", "pool_mlp") else None
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingParts:
+    """What each component contributes to the embeddings of one run.
+
+    Attributes:
+        components: The terms.
+        values: Their contributions.
+    """
+
+    components: tuple[Component, ...]
+    values: Float[Tensor, "component batch d_embed"]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the components."""
+        return [component.label for component in self.components]
+
+    @property
+    def sites(self) -> list[Site | None]:
+        """The components as sites; None for those that are none."""
+        return [component.site for component in self.components]
+
+    @property
+    def total(self) -> Float[Tensor, "batch d_embed"]:
+        """The sum over the components: of a whole split, the embedding."""
+        return self.values.sum(0)
+
+    def __len__(self) -> int:
+        return len(self.components)
+
+    def __getitem__(self, label: str | Site) -> Float[Tensor, "batch d_embed"]:
+        """Return the contribution of one component.
+
+        Raises:
+            UnknownSiteError: There is no such component.
+        """
+        if str(label) not in self.labels:
+            raise UnknownSiteError(f"no component {str(label)!r}; nearest: {nearest(str(label), self.labels)}")
+        return self.values[self.labels.index(str(label))]
+
+    def select(self, *wanted: str | Site) -> "EmbeddingParts":
+        """Return the components with these labels, sites or kinds, in their own order.
+
+        Raises:
+            UnknownSiteError: One of ``wanted`` names nothing.
+        """
+        names = [str(item) for item in wanted]
+        known = {name for c in self.components for name in (c.label, c.kind)}
+        if unknown := [name for name in names if name not in known] or ([] if names else ["(nothing)"]):
+            raise UnknownSiteError(
+                f"no component or kind {unknown[0]!r}; nearest: {nearest(unknown[0], sorted(known))}"
+            )
+        index = [i for i, c in enumerate(self.components) if c.label in names or c.kind in names]
+        return EmbeddingParts(tuple(self.components[i] for i in index), self.values[index])
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per component and image: its norm, and its share of the total.
+
+        The share is the component's projection on the total, in units of the total: shares add up to 1 and can be
+        negative.
+        """
+        import pandas as pd
+
+        total = self.total
+        norm = self.values.norm(dim=-1).tolist()
+        share = (einsum(self.values, total, "c b d, b d -> c b") / total.pow(2).sum(-1)).tolist()
+        rows = [
+            {**describe(component), "image": image, "norm": norm[i][image], "share": share[i][image]}
+            for i, component in enumerate(self.components)
+            for image in range(len(total))
+        ]
+        return with_index_columns(pd.DataFrame(rows))
+
+
+def split_embedding(
+    cache: ViTActivationCache, *, neuron_layers: Sequence[int] = (), start_layer: int = 0
+) -> EmbeddingParts:
+    """Split the embeddings of a run into terms that add up to them, the last LayerNorm's scale held fixed.
+
+    Terms: the patch and position embeddings, each head (``z W_O``), each ``b_O``, each MLP (with ``b_out``), and
+    the constants of the read-out, see :class:`FrozenReadout`. They sum to the embedding up to rounding (1e-10 in
+    float64). Each is a direct effect: what the part wrote, read by the read-out alone. What later parts made of it
+    is counted with them, and the scale is the whole image's; so a term is not what the embedding would lose
+    without the part.
+
+    A cache with ``rows="readout"`` is enough, except for neurons, which need ``mlp.hook_post`` (see
+    :func:`hook_names`). Memory: terms x images x d_embed, and one layer's heads.
+
+    Args:
+        cache: Of the run.
+        neuron_layers: Layers whose MLP is split into its neurons and ``b_out``: d_mlp terms for each.
+        start_layer: What earlier blocks wrote stays in one term, ``L{start_layer}.resid_pre``. With 0, the
+            embeddings are one term ``L0.resid_pre`` where the cache does not hold ``hook_embed`` and
+            ``hook_pos_embed``.
+
+    Raises:
+        LensError: The run was edited so that its parts do not add up to its embedding; or a layer is out of range.
+        UnknownHookError: The cache lacks an activation; the message names it.
+
+    Source: Gandelsman et al. 2024 (arXiv 2310.05916), section 3, there with the mean over heads' tokens.
+    """
+    readout = FrozenReadout(cache)
+    components, values = [], []
+    found = torch.zeros_like(readout.final_reduced)
+    for some, reduced in _reduced_parts(readout, neuron_layers, start_layer):
+        components += some
+        values.append(readout.project(reduced))
+        found = found + reduced.sum(0)
+    _check_whole(readout, found)
+    for name, value in readout.constants.items():
+        components.append(Component(name, "pool_mlp" if name == "pool.mlp" else "constant"))
+        values.append(value[None])
+    return EmbeddingParts(tuple(components), torch.cat(values))
+
+
+def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Sequence[int] = slice(None)) -> EmbeddingParts:
+    """Return what single neurons of one MLP contribute; all of them and ``b_out`` add up to the MLP's term.
+
+    Needs ``blocks.{layer}.mlp.hook_post`` and the last residual. Memory: neurons x images x d_embed.
+
+    Raises:
+        LensError: The layer is out of range.
+        UnknownHookError: The cache lacks an activation; the message names it.
+    """
+    readout = FrozenReadout(cache)
+    _check_layers(readout.model, [layer])
+    components, values = [], []
+    for some, reduced in _reduced_neurons(readout, layer, _indices(readout.model.cfg.d_mlp, neurons)):
+        components += some
+        values.append(readout.project(reduced))
+    return EmbeddingParts(tuple(components), torch.cat(values))
+
+
+def hook_names(
+    model: HookedViT, *, tokens: bool = False, neuron_layers: Sequence[int] = (), layers: Sequence[int] | None = None
+) -> list[str]:
+    """Return what attribution reads, for ``run_with_cache(names_filter=...)``.
+
+    Args:
+        model: The model.
+        tokens: Also what :func:`token_parts`, :func:`attention_map` and :func:`token_attribution` read.
+        neuron_layers: Layers whose neurons are wanted.
+        layers: Restrict the hooks of ``tokens`` to these layers; None means all.
+    """
+    cfg = model.cfg
+    names = {*_EMBEDS, "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post", "hook_image_embeds"}
+    names |= {f"blocks.{i}.{part}" for i in range(cfg.n_layers) for part in ("attn.hook_z", "hook_mlp_out")}
+    names |= {f"blocks.{i}.mlp.hook_post" for i in neuron_layers}
+    if tokens:
+        token_layers = range(cfg.n_layers) if layers is None else layers
+        names |= {f"blocks.{i}.attn.hook_{part}" for i in token_layers for part in ("pattern", "v")}
+    pool = ("attn.hook_pattern", "attn.hook_z", "hook_mlp_out", "ln_post.hook_scale")
+    names |= {f"attn_pool.{part}" for part in pool}.intersection(model.hook_dict)
+    return [name for name in model.hook_dict if name in names]
+
+
+def describe(component: Component) -> dict[str, Any]:
+    """Return the columns of a table that say what a component is."""
+    return {
+        "component": component.label, "layer": component.layer, "head": component.head, "kind": component.kind,
+    }  # fmt: skip
+
+
+def with_index_columns(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Make ``layer`` and ``head`` whole numbers that may be missing."""
+    return frame.astype({"layer": "Int64", "head": "Int64"})
+
+
+def _reduced_parts(
+    readout: FrozenReadout, neuron_layers: Sequence[int], start_layer: int
+) -> Iterator[tuple[list[Component], Float[Tensor, "part batch pool_head d_model"]]]:
+    model, cache = readout.model, readout.cache
+    _check_layers(model, [*neuron_layers, start_layer])
+    wide = readout.weights
+    rows = wide.sum(-1)[..., None]  # what a vector that stands in every row counts
+    yield _reduced_start(readout, start_layer)
+    for layer in range(start_layer, model.cfg.n_layers):
+        block = model.blocks[layer]
+        z = readout.reduce(read_rows(cache, f"blocks.{layer}.attn.hook_z").flatten(2))
+        z = rearrange(z, "b c (h k) -> b c h k", h=model.cfg.n_heads)
+        heads = [Component(f"L{layer}H{head}", "head", layer, head) for head in range(model.cfg.n_heads)]
+        yield heads, einsum(z, block.attn.W_O.detach().to(wide), "b c h k, h k d -> h b c d")
+        yield [Component(f"L{layer}.b_O", "attn_bias", layer)], (rows * block.attn.b_O.detach().to(wide))[None]
+        if layer in neuron_layers:
+            yield from _reduced_neurons(readout, layer, range(model.cfg.d_mlp))
+            yield [Component(f"L{layer}.b_out", "mlp_bias", layer)], (rows * block.mlp.b_out.detach().to(wide))[None]
+        else:
+            mlp = readout.reduce(read_rows(cache, f"blocks.{layer}.hook_mlp_out"))
+            yield [Component(f"L{layer}.mlp", "mlp", layer)], mlp[None]
+
+
+def _reduced_start(
+    readout: FrozenReadout, layer: int
+) -> tuple[list[Component], Float[Tensor, "part batch pool_head d_model"]]:
+    cache = readout.cache
+    if layer == 0 and all(name in cache.cache_dict for name in _EMBEDS):
+        components = [Component(name.removeprefix("hook_"), "embed") for name in _EMBEDS]
+        return components, torch.stack([readout.reduce(read_rows(cache, name)) for name in _EMBEDS])
+    rows = read_rows(cache, f"blocks.{layer}.hook_resid_pre")
+    return [Component(f"L{layer}.resid_pre", "resid_pre", layer)], readout.reduce(rows)[None]
+
+
+def _reduced_neurons(
+    readout: FrozenReadout, layer: int, neurons: Sequence[int]
+) -> Iterator[tuple[list[Component], Float[Tensor, "part batch pool_head d_model"]]]:
+    post = readout.reduce(read_rows(readout.cache, f"blocks.{layer}.mlp.hook_post"))
+    weight = readout.model.blocks[layer].mlp.W_out.detach().to(post)
+    chunk = max(1, _CHUNK_NUMBERS // (post.shape[0] * post.shape[1] * weight.shape[1]))
+    for start in range(0, len(neurons), chunk):
+        some = list(neurons[start : start + chunk])
+        components = [Component(f"L{layer}.mlp.N{i}", "neuron", layer, neuron=i) for i in some]
+        yield components, einsum(post[..., some], weight[some], "b c n, n d -> n b c d")
+
+
+def _check_whole(readout: FrozenReadout, found: Float[Tensor, "batch pool_head d_model"]) -> None:
+    """Raise if the parts do not add up to the run's last residual, or that to the run's embedding."""
+    final = readout.final_reduced
+    if not same(found, final, final.abs().amax(), readout.eps):
+        raise LensError(
+            f"the parts of this run do not add up to its last residual (difference {(found - final).abs().amax():.2g}, "
+            f"size {final.abs().amax():.2g}): it was edited between writing and reading (hook_resid_*, hook_attn_out "
+            "or hook_result). Edit hook_z or hook_mlp_out instead, or begin after the edit with start_layer="
+        )
+    if "hook_image_embeds" in readout.cache.cache_dict:
+        own, out = readout.embedding, readout.cache["hook_image_embeds"].detach()
+        if not same(own, out.to(own), out.abs().amax().to(own), readout.eps):
+            raise LensError(
+                "the frozen read-out does not give the embedding of this run: it was edited after the last block, at a "
+                "point that is not a scale, a pattern or the pool's MLP"
+            )
+
+
+def _check_layers(model: HookedViT, layers: Sequence[int]) -> None:
+    n_layers = model.cfg.n_layers
+    if wrong := [layer for layer in layers if not isinstance(layer, int) or not 0 <= layer < n_layers]:
+        raise LensError(f"layer {wrong[0]!r}: the model has layers 0 to {n_layers - 1}")
+
+
+def _indices(n: int, wanted: slice | Sequence[int]) -> list[int]:
+    if isinstance(wanted, slice):
+        found = list(range(n))[wanted]
+    else:
+        found = list(wanted)
+    if not found or not all(0 <= i < n for i in found):
+        raise LensError(f"neurons {wanted!r}: the layer has neurons 0 to {n - 1}, and at least one is needed")
+    return found

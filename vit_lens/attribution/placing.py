@@ -1,0 +1,118 @@
+"""Where the patches that a tower sees lie in the picture that it was given."""
+
+__all__ = ["Placement"]
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vit_lens.attribution.maps import PatchMap
+from vit_lens.errors import PreprocessError
+from vit_lens.images import PreprocessSpec, load_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The map from the tower's pixels to those of one original picture: ``original = offset + step * seen``.
+
+    Coordinates run along edges: 0 is the upper (left) edge of the first pixel, ``height`` (``width``) the lower
+    (right) edge of the last. What lies outside the original is padding.
+
+    Attributes:
+        size: (height, width) of the original, after its EXIF rotation.
+        seen: (height, width) that the tower sees.
+        offset: Of the tower's upper left corner, in the original's pixels, as (vertical, horizontal).
+        step: Original pixels per pixel of the tower, as (vertical, horizontal).
+    """
+
+    size: tuple[int, int]
+    seen: tuple[int, int]
+    offset: tuple[float, float]
+    step: tuple[float, float]
+
+    @classmethod
+    def of(cls, image: Any, spec: PreprocessSpec | None, *, layout: Any = None) -> "Placement":
+        """Return where a picture's pixels go.
+
+        Args:
+            image: A path, a Pillow image or an array, as for :meth:`vit_lens.HookedViT.preprocess`.
+            spec: The tower's preprocessing (``model.preprocess_spec``).
+            layout: Order of an array's axes.
+
+        Raises:
+            ImageError: The picture cannot be read.
+            PreprocessError: There is no ``spec``, or the picture is too narrow for it.
+        """
+        if spec is None:
+            raise PreprocessError("where patches lie follows from the tower's preprocessing; set model.preprocess_spec")
+        picture = load_image(image, layout=layout)
+        return cls.of_size((picture.height, picture.width), spec)
+
+    @classmethod
+    def of_size(cls, size: tuple[int, int], spec: PreprocessSpec) -> "Placement":
+        """Return where the pixels of a picture of ``size`` (height, width) go.
+
+        Raises:
+            PreprocessError: It is too narrow.
+        """
+        resized = resized_size(size, spec)
+        step = size[0] / resized[0], size[1] / resized[1]
+        margin = [_margin(before, after, spec) for before, after in zip(resized, spec.size, strict=True)]
+        return cls(size=size, seen=spec.size, offset=(margin[0] * step[0], margin[1] * step[1]), step=step)
+
+    def boxes(self, patch_map: PatchMap) -> Float[np.ndarray, "grid_row grid_column 4"]:
+        """Return each patch's box in the original as (top, left, bottom, right); negative and larger is padding."""
+        rows, columns = self.edges(patch_map)
+        grid = np.empty((len(rows) - 1, len(columns) - 1, 4))
+        grid[..., 0], grid[..., 2] = rows[:-1, None], rows[1:, None]
+        grid[..., 1], grid[..., 3] = columns[None, :-1], columns[None, 1:]
+        return grid
+
+    def edges(self, patch_map: PatchMap) -> tuple[Float[np.ndarray, " row_edge"], Float[np.ndarray, " column_edge"]]:
+        """Return the edges between patches, in the original, downwards and to the right.
+
+        Raises:
+            PreprocessError: The map's grid is not that of a tower with this preprocessing.
+        """
+        grid, patch = patch_map.values.shape[1:], patch_map.patch_size
+        if any(side // width != n for side, width, n in zip(self.seen, patch, grid, strict=True)):
+            raise PreprocessError(
+                f"{tuple(grid)} patches of {patch} pixels do not fill {self.seen}: another tower's preprocessing"
+            )
+        down, right = (self.offset[i] + self.step[i] * patch[i] * np.arange(grid[i] + 1) for i in (0, 1))
+        return down, right
+
+    @property
+    def visible(self) -> tuple[float, float, float, float]:
+        """The part of the original that the tower sees, as (top, left, bottom, right)."""
+        far = [self.offset[i] + self.step[i] * self.seen[i] for i in (0, 1)]
+        top, left = (max(0.0, offset) for offset in self.offset)
+        bottom, right = (min(float(side), end) for side, end in zip(self.size, far, strict=True))
+        return top, left, bottom, right
+
+
+def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    """Return the (height, width) that a picture is resized to before it is cropped or padded."""
+    ratios = [before / after for before, after in zip(size, spec.size, strict=True)]
+    edge = spec.resize_edge or (spec.size[0] if spec.size[0] == spec.size[1] else None)
+    if spec.resize_mode == "squash":
+        out = spec.size
+    elif spec.resize_mode == "shortest" and edge is not None:
+        short = min(size)  # the longer side is truncated, not rounded
+        height, width = (edge if side == short else int(edge * side / short) for side in size)
+        out = (height, width)
+    else:
+        ratio = max(ratios) if spec.resize_mode == "longest" else min(ratios)
+        out = (round(size[0] / ratio), round(size[1] / ratio))
+    if min(out) < 1:
+        raise PreprocessError(f"a picture of {size[1]} x {size[0]} pixels is too narrow for {spec.size}")
+    return out
+
+
+def _margin(before: int, after: int, spec: PreprocessSpec) -> int:
+    """Return how many pixels of the resized picture lie before what the tower sees; negative where it is padded."""
+    if before < after:
+        return -((after - before) // 2)
+    return (before - after) // 2 if spec.resize_edge is not None else round((before - after) / 2.0)

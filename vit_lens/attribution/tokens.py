@@ -1,0 +1,202 @@
+"""Which image token a head's contribution comes from: the finest split that is still exact."""
+
+__all__ = ["TokenAttribution", "pool_token_parts", "split_pooling", "token_attribution", "token_parts"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.attribution.directions import Directions, Units
+from vit_lens.attribution.maps import PatchMap
+from vit_lens.attribution.parts import Component, EmbeddingParts
+from vit_lens.attribution.readout import FrozenReadout, read_tokens
+from vit_lens.cache import ViTActivationCache
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import LensError
+from vit_lens.texts import TextBank
+
+
+def token_parts(
+    cache: ViTActivationCache, *, layers: Sequence[int] | None = None
+) -> Float[Tensor, "batch layer head token d_embed"]:
+    """Return what each token sends through each head into the embedding.
+
+    Token ``t`` of head ``h`` is ``pattern[t] (v[t] W_O)`` at the read-out rows, through the :class:`FrozenReadout`.
+    ``v`` has the value bias in it, which the pattern, whose rows sum to 1, spreads over the tokens. The sum over
+    tokens is the head's term of :func:`split_embedding` (1e-10 in float64).
+
+    A direct effect of the values alone: what a token does to patterns, to later layers and to the MLPs is not in
+    it, and neither is what the token holds from other tokens, which earlier layers moved there.
+
+    The result holds layers x heads x tokens x d_embed numbers for each image: 1 GB of float32 for ViT-bigG. Ask for
+    a few ``layers`` at a time, or use :func:`token_attribution`, which never builds it.
+
+    Args:
+        cache: With every token's ``pattern`` and ``v``, for example of
+            ``run_with_cache(pixels, names_filter=hook_names(model, tokens=True))``.
+        layers: Which; None means all.
+
+    Raises:
+        LensError: The cache holds only some positions, or a layer is out of range.
+        UnknownHookError: The cache lacks an activation; the message names it.
+
+    Source: Gandelsman et al. 2024 (arXiv 2310.05916), equation 6.
+    """
+    readout = FrozenReadout(cache)
+    cfg, chosen = readout.model.cfg, _layers(readout.model.cfg, layers)
+    batch = len(readout.weights)
+    out = readout.weights.new_empty(batch, len(chosen), cfg.n_heads, cfg.n_ctx, cfg.d_embed)
+    for i, layer in enumerate(chosen):
+        mass, v = _mass_and_values(readout, layer)
+        weight = readout.model.blocks[layer].attn.W_O.detach().to(v)
+        for head in range(cfg.n_heads):  # one head at a time: with attention pooling each needs pool_head x d_model
+            written = v[:, :, head] @ weight[head]
+            reduced = einsum(mass[:, :, head], written, "b c t, b t d -> t b c d")
+            out[:, i, head] = readout.project(reduced).transpose(0, 1)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class TokenAttribution:
+    """What each token sends along each direction, through each head.
+
+    Attributes:
+        values: In :attr:`units`.
+        layers: Of the layer axis.
+        names: Of the directions.
+        units: ``dot``, ``cosine`` or ``logit``.
+        cfg: Of the model.
+    """
+
+    values: Float[Tensor, "batch layer head token direction"]
+    layers: tuple[int, ...]
+    names: tuple[str, ...]
+    units: Units
+    cfg: HookedViTConfig
+
+    def map(self, *, layer: int | None = None, head: int | None = None, direction: int | str = 0) -> PatchMap:
+        """Lay the tokens out as they lie in the image, summed over layers and heads that are not named.
+
+        Raises:
+            LensError: A layer, head or direction is not in here.
+        """
+        if layer is not None and layer not in self.layers:
+            raise LensError(f"layer {layer}: this attribution holds layers {list(self.layers)}")
+        if head is not None and not 0 <= head < self.cfg.n_heads:
+            raise LensError(f"head {head}: a layer has heads 0 to {self.cfg.n_heads - 1}")
+        known = [*self.names, *range(len(self.names))]
+        if direction not in known:
+            raise LensError(f"direction {direction!r}; expected one of {known}")
+        place = self.names.index(direction) if isinstance(direction, str) else direction
+        values = self.values[..., place]
+        values = values.sum(1) if layer is None else values[:, self.layers.index(layer)]
+        values = values.sum(1) if head is None else values[:, head]
+        where = f"{'all layers' if layer is None else f'L{layer}'}, {'all heads' if head is None else f'H{head}'}"
+        title = f"tokens through {where}, to {self.names[place]}"
+        return PatchMap.of_tokens(values, self.cfg, title=title, units=self.units, signed=True)
+
+
+def token_attribution(
+    cache: ViTActivationCache,
+    directions: Tensor | TextBank,
+    *,
+    captions: Sequence[str] | None = None,
+    minus: Tensor | str | None = None,
+    units: Units = "cosine",
+    layers: Sequence[int] | None = None,
+) -> TokenAttribution:
+    """Return what each token sends through each head along directions: :func:`token_parts`, projected.
+
+    The directions are pulled back to the values, so that nothing of width ``d_embed`` is built per token.
+
+    Args:
+        cache: As for :func:`token_parts`.
+        directions: As for :func:`vit_lens.attribution.direct_attribution`.
+        captions: As there.
+        minus: As there.
+        units: As there; the sum over tokens of a head is its value there.
+        layers: Which; None means all.
+
+    Raises:
+        LensError: The cache holds only some positions, or the directions or layers do not fit.
+        UnknownHookError: The cache lacks an activation; the message names it.
+    """
+    readout = FrozenReadout(cache)
+    cfg, chosen = readout.model.cfg, _layers(readout.model.cfg, layers)
+    along = Directions.of(readout.model, directions, captions=captions, minus=minus, units=units)
+    back = readout.pull_back_reduced(along.vectors)
+    out = []
+    for layer in chosen:
+        mass, v = _mass_and_values(readout, layer)
+        keys = einsum(back, readout.model.blocks[layer].attn.W_O.detach().to(v), "n b c d, h k d -> n b c h k")
+        out.append(einsum(mass, einsum(keys, v, "n b c h k, b t h k -> n b c h t"), "b c h t, n b c h t -> b h t n"))
+    values = torch.stack(out, 1) / along.divisor(readout.embedding)[:, None, None, None, None]
+    return TokenAttribution(values, tuple(chosen), along.names, units, cfg)
+
+
+def split_pooling(cache: ViTActivationCache) -> EmbeddingParts:
+    """Split the embedding by the heads of attention pooling, in place of the parts of the residual stream.
+
+    Terms: ``poolH{i}`` for each head (its value bias and the last LayerNorm's bias go through it), the pool's output
+    bias, its MLP, and the biases that follow. They sum to the embedding (1e-10 in float64).
+
+    Raises:
+        LensError: The tower does not pool by attention.
+        UnknownHookError: The cache lacks an activation; the message names it.
+    """
+    readout = FrozenReadout(cache)
+    tokens = pool_token_parts(cache)
+    heads = [Component(f"poolH{head}", "pool_head", head=head) for head in range(tokens.shape[1])]
+    inside = ("ln_final.b", "pool.b_V")
+    rest = {name: value for name, value in readout.constants.items() if name not in inside}
+    others = [Component(name, "pool_mlp" if name == "pool.mlp" else "constant") for name in rest]
+    values = torch.cat([tokens.sum(2).transpose(0, 1), torch.stack(list(rest.values()))])
+    return EmbeddingParts((*heads, *others), values)
+
+
+def pool_token_parts(cache: ViTActivationCache) -> Float[Tensor, "batch head token d_embed"]:
+    """Return what each token of the last residual sends through each head of attention pooling.
+
+    The value bias and the last LayerNorm's bias are spread over the tokens by the pattern. The sum over tokens is
+    the head's term of :func:`split_pooling`.
+
+    Raises:
+        LensError: The tower does not pool by attention.
+        UnknownHookError: The cache lacks an activation; the message names it.
+    """
+    readout = FrozenReadout(cache)
+    pool = readout.model.attn_pool
+    if pool is None:
+        raise LensError(
+            f"this tower reads its embedding from {readout.model.cfg.readout!r}, not by attention pooling; "
+            "split_embedding and token_parts are for every tower"
+        )
+    pattern, normed = readout.pattern, readout.normed
+    W_V, b_V = (pool.attn.get_parameter(name).detach().to(normed) for name in ("W_V", "b_V"))
+    out = pattern.new_empty(*pattern.shape, readout.model.cfg.d_embed)
+    for head in range(pattern.shape[1]):
+        value = normed @ W_V[head] + b_V[head]
+        written = pattern[:, head, :, None] * (value @ pool.attn.W_O[head].detach().to(normed))
+        out[:, head] = readout.pooled_to_embed(written.transpose(0, 1)).transpose(0, 1)
+    return out
+
+
+def _mass_and_values(
+    readout: FrozenReadout, layer: int
+) -> tuple[Float[Tensor, "batch pool_head head token"], Float[Tensor, "batch token head d_head"]]:
+    """Return how much of each token the read-out sees through each head, and the tokens' values."""
+    pattern = read_tokens(readout.cache, f"blocks.{layer}.attn.hook_pattern").to(readout.weights)
+    rows = readout.model.readout_rows(pattern.transpose(1, 2))
+    v = read_tokens(readout.cache, f"blocks.{layer}.attn.hook_v").to(readout.weights)
+    return einsum(readout.weights, rows, "b c r, b r h t -> b c h t"), v
+
+
+def _layers(cfg: HookedViTConfig, layers: Sequence[int] | None) -> list[int]:
+    chosen = list(range(cfg.n_layers)) if layers is None else list(layers)
+    if not chosen or not all(isinstance(i, int) and 0 <= i < cfg.n_layers for i in chosen):
+        raise LensError(f"layers={layers!r}: the model has layers 0 to {cfg.n_layers - 1}, and at least one is needed")
+    return chosen

@@ -1,0 +1,154 @@
+"""Figures of a record: they choose and draw what it holds, and neither compute nor show."""
+
+__all__ = ["head_map", "residual_strip", "top_sites"]
+
+import html
+import math
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from vit_lens.errors import RecordError
+from vit_lens.figures.drawing import DIVERGING, SEQUENTIAL, dress, tile_figure
+from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
+from vit_lens.records import Record, select
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PARTS = {"attn": "attn", "mlp": "MLP"}
+MAPPED = ("head", "attn", "mlp", "pool_head", "pool_attn", "pool_mlp")
+POOL = "pool"
+
+
+def head_map(record: Record, image: int = 0, value: str = "cos_input", lens: str | None = None) -> "go.Figure":
+    """Draw one number of every head, attention block and MLP as a layer x head heat map; attention pooling comes last.
+
+    Args:
+        record: the record.
+        image: index of the image.
+        value: a number of the table: cos_input, cos_lens_clean, faithfulness or norm_h.
+        lens: which reading, as `vit_lens.records.select` takes it; None is the first steering lens.
+    """
+    import plotly.graph_objects as go
+
+    number = _number(value)
+    rows = select(record.table, image=image, lens=lens, types=MAPPED)
+    layers, columns, grid, names = _grid(rows, value)
+    known = [abs(v) for v in grid.values() if not math.isnan(v)]
+    limit = max(known, default=0.0) or 1.0
+    bounds = f"{number.low:g} to {number.high:g}" if number.high is not None else f"from {number.low:g}"
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[grid[layer, column] for column in columns] for layer in layers],
+            customdata=[[names[layer, column] for column in columns] for layer in layers],
+            x=columns,
+            y=layers,
+            zmin=-limit if number.signed else 0.0,
+            zmax=limit,
+            zmid=0.0 if number.signed else None,
+            colorscale=DIVERGING if number.signed else SEQUENTIAL,
+            colorbar={"title": {"text": f"{number.title}<br>({number.unit}, {bounds})"}},
+            hovertemplate="%{customdata}: %{z:.3f}<extra></extra>",
+            xgap=1,
+            ygap=1,
+        )
+    )
+    figure.update_xaxes(title="head, then the whole attention block and the MLP", type="category", showgrid=False)
+    figure.update_yaxes(
+        title="layer", autorange="reversed", dtick=max(1, len(layers) // 12), showgrid=False, zeroline=False,
+        type="category" if POOL in layers else "linear",
+    )  # fmt: skip
+    return dress(
+        figure, f"{number.title}: {_title(record, rows, image)}", 200 + 46 * len(columns), 190 + 34 * len(layers)
+    )
+
+
+def top_sites(
+    record: Record, k: int = 6, by: str = "cos_input", image: int = 0, lens: str | None = None
+) -> "go.Figure":
+    """Draw the input and the pictures of the ``k`` sites with the largest ``by``, best first, each before its control.
+
+    The input begins each line. Controls are drawn where the record has them.
+    """
+    if k < 1:
+        raise RecordError(f"k is {k}; ask for at least one site")
+    number = _number(by)
+    rows = select(record.table, image=image, lens=lens, types=MAPPED)
+    best = rows.loc[rows[by].notna()].sort_values(by, ascending=False, kind="stable").head(k)
+    if best.empty:
+        raise RecordError(
+            f"no site of image {image} has {by!r} yet; an unfinished sweep, or one without a decoder, lacks the "
+            "numbers of pictures: rank by cos_lens_clean"
+        )
+    pairs = [[row, *_control_of(record.table, row)] for row in best.to_dict("records")]
+    start, per_line = (record.input(image), "input"), 6 // max(map(len, pairs))
+    tiles = []
+    for place, pair in enumerate(pairs):
+        tiles += [start] if place % per_line == 0 else []
+        tiles += [(record.picture(int(row["row"])), _caption(row, by)) for row in pair]
+    title = f"Top {len(best)} by {number.title.lower()}: {_title(record, best, image)}"
+    return tile_figure(tiles, title, columns=min(1 + per_line * max(map(len, pairs)), len(tiles)))
+
+
+def residual_strip(record: Record, image: int = 0, by: str = "cos_input") -> "go.Figure":
+    """Draw the Diffusion Lens over layers, the input first."""
+    _number(by)
+    types = ("resid_post", "resid_pre")
+    rows = select(record.table, image=image, lens="diffusion", types=types)
+    start = (rows["site_type"] == "resid_pre") & (rows["layer"] == rows["layer"].min())
+    rows = rows.loc[start | (rows["site_type"] == "resid_post")] if "resid_post" in set(rows["site_type"]) else rows
+    rows = rows.sort_values(["layer", "site_type"], ascending=[True, False], kind="stable")
+    tiles = [(record.input(image), "input")]
+    tiles += [(record.picture(int(row["row"])), _caption(row, by)) for row in rows.to_dict("records")]
+    return tile_figure(tiles, f"Layer by layer: {_title(record, rows, image)}", columns=min(10, len(tiles)))
+
+
+def _number(name: str) -> Any:
+    if name not in NUMBERS:
+        raise RecordError(f"no number {name!r} in a record; choose one of {', '.join(NUMBERS)}")
+    return NUMBERS[name]
+
+
+def _control_of(table: pd.DataFrame, row: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """Return the control of a site, in a list that is empty where the record has none."""
+    same = table["kind"] == "control"
+    for name in ("image", "site", "lens", "definition", "anchor"):
+        same &= table[name] == row[name]
+    for name in ("alpha", "share", "seed"):
+        same &= table[name].isna() if pd.isna(row[name]) else (table[name] == row[name]).fillna(False)
+    return table.loc[same].head(1).to_dict("records")
+
+
+def _grid(rows: pd.DataFrame, value: str) -> tuple[list[Any], list[str], dict[Any, float], dict[Any, str]]:
+    """Lay the rows out by layer and column; the first row of a site counts, places without one stay nan.
+
+    Layers are numbers; with attention pooling they are texts, the last of them ``pool``.
+    """
+    numbers = sorted({int(layer) for layer in rows["layer"].dropna()})
+    layers: list[Any] = [*map(str, numbers), POOL] if rows["layer"].isna().any() else list(numbers)
+    kinds = set(rows["site_type"].str.removeprefix("pool_"))
+    heads = sorted({int(head) for head in rows["head"].dropna()})
+    columns = [*map(str, heads), *(name for part, name in PARTS.items() if part in kinds)]
+    grid = {(layer, column): math.nan for layer in layers for column in columns}
+    names = dict.fromkeys(grid, "")
+    for row in rows.to_dict("records"):
+        kind = row["site_type"].removeprefix("pool_")
+        layer = POOL if pd.isna(row["layer"]) else type(layers[0])(row["layer"])
+        place = (layer, str(int(row["head"])) if kind == "head" else PARTS[kind])
+        if not names[place]:
+            grid[place], names[place] = float(row[value]), html.escape(row["site"])
+    return layers, columns, grid, names
+
+
+def _title(record: Record, rows: pd.DataFrame, image: int) -> str:
+    name = next(str(entry["name"]) for entry in record.manifest["images"] if entry["index"] == image)
+    return html.escape(f"{rows['lens_label'].iloc[0]}, {name}")
+
+
+def _caption(row: dict[Any, Any], by: str) -> str:
+    name = f"{row['control']} control" if row["kind"] == "control" else row["site"]
+    lines = [html.escape(name) + ("" if pd.isna(row[by]) else f"  {row[by]:.2f}")]
+    if row["faithfulness"] < DRAWN_THRESHOLD:
+        lines.append("<i>the decoder could<br>not draw this</i>")
+    return "<br>".join(lines)

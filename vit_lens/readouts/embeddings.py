@@ -1,0 +1,80 @@
+"""The lens embeddings of sites, beside those of controls."""
+
+__all__ = ["CONTROLS", "SiteEmbeddings", "site_embeddings"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError, nearest
+from vit_lens.lenses import DiffusionLens, Lens
+from vit_lens.lenses.lens import Sites, check_cache
+from vit_lens.names import Site
+
+CONTROLS = ("random", "other")
+
+
+@dataclass(frozen=True, eq=False)
+class SiteEmbeddings:
+    """What a lens reads at sites, and what it reads when a control stands there.
+
+    Attributes:
+        sites: Of the site axis.
+        lens: The lens.
+        values: Embeddings by control: ``""`` is the site itself, ``random`` a random direction of equal norm,
+            ``other`` the same site of another image, scaled to the same norm.
+    """
+
+    sites: tuple[Site, ...]
+    lens: Lens
+    values: dict[str, Float[Tensor, "batch site d_embed"]]
+
+    def describe(self, image: int, site: int, control: str) -> dict[str, Any]:
+        """Return the columns of a table that say what one embedding is of."""
+        place = self.sites[site]
+        return {
+            "image": image, "site": str(place), "site_type": place.kind, "layer": place.layer, "head": place.head,
+            "lens": self.lens.record()["lens"], "control": control,
+        }  # fmt: skip
+
+
+def site_embeddings(
+    cache: ViTActivationCache,
+    sites: Sites,
+    *,
+    lens: Lens | None = None,
+    controls: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+) -> SiteEmbeddings:
+    """Read sites through a lens, and the controls that a picture would have.
+
+    Args:
+        cache: Of the images; ``rows="readout"`` is enough.
+        sites: Which.
+        lens: By default the Diffusion Lens: the site read as if it were the last residual.
+        controls: ``random`` and ``other``, see :class:`SiteEmbeddings`. The other image is the next one of the
+            cache, for the last one the first.
+        generator: Of the random directions, on the CPU; by default seeded with 0.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        LensError: The lens is not defined on a site, or there is no other image.
+    """
+    check_cache(cache)
+    lens = DiffusionLens() if lens is None else lens
+    chosen = lens.check_sites(cache.model, sites)
+    if unknown := [name for name in controls if name not in CONTROLS]:
+        raise LensError(f"no control {unknown[0]!r}; nearest: {nearest(unknown[0], CONTROLS)}")
+    with torch.no_grad():
+        values = {"": lens.embed(cache, chosen)}
+        if "random" in controls:
+            generator = torch.Generator().manual_seed(0) if generator is None else generator
+            values["random"] = lens.placebo(cache, chosen, generator=generator)
+        if "other" in controls:
+            values["other"] = lens.other_image(cache, chosen)
+    return SiteEmbeddings(tuple(chosen), lens, values)

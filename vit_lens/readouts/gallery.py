@@ -1,0 +1,305 @@
+"""A gallery: the embeddings of the user's own images, to find the nearest to a lens embedding."""
+
+__all__ = ["Gallery", "picture_hash"]
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from vit_lens.errors import GalleryError
+from vit_lens.images import load_image
+from vit_lens.model import HookedViT
+from vit_lens.readouts.centring import deviations
+from vit_lens.readouts.indexing import Entries, index_folder, index_images, picture_hash
+from vit_lens.readouts.searching import nearest_rows
+from vit_lens.readouts.storage import read_described, write_described
+
+_FORMAT = "vit_lens.gallery.1"
+_ADVICE = "make the gallery with Gallery.from_folder(model, folder, out=path)"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Gallery:
+    """Embeddings of images, by the model that reads them.
+
+    Two images are the same if the pictures that the tower sees, after resizing and cropping, are the same to the
+    bit. The first of several same ones stands for all of them.
+
+    Attributes:
+        encoder_id: The model.
+        fingerprint: Of its weights.
+        preprocess: How images became pixels.
+        folder: Where the images lie; empty if they were handed over one by one.
+        names: Paths in the folder, or names.
+        hashes: Of the pictures that the tower sees.
+        stamps: Size and time of the files, so that only new ones are embedded again.
+        skipped: Files that could not be read, and why.
+        complete: Whether every file was embedded.
+        embeds: The embeddings.
+    """
+
+    encoder_id: str
+    fingerprint: str
+    preprocess: dict[str, Any]
+    folder: str
+    names: tuple[str, ...]
+    hashes: tuple[str, ...]
+    stamps: tuple[str, ...]
+    embeds: Float[Tensor, "image d_embed"]
+    skipped: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
+
+    @classmethod
+    def from_images(
+        cls,
+        model: HookedViT,
+        images: Any,
+        *,
+        names: Sequence[str] | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> "Gallery":
+        """Embed images: paths, PIL images or arrays.
+
+        Args:
+            model: The model, without hooks.
+            images: One or several.
+            names: Of the images; by default paths, or ``image 0``, ``image 1``, ...
+            batch_size: Images in one run.
+            progress: Show a bar.
+
+        Raises:
+            GalleryError: There are no images, or another number of names.
+            ImageError: An image cannot be read.
+        """
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        return cls._of(model, "", index_images(model, images, names, batch_size=batch_size, progress=progress))
+
+    @classmethod
+    def from_folder(
+        cls,
+        model: HookedViT,
+        folder: str | Path,
+        *,
+        out: str | Path | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> "Gallery":
+        """Embed every image in a folder and the folders in it, in order of name.
+
+        With ``out`` the gallery is kept there, now and then while it is made: a run that was stopped goes on, and
+        a later run embeds only files that are new or changed, and forgets those that are gone. A file that cannot
+        be read is left out, with a warning, and named in :attr:`skipped`.
+
+        Args:
+            model: The model, without hooks.
+            folder: With images.
+            out: File of the gallery.
+            batch_size: Images in one run.
+            progress: Show a bar.
+
+        Raises:
+            GalleryError: The folder holds no image that can be read, or ``out`` holds another model's or folder's.
+            OutputError: ``out`` cannot be written.
+        """
+        root, path = Path(folder).expanduser().resolve(), None if out is None else Path(out)
+        known = cls._resume(model, root, path)
+
+        def keep(entries: Entries) -> None:
+            if path is not None:
+                cls._of(model, str(root), entries, complete=False).save(path)
+
+        found = index_folder(model, root, known, keep, batch_size=batch_size, progress=progress)
+        if found.skipped:
+            first = next(iter(found.skipped.items()))
+            warnings.warn(
+                f"{len(found.skipped)} files of {root} are not in the gallery, such as {first[0]} ({first[1]})",
+                UserWarning,
+                stacklevel=2,
+            )
+        gallery = cls._of(model, str(root), found)
+        if path is not None:
+            gallery.save(path)
+        return gallery
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Gallery":
+        """Read a saved gallery.
+
+        Raises:
+            GalleryError: The file is missing, truncated, not one of these, or of a gallery that is not finished.
+        """
+        gallery = cls._load(Path(path))
+        if not gallery.complete:
+            raise GalleryError(
+                f"the gallery {path} is not finished: it holds {len(gallery)} images of {gallery.folder} so far. Run "
+                "the command that made it again; it goes on where it stopped"
+            )
+        return gallery
+
+    def save(self, path: str | Path) -> Path:
+        """Write the gallery as safetensors, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        names = (
+            "encoder_id",
+            "fingerprint",
+            "preprocess",
+            "folder",
+            "names",
+            "hashes",
+            "stamps",
+            "skipped",
+            "complete",
+        )
+        fields = {name: getattr(self, name) for name in names}
+        return write_described(Path(path), _FORMAT, {"embeds": self.embeds}, fields)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        where = f" of {self.folder}" if self.folder else ""
+        return f"Gallery({len(self)} images{where} for {self.encoder_id!r})"
+
+    def check(self, model: HookedViT) -> "Gallery":
+        """Return the gallery if its embeddings are the model's own.
+
+        Raises:
+            GalleryError: They were made with other weights or another preprocessing.
+        """
+        if self.fingerprint != model.fingerprint:
+            raise GalleryError(
+                f"this gallery was made with {self.encoder_id} ({self.fingerprint}); the model is {model.encoder_id} "
+                f"({model.fingerprint}). Make its own: Gallery.from_folder(model, folder)"
+            )
+        if self.preprocess != _preprocess_of(model):
+            raise GalleryError(
+                f"this gallery was made with the preprocessing {self.preprocess}; the model has {_preprocess_of(model)}"
+            )
+        return self
+
+    @property
+    def distinct(self) -> tuple[int, ...]:
+        """The first index of every picture."""
+        first: dict[str, int] = {}
+        for index, digest in enumerate(self.hashes):
+            first.setdefault(digest, index)
+        return tuple(first.values())
+
+    @property
+    def duplicates(self) -> list[tuple[str, ...]]:
+        """Names of pictures that are the same, in groups."""
+        groups: dict[str, list[str]] = {}
+        for name, digest in zip(self.names, self.hashes, strict=True):
+            groups.setdefault(digest, []).append(name)
+        return [tuple(group) for group in groups.values() if len(group) > 1]
+
+    @property
+    def mean(self) -> Float[Tensor, " d_embed"]:
+        """The mean embedding; every picture counts once."""
+        return self.embeds[list(self.distinct)].mean(0)
+
+    def path(self, index: int) -> Path:
+        """Return where an image lies.
+
+        Raises:
+            GalleryError: It was handed over from memory, or the file is gone.
+        """
+        path = Path(self.folder) / self.names[index]
+        if not path.is_file():
+            raise GalleryError(f"{self.names[index]!r} is no file at {path}: this gallery cannot show its picture")
+        return path
+
+    def picture(self, index: int) -> Image.Image:
+        """Return an image of the gallery, in RGB.
+
+        Raises:
+            GalleryError: It was handed over from memory, or the file is gone.
+            ImageError: The file is damaged.
+        """
+        return load_image(self.path(index)).convert("RGB")
+
+    def nearest(
+        self,
+        queries: Float[Tensor, "query d_embed"],
+        k: int,
+        *,
+        origins: Float[Tensor, "#query d_embed"] | None = None,
+        leave_out: Sequence[str | None] | None = None,
+    ) -> tuple[Int[Tensor, "query k"], Float[Tensor, "query k"]]:
+        """Return the ``k`` nearest pictures to each embedding, best first: their indices and cosines.
+
+        A query without a direction (zero, or equal to its origin but for rounding) gets -1 and nan.
+
+        Args:
+            queries: Embeddings.
+            k: How many.
+            origins: Compare deviations: the query's from this, the gallery's from its :attr:`mean`. None compares
+                the embeddings themselves.
+            leave_out: For each query the hash of a picture that is not an answer; see :func:`picture_hash`.
+
+        Raises:
+            GalleryError: There are not ``k`` other pictures, or a query is not finite.
+        """
+        distinct = list(self.distinct)
+        if origins is not None and len(distinct) < 2:
+            raise GalleryError("the deviation from the gallery's mean needs at least two different pictures")
+        wide = torch.promote_types(queries.dtype, self.embeds.dtype)
+        queries, targets = queries.detach().to(wide), self.embeds[distinct].to(queries.device, wide)
+        if not queries.isfinite().all():
+            raise GalleryError("an embedding is not finite and has no nearest picture")
+        if origins is not None:
+            queries, targets = deviations(queries, origins), targets - self.mean.to(targets)
+        place = {self.hashes[index]: i for i, index in enumerate(distinct)}
+        banned = [None if digest is None else place.get(digest) for digest in leave_out or [None] * len(queries)]
+        room = len(distinct) - any(index is not None for index in banned)
+        if not 1 <= k <= room:
+            raise GalleryError(f"k={k}: the gallery has {room} different pictures that can be an answer")
+        index, cosine = nearest_rows(queries, targets, k, banned)
+        found = torch.tensor(distinct, device=index.device)[index]
+        return found.masked_fill(cosine.isnan(), -1), cosine
+
+    @classmethod
+    def _of(cls, model: HookedViT, folder: str, entries: Entries, *, complete: bool = True) -> "Gallery":
+        return cls(
+            encoder_id=model.encoder_id, fingerprint=model.fingerprint, preprocess=_preprocess_of(model), folder=folder,
+            names=tuple(entries.rows), hashes=tuple(row.digest for row in entries.rows.values()),
+            stamps=tuple(row.stamp for row in entries.rows.values()),
+            embeds=torch.stack([row.embed for row in entries.rows.values()]),
+            skipped=dict(entries.skipped), complete=complete,
+        )  # fmt: skip
+
+    @classmethod
+    def _load(cls, path: Path) -> "Gallery":
+        tensors, fields = read_described(path, _FORMAT, ["embeds"], GalleryError, _ADVICE)
+        for name in ("names", "hashes", "stamps"):
+            fields[name] = tuple(fields[name])
+        return cls(embeds=tensors["embeds"], **fields)
+
+    @classmethod
+    def _resume(cls, model: HookedViT, root: Path, path: Path | None) -> Entries:
+        if path is None or not path.exists():
+            return Entries()
+        kept = cls._load(path).check(model)
+        if kept.folder != str(root):
+            raise GalleryError(f"{path} is the gallery of {kept.folder}, not of {root}; choose another file")
+        return Entries.of(kept.names, kept.hashes, kept.stamps, kept.embeds)
+
+
+def _preprocess_of(model: HookedViT) -> dict[str, Any]:
+    spec = model.preprocess_spec
+    return {} if spec is None else {name: _plain(value) for name, value in spec.to_dict().items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

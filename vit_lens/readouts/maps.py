@@ -1,0 +1,107 @@
+"""Captions for every patch token, laid out as the patches lie in the image."""
+
+__all__ = ["ZeroShotMaps", "zero_shot_maps"]
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError
+from vit_lens.lenses import DiffusionLens
+from vit_lens.lenses.lens import Sites
+from vit_lens.names import Site
+from vit_lens.readouts.centring import deviations
+from vit_lens.readouts.means import ReadoutMeans
+from vit_lens.readouts.patches import check_residual, patch_embeddings
+from vit_lens.readouts.zero_shot import top_captions
+from vit_lens.texts import TextBank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotMaps:
+    """Captions for every patch token, each read alone as if it were the last residual.
+
+    No model was trained to be read like this. For towers that average their patches after the last LayerNorm the
+    embedding is exactly the mean of the last layer's patch embeddings; for others a map is a projection of what a
+    token holds, and late layers keep little of the place in it.
+
+    Attributes:
+        sites: Places of the residual stream.
+        bank: The captions.
+        cosines: By form: ``raw``, and ``centred``, with the mean over the reference images and their patches taken
+            away, one vector per site (so what a position has in common is kept).
+    """
+
+    sites: tuple[Site, ...]
+    bank: TextBank
+    cosines: dict[str, Float[Tensor, "batch site grid_row grid_column caption"]]
+
+    def of(self, form: str = "raw") -> Float[Tensor, "batch site grid_row grid_column caption"]:
+        """Return the cosines of one form.
+
+        Raises:
+            LensError: It was not computed.
+        """
+        if form not in self.cosines:
+            raise LensError(f"no form {form!r} here; there are {list(self.cosines)}. The centred form needs means=")
+        return self.cosines[form]
+
+    def logits(self, form: str = "raw") -> Float[Tensor, "batch site grid_row grid_column caption"]:
+        """Return scaled cosines, with the bias of SigLIP."""
+        return self.bank.to_logits(self.of(form))
+
+    def probs(self, form: str = "raw") -> Float[Tensor, "batch site grid_row grid_column caption"]:
+        """Return the softmax over the captions of every patch, or for SigLIP a sigmoid of each."""
+        return self.bank.to_probs(self.logits(form))
+
+    def to_frame(self, k: int = 1) -> "pd.DataFrame":
+        """Return the ``k`` best captions of every patch.
+
+        Columns: image, site, layer, row, column, form, rank, caption, cosine, logit, prob.
+        """
+        import pandas as pd
+
+        rows = []
+        for form, cosines in self.cosines.items():
+            best = top_captions(cosines, self.bank, k)
+            for image, site, row, column in torch.cartesian_prod(*map(torch.arange, cosines.shape[:4])).tolist():
+                where = {"image": image, "site": str(self.sites[site]), "layer": self.sites[site].layer}
+                where |= {"row": row, "column": column, "form": form}
+                rows += [where | numbers for numbers in best.rows(self.bank, image, site, row, column)]
+        return pd.DataFrame(rows)
+
+
+def zero_shot_maps(
+    cache: ViTActivationCache, bank: TextBank, sites: Sites = "resid_post", *, means: ReadoutMeans | None = None
+) -> ZeroShotMaps:
+    """Compare every patch token of the residual stream with captions.
+
+    Args:
+        cache: With the sites at every token: ``run_with_cache(pixels, names_filter=[s.hook_name for s in sites])``.
+        bank: Captions, embedded for this encoder.
+        sites: Places of the residual stream.
+        means: Made with ``patches=True``: adds the form ``centred``.
+
+    Raises:
+        TextError: The captions belong to another encoder.
+        LensError: A site is not the residual stream, the cache holds only some positions, or the means do not fit.
+        ReferenceMismatchError: The means are another model's.
+    """
+    chosen = check_residual(cache.model, DiffusionLens(), sites)
+    bank.check(cache.model)
+    origin = None if means is None else means.of(cache.model, DiffusionLens(), chosen, patches=True)
+    raw, centred = [], []
+    for i, site in enumerate(chosen):  # one site at a time: embeddings are wider than most lists of captions
+        embeds = patch_embeddings(cache, site)
+        raw.append(bank.cosines(embeds))
+        if origin is not None:
+            centred.append(bank.cosines(deviations(embeds, origin[i])))
+    found = {"raw": raw, "centred": centred} if centred else {"raw": raw}
+    return ZeroShotMaps(tuple(chosen), bank, {form: torch.stack(parts, 1) for form, parts in found.items()})

@@ -1,0 +1,163 @@
+"""Mean lens embeddings of sites over a reference set: what the centred read-outs take away."""
+
+__all__ = ["ReadoutMeans"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_lens.errors import LensError, ReferenceMismatchError
+from vit_lens.lenses import DiffusionLens, Lens
+from vit_lens.lenses.lens import Sites
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+from vit_lens.readouts.patches import check_residual, patch_embeddings
+from vit_lens.readouts.storage import read_described, write_described
+
+_FORMAT = "vit_lens.readout_means.1"
+_ADVICE = "make the means with ReadoutMeans.from_images(...).save(path)"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ReadoutMeans:
+    """The mean, over ``n`` images, of what a lens reads at each site: one vector of the embedding space per site.
+
+    It is the mean of embeddings, taken after LayerNorm and projection, not the embedding of a mean activation. So
+    deviations from it have mean zero over the reference set, whatever the lens; they do not add up over sites.
+
+    Attributes:
+        encoder_id: The model.
+        fingerprint: Of its weights.
+        n: Images.
+        lens: What the lens says about itself (:meth:`vit_lens.lenses.Lens.record`).
+        sites: Of the site axis.
+        patches: Whether every patch token was read alone; the mean is then over images and patches.
+        values: The means.
+    """
+
+    encoder_id: str
+    fingerprint: str
+    n: int
+    lens: dict[str, Any]
+    sites: tuple[Site, ...]
+    patches: bool
+    values: Float[Tensor, "site d_embed"]
+
+    @classmethod
+    def from_images(
+        cls,
+        model: HookedViT,
+        images: Any,
+        sites: Sites,
+        *,
+        lens: Lens | None = None,
+        patches: bool = False,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> "ReadoutMeans":
+        """Run the model over images (paths, PIL images, arrays) or preprocessed pixels and average.
+
+        Args:
+            model: The model, without hooks.
+            images: A few hundred that stand for what the model is used on.
+            sites: Which; with ``patches`` places of the residual stream.
+            lens: By default the Diffusion Lens.
+            patches: Read every patch token alone, for :func:`vit_lens.readouts.zero_shot_maps`.
+            batch_size: Images in one run.
+            progress: Show a bar.
+
+        Raises:
+            LensError: There are no images, the lens is not defined on a site, or ``patches`` with another lens.
+        """
+        lens = DiffusionLens() if lens is None else lens
+        chosen = check_residual(model, lens, sites) if patches else lens.check_sites(model, sites)
+        if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
+            images = [images]
+        if not len(images):
+            raise LensError("means need at least one image; a few hundred give stable ones")
+        model.refuse_hooks("saved means")
+        total = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64)
+        for start in tqdm(range(0, len(images), batch_size), desc="read-out means", disable=not progress):
+            batch = images[start : start + batch_size]
+            pixels = batch if isinstance(batch, Tensor) else model.preprocess(batch)
+            total += _summed(model, pixels, lens, chosen, patches)
+        return cls(
+            encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=len(images), lens=lens.record(),
+            sites=tuple(chosen), patches=patches,
+            values=(total / len(images)).to(torch.promote_types(model.dtype, torch.float32)),
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ReadoutMeans":
+        """Read saved means.
+
+        Raises:
+            LensError: The file is missing, truncated, or not one of these.
+        """
+        tensors, fields = read_described(Path(path), _FORMAT, ["values"], LensError, _ADVICE)
+        fields["sites"] = tuple(Site.parse(site) for site in fields["sites"])
+        return cls(values=tensors["values"], **fields)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the means as safetensors, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        fields = {
+            "encoder_id": self.encoder_id, "fingerprint": self.fingerprint, "n": self.n, "lens": self.lens,
+            "sites": [str(site) for site in self.sites], "patches": self.patches,
+        }  # fmt: skip
+        return write_described(Path(path), _FORMAT, {"values": self.values}, fields)
+
+    def __repr__(self) -> str:
+        what = "patches of " if self.patches else ""
+        return f"ReadoutMeans({self.encoder_id!r}, {self.lens['lens']}, {what}{len(self.sites)} sites, n={self.n})"
+
+    def of(
+        self, model: HookedViT, lens: Lens, sites: Sequence[Site], *, patches: bool = False
+    ) -> Float[Tensor, "site d_embed"]:
+        """Return the means of some sites.
+
+        Raises:
+            ReferenceMismatchError: They are another model's.
+            LensError: They are of another lens, of other sites, or not of what is asked for.
+        """
+        if self.fingerprint != model.fingerprint:
+            raise ReferenceMismatchError(
+                f"these read-out means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
+                f"is {model.encoder_id} ({model.fingerprint}). Make its own: ReadoutMeans.from_images(model, images, "
+                "sites)"
+            )
+        if self.lens != lens.record() or self.patches != patches:
+            raise LensError(
+                f"these read-out means are of {self.lens} with patches={self.patches}; asked for {lens.record()} with "
+                f"patches={patches}. Make them with ReadoutMeans.from_images(model, images, sites, lens=, patches=)"
+            )
+        if missing := [str(site) for site in sites if site not in self.sites]:
+            raise LensError(
+                f"these read-out means lack {len(missing)} of the sites, such as {missing[0]}; make them with all "
+                "sites that are read"
+            )
+        return self.values[[self.sites.index(site) for site in sites]]
+
+    def reads(self, lens: Lens, *, patches: bool = False) -> bool:
+        """Whether these are the means of a lens."""
+        return self.lens == lens.record() and self.patches == patches
+
+
+def _summed(
+    model: HookedViT, pixels: Tensor, lens: Lens, sites: list[Site], patches: bool
+) -> Float[Tensor, "site d_embed"]:
+    with torch.no_grad():
+        if not patches:
+            _, cache = model.run_with_cache(pixels, rows="readout")
+            return lens.embed(cache, sites).cpu().double().sum(0)
+        _, cache = model.run_with_cache(pixels, names_filter=[site.hook_name for site in sites])
+        return torch.stack([patch_embeddings(cache, site).cpu().double().mean((1, 2)).sum(0) for site in sites])

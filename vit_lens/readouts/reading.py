@@ -1,0 +1,137 @@
+"""All read-outs of every site side by side: captions and nearest images, raw and centred, with controls."""
+
+__all__ = ["SiteReadouts", "read_sites"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError
+from vit_lens.lenses import Lens
+from vit_lens.lenses.lens import Sites
+from vit_lens.names import Site
+from vit_lens.readouts.gallery import Gallery
+from vit_lens.readouts.means import ReadoutMeans
+from vit_lens.readouts.retrieval import retrieval_lens
+from vit_lens.readouts.zero_shot import zero_shot_lens
+from vit_lens.texts import TextBank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class SiteReadouts:
+    """What captions and images say about every site, lens and control.
+
+    Attributes:
+        captions: The columns of :meth:`vit_lens.readouts.ZeroShot.to_frame`, after a column ``reading``, the place
+            of the lens in the list that was given; None without a text bank.
+        images: Likewise, the columns of :meth:`vit_lens.readouts.Neighbours.to_frame`; None without a gallery.
+    """
+
+    captions: "pd.DataFrame | None"
+    images: "pd.DataFrame | None"
+
+    def of(self, image: int, site: Site | str, *, control: str = "", reading: int = 0) -> dict[str, Any]:
+        """Return what stands beside one picture.
+
+        Returns:
+            ``{"captions": {form: [{"caption", "cosine", "logit", "prob"}, ...]}, "images": {form: [{"name", "index",
+            "cosine", "copies"}, ...]}}``, best first, as JSON takes it: None where a site has no centred form.
+
+        Raises:
+            LensError: There is no such row.
+        """
+        import pandas as pd
+
+        numbers = {"captions": ["caption", "cosine", "logit", "prob"], "images": ["name", "index", "cosine", "copies"]}
+        found: dict[str, Any] = {}
+        for what, columns in numbers.items():
+            table: pd.DataFrame | None = getattr(self, what)
+            if table is None:
+                continue
+            here = table.loc[
+                (table["image"] == image) & (table["site"] == str(site))
+                & (table["control"] == control) & (table["reading"] == reading)
+            ]  # fmt: skip
+            if here.empty:
+                raise LensError(f"no row for image {image}, site {site}, control {control!r}, reading {reading}")
+            for row in here.to_dict("records"):
+                numbers_of = {name: None if pd.isna(row[name]) else row[name] for name in columns}
+                found.setdefault(what, {}).setdefault(row["form"], []).append(numbers_of)
+        return found
+
+
+def read_sites(
+    cache: ViTActivationCache,
+    lens: Lens | Sequence[Lens],
+    sites: Sites,
+    *,
+    bank: TextBank | None = None,
+    gallery: Gallery | None = None,
+    images: Any = None,
+    means: Sequence[ReadoutMeans] = (),
+    controls: Sequence[str] = ("random",),
+    k: int = 5,
+    seed: int = 0,
+) -> SiteReadouts:
+    """Return, for every image, site and lens, the best captions and the nearest images, and those of controls.
+
+    Args:
+        cache: Of the images; ``rows="readout"`` is enough.
+        lens: One lens, or several, each of which reads the sites that it is defined on.
+        sites: Which.
+        bank: Captions; None leaves them out.
+        gallery: Of this model; None leaves the images out.
+        images: The images of the cache, so that they are not their own neighbours; None leaves nothing out.
+        means: One for each lens that is read in the centred form too; a lens without means has captions in the raw
+            form alone, and neighbours centred on the gallery's mean.
+        controls: ``random``, ``other``; see :func:`vit_lens.readouts.site_embeddings`.
+        k: Captions and images for each.
+        seed: Of the random directions; captions and images see the same ones.
+
+    Raises:
+        LensError: Neither a bank nor a gallery was given, no lens reads a site, or means belong to no lens.
+        TextError: The captions belong to another encoder.
+        GalleryError: The gallery is another model's, or too small.
+        ReferenceMismatchError: Means are another model's.
+    """
+    import pandas as pd
+
+    if bank is None and gallery is None:
+        raise LensError("nothing to read with: give bank=, gallery= or both")
+    lenses = [lens] if isinstance(lens, Lens) else list(lens)
+    captions, neighbours = [], []
+    for place, (one, own) in enumerate(_readings(cache, lenses, sites, isinstance(lens, Lens))):
+        mean = next((m for m in means if m.reads(one)), None)
+        common: dict[str, Any] = {"lens": one, "means": mean, "controls": controls}
+        if bank is not None:
+            found = zero_shot_lens(cache, bank, own, generator=_seeded(seed), **common)
+            captions.append(found.to_frame(min(k, len(bank))).assign(reading=place))
+        if gallery is not None:
+            near = retrieval_lens(cache, gallery, own, images=images, k=k, generator=_seeded(seed), **common)
+            neighbours.append(near.to_frame().assign(reading=place))
+    if unused := [mean for mean in means if not any(mean.reads(one) for one in lenses)]:
+        raise LensError(f"{unused[0]!r} belongs to none of the lenses {[one.record() for one in lenses]}")
+    tables = [pd.concat(parts, ignore_index=True) if parts else None for parts in (captions, neighbours)]
+    return SiteReadouts(*tables)
+
+
+def _readings(
+    cache: ViTActivationCache, lenses: list[Lens], sites: Sites, alone: bool
+) -> list[tuple[Lens, list[Site]]]:
+    wanted = Site.resolve(sites, cache.model.cfg)
+    if alone:
+        return [(lenses[0], lenses[0].check_sites(cache.model, wanted))]
+    readings = [(lens, [site for site in wanted if lens.reads(site)]) for lens in lenses]
+    if unread := [str(site) for site in wanted if not any(site in own for _, own in readings)]:
+        raise LensError(f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens()")
+    return [(lens, own) for lens, own in readings if own]
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

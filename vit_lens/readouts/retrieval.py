@@ -1,0 +1,129 @@
+"""The retrieval lens: the nearest images of the user's own to every lens embedding."""
+
+__all__ = ["Neighbours", "query_hashes", "retrieval_lens"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError
+from vit_lens.images import to_display
+from vit_lens.lenses import Lens
+from vit_lens.lenses.lens import Sites
+from vit_lens.model import HookedViT
+from vit_lens.readouts.embeddings import SiteEmbeddings, site_embeddings
+from vit_lens.readouts.gallery import Gallery, picture_hash
+from vit_lens.readouts.means import ReadoutMeans
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The nearest pictures of a gallery to lens embeddings, in two forms.
+
+    ``raw``: by the cosine of the lens embedding ``e`` with the gallery's embeddings ``g``. ``centred``: by the
+    cosine of ``e - mu`` with ``g - mean(g)``, where ``mu`` is the mean lens embedding of that site over a reference
+    set, or, where no means were given, ``mean(g)`` as well. What all images share decides nothing in the centred
+    form; for a site far from the embeddings of images (one head under the Diffusion Lens) ``mean(g)`` is not what
+    the site shares, and all images get the same neighbours: give means. Where a site holds the same for all images,
+    so that nothing but rounding is left, there is no neighbour: index -1, cosine nan, no name.
+
+    Attributes:
+        embeddings: What was read.
+        gallery: What was searched.
+        index: By form and control: indices into the gallery, best first.
+        cosine: By form and control.
+    """
+
+    embeddings: SiteEmbeddings
+    gallery: Gallery
+    index: dict[tuple[str, str], Int[Tensor, "batch site k"]]
+    cosine: dict[tuple[str, str], Float[Tensor, "batch site k"]]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per image, site, form, control and neighbour, best first.
+
+        Columns: image, site, site_type, layer, head, lens, control, form, rank, index, name, cosine, copies (how
+        many files of the gallery are this very picture).
+        """
+        import pandas as pd
+
+        copies = {name: len(group) for group in self.gallery.duplicates for name in group}
+        rows: list[dict[str, Any]] = []
+        for (form, control), index in self.index.items():
+            cosine = self.cosine[form, control].tolist()
+            for image, of_image in enumerate(index.tolist()):
+                for site, best in enumerate(of_image):
+                    place = self.embeddings.describe(image, site, control) | {"form": form}
+                    for rank, found in enumerate(best):
+                        name = None if found < 0 else self.gallery.names[found]
+                        row = {"rank": rank, "index": found, "name": name, "cosine": cosine[image][site][rank]}
+                        rows.append(place | row | {"copies": 0 if name is None else copies.get(name, 1)})
+        return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+
+
+def retrieval_lens(
+    cache: ViTActivationCache,
+    gallery: Gallery,
+    sites: Sites,
+    *,
+    images: Any,
+    k: int = 5,
+    lens: Lens | None = None,
+    means: ReadoutMeans | None = None,
+    controls: Sequence[str] = ("random",),
+    generator: torch.Generator | None = None,
+) -> Neighbours:
+    """Find the nearest pictures of a gallery to the lens embedding of every site.
+
+    Args:
+        cache: Of the images; ``rows="readout"`` is enough.
+        gallery: Of this model.
+        sites: Which.
+        images: The images of the cache (paths, PIL images, arrays), whose own pictures are left out of the answers;
+            None leaves nothing out.
+        k: How many.
+        lens: By default the Diffusion Lens.
+        means: Of the same lens and sites, see :class:`Neighbours`.
+        controls: ``random``, ``other``; see :func:`vit_lens.readouts.site_embeddings`.
+        generator: Of the random directions.
+
+    Raises:
+        GalleryError: The gallery is another model's, or has fewer than ``k`` other pictures.
+        UnknownSiteError: A site is not one of the model's.
+        LensError: The lens is not defined on a site, the means do not fit, or there is another number of images.
+        ReferenceMismatchError: The means are another model's.
+    """
+    read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
+    gallery.check(cache.model)
+    hashes = query_hashes(cache.model, images)
+    n_images, n_sites = read.values[""].shape[:2]
+    if hashes is not None and len(hashes) != n_images:
+        raise LensError(f"{len(hashes)} images for a cache of {n_images}")
+    leave_out = None if hashes is None else [digest for digest in hashes for _ in range(n_sites)]
+    origin = gallery.mean[None] if means is None else means.of(cache.model, read.lens, read.sites).repeat(n_images, 1)
+    index, cosine = {}, {}
+    for control, values in read.values.items():
+        for form, origins in (("raw", None), ("centred", origin)):
+            found = gallery.nearest(values.flatten(0, 1), k, origins=origins, leave_out=leave_out)
+            index[form, control], cosine[form, control] = (part.unflatten(0, (n_images, n_sites)) for part in found)
+    return Neighbours(read, gallery, index, cosine)
+
+
+def query_hashes(model: HookedViT, images: Any) -> list[str] | None:
+    """Return the hash of what the tower sees of every image; None for None.
+
+    Raises:
+        ImageError: An image cannot be read.
+        PreprocessError: The images are preprocessed pixels.
+    """
+    if images is None:
+        return None
+    return [picture_hash(picture) for picture in to_display(images, model.preprocess_spec)]

@@ -1,0 +1,226 @@
+"""TEXTSPAN: a few captions whose directions span what a head writes (Gandelsman et al. 2024, arXiv 2310.05916)."""
+
+__all__ = ["TextSpan", "head_contributions", "text_span", "text_spans"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_lens.attribution import hook_names, split_embedding, split_pooling
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+from vit_lens.texts import TextBank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_HEADS = ("head", "pool_head")
+_NOTHING_LEFT = 1e-6  # of a text's length: below this it lies in the span of the texts already chosen
+
+
+@dataclass(frozen=True, eq=False)
+class TextSpan:
+    """Captions in the order in which they were chosen, with their directions.
+
+    Attributes:
+        captions: The chosen ones.
+        indices: Of the captions in the bank.
+        directions: Unit vectors: each caption's text embedding, projected on the head's span, less what the earlier
+            ones cover. They are orthogonal.
+        explained: Share of the variance over images along each direction; they add up to at most 1.
+        mean: Of the contributions.
+    """
+
+    captions: tuple[str, ...]
+    indices: tuple[int, ...]
+    directions: Float[Tensor, "direction d_embed"]
+    explained: Float[Tensor, " direction"]
+    mean: Float[Tensor, " d_embed"]
+
+    def reconstruct(self, contributions: Float[Tensor, "image d_embed"]) -> Float[Tensor, "image d_embed"]:
+        """Return the mean, and of every deviation from it what lies in the span of the directions."""
+        deviation = contributions.to(self.directions) - self.mean
+        return self.mean + deviation @ self.directions.T @ self.directions
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the captions as rows of a table: rank, caption, explained, cumulative."""
+        shares, sums = self.explained.tolist(), self.explained.cumsum(0).tolist()
+        return [
+            {"rank": rank, "caption": caption, "explained": shares[rank], "cumulative": sums[rank]}
+            for rank, caption in enumerate(self.captions)
+        ]
+
+
+def text_span(
+    contributions: Float[Tensor, "image d_embed"],
+    texts: Float[Tensor, "caption d_embed"],
+    captions: Sequence[str],
+    *,
+    k: int = 10,
+    rank: int | None = None,
+) -> TextSpan:
+    """Choose captions greedily by how much of the contributions' variance their directions carry.
+
+    Algorithm 1 of the paper, in the order of its released code: the texts are projected on the span of the first
+    ``rank`` right singular vectors of the contributions (not centred); the contributions are centred; then, ``k``
+    times, the caption whose text (as it is by then, not rescaled) has the largest variance of dot products over the
+    images is chosen, and its direction is removed from every text. (The code removes it from the contributions as
+    well, which changes no dot product.)
+
+    Computed in float64 on the CPU. Fewer captions come back where no text is left outside the span of the chosen.
+
+    Args:
+        contributions: What one head adds to the embedding of every image.
+        texts: Text embeddings at length 1.
+        captions: Their names.
+        k: How many.
+        rank: Of the head's span; None takes the numerical rank, which a head that is read at the CLS token keeps at
+            its width or below. The released code takes the first 80.
+
+    Raises:
+        LensError: There are not two images, the contributions do not vary, or ``k`` or ``rank`` is out of range.
+    """
+    data, words = contributions.detach().cpu().double(), texts.detach().cpu().double()
+    if len(data) < 2 or words.shape != (len(captions), data.shape[1]):
+        raise LensError(
+            f"contributions of shape {tuple(data.shape)} and {len(captions)} texts of shape {tuple(words.shape)}; "
+            "expected [image d_embed] of at least two images, and [caption d_embed]"
+        )
+    if not 1 <= k <= len(captions):
+        raise LensError(f"k={k}: there are {len(captions)} captions")
+    basis = _span(data, rank, torch.finfo(contributions.dtype).eps)
+    words = words @ basis.T @ basis
+    mean = data.mean(0)
+    data = data - mean
+    total = data.square().sum()
+    if total <= (torch.finfo(torch.float64).eps * mean.norm()) ** 2 * len(data):
+        raise LensError("the contributions are the same for all images: there is no variance to span")
+    floor = _NOTHING_LEFT * words.norm(dim=-1).amax()
+    chosen: list[int] = []
+    directions, explained = [], []
+    for _ in range(k):
+        spread = (data @ words.T).var(0)
+        spread[words.norm(dim=-1) <= floor] = -torch.inf
+        best = int(spread.argmax())
+        if spread[best] == -torch.inf:
+            break
+        unit = words[best] / words[best].norm()
+        along = data @ unit
+        chosen.append(best)
+        directions.append(unit)
+        explained.append(along.square().sum() / total)
+        words = words - (words @ unit)[:, None] * unit
+    return TextSpan(
+        tuple(captions[i] for i in chosen), tuple(chosen), torch.stack(directions), torch.stack(explained), mean
+    )
+
+
+def head_contributions(
+    model: HookedViT, images: Any, sites: Sequence[Site | str] | str, *, batch_size: int = 32, progress: bool = False
+) -> Float[Tensor, "site image d_embed"]:
+    """Return what heads add to the embeddings of images: their terms of the exact split, in float32 or wider.
+
+    The final LayerNorm's scale is each image's own (:func:`vit_lens.attribution.split_embedding`). Memory: heads x
+    images x d_embed, 1 GB for 200 heads, 1,000 images and ViT-bigG; take the layers that you look at.
+
+    Args:
+        model: The model.
+        images: Paths, PIL images, arrays, or preprocessed pixels.
+        sites: Heads; ``"heads"`` means all.
+        batch_size: Images in one run.
+        progress: Show a bar.
+
+    Raises:
+        LensError: A site is not a head.
+        UnknownSiteError: A site is not one of the model's.
+    """
+    chosen = Site.resolve(sites, model.cfg)
+    if other := [str(site) for site in chosen if site.kind not in _HEADS]:
+        raise LensError(f"TEXTSPAN is about heads, not {', '.join(other[:4])}")
+    if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
+        images = [images]
+    # With attention pooling every token is a read-out row, and the split needs its pattern too.
+    kept: dict[str, Any] = {"rows": "readout"} if model.attn_pool is None else {"names_filter": hook_names(model)}
+    parts = []
+    for start in tqdm(range(0, len(images), batch_size), desc="contributions", disable=not progress):
+        batch = images[start : start + batch_size]
+        pixels = batch if isinstance(batch, Tensor) else model.preprocess(batch)
+        with torch.no_grad():
+            _, cache = model.run_with_cache(pixels, **kept)
+            parts.append(_terms(cache, chosen).cpu())
+    if not parts:
+        raise LensError("no images given; a few hundred give a stable span")
+    return torch.cat(parts, dim=1)
+
+
+def text_spans(
+    model: HookedViT,
+    images: Any,
+    bank: TextBank,
+    sites: Sequence[Site | str] | str,
+    *,
+    k: int = 10,
+    rank: int | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> "tuple[dict[Site, TextSpan], pd.DataFrame]":
+    """Describe heads by the captions that span what they write.
+
+    Args:
+        model: The model.
+        images: As for :func:`head_contributions`.
+        bank: Captions, embedded for this encoder: hundreds to thousands, since only what they say can be found.
+        sites: Heads; ``"heads"`` means all.
+        k: Captions for each head.
+        rank: As for :func:`text_span`.
+        batch_size: Images in one run.
+        progress: Show a bar.
+
+    Returns:
+        The spans by head, and a table: site, layer, head, rank, caption, explained, cumulative.
+
+    Raises:
+        TextError: The captions belong to another encoder.
+        LensError: As for :func:`text_span` and :func:`head_contributions`.
+    """
+    import pandas as pd
+
+    bank.check(model)
+    values = head_contributions(model, images, sites, batch_size=batch_size, progress=progress)
+    chosen = Site.resolve(sites, model.cfg)
+    spans = {
+        site: text_span(of_head, bank.unit, bank.captions, k=k, rank=rank)
+        for site, of_head in zip(chosen, values, strict=True)
+    }
+    rows = [
+        {"site": str(site), "layer": site.layer, "head": site.head} | row
+        for site, span in spans.items()
+        for row in span.rows()
+    ]
+    return spans, pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+
+
+def _span(data: Float[Tensor, "image d_embed"], rank: int | None, eps: float | int) -> Float[Tensor, "rank d_embed"]:
+    """Return the first right singular vectors; those that rounding alone may have made are none."""
+    singular, vectors = torch.linalg.svd(data, full_matrices=False)[1:]
+    numerical = int((singular > singular[0] * max(data.shape) * eps).sum())
+    if rank is not None and not 1 <= rank <= numerical:
+        raise LensError(f"rank={rank}: the contributions span {numerical} dimensions")
+    return vectors[: numerical if rank is None else rank]
+
+
+def _terms(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "site batch d_embed"]:
+    parts = []
+    if any(not site.is_pool for site in sites):
+        parts.append(split_embedding(cache))
+    if any(site.is_pool for site in sites):
+        parts.append(split_pooling(cache))
+    where = {label: (part, i) for part in parts for i, label in enumerate(part.labels)}
+    return torch.stack([where[str(site)][0].values[where[str(site)][1]] for site in sites])

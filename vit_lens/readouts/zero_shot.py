@@ -1,0 +1,172 @@
+"""The zero-shot lens: what captions say about every layer, head, attention block and MLP."""
+
+__all__ = ["FORMS", "ZeroShot", "top_captions", "zero_shot_lens"]
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import LensError
+from vit_lens.lenses import Lens
+from vit_lens.lenses.lens import Sites
+from vit_lens.readouts.centring import deviations
+from vit_lens.readouts.embeddings import SiteEmbeddings, site_embeddings
+from vit_lens.readouts.means import ReadoutMeans
+from vit_lens.texts import TextBank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMS = ("raw", "centred")
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShot:
+    """Captions for lens embeddings, in two forms.
+
+    ``raw``: the cosine of the lens embedding ``e`` with each caption's text embedding. ``centred``: the cosine of
+    ``e - mu``, where ``mu`` is the mean lens embedding of that site over a reference set
+    (:class:`vit_lens.readouts.ReadoutMeans`). The texts are not centred: a vector that all captions share moves all
+    logits of one embedding by (nearly) the same amount, which a softmax and a ranking do not see; a sigmoid does.
+
+    What each is exact for: ``raw`` at the last residual is the model's own zero-shot result, to rounding. ``centred``
+    does not change when a constant vector is added to the site's embeddings of all images; it is a reading of what
+    is special about this image, and at no site the model's own probability. Where a site holds the same for all
+    images, so that nothing but rounding is left, it is nan, and tables name no caption.
+
+    Attributes:
+        embeddings: What was read.
+        bank: The captions.
+        cosines: By form and control; ``("raw", "")`` is the site itself.
+    """
+
+    embeddings: SiteEmbeddings
+    bank: TextBank
+    cosines: dict[tuple[str, str], Float[Tensor, "batch site caption"]]
+
+    def of(self, form: str = "raw", control: str = "") -> Float[Tensor, "batch site caption"]:
+        """Return the cosines of one form and control.
+
+        Raises:
+            LensError: It was not computed.
+        """
+        if (form, control) not in self.cosines:
+            raise LensError(
+                f"no form {form!r} with control {control!r} here; there are {sorted(self.cosines)}. The centred form "
+                "needs means=, controls need controls="
+            )
+        return self.cosines[form, control]
+
+    def logits(self, form: str = "raw", control: str = "") -> Float[Tensor, "batch site caption"]:
+        """Return scaled cosines, with the bias of SigLIP."""
+        return self.bank.to_logits(self.of(form, control))
+
+    def probs(self, form: str = "raw", control: str = "") -> Float[Tensor, "batch site caption"]:
+        """Return the softmax over the captions, or for SigLIP a sigmoid of each."""
+        return self.bank.to_probs(self.logits(form, control))
+
+    def to_frame(self, k: int | None = None) -> "pd.DataFrame":
+        """Return one row per image, site, form, control and caption, best first.
+
+        Columns: image, site, site_type, layer, head, lens, control, form, rank, caption, cosine, logit, prob.
+
+        Args:
+            k: Only the best so many captions; None means all.
+        """
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for form, control in self.cosines:
+            best = top_captions(self.of(form, control), self.bank, k)
+            for image in range(len(best.index)):
+                for site in range(len(self.embeddings.sites)):
+                    place = self.embeddings.describe(image, site, control) | {"form": form}
+                    rows += [place | row for row in best.rows(self.bank, image, site)]
+        return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+
+
+@dataclass(frozen=True, eq=False)
+class TopCaptions:
+    """The best captions, best first, with their numbers."""
+
+    index: Int[Tensor, "*batch k"]
+    cosine: Float[Tensor, "*batch k"]
+    logit: Float[Tensor, "*batch k"]
+    prob: Float[Tensor, "*batch k"]
+
+    def rows(self, bank: TextBank, *place: int) -> list[dict[str, Any]]:
+        """Return the captions of one embedding as rows of a table."""
+        numbers = zip(
+            self.index[place].tolist(), self.cosine[place].tolist(), self.logit[place].tolist(),
+            self.prob[place].tolist(), strict=True,
+        )  # fmt: skip
+        return [
+            {
+                "rank": rank, "caption": None if math.isnan(cosine) else bank.captions[index],
+                "cosine": cosine, "logit": logit, "prob": prob,
+            }
+            for rank, (index, cosine, logit, prob) in enumerate(numbers)
+        ]  # fmt: skip
+
+
+def zero_shot_lens(
+    cache: ViTActivationCache,
+    bank: TextBank,
+    sites: Sites = ("L0.resid_pre", "resid_post"),
+    *,
+    lens: Lens | None = None,
+    means: ReadoutMeans | None = None,
+    controls: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+) -> ZeroShot:
+    """Read sites through a lens and compare the embeddings with captions.
+
+    The default sites, with the Diffusion Lens, are the logit lens over layers: every state of the residual stream
+    is read as if it were the last. Heads, attention blocks and MLPs go through any lens.
+
+    Args:
+        cache: Of the images; ``rows="readout"`` is enough.
+        bank: Captions, embedded for this encoder. For a tower tuned towards its text tower, say so first:
+            ``dataclasses.replace(bank, encoder_id=model.encoder_id)``.
+        sites: Which.
+        lens: By default the Diffusion Lens.
+        means: Of the same lens and sites: adds the form ``centred``, see :class:`ZeroShot`.
+        controls: ``random``, ``other``; see :func:`vit_lens.readouts.site_embeddings`.
+        generator: Of the random directions.
+
+    Raises:
+        TextError: The captions belong to another encoder.
+        UnknownSiteError: A site is not one of the model's.
+        LensError: The lens is not defined on a site, or the means are of another lens or lack a site.
+        ReferenceMismatchError: The means are another model's.
+    """
+    read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
+    bank.check(cache.model)
+    origin = None if means is None else means.of(cache.model, read.lens, read.sites)
+    cosines = {}
+    for control, values in read.values.items():
+        cosines["raw", control] = bank.cosines(values)
+        if origin is not None:
+            cosines["centred", control] = bank.cosines(deviations(values, origin))
+    return ZeroShot(read, bank, cosines)
+
+
+def top_captions(cosines: Float[Tensor, "*batch caption"], bank: TextBank, k: int | None = None) -> TopCaptions:
+    """Return the ``k`` best captions of every embedding; probabilities are over all captions of the bank.
+
+    Raises:
+        LensError: ``k`` is not from 1 to the number of captions.
+    """
+    k = len(bank) if k is None else k
+    if not 1 <= k <= len(bank):
+        raise LensError(f"k={k}: the text bank has {len(bank)} captions")
+    probs = bank.to_probs(bank.to_logits(cosines))
+    best = cosines.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    found = cosines.gather(-1, best)
+    return TopCaptions(best, found, bank.to_logits(found), probs.gather(-1, best))
