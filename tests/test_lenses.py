@@ -273,6 +273,7 @@ def test_saved_means_do_not_hide_hooks(vit, pixels):
     from vit_lens.errors import VitLensError
 
     with vit.hooks([("blocks.0.hook_mlp_out", lambda act, hook: act * 0)]):
+        vit(pixels)
         with pytest.raises(VitLensError, match=r"hooks are on \['blocks.0.hook_mlp_out'\], and saved means could not"):
             ReferenceMeans.from_images(vit, pixels)
 

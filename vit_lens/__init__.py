@@ -17,9 +17,13 @@ _HOME = {
     "Record": "vit_lens.records",
     "ReferenceMeans": "vit_lens.reference",
     "Site": "vit_lens.names",
+    "TextBank": "vit_lens.texts",
     "VitLensError": "vit_lens.errors",
-    "ZeroShotLabels": "vit_lens.labels",
+    "ZeroShotLabels": "vit_lens.texts",
+    "attribution": "vit_lens",
     "figures": "vit_lens",
+    "interventions": "vit_lens",
+    "readouts": "vit_lens",
     "sweep": "vit_lens.sweeping",
     "write_report": "vit_lens.report",
 }
@@ -29,8 +33,8 @@ __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vit_lens' has no attribute {name!r}")
-    if name == "figures":
-        return import_module("vit_lens.figures")
+    if _HOME[name] == "vit_lens":
+        return import_module(f"vit_lens.{name}")
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

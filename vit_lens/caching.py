@@ -35,8 +35,11 @@ _POOL_KEYS = (f"{_POOL}attn.hook_k", f"{_POOL}attn.hook_v")  # of every token; t
 _READOUT_PARTS = (
     "hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post",
 )  # fmt: skip
-
-_POOL_PARTS = tuple(f"{_POOL}{part}" for part in ("attn.hook_z", "hook_attn_out", "hook_mlp_out"))
+_READOUT_ENDS = ("hook_embed", "hook_pos_embed", "ln_final.hook_scale")
+_POOL_PARTS = tuple(
+    f"{_POOL}{part}"
+    for part in ("attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "ln_post.hook_scale")
+)
 
 
 class CachingRootModule(LoudHookedRootModule):
@@ -122,7 +125,7 @@ class CachingRootModule(LoudHookedRootModule):
         def save(tensor: Tensor, hook: HookPoint, suffix: str) -> None:
             name = str(hook.name)
             value = tensor.detach()
-            if rows == "readout" and not name.startswith(_POOL):
+            if rows == "readout" and self.pos_axis(name) is not None:
                 value = self.readout_rows(value)
             elif pos_slice is not None and (axis := self.pos_axis(name)) is not None:
                 value = cut.apply(value, dim=axis)
@@ -230,7 +233,9 @@ class CachingRootModule(LoudHookedRootModule):
         return switch is not None and not getattr(self.cfg, switch)
 
     def _is_readout_part(self, name: str) -> bool:
-        return name in _POOL_PARTS or (name.startswith("blocks.") and name.split(".", 2)[2] in _READOUT_PARTS)
+        if name.startswith("blocks."):
+            return name.split(".", 2)[2] in _READOUT_PARTS
+        return name in _READOUT_ENDS or name in _POOL_PARTS
 
     def check_reach(self, start_at_layer: int | None, stop_at_layer: int | None) -> None:
         """Raise if a temporary hook sits where a call from ``start_at_layer`` to ``stop_at_layer`` does not come by.

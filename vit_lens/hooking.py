@@ -27,7 +27,8 @@ class _Guard:
     """A user's hook function that may not change what flows through the model but in value."""
 
     def __init__(self, hook: Callable, name: str, direction: Direction):
-        self.hook, self.name, self.direction, self.fired = hook, name, direction, 0
+        self.hook, self.name, self.fired = hook, name, 0
+        self.direction: Direction = direction
 
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:
         self.fired += 1

@@ -61,8 +61,9 @@ class LayerNorm(nn.Module):
     """LayerNorm with hook points.
 
     ``hook_scale`` is the standard deviation that divides (with eps inside); ``hook_normalized`` is the output
-    with weight and bias applied, which is what the next matrices read, as in HookedTransformer's ``LayerNorm``.
-    Statistics of half-precision inputs are taken in float32, as open_clip's ``LayerNormFp32`` does.
+    with weight and bias applied, which is what the next matrices read, as in TransformerLens 2 (later versions fire
+    it before weight and bias). Statistics of half-precision inputs are taken in float32, as open_clip's
+    ``LayerNormFp32`` does.
     """
 
     def __init__(self, d_model: int, eps: float | int):

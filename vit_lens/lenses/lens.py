@@ -96,7 +96,30 @@ class Lens(ABC):
             noise = noise * (centred_norm(deviation) / centred_norm(noise))[..., None, None]
             return noise if origin is None else origin + noise
 
+        check_cache(cache)
         return self._embed(cache, self.check_sites(cache.model, sites), random_like)
+
+    def other_image(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
+        """Return the control: each site's output is that of the next image, scaled to the norm of its own.
+
+        Norms are those after mean removal over d_model; for ``anchor="mean"`` deviations from the reference mean are
+        exchanged and scaled. What stays is content that says nothing about this image.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The cache holds one image, or the lens is not defined on a site.
+        """
+
+        def exchange(outputs: Tensor, origin: Tensor | None) -> Tensor:
+            if len(outputs) < 2:
+                raise LensError("the control 'other' needs another image: cache at least two, or leave the control out")
+            own = outputs if origin is None else outputs - origin
+            other = own.roll(-1, 0)
+            other = other * (centred_norm(own) / centred_norm(other))[..., None, None]
+            return other if origin is None else origin + other
+
+        check_cache(cache)
+        return self._embed(cache, self.check_sites(cache.model, sites), exchange)
 
     def _embed(
         self, cache: ViTActivationCache, sites: list[Site], change: Callable[[Tensor, Tensor | None], Tensor]
