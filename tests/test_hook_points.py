@@ -150,3 +150,17 @@ def test_a_caption_needs_a_vocabulary(vit):
     for wrong, message in ((13, "13 dimensions of the embedding"), (torch.tensor([0.5]), "expected whole numbers")):
         with pytest.raises(VitLensError, match=message):
             vit.tokens_to_residual_directions(wrong)
+
+
+def test_the_config_says_where_the_weights_are():
+    from vit_lens import HookedViT
+    from vit_lens.errors import VitLensError
+
+    model = HookedViT(pooling_config("map"))
+    assert model.cfg.device == "cpu"
+    model.to("meta")
+    assert (
+        model.cfg.device == "meta" and model.attn_pool.attn.cfg is model.cfg and model.blocks[1].attn.cfg is model.cfg
+    )
+    with pytest.raises(VitLensError, match="on the meta device have no content"):
+        print(model.fingerprint)

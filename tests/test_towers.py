@@ -169,11 +169,14 @@ def test_clip_and_siglip_at_another_size(size):
         assert_exact(vit, hugging_face(tower, pixels, interpolate_pos_encoding=True), pixels)
 
 
-def test_the_stored_positions_are_left_alone():
-    tower = towers.hf_other("Dinov2Model")
-    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+@pytest.mark.parametrize("kind", ["SiglipVisionModel", *DINOV2])
+def test_the_towers_own_positions_are_left_alone(kind):
+    tower = towers.hf_other(kind)
+    parts = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
     hooked(tower, image_size=22)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
+    after = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
+    assert parts.keys() == after.keys() and all(after[name] is part for name, part in parts.items())
+    assert all(parameter.requires_grad for parameter in tower.parameters())
 
 
 def test_the_size_of_the_preprocessing_decides_for_dinov2():
@@ -562,22 +565,33 @@ def test_a_tower_of_two_dtypes_cannot_be_shared(errors):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Count what is read from files, and how many of those tensors are still held at the next read."""
+    """Note what is read from files, how often they are opened, and how much of it is held at the next read."""
     import weakref
 
     from vit_lens.pretrained import tensors
 
-    held, record = [], {"names": [], "most": 0}
+    held, record = [], {"names": [], "most": 0, "opened": 0}
     read = tensors._File.read
 
     def noted(self, key):
         record["most"] = max(record["most"], sum(ref() is not None for ref in held))
-        tensor = read(self, key)
-        held.append(weakref.ref(tensor))
+        values = read(self, key).numpy().copy()
+        held.append(weakref.ref(values))  # it lives as long as any tensor that shares its memory
         record["names"].append(key)
-        return tensor
+        return torch.from_numpy(values)
+
+    def counted(cls):
+        opened = cls._open
+
+        def once_more(self):
+            record["opened"] += 1
+            return opened(self)
+
+        monkeypatch.setattr(cls, "_open", once_more)
 
     monkeypatch.setattr(tensors._File, "read", noted)
+    counted(tensors._SafetensorsFile)
+    counted(tensors._TorchFile)
     return record
 
 
@@ -602,7 +616,8 @@ def test_tensors_are_read_one_at_a_time(kind, reads, monkeypatch, pre, tmp_path)
     monkeypatch.setattr(tensors, "_OPEN_AGAIN_AFTER", 0)
     arguments, options = saved(kind, tmp_path)
     source = pre.read_pretrained(*arguments, **options)
-    assert reads["most"] <= (1 if kind != "old" else 10**6) and reads["names"]
+    assert reads["most"] == (1 if kind == "hf" else 0) and reads["names"]
+    assert reads["opened"] == (1 if kind == "old" else 1 + len(reads["names"]))
     assert not any("text" in name or "logit" in name or "mask_token" in name for name in reads["names"])
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in source.state_dict.values())
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vit_lens.errors import VitLensError
+
 MINI_ENCODER = "vit_lens/mini"
 MINI_FINGERPRINT = "64b5add7dd958fc7"  # of the shipped encoder; a test holds it
 KANDINSKY_22_ENCODER = "hf/kandinsky-community/kandinsky-2-2-prior:image_encoder"
@@ -63,7 +65,12 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
     Every value of every tensor is hashed, rounded to bfloat16, with names and shapes. So a cast to float64,
     float32 or bfloat16 keeps the fingerprint, and any edit that bfloat16 can show changes it.
+
+    Raises:
+        VitLensError: The tensors are on the meta device and have no content.
     """
+    if any(tensor.is_meta for tensor in state_dict.values()):
+        raise VitLensError("weights on the meta device have no content to identify; load them on a real device")
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name]
