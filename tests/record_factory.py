@@ -37,27 +37,30 @@ def manifest(n_rows, names, *, decoder=True, encoder_id="vit_lens/mini", n_layer
     }
 
 
-def sites(n_layers, n_heads):
-    """Return (site, type, layer, head) of every head, attention block and MLP, layer by layer."""
+def sites(n_layers, n_heads, pool=0):
+    """Return (site, type, layer, head) of every head, attention block and MLP, layer by layer, then of the pool."""
     found = []
     for layer in range(n_layers):
         found += [(f"L{layer}H{head}", "head", layer, head) for head in range(n_heads)]
         found += [(f"L{layer}.{part}", part, layer, None) for part in ("attn", "mlp")]
+    if pool:
+        found += [(f"poolH{head}", "pool_head", None, head) for head in range(pool)]
+        found += [(f"pool.{part}", f"pool_{part}", None, None) for part in ("attn", "mlp")]
     return found
 
 
-def rows(names, *, n_layers=8, n_heads=8, seed=0, numbers=True, plain_sites=True, controls=True):
+def rows(names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_sites=True, controls=True):
     """Return the rows of a sweep of both lenses with a random control for each steered site."""
     rng = np.random.default_rng(seed)
     residuals = [(f"L{n}.{part}", part, n, None) for n in range(n_layers) for part in ("resid_pre", "resid_post")]
-    parts = sites(n_layers, n_heads)
+    parts = sites(n_layers, n_heads, pool)
     plan = [(site, PLAIN, "") for site in residuals + (parts if plain_sites else [])]
     plan += [(site, STEERING, control) for site in parts for control in (("", "random") if controls else ("",))]
     found = []
     for image, name in enumerate(names):
         for (site, kind, layer, head), lens, control in plan:
             row = len(found)
-            late = (layer + 1) / n_layers * (0.35 if control else 1.0)
+            late = (n_layers if layer is None else layer + 1) / n_layers * (0.35 if control else 1.0)
             values = {
                 "norm_h": float(rng.gamma(3.0, 2.0)),
                 "cos_lens_clean": float(np.tanh(late * 1.2 + rng.normal(0, 0.35))),
@@ -97,7 +100,56 @@ def embeddings(n_rows, n_images):
     return {name: torch.randn(n, D_EMBED, generator=generator) for name, n in sizes.items()}
 
 
-def build(path, *, names=("cup.png",), size=64, stop_after=None, noise=False, changes=None, **options):
+CAPTIONS = (f"a photo of a {HOSTILE}", "a photo of a dog", "a photo of a cat", "a photo of a red cat", "a ship")
+GALLERY = {0: "near.png", 3: HOSTILE, 7: "sea & sand.png", 9: "from memory", 11: "far.png"}
+
+
+def beside(n_rows, *, bias=None, groups=None, seed=3):
+    """Return random answers to every row: captions of `CAPTIONS`, pictures of `GALLERY`."""
+    from vit_lens.records.readouts import Found, Readouts
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def found(names):
+        order = torch.rand(n_rows, len(names), generator=generator).argsort(-1)[:, :4]
+        cosine = torch.rand(n_rows, 4, generator=generator).sort(-1, descending=True).values
+        return Found(torch.tensor(names)[order].int(), cosine)
+
+    texts = torch.randn(len(CAPTIONS), D_EMBED, generator=generator)
+    return Readouts(
+        captions=CAPTIONS, texts=texts / texts.norm(dim=1, keepdim=True), logit_scale=7.0, logit_bias=bias,
+        groups=groups or {"captions": list(range(len(CAPTIONS)))}, names=GALLERY, means="the mean of 5 images",
+        by_caption={form: found(list(range(len(CAPTIONS)))) for form in ("raw", "centred")},
+        by_image={form: found(list(GALLERY)) for form in ("raw", "centred")},
+    )  # fmt: skip
+
+
+def live(n_layers, n_heads, *, images=(0,), recomputed=True, seed=4):
+    """Return live numbers of random parts in a stream of 11 numbers."""
+    from vit_lens.records import LiveNumbers
+
+    generator = torch.Generator().manual_seed(seed)
+    labels = ["start"]
+    for layer in range(n_layers):
+        labels += [f"L{layer}H{head}" for head in range(n_heads)] + [f"L{layer}.b_O", f"L{layer}.mlp"]
+    written = torch.randn(len(images), len(labels), 11, generator=generator).double()
+    written -= written.mean(-1, keepdim=True)
+    gram = written @ written.mT / 11
+    along, variance = gram.sum(-1), gram.sum((-1, -2)) + 1e-5
+    contributions = written @ torch.randn(11, D_EMBED, generator=generator).double() / variance.sqrt()[:, None, None]
+    constant = 0.2 * torch.randn(len(images), D_EMBED, generator=generator)
+    upper = torch.triu_indices(len(labels), len(labels))
+    scale = {"gram": gram[:, upper[0], upper[1]], "along": along, "variance": variance} if recomputed else {}
+    return LiveNumbers(
+        labels=tuple(labels), images=images, recomputed=recomputed, eps=1e-5, contributions=contributions.float(),
+        constant=constant, embedding=(contributions.sum(1) + constant).float(),
+        **{name: value.float() for name, value in scale.items()},
+    )  # fmt: skip
+
+
+def build(
+    path, *, names=("cup.png",), size=64, stop_after=None, noise=False, changes=None, read=None, alive=None, **options
+):
     """Write a synthetic record to ``path``; ``stop_after`` pictures leaves it unfinished."""
     from vit_lens.records import Record, RecordWriter
 
@@ -110,6 +162,13 @@ def build(path, *, names=("cup.png",), size=64, stop_after=None, noise=False, ch
     for row in range(len(table) if stop_after is None else stop_after):
         random = rng.integers(0, 256, (size, size, 3), dtype=np.uint8) if noise else picture(row, size)
         writer.write_picture(row, random)
+    if read is not None:
+        for index in GALLERY:
+            if GALLERY[index] != "from memory":
+                writer.write_neighbour(index, picture(2000 + index, size))
+        writer.write_readouts(read)
+    if alive is not None:
+        writer.write_live(alive)
     writer.write_embeddings(embeddings(len(table), len(names)))
     if stop_after is None:
         writer.finish()

@@ -57,12 +57,40 @@ def test_sweep_report_and_sweep_again(vit_lens, photo, tmp_path):
     assert manifest["complete"] and manifest["command"].startswith("vit-lens sweep ")
     assert [lens["definition"] for lens in manifest["lenses"]] == ["mean-anchored DSL", "LN(v) proj"]
     assert len(list((out / "pictures").iterdir())) == 2 * 2 + 3 + 2
+    assert manifest["readouts"]["texts"]["n"] == 49 and manifest["readouts"]["live"]  # mini has captions of its own
     before = {p: p.stat().st_mtime_ns for p in (out / "pictures").iterdir()}
     assert vit_lens(*command)[0] == 0
     assert before == {p: p.stat().st_mtime_ns for p in (out / "pictures").iterdir()}
     assert vit_lens("report", out)[0] == 0
     status, _, error = vit_lens("sweep", photo, "--sites", "L7H1", "--steps", 2, "--out", out)
     assert status == 2 and "another sweep" in error
+
+
+def test_captions_and_a_gallery_stand_in_the_record(vit_lens, photo, tmp_path):
+    from vit_lens.records import Record
+
+    folder, texts = tmp_path / "mine", tmp_path / "words.txt"
+    folder.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    texts.write_text("a star\n\na red object\n")
+    command = ("sweep", photo, "--sites", "L7H0,L3.mlp", "--decoder", "none", "--gallery", folder)
+    status, output, error = vit_lens(*command, "--captions", texts, "--out", tmp_path / "a")
+    assert status == 0 and output.startswith("page: "), error
+    record = Record.load(tmp_path / "a")
+    assert record.readouts.captions == ("a star", "a red object") and len(record.live.images) == 1
+    assert {len(found) for found in record.readouts.of(0)["captions"].values()} == {2}
+    assert set(record.readouts.by_caption) == {"raw", "centred"}  # means over the gallery
+    assert set(record.readouts.names.values()) <= {"0.png", "1.png", "2.png"}
+    status, output, error = vit_lens(
+        *command[:-2], "--captions", "a star, a ring", "--no-live", "--out", tmp_path / "b"
+    )
+    assert status == 0, error
+    record = Record.load(tmp_path / "b")
+    assert record.readouts.captions == ("a star", "a ring") and record.live is None and not record.readouts.names
+    status, _, error = vit_lens(*command, "--captions", "a hippopotamus", "--out", tmp_path / "c")
+    assert status == 2 and "hippopotamus" in error and not (tmp_path / "c").exists()
 
 
 def test_reference_means_serve_the_leak_free_lens(vit_lens, photo, tmp_path):

@@ -57,11 +57,53 @@ def test_the_top_sites_are_the_best_in_order(record):
     rows = table[(table["image"] == 0) & (table["kind"] == "site") & (table["lens"] == "dsl")]
     best = rows.sort_values("faithfulness", ascending=False).head(4)
     figure = top_sites(record, k=4, by="faithfulness")
-    captions = [note.text for note in figure.layout.annotations]
-    assert captions[0] == "input"
-    expected = [f"{s}  {v:.2f}" for s, v in zip(best["site"], best["faithfulness"], strict=True)]
-    assert [caption.split("<br>")[0] for caption in captions[1:]] == expected
-    assert len(figure.data) == 5
+    captions = [note.text.split("<br>")[0] for note in figure.layout.annotations]
+    controls = table[(table["image"] == 0) & (table["kind"] == "control")].set_index("site")["faithfulness"]
+    expected = ["input"]
+    for place, (site, value) in enumerate(zip(best["site"], best["faithfulness"], strict=True)):
+        expected += ["input"] if place == 3 else []  # a line holds three pairs
+        expected += [f"{site}  {value:.2f}", f"random control  {controls[site]:.2f}"]
+    assert captions == expected
+    assert len(figure.data) == 2 + 2 * 4
+
+
+def test_a_control_is_drawn_with_its_own_picture(record):
+    import base64
+
+    from vit_lens.figures import top_sites
+    from vit_lens.records.pictures import encode_png
+
+    table = record.table[(record.table["image"] == 1) & (record.table["lens"] == "dsl")]
+    sites, controls = table[table["kind"] == "site"], table[table["kind"] == "control"].set_index("site")
+    best = sites.loc[sites["norm_h"].idxmax()]
+    source = top_sites(record, k=1, by="norm_h", image=1).data[2].source
+    assert base64.b64decode(source.split(",")[1]) == encode_png(record.picture(controls.loc[best["site"], "row"]))
+
+
+def test_without_controls_a_line_holds_sites_alone(tmp_path):
+    from vit_lens.figures import top_sites
+
+    record = factory.build(tmp_path / "r", controls=False, **SMALL)
+    captions = [note.text for note in top_sites(record, k=7).layout.annotations]
+    assert [i for i, caption in enumerate(captions) if caption == "input"] == [0, 7]
+    assert not any("control" in caption for caption in captions)
+
+
+def test_attention_pooling_is_the_last_row_of_the_map(tmp_path):
+    from vit_lens.figures import head_map, top_sites
+
+    record = factory.build(tmp_path / "r", pool=3, **SMALL)
+    figure = head_map(record, value="norm_h")
+    heat = figure.data[0]
+    assert list(heat.y) == ["0", "1", "2", "pool"] and figure.layout.yaxis.type == "category"
+    rows = record.table[(record.table["kind"] == "site") & (record.table["lens"] == "dsl")].set_index("site")
+    expected = ["poolH0", "poolH1", "poolH2", "", "", "pool.attn", "pool.mlp"]
+    assert list(heat.customdata[3]) == expected
+    for site, drawn in zip(expected, heat.z[3], strict=True):
+        assert math.isnan(drawn) if not site else drawn == rows.loc[site, "norm_h"]
+    assert list(heat.customdata[2])[:2] == ["L2H0", "L2H1"]
+    names = [note.text.split("  ")[0] for note in top_sites(record, k=len(rows)).layout.annotations]
+    assert "poolH1" in names
 
 
 def test_a_picture_in_a_figure_is_the_picture_of_its_site(record):
@@ -86,7 +128,8 @@ def test_pictures_that_could_not_be_drawn_say_so(record):
         (record.table["image"] == 0) & (record.table["kind"] == "site") & (record.table["lens"] == "dsl")
     ]
     captions = [note.text for note in top_sites(record, k=len(rows)).layout.annotations]
-    assert sum("could" in caption for caption in captions) == int(weak[rows.index].sum()) > 0
+    sites = [caption for caption in captions if "control" not in caption]
+    assert sum("could" in caption for caption in sites) == int(weak[rows.index].sum()) > 0
 
 
 def test_the_residual_strip_walks_through_the_layers(record):

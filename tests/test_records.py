@@ -469,3 +469,55 @@ def test_every_number_has_a_meaning():
 
     floats = {name for name, kind in COLUMNS.items() if kind == "float"}
     assert set(NUMBERS) == floats - {"alpha", "share"}
+
+
+def _with_everything(path):
+    n_rows = len(factory.rows(("cup.png",), **SMALL))
+    manifest = {"readouts": {"k": 4, "texts": {}, "gallery": {}, "live": True}}
+    return factory.build(
+        path, read=factory.beside(n_rows), alive=factory.live(2, 3), changes=manifest, **SMALL
+    )  # fmt: skip
+
+
+def test_captions_neighbours_and_live_numbers_read_back(tmp_path):
+    record = _with_everything(tmp_path / "r")
+    read, alive = factory.beside(len(record.table)), factory.live(2, 3)
+    for name in ("captions", "logit_scale", "logit_bias", "groups", "names", "means"):
+        assert getattr(record.readouts, name) == getattr(read, name)
+    assert torch.equal(record.readouts.texts, read.texts)
+    for what in ("by_caption", "by_image"):
+        for form, found in getattr(read, what).items():
+            kept = getattr(record.readouts, what)[form]
+            assert torch.equal(kept.index, found.index) and torch.equal(kept.cosine, found.cosine)
+    assert record.live.labels == alive.labels and record.live.images == (0,)
+    assert torch.equal(record.live.embed(0, {"L1H2": 3}), alive.embed(0, {"L1H2": 3}))
+    assert np.array_equal(np.asarray(record.neighbour(7)), factory.picture(2007))
+
+
+def test_a_record_from_before_captions_has_none(small):
+    assert "readouts" not in small.manifest
+    assert small.readouts is None and small.live is None
+
+
+@pytest.mark.parametrize("name", ["readouts", "live"])
+@pytest.mark.parametrize("keep", [None, 0, 7, 400])
+def test_lost_and_truncated_files_beside_the_table_are_refused(tmp_path, name, keep):
+    from vit_lens.errors import RecordError
+    from vit_lens.records import Record
+
+    file = _with_everything(tmp_path / "r").path / f"{name}.safetensors"
+    data = file.read_bytes()
+    file.unlink()
+    if keep is not None:
+        file.write_bytes(data[:keep])
+    record = Record.load(tmp_path / "r")
+    with pytest.raises(RecordError, match=f"has lost its {name}" if keep is None else "cannot be read"):
+        getattr(record, name)
+
+
+def test_captions_of_another_table_are_refused(tmp_path):
+    from vit_lens.errors import RecordError
+
+    record = factory.build(tmp_path / "r", read=factory.beside(5), **SMALL)
+    with pytest.raises(RecordError, match=f"has 5 rows, the table {len(record.table)}"):
+        record.readouts  # noqa: B018

@@ -393,3 +393,276 @@ def test_what_is_not_a_record_is_refused(tmp_path):
 
     with pytest.raises(RecordError, match=r"holds no record\.json"):
         write_report(tmp_path)
+
+
+# ---- captions, nearest images and the live panel
+
+
+SMALL = {"n_layers": 3, "n_heads": 2}
+LABELLED = {"kind": [4, 0], "who": [1, 2, 3]}
+
+
+def _beside_record(path, *, bias=None, decoder=True, alive=None, groups=None, names=("cup.png", "jug.png")):
+    n_rows = len(factory.rows(names, **SMALL))
+    changes = None if decoder else {"decoder": None}
+    read = factory.beside(n_rows, bias=bias, groups=groups)
+    return factory.build(path, names=names, read=read, alive=alive, changes=changes, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    return _beside_record(tmp_path_factory.mktemp("beside") / "r", alive=factory.live(3, 2), groups=LABELLED)
+
+
+@pytest.fixture
+def panel(browser, beside):
+    from vit_lens.report import write_report
+
+    browser.get("about:blank")
+    browser.get(write_report(beside.path).as_uri())
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def _compared(browser):
+    """What the detail panel says: by heading, a list for the site and one for its control."""
+    return browser.execute_script("""const out = {}; let title = null;
+        for (const e of document.querySelectorAll('#detail .compare > *')) {
+          if (e.tagName === 'H4') { title = e.firstChild.textContent.trim(); out[title] = []; }
+          if (e.tagName === 'OL') out[title].push([...e.children].map(li => [+li.dataset.index,
+            li.className === 'shared', li.lastChild.textContent, li.title || li.firstChild.textContent]));
+        } return out;""")
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", ["captions", "images"])
+def test_neighbours_and_captions_stand_beside_those_of_the_control(panel, beside, kind):
+    row = int(_rows(beside, image=0, site="L1H1", lens="dsl", kind="site")["row"].item())
+    control = int(_rows(beside, image=0, site="L1H1", kind="control")["row"].item())
+    panel.find_element("css selector", f'#map button[data-row="{row}"]').click()
+    shown = _compared(panel)
+    assert set(shown) == {f"{what}, {form}" for what in ("Nearest images", "Captions") for form in ("raw", "centred")}
+    for form in ("raw", "centred"):
+        answers = {at: beside.readouts.of(at)[kind][form] for at in (row, control)}
+        names = {at: [a["name" if kind == "images" else "caption"] for a in answers[at]] for at in answers}
+        both = set(names[row]) & set(names[control])
+        title = f"{'Nearest images' if kind == 'images' else 'Captions'}, {form}"
+        for at, listed in zip((row, control), shown[title], strict=True):
+            assert [item[2] for item in listed] == [_text(round(a["cosine"], 3)) for a in answers[at]]
+            assert [item[1] for item in listed] == [name in both for name in names[at]]
+            if kind == "images":
+                assert [item[3].split(", cosine")[0] for item in listed] == names[at]
+            else:
+                assert [factory.CAPTIONS[item[0]] for item in listed] == names[at]
+    assert _all(panel, "#detail .compare .side") == ["this site", "random control"]
+    assert panel.execute_script("return document.querySelectorAll('#detail .compare img.big').length") == 1
+    assert panel.execute_script("return window.hacked") is None
+
+
+@needs_browser
+def test_a_picture_of_the_gallery_is_that_picture(panel, beside):
+    """The thumbnail links the copy in the record; what was handed over from memory has a name alone."""
+    for index in factory.GALLERY:
+        found = panel.execute_script(
+            "const e = document.querySelector(`#detail .near li[data-index='${arguments[0]}']`);"
+            "return e && [e.querySelector('a')?.getAttribute('href') ?? null, e.title]",
+            index,
+        )
+        if found is not None:
+            assert found[1].startswith(f"{factory.GALLERY[index]}, cosine ")
+            assert found[0] == (None if index == 9 else f"gallery/{index:06d}.png")
+    assert (beside.path / "gallery/000003.png").is_file()
+
+
+@needs_browser
+def test_without_a_decoder_captions_and_neighbours_are_what_there_is(browser, tmp_path):
+    from vit_lens.report import write_report
+
+    record = _beside_record(tmp_path / "r", decoder=False)
+    browser.get(write_report(record).as_uri())
+    assert "Nearest images, captions and numbers for each of" in browser.find_element("css selector", ".lede").text
+    row = _rows(record, image=0, site="L2.mlp", lens="dsl", kind="site").iloc[0]
+    cell = browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]')
+    cell.click()
+    assert len(_compared(browser)) == 4
+    assert not browser.find_elements("css selector", "#detail .big")
+    assert _all(browser, "#map-mode option") == ["nearest images", "numbers"]
+    best = record.readouts.of(int(row["row"]))
+    from_memory = best["images"]["centred"][0]["index"] == 9
+    assert len(cell.find_elements("css selector", "img")) == (0 if from_memory else 1)
+    _choose(browser, "#f-text", best["captions"]["centred"][0]["caption"][:25])
+    rows = browser.execute_script("return [...document.querySelectorAll('tr[data-row]')].map(r => +r.dataset.row)")
+    assert row["row"] in rows
+    assert browser.execute_script("return document.getElementById('live-section').hidden")
+
+
+def _expected(record, image, factors):
+    """The cosine and the probabilities of every group, in Python."""
+    import torch
+
+    read, embedding = record.readouts, record.live.embed(image, factors)
+    original = record.live.embedding[record.live.images.index(image)].double()
+    logits = read.logit_scale * (read.texts.double() @ embedding / embedding.norm()) + (read.logit_bias or 0.0)
+    probs = {
+        i: p
+        for members in read.groups.values()
+        for i, p in zip(
+            members,
+            (logits[members].sigmoid() if read.logit_bias is not None else logits[members].softmax(-1)).tolist(),
+            strict=True,
+        )
+    }
+    return float(torch.cosine_similarity(embedding, original, dim=0)), probs
+
+
+def _live(browser):
+    cosine = float(browser.execute_script("return document.getElementById('live-cosine').dataset.value"))
+    probs = browser.execute_script("""return Object.fromEntries([...document.querySelectorAll('#live-chances li')].map(
+        e => [e.dataset.caption, Number(e.dataset.value)]))""")
+    return cosine, {int(key): value for key, value in probs.items()}
+
+
+def _turn(browser, part, factor):
+    browser.execute_script(f"document.querySelector('#live-section [data-part=\"{part}\"]').click()")
+    _choose(browser, "#live-number", factor)
+
+
+def _agree(browser, record, image, factors):
+    (cosine, probs), (expected, known) = _live(browser), _expected(record, image, factors)
+    assert cosine == pytest.approx(expected, abs=1e-4)
+    assert len(probs) >= 4
+    assert all(value == pytest.approx(known[caption], abs=1e-4) for caption, value in probs.items())
+
+
+@needs_browser
+@pytest.mark.parametrize("bias", [None, -3.5])
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_the_live_panel_does_the_sums_of_python(browser, tmp_path, bias, recomputed):
+    from vit_lens.report import write_report
+
+    alive = factory.live(3, 2, images=(0, 1), recomputed=recomputed)
+    record = _beside_record(tmp_path / "r", bias=bias, alive=alive, groups=LABELLED)
+    browser.get("about:blank")
+    browser.get(write_report(record).as_uri())
+    words = browser.find_element("id", "live-words").text
+    assert words.startswith("Direct effect: later layers are held fixed")
+    assert ("is recomputed" in words) == recomputed
+    _agree(browser, record, 0, {})
+    assert _live(browser)[0] == pytest.approx(1.0, abs=1e-6)
+    factors = {}
+    for part, factor in (("L1H0", 0), ("L2.mlp", -1.5), ("start", 0.25), ("L1.attn", 3), ("L0H1", 12.75)):
+        _turn(browser, part, factor)
+        factors[part] = factor
+        _agree(browser, record, 0, factors)
+    browser.execute_script("document.querySelectorAll('#images button')[1].click()")
+    _agree(browser, record, 1, factors)
+    browser.execute_script("document.getElementById('live-reset').click()")
+    _agree(browser, record, 1, {})
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("part", "sites"),
+    [
+        ("layer 1", ["L1.attn", "L1.mlp"]),
+        ("heads", [f"L{layer}H{head}" for layer in range(3) for head in range(2)]),
+        ("attn", [f"L{layer}.attn" for layer in range(3)]),
+        ("mlp", [f"L{layer}.mlp" for layer in range(3)]),
+    ],
+)
+def test_groups_of_parts_go_together(panel, beside, part, sites):
+    panel.execute_script(f"document.querySelector('#live-section [data-part=\"{part}\"]').click()")
+    _agree(panel, beside, 0, dict.fromkeys(sites, 0))
+    panel.execute_script("document.querySelector('#live-section [data-factor=\"2\"]').click()")
+    _agree(panel, beside, 0, dict.fromkeys(sites, 2))
+    assert panel.find_element("id", "live-changed").text == f"{len(sites)} parts changed"
+    panel.execute_script(f"document.querySelector('#live-section [data-part=\"{part}\"]').click()")
+    panel.execute_script(f"document.querySelector('#live-section [data-part=\"{part}\"]').click()")
+    _agree(panel, beside, 0, {})
+
+
+@needs_browser
+def test_the_live_panel_is_usable_by_keyboard(panel, beside):
+    from selenium.webdriver.common.keys import Keys
+
+    panel.execute_script("document.querySelector('[data-part=\"L0H0\"]').focus()")
+    for key, part in ((Keys.ARROW_RIGHT, "L0H1"), (Keys.ARROW_DOWN, "L1H1"), (Keys.ARROW_RIGHT, "L1.attn")):
+        panel.switch_to.active_element.send_keys(key)
+        assert panel.switch_to.active_element.get_attribute("data-part") == part
+        assert panel.find_element("id", "live-target").text == part
+    _agree(panel, beside, 0, {})
+    panel.switch_to.active_element.send_keys(Keys.SPACE)
+    _agree(panel, beside, 0, {"L1.attn": 0})
+    assert panel.switch_to.active_element.get_attribute("aria-label") == "L1.attn: times 0"
+    slider = panel.find_element("id", "live-slider")
+    slider.send_keys(Keys.ARROW_RIGHT * 4)
+    _agree(panel, beside, 0, {"L1.attn": 0.2})
+    assert panel.execute_script("return document.querySelectorAll('#live-map [tabindex=\"0\"]').length") == 1
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_panels_fit_their_window(panel, width):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    panel.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    panel.execute_script("document.querySelector('#map button').click()")
+    over = panel.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    inside = panel.execute_script("const d = document.getElementById('detail'); return d.scrollWidth - d.clientWidth")
+    panel.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert over <= 0 and inside <= 0
+
+
+@needs_browser
+def test_an_image_without_live_numbers_says_so(panel):
+    assert not panel.find_element("id", "live-none").is_displayed()
+    panel.execute_script("document.querySelectorAll('#images button')[1].click()")
+    assert "carries those of the first 1 image" in " ".join(panel.find_element("id", "live-none").text.split())
+    assert not panel.find_element("id", "live-panel").is_displayed()
+
+
+def test_live_numbers_stay_within_their_budget(tmp_path, monkeypatch):
+    from vit_lens.records.live import live_bytes
+    from vit_lens.report import beside
+
+    record = _beside_record(tmp_path / "r", alive=factory.live(3, 2, images=(0, 1)))
+    whole = beside.live_data(record)
+    one = live_bytes(13, factory.D_EMBED, recomputed=True)
+    assert set(whole["images"]) == {"0", "1"}
+    spent = sum(map(len, whole["images"]["0"].values()))
+    assert one <= spent <= one + 6 * 4  # each of the six arrays is padded
+    monkeypatch.setattr(beside, "LIVE_BUDGET", 2 * spent - 1)
+    assert set(beside.live_data(record)["images"]) == {"0"}
+    assert beside.texts_data(record)["unit"]
+    monkeypatch.setattr(beside, "LIVE_BUDGET", 40)
+    assert not beside.texts_data(record)["unit"] and beside.texts_data(record)["captions"]
+
+
+@needs_browser
+def test_too_many_captions_leave_the_cosine(browser, beside, tmp_path, monkeypatch):
+    import vit_lens.report.data as page
+    from vit_lens.report import write_report
+
+    texts = page.texts_data(beside) | {"unit": ""}
+    monkeypatch.setattr(page, "texts_data", lambda record: texts)
+    browser.get(write_report(beside.path, tmp_path / "page.html").as_uri())
+    assert "too many captions" in _all(browser, "#live-chances")[0]
+    browser.execute_script("document.querySelector('[data-part=\"L1H0\"]').click()")
+    assert _live(browser)[0] == pytest.approx(_expected(beside, 0, {"L1H0": 0})[0], abs=1e-4)
+
+
+@needs_browser
+def test_attention_pooling_is_the_last_row_of_the_map(browser, tmp_path):
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", pool=3, **SMALL)
+    browser.get(write_report(record).as_uri())
+    assert _all(browser, "#map [role=rowheader]") == ["0", "1", "2", "pool"]
+    cells = browser.execute_script("""return [...document.querySelectorAll('#map .line:last-child [role=gridcell]')]
+        .map(c => c.querySelector('button')?.getAttribute('aria-label').split(',')[0] ?? null)""")
+    assert cells == ["poolH0", "poolH1", "poolH2", "pool.attn", "pool.mlp"]
+    row = _rows(record, site="poolH2", lens="dsl", kind="site").iloc[0]
+    browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
+    assert _all(browser, "#detail .site-words") == ["head 2 of the attention pooling"]
+    assert _all(browser, '#detail [data-key="norm_h"]') == [_text(row["norm_h"])]
+    _choose(browser, "#f-type", "pool_head")
+    assert set(_all(browser, "td .link")) == {"poolH0", "poolH1", "poolH2"}

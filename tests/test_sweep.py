@@ -238,7 +238,8 @@ def test_embeddings_alone_need_no_decoder(model, images, lenses, tmp_path):
 def test_hooks_left_on_the_model_are_refused(model, decoder, images, lenses, tmp_path):
     from vit_lens.errors import VitLensError
 
-    with model.hooks([("blocks.0.attn.hook_z", lambda z, hook: z * 0)]):
+    hooks = [("blocks.0.attn.hook_z", lambda z, hook: z * 0)]
+    with pytest.warns(UserWarning, match="never fired"), model.hooks(hooks):
         with pytest.raises(
             VitLensError, match=r"hooks are on \['blocks.0.attn.hook_z'\], and a record could not say so"
         ):
@@ -311,3 +312,367 @@ def test_labels_name_the_nearest_text():
     assert labels.label(torch.tensor([[9.0, 0, 1], [0, 1, 4.0]])) == ["colour red", "colour green, shape star"]
     with pytest.raises(VitLensError, match="2 names need as many"):
         ZeroShotLabels({"colour": ("red", "green")}, {"colour": torch.zeros(1, 3)})
+
+
+def test_a_folder_stands_for_its_images(model, images, lenses, tmp_path):
+    from vit_lens.errors import ImageError
+
+    record = run(model, None, images[0].parent, lenses, tmp_path / "out", seeds=None, controls=False)
+    assert [image["name"] for image in record.manifest["images"]] == ["<b>&.png", "a.png", "c.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="holds no image"):
+        run(model, None, [tmp_path / "empty"], lenses, tmp_path / "out2", seeds=None, controls=False)
+
+
+# ---- captions, nearest images and live numbers beside the pictures
+
+
+CAPTIONS = ("a cat", "a <dog>", "a ship", "red", "blue", "green")
+BESIDE = dict(sites=["L0H1", "L1H2", "attn", "mlp", "resid_post"], seeds=[3, 0], batch_size=9)
+
+
+@pytest.fixture(scope="module")
+def bank(model):
+    from vit_lens import TextBank
+
+    embeds = torch.randn(6, tiny_kandinsky.D_EMBED, generator=torch.Generator().manual_seed(1))
+    return TextBank(
+        captions=CAPTIONS, embeds=embeds, logit_scale=9.0, logit_bias=None, encoder_id="test/tower"
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gallery(model, images, tmp_path_factory):
+    """Nine pictures, one of them the first image that is swept, once more under another name."""
+    from vit_lens.readouts import Gallery
+
+    folder = tmp_path_factory.mktemp("gallery")
+    generator = np.random.default_rng(8)
+    for number in range(8):
+        pixels = generator.integers(0, 256, (29, 33, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number} <i>&.png")
+    Image.open(images[0]).save(folder / "same.png")
+    return Gallery.from_folder(model, folder)
+
+
+@pytest.fixture(scope="module")
+def beside(model, lenses, bank, gallery):
+    """Arguments of a sweep that keeps everything; the Diffusion Lens has no means."""
+    from vit_lens.readouts import ReadoutMeans
+
+    paths = [gallery.path(i) for i in range(4)]
+    means = ReadoutMeans.from_images(model, paths, ["heads", "attn", "mlp"], lens=lenses[0])
+    groups = {"what": CAPTIONS[:3], "colour": CAPTIONS[3:]}
+    return dict(texts=bank, text_groups=groups, gallery=gallery, means=[means], live=True) | BESIDE
+
+
+@pytest.fixture(scope="module")
+def full(model, decoder, images, lenses, beside, tmp_path_factory):
+    return run(model, decoder, images[:2], lenses, tmp_path_factory.mktemp("full") / "out", **beside)
+
+
+def _order(values, k):
+    best = np.argsort(-values, kind="stable")[:k]
+    return best.tolist(), values[best]
+
+
+@pytest.mark.parametrize("form", ["raw", "centred"])
+def test_captions_and_neighbours_are_the_nearest_to_every_row(full, bank, gallery, beside, form):
+    """Site and control alike, by numpy, one row at a time; the image itself is not its own neighbour."""
+    (mean,) = beside["means"]
+    origin = {str(site): value.double().numpy() for site, value in zip(mean.sites, mean.values, strict=True)}
+    texts, pictures = bank.embeds.double().numpy(), gallery.embeds.double().numpy()
+    middle = pictures.mean(0)
+    same = gallery.names.index("same.png")
+    counts = {"control": 0, "site": 0}
+    for row in full.table.to_dict("records"):
+        embed = full.embeddings["lens"][row["row"]].double().numpy()
+        steered = row["lens"] == "dsl"
+        mu = origin[row["site"]] if steered else middle
+        found = full.readouts.of(row["row"])
+        if form == "raw" or steered:
+            vector = embed - mu if form == "centred" else embed
+            cosines = texts @ vector / np.linalg.norm(texts, axis=1) / np.linalg.norm(vector)
+            index, best = _order(cosines, 4)
+            assert [CAPTIONS[i] for i in index] == [a["caption"] for a in found["captions"][form]]
+            np.testing.assert_allclose(best, [a["cosine"] for a in found["captions"][form]], atol=2e-5)
+        else:
+            assert found["captions"][form] == []
+        targets = pictures - middle if form == "centred" else pictures
+        vector = embed - mu if form == "centred" else embed
+        cosines = targets @ vector / np.linalg.norm(targets, axis=1) / np.linalg.norm(vector)
+        if row["image"] == 0:
+            cosines[same] = -np.inf
+        index, best = _order(cosines, 4)
+        assert index == [a["index"] for a in found["images"][form]]
+        assert [gallery.names[i] for i in index] == [a["name"] for a in found["images"][form]]
+        np.testing.assert_allclose(best, [a["cosine"] for a in found["images"][form]], atol=2e-5)
+        counts[row["kind"]] += 1
+    assert min(counts.values()) > 20
+    assert full.readouts.groups == {"what": [0, 1, 2], "colour": [3, 4, 5]}
+
+
+def test_pictures_that_are_referred_to_are_copied(full, gallery):
+    used = sorted(full.readouts.names)
+    assert [p.name for p in sorted((full.path / "gallery").iterdir())] == [f"{i:06d}.png" for i in used]
+    for index in used:
+        kept = full.neighbour(index)
+        assert np.array_equal(np.asarray(kept), np.asarray(gallery.picture(index)))  # smaller than a thumbnail
+
+
+def test_a_large_picture_is_copied_small(model, images, lenses, tmp_path):
+    from vit_lens.readouts import Gallery
+
+    (tmp_path / "large").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "large" / f"{number}.png")
+    gallery = Gallery.from_folder(model, tmp_path / "large")
+    record = run(model, None, images[:1], lenses[1], tmp_path / "out", sites=["L0H0"], seeds=None, gallery=gallery)
+    assert {record.neighbour(index).size for index in record.readouts.names} == {(85, 128)}
+    assert record.live is None and not (tmp_path / "out" / "live.safetensors").exists()
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3, 4, 5, 9, 12, 13, 14, 15])
+def test_killed_a_full_sweep_goes_on_to_the_same_bits(model, images, lenses, beside, tmp_path, monkeypatch, kill_at):
+    """Before every kind of file that is written beside the pictures."""
+    import vit_lens.files
+    import vit_lens.records.writer
+
+    original, writes, out = vit_lens.files.write_atomic, [], tmp_path / "out"
+    settings = beside | dict(seeds=None, sites=["L0H1", "L1.mlp"])
+    whole = run(model, None, images[:2], lenses, tmp_path / "whole", **settings)
+
+    def write(path, data):
+        writes.append(path)
+        if len(writes) == kill_at:
+            raise KeyboardInterrupt
+        original(path, data)
+
+    monkeypatch.setattr(vit_lens.files, "write_atomic", write)
+    monkeypatch.setattr(vit_lens.records.writer, "write_atomic", write)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, None, images[:2], lenses, out, **settings)
+    run(model, None, images[:2], lenses, out, **settings)
+    assert contents(out) == contents(whole.path)
+
+
+def test_shards_join_to_the_captions_neighbours_and_numbers_of_the_whole(
+    model, images, lenses, beside, tmp_path, monkeypatch
+):
+    import vit_lens.sweeping.readouts as readouts
+    from vit_lens.records import merge
+
+    monkeypatch.setattr(readouts, "n_live_images", lambda model: 2)  # a page that carries two of three
+    settings = beside | dict(seeds=None)
+    whole = run(model, None, images, lenses, tmp_path / "whole", **settings)
+    parts = [run(model, None, images, lenses, tmp_path / f"{i}", shard=(i, 2), **settings) for i in (0, 1)]
+    assert [part.live.images for part in parts] == [(0,), (1,)]
+    merge([p.path for p in parts], tmp_path / "joined")
+    one, other = contents(whole.path), contents(tmp_path / "joined")
+    kept = [name for name in one if name.startswith(("gallery/", "readouts", "live", "embeddings"))]
+    assert len(kept) > 8 and {name: one[name] for name in kept} == {name: other[name] for name in kept}
+    assert set(one) - {".vit_lens.lock"} == set(other)
+
+
+@pytest.mark.parametrize("change", ["texts", "text_groups", "gallery", "means", "live"])
+def test_another_bank_or_gallery_is_another_sweep(full, model, decoder, images, lenses, beside, bank, gallery, change):
+    from dataclasses import replace
+
+    from vit_lens.errors import RecordError
+
+    others = {
+        "texts": replace(bank, embeds=bank.embeds * 2),
+        "text_groups": {"all": CAPTIONS},
+        "gallery": replace(gallery, embeds=gallery.embeds * 2),
+        "means": [replace(beside["means"][0], values=beside["means"][0].values * 2)],
+        "live": False,
+    }
+    where = {"text_groups": "texts"}.get(change, change)
+    with pytest.raises(RecordError, match=rf"holds another sweep's record: readouts\.{where}"):
+        run(model, decoder, images[:2], lenses, full.path, **beside | {change: others[change]})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(texts=None), "VitLensError", "text_groups= sorts the captions of texts="),
+        (dict(texts=None, text_groups=None, gallery=None), "VitLensError", "they have no effect"),
+        (dict(text_groups={"pets": ["a bird"]}), "TextError", "no caption 'a bird'"),
+    ],
+)
+def test_arguments_beside_without_effect_are_refused(model, images, lenses, beside, tmp_path, change, error, message):
+    from vit_lens import errors
+
+    with pytest.raises(getattr(errors, error), match=message):
+        run(model, None, images, lenses, tmp_path / "out", **beside | dict(seeds=None) | change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bank_gallery_or_means_of_another_model_or_lens_are_refused(model, images, lenses, beside, tmp_path):
+    from dataclasses import replace
+
+    from vit_lens import DiffusionLens, errors
+
+    wrong = {
+        "texts": (replace(beside["texts"], encoder_id="other/tower"), "TextError"),
+        "gallery": (replace(beside["gallery"], fingerprint="0" * 8), "GalleryError"),
+        "means": ([replace(beside["means"][0], fingerprint="0" * 8)], "ReferenceMismatchError"),
+    }
+    settings = beside | dict(seeds=None)
+    for name, (value, error) in wrong.items():
+        with pytest.raises(getattr(errors, error)):
+            run(model, None, images, lenses, tmp_path / "out", **settings | {name: value})
+    with pytest.raises(errors.LensError, match="belongs to no lens of this sweep"):
+        run(model, None, images, DiffusionLens(), tmp_path / "out", **settings)
+    with pytest.raises(errors.LensError, match="lack"):
+        few = replace(beside["means"][0], sites=beside["means"][0].sites[:2], values=beside["means"][0].values[:2])
+        run(model, None, images, lenses, tmp_path / "out", **settings | {"means": [few]})
+    assert not (tmp_path / "out").exists()
+
+
+# ---- live numbers, against runs of the model
+
+
+def _live_of(model, pixels):
+    from vit_lens.sweeping.live import gather_live, live_part
+
+    parts = []
+    for image in range(len(pixels)):
+        one = pixels[image : image + 1]
+        clean, cache = model.run_with_cache(one, rows="readout")
+        parts.append(live_part(model, cache, clean))
+    return gather_live(model, range(len(pixels)), parts)
+
+
+def _brute_force(model, pixels, factors):
+    """Run the model with every part set to its own output times its factor; a scale that is not recomputed is held."""
+    _, cache = model.run_with_cache(pixels)
+    cfg = model.cfg
+
+    def put(name, factor=1.0):
+        return name, lambda act, hook: cache[name] * factor
+
+    hooks = [put("blocks.0.hook_resid_pre", factors.get("start", 1.0))]
+    for layer in range(cfg.n_layers):
+        heads = torch.tensor([factors.get(f"L{layer}H{h}", 1.0) for h in range(cfg.n_heads)]).double()
+        hooks.append(put(f"blocks.{layer}.attn.hook_z", heads[:, None]))
+        times = factors.get(f"L{layer}.attn", 1.0)
+        hooks.append((f"blocks.{layer}.hook_attn_out", lambda act, hook, times=times: act * times))
+        hooks.append(put(f"blocks.{layer}.hook_mlp_out", factors.get(f"L{layer}.mlp", 1.0)))
+    if cfg.readout in ("patches", "tokens"):
+        hooks.append(put("ln_final.hook_scale"))
+    if model.attn_pool is not None:
+        held = ("attn_pool.attn.hook_pattern", "attn_pool.ln_post.hook_scale")
+        hooks += [put(name) for name in held if name in model.hook_dict]
+        if cfg.attn_pool.d_mlp:
+            hooks.append(put("attn_pool.hook_mlp_out", factors.get("pool.mlp", 1.0)))
+    return model.run_with_hooks(pixels, fwd_hooks=hooks)
+
+
+FACTORS = [
+    {},
+    {"L1H2": 0.0},
+    {"L0.mlp": -2.0, "L1H0": 0.0, "L1.attn": 3.5, "L2H1": 7.0, "start": 0.5},
+    {f"L{layer}.{part}": 0.0 for layer in range(3) for part in ("attn", "mlp")},
+]
+
+
+def _close(found, expected):
+    assert (found - expected).norm() <= 1e-5 * expected.norm(), (found - expected).norm() / expected.norm()
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_live_numbers_are_those_of_a_run_with_hooks(readout_vit, factors):
+    """For one normed row exactly; for a mean of normed patches with their scales held."""
+    model, _ = readout_vit
+    pixels = torch.randn(2, 3, *model.cfg.image_size, generator=torch.Generator().manual_seed(3)).double()
+    live = _live_of(model, pixels)
+    assert live.recomputed == (model.cfg.readout != "patches")
+    for image, expected in enumerate(_brute_force(model, pixels, factors)):
+        _close(live.embed(image, factors), expected)
+
+
+@pytest.mark.parametrize("factors", [*FACTORS[:3], {"pool.mlp": 2.5, "L2.attn": 0.0}])
+def test_live_numbers_with_attention_pooling_hold_its_scales(pooling_vit, pooling_pixels, factors):
+    from vit_lens.errors import UnknownSiteError
+
+    live = _live_of(pooling_vit, pooling_pixels)
+    assert not live.recomputed and live.gram is None
+    if "pool.mlp" in factors and not pooling_vit.cfg.attn_pool.d_mlp:
+        with pytest.raises(UnknownSiteError, match=r"no part 'pool.mlp' to scale"):
+            live.embed(0, factors)
+        return
+    for image, expected in enumerate(_brute_force(pooling_vit, pooling_pixels, factors)):
+        _close(live.embed(image, factors), expected)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.5, 1.0, 30.0])
+def test_one_part_scaled_is_the_steering_lens(vit, pixels, alpha):
+    from vit_lens import DiffusionSteeringLens, Site
+
+    live = _live_of(vit, pixels)
+    sites = Site.resolve(["heads", "attn", "mlp"], vit.cfg)
+    _, cache = vit.run_with_cache(pixels, rows="readout")
+    expected = DiffusionSteeringLens(alpha=alpha).embed(cache, sites)
+    for image in range(len(pixels)):
+        for place, site in enumerate(sites):
+            _close(live.embed(image, {str(site): alpha}), expected[image, place])
+
+
+def test_a_sweep_stores_these_numbers(full, model, images):
+    live = _live_of(model, model.preprocess(images[:2]))
+    assert full.live.images == (0, 1) and full.live.labels == live.labels
+    for name in ("contributions", "constant", "embedding", "gram", "along", "variance"):
+        assert torch.allclose(getattr(full.live, name), getattr(live, name), atol=1e-5)
+
+
+def test_parts_and_images_that_are_not_there_are_named(full):
+    from vit_lens.errors import RecordError, UnknownSiteError
+
+    with pytest.raises(RecordError, match=r"no live numbers for image 5; there are for \[0, 1\]"):
+        full.live.embed(5, {})
+    with pytest.raises(UnknownSiteError, match=r"no part 'L0.mpl' to scale; nearest: 'L0.mlp'"):
+        full.live.embed(0, {"L0.mpl": 2})
+    with pytest.raises(RecordError, match="no row 9999"):
+        full.readouts.of(9999)
+
+
+def test_a_page_carries_a_few_images_and_a_record_no_more(vit):
+    from vit_lens.records.live import LIVE_BUDGET, live_bytes
+    from vit_lens.sweeping.live import n_live_images
+
+    assert live_bytes(1 + 48 * 18, 1280, recomputed=True) <= LIVE_BUDGET  # ViT-bigG, the largest
+    live = _live_of(vit, torch.zeros(1, 3, 22, 22).double())
+    tensors = (live.contributions, live.constant, live.embedding, live.gram, live.along, live.variance)
+    one = sum(4 * t.numel() for t in tensors)
+    assert n_live_images(vit) == LIVE_BUDGET // (-(-one // 3) * 4)
+
+
+def test_a_tower_that_pools_by_attention_is_swept_with_its_pool(tmp_path, images):
+    """Sites of the pool have no layer; the map of the record shows them last."""
+    from conftest import pooling_config
+
+    from vit_lens import DiffusionSteeringLens, HookedViT, PreprocessSpec
+    from vit_lens.figures import head_map
+
+    spec = PreprocessSpec(
+        size=(23, 21), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", resize_mode="squash"
+    )  # fmt: skip
+    tower = randomize(HookedViT(pooling_config("map"), preprocess_spec=spec, encoder_id="test/pool")).requires_grad_(
+        False
+    )
+    lens = DiffusionSteeringLens(alpha=3.0)
+    record = run(tower, None, images[:2], lens, tmp_path / "out", sites=["heads", "mlp"], seeds=None, live=True)
+    pool = record.table[record.table["layer"].isna() & (record.table["kind"] == "site") & (record.table["image"] == 1)]
+    assert pool["site"].tolist() == [f"poolH{head}" for head in range(5)] + ["pool.mlp"]
+    _, cache = tower.run_with_cache(tower.preprocess([images[1]]))
+    for row in pool.to_dict("records"):
+        expected = lens.embed(cache, row["site"])[0, 0]
+        assert torch.allclose(record.embeddings["lens"][row["row"]], expected, atol=1e-4)
+    z = cache["attn_pool.attn.hook_z"][0, 0, 3] @ tower.attn_pool.attn.W_O[3]
+    assert pool.loc[pool["site"] == "poolH3", "norm_h"].item() == pytest.approx(float(z.norm()), rel=1e-5)
+    heat = head_map(record, image=1, value="cos_lens_clean").data[0]
+    assert list(heat.y) == ["0", "1", "2", "pool"] and heat.customdata[3][4] == "poolH4"
+    assert heat.z[3][4] == pool.loc[pool["site"] == "poolH4", "cos_lens_clean"].item()
+    assert not record.live.recomputed and record.live.labels[-1] == "pool.mlp"

@@ -4,16 +4,17 @@ __all__ = ["SWEEP_EXAMPLES", "demo", "merge", "reference", "report", "sweep"]
 
 import shlex
 import sys
+import tempfile
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vit_lens.cli.options import (
     DEFAULT_LENSES,
     Device,
-    find_images,
     parse_lens,
     parse_shard,
     split_list,
@@ -21,6 +22,12 @@ from vit_lens.cli.options import (
     torch_dtype,
 )
 from vit_lens.errors import VitLensError
+
+if TYPE_CHECKING:
+    from vit_lens.lenses import Lens
+    from vit_lens.model import HookedViT
+    from vit_lens.readouts import Gallery, ReadoutMeans
+    from vit_lens.texts import TextBank
 
 Model = Annotated[
     str,
@@ -38,6 +45,7 @@ _DEMO_SETTINGS = {"steps": 5, "guidance": 1.0}
 SWEEP_EXAMPLES = """\b
 Examples:
   vit-lens sweep photos/ --controls
+  vit-lens sweep cat.png --captions "a cat, a dog" --gallery photos/ --decoder none --model ViT-B-32 --tag openai
   vit-lens sweep cat.png --sites L7H3,L7.mlp --lens dsl-mean:alpha=5 --seed 0 --seed 1
   vit-lens sweep cat.png --sites resid_post --lens diffusion \\
     --model kandinsky-community/kandinsky-2-2-prior:image_encoder \\
@@ -51,18 +59,24 @@ def demo(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Sweep bundled images on the embedded pair and write a page. Needs no download, about a minute on a laptop."""
-    from vit_lens import DiffusionLens, DiffusionSteeringLens, HookedViT, KandinskyDecoder, ReferenceMeans
+    from vit_lens import DiffusionLens, DiffusionSteeringLens, HookedViT, KandinskyDecoder, ReferenceMeans, TextBank
     from vit_lens.mini.shipped import mini_labels, sample_images
+    from vit_lens.readouts import Gallery
     from vit_lens.sweeping import sweep as run
 
     model = HookedViT.from_pretrained("mini")
     decoder = KandinskyDecoder.from_pretrained("mini")
     steering = DiffusionSteeringLens(alpha=5.0, anchor="mean", reference=ReferenceMeans.load("mini"))
-    record = run(
-        model, decoder, sample_images(), lens=[steering, DiffusionLens()], sites=_DEMO_SITES, out=out,
-        settings=decoder.settings(**_DEMO_SETTINGS), batch_size=64,
-        controls=True, labels=mini_labels(), progress=True, command=_command(), notes=[_MINI_NOTE],
-    )  # fmt: skip
+    lenses = [steering, DiffusionLens()]
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = Gallery.from_folder(model, _draw_scenes(Path(folder)))
+        record = run(
+            model, decoder, sample_images(), lens=lenses, sites=_DEMO_SITES, out=out,
+            settings=decoder.settings(**_DEMO_SETTINGS), batch_size=64, controls=True, labels=mini_labels(),
+            texts=TextBank.mini(), text_groups=_mini_groups(), gallery=gallery,
+            means=_gallery_means(model, gallery, lenses, _DEMO_SITES), live=True,
+            progress=True, command=_command(), notes=[_MINI_NOTE],
+        )  # fmt: skip
     _page(record.path, open_page)
 
 
@@ -108,6 +122,20 @@ def sweep(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures decoded together.")] = 32,
     controls: Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")] = False,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            help="Beside every picture the nearest of these: a file with one caption a line, a saved text bank "
+            "(.safetensors), or captions with commas. mini has its own."
+        ),
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Folder of images: beside every picture the nearest of them.")
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live/--no-live", help="Keep what the live page needs (up to 8 MB): parts to turn up and down."),
+    ] = True,
     shard: Annotated[str | None, typer.Option(help="I/N: only the I-th of N parts of the images.")] = None,
     dtype: Annotated[
         str, typer.Option(help="Of the decoder's weights; the encoder, one run per image, stays in float32.")
@@ -118,7 +146,9 @@ def sweep(
     """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
     from vit_lens import HookedViT, KandinskyDecoder, ReferenceMeans, Site
     from vit_lens.identity import MINI_ENCODER
+    from vit_lens.images import find_images
     from vit_lens.mini.shipped import mini_labels
+    from vit_lens.readouts import Gallery
     from vit_lens.sweeping import sweep as run
 
     found = find_images(images)
@@ -148,13 +178,18 @@ def sweep(
     drawer = None
     if decoder != "none":
         drawer = KandinskyDecoder.from_pretrained(decoder, encoder=encoder, dtype=precision, device=place)
+    own_texts = is_mini and captions is None and drawer is not None
+    texts = None if captions is None and not own_texts else _read_captions(captions, model, tag, device)
+    near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
     record = run(
         vit, drawer, found, lens=lenses[0] if len(lenses) == 1 else lenses, sites=wanted, out=out,
         settings=drawer and drawer.settings(**chosen), seeds=seed or None, batch_size=batch_size, controls=controls,
-        labels=mini_labels() if is_mini and drawer else None, shard=part, progress=True,
+        labels=mini_labels() if is_mini and drawer else None, texts=texts,
+        text_groups=_mini_groups() if own_texts else None, gallery=near,
+        means=() if near is None else _gallery_means(vit, near, lenses, wanted), live=live, shard=part, progress=True,
         command=_command(), notes=[_MINI_NOTE] if is_mini else [],
     )  # fmt: skip
-    if page and drawer is not None:
+    if page and (drawer is not None or captions is not None or gallery is not None):
         _page(record.path, False)
     else:
         typer.echo(f"record: {record.path}")
@@ -178,6 +213,7 @@ def reference(
 ) -> None:
     """Average a model's activations over images: the means that the leak-free lens (dsl-mean) starts from."""
     from vit_lens import HookedViT, ReferenceMeans
+    from vit_lens.images import find_images
 
     found = find_images(images)
     if out.suffix != ".safetensors" or out.is_dir():
@@ -201,6 +237,47 @@ _MINI_NOTE = (
     "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
     "Nothing here is known for larger models."
 )
+
+
+_SCENES, _SCENE_SEED, _MEAN_IMAGES = 96, 2024, 256
+
+
+def _draw_scenes(folder: Path) -> Path:
+    """Draw scenes of the embedded pair's world, always the same, named by what they show."""
+    import numpy as np
+    from PIL import Image
+
+    from vit_lens.mini import world
+
+    scenes = world.sample_scenes(_SCENES, np.random.default_rng(_SCENE_SEED), held_out=True)
+    for number, (scene, pixels) in enumerate(zip(scenes, world.render(scenes), strict=True)):
+        Image.fromarray(pixels).save(folder / f"{number:03d} {world.caption(scene)}.png")
+    return folder
+
+
+def _read_captions(captions: str | None, model: str, tag: str | None, device: str) -> "TextBank":
+    from vit_lens.cli.readouts import _bank  # that module takes its options from this one
+
+    return _bank(captions, model, tag, device)
+
+
+def _mini_groups() -> dict[str, list[str]]:
+    from vit_lens.mini import world
+
+    return {name: world.prompts(name) for name in world.PROBES}
+
+
+def _gallery_means(
+    vit: "HookedViT", gallery: "Gallery", lenses: "Sequence[Lens]", sites: list[str]
+) -> "list[ReadoutMeans]":
+    """Average what each lens reads over (at most 256) images of a gallery, for the centred form."""
+    from vit_lens import Site
+    from vit_lens.readouts import ReadoutMeans
+
+    chosen, resolved = gallery.distinct, Site.resolve(sites, vit.cfg)
+    paths = [gallery.path(index) for index in chosen[:: -(-len(chosen) // _MEAN_IMAGES)]]
+    own = [(lens, [site for site in resolved if lens.reads(site)]) for lens in lenses]
+    return [ReadoutMeans.from_images(vit, paths, some, lens=lens) for lens, some in own if some]
 
 
 def _page(directory: Path, open_page: bool) -> None:

@@ -1,6 +1,8 @@
 """Frozen results of a sweep with their provenance: written atomically, read back checked, merged from shards."""
 
+from vit_lens.records.live import LiveNumbers
 from vit_lens.records.reading import lens_label, select
+from vit_lens.records.readouts import Readouts
 from vit_lens.records.record import Record
 from vit_lens.records.schema import COLUMNS, FORMAT, MANIFEST_KEYS, PLAN_COLUMNS
 from vit_lens.records.shards import merge
@@ -11,6 +13,8 @@ __all__ = [
     "FORMAT",
     "MANIFEST_KEYS",
     "PLAN_COLUMNS",
+    "LiveNumbers",
+    "Readouts",
     "Record",
     "RecordWriter",
     "lens_label",

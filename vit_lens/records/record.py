@@ -4,6 +4,7 @@ __all__ = ["Record"]
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -12,8 +13,11 @@ import PIL.Image
 from torch import Tensor
 
 from vit_lens.errors import RecordError
+from vit_lens.records.extras import gallery_name, load_live, load_readouts
+from vit_lens.records.live import LiveNumbers
 from vit_lens.records.notebook import record_html
 from vit_lens.records.reading import read_embeddings, read_manifest, read_table
+from vit_lens.records.readouts import Readouts
 from vit_lens.records.schema import picture_name
 
 
@@ -56,6 +60,26 @@ class Record:
     def input(self, image: SupportsIndex) -> PIL.Image.Image:
         """Return what the model saw of ``image``; RecordError if it is missing or damaged."""
         return _read_picture(self.path / f"inputs/{image.__index__():04d}.png")
+
+    @cached_property
+    def readouts(self) -> Readouts | None:
+        """Captions and nearest images of every row; None in a record without. RecordError if they are damaged."""
+        found = load_readouts(self.path, len(self.table))
+        if found is None and self.complete and (self.manifest.get("readouts") or {}).keys() & {"texts", "gallery"}:
+            raise RecordError(f"{self.path} has lost its readouts.safetensors; the record is damaged, sweep again")
+        return found
+
+    @cached_property
+    def live(self) -> LiveNumbers | None:
+        """The numbers of the live page; None in a record without. RecordError if they are damaged."""
+        found = load_live(self.path)
+        if found is None and self.complete and (self.manifest.get("readouts") or {}).get("live"):
+            raise RecordError(f"{self.path} has lost its live.safetensors; the record is damaged, sweep again")
+        return found
+
+    def neighbour(self, index: SupportsIndex) -> PIL.Image.Image:
+        """Return the small copy of a gallery's picture; RecordError if there is none or it is damaged."""
+        return _read_picture(self.path / gallery_name(index.__index__()))
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "unfinished"

@@ -56,7 +56,18 @@ MANIFEST_KEYS = (
     *("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds"),
     *("command", "complete", "shard", "notes"),
 )
-IDENTITY_KEYS = ("format", "model", "decoder", "lenses", "images", "seeds", "shard", "versions", "batch_plan")
+IDENTITY_KEYS = (
+    "format",
+    "model",
+    "decoder",
+    "lenses",
+    "images",
+    "seeds",
+    "shard",
+    "versions",
+    "batch_plan",
+    "readouts",
+)
 
 
 def picture_name(row: int) -> str:

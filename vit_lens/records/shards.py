@@ -4,6 +4,7 @@ __all__ = ["merge"]
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from vit_lens.errors import RecordError
+from vit_lens.records.extras import gallery_name
+from vit_lens.records.live import LiveNumbers
+from vit_lens.records.readouts import Found
 from vit_lens.records.record import Record
 from vit_lens.records.schema import differing, picture_name
 from vit_lens.records.writer import RecordWriter
 
-SHARED_KEYS = ("format", "model", "decoder", "lenses", "versions", "seeds")
+SHARED_KEYS = ("format", "model", "decoder", "lenses", "versions", "seeds", "readouts")
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Record:
@@ -42,6 +46,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     for row, (number, old) in enumerate(sources):
         if row not in done and writer.manifest["decoder"]:
             writer.write_picture(row, shards[number].picture(int(old)))
+    _write_beside(writer, shards, sources)
     writer.write_embeddings(_joined_embeddings(shards, owners, sources))
     writer.write_table(table)
     writer.finish()
@@ -57,7 +62,7 @@ def _in_order(shards: list[Record]) -> list[Record]:
         if not shard.complete:
             raise RecordError(f"{shard.path} is unfinished; run its sweep again before merging")
         for key in SHARED_KEYS:
-            difference = differing(shards[0].manifest[key], shard.manifest[key], key)
+            difference = differing(shards[0].manifest.get(key), shard.manifest.get(key), key)
             if difference:
                 text = difference.replace("on disk", f"in {shards[0].path}").replace("now", f"in {shard.path}")
                 raise RecordError(f"shards of different sweeps: {text}")
@@ -95,6 +100,43 @@ def _joined_manifest(shards: list[Record], images: list[dict[str, Any]], n_rows:
     joined = {"complete": False, "shard": None, "images": images, "notes": list(notes)}
     plan = {**first["batch_plan"], "n_rows": n_rows}
     return {**first, **joined, "batch_plan": plan, "command": "\n".join(commands) or None}
+
+
+def _write_beside(writer: RecordWriter, shards: list[Record], sources: list[tuple[Any, Any]]) -> None:
+    parts = [shard.readouts for shard in shards if shard.readouts is not None]
+    if len(parts) == len(shards):
+        names = {index: name for part in parts for index, name in part.names.items()}
+        for index in sorted(names):
+            owner = next(s for s, part in zip(shards, parts, strict=True) if index in part.names)
+            if (owner.path / gallery_name(index)).exists():  # a gallery from memory has no pictures
+                writer.write_neighbour(index, owner.neighbour(index))
+        by = {
+            what: {
+                form: _joined_found([getattr(p, what)[form] for p in parts], sources) for form in getattr(first, what)
+            }
+            for first in parts[:1]
+            for what in ("by_caption", "by_image")
+        }
+        writer.write_readouts(replace(parts[0], names=names, **by))
+    live = [shard.live for shard in shards if shard.live is not None]
+    if len(live) == len(shards):
+        writer.write_live(_joined_live(live))
+
+
+def _joined_found(parts: list[Found], sources: list[tuple[Any, Any]]) -> Found:
+    index = torch.stack([parts[int(number)].index[int(row)] for number, row in sources])
+    return Found(index, torch.stack([parts[int(number)].cosine[int(row)] for number, row in sources]))
+
+
+def _joined_live(parts: list[LiveNumbers]) -> LiveNumbers:
+    images = [image for part in parts for image in part.images]
+    order = sorted(range(len(images)), key=images.__getitem__)
+    tensors = {
+        field.name: torch.cat([getattr(part, field.name) for part in parts])[order]
+        for field in fields(LiveNumbers)
+        if isinstance(getattr(parts[0], field.name), Tensor)
+    }
+    return replace(parts[0], images=tuple(images[i] for i in order), **tensors)
 
 
 def _joined_embeddings(

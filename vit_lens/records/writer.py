@@ -16,8 +16,11 @@ from torch import Tensor
 
 from vit_lens.errors import RecordError
 from vit_lens.files import clear_temporary, make_directory, save_tensors, write_atomic
+from vit_lens.records.extras import gallery_name, save_live, save_readouts
+from vit_lens.records.live import LiveNumbers
 from vit_lens.records.pictures import encode_png, is_whole_png
 from vit_lens.records.reading import read_embeddings, read_manifest, read_table
+from vit_lens.records.readouts import Readouts
 from vit_lens.records.schema import (
     IDENTITY_KEYS,
     PLAN_COLUMNS,
@@ -97,6 +100,19 @@ class RecordWriter:
         save_tensors(embeddings, self.path / "embeddings.safetensors")
         self.embeddings = {name: value.detach().cpu().clone() for name, value in embeddings.items()}
 
+    def write_neighbour(self, index: int, picture: Picture) -> None:
+        """Store a small copy of a gallery's picture."""
+        make_directory(self.path / "gallery")
+        write_atomic(self.path / gallery_name(index), encode_png(picture))
+
+    def write_readouts(self, readouts: Readouts) -> None:
+        """Store captions and nearest images of all rows at once."""
+        save_readouts(readouts, self.path)
+
+    def write_live(self, live: LiveNumbers) -> None:
+        """Store the numbers of the live page."""
+        save_live(live, self.path)
+
     def finished_rows(self) -> frozenset[int]:
         """Return the rows whose picture lies on disk whole."""
         return frozenset(row for row in range(len(self.table)) if is_whole_png(self.path / picture_name(row)))
@@ -115,7 +131,7 @@ class RecordWriter:
     def _continue(self) -> None:
         stored = read_manifest(self.path)
         for key in IDENTITY_KEYS:
-            difference = differing(stored[key], self.manifest[key], key)
+            difference = differing(stored.get(key), self.manifest.get(key), key)
             if difference:
                 raise RecordError(f"{self.path} holds another sweep's record: {difference}; choose another directory")
         self.manifest = stored

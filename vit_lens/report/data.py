@@ -9,7 +9,8 @@ import pandas as pd
 
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
 from vit_lens.records import Record, lens_label
-from vit_lens.report.thumbs import inline_pictures
+from vit_lens.report.beside import beside_data, live_data, strings, texts_data
+from vit_lens.report.thumbs import BUDGET, inline_pictures
 
 LENS_WORDS = {
     "diffusion": "Reads the vector as if it were the last residual stream: final LayerNorm, projection, decoder.",
@@ -25,7 +26,10 @@ CONTROL_WORDS = {"random": "Control: a random direction of the same length stand
 def page_data(record: Record, base: str) -> dict[str, Any]:
     """Return everything that the page shows; ``base`` leads from the page to the record's directory."""
     table, manifest = record.table, record.manifest
-    thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]])
+    texts, live = texts_data(record), live_data(record)
+    beside = beside_data(record)
+    spent = sum(len(part) for part in strings([texts, live, beside]))
+    thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]], max(BUDGET - spent, BUDGET // 4))
     groups, membership = _groups(table)
     return {
         "base": base,
@@ -47,6 +51,9 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
         },
         "seeds": manifest["seeds"].get("decoder") or [],
         "drawn": manifest["decoder"] is not None,
+        "texts": texts,
+        "beside": beside,
+        "live": live,
     }
 
 

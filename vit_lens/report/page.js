@@ -7,6 +7,7 @@
   const TYPE_WORDS = {
     head: "heads", attn: "attention blocks", mlp: "MLPs",
     resid_pre: "before the block", resid_mid: "after its attention", resid_post: "after the block",
+    pool_head: "heads of the pooling", pool_attn: "pooling attention", pool_mlp: "pooling MLP",
   };
   const state = { image: DATA.images.length ? DATA.images[0].index : 0, row: null, group: 0, shown: PAGE, sort: "", down: true };
 
@@ -24,6 +25,8 @@
     return node;
   }
   const range = (n) => Array.from({ length: n }, (_, i) => i);
+  const partOf = (row) => R.type[row].replace("pool_", "");
+  const layerOf = (row) => (R.layer[row] === null ? Infinity : R.layer[row]);
   const isResidual = (row) => RESIDUALS.includes(R.type[row]);
   const group = (row) => DATA.groups[R.group[row]];
   const groupName = (g) => (g.control ? `${g.label} \u2013 ${g.control} control` : g.label);
@@ -43,9 +46,29 @@
     const words = {
       head: `head ${R.head[row]} of layer ${layer}`, attn: `attention output of layer ${layer}`, mlp: `MLP of layer ${layer}`,
       resid_pre: `residual stream before block ${layer}`, resid_mid: `residual stream after the attention of block ${layer}`,
-      resid_post: `residual stream after block ${layer}`,
+      resid_post: `residual stream after block ${layer}`, pool_head: `head ${R.head[row]} of the attention pooling`,
+      pool_attn: "attention output of the pooling", pool_mlp: "MLP of the pooling",
     };
     return words[R.type[row]] || R.site[row];
+  }
+  // ---------------------------------------------------------------- captions and nearest images of a row
+  function answers(what, form, row) {
+    const found = DATA.beside && DATA.beside[what][form];
+    if (!found) return null;
+    return range(found.k).map((i) => row * found.k + i).filter((i) => found.index[i] >= 0)
+      .map((i) => ({ index: found.index[i], cosine: found.cosine[i] }));
+  }
+  const neighbourName = (index) => DATA.beside.names[index];
+  const neighbourFile = (index) => `${DATA.base}gallery/${String(index).padStart(6, "0")}.png`;
+  const uri = (index) => DATA.beside.thumbs[index];
+  function neighbour(index, alt) {
+    return uri(index) === undefined ? el("span", { class: "empty", role: "img", "aria-label": alt })
+      : el("img", { src: uri(index) || neighbourFile(index), alt, decoding: "async", loading: uri(index) ? null : "lazy" });
+  }
+  function best(what, row) { return (answers(what, "centred", row) || answers(what, "raw", row) || [])[0]; }
+  function face(row) {
+    const found = $("map-mode").value === "nearest" ? best("images", row) : null;
+    return found ? neighbour(found.index, "") : thumb(row, "");
   }
   function thumb(row, alt) {
     if (!hasPicture(row)) return el("span", { class: "empty", role: "img", "aria-label": `${alt}: no picture` });
@@ -98,11 +121,11 @@
   }
 
   // ---------------------------------------------------------------- head map
-  function siteButton(row, key, scale) {
+  function siteButton(row, key, scale, view) {
     const words = `${R.site[row]}, ${groupName(group(row))}: ${NUMBERS[key].title} ${number(key, row)}`;
     const button = el("button", { type: "button", class: "cell", "data-row": row, tabindex: -1, title: words, "aria-label": words,
-      on: { click: () => select(row, true) } }, thumb(row, ""), el("span", { class: "value", text: number(key, row) }));
-    button.classList.toggle("weak", weak(row));
+      on: { click: () => select(row, true) } }, view === "map" ? face(row) : thumb(row, ""), el("span", { class: "value", text: number(key, row) }));
+    button.classList.toggle("weak", weak(row) && !(view === "map" && $("map-mode").value === "nearest"));
     button.setAttribute("aria-pressed", String(row === state.row));
     paint(button, key, row, scale);
     return button;
@@ -110,18 +133,18 @@
   function drawMap() {
     const key = $("map-number").value, scale = scaleOf(key);
     const rows = here().filter((row) => !isResidual(row) && R.group[row] === state.group);
-    const layers = [...new Set(rows.map((row) => R.layer[row]))].sort((a, b) => a - b);
-    const heads = [...new Set(rows.filter((row) => R.type[row] === "head").map((row) => R.head[row]))].sort((a, b) => a - b);
-    const parts = ["attn", "mlp"].filter((type) => rows.some((row) => R.type[row] === type));
+    const layers = [...new Set(rows.map(layerOf))].sort((a, b) => a - b);
+    const heads = [...new Set(rows.filter((row) => partOf(row) === "head").map((row) => R.head[row]))].sort((a, b) => a - b);
+    const parts = ["attn", "mlp"].filter((type) => rows.some((row) => partOf(row) === type));
     const cells = new Map();
     for (const row of rows) {
-      const place = `${R.layer[row]} ${R.type[row] === "head" ? R.head[row] : R.type[row]}`;
+      const place = `${layerOf(row)} ${partOf(row) === "head" ? R.head[row] : partOf(row)}`;
       if (!cells.has(place)) cells.set(place, row);
     }
     const columns = [...heads, ...parts];
     const map = $("map");
     $("map-section").hidden = !here().some((row) => !isResidual(row));
-    map.className = `map ${$("map-mode").value}`;
+    map.className = `map ${$("map-mode").value === "colours" ? "colours" : "pictures"}`;
     map.style.setProperty("--heads", Math.max(1, heads.length));
     map.style.gridTemplateColumns = `auto ${"minmax(0,var(--cell)) ".repeat(heads.length)}` +
       (parts.length ? `${heads.length ? "0.6rem " : ""}${"minmax(0,var(--cell)) ".repeat(parts.length)}` : "");
@@ -135,10 +158,11 @@
       columns.map((c) => el("span", { role: "columnheader", class: "axis", text: title(c),
         "aria-label": typeof c === "number" ? `head ${c}` : title(c) })));
     map.replaceChildren(top, ...layers.map((layer) => line(
-      el("span", { role: "rowheader", class: "axis", text: layer, "aria-label": `layer ${layer}` }),
+      el("span", { role: "rowheader", class: "axis", text: layer === Infinity ? "pool" : layer,
+        "aria-label": layer === Infinity ? "attention pooling" : `layer ${layer}` }),
       columns.map((column) => {
         const row = cells.get(`${layer} ${column}`);
-        return el("div", { role: "gridcell" }, row === undefined ? el("span", { class: "hole" }) : siteButton(row, key, scale));
+        return el("div", { role: "gridcell" }, row === undefined ? el("span", { class: "hole" }) : siteButton(row, key, scale, "map"));
       }))));
     roving(map);
     const g = DATA.groups[state.group];
@@ -156,20 +180,7 @@
     if (chosen) chosen.tabIndex = 0;
   }
   function move(view, event) {
-    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-    const step = steps[event.key], from = event.target.closest("button.cell");
-    if (!step || !from) return;
-    event.preventDefault();
-    const at = (b) => { const r = b.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; };
-    const [x, y] = at(from);
-    let best = null, least = Infinity;
-    for (const button of view.querySelectorAll("button.cell")) {
-      const [bx, by] = at(button), along = (bx - x) * step[0] + (by - y) * step[1];
-      const across = Math.abs(step[0] ? by - y : bx - x);
-      if (along < 2) continue;
-      const cost = along + 6 * across;
-      if (cost < least) [best, least] = [button, cost];
-    }
+    const best = buttonBeside(view, event, "button.cell");
     if (best) { best.focus(); select(Number(best.dataset.row), false); }
   }
 
@@ -197,7 +208,7 @@
   }
   const seedWords = (row) => (DATA.seeds.length > 1 && R.seed[row] !== null ? `, seed ${R.seed[row]}` : "");
   function small(row, caption) {
-    return el("button", { type: "button", class: "small", on: { click: () => select(row, true) } }, thumb(row, ""),
+    return el("button", { type: "button", class: "small", on: { click: () => select(row, true) } }, rowPicture(row),
       el("span", { text: caption }), el("b", { text: number(mainNumber(), row) }));
   }
   function drawDetail(row) {
@@ -208,20 +219,65 @@
       on: { click: () => document.body.classList.remove("sheet-open") } });
     const verdict = !hasPicture(row) ? (DATA.drawn ? "No picture yet." : "No decoder, so no picture.") : weak(row)
       ? `The decoder could not draw this: faithfulness ${number("faithfulness", row)} is below ${format(DATA.threshold)}.` : "";
+    const warning = el("p", { class: "verdict", hidden: !verdict, text: verdict });
+    const shown = DATA.beside ? [compare(row, controls[0], warning)] : [bigPicture(row), warning];
+    $("detail").classList.toggle("beside", Boolean(DATA.beside));
     $("detail").replaceChildren(close,
       el("h3", { text: R.site[row] }),
       el("p", { class: "site-words", text: `${siteWords(row)}${seedWords(row)}` }),
       el("p", { class: "reading", text: groupName(g) }),
-      bigPicture(row),
-      el("p", { class: "verdict", hidden: !verdict, text: verdict }),
+      ...shown,
       el("div", { class: "companions" },
         el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
-        ...controls.slice(0, 2).map((c) => small(c, `${group(c).control} control${seedWords(c)}`)),
+        ...controls.slice(DATA.beside ? 1 : 0, 2).map((c) => small(c, `${group(c).control} control${seedWords(c)}`)),
         ...others.slice(0, 4 - Math.min(2, controls.length)).map((o) => small(o, groupName(group(o)) + seedWords(o)))),
       R.label[row] ? el("p", { class: "label" }, "Zero-shot label of the picture: ", el("b", { text: R.label[row] })) : null,
       numbersList(row, controls[0]),
       el("p", { class: "definition", text: `Definition: ${g.definition}` }));
   }
+  // A site beside its control: pictures, nearest images and captions, each in both forms.
+  function compare(row, control, warning) {
+    const pair = control === undefined ? [row] : [row, control];
+    const grid = el("div", { class: `compare${pair.length === 1 ? " alone" : ""}` });
+    const head = (at) => (at === row ? el("p", { class: "side", text: group(row).control ? "this control" : "this site" })
+      : el("button", { type: "button", class: "side link", text: `${group(at).control} control`, on: { click: () => select(at, true) } }));
+    grid.append(...pair.map(head));
+    if (DATA.drawn) {
+      grid.append(...pair.map((at) => (at === row ? bigPicture(at) : el("button", { type: "button", class: "small", on: { click: () => select(at, true) } },
+        thumb(at, ""), el("span", { class: "unseen", text: `${group(at).control} control` })))));
+      grid.append(warning, ...pair.map((at) => el("p", { class: "score", text: `${NUMBERS[mainNumber()].title} ${number(mainNumber(), at)}` })));
+    }
+    const WORDS = { images: "Nearest images", captions: "Captions" };
+    for (const what of ["images", "captions"]) {
+      for (const form of ["raw", "centred"]) {
+        const lists = pair.map((at) => answers(what, form, at));
+        if (!lists[0]) continue;
+        const title = form === "centred" ? `less ${DATA.beside.means}` : "of the embedding as it is";
+        grid.append(el("h4", {}, `${WORDS[what]}, ${form} `, el("small", { text: title })));
+        const shared = lists.length > 1 ? new Set(lists[0].map((a) => a.index).filter((i) => lists[1].some((b) => b.index === i))) : new Set();
+        grid.append(...lists.map((list) => (what === "images" ? pictureList(list, shared) : captionList(list, shared))));
+      }
+    }
+    return grid;
+  }
+  const sharedWords = (on) => (on ? ": the control has it too" : "");
+  function pictureList(list, shared) {
+    if (!list.length) return nothingLeft();
+    return el("ol", { class: "near" }, ...list.map(({ index, cosine }) => {
+      const name = neighbourName(index), words = `${name}, cosine ${format(cosine)}${sharedWords(shared.has(index))}`;
+      return el("li", { class: shared.has(index) ? "shared" : null, title: words, "data-index": index }, 
+        uri(index) === undefined ? neighbour(index, words)
+          : el("a", { href: neighbourFile(index), target: "_blank", rel: "noopener" }, neighbour(index, words)),
+        el("span", { text: format(cosine) }));
+    }));
+  }
+  function captionList(list, shared) {
+    if (!list.length) return nothingLeft();
+    return el("ol", { class: "said" }, ...list.map(({ index, cosine }) => el("li", { class: shared.has(index) ? "shared" : null,
+      title: shared.has(index) ? "the control has it too" : null, "data-index": index },
+    el("span", { text: DATA.texts.captions[index] }), el("b", { text: format(cosine) }))));
+  }
+  function nothingLeft() { return el("p", { class: "nothing", text: "None: there are no means for this reading, or nothing differs from them." }); }
   function bigPicture(row) {
     if (!hasPicture(row)) return el("span", { class: "empty big", role: "img", "aria-label": `${R.site[row]}: no picture` });
     const words = `${R.site[row]}, ${groupName(group(row))}: decoded picture`;
@@ -249,7 +305,7 @@
       if (lens === "sites" ? g.control : lens === "controls" ? !g.control : lens !== "all" && R.group[row] !== Number(lens)) return false;
       if (type !== "all" && R.type[row] !== type) return false;
       if (R.layer[row] !== null && (R.layer[row] < from || R.layer[row] > to)) return false;
-      return !text || `${R.site[row]} ${groupName(g)} ${R.label[row]} ${siteWords(row)}`.toLowerCase().includes(text);
+      return !text || `${R.site[row]} ${groupName(g)} ${R.label[row]} ${siteWords(row)} ${caption(row)}`.toLowerCase().includes(text);
     });
     const sign = state.down ? -1 : 1, column = state.sort;
     const value = (row) => (column === "site" || column === "order" ? row : column === "reading" ? groupName(group(row)) : R[column][row]);
@@ -258,6 +314,10 @@
       if (x === null || y === null || x === "" || y === "") return (x === null || x === "") - (y === null || y === "") || a - b;
       return (typeof x === "string" ? x.localeCompare(y) : x - y) * sign || a - b;
     });
+  }
+  function caption(row) {
+    const found = best("captions", row);
+    return found ? DATA.texts.captions[found.index] : "";
   }
   function sortBy(column) {
     state.down = column === state.sort ? !state.down : KEYS.includes(column);
@@ -276,16 +336,20 @@
   function rowTable(rows) {
     const labels = R.label.some((label) => label);
     const columns = [["site", "Site"], ["reading", "Reading"], ...KEYS.map((key) => [key, NUMBERS[key].title]),
-      ...(labels ? [["label", "Label"]] : []), ...(DATA.seeds.length > 1 ? [["seed", "Seed"]] : [])];
+      ...(labels ? [["label", "Label"]] : []), ...(R.caption ? [["caption", "Nearest caption"]] : []), ...(DATA.seeds.length > 1 ? [["seed", "Seed"]] : [])];
     const head = columns.map(([key, text]) => el("th", { scope: "col", class: KEYS.includes(key) ? "num" : null,
       "aria-sort": state.sort === key ? (state.down ? "descending" : "ascending") : "none" },
     el("button", { type: "button", "data-sort": key, text, on: { click: () => sortBy(key) } })));
     const body = rows.map((row) => el("tr", { "data-row": row, class: row === state.row ? "chosen" : null,
       on: { click: () => select(row, true) } },
-    el("td", { class: "pic" }, thumb(row, "")),
+    el("td", { class: "pic" }, rowPicture(row)),
     ...columns.map(([key]) => el("td", { class: KEYS.includes(key) ? "num" : null }, cellOf(key, row)))));
     return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" },
       el("span", { class: "unseen", text: "Picture" })), ...head)), el("tbody", {}, ...body)));
+  }
+  function rowPicture(row) {
+    const found = DATA.drawn ? null : best("images", row);
+    return found ? neighbour(found.index, `nearest: ${neighbourName(found.index)}`) : thumb(row, "");
   }
   function cellOf(key, row) {
     if (key === "site") {
@@ -327,7 +391,7 @@
     const known = rows.filter((row) => R[key][row] !== null && hasPicture(row)).sort((a, b) => R[key][b] - R[key][a]);
     return known.concat(rows, here())[0];
   }
-  function drawAll() { drawImages(); drawStrip(); drawMap(); drawRows(); }
+  function drawAll() { drawImages(); drawStrip(); drawMap(); drawRows(); live.draw(state.image); }
   function prepare() {
     const onMap = new Set(range(N).filter((row) => !isResidual(row)).map((row) => R.group[row]));
     const groups = DATA.groups.map((g, i) => [i, groupName(g)]);
@@ -335,7 +399,10 @@
     state.group = steering ? steering[0] : onMap.size ? [...onMap][0] : 0;
     fillSelect($("map-lens"), groups.filter(([i]) => onMap.has(i)), state.group);
     fillSelect($("map-number"), KEYS.map((key) => [key, NUMBERS[key].title]), mainNumber());
-    if (!R.thumb.some((uri) => uri !== null)) $("map-mode").value = "colours";
+    const pictures = R.thumb.some((uri) => uri !== null), near = DATA.beside && Object.keys(DATA.beside.names).length > 0;
+    if (DATA.texts && DATA.beside && DATA.beside.captions.raw) R.caption = range(N).map(caption);
+    fillSelect($("map-mode"), [...(pictures ? [["pictures", "pictures"]] : []), ...(near ? [["nearest", "nearest images"]] : []),
+      ["colours", "numbers"]], pictures ? "pictures" : near ? "nearest" : "colours");
     const types = RESIDUALS.filter((type) => R.type.includes(type));
     fillSelect($("strip-type"), [...types].reverse().map((type) => [type, TYPE_WORDS[type]]).concat([["all", "every point"]]));
     $("strip-control").hidden = types.length < 2;
@@ -369,6 +436,7 @@
     for (const id of ["strip", "map"]) $(id).addEventListener("keydown", (event) => move($(id), event));
     document.addEventListener("keydown", (event) => { if (event.key === "Escape") document.body.classList.remove("sheet-open"); });
   }
+  const live = livePanel(DATA, $, el);
   prepare();
   listen();
   const linked = /^#row-(\d+)$/.exec(location.hash);

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from vit_lens.errors import OutputError
 from vit_lens.files import make_directory, write_atomic
 from vit_lens.records import Record, lens_label
+from vit_lens.records.live import LIVE_BUDGET
 from vit_lens.records.pictures import is_whole_png
 from vit_lens.records.schema import picture_name
 from vit_lens.report.data import page_data
@@ -58,7 +59,8 @@ def _base(record: Path, page: Path) -> str:
 def _render(record: Record, base: str) -> str:
     files = importlib.resources.files("vit_lens.report")
     style = files.joinpath("page.css").read_text(encoding="utf-8")
-    script = files.joinpath("page.js").read_text(encoding="utf-8")
+    script = "".join(files.joinpath(name).read_text(encoding="utf-8") for name in ("live.js", "page.js"))
+    data = page_data(record, base)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(files.joinpath("page.html.j2").read_text(encoding="utf-8"))
     policy = f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; script-src {_hash(script)}"
@@ -66,7 +68,9 @@ def _render(record: Record, base: str) -> str:
         policy=Markup(policy),
         style=Markup(style),
         script=Markup(script),
-        data=Markup(_embedded_json(page_data(record, base))),
+        data=Markup(_embedded_json(data)),
+        beside_words=_beside_words(record),
+        **_live_header(record, data["live"]),
         **_header(record),
     )
 
@@ -99,6 +103,29 @@ def _header(record: Record) -> dict[str, Any]:
         "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "provenance": _provenance(manifest),
+    }
+
+
+def _beside_words(record: Record) -> str:
+    beside = record.readouts
+    given = [
+        word
+        for word, there in (("nearest images", beside and beside.by_image), ("captions", beside and beside.by_caption))
+        if there
+    ]
+    return "Numbers" if not given else f"{', '.join(given).capitalize()} and numbers"
+
+
+def _live_header(record: Record, live: Mapping[str, Any] | None) -> dict[str, Any]:
+    exact = "Direct effect: later layers are held fixed; the final LayerNorm is recomputed."
+    frozen = (
+        "Direct effect: later layers are held fixed, and so are the scales of the final LayerNorm and the pooling, "
+        "since this tower norms every token on its own."
+    )
+    return {
+        "live_words": frozen if record.live is not None and not record.live.recomputed else exact,
+        "n_live": len(live["images"]) if live else 0,
+        "live_megabytes": LIVE_BUDGET // 1_000_000,
     }
 
 

@@ -3,16 +3,16 @@
 __all__ = ["sweep"]
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vit_lens.decoders import DecodeSettings, KandinskyDecoder
 from vit_lens.errors import VitLensError
 from vit_lens.files import exclusive
-from vit_lens.labels import ZeroShotLabels
 from vit_lens.lenses import Lens
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
+from vit_lens.readouts import Gallery, ReadoutMeans
 from vit_lens.records import Record, RecordWriter
 from vit_lens.sweeping.plan import (
     Image,
@@ -23,7 +23,9 @@ from vit_lens.sweeping.plan import (
     make_readings,
     plan_rows,
 )
+from vit_lens.sweeping.readouts import Beside
 from vit_lens.sweeping.stages import Drawing, embed_stage
+from vit_lens.texts import TextBank, ZeroShotLabels
 
 
 def sweep(
@@ -40,6 +42,11 @@ def sweep(
     controls: bool = False,
     control_seed: int = 0,
     labels: ZeroShotLabels | None = None,
+    texts: TextBank | None = None,
+    text_groups: Mapping[str, Sequence[str]] | None = None,
+    gallery: Gallery | None = None,
+    means: Sequence[ReadoutMeans] = (),
+    live: bool = False,
     shard: tuple[int, int] | None = None,
     progress: bool = False,
     command: str | None = None,
@@ -53,7 +60,7 @@ def sweep(
     Args:
         model: The encoder.
         decoder: Draws the pictures; None keeps embeddings and their numbers alone.
-        images: Paths, PIL images or uint8 arrays.
+        images: Paths (of a folder: the images in it), PIL images or uint8 arrays.
         lens: One lens, which must be defined on every site, or several, each of which reads the sites that it
             is defined on.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
@@ -65,6 +72,15 @@ def sweep(
         controls: Add to every row that is not a residual a control of equal norm and random direction.
         control_seed: Of the random directions.
         labels: Puts zero-shot words beside every picture.
+        texts: Captions of this encoder: the nearest stand beside every picture, and the live page gives their
+            probabilities.
+        text_groups: Captions that exclude each other, by name: the live page takes a softmax over each group. By
+            default all captions are one group.
+        gallery: Images of this encoder, among which the nearest to every lens embedding are sought; small copies of
+            those that are found go into the record.
+        means: Of the lenses: what the centred form of captions and neighbours takes away. Without them neighbours
+            are centred on the gallery's mean, and captions are not.
+        live: Keep the numbers of the live page, for as many of the first images as a page can carry (8 MB).
         shard: (i, n) takes the i-th of n parts of the images; ``vit_lens.records.merge`` joins the parts.
         progress: Show a bar.
         command: How to make this record again, for its manifest.
@@ -74,6 +90,8 @@ def sweep(
         ImageError: An image cannot be read.
         UnknownSiteError: A site is not the model's.
         LensError: The lens is not defined on a site.
+        TextError: The captions are another encoder's.
+        GalleryError: The gallery is another model's, or too small.
         ContractError: The decoder was made for another encoder.
         RecordError: ``out`` holds something else.
         OutputError: ``out`` cannot be written.
@@ -83,6 +101,7 @@ def sweep(
     check_arguments(images, batch_size, shard)
     index = list(range(len(images)))[shard[0] :: shard[1]] if shard else list(range(len(images)))
     readings = make_readings(model, lens, sites, controls)
+    beside = Beside(model, readings, texts, text_groups, gallery, means, live)
     settings = decoder and (settings or decoder.defaults)
     if decoder is None and not (seeds is None and settings is None and labels is None):
         raise VitLensError("without a decoder nothing is drawn, so seeds=, settings= and labels= would have no effect")
@@ -102,12 +121,13 @@ def sweep(
     batch_size = min(batch_size, len(plan) // len(seeds))  # no batch is padded beyond the sweep itself
     manifest = make_manifest(model, decoder, settings, readings, described, seeds, control_seed, batch_size, len(plan))
     manifest |= {"command": command, "shard": list(shard) if shard else None, "notes": list(notes)}
+    manifest["readouts"] = beside.describe()
     writer = RecordWriter(out, manifest, plan)
     chosen = [images[i] for i in index]
     if writer.resumed and writer.manifest["complete"]:
         return Record.load(out)
     with exclusive(writer.path):
-        embed_stage(model, chosen, described, readings, seeds, control_seed, negative, writer, progress)
+        embed_stage(model, chosen, described, readings, seeds, control_seed, negative, beside, writer, progress)
         if decoder is not None and settings is not None:
             Drawing(model, decoder, settings, seeds, batch_size, labels, writer).run(progress)
         writer.finish()

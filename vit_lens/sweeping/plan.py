@@ -25,7 +25,7 @@ from torch import Tensor
 from vit_lens import __version__
 from vit_lens.decoders import DecodeSettings, KandinskyDecoder
 from vit_lens.errors import ImageError, LensError, VitLensError
-from vit_lens.images import load_image
+from vit_lens.images import find_images, load_image
 from vit_lens.lenses import Lens
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
@@ -143,8 +143,11 @@ def check_arguments(images: list[Image], batch_size: int, shard: tuple[int, int]
 
 
 def as_list(images: Any) -> list[Image]:
-    """Return the images as a list; one image alone counts as one."""
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+    """Return the images as a list; one image alone counts as one, a folder as the images in it."""
+    items = list(images) if isinstance(images, (list, tuple)) else [images]
+    folders = (isinstance(item, (str, os.PathLike)) and Path(item).is_dir() for item in items)
+    groups = [find_images([item]) if is_folder else [item] for item, is_folder in zip(items, folders, strict=True)]
+    return [image for group in groups for image in group]
 
 
 def _name(image: Image, index: int) -> str:

@@ -4,7 +4,9 @@ __all__ = ["Drawing", "embed_stage"]
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,15 @@ from tqdm import tqdm
 
 from vit_lens.decoders import DecodeSettings, KandinskyDecoder
 from vit_lens.images import to_display
-from vit_lens.labels import ZeroShotLabels
 from vit_lens.lenses.lens import site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.model import HookedViT
+from vit_lens.names import Site
 from vit_lens.records import Record, RecordWriter
+from vit_lens.sweeping.live import live_part
 from vit_lens.sweeping.plan import Image, Reading
+from vit_lens.sweeping.readouts import Beside, Collected
+from vit_lens.texts import ZeroShotLabels
 
 _CHECKPOINT_SECONDS = 10.0
 _CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time, however large the record
@@ -36,6 +41,7 @@ def embed_stage(
     seeds: list[int],
     control_seed: int,
     negative: Float[Tensor, "1 d_embed"],
+    beside: Beside,
     writer: RecordWriter,
     progress: bool,
 ) -> None:
@@ -43,22 +49,27 @@ def embed_stage(
     if {"lens", "clean", "negative", "reencoded"} <= writer.embeddings.keys():
         return
     embeds, cleans, norms, cosines = [], [], [], []
+    collected = Collected(beside)
     sites = [site for reading in readings for site in reading.sites]
     pairs = list(zip(images, described, strict=True))
     for image, entry in tqdm(pairs, desc="embeddings", unit="image", disable=not progress):
         with torch.no_grad():
             clean, cache = model.run_with_cache(model.preprocess([image]), rows="readout")
             parts = [reading.embed(cache, entry["sha256"], control_seed).float().cpu() for reading in readings]
-            parts_of_sites = [sites[i : i + _SITES_AT_ONCE] for i in range(0, len(sites), _SITES_AT_ONCE)]
-            norm = torch.cat([site_outputs(cache, some)[0].flatten(1).norm(dim=1) for some in parts_of_sites])
+            norm = torch.cat([site_outputs(cache, some)[0].flatten(1).norm(dim=1) for some in _portions(sites)])
+            if collected.wants_live(entry["index"]):
+                collected.live[entry["index"]] = live_part(model, cache, clean)
         clean = clean.float().cpu()
         found = torch.cat(parts)
+        seen = to_display([image], model.preprocess_spec)[0]  # pyright: ignore[reportArgumentType]
+        collected.add(found, seen, len(seeds))
         for _ in seeds:
             embeds.append(found)
             cosines += cosine(found, clean).tolist()
             norms += norm.tolist()
         cleans.append(clean)
-        writer.write_input(entry["index"], to_display([image], model.preprocess_spec)[0])  # pyright: ignore[reportArgumentType]
+        writer.write_input(entry["index"], seen)
+    collected.write(writer)  # before the embeddings, whose presence says that this stage is done
     lens = torch.cat(embeds)
     table = writer.table.assign(norm_h=norms, cos_lens_clean=cosines)
     writer.write_table(table)
@@ -66,6 +77,13 @@ def embed_stage(
     writer.write_embeddings(
         {"lens": lens, "clean": torch.cat(cleans), "negative": negative.float().cpu(), "reencoded": unknown}
     )
+
+
+def _portions(sites: list[Site]) -> Iterator[list[Site]]:
+    """Yield the sites in order, a few at a time; those of attention pooling have another width and go together."""
+    for _, together in groupby(sites, key=lambda site: site.is_pool):
+        some = list(together)
+        yield from (some[start : start + _SITES_AT_ONCE] for start in range(0, len(some), _SITES_AT_ONCE))
 
 
 @dataclass

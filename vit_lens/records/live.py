@@ -1,0 +1,127 @@
+"""The numbers behind the live page: an embedding as a function of a factor for every part of the tower."""
+
+__all__ = ["LIVE_BUDGET", "LiveNumbers", "live_bytes", "live_labels"]
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import RecordError, UnknownSiteError, nearest
+
+LIVE_BUDGET = 8_000_000
+"""Bytes of a page that live numbers take at most, as base64: one image of ViT-bigG, or a dozen of ViT-B."""
+_HEAD = re.compile(r"(L\d+)H\d+")
+
+
+def live_labels(cfg: HookedViTConfig) -> tuple[str, ...]:
+    """Return the components of an embedding: ``start`` (tokens and positions), heads, ``b_O`` and MLPs by layer."""
+    labels = ["start"]
+    for layer in range(cfg.n_layers):
+        labels += [f"L{layer}H{head}" for head in range(cfg.n_heads)] + [f"L{layer}.b_O", f"L{layer}.mlp"]
+    has_pool_mlp = cfg.attn_pool is not None and bool(cfg.attn_pool.d_mlp)
+    return (*labels, "pool.mlp") if has_pool_mlp else tuple(labels)
+
+
+def live_bytes(n_components: int, d_embed: int, *, recomputed: bool) -> int:
+    """Return how much of a page one image takes."""
+    numbers = (n_components + 2) * d_embed
+    if recomputed:
+        numbers += n_components * (n_components + 3) // 2 + 1
+    return -(-4 * numbers // 3) * 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LiveNumbers:
+    """What is needed to scale parts of a tower and know the embedding at once, for some images of a record.
+
+    With ``h_i`` what part ``i`` wrote to the last residual, ``x`` their sum and ``g_i`` a factor for each, the
+    embedding is ``LN(sum_i g_i h_i) proj``: a direct effect, since nothing later reads the change. LayerNorm
+    divides by ``s(g)``, whose square is a quadratic form of the factors, so with ``delta = g - 1``
+
+    ``embed(g) = s(1) / s(g) (embedding - constant + sum_i delta_i contributions_i) + constant``
+    ``s(g)^2  = variance + 2 delta . along + delta gram delta``
+
+    Where the read-out has a scale for every token (a mean over normed patches, attention pooling), ``recomputed`` is
+    false and the scale stays that of the image.
+
+    Attributes:
+        labels: Of the components, see :func:`live_labels`.
+        images: Indices of the images, in the record.
+        recomputed: Whether LayerNorm's scale follows the factors.
+        eps: Of LayerNorm.
+        contributions: Of each component to the embedding, with the image's own scale.
+        constant: What no component causes: biases.
+        embedding: Of the image.
+        gram: Scalar products of the centred parts, over d_model: the upper triangle, row by row.
+        along: Scalar products of the centred parts with their sum, over d_model.
+        variance: Of the last residual, with eps.
+    """
+
+    labels: tuple[str, ...]
+    images: tuple[int, ...]
+    recomputed: bool
+    eps: float
+    contributions: Float[Tensor, "image component d_embed"]
+    constant: Float[Tensor, "image d_embed"]
+    embedding: Float[Tensor, "image d_embed"]
+    gram: Float[Tensor, "image pair"] | None = None
+    along: Float[Tensor, "image component"] | None = None
+    variance: Float[Tensor, " image"] | None = None
+
+    def __repr__(self) -> str:
+        return f"LiveNumbers({len(self.labels)} parts, {len(self.images)} images)"
+
+    def embed(self, image: int, factors: Mapping[str, float | int]) -> Float[Tensor, " d_embed"]:
+        """Return the embedding of an image with parts scaled, in float64.
+
+        Args:
+            image: Its index in the record.
+            factors: By site: heads, attention blocks (a head's factor is its own times its block's), MLPs,
+                ``start`` and ``pool.mlp``; parts that are not named keep the factor 1.
+
+        Raises:
+            RecordError: There are no numbers for this image.
+            UnknownSiteError: A site is not one of these.
+        """
+        if image not in self.images:
+            raise RecordError(f"no live numbers for image {image}; there are for {list(self.images)}")
+        place = self.images.index(image)
+        delta = self.component_factors(factors) - 1
+        constant = self.constant[place].double()
+        varying = self.embedding[place].double() - constant + delta @ self.contributions[place].double()
+        if self.gram is None or self.along is None or self.variance is None:
+            return varying + constant
+        before = self.variance[place].double()
+        after = before + 2 * delta @ self.along[place].double() + delta @ _square(self.gram[place], len(delta)) @ delta
+        return (before / after.clamp(min=self.eps)).sqrt() * varying + constant
+
+    def component_factors(self, factors: Mapping[str, float | int]) -> Float[Tensor, " component"]:
+        """Return the factor of every component, in float64.
+
+        Raises:
+            UnknownSiteError: A site is not one that can be scaled.
+        """
+        known = dict.fromkeys(label.replace(".b_O", ".attn") for label in self.labels)
+        if unknown := [str(site) for site in factors if str(site) not in known]:
+            raise UnknownSiteError(f"no part {unknown[0]!r} to scale; nearest: {nearest(unknown[0], list(known))}")
+        given = {str(site): float(factor) for site, factor in factors.items()}
+        return torch.tensor([_factor(label, given) for label in self.labels], dtype=torch.float64)
+
+
+def _factor(label: str, given: Mapping[str, float]) -> float:
+    head = _HEAD.fullmatch(label)
+    if head:
+        return given.get(label, 1.0) * given.get(f"{head[1]}.attn", 1.0)
+    return given.get(label.replace(".b_O", ".attn"), 1.0)
+
+
+def _square(packed: Float[Tensor, " pair"], n: int) -> Float[Tensor, "component component"]:
+    upper = torch.zeros(n, n, dtype=torch.float64)
+    rows, columns = torch.triu_indices(n, n)
+    upper[rows, columns] = packed.double()
+    return upper + upper.triu(1).T

@@ -1,0 +1,99 @@
+"""The numbers that let a page scale parts of a tower: contributions, and what LayerNorm's scale is made of."""
+
+__all__ = ["LivePart", "gather_live", "live_part", "n_live_images"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.attribution import split_embedding
+from vit_lens.attribution.readout import read_rows
+from vit_lens.cache import ViTActivationCache
+from vit_lens.lenses.lens import site_outputs
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+from vit_lens.records import LiveNumbers
+from vit_lens.records.live import LIVE_BUDGET, live_bytes, live_labels
+
+_START = ("embed", "pos_embed", "L0.resid_pre")
+
+
+@dataclass(frozen=True, eq=False)
+class LivePart:
+    """The live numbers of one image; see :class:`vit_lens.records.LiveNumbers`."""
+
+    contributions: Float[Tensor, "component d_embed"]
+    constant: Float[Tensor, " d_embed"]
+    embedding: Float[Tensor, " d_embed"]
+    gram: Float[Tensor, " pair"] | None
+    along: Float[Tensor, " component"] | None
+    variance: Float[Tensor, ""] | None
+
+
+def n_live_images(model: HookedViT) -> int:
+    """Return how many images a page can carry; their numbers are all that a record stores."""
+    size = live_bytes(len(live_labels(model.cfg)), model.cfg.d_embed, recomputed=_is_recomputed(model))
+    return LIVE_BUDGET // size
+
+
+def live_part(model: HookedViT, cache: ViTActivationCache, clean: Float[Tensor, "1 d_embed"]) -> LivePart:
+    """Return the live numbers of one image.
+
+    Args:
+        model: The model.
+        cache: Of its run, with ``rows="readout"``.
+        clean: Its embedding.
+    """
+    labels = live_labels(model.cfg)
+    split = split_embedding(cache)
+    values = dict(zip(split.labels, split.values[:, 0].double(), strict=True))
+    values["start"] = torch.stack([values[name] for name in _START if name in values]).sum(0)
+    contributions = torch.stack([values[label] for label in labels])
+    embedding = clean[0].double().to(contributions)
+    constant = split.values[:, 0].double().sum(0) - contributions.sum(0)
+    gram = along = variance = None
+    if _is_recomputed(model):
+        gram, along, variance = _scale_numbers(model, cache)
+    scale = (None if x is None else x.float().cpu() for x in (gram, along, variance))
+    return LivePart(contributions.float().cpu(), constant.float().cpu(), embedding.float().cpu(), *scale)
+
+
+def gather_live(model: HookedViT, images: Sequence[int], parts: Sequence[LivePart]) -> LiveNumbers:
+    """Put the live numbers of several images together."""
+    labels, recomputed, d_embed = live_labels(model.cfg), _is_recomputed(model), model.cfg.d_embed
+    n = len(labels)
+    shapes = {"contributions": (n, d_embed), "constant": (d_embed,), "embedding": (d_embed,)}
+    if recomputed:
+        shapes |= {"gram": (n * (n + 1) // 2,), "along": (n,), "variance": ()}
+    tensors = {
+        name: torch.stack([getattr(part, name) for part in parts]) if parts else torch.zeros(0, *shape)
+        for name, shape in shapes.items()
+    }
+    return LiveNumbers(
+        labels=labels, images=tuple(images), recomputed=recomputed, eps=float(model.cfg.eps), **tensors
+    )  # fmt: skip
+
+
+def _is_recomputed(model: HookedViT) -> bool:
+    """Whether one row is normed, whose scale is a quadratic form; of many rows each would need its own."""
+    return model.cfg.readout in ("cls", "pooled")
+
+
+def _scale_numbers(
+    model: HookedViT, cache: ViTActivationCache
+) -> tuple[Float[Tensor, " pair"], Float[Tensor, " component"], Float[Tensor, ""]]:
+    cfg = model.cfg
+    parts = [read_rows(cache, "blocks.0.hook_resid_pre")[0, 0][None]]
+    for layer, block in enumerate(model.blocks):
+        heads = [Site(layer, "head", head) for head in range(cfg.n_heads)]
+        parts.append(site_outputs(cache, heads)[0, :, 0])
+        parts.append(block.attn.b_O.detach().to(parts[-1])[None])  # pyright: ignore[reportAttributeAccessIssue]
+        parts.append(site_outputs(cache, [Site(layer, "mlp")])[0, :, 0])
+    written = torch.cat(parts).double()
+    written = written - written.mean(-1, keepdim=True)
+    square = written @ written.T / cfg.d_model
+    rows, columns = torch.triu_indices(len(square), len(square), device=square.device)
+    return square[rows, columns], square.sum(-1), square.sum() + cfg.eps

@@ -1,0 +1,215 @@
+"""What stands beside the pictures: captions, nearest images and live numbers, image by image of a sweep."""
+
+__all__ = ["Beside", "Collected"]
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from vit_lens.errors import GalleryError, LensError, VitLensError
+from vit_lens.model import HookedViT
+from vit_lens.readouts import Gallery, ReadoutMeans, picture_hash
+from vit_lens.readouts.centring import deviations
+from vit_lens.records import RecordWriter
+from vit_lens.records.readouts import FORMS, Found, Readouts
+from vit_lens.sweeping.live import LivePart, gather_live, n_live_images
+from vit_lens.sweeping.plan import Reading
+from vit_lens.texts import TextBank
+
+_K = 4  # captions, and images, beside every picture
+_THUMB = 128  # pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a sweep keeps beside the pictures.
+
+    Args:
+        model: The encoder.
+        readings: Of the sweep.
+        texts: Captions; None for none.
+        groups: Captions that exclude each other, by name; by default all are one group.
+        gallery: Images among which the nearest are sought; None for none.
+        means: What the centred form takes away, for each lens at most one.
+        live: Whether numbers for the live page are kept.
+
+    Raises:
+        TextError: The captions are another encoder's, or a group names one that is not there.
+        GalleryError: The gallery is another model's, or has fewer than two different pictures.
+        LensError: Means are of no lens of the sweep, or lack a site.
+        ReferenceMismatchError: Means are another model's.
+        VitLensError: An argument would have no effect.
+    """
+
+    model: HookedViT
+    readings: list[Reading]
+    texts: TextBank | None = None
+    groups: Mapping[str, Sequence[str]] | None = None
+    gallery: Gallery | None = None
+    means: Sequence[ReadoutMeans] = ()
+    live: bool = False
+
+    def __post_init__(self) -> None:
+        if self.groups is not None and self.texts is None:
+            raise VitLensError("text_groups= sorts the captions of texts=, which were not given")
+        if self.means and self.texts is None and self.gallery is None:
+            raise VitLensError("means= centre captions and neighbours; without texts= and gallery= they have no effect")
+        if self.texts is not None:
+            self.texts.check(self.model)
+            self.group_indices()
+        if self.gallery is not None and len(self.gallery.check(self.model).distinct) < 2:
+            raise GalleryError("the nearest of one picture says nothing; a gallery needs at least two different ones")
+        if unused := [mean for mean in self.means if not any(mean.reads(r.lens) for r in self.readings)]:
+            raise LensError(
+                f"{unused[0]!r} belongs to no lens of this sweep: {[r.lens.record() for r in self.readings]}"
+            )
+        for reading in self.readings:
+            self._mean_of(reading)
+
+    @property
+    def reads(self) -> bool:
+        """Whether there are captions or a gallery."""
+        return self.texts is not None or self.gallery is not None
+
+    def describe(self) -> dict[str, Any] | None:
+        """Return what identifies this in a manifest; None if nothing is kept."""
+        found: dict[str, Any] = {}
+        if self.texts is not None:
+            bank = self.texts
+            parts = [bank.captions, bank.templates, bank.logit_scale, bank.logit_bias, self.group_indices()]
+            found["texts"] = {"n": len(bank), "content": _digest(parts, bank.embeds)}
+        if self.gallery is not None:
+            parts = [self.gallery.names, self.gallery.hashes]
+            found["gallery"] = {"n": len(self.gallery), "content": _digest(parts, self.gallery.embeds)}
+        if self.means:
+            found["means"] = [
+                {"lens": mean.lens, "n": mean.n, "content": _digest(list(map(str, mean.sites)), mean.values)}
+                for mean in self.means
+            ]
+        if self.live:
+            found["live"] = True
+        return {"k": _K, **found} if found else None
+
+    def group_indices(self) -> dict[str, list[int]]:
+        """Return the groups as indices of captions."""
+        if self.texts is None:
+            return {}
+        if self.groups is None:
+            return {"captions": list(range(len(self.texts)))}
+        return {name: [self.texts.index(text) for text in group] for name, group in self.groups.items()}
+
+    def read(
+        self, embeds: Float[Tensor, "row d_embed"], seen: Image.Image
+    ) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+        """Return the answers to the rows of one image, by what and form; its own picture is not one of them."""
+        origins = self._origins(embeds)
+        found: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        if self.texts is not None:
+            k = min(_K, len(self.texts))
+            found["captions", "raw"] = _best(self.texts.cosines(embeds), k)
+            if origins is not None:
+                found["captions", "centred"] = _best(self.texts.cosines(deviations(embeds, origins)), k)
+        if self.gallery is not None:
+            k = min(_K, len(self.gallery.distinct) - 1)
+            leave_out = [picture_hash(seen)] * len(embeds)
+            middle = self.gallery.mean.to(embeds)[None].expand_as(embeds)
+            centres = middle if origins is None else torch.where(origins.isnan(), middle, origins)
+            for form, origin in zip(FORMS, (None, centres), strict=True):
+                found["images", form] = self.gallery.nearest(embeds, k, origins=origin, leave_out=leave_out)
+        return {key: (index.int().cpu(), cosine.float().cpu()) for key, (index, cosine) in found.items()}
+
+    def words(self) -> str:
+        """Say what the centred form takes away."""
+        if not self.means:
+            return "the mean embedding of the gallery" if self.gallery is not None else ""
+        counts = sorted({mean.n for mean in self.means})
+        return f"the site's mean reading over {' or '.join(map(str, counts))} other images"
+
+    def _mean_of(self, reading: Reading) -> Float[Tensor, "site d_embed"] | None:
+        mean = next((mean for mean in self.means if mean.reads(reading.lens)), None)
+        return None if mean is None else mean.of(self.model, reading.lens, reading.sites)
+
+    def _origins(self, embeds: Float[Tensor, "row d_embed"]) -> Float[Tensor, "row d_embed"] | None:
+        """Return what is taken from every row; nan, which has no caption, for a lens without means."""
+        if not self.means:
+            return None
+        parts = [
+            torch.full((len(reading.sites), embeds.shape[1]), torch.nan) if (mean := self._mean_of(reading)) is None
+            else mean.cpu()
+            for reading in self.readings
+        ]  # fmt: skip
+        return torch.cat(parts).to(embeds)
+
+
+@dataclass
+class Collected:
+    """The answers of the images so far."""
+
+    beside: Beside
+    found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    live: dict[int, LivePart] = field(default_factory=dict)
+
+    def add(self, embeds: Float[Tensor, "row d_embed"], seen: Image.Image, copies: int) -> None:
+        """Read the rows of one image, which occur ``copies`` times in the record."""
+        if self.beside.reads:
+            for key, answer in self.beside.read(embeds, seen).items():
+                self.found.setdefault(key, []).extend([answer] * copies)
+
+    def wants_live(self, image: int) -> bool:
+        """Whether live numbers of an image are kept: those of the first, as many as a page can carry."""
+        return self.beside.live and image < n_live_images(self.beside.model)
+
+    def write(self, writer: RecordWriter) -> None:
+        """Store everything: pictures first, then what refers to them."""
+        beside = self.beside
+        if beside.live:
+            writer.write_live(gather_live(beside.model, list(self.live), list(self.live.values())))
+        if not beside.reads:
+            return
+        by: dict[str, dict[str, Found]] = {"captions": {}, "images": {}}
+        for (what, form), answers in self.found.items():
+            by[what][form] = Found(torch.cat([a[0] for a in answers]), torch.cat([a[1] for a in answers]))
+        names = {}
+        if beside.gallery is not None:
+            used = torch.cat([found.index.flatten() for found in by["images"].values()]).unique().tolist()
+            names = {int(index): beside.gallery.names[index] for index in used if index >= 0}
+            _copy_pictures(beside.gallery, names, writer)
+        bank = beside.texts
+        writer.write_readouts(
+            Readouts(
+                captions=() if bank is None else bank.captions, texts=None if bank is None else bank.unit.float().cpu(),
+                logit_scale=None if bank is None else bank.logit_scale,
+                logit_bias=None if bank is None else bank.logit_bias, groups=beside.group_indices(), names=names,
+                means=beside.words(), by_caption=by["captions"], by_image=by["images"],
+            )
+        )  # fmt: skip
+
+
+def _best(cosines: Float[Tensor, "row caption"], k: int) -> tuple[Tensor, Tensor]:
+    unknown = cosines.isnan()
+    best = cosines.masked_fill(unknown, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    found = cosines.gather(-1, best)
+    return best.masked_fill(found.isnan(), -1), found
+
+
+def _copy_pictures(gallery: Gallery, names: Mapping[int, str], writer: RecordWriter) -> None:
+    for index in names:
+        try:
+            picture = gallery.picture(index)
+        except GalleryError:
+            if gallery.folder:
+                raise
+            continue  # handed over from memory: the page shows its name
+        picture.thumbnail((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+        writer.write_neighbour(index, picture)
+
+
+def _digest(described: Any, values: Tensor) -> str:
+    data = repr(described).encode() + values.detach().cpu().contiguous().double().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:32]
