@@ -98,7 +98,12 @@ def test_reference_means_serve_the_leak_free_lens(vit_lens, photo, tmp_path):
     other = tmp_path / "other.png"
     Image.new("RGB", (64, 64), (200, 30, 90)).save(other)
     status, output, _ = vit_lens("reference", photo, other, "--out", means)
-    assert status == 0 and output.startswith("means of 2 images")
+    assert status == 0 and "halves" in output and output.splitlines()[-1].startswith("means of 2 images")
+    status, output, error = vit_lens(
+        "reference", photo, other, "--out", tmp_path / "all.safetensors", "--positions", "all"
+    )
+    assert status == 0 and "at every position" in output, error
+    assert vit_lens("reference", photo, "--out", tmp_path / "no.safetensors", "--positions", "some")[0] == 2
     command = (
         "sweep",
         photo,

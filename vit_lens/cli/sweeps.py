@@ -209,18 +209,23 @@ def reference(
     model: Model = "mini",
     tag: Tag = None,
     quick_gelu: QuickGelu = None,
+    positions: Annotated[
+        str, typer.Option(help="readout: what lenses read; all: every token, for ablation by the mean.")
+    ] = "readout",
     device: Device = "cpu",
 ) -> None:
-    """Average a model's activations over images: the means that the leak-free lens (dsl-mean) starts from."""
+    """Average a model's activations over images: what the leak-free lens (dsl-mean) and mean ablation start from."""
     from vit_lens import HookedViT, ReferenceMeans
     from vit_lens.images import find_images
 
     found = find_images(images)
     if out.suffix != ".safetensors" or out.is_dir():
         raise VitLensError(f"--out {out}: name a file that ends in .safetensors")
+    if positions not in ("readout", "all"):
+        raise VitLensError(f"--positions {positions}: expected readout or all")
     vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, device=torch_device(device))
-    means = ReferenceMeans.from_images(vit, found, progress=True)
-    typer.echo(f"means of {means.n} images: {means.save(out)}")
+    means = ReferenceMeans.from_images(vit, found, positions=positions, progress=True)
+    typer.echo(f"{means}\nmeans of {means.n} images: {means.save(out)}")
 
 
 def merge(

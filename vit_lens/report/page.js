@@ -343,7 +343,8 @@
     const body = rows.map((row) => el("tr", { "data-row": row, class: row === state.row ? "chosen" : null,
       on: { click: () => select(row, true) } },
     el("td", { class: "pic" }, rowPicture(row)),
-    ...columns.map(([key]) => el("td", { class: KEYS.includes(key) ? "num" : null }, cellOf(key, row)))));
+    ...columns.map(([key]) => el("td", { class: KEYS.includes(key) ? "num" : key === "label" || key === "caption" ? "words" : null },
+      cellOf(key, row)))));
     return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" },
       el("span", { class: "unseen", text: "Picture" })), ...head)), el("tbody", {}, ...body)));
   }
