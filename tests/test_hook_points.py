@@ -163,4 +163,154 @@ def test_the_config_says_where_the_weights_are():
         model.cfg.device == "meta" and model.attn_pool.attn.cfg is model.cfg and model.blocks[1].attn.cfg is model.cfg
     )
     with pytest.raises(VitLensError, match="on the meta device have no content"):
-        print(model.fingerprint)
+        _ = model.fingerprint
+
+
+# ---- edits in place, masks, and what is refused --------------------------------------------------------------
+
+
+def in_place(act, hook):
+    act[:, -1] = 0.25
+
+
+def returned(act, hook):
+    out = act.clone()
+    out[:, -1] = 0.25
+    return out
+
+
+def test_an_edit_in_place_is_the_edit_that_is_returned(pooling_vit, pooling_pixels):
+    """At every point, and it reaches neither weights nor what was cached before."""
+    model = pooling_vit
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for name in model.hook_dict:
+        edited, cache = run_edited(model, pooling_pixels, name, in_place)
+        expected, clean_cache = run_edited(model, pooling_pixels, name, returned)
+        assert torch.equal(edited, expected), name
+        assert all(torch.equal(cache[n], clean_cache[n]) for n in cache.keys()), name
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def run_edited(model, pixels, name, edit):
+    with model.hooks([(name, edit)]):
+        return model.run_with_cache(pixels)
+
+
+def test_an_edit_in_place_leaves_the_given_stream_alone(vit, pixels):
+    _, cache = vit.run_with_cache(pixels)
+    given = cache["resid_pre", 1].clone()
+    vit.run_with_hooks(cache["resid_pre", 1], start_at_layer=1, fwd_hooks=[("blocks.1.hook_resid_pre", in_place)])
+    assert torch.equal(cache["resid_pre", 1], given)
+
+
+def test_a_mask_is_bool_and_whole(vit, pixels):
+    from vit_lens.errors import VitLensError
+
+    whole = torch.ones(5, 5, dtype=torch.bool).tril()
+    expected = vit(pixels, mask=whole[None, None])
+    assert torch.equal(vit(pixels, mask=whole), expected)
+    per_head = whole.expand(1, 5, 5, 5).clone()
+    per_head[0, 3] = True
+    assert (vit(pixels, mask=per_head) - expected).abs().max() > 1e-6
+    empty = whole.clone()
+    empty[3] = False
+    for wrong, message in (
+        (whole.double(), "torch.float64; expected bool"),
+        (whole.expand(5, 5, 5), r"mask of \(5, 5, 5\)"),
+        (whole[:4], r"mask of \(4, 5\)"),
+        (whole.expand(2, 1, 5, 5), r"\(3 or 1, 5 or 1, 5, 5\)"),
+        (empty, "leaves a query no key"),
+    ):
+        with pytest.raises(VitLensError, match=message):
+            vit(pixels, mask=wrong)
+
+
+def test_the_gradient_of_a_mean_row_is_that_of_the_row():
+    from vit_lens import HookedViT
+
+    tower = open_clip_tower(pool_type="avg", final_ln_after_pool=True, no_ln_pre=True)
+    model = HookedViT.from_module(tower)
+    x = torch.randn(2, 3, 21, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, cache = model.run_with_cache(x, rows="readout", incl_bwd=True)
+    row = cache["resid_post", 2].requires_grad_(True)
+    model.embed_rows(row).sum().backward()
+    assert (cache["blocks.2.hook_resid_post_grad"] - row.grad).abs().max() < 1e-12
+
+
+def test_runs_that_cannot_keep_gradients_say_so(vit, pixels):
+    from vit_lens.errors import VitLensError
+
+    with torch.no_grad(), pytest.raises(VitLensError, match="gradients, and they are switched off"):
+        vit.run_with_cache(pixels, incl_bwd=True)
+    with pytest.raises(VitLensError, match="nothing requires a gradient"):
+        vit.run_with_cache(pixels, incl_bwd=True)
+
+
+def test_positions_and_layers_are_whole_numbers_in_range(vit, pixels):
+    import numpy as np
+
+    from vit_lens.errors import VitLensError
+
+    _, cache = vit.run_with_cache(pixels, pos_slice=np.int64(2))
+    assert cache["resid_post", 1].shape == (3, 1, 35)
+    assert torch.equal(vit(pixels, stop_at_layer=np.int64(1)), vit(pixels, stop_at_layer=1))
+    for wrong in (17, [0, 99], "cls", 1.5, []):
+        with pytest.raises(VitLensError):
+            vit.run_with_cache(pixels, pos_slice=wrong)
+    with pytest.raises(VitLensError, match="expected a whole number"):
+        vit(pixels, stop_at_layer=True)
+    for call in (lambda: vit.accumulated_bias(4), lambda: vit.accumulated_bias(3, mlp_input=True)):
+        with pytest.raises(VitLensError):
+            call()
+    with pytest.raises(VitLensError, match="token -1"):
+        vit.tokens_to_residual_directions(torch.tensor([-1, 1]))
+
+
+def test_a_cache_may_live_elsewhere(vit, pixels):
+    _, cache = vit.run_with_cache(pixels, device="meta")
+    assert all(value.is_meta for value in cache.values())
+
+
+def test_an_edited_model_says_so(hf_tower):
+    import copy
+
+    from vit_lens import HookedViT, TextBank
+
+    model = HookedViT.from_module(hf_tower, encoder_id="test/tower")
+    bank = TextBank(
+        captions=("a", "b"), embeds=torch.randn(2, 13), logit_scale=2.0, logit_bias=None, encoder_id="test/tower"
+    )
+    model.vocabulary = bank
+    assert not model.edited and not model.float().edited and not copy.deepcopy(model).float().edited
+    with torch.no_grad():
+        model.blocks[0].mlp.b_out.add_(1)
+    assert model.edited and model.double().edited and copy.deepcopy(model).edited
+    with pytest.warns(UserWarning, match="changed since it was loaded as test/tower"):
+        model.vocabulary = bank
+
+
+def test_a_logit_lens_of_an_edited_read_out_is_refused(vit, pixels):
+    from vit_lens import TextBank
+    from vit_lens.errors import LensError
+
+    bank = TextBank(
+        captions=("a", "b"), embeds=torch.randn(2, 13), logit_scale=2.0, logit_bias=None, encoder_id=vit.encoder_id
+    )
+    with vit.hooks([("hook_image_embeds", lambda act, hook: act + 1)]):
+        _, cache = vit.run_with_cache(pixels)
+    with pytest.raises(LensError, match="edited behind its last block"):
+        cache.logit_lens(bank)
+    assert cache.logit_lens(bank, layers=[0]).shape == (1, 3, 2)
+
+
+def test_the_control_of_another_image_needs_a_site_that_speaks(vit, pixels):
+    from vit_lens import DiffusionLens
+    from vit_lens.errors import LensError
+
+    def silence(z, hook):
+        z[:, :, 3] = 0
+
+    with vit.hooks([("blocks.1.attn.hook_z", silence)]):
+        _, cache = vit.run_with_cache(pixels)
+    with pytest.raises(LensError, match="site L1H3 writes nothing"):
+        DiffusionLens().other_image(cache, ["L1H2", "L1H3"])

@@ -286,7 +286,7 @@ def test_placebo_has_the_norm_of_the_site_and_none_of_its_direction(vit, pixels,
     for lens in lenses(means):
         seen = {}
 
-        def spy(outputs, origin, seen=seen):
+        def spy(outputs, origin, sites, seen=seen):
             seen["real"] = outputs if origin is None else outputs - origin
             return outputs
 

@@ -2,9 +2,10 @@
 
 __all__ = ["CachingRootModule"]
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.cache import Rows, ViTActivationCache
+from vit_lens.cache.held import as_slice, cut
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import UnfiredHookError, VitLensError
 from vit_lens.hooking import LoudHookedRootModule, Name
@@ -70,7 +72,8 @@ class CachingRootModule(LoudHookedRootModule):
             names_filter: A name, a list of names, or a predicate; None keeps every point that is not gated.
             device: Where to keep activations.
             remove_batch_dim: Drop the batch axis; for one image only.
-            incl_bwd: Also keep gradients, as ``<name>_grad``, of the sum of the output.
+            incl_bwd: Also keep gradients, as ``<name>_grad``, of the sum of the output. With ``rows="readout"``, where
+                a row is the mean of the patches, the gradient with respect to that row.
             reset_hooks_end: Remove the caching hooks afterwards.
             clear_contexts: Empty the hook points' contexts.
             pos_slice: An int, tuple, list, array or ``Slice`` of positions.
@@ -86,6 +89,8 @@ class CachingRootModule(LoudHookedRootModule):
             UnknownHookError: ``names_filter`` selects nothing.
             UnfiredHookError: It names a point before ``start_at_layer`` or behind ``stop_at_layer``.
         """
+        if incl_bwd and not torch.is_grad_enabled():
+            raise VitLensError("incl_bwd=True needs gradients, and they are switched off: torch.set_grad_enabled(True)")
         if rows not in ("all", "readout"):
             raise VitLensError(f"rows={rows!r}; expected 'all' or 'readout'")
         if rows == "readout":
@@ -100,6 +105,8 @@ class CachingRootModule(LoudHookedRootModule):
         )
         with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             out = self(*model_args, **model_kwargs)
+            if incl_bwd and not out.requires_grad:
+                raise VitLensError("incl_bwd=True: nothing requires a gradient; model.requires_grad_(True)")
             if incl_bwd:
                 out.sum().backward()
         if not return_cache_object:
@@ -120,23 +127,28 @@ class CachingRootModule(LoudHookedRootModule):
     ) -> tuple[dict[str, Tensor], list, list]:
         """Return a dict and the hooks that fill it; see ``HookedRootModule.get_caching_hooks``."""
         cache = {} if cache is None else cache
-        cut = Slice.unwrap(pos_slice)
+        part = as_slice(pos_slice)
+        if part.mode == "int":  # the axis stays, with one position
+            part = Slice([part.slice])  # pyright: ignore[reportArgumentType]
 
         def save(tensor: Tensor, hook: HookPoint, suffix: str) -> None:
             name = str(hook.name)
             value = tensor.detach()
             if rows == "readout" and self.pos_axis(name) is not None:
                 value = self.readout_rows(value)
+                if suffix and self.cfg.readout == "pooled":  # the gradient of a mean is the sum of theirs
+                    value = value * self.cfg.n_patches
             elif pos_slice is not None and (axis := self.pos_axis(name)) is not None:
-                value = cut.apply(value, dim=axis)
+                value = cut(value, part, axis, "positions")
             value = value if device is None else value.to(device)
             if remove_batch_dim and len(value) != 1:
                 raise VitLensError(f"remove_batch_dim=True needs one image, not {len(value)}")
             cache[name + suffix] = value[0] if remove_batch_dim else value
 
         names = self.select_names(names_filter) or self._names_to_cache(None, None, None)
-        fwd = [(name, partial(save, suffix="")) for name in names]
-        return cache, fwd, [(name, partial(save, suffix="_grad")) for name in names] if incl_bwd else []
+        keep, keep_gradient = partial(save, suffix=""), partial(save, suffix="_grad")
+        keep.only_reads = True  # pyright: ignore[reportAttributeAccessIssue]
+        return cache, [(name, keep) for name in names], [(name, keep_gradient) for name in names] if incl_bwd else []
 
     def add_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -187,7 +199,7 @@ class CachingRootModule(LoudHookedRootModule):
             return slice(0, 1)
         return slice(None) if self.cfg.readout == "tokens" else slice(self.cfg.n_prefix, None)
 
-    def blocks_to_run(self, start_at_layer: int | None, stop_at_layer: int | None) -> range:
+    def blocks_to_run(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> range:
         """Return which blocks a call runs; layers as in TransformerLens: ``stop`` exclusive, negative from the end.
 
         Raises:
@@ -199,13 +211,16 @@ class CachingRootModule(LoudHookedRootModule):
             raise VitLensError(f"start_at_layer={start_at_layer} lies behind stop_at_layer={stop_at_layer}")
         return range(first, last)
 
-    def _layer(self, what: str, layer: int) -> int:
+    def _layer(self, what: str, layer: SupportsIndex) -> int:
         n_layers = self.cfg.n_layers
-        if not isinstance(layer, int) or not -n_layers <= layer <= n_layers:
-            raise VitLensError(f"{what}={layer}: expected -{n_layers} to {n_layers}")
-        return layer % n_layers if layer < 0 else layer
+        index = operator.index(layer) if hasattr(layer, "__index__") and not isinstance(layer, bool) else None
+        if index is None or not -n_layers <= index <= n_layers:
+            raise VitLensError(f"{what}={layer!r}: expected a whole number from -{n_layers} to {n_layers}")
+        return index % n_layers if index < 0 else index
 
-    def reaches(self, start_at_layer: int | None, stop_at_layer: int | None) -> Callable[[str], bool]:
+    def reaches(
+        self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None
+    ) -> Callable[[str], bool]:
         """Return a predicate: whether a hook point fires in a call from ``start_at_layer`` to ``stop_at_layer``."""
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
 
@@ -218,7 +233,10 @@ class CachingRootModule(LoudHookedRootModule):
         return reached
 
     def _names_to_cache(
-        self, names_filter: Name | Sequence[str] | None, start_at_layer: int | None, stop_at_layer: int | None
+        self,
+        names_filter: Name | Sequence[str] | None,
+        start_at_layer: SupportsIndex | None,
+        stop_at_layer: SupportsIndex | None,
     ) -> list[str]:
         names, reached = self.select_names(names_filter), self.reaches(start_at_layer, stop_at_layer)
         if names is None:
@@ -237,7 +255,7 @@ class CachingRootModule(LoudHookedRootModule):
             return name.split(".", 2)[2] in _READOUT_PARTS
         return name in _READOUT_ENDS or name in _POOL_PARTS
 
-    def check_reach(self, start_at_layer: int | None, stop_at_layer: int | None) -> None:
+    def check_reach(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> None:
         """Raise if a temporary hook sits where a call from ``start_at_layer`` to ``stop_at_layer`` does not come by.
 
         Raises:
@@ -247,6 +265,6 @@ class CachingRootModule(LoudHookedRootModule):
             self.check_hooks_can_fire(self.reaches(start_at_layer, stop_at_layer), _span(start_at_layer, stop_at_layer))
 
 
-def _span(start_at_layer: int | None, stop_at_layer: int | None) -> str:
+def _span(start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> str:
     layers = {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
     return ", ".join(f"{name}={layer}" for name, layer in layers.items() if layer is not None)

@@ -94,6 +94,11 @@ class HookedViTConfig:
             raise VitLensError(f"image_size={self.image_size} is smaller than patch_size={self.patch_size}")
         if self.act_fn not in get_args(ActivationName):
             raise VitLensError(f"act_fn={self.act_fn!r}; expected one of {', '.join(get_args(ActivationName))}")
+        for name, allowed in (("pool", ("cls", "avg", "attn")), ("ln_final", ("before_pool", "after_pool"))):
+            if getattr(self, name) not in allowed:
+                raise VitLensError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if self.n_registers < 0 or (self.n_registers and not self.has_cls):
+            raise VitLensError(f"n_registers={self.n_registers}: registers follow a class token, and are 0 or more")
         if self.pool == "cls" and not self.has_cls:
             raise VitLensError("pool='cls' needs has_cls=True")
         if (self.pool == "attn") != (self.attn_pool is not None):

@@ -4,13 +4,13 @@ An unknown name raises with the nearest names; a filter that matches nothing rai
 shape or dtype raises with both; a hook that cannot fire in a call raises before the call.
 """
 
-__all__ = ["LoudHookedRootModule", "as_pairs", "is_hooked"]
+__all__ = ["LoudHookedRootModule", "as_pairs", "check_hook_result", "is_hooked"]
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,25 +24,29 @@ Name = str | Callable[[str], bool]
 
 
 class _Guard:
-    """A user's hook function that may not change what flows through the model but in value."""
+    """A user's hook function, which works on a copy and may not change what flows through the model but in value.
+
+    A copy, because activations share memory with each other and with weights (``hook_resid_post`` is the next
+    ``hook_resid_pre``; positions are the same for all images): an edit in place would reach what was cached before.
+    """
 
     def __init__(self, hook: Callable, name: str, direction: Direction):
+        if not callable(hook):
+            raise UnknownHookError(f"the hook on {name!r} is {hook!r}; expected a function of (tensor, hook)")
+        if direction not in get_args(Direction):
+            raise UnknownHookError(f"dir={direction!r}; expected 'fwd' or 'bwd'")
         self.hook, self.name, self.fired = hook, name, 0
         self.direction: Direction = direction
+        self.only_reads = direction == "bwd" or getattr(hook, "only_reads", False)
 
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:
         self.fired += 1
-        result = self.hook(tensor, hook=hook)
+        given = tensor if self.only_reads else tensor.clone()
+        result = self.hook(given, hook=hook)
         value = result[0] if self.direction == "bwd" and isinstance(result, tuple) and len(result) == 1 else result
         if value is None:
-            return None
-        if not isinstance(value, Tensor):
-            raise HookShapeError(f"the hook on {self.name!r} returned {type(value).__name__}; return a tensor or None")
-        if value.shape != tensor.shape or value.dtype != tensor.dtype or value.device != tensor.device:
-            raise HookShapeError(
-                f"the hook on {self.name!r} returned {_describe(value)} for {_describe(tensor)}; "
-                "a hook must keep shape, dtype and device"
-            )
+            return None if self.only_reads else given
+        check_hook_result(value, tensor, self.name)
         return result
 
     def __repr__(self) -> str:
@@ -97,7 +101,7 @@ class LoudHookedRootModule(HookedRootModule):
         """
         if names_filter is None:
             return None
-        if isinstance(names_filter, str) or callable(names_filter):
+        if isinstance(names_filter, str) or callable(names_filter) or not isinstance(names_filter, Iterable):
             return [n for n, _ in self.hook_points_named(names_filter)]
         chosen = {n for item in names_filter for n, _ in self.hook_points_named(item)}
         if not chosen:
@@ -208,6 +212,21 @@ def as_pairs(hooks: Any) -> list[tuple[Name, Callable]]:
 
 def _silent(guards: list[_Guard]) -> list[str]:
     return sorted({guard.name for guard in guards if not guard.fired})
+
+
+def check_hook_result(value: Any, tensor: Tensor, name: str) -> None:
+    """Raise unless what a hook returned can stand in the place of what it was given.
+
+    Raises:
+        HookShapeError: Its shape, dtype, device or type is another.
+    """
+    if not isinstance(value, Tensor):
+        raise HookShapeError(f"the hook on {name!r} returned {type(value).__name__}; return a tensor or None")
+    if value.shape != tensor.shape or value.dtype != tensor.dtype or value.device != tensor.device:
+        raise HookShapeError(
+            f"the hook on {name!r} returned {_describe(value)} for {_describe(tensor)}; "
+            "a hook must keep shape, dtype and device"
+        )
 
 
 def is_hooked(point: HookPoint) -> bool:

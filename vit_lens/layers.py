@@ -47,7 +47,7 @@ class Embed(nn.Module):
 
 
 class PosEmbed(nn.Module):
-    """The learned position embeddings, one for each token; those of registers are zero."""
+    """The learned position embeddings, one for each token; zero where the source has none (registers)."""
 
     def __init__(self, cfg: HookedViTConfig):
         super().__init__()

@@ -5,12 +5,11 @@ __all__ = ["HookedViT"]
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.caching import CachingRootModule
@@ -23,9 +22,10 @@ from vit_lens.pretrained import TowerSource, read_module, read_pretrained
 from vit_lens.texts import TextBank
 from vit_lens.verification import Verification, verify
 from vit_lens.weight_processing import WeightProcessing, process_model
+from vit_lens.weights import StackedWeights
 
 
-class HookedViT(CachingRootModule):
+class HookedViT(CachingRootModule, StackedWeights):
     """A vision tower: pixels in, image embedding out, every step a hook point.
 
     Hook points, in the order in which they fire (B images, T tokens, H heads; those of ``attn_pool`` exist where
@@ -64,7 +64,8 @@ class HookedViT(CachingRootModule):
 
     A gated point costs memory, so ``run_with_cache`` leaves it out unless it is named or its switch is on
     (``set_use_attn_result``, ``set_use_attn_in``, ``set_use_split_qkv_input``, ``set_use_hook_mlp_in``); a
-    hook on it always fires. With inputs split by head, ``ln1`` fires for queries, keys and values in turn.
+    hook on it always fires. With inputs split by head, ``ln1`` fires for queries, keys and values in turn, and a
+    cache keeps what it gave for the values.
 
     Weights are zero until loaded; use :meth:`from_pretrained` or :meth:`from_module`.
 
@@ -87,10 +88,13 @@ class HookedViT(CachingRootModule):
         encoder_id: str | None = None,
     ):
         super().__init__()
+        if preprocess_spec is not None and not isinstance(preprocess_spec, PreprocessSpec):
+            raise PreprocessError(f"preprocess_spec={preprocess_spec!r}; expected a vit_lens.PreprocessSpec")
         self.cfg = cfg
         self.preprocess_spec = preprocess_spec
         self._encoder_id = encoder_id
-        self._fingerprint: tuple[tuple, str] | None = None
+        self._fingerprint: tuple[tuple | None, str] | None = None
+        self._loaded: tuple | None = None
         self._vocabulary: TextBank | None = None
         self.embed = Embed(cfg)
         self.hook_embed_raw = HookPoint()
@@ -192,6 +196,7 @@ class HookedViT(CachingRootModule):
             model = cls(source.cfg, preprocess_spec=source.preprocess_spec, encoder_id=source.encoder_id)
         model.load_state_dict(source.state_dict, assign=True)
         model._set_switch(device=str(model.device))
+        model._loaded = model._versions()
         return model.requires_grad_(True)
 
     # ---- what it is -------------------------------------------------------------------------------------
@@ -208,12 +213,37 @@ class HookedViT(CachingRootModule):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen digits that identify the weights by content (see ``vit_lens.identity.fingerprint``)."""
-        state = self.state_dict()
-        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in state.values())
-        if self._fingerprint is None or self._fingerprint[0] != versions:
-            self._fingerprint = (versions, fingerprint(state))
+        """Sixteen digits that identify the weights by content (see ``vit_lens.identity.fingerprint``).
+
+        They are kept until the weights change. Change weights under ``torch.no_grad()``: PyTorch does not count
+        changes through ``.data``, so they would go unseen here.
+        """
+        versions = self._versions()
+        if versions is None or self._fingerprint is None or self._fingerprint[0] != versions:
+            self._fingerprint = (versions, fingerprint(self.state_dict()))
         return self._fingerprint[1]
+
+    @property
+    def edited(self) -> bool:
+        """Whether weights were changed since the model was loaded; changes through ``.data`` go unseen.
+
+        A model that was built from a config was not loaded, so it is never edited.
+        """
+        return self._loaded is not None and self._versions() != self._loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fingerprint": None, "_loaded": None if self._loaded is None else self.edited}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # a copy's tensors are its own
+        if self._loaded is not None:
+            self._loaded = () if self._loaded else self._versions()
+
+    def _versions(self) -> tuple | None:
+        state = self.state_dict().values()
+        if any(tensor.is_inference() for tensor in state):  # these count no changes
+            return None
+        return tuple((tensor.data_ptr(), tensor._version) for tensor in state)
 
     @property
     def encoder_id(self) -> str:
@@ -238,89 +268,6 @@ class HookedViT(CachingRootModule):
         if self.unembed is not None and self.unembed.b_U is not None:
             return self.unembed.b_U
         return torch.zeros(self.cfg.d_embed, dtype=self.dtype, device=self.device)
-
-    @property
-    def W_E(self) -> Float[Tensor, "d_patch d_model"]:
-        """The patch embedding; a patch is flattened as (channel, row, column)."""
-        return self.embed.W_E
-
-    @property
-    def W_pos(self) -> Float[Tensor, "pos d_model"]:
-        """The position embeddings."""
-        return self.pos_embed.W_pos
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Query weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_Q")
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Key weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_K")
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Value weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_V")
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Output weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_O")
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Input weights of every MLP, stacked (a copy)."""
-        return self._stack("mlp.W_in")
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
-        """Output weights of every MLP, stacked (a copy)."""
-        return self._stack("mlp.W_out")
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """Query biases of every block, stacked (a copy)."""
-        return self._stack("attn.b_Q")
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """Key biases of every block, stacked (a copy)."""
-        return self._stack("attn.b_K")
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
-        """Value biases of every block, stacked (a copy)."""
-        return self._stack("attn.b_V")
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases of every block's attention, stacked (a copy)."""
-        return self._stack("attn.b_O")
-
-    @property
-    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
-        """Input biases of every MLP, stacked (a copy)."""
-        return self._stack("mlp.b_in")
-
-    @property
-    def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases of every MLP, stacked (a copy)."""
-        return self._stack("mlp.b_out")
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """The query-key circuit of every head: ``W_Q W_K^T``, [layer head d_model d_model], kept factored."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """The output-value circuit of every head: ``W_V W_O``, [layer head d_model d_model], kept factored."""
-        return FactoredMatrix(self.W_V, self.W_O)
-
-    def _stack(self, name: str) -> Tensor:
-        return torch.stack([block.get_parameter(name) for block in self.blocks])
 
     # ---- other weights for the same function; the same function as the source -------------------------------
 
@@ -351,6 +298,8 @@ class HookedViT(CachingRootModule):
         source: nn.Module | str | Path,
         *,
         tag: str | Path | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
         images: Any = None,
         dtypes: Sequence[torch.dtype] | None = None,
     ) -> Verification:
@@ -358,7 +307,9 @@ class HookedViT(CachingRootModule):
 
         ``HookedViT.from_module(tower).verify(tower)`` certifies a fine-tune of your own.
         """
-        return verify(self, source, tag=tag, images=images, dtypes=dtypes)
+        return verify(
+            self, source, tag=tag, revision=revision, cache_dir=cache_dir, images=images, dtypes=dtypes
+        )
 
     # ---- captions stand where a language model has its vocabulary -----------------------------------------
 
@@ -373,10 +324,15 @@ class HookedViT(CachingRootModule):
 
     @vocabulary.setter
     def vocabulary(self, bank: TextBank | None) -> None:
+        if bank is not None and not isinstance(bank, TextBank):
+            raise VitLensError(f"a vocabulary is a TextBank, not {type(bank).__name__}: TextBank.from_open_clip(...)")
         self._vocabulary = None if bank is None else bank.check(self)
 
     def to_tokens(self, pixels: Any, prepend_bos: bool = True) -> Any:
-        """Return the input as it is: TransformerLens' tools ask for tokens, and an image model reads pixels."""
+        """Return the input as it is: TransformerLens' tools ask for tokens, and an image model reads pixels.
+
+        ``prepend_bos`` is theirs too; images have no such token.
+        """
         return pixels
 
     def to_single_token(self, caption: str) -> int:
@@ -409,21 +365,28 @@ class HookedViT(CachingRootModule):
         table = self.W_U.T
         if self.vocabulary is not None:
             table = self.vocabulary.unit.to(table) @ table
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(table)):
+        if (outside := index[(index < 0) | (index >= len(table))]).numel():
             what = "dimensions of the embedding" if self.vocabulary is None else "captions"
-            raise VitLensError(f"token {int(index.max())}: there are {len(table)} {what}, counted from 0")
+            raise VitLensError(f"token {int(outside.flatten()[0])}: there are {len(table)} {what}, counted from 0")
         return table[index.to(table.device)]
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """Return the sum of the biases written below a layer; with ``mlp_input`` also its own ``b_O``."""
+        """Return the sum of the biases written below a layer; with ``mlp_input`` also its own ``b_O``.
+
+        Raises:
+            VitLensError: There is no such layer.
+        """
+        until = self._layer("layer", layer)
+        if mlp_input and until == self.cfg.n_layers:
+            raise VitLensError(f"mlp_input=True is the input of a block's MLP: layer must be below {until}")
         total = torch.zeros(self.cfg.d_model, dtype=self.dtype, device=self.device)
-        for block in self.blocks[:layer]:
+        for block in self.blocks[:until]:
             total = total + block.attn.b_O
             if include_mlp_biases:
                 total = total + block.mlp.b_out
-        return total + self.blocks[layer].attn.b_O if mlp_input else total
+        return total + self.blocks[until].attn.b_O if mlp_input else total
 
     def set_use_attn_result(self, on: bool) -> None:
         """Compute ``hook_result`` (each head's output in the residual stream) in every run."""
@@ -449,8 +412,11 @@ class HookedViT(CachingRootModule):
             self.attn_pool.attn.cfg = self.cfg
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedViT":
+        edited = self.edited
         moved = super()._apply(fn, recurse)
         self._set_switch(device=str(self.device))
+        if self._loaded is not None and not edited:
+            self._loaded = self._versions()
         return moved
 
     # ---- running it -------------------------------------------------------------------------------------
@@ -459,9 +425,9 @@ class HookedViT(CachingRootModule):
         self,
         pixels: Float[Tensor, "batch channel height width"] | Float[Tensor, "batch pos d_model"],
         *,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
-        mask: Bool[Tensor, "#batch #head pos pos"] | None = None,
+        start_at_layer: SupportsIndex | None = None,
+        stop_at_layer: SupportsIndex | None = None,
+        mask: Tensor | None = None,
     ) -> Float[Tensor, "batch d_embed"] | Float[Tensor, "batch pos d_model"]:
         """Embed images, or return the residual stream that enters block ``stop_at_layer``.
 
@@ -469,10 +435,12 @@ class HookedViT(CachingRootModule):
             pixels: Preprocessed images (:meth:`preprocess`); with ``start_at_layer`` the residual stream.
             start_at_layer: As in TransformerLens: the first block to run, on a residual stream that is given.
             stop_at_layer: As in TransformerLens: exclusive, negative from the end.
-            mask: Where attention is allowed, in every layer; None allows all.
+            mask: Bool [pos pos] or [batch or 1, head or 1, pos, pos], True where a query (third axis) may look at a
+                key, in every block; None allows all.
 
         Raises:
             PreprocessError: Pixels, or a residual stream, of another size or kind, or not finite.
+            VitLensError: A mask of another shape or dtype, or one that leaves a query nothing to look at.
             UnfiredHookError: A hook sits on a point before ``start_at_layer`` or behind ``stop_at_layer``.
         """
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
@@ -483,6 +451,7 @@ class HookedViT(CachingRootModule):
         else:
             self._check_input(pixels, (self.cfg.n_ctx, self.cfg.d_model))
             resid = pixels
+        mask = None if mask is None else self._whole_mask(mask, len(resid))
         for layer in blocks:
             resid = self.blocks[layer](resid, mask)
         return resid if stop_at_layer is not None else self._read_out(resid)
@@ -506,6 +475,26 @@ class HookedViT(CachingRootModule):
         if self.attn_pool is not None:
             return self.attn_pool(x)
         return x[:, 0] if self.cfg.pool == "cls" else x[:, self.cfg.n_prefix :].mean(1)
+
+    def _whole_mask(self, mask: Tensor, batch: int) -> Bool[Tensor, "#batch #head pos pos"]:
+        n_heads, n_ctx = self.cfg.n_heads, self.cfg.n_ctx
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else None
+        whole = (1, 1, *shape) if shape and len(shape) == 2 else shape
+        if (
+            whole is None
+            or len(whole) != 4
+            or (whole[0] not in (1, batch) or whole[1] not in (1, n_heads))
+            or whole[2:] != (n_ctx, n_ctx)
+            or mask.dtype != torch.bool
+        ):
+            given = f"{shape} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise VitLensError(
+                f"mask of {given}; expected bool of shape ({n_ctx}, {n_ctx}) or ({batch} or 1, {n_heads} or 1, "
+                f"{n_ctx}, {n_ctx}), True where a query (third axis) may look at a key"
+            )
+        if not torch.compiler.is_compiling() and not mask.is_meta and not mask.any(-1).all():
+            raise VitLensError("mask leaves a query no key to look at: give every row at least one True")
+        return mask.reshape(whole)
 
     def _check_input(self, x: Tensor, expected: tuple[int, ...]) -> None:
         name, advice = "pixels", "model.preprocess(images) gives the right ones"

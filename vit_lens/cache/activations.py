@@ -128,8 +128,8 @@ class ViTActivationCache(StackedActivations):
 
         The read-out rows of each state pass the final norm with their own statistics, pooling and projection
         (:meth:`vit_lens.HookedViT.embed_rows`); the unit embedding is compared with the captions. The last entry
-        is the model's own logits. Earlier states were never trained to align with text: hold them against the
-        last one, not against zero.
+        is the model's own logits (a run that was edited behind its last block is refused). Earlier states were never
+        trained to align with text: hold them against the last one, not against zero.
 
         Args:
             texts: Captions; by default ``model.vocabulary``.
@@ -146,6 +146,8 @@ class ViTActivationCache(StackedActivations):
         for name in unsupported:
             advice = _NOT_FOR_IMAGES.get(name, "expected texts, layers, incl_mid, return_labels")
             raise VitLensError(f"logit_lens has no {name}=: {advice}")
+        if texts is not None and not isinstance(texts, TextBank):
+            raise VitLensError(f"texts is a TextBank, not {type(texts).__name__}: TextBank.from_open_clip(...)")
         bank = self.model.vocabulary if texts is None else texts.check(self.model)
         if bank is None:
             raise VitLensError(
@@ -155,8 +157,20 @@ class ViTActivationCache(StackedActivations):
         labels = _chosen(list(named), layers)
         states = self._need([named[label] for label in labels], "logit_lens")
         embeds = [self.model.embed_rows(self._readout_rows(state)) for state in states]
+        self._check_read_out(labels, embeds)
         logits = bank.logits(torch.stack(embeds))
         return (logits, labels) if return_labels else logits
+
+    def _check_read_out(self, labels: list[str], embeds: list[Tensor]) -> None:
+        own = self.cache_dict.get("hook_image_embeds")
+        if own is None or labels[-1] != "final_post":
+            return
+        allowed = min(1e4 * torch.finfo(own.dtype).eps, 0.1) * own.abs().amax()
+        if not (embeds[-1].to(own) - own).abs().amax() <= allowed:
+            raise LensError(
+                "this run was edited behind its last block (ln_final, hook_pooled, hook_image_embeds), so its last "
+                "residual does not lead to its embedding; make the cache without those hooks"
+            )
 
 
 def _chosen(labels: list[str], layers: Sequence[int] | None) -> list[str]:

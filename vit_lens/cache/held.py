@@ -6,7 +6,7 @@ import logging
 import numbers
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ class HeldActivations(ActivationCache):
         model: "HookedViT",
         has_batch_dim: bool = True,
         rows: Rows = "all",
-        start_at_layer: int | None = None,
+        start_at_layer: SupportsIndex | None = None,
     ):
         # Upstream types its models structurally; HookedViT offers what the cache's methods read.
         super().__init__(cache_dict, model, has_batch_dim=has_batch_dim)  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,7 @@ __all__ = [
     "check_batch",
     "check_cache",
     "check_same_run",
+    "check_speaks",
     "final_residual",
     "freeze",
     "last_state",
@@ -34,6 +35,8 @@ from vit_lens.names import Site
 HookFn = Callable[..., Tensor]
 Sites = Sequence[Site | str] | Site | str
 
+_Change = Callable[[Tensor, Tensor | None, list[Site]], Tensor]  # of outputs, their origin and their sites
+_ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for the outputs that are held at once
 
 
@@ -74,7 +77,7 @@ class Lens(ABC):
             LensError: The lens is not defined on a site.
         """
         check_cache(cache)
-        return self._embed(cache, self.check_sites(cache.model, sites), lambda outputs, origin: outputs)
+        return self._embed(cache, self.check_sites(cache.model, sites), lambda outputs, origin, sites: outputs)
 
     def placebo(
         self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
@@ -89,7 +92,7 @@ class Lens(ABC):
             LensError: The lens is not defined on a site.
         """
 
-        def random_like(outputs: Tensor, origin: Tensor | None) -> Tensor:
+        def random_like(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
             deviation = outputs if origin is None else outputs - origin
             noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype).to(outputs.device)
             noise = noise - noise.mean(-1, keepdim=True)
@@ -110,10 +113,12 @@ class Lens(ABC):
             LensError: The cache holds one image, or the lens is not defined on a site.
         """
 
-        def exchange(outputs: Tensor, origin: Tensor | None) -> Tensor:
+        def exchange(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
             if len(outputs) < 2:
                 raise LensError("the control 'other' needs another image: cache at least two, or leave the control out")
             own = outputs if origin is None else outputs - origin
+            size = centred_norm(outputs) + (0 if origin is None else centred_norm(origin))
+            check_speaks(centred_norm(own), size, sites, "no direction for the control 'other'")
             other = own.roll(-1, 0)
             other = other * (centred_norm(own) / centred_norm(other))[..., None, None]
             return other if origin is None else origin + other
@@ -122,21 +127,27 @@ class Lens(ABC):
         return self._embed(cache, self.check_sites(cache.model, sites), exchange)
 
     def _embed(
-        self, cache: ViTActivationCache, sites: list[Site], change: Callable[[Tensor, Tensor | None], Tensor]
+        self,
+        cache: ViTActivationCache,
+        sites: list[Site],
+        change: _Change,
     ) -> Float[Tensor, "batch site d_embed"]:
         groups = [[s for s in sites if s.is_pool == pool] for pool in (False, True)]
         found = {site: part for group in groups for site, part in self._embed_group(cache, group, change)}
         return torch.stack([found[site] for site in sites], dim=1)
 
     def _embed_group(
-        self, cache: ViTActivationCache, sites: list[Site], change: Callable[[Tensor, Tensor | None], Tensor]
+        self,
+        cache: ViTActivationCache,
+        sites: list[Site],
+        change: _Change,
     ) -> Iterator[tuple[Site, Float[Tensor, "batch d_embed"]]]:
         if not sites:
             return
         chunk = max(1, _CHUNK_NUMBERS // last_state(cache, sites).numel())
         for start in range(0, len(sites), chunk):
             some = sites[start : start + chunk]
-            outputs = change(site_outputs(cache, some), self._origin(cache, some))
+            outputs = change(site_outputs(cache, some), self._origin(cache, some), some)
             read = read_last(cache.model, self._read(cache, some, outputs), sites)
             yield from zip(some, read.unbind(1), strict=True)
 
@@ -249,6 +260,23 @@ def check_batch(act: Tensor, value: Tensor, name: str) -> None:
     """
     if len(act) != len(value):
         raise LensError(f"{name}: the cache holds {len(value)} images, this run has {len(act)}; run the cached images")
+
+
+def check_speaks(
+    norm: Float[Tensor, "batch site"], size: Float[Tensor, "batch site"], sites: list[Site], lacks: str
+) -> None:
+    """Raise if a site writes nothing but rounding errors.
+
+    Raises:
+        LensError: It does, so that it ``lacks`` something.
+    """
+    silent = norm <= _ROUNDING * torch.finfo(norm.dtype).eps * size
+    if silent.any():
+        image, index = (int(i[0]) for i in torch.where(silent))
+        raise LensError(
+            f"site {sites[index]} writes nothing for image {image} (zero but for rounding), so it has {lacks}; leave "
+            "the site out"
+        )
 
 
 def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:

@@ -20,6 +20,7 @@ from vit_lens.lenses.lens import (
     centred_norm,
     check_batch,
     check_same_run,
+    check_speaks,
     freeze,
     last_state,
     site_outputs,
@@ -29,7 +30,6 @@ from vit_lens.names import Site
 from vit_lens.reference import ReferenceMeans
 
 Anchor = Literal["clean", "mean"]
-_ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class DiffusionSteeringLens(Lens):
             raise LensError(f"{name}={strength!r}; expected a finite number")
         if self.anchor not in get_args(Anchor):
             raise LensError(f"anchor={self.anchor!r}; expected 'clean' or 'mean'")
+        if self.reference is not None and not isinstance(self.reference, ReferenceMeans):
+            raise LensError(f"reference={self.reference!r}; expected ReferenceMeans, such as ReferenceMeans.load(path)")
         if (self.anchor == "mean") != (self.reference is not None):
             raise LensError(
                 "anchor='mean' needs reference=ReferenceMeans.from_images(model, images)"
@@ -135,15 +137,8 @@ class DiffusionSteeringLens(Lens):
         deviation = outputs if origin is None else outputs - origin
         norm = centred_norm(deviation)
         size = centred_norm(outputs) + (0 if origin is None else centred_norm(origin))
-        silent = norm <= _ROUNDING * torch.finfo(norm.dtype).eps * size
-        if silent.any():
-            image, index = (int(i[0]) for i in torch.where(silent))
-            raise LensError(
-                f"site {sites[index]} writes nothing for image {image} (zero but for rounding), so it has no "
-                "direction to match a norm with; use alpha=, or leave the site out"
-            )
-        assert self.share is not None
-        added = self.share * centred_norm(last_state(cache, sites))[:, None] / norm
+        check_speaks(norm, size, sites, "no direction to match a norm with (use alpha=)")
+        added = (self.share or 0) * centred_norm(last_state(cache, sites))[:, None] / norm
         return added + 1 if origin is None else added
 
     def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
