@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
-    "axes", "errors", "config", "names", "identity", "files", "images", "hooking", "convert", "pretrained", "texts",
-    "layers", "cache", "caching", "weight_processing", "verification", "model", "reference", "attribution",
-    "interventions", "lenses", "readouts", "decoders", "metrics", "records", "sweeping", "figures", "report", "mini",
-    "doctor", "cli",
+    "axes", "errors", "config", "names", "tokens", "identity", "files", "images", "hooking", "convert", "pretrained",
+    "texts", "layers", "cache", "caching", "weights", "weight_processing", "verification", "model", "batches",
+    "reference", "attribution", "interventions", "lenses", "readouts", "decoders", "metrics", "records", "sweeping",
+    "figures", "report", "mini", "doctor", "cli",
 ]  # fmt: skip
 DOORS = {
     "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself
@@ -20,7 +20,7 @@ DOORS = {
     "torchvision": set(),
     "transformers": {"pretrained", "texts", "verification", "mini", "doctor"},
     "diffusers": {"decoders", "mini", "doctor"},
-    "transformer_lens": {"hooking", "layers", "cache", "caching", "model", "interventions", "lenses"},
+    "transformer_lens": {"hooking", "layers", "cache", "caching", "weights", "model", "interventions", "lenses"},
     "plotly": {"figures"},
     "jinja2": {"report"},
     "pandas": {

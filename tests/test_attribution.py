@@ -158,14 +158,14 @@ def test_a_neuron_is_what_a_run_without_it_lacks(run):
     whole = split_embedding(run.cache, neuron_layers=[layer])
     torch.testing.assert_close(whole.total, run.out, **EXACT)
     some = neuron_parts(run.cache, layer, [3, 0])
-    assert some.labels == ["L1.mlp.N3", "L1.mlp.N0"]
+    assert some.labels == ["L1N3", "L1N0"]
     for neuron, value in zip((3, 0), some.values, strict=True):
         edits = [
             (f"blocks.{layer}.mlp.hook_post", zero(neuron)),
             (f"blocks.{layer}.hook_mlp_out", lambda act, hook: None),
         ]
         torch.testing.assert_close(run.out - run.without(edits, layer), value, **EXACT)
-        torch.testing.assert_close(whole[f"L1.mlp.N{neuron}"], value, **EXACT)
+        torch.testing.assert_close(whole[f"L1N{neuron}"], value, **EXACT)
     mlp = whole.select("neuron", "mlp_bias").total
     torch.testing.assert_close(mlp, split_embedding(run.cache)["L1.mlp"], **EXACT)
     torch.testing.assert_close(neuron_parts(run.cache, layer, slice(2, 4)).values[1], some.values[0], **EXACT)
@@ -467,6 +467,10 @@ def test_an_attention_map_is_the_softmax_laid_out_on_the_grid(run):
         if cfg.grid[1] < 3 and query == (1, 2):
             continue
         found = attention_map(run.cache, layer, head, query)
+        if position >= len(prefix):
+            named = attention_map(run.cache, layer, head, f"patch{position - len(prefix)}")
+            assert torch.equal(named.values, found.values) and named.title == found.title
+            assert found.title == f"attention of L1H2 from patch {query}"
         torch.testing.assert_close(found.total, torch.ones(2, dtype=torch.float64), **EXACT)
         assert list(found.prefix) == prefix
         for i, name in enumerate(prefix):
@@ -489,6 +493,8 @@ def test_the_map_of_attention_pooling(runs, kind):
     assert len(found.prefix) == cfg.n_prefix
     torch.testing.assert_close(found.values.flatten(1), pattern[:, cfg.n_prefix :], **EXACT)
     torch.testing.assert_close(found.total, torch.ones(2, dtype=torch.float64), **EXACT)
+    single = run.cache.apply_slice_to_batch_dim(0)
+    refuse(lambda: pool_attention_map(single, head), "LensError", "batch axis")
 
 
 def test_token_maps_keep_everything(run):
@@ -631,6 +637,8 @@ def test_the_overlay_lies_where_the_patches_lie():
     np.testing.assert_allclose(np.array(heat.y) + 0.5, down)
     np.testing.assert_array_equal(heat.z, patches.values[0])
     assert "cls 0.25" in figure.layout.title.text
+    assert heat.opacity == 0.6
+    assert patch_overlay(Image.new("RGB", (90, 60)), patches, spec, opacity=0.25).data[1].opacity == 0.25
     dimmed = sorted((shape.x0 + 0.5, shape.x1 + 0.5) for shape in figure.layout.shapes)
     assert dimmed == [(0, 15), (75, 90)]
     assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]
@@ -727,8 +735,9 @@ def test_arguments_that_name_nothing(runs):
     refuse(lambda: at.split_embedding(cache)["L9H0"], "UnknownSiteError", "nearest")
     refuse(lambda: at.split_embedding(cache).select("heads"), "UnknownSiteError", "nearest: 'head'")
     refuse(lambda: at.split_embedding(cache).select(), "UnknownSiteError", "nothing")
-    refuse(lambda: at.attention_map(cache, 0, 0, "register2"), "LensError", "'register1'")
-    refuse(lambda: at.attention_map(cache, 0, 0, (0, 4)), "LensError", "columns 0 to 3")
+    refuse(lambda: at.attention_map(cache, 0, 0, "register2"), "LensError", "register2 is out of range: there are 2")
+    refuse(lambda: at.attention_map(cache, 0, 0, "registers"), "LensError", "'registers' is 2 tokens")
+    refuse(lambda: at.attention_map(cache, 0, 0, (0, 4)), "LensError", "outside the grid of . rows and 4 columns")
     refuse(lambda: at.attention_map(cache, 0, 9), "UnknownSiteError", "H0 to H2")
     refuse(lambda: at.pool_attention_map(cache, 0), "LensError", "'patches'")
     refuse(lambda: at.split_pooling(cache), "LensError", "not by attention pooling")

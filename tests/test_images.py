@@ -316,6 +316,29 @@ def test_no_spec_no_pictures_and_slivers(images, errors):
         images.preprocess(picture((1, 300)), spec_of(images, resize_mode="longest"))
 
 
+def test_folders_hold_images_alone(images, errors, tmp_path):
+    for name in ("b.png", "a.JPG", ".hidden.png", "more/c.png", ".cache/d.png", "text.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    assert images.find_images([tmp_path]) == [tmp_path / "a.JPG", tmp_path / "b.png"]
+    below = images.images_in(tmp_path, below=True)
+    assert below == [tmp_path / "a.JPG", tmp_path / "b.png", tmp_path / "more" / "c.png"]
+    with pytest.raises(errors.ImageError, match="holds no image"):
+        images.find_images([tmp_path / "folder.png"])
+    assert images.find_images([tmp_path / ".hidden.png"]) == [tmp_path / ".hidden.png"]  # which was named
+
+
+def test_a_resized_picture_has_the_size_that_is_told(images):
+    for size in SIZES:
+        spec = spec_of(images, resize_mode="longest", size=(30, 41))
+        height, width = images.resized_size((size[1], size[0]), spec)
+        top, left = images.margins((height, width), spec)
+        seen = np.asarray(images.to_display([picture(size)], spec)[0]).any(-1)
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        assert (rows[0], columns[0]) == (-top, -left) and (len(rows), len(columns)) == (height, width)
+
+
 # ---- specs ----------------------------------------------------------------------------------------------------
 
 

@@ -333,6 +333,9 @@ def test_resampling_from_other_images_draws_with_replacement(vit, pixels):
     hooks = interventions.resample(vit, "L1.mlp", cache, seed=2, n_images=6)
     expected = interventions.patch(vit, "L1.mlp", cache, images=donors)
     assert torch.equal(vit.run_with_hooks(x, fwd_hooks=hooks), vit.run_with_hooks(x, fwd_hooks=expected))
+    cache.cache_dict = {"note": torch.zeros(1), **cache.cache_dict}  # what a user adds counts for nothing
+    again = interventions.resample(vit, "L1.mlp", cache, seed=2, n_images=6)
+    assert torch.equal(vit.run_with_hooks(x, fwd_hooks=again), vit.run_with_hooks(x, fwd_hooks=expected))
 
 
 def test_what_cannot_be_done_is_refused(vit, pixels, errors, readout_vit):
@@ -362,7 +365,7 @@ def test_what_cannot_be_done_is_refused(vit, pixels, errors, readout_vit):
     for sites in (["L1H0", "L1.attn"], ["L1N0", "L1.mlp"], ["L0H0", "L1.resid_pre"], ["L1.mlp", "L1.resid_post"]):
         with pytest.raises(wrong, match="would have no effect"):
             zero(vit, sites)
-    zero(vit, ["L0H0", "L1.resid_pre"], tokens="cls")  # other tokens carry the first on
+    zero(vit, ["L0H0", "L1.resid_mid"], tokens="cls")  # other tokens carry the first on
     other, _ = readout_vit
     with pytest.raises(wrong, match="the cache is of"):
         patch(other, "L0H0", cache)
@@ -410,6 +413,9 @@ def test_many_runs_equal_single_runs(model, errors):
         close(run_many(model, x, sets, batch_size=batch_size), naive)
     with pytest.raises(errors.HookShapeError):
         run_many(model, x, [[("blocks.0.hook_mlp_out", lambda act, hook: act[:1])]])
+    for wrong in (lambda act, hook: act.float(), lambda act, hook: 3.0):
+        with pytest.raises(errors.HookShapeError, match=r"the hook on 'blocks\.0\.hook_mlp_out' returned"):
+            run_many(model, x, [[("blocks.0.hook_mlp_out", wrong)]])
     with pytest.raises(errors.InterventionError, match="plain names"):
         run_many(model, x, [[(lambda name: True, lambda act, hook: act)]])
     with pytest.raises(errors.InterventionError, match="no sets"):

@@ -240,6 +240,20 @@ def test_shards_and_pytorch_files(hf_folder, pre):
     same_weights(pre.read_pretrained(folder), expected)
 
 
+@pytest.mark.parametrize(
+    "shard", ["../outside.safetensors", "a/../../outside.safetensors", "{root}/outside.safetensors"]
+)
+def test_shards_outside_of_the_directory(shard, pre, errors, hf_folder, tmp_path):
+    _, folder = hf_folder
+    shard = shard.format(root=folder.parent)
+    (folder / "a").mkdir()
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": shard}}))
+    with pytest.raises(errors.CheckpointError, match=r"index\.json names .*outside of its directory"):
+        pre.read_pretrained(folder)
+
+
 @pytest.mark.parametrize("place", ["image_encoder", "image_processor", "feature_extractor", ""])
 def test_subfolder_of_a_pipeline(place, pre, tmp_path):
     tower = towers.hf_tower().float()
@@ -415,5 +429,7 @@ def test_names_that_are_wrong_or_ambiguous(pre, errors, small_registry, monkeypa
         pre.read_pretrained("ViT-B-16", tag="openai", quick_gelu=False)
     with pytest.raises(errors.CheckpointError, match="revision= belongs to Hub ids"):
         pre.read_pretrained("ViT-B-16", tag="openai", revision="main")
+    with pytest.raises(errors.CheckpointError, match="revision= belongs to Hub ids; mini is a directory"):
+        pre.read_pretrained("mini", revision="main")
     with pytest.raises(errors.CheckpointError, match=r"torch\.int8"):
         pre.read_pretrained("mini", dtype=torch.int8)

@@ -246,12 +246,12 @@ def test_means_are_kept(vit, pixels, tmp_path):
     whole = (tmp_path / "means.safetensors").read_bytes()
     for cut in (0, 30, len(whole) - 3):
         (tmp_path / "cut").write_bytes(whole[:cut])
-        with pytest.raises(LensError, match="is not whole"):
+        with pytest.raises(LensError, match="not a whole safetensors file"):
             ReadoutMeans.load(tmp_path / "cut")
-    with pytest.raises(LensError, match="no such file"):
+    with pytest.raises(LensError, match="no read-out means at"):
         ReadoutMeans.load(tmp_path / "none")
     bank_for(vit).save(tmp_path / "bank")
-    with pytest.raises(LensError, match=r"has format 'vit_lens\.text_bank\.1'"):
+    with pytest.raises(LensError, match=r"format 'vit_lens\.text_bank\.1'"):
         ReadoutMeans.load(tmp_path / "bank")
 
 
@@ -506,8 +506,53 @@ def test_galleries_refuse(seeing_vit, vit, folder, tmp_path):
         Gallery.from_folder(seeing_vit, tmp_path / "empty")
     path = gallery.save(tmp_path / "g")
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(GalleryError, match="not whole"):
+    with pytest.raises(GalleryError, match="not a whole safetensors file"):
         Gallery.load(path)
+
+
+def test_a_gallery_shows_nothing_outside_its_folder(seeing_vit, folder, tmp_path):
+    from vit_lens.errors import GalleryError
+    from vit_lens.readouts import Gallery
+
+    gallery, outside = Gallery.from_folder(seeing_vit, folder), tmp_path / "outside.png"
+    picture(9).save(outside)
+    for name in ("../outside.png", str(outside)):
+        changed = dataclasses.replace(gallery, names=(name, *gallery.names[1:]))
+        with pytest.raises(GalleryError, match="does not lie in"):
+            changed.picture(0)
+    assert Gallery.from_images(seeing_vit, [outside]).path(0) == outside
+
+
+def test_a_batch_holds_an_image(seeing_vit, folder):
+    from vit_lens import ReferenceMeans
+    from vit_lens.errors import VitLensError
+    from vit_lens.readouts import Gallery, ReadoutMeans, head_contributions
+
+    images = [picture(0), picture(1)]
+    for batch_size in (0, -1):
+        for make in (
+            lambda n: ReferenceMeans.from_images(seeing_vit, images, batch_size=n),
+            lambda n: ReadoutMeans.from_images(seeing_vit, images, ["L1H1"], batch_size=n),
+            lambda n: head_contributions(seeing_vit, images, "heads", batch_size=n),
+            lambda n: Gallery.from_images(seeing_vit, images, batch_size=n),
+            lambda n: Gallery.from_folder(seeing_vit, folder, batch_size=n),
+        ):
+            with pytest.raises(VitLensError, match=f"batch_size={batch_size}; a batch holds at least one image"):
+                make(batch_size)
+
+
+def test_a_gallery_is_of_the_model_without_hooks(seeing_vit, folder):
+    from vit_lens.errors import VitLensError
+    from vit_lens.readouts import Gallery
+
+    seeing_vit.add_hook("hook_embed", lambda act, hook: act * 2)
+    try:
+        with pytest.raises(VitLensError, match="a gallery"):
+            Gallery.from_folder(seeing_vit, folder)
+        with pytest.raises(VitLensError, match="a gallery"):
+            Gallery.from_images(seeing_vit, [picture(0)])
+    finally:
+        seeing_vit.reset_hooks()
 
 
 def test_galleries_from_memory(seeing_vit):
@@ -676,6 +721,10 @@ def test_text_span_refuses():
         text_span(data, texts[:2], list("abc"), k=1)
     with pytest.raises(LensError, match="the same for all images"):
         text_span(torch.ones(5, 4), texts, list("abcd"), k=1)
+    rounding = torch.tensor([[1.0], [1 + 2 * torch.finfo(torch.float32).eps], [1.0]]).expand(3, 4)
+    with pytest.raises(LensError, match="the same for all images"):
+        text_span(rounding, texts, list("abcd"), k=1)
+    assert text_span(rounding.double(), texts.double(), list("abcd"), k=1).captions == ("a",)
 
 
 def test_head_contributions_by_hand(vit, pixels):
@@ -830,6 +879,16 @@ def test_layers_are_drawn_raw_beside_centred(vit, pixels):
             zero_shot_layers(read, **wrong)
 
 
+def test_captions_are_not_markup(vit, pixels):
+    from vit_lens.figures import zero_shot_layers
+    from vit_lens.readouts import zero_shot_lens
+
+    bank = dataclasses.replace(bank_for(vit, 2), captions=("a <b>cup</b>", "a & b"))
+    _, cache = vit.run_with_cache(pixels, rows="readout")
+    figure = zero_shot_layers(zero_shot_lens(cache, bank, "L1H1"))
+    assert list(figure.data[0].x) == ["a &lt;b&gt;cup&lt;/b&gt;", "a &amp; b"]
+
+
 def test_the_atlas_names_every_head(vit, pixels, pooling_vit, pooling_pixels):
     from vit_lens.errors import LensError
     from vit_lens.figures import caption_atlas
@@ -857,6 +916,8 @@ def test_patches_are_drawn_where_they_lie(seeing_vit):
     image, bank = picture(3, size=(60, 44)), bank_for(seeing_vit)
     _, cache = seeing_vit.run_with_cache(seeing_vit.preprocess([image]))
     maps = zero_shot_maps(cache, bank, ["L0.resid_post", "L2.resid_post"])
+    thin = zero_shot_patches(maps, image, "caption 4", seeing_vit.preprocess_spec, opacity=0.3)
+    assert {trace.opacity for trace in thin.data if trace.type == "heatmap"} == {0.3}
     figure = zero_shot_patches(maps, image, "caption 4", seeing_vit.preprocess_spec)
     heats = [trace for trace in figure.data if trace.type == "heatmap"]
     for index, heat in enumerate(heats):
@@ -953,13 +1014,13 @@ def test_the_command_makes_the_bank_of_the_model(monkeypatch):
     from vit_lens.cli.readouts import _bank
 
     asked = []
-    monkeypatch.setattr(TextBank, "from_open_clip", lambda *a, **k: asked.append(("open_clip", *a)))
+    monkeypatch.setattr(TextBank, "from_open_clip", lambda *a, **k: asked.append(("open_clip", *a, k["quick_gelu"])))
     monkeypatch.setattr(TextBank, "from_pretrained", lambda *a, **k: asked.append(("hf", *a)))
     for model, tag in (
         ("ViT-B-32", "openai"), ("ViT-B-32/openai", None), ("open_clip/ViT-B-32/openai", None), ("me/clip", None),
     ):  # fmt: skip
-        _bank("a, b", model, tag, "cpu")
-    assert asked == [("open_clip", "ViT-B-32", "openai", ["a", "b"])] * 3 + [("hf", "me/clip", ["a", "b"])]
+        _bank("a, b", model, tag, True, "cpu")
+    assert asked == [("open_clip", "ViT-B-32", "openai", ["a", "b"], True)] * 3 + [("hf", "me/clip", ["a", "b"])]
 
 
 # ---- the guide -------------------------------------------------------------------------------------------------

@@ -176,6 +176,10 @@ def test_files_of_the_first_format_load(vit, pixels, tmp_path, errors):
     assert old.check(vit) is old
     with pytest.raises(errors.VitLensError, match="format 'other'"):
         ReferenceMeans.load(save_tensors(tensors, tmp_path / "x.safetensors", meta | {"format": "other"}))
+    for damage in ({"n": None}, {"n": "many"}, {"fingerprint": None}):
+        short = {name: value for name, value in (meta | damage).items() if value is not None}
+        with pytest.raises(errors.VitLensError, match="not a whole safetensors file of reference means"):
+            ReferenceMeans.load(save_tensors(tensors, tmp_path / "x.safetensors", short))
     with pytest.raises(errors.VitLensError, match="cannot be read"):
         ReferenceMeans.load(save_tensors(tensors, tmp_path / "x.safetensors", meta | {"stability": "{}"}))
 

@@ -290,6 +290,7 @@ def test_from_open_clip_takes_the_tags_activation(bank_class, monkeypatch, tmp_p
     import open_clip.factory
 
     from vit_lens import HookedViT
+    from vit_lens.errors import CheckpointError
 
     small = towers.shrink(open_clip.get_model_config("ViT-B-32"))
     small["text_cfg"] = dict(context_length=9, vocab_size=49408, width=8, heads=2, layers=1)
@@ -303,9 +304,25 @@ def test_from_open_clip_takes_the_tags_activation(bank_class, monkeypatch, tmp_p
     tokenize = open_clip.SimpleTokenizer(context_length=9)
     torch.testing.assert_close(bank.embeds, source.encode_text(tokenize(WORDS)).detach())
     assert bank.encoder_id == "open_clip/ViT-B-32/openai"
-    plain = bank_class.from_open_clip("ViT-B-32", path, WORDS)
-    assert plain.encoder_id == HookedViT.from_module(source).encoder_id
+    with pytest.raises(CheckpointError, match=r"ViT-B-32 exist with both activations.*pass quick_gelu=True"):
+        bank_class.from_open_clip("ViT-B-32", path, WORDS)
+    plain, quick = (bank_class.from_open_clip("ViT-B-32", path, WORDS, quick_gelu=quick) for quick in (False, True))
+    assert plain.encoder_id == quick.encoder_id == HookedViT.from_module(source).encoder_id
     assert (plain.embeds - bank.embeds).abs().max() > 1e-4
+    torch.testing.assert_close(quick.embeds, bank.embeds)
+    with pytest.raises(CheckpointError, match="was trained with quick_gelu=True"):
+        bank_class.from_open_clip("ViT-B-32", "openai", WORDS, quick_gelu=False)
+
+
+def test_the_command_line_hands_on_the_activation(bank_class, monkeypatch):
+    from vit_lens.cli import readouts, sweeps
+
+    asked = []
+    monkeypatch.setattr(bank_class, "from_open_clip", lambda *args, **options: asked.append((*args, options)))
+    for read in (readouts._bank, sweeps._read_captions):
+        read("a star,a ring", "ViT-B-32", "my.pt", True, "cpu")
+    options = {"quick_gelu": True, "device": "cpu"}
+    assert asked == [("ViT-B-32", "my.pt", ["a star", "a ring"], options)] * 2
 
 
 def test_from_open_clip_refuses_unknown_names(bank_class):
@@ -416,7 +433,7 @@ def test_damaged_files_are_refused(bank_class, text_error, tmp_path):
     whole = path.read_bytes()
     for cut in (0, 5, 200, len(whole) - 1):
         (tmp_path / "cut").write_bytes(whole[:cut])
-        with pytest.raises(text_error, match="not a whole text bank"):
+        with pytest.raises(text_error, match="not a whole safetensors file"):
             bank_class.load(tmp_path / "cut")
     with pytest.raises(text_error, match="no text bank at"):
         bank_class.load(tmp_path / "none")
@@ -425,7 +442,7 @@ def test_damaged_files_are_refused(bank_class, text_error, tmp_path):
         bank_class.load(tmp_path / "other")
     for meta in ({}, {"bank": "{"}, {"bank": json.dumps({"captions": ["a"]})}):
         save_file({"embeds": torch.randn(2, 2)}, tmp_path / "meta", {"format": "vit_lens.text_bank.1"} | meta)
-        with pytest.raises(text_error, match=r"not a whole text bank|holds the fields"):
+        with pytest.raises(text_error, match=r"not a whole safetensors file|holds the fields"):
             bank_class.load(tmp_path / "meta")
 
 

@@ -270,6 +270,7 @@ REFUSED = {
     "pool_scale": (lambda: with_part(towers.tiny_timm(**MAP), "attn_pool.scale", 0.1), "attention scale 0.1"),
     "coca_type": (lambda: with_part(coca(), "attn_pool", nn.Linear(3, 3)), "attention pooling of type Linear"),
     "coca_attn": (lambda: with_part(coca(), "attn_pool.attn", attention(10, 2, 33)), "or added keys"),
+    "coca_zero": (lambda: with_part(coca(), "attn_pool.attn.add_zero_attn", True), "attention has added keys"),
     "coca_eps": (lambda: with_part(coca(), "attn_pool.ln_q", nn.LayerNorm(10, eps=1e-3)), "eps that differs"),
     "siglip_attn": (lambda: with_part(siglip(), "head.attention", attention(15, 3, 15)), "or with added keys"),
     "siglip_head": (lambda: with_part(siglip(), "head", nn.Linear(15, 15)), "a SigLIP head of type Linear"),

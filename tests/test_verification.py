@@ -201,9 +201,6 @@ def test_the_numbers_are_those_of_a_plain_run(source, vit):
 
 def test_the_users_module_is_left_alone():
     tower = plain().train()
-    fired = []
-    handle = tower.transformer.resblocks[0].register_forward_hook(lambda *args: fired.append(args))
-    hooks = dict(tower.transformer.resblocks[0]._forward_hooks)
     before = {name: (tensor, tensor.clone(), tensor.data_ptr()) for name, tensor in tower.named_parameters()}
     model = hooked(tower)
     assert model.verify(tower).passed
@@ -212,10 +209,7 @@ def test_the_users_module_is_left_alone():
         assert tensor is same and tensor.data_ptr() == pointer and torch.equal(tensor, value), name
         assert tensor.requires_grad and tensor.grad is None
     assert all(part.training for part in tower.modules())
-    assert dict(tower.transformer.resblocks[0]._forward_hooks) == hooks
-    assert not fired
     assert {parameter.dtype for parameter in model.parameters()} == {F32}
-    handle.remove()
 
 
 def test_one_layer_is_held_at_a_time(source, vit, monkeypatch):
@@ -298,6 +292,12 @@ def test_refusals(source, vit):
         vit.verify(plain(width=36))
     with pytest.raises(VitLensError, match="tag= goes with the name"):
         vit.verify(source, tag="openai")
+    for name in ("revision", "cache_dir"):
+        with pytest.raises(VitLensError, match=f"{name}= goes with the name"):
+            vit.verify(source, **{name: "main"})
+    for shape in ((3, 21, 21), (1, 3, 21, 22), (1, 1, 21, 21)):
+        with pytest.raises(VitLensError, match=r"images= of shape .*; expected \[batch, 3, 21, 21\]"):
+            vit.verify(source, images=torch.zeros(shape))
     with pytest.raises(VitLensError, match="dtypes="):
         vit.verify(source, dtypes=[torch.int8])
     with pytest.raises(VitLensError, match="dtypes="):
@@ -305,6 +305,135 @@ def test_refusals(source, vit):
     vit.add_hook("hook_embed", lambda x, hook: x)
     with pytest.raises(VitLensError, match="a verdict on the model could not say so"):
         vit.verify(source)
+
+
+def test_float32_is_exact_while_both_run(source, vit, monkeypatch):
+    from vit_lens.verification import verifying
+
+    honest, seen = verifying.differences, []
+
+    def differences(*args):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return honest(*args)
+
+    monkeypatch.setattr(verifying, "differences", differences)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    vit.verify(source, dtypes=[F32])
+    assert seen == [(False, False)]
+    assert torch.backends.cudnn.allow_tf32
+
+
+# ---- code that a copy would not run -----------------------------------------------------------------------------
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Noise(torch.nn.Module):
+    def forward(self, x):
+        return x * 2
+
+
+def doubled(part):
+    part.__class__ = Doubled
+
+
+def quantised(part):
+    from transformers.integrations.bitnet import AutoBitLinear
+
+    part.__class__ = AutoBitLinear
+
+
+def hook(part):
+    part.register_forward_hook(lambda part, args, output: output * 2)
+
+
+def pre_hook(part):
+    part.register_forward_pre_hook(lambda part, args: (args[0] * 2, *args[1:]))
+
+
+def own_forward(part):
+    part.forward = lambda *args, **more: type(part).forward(part, *args, **more) * 2
+
+
+def noise(part):
+    part.extra = Noise()
+
+
+BUILDS = {
+    "open_clip": (plain, "transformer.resblocks.0", "mlp.c_fc"),
+    "timm": (towers.tiny_timm, "blocks.1", "attn.qkv"),
+    "clip": (towers.hf_clip, "vision_model.encoder.layers.1", "mlp.fc2"),
+    "siglip": (towers.siglip_model, "vision_model.encoder.layers.1", "self_attn.q_proj"),
+    "dinov2": (lambda: towers.hf_other("Dinov2Model"), "encoder.layer.0", "mlp.fc1"),
+}
+CODE = {
+    "hook": (hook, "a forward hook"),
+    "pre_hook": (pre_hook, "a forward hook"),
+    "forward": (own_forward, "a forward of its own"),
+    "class": (noise, "of type test_verification.Noise"),
+    "linear": (doubled, "of type test_verification.Doubled"),
+    "library_linear": (quantised, "of type transformers.integrations.bitnet.AutoBitLinear"),
+}
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("family", BUILDS)
+def test_code_that_was_put_on_a_tower(family, code, errors):
+    from vit_lens import HookedViT
+
+    (build, block, linear), (put, told) = BUILDS[family], CODE[code]
+    tower = build()
+    name = f"{block}.{linear}" if "linear" in code else block
+    model, before = hooked(tower), dict(tower.state_dict())
+    put(tower.get_submodule(name))
+    assert tower.state_dict().keys() == before.keys()  # the weights do not show it
+    words = rf"code on the tower .*{re.escape(name)}.*\({re.escape(told)}\)"
+    for ask in (lambda: HookedViT.from_module(tower), lambda: model.verify(tower)):
+        with pytest.raises(errors.UnsupportedTowerError, match=words):
+            ask()
+
+
+def test_code_that_does_not_reach_the_embedding(errors):
+    """Hooks of transformers' own stay on a model that was asked for hidden states; text towers are not run."""
+    from vit_lens.verification import source_tower
+
+    clip = towers.hf_clip()
+    with torch.no_grad():
+        clip.vision_model(towers.pixels_of((22, 22)), output_hidden_states=True)
+    assert any(part._forward_hooks for part in clip.vision_model.modules())
+    clip.text_model.encoder.layers[0].register_forward_hook(lambda *args: None)
+    assert hooked(clip).verify(clip).passed
+    tower = source_tower(clip)
+    hook(tower.blocks[0])
+    with pytest.raises(errors.UnsupportedTowerError, match="a forward hook"):
+        hooked(towers.hf_clip()).verify(tower)
+    outer = towers.hf_tower()
+    model = hooked(outer)
+    hook(outer)
+    with pytest.raises(errors.UnsupportedTowerError, match=r"CLIPVisionModelWithProjection \(a forward hook"):
+        model.verify(outer)
+
+
+# ---- another image size -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
+def test_at_another_image_size(family, dtype, tmp_path):
+    from vit_lens import HookedViT
+
+    tower, size = BUILDS[family][0]().to(dtype), (33, 46) if family == "clip" else (17, 23)
+    model = HookedViT.from_module(tower, image_size=size).requires_grad_(False)
+    result = model.verify(tower)
+    assert result.passed, result
+    tower.save_pretrained(tmp_path)
+    loaded = HookedViT.from_pretrained(tmp_path, image_size=size, dtype=dtype).requires_grad_(False)
+    assert loaded.verify(tmp_path).passed
+    loaded.pos_embed.W_pos.data[3, 1] += 1e-3
+    assert first_wrong(loaded.verify(tmp_path), F64) == "into L0"
 
 
 # ---- families ---------------------------------------------------------------------------------------------------
@@ -354,14 +483,16 @@ def test_every_family_is_listened_to(build, size, folded):
 
     module = towers.randomize(build().eval())
     tower, pixels = source_tower(module), towers.pixels_of(size)
-    order = []
+    order, handles = [], []
     for name, part in [*((f"L{i}", block) for i, block in enumerate(tower.blocks)), ("norm", tower.final_norm)]:
-        part.register_forward_hook(lambda part, args, out, name=name: order.append(name))
+        handles.append(part.register_forward_hook(lambda part, args, out, name=name: order.append(name)))
     with torch.no_grad():
         embeds, own = tower(pixels), module(pixels)
     own = own.pooler_output if hasattr(own, "pooler_output") else own
     torch.testing.assert_close(embeds, own, rtol=0, atol=0)
     assert order == ["L0", "L1", "L2", "norm"] * 2
+    for handle in handles:
+        handle.remove()
     assert tower.is_folded is folded
     model = hooked(module)
     assert model.verify(module).passed
@@ -395,6 +526,82 @@ def test_mini():
     result = model.verify("mini", dtypes=[F32, F64])
     assert first_wrong(result, F32) == "final norm"
     assert result.failure.startswith("block L7 is off by")
+
+
+def test_the_name_decides_what_a_model_is_held_against(errors, tmp_path, monkeypatch):
+    """Never the id that the model carries."""
+    from vit_lens import HookedViT
+
+    monkeypatch.chdir(tmp_path)
+    tower = towers.hf_tower().float()
+    tower.save_pretrained("my_ft")
+    towers.hf_tower(seed=1).float().save_pretrained("other")
+    for encoder_id in ("open_clip/ViT-B-32/openai", "hf/openai/clip-vit-base-patch32", "vit_lens/mini"):
+        model = HookedViT.from_module(tower, encoder_id=encoder_id).requires_grad_(False)
+        result = model.verify("./my_ft")
+        assert result.passed, result
+        assert result.source == "transformers CLIPVisionModelWithProjection of my_ft"
+        assert not model.verify(Path("other"), dtypes=[F64]).passed
+        with pytest.raises(errors.VitLensError, match="vit_lens/mini has 8 blocks, the model 3; it is another tower"):
+            model.verify("mini")
+        with pytest.raises(errors.CheckpointError, match="no such directory"):
+            model.verify("./nowhere")
+        with pytest.raises(errors.CheckpointError, match="tag= belongs to open_clip names"):
+            model.verify("./my_ft", tag="openai")
+
+
+def test_the_tag_decides_too(errors, small_registry, tmp_path, monkeypatch):
+    import open_clip
+    import open_clip.factory
+
+    from vit_lens import HookedViT
+
+    for seed, name in enumerate(("openai", "laion2b_e16")):
+        config = small_registry["ViT-B-32"] | {"quick_gelu": name == "openai"}
+        towers.save_safely(towers.clip_of(config, seed).float(), tmp_path / name)
+    openai = open_clip.get_pretrained_cfg("ViT-B-32", "openai")
+    caches = []
+
+    def fetch(cfg, cache_dir=None, **more):
+        caches.append(cache_dir)
+        path = tmp_path / ("openai" if cfg == openai else "laion2b_e16")
+        return str(path.rename(path.with_suffix(".safetensors")) if path.exists() else path.with_suffix(".safetensors"))
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fetch)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", fetch)
+    model = HookedViT.from_pretrained("ViT-B-32", tag="openai").requires_grad_(False)
+    result = model.verify("ViT-B-32/openai", cache_dir=tmp_path / "cache")
+    assert result.passed and result.source == "open_clip VisionTransformer of ViT-B-32 (openai)", result
+    assert caches == [None, str(tmp_path / "cache")]
+    assert not model.verify("open_clip/ViT-B-32", tag="laion2b_e16").passed
+    file = tmp_path / "openai.safetensors"
+    assert model.verify("ViT-B-32", tag=file).passed
+    with pytest.raises(errors.CheckpointError, match="ViT-B-32 needs tag="):
+        model.verify("ViT-B-32")
+
+
+def test_revision_and_cache_reach_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+    import transformers
+
+    cls, asked = transformers.CLIPVisionModelWithProjection, []
+    tower = towers.hf_tower().float()
+    tower.save_pretrained(tmp_path)
+    honest, where = cls.from_pretrained, {"revision": "v2", "cache_dir": tmp_path / "cache"}
+
+    def fetch(repo_id, filename, **options):
+        asked.append((repo_id, options))
+        return str(tmp_path / filename)
+
+    def load(repo_id, *, subfolder, output_loading_info, **options):
+        asked.append((repo_id, options))
+        return honest(tmp_path, output_loading_info=output_loading_info)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(cls, "from_pretrained", load)
+    result = hooked(tower).verify("owner/name", **where)
+    assert result.passed and result.source.endswith(" of hf/owner/name")
+    assert asked == [("owner/name", where)] * 2
 
 
 def invoke(*words):

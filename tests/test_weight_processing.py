@@ -177,6 +177,19 @@ def test_the_original_is_left_alone_and_shares_no_memory(cls_tower):
     assert not made.training
 
 
+def test_the_vocabulary_goes_along(cls_tower):
+    from vit_lens import TextBank
+
+    embeds = torch.randn(2, cls_tower.cfg.d_embed, generator=torch.Generator().manual_seed(1))
+    bank = TextBank(
+        captions=("a", "b"), embeds=embeds, logit_scale=1.0, logit_bias=None, encoder_id=cls_tower.encoder_id
+    )
+    model = build({})
+    model.vocabulary = bank
+    assert model.process_weights().vocabulary is bank
+    assert cls_tower.process_weights().vocabulary is None
+
+
 def test_same_encoder_other_fingerprint_so_reference_means_are_refused(cls_tower):
     from vit_lens import ReferenceMeans
     from vit_lens.errors import ReferenceMismatchError

@@ -20,6 +20,7 @@ __all__ = [
     "UnknownSiteError",
     "UnsupportedTowerError",
     "VitLensError",
+    "expect",
     "nearest",
 ]
 
@@ -104,6 +105,16 @@ class RecordError(VitLensError):
 
 class OutputError(VitLensError):
     """Output cannot be written."""
+
+
+def expect(value: object, kind: type, name: str, error: type[VitLensError], advice: str) -> None:
+    """Raise unless an argument is what it should be.
+
+    Raises:
+        VitLensError: ``error``: it is something else.
+    """
+    if not isinstance(value, kind):
+        raise error(f"{name} is of type {type(value).__name__}; expected {kind.__name__}: {advice}")
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

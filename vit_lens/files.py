@@ -1,18 +1,20 @@
 """Files that are whole or absent: every write goes to a temporary file beside the target, then takes its name."""
 
-__all__ = ["clear_temporary", "exclusive", "make_directory", "save_tensors", "write_atomic"]
+__all__ = ["clear_temporary", "exclusive", "make_directory", "open_tensors", "save_tensors", "write_atomic"]
 
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from vit_lens.errors import OutputError
+from vit_lens.errors import OutputError, VitLensError
 
 _TEMP_PREFIX = ".vit_lens-"
 
@@ -71,3 +73,38 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     make_directory(path.parent)
     write_atomic(path, to_safetensors(plain, metadata))
     return path
+
+
+@contextlib.contextmanager
+def open_tensors(
+    path: Path, formats: Sequence[str], *, what: str, error: type[VitLensError], advice: str
+) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open what :func:`save_tensors` wrote with a ``format`` in its metadata, for a block that reads it whole.
+
+    Args:
+        path: The file.
+        formats: Those that the block reads, the newest last.
+        what: Of the format, in words.
+        error: What to raise.
+        advice: What to do if the file is not there, or is damaged.
+
+    Yields:
+        The open safetensors file, and its metadata.
+
+    Raises:
+        VitLensError: ``error``: the file is missing, truncated or of another format, or the block met a damage.
+    """
+    if not path.is_file():
+        raise error(f"no {what.removeprefix('a ')} at {path}; {advice}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") not in formats:
+                raise error(
+                    f"{path} does not hold {what} (format {meta.get('format')!r}, expected {formats[-1]!r}); {advice}"
+                )
+            yield file, meta
+    except VitLensError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as damage:
+        raise error(f"{path} is not a whole safetensors file of {what} ({damage}); {advice}") from damage

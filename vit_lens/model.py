@@ -307,9 +307,7 @@ class HookedViT(CachingRootModule, StackedWeights):
 
         ``HookedViT.from_module(tower).verify(tower)`` certifies a fine-tune of your own.
         """
-        return verify(
-            self, source, tag=tag, revision=revision, cache_dir=cache_dir, images=images, dtypes=dtypes
-        )
+        return verify(self, source, tag=tag, revision=revision, cache_dir=cache_dir, images=images, dtypes=dtypes)
 
     # ---- captions stand where a language model has its vocabulary -----------------------------------------
 

@@ -1,11 +1,12 @@
 """Sites: places in the model whose contribution is looked at, written as researchers write them."""
 
-__all__ = ["POOL_KINDS", "RESIDUAL_KINDS", "Site", "SiteKind"]
+__all__ = ["POOL_KINDS", "RESIDUAL_KINDS", "Indices", "Site", "SiteKind", "as_index", "as_indices"]
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, SupportsIndex, get_args, runtime_checkable
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import UnknownSiteError, nearest
@@ -13,6 +14,7 @@ from vit_lens.errors import UnknownSiteError, nearest
 SiteKind = Literal[
     "head", "attn", "mlp", "resid_pre", "resid_mid", "resid_post", "pool_head", "pool_attn", "pool_mlp"
 ]  # fmt: skip
+Indices = SupportsIndex | Iterable[SupportsIndex]  # one whole number or several, of Python, numpy or torch
 RESIDUAL_KINDS = ("resid_pre", "resid_mid", "resid_post")
 POOL_KINDS = ("pool_head", "pool_attn", "pool_mlp")
 
@@ -30,6 +32,27 @@ _HOOK = {
     "pool_attn": "attn_pool.hook_attn_out",
     "pool_mlp": "attn_pool.hook_mlp_out",
 }
+
+
+def as_index(value: object) -> int | None:
+    """Return a whole number of Python, numpy or torch as an int; None for all else, for a bool too."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool") or getattr(value, "ndim", 0):
+        return None
+    try:
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return None
+
+
+def as_indices(value: object) -> list[int] | None:
+    """Return one whole number or several as a list; None if something is none."""
+    if (one := as_index(value)) is not None:
+        return [one]
+    if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
+        return None
+    found = [as_index(item) for item in value]
+    whole = [index for index in found if index is not None]
+    return whole if len(whole) == len(found) else None
 
 
 @runtime_checkable
@@ -72,8 +95,11 @@ class Site:
             raise UnknownSiteError(
                 f"kind={self.kind!r} with layer={self.layer}: sites of attention pooling have no layer"
             )
-        if not all(isinstance(i, int) for i in (self.layer or 0, self.head or 0)):
-            raise UnknownSiteError(f"layer={self.layer!r}, head={self.head!r}: indices are whole numbers")
+        for name in ("layer", "head"):
+            index = as_index(getattr(self, name))
+            if index is None and getattr(self, name) is not None:
+                raise UnknownSiteError(f"layer={self.layer!r}, head={self.head!r}: indices are whole numbers")
+            object.__setattr__(self, name, index)
         if (self.layer or 0) < 0 or (self.head or 0) < 0:
             raise UnknownSiteError(f"layer={self.layer}, head={self.head}: indices count from 0")
 
@@ -147,6 +173,10 @@ class Site:
         Raises:
             UnknownSiteError: A site is unknown, out of range, or there is none.
         """
+        if not isinstance(sites, (str, Site, Iterable)):
+            raise UnknownSiteError(
+                f"{sites!r} is no site; expected sites such as 'L3H4', 'L3.mlp' or 'heads', or a list"
+            )
         items = [sites] if isinstance(sites, (str, Site)) else list(sites)
         items = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
         out: list[Site] = []

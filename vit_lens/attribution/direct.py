@@ -12,7 +12,9 @@ from torch import Tensor
 
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.parts import Component, describe, split_embedding, with_index_columns
+from vit_lens.attribution.readout import check_cache
 from vit_lens.cache import ViTActivationCache
+from vit_lens.names import Indices
 from vit_lens.texts import TextBank
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def direct_attribution(
     captions: Sequence[str] | None = None,
     minus: Tensor | str | None = None,
     units: Units = "cosine",
-    neuron_layers: Sequence[int] = (),
+    neuron_layers: Indices = (),
     start_layer: int = 0,
 ) -> Attribution:
     """Return how much each part of the model contributes, directly, along directions of the embedding.
@@ -99,12 +101,13 @@ def direct_attribution(
         start_layer: As for :func:`split_embedding`.
 
     Raises:
-        LensError: The directions have another width, or the run was edited so that its parts do not add up.
+        LensError: The directions have another width, are not finite or zero, or the run was edited so that its parts
+            do not add up.
         TextError: A caption is unknown, or the bank was made for another encoder (for a fine-tune that still pairs
             with its text tower: ``dataclasses.replace(bank, encoder_id=model.encoder_id)``).
         UnknownHookError: The cache lacks an activation; the message names it.
     """
-    chosen = Directions.of(cache.model, directions, captions=captions, minus=minus, units=units)
+    chosen = Directions.of(check_cache(cache).model, directions, captions=captions, minus=minus, units=units)
     parts = split_embedding(cache, neuron_layers=neuron_layers, start_layer=start_layer)
     along = chosen.vectors.to(parts.values)
     values = parts.values @ along.T / chosen.divisor(parts.total)[:, None]

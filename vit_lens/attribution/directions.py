@@ -57,13 +57,16 @@ class Directions:
                 zero-shot logit, which needs a bank.
 
         Raises:
-            LensError: The arguments do not fit together, or the directions have another width.
+            LensError: The arguments do not fit together, or the directions have another width or are not finite.
             TextError: A caption is unknown, or the bank was made for another encoder.
         """
         if units not in get_args(Units):
             raise LensError(f"units={units!r}; expected one of {', '.join(map(repr, get_args(Units)))}")
+        if isinstance(captions, str):
+            raise LensError(f"captions={captions!r} is one text; give a list of texts")
+        dtype = torch.promote_types(model.dtype, torch.float32)
         if isinstance(directions, Tensor):
-            return cls._of_tensor(directions, captions, minus, units)._check(model)
+            return cls._of_tensor(directions, captions, minus, units, dtype)._check(model)
         if not isinstance(directions, TextBank):
             raise LensError(
                 f"directions are a TextBank or a tensor [direction d_embed], not {type(directions).__name__}"
@@ -76,11 +79,11 @@ class Directions:
             minus = bank.embeds[bank.index(minus)]
         scale = bank.logit_scale if units == "logit" else 1.0
         bias = (bank.logit_bias or 0.0) if units == "logit" and minus is None else 0.0
-        return cls(names, _scaled(vectors, minus, units) * scale, bias, units)._check(model)
+        return cls(names, _scaled(vectors, minus, units, dtype) * scale, bias, units)._check(model)
 
     @classmethod
     def _of_tensor(
-        cls, vectors: Tensor, names: Sequence[str] | None, minus: Tensor | str | None, units: Units
+        cls, vectors: Tensor, names: Sequence[str] | None, minus: Tensor | str | None, units: Units, dtype: torch.dtype
     ) -> "Directions":
         if units == "logit":
             raise LensError("units='logit' need a TextBank, whose logit_scale they are in; use units='cosine'")
@@ -94,7 +97,7 @@ class Directions:
         if names is not None and len(names) != len(vectors):
             raise LensError(f"{len(names)} captions for {len(vectors)} directions")
         labels = tuple(names) if names is not None else tuple(f"direction {i}" for i in range(len(vectors)))
-        return cls(labels, _scaled(vectors, minus, units), 0.0, units)
+        return cls(labels, _scaled(vectors, minus, units, dtype), 0.0, units)
 
     def divisor(self, embedding: Float[Tensor, "batch d_embed"]) -> Float[Tensor, " batch"]:
         """Return what each image's dot products are divided by: its norm, or 1 for ``dot``."""
@@ -111,11 +114,13 @@ class Directions:
 
 
 def _scaled(
-    vectors: Float[Tensor, "direction d_embed"], minus: Tensor | None, units: Units
+    vectors: Float[Tensor, "direction d_embed"], minus: Tensor | None, units: Units, dtype: torch.dtype
 ) -> Float[Tensor, "direction d_embed"]:
     if minus is not None and minus.shape != vectors.shape[1:]:
         raise LensError(f"minus of shape {tuple(minus.shape)}; expected one embedding [{vectors.shape[1]}]")
-    both = [x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (vectors, minus) if x is not None]
+    both = [x.detach().to(torch.promote_types(x.dtype, dtype)) for x in (vectors, minus) if x is not None]
+    if not all(x.isfinite().all() for x in both):
+        raise LensError("a direction is not finite: it holds nan or infinity")
     if units != "dot":
         if any((x.norm(dim=-1) == 0).any() for x in both):
             raise LensError("a direction of norm zero has no cosine; use units='dot'")

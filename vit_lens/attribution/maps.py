@@ -8,13 +8,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.attribution.readout import read_tokens
+from vit_lens.attribution.readout import check_cache, read_tokens
 from vit_lens.cache import ViTActivationCache
 from vit_lens.config import HookedViTConfig
-from vit_lens.errors import LensError
+from vit_lens.errors import InterventionError, LensError
 from vit_lens.names import Site
+from vit_lens.tokens import Token, describe_position, resolve_tokens
 
-Query = str | tuple[int, int]
+Query = Token
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class PatchMap:
         if tokens.shape[1] != cfg.n_ctx:
             raise LensError(f"{tokens.shape[1]} numbers per image; the model has {cfg.n_ctx} tokens")
         values = rearrange(tokens[:, cfg.n_prefix :], "b (y x) -> b y x", y=rows, x=columns)
-        prefix = {name: tokens[:, i] for i, name in enumerate(prefix_names(cfg))}
+        prefix = {describe_position(i, cfg): tokens[:, i] for i in range(cfg.n_prefix)}
         return cls(values, prefix, title, units, signed, cfg.patch_size)
 
     @property
@@ -68,17 +69,17 @@ def attention_map(cache: ViTActivationCache, layer: int, head: int, query: Query
         cache: With ``blocks.{layer}.attn.hook_pattern`` of every token.
         layer: Of the block.
         head: Index of the head.
-        query: Who looks: ``cls``, ``register0``, ..., or a patch as (row, column) of the grid.
+        query: Who looks: ``cls``, ``register0``, ``patch17``, a patch as (row, column) of the grid, or a position.
 
     Raises:
         LensError: There is no such token, layer or head, or the cache holds only some positions.
         UnknownHookError: The cache lacks the pattern.
     """
-    cfg = cache.model.cfg
+    cfg = check_cache(cache).model.cfg
     site = Site(layer, "head", head).check(cfg)
-    position = _position(cfg, query)
-    pattern = read_tokens(cache, f"blocks.{layer}.attn.hook_pattern")[:, head, position]
-    who = f"patch {query}" if isinstance(query, tuple) else query
+    position = _position(query, cfg)
+    pattern = read_tokens(cache, f"blocks.{site.layer}.attn.hook_pattern")[:, site.head, position]
+    who = ("patch " if position >= cfg.n_prefix else "") + describe_position(position, cfg)
     return PatchMap.of_tokens(pattern, cfg, title=f"attention of {site} from {who}", units="attention", signed=False)
 
 
@@ -86,29 +87,27 @@ def pool_attention_map(cache: ViTActivationCache, head: int) -> PatchMap:
     """Return where a head of attention pooling looks: the one learned query has a pattern over all tokens.
 
     Raises:
-        LensError: The tower does not pool by attention, or the head is out of range.
+        LensError: The tower does not pool by attention, or the cache has lost its batch axis.
+        UnknownSiteError: The head is out of range.
         UnknownHookError: The cache lacks ``attn_pool.attn.hook_pattern``.
     """
-    cfg = cache.model.cfg
+    cfg = check_cache(cache).model.cfg
     if cfg.attn_pool is None:
         raise LensError(f"this tower reads its embedding from {cfg.readout!r}: attention_map(cache, layer, head)")
     site = Site(None, "pool_head", head).check(cfg)
-    pattern = cache["attn_pool.attn.hook_pattern"].detach()[:, head, 0]
+    if not cache.has_batch_dim:
+        raise LensError("this cache has no batch axis; make it with remove_batch_dim=False")
+    pattern = cache["attn_pool.attn.hook_pattern"].detach()[:, site.head, 0]
     return PatchMap.of_tokens(pattern, cfg, title=f"attention of {site}", units="attention", signed=False)
 
 
-def prefix_names(cfg: HookedViTConfig) -> list[str]:
-    """Return the names of the tokens before the patches, in order."""
-    return [*(["cls"] if cfg.has_cls else []), *(f"register{i}" for i in range(cfg.n_registers))]
-
-
-def _position(cfg: HookedViTConfig, query: Query) -> int:
-    names, (rows, columns) = prefix_names(cfg), cfg.grid
-    if isinstance(query, str):
-        if query in names:
-            return names.index(query)
-        raise LensError(f"query={query!r}: this tower has {names or 'no token but patches'}; a patch is (row, column)")
-    row, column = query
-    if not (0 <= row < rows and 0 <= column < columns):
-        raise LensError(f"query={query}: the grid has rows 0 to {rows - 1} and columns 0 to {columns - 1}")
-    return cfg.n_prefix + row * columns + column
+def _position(query: Query, cfg: HookedViTConfig) -> int:
+    try:
+        found = resolve_tokens(query, cfg)
+    except InterventionError as error:
+        raise LensError(f"query={query!r}: {error}") from None
+    if len(found) > 1:
+        raise LensError(
+            f"query={query!r} is {len(found)} tokens; expected one, such as 'cls', 'patch17', (row, column)"
+        )
+    return found[0]

@@ -1,6 +1,17 @@
 """The exact split of an embedding into what every part of the model wrote."""
 
-__all__ = ["Component", "EmbeddingParts", "PartKind", "hook_names", "neuron_parts", "split_embedding"]
+__all__ = [
+    "Component",
+    "EmbeddingParts",
+    "PartKind",
+    "check_layer",
+    "check_layers",
+    "describe",
+    "hook_names",
+    "neuron_parts",
+    "split_embedding",
+    "with_index_columns",
+]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +24,10 @@ from torch import Tensor
 
 from vit_lens.attribution.readout import FrozenReadout, read_rows, same
 from vit_lens.cache import ViTActivationCache
+from vit_lens.config import HookedViTConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
 from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.names import Indices, Site, as_index, as_indices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +44,7 @@ class Component:
     """One term of an embedding.
 
     Attributes:
-        label: Its name: a site's (``L3H4``, ``L3.mlp``), or ``embed``, ``L3.b_O``, ``L3.mlp.N17``, ``ln_final.b``.
+        label: Its name: a site's (``L3H4``, ``L3.mlp``), or ``embed``, ``L3.b_O``, ``L3N17``, ``ln_final.b``.
         kind: What it is.
         layer: Of the block that wrote it.
         head: Index of a head.
@@ -125,9 +137,7 @@ class EmbeddingParts:
         return with_index_columns(pd.DataFrame(rows))
 
 
-def split_embedding(
-    cache: ViTActivationCache, *, neuron_layers: Sequence[int] = (), start_layer: int = 0
-) -> EmbeddingParts:
+def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), start_layer: int = 0) -> EmbeddingParts:
     """Split the embeddings of a run into terms that add up to them, the last LayerNorm's scale held fixed.
 
     Terms: the patch and position embeddings, each head (``z W_O``), each ``b_O``, each MLP (with ``b_out``), and
@@ -141,18 +151,26 @@ def split_embedding(
 
     Args:
         cache: Of the run.
-        neuron_layers: Layers whose MLP is split into its neurons and ``b_out``: d_mlp terms for each.
+        neuron_layers: Layers whose MLP is split into its neurons ``L3N17`` and ``b_out``: d_mlp terms for each.
         start_layer: What earlier blocks wrote stays in one term, ``L{start_layer}.resid_pre``. With 0, the
             embeddings are one term ``L0.resid_pre`` where the cache does not hold ``hook_embed`` and
             ``hook_pos_embed``.
 
     Raises:
-        LensError: The run was edited so that its parts do not add up to its embedding; or a layer is out of range.
+        LensError: The run was edited so that its parts do not add up to its embedding; or a layer is out of
+            range, or its neurons lie before ``start_layer``.
         UnknownHookError: The cache lacks an activation; the message names it.
 
     Source: Gandelsman et al. 2024 (arXiv 2310.05916), section 3, there with the mean over heads' tokens.
     """
     readout = FrozenReadout(cache)
+    start_layer = check_layer(readout.model.cfg, start_layer)
+    neuron_layers = check_layers(readout.model.cfg, neuron_layers)
+    if early := [layer for layer in neuron_layers if layer < start_layer]:
+        raise LensError(
+            f"neuron_layers={neuron_layers}: what layer {early[0]} writes stays in the one term "
+            f"L{start_layer}.resid_pre; leave it out, or pass start_layer={min(early)}"
+        )
     components, values = [], []
     found = torch.zeros_like(readout.final_reduced)
     for some, reduced in _reduced_parts(readout, neuron_layers, start_layer):
@@ -166,17 +184,17 @@ def split_embedding(
     return EmbeddingParts(tuple(components), torch.cat(values))
 
 
-def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Sequence[int] = slice(None)) -> EmbeddingParts:
+def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Indices = slice(None)) -> EmbeddingParts:
     """Return what single neurons of one MLP contribute; all of them and ``b_out`` add up to the MLP's term.
 
     Needs ``blocks.{layer}.mlp.hook_post`` and the last residual. Memory: neurons x images x d_embed.
 
     Raises:
-        LensError: The layer is out of range.
+        LensError: The layer or a neuron is out of range.
         UnknownHookError: The cache lacks an activation; the message names it.
     """
     readout = FrozenReadout(cache)
-    _check_layers(readout.model, [layer])
+    layer = check_layer(readout.model.cfg, layer)
     components, values = [], []
     for some, reduced in _reduced_neurons(readout, layer, _indices(readout.model.cfg.d_mlp, neurons)):
         components += some
@@ -185,7 +203,7 @@ def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Sequenc
 
 
 def hook_names(
-    model: HookedViT, *, tokens: bool = False, neuron_layers: Sequence[int] = (), layers: Sequence[int] | None = None
+    model: HookedViT, *, tokens: bool = False, neuron_layers: Indices = (), layers: Indices | None = None
 ) -> list[str]:
     """Return what attribution reads, for ``run_with_cache(names_filter=...)``.
 
@@ -194,14 +212,18 @@ def hook_names(
         tokens: Also what :func:`token_parts`, :func:`attention_map` and :func:`token_attribution` read.
         neuron_layers: Layers whose neurons are wanted.
         layers: Restrict the hooks of ``tokens`` to these layers; None means all.
+
+    Raises:
+        LensError: A layer is out of range.
     """
     cfg = model.cfg
+    neuron_layers = check_layers(cfg, neuron_layers)
+    layers = range(cfg.n_layers) if layers is None else check_layers(cfg, layers)
     names = {*_EMBEDS, "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post", "hook_image_embeds"}
     names |= {f"blocks.{i}.{part}" for i in range(cfg.n_layers) for part in ("attn.hook_z", "hook_mlp_out")}
     names |= {f"blocks.{i}.mlp.hook_post" for i in neuron_layers}
     if tokens:
-        token_layers = range(cfg.n_layers) if layers is None else layers
-        names |= {f"blocks.{i}.attn.hook_{part}" for i in token_layers for part in ("pattern", "v")}
+        names |= {f"blocks.{i}.attn.hook_{part}" for i in layers for part in ("pattern", "v")}
     pool = ("attn.hook_pattern", "attn.hook_z", "hook_mlp_out", "ln_post.hook_scale")
     names |= {f"attn_pool.{part}" for part in pool}.intersection(model.hook_dict)
     return [name for name in model.hook_dict if name in names]
@@ -220,10 +242,9 @@ def with_index_columns(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _reduced_parts(
-    readout: FrozenReadout, neuron_layers: Sequence[int], start_layer: int
+    readout: FrozenReadout, neuron_layers: list[int], start_layer: int
 ) -> Iterator[tuple[list[Component], Float[Tensor, "part batch pool_head d_model"]]]:
     model, cache = readout.model, readout.cache
-    _check_layers(model, [*neuron_layers, start_layer])
     wide = readout.weights
     rows = wide.sum(-1)[..., None]  # what a vector that stands in every row counts
     yield _reduced_start(readout, start_layer)
@@ -261,7 +282,7 @@ def _reduced_neurons(
     chunk = max(1, _CHUNK_NUMBERS // (post.shape[0] * post.shape[1] * weight.shape[1]))
     for start in range(0, len(neurons), chunk):
         some = list(neurons[start : start + chunk])
-        components = [Component(f"L{layer}.mlp.N{i}", "neuron", layer, neuron=i) for i in some]
+        components = [Component(f"L{layer}N{i}", "neuron", layer, neuron=i) for i in some]
         yield components, einsum(post[..., some], weight[some], "b c n, n d -> n b c d")
 
 
@@ -272,28 +293,44 @@ def _check_whole(readout: FrozenReadout, found: Float[Tensor, "batch pool_head d
         raise LensError(
             f"the parts of this run do not add up to its last residual (difference {(found - final).abs().amax():.2g}, "
             f"size {final.abs().amax():.2g}): it was edited between writing and reading (hook_resid_*, hook_attn_out "
-            "or hook_result). Edit hook_z or hook_mlp_out instead, or begin after the edit with start_layer="
+            "or hook_result), or ran under torch.autocast, which rounds between them. Edit hook_z or hook_mlp_out "
+            "instead, or begin after the edit with start_layer=; run without autocast"
         )
     if "hook_image_embeds" in readout.cache.cache_dict:
         own, out = readout.embedding, readout.cache["hook_image_embeds"].detach()
         if not same(own, out.to(own), out.abs().amax().to(own), readout.eps):
             raise LensError(
                 "the frozen read-out does not give the embedding of this run: it was edited after the last block, at a "
-                "point that is not a scale, a pattern or the pool's MLP"
+                "point that is not a scale, a pattern or the pool's MLP; or it ran under torch.autocast"
             )
 
 
-def _check_layers(model: HookedViT, layers: Sequence[int]) -> None:
-    n_layers = model.cfg.n_layers
-    if wrong := [layer for layer in layers if not isinstance(layer, int) or not 0 <= layer < n_layers]:
-        raise LensError(f"layer {wrong[0]!r}: the model has layers 0 to {n_layers - 1}")
+def check_layer(cfg: HookedViTConfig, layer: int) -> int:
+    """Return a layer of the model.
+
+    Raises:
+        LensError: It is none.
+    """
+    found = as_index(layer)
+    if found is None or not 0 <= found < cfg.n_layers:
+        raise LensError(f"layer {layer!r}: the model has layers 0 to {cfg.n_layers - 1}")
+    return found
 
 
-def _indices(n: int, wanted: slice | Sequence[int]) -> list[int]:
-    if isinstance(wanted, slice):
-        found = list(range(n))[wanted]
-    else:
-        found = list(wanted)
+def check_layers(cfg: HookedViTConfig, layers: Indices) -> list[int]:
+    """Return layers of the model as a list; one is a list of one.
+
+    Raises:
+        LensError: They are not layers of the model.
+    """
+    found = as_indices(layers)
+    if found is None:
+        raise LensError(f"layers {layers!r}: expected whole numbers, 0 to {cfg.n_layers - 1}")
+    return [check_layer(cfg, layer) for layer in found]
+
+
+def _indices(n: int, wanted: slice | Indices) -> list[int]:
+    found = list(range(n))[wanted] if isinstance(wanted, slice) else as_indices(wanted)
     if not found or not all(0 <= i < n for i in found):
         raise LensError(f"neurons {wanted!r}: the layer has neurons 0 to {n - 1}, and at least one is needed")
     return found

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from vit_lens.attribution.maps import PatchMap
 from vit_lens.errors import PreprocessError
-from vit_lens.images import PreprocessSpec, load_image
+from vit_lens.images import PreprocessSpec, load_image, margins, resized_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Placement:
         """
         resized = resized_size(size, spec)
         step = size[0] / resized[0], size[1] / resized[1]
-        margin = [_margin(before, after, spec) for before, after in zip(resized, spec.size, strict=True)]
-        return cls(size=size, seen=spec.size, offset=(margin[0] * step[0], margin[1] * step[1]), step=step)
+        top, left = margins(resized, spec)
+        return cls(size=size, seen=spec.size, offset=(top * step[0], left * step[1]), step=step)
 
     def boxes(self, patch_map: PatchMap) -> Float[np.ndarray, "grid_row grid_column 4"]:
         """Return each patch's box in the original as (top, left, bottom, right); negative and larger is padding."""
@@ -91,28 +91,3 @@ class Placement:
         top, left = (max(0.0, offset) for offset in self.offset)
         bottom, right = (min(float(side), end) for side, end in zip(self.size, far, strict=True))
         return top, left, bottom, right
-
-
-def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
-    """Return the (height, width) that a picture is resized to before it is cropped or padded."""
-    ratios = [before / after for before, after in zip(size, spec.size, strict=True)]
-    edge = spec.resize_edge or (spec.size[0] if spec.size[0] == spec.size[1] else None)
-    if spec.resize_mode == "squash":
-        out = spec.size
-    elif spec.resize_mode == "shortest" and edge is not None:
-        short = min(size)  # the longer side is truncated, not rounded
-        height, width = (edge if side == short else int(edge * side / short) for side in size)
-        out = (height, width)
-    else:
-        ratio = max(ratios) if spec.resize_mode == "longest" else min(ratios)
-        out = (round(size[0] / ratio), round(size[1] / ratio))
-    if min(out) < 1:
-        raise PreprocessError(f"a picture of {size[1]} x {size[0]} pixels is too narrow for {spec.size}")
-    return out
-
-
-def _margin(before: int, after: int, spec: PreprocessSpec) -> int:
-    """Return how many pixels of the resized picture lie before what the tower sees; negative where it is padded."""
-    if before < after:
-        return -((after - before) // 2)
-    return (before - after) // 2 if spec.resize_edge is not None else round((before - after) / 2.0)

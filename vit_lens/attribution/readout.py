@@ -1,6 +1,6 @@
 """The read-out of one run, frozen: a linear map from the last residual stream to the embedding."""
 
-__all__ = ["FrozenReadout", "read_rows", "read_tokens", "same"]
+__all__ = ["FrozenReadout", "check_cache", "read_rows", "read_tokens", "same"]
 
 import torch
 from einops import einsum
@@ -44,9 +44,8 @@ class FrozenReadout:
     """
 
     def __init__(self, cache: ViTActivationCache):
-        if not isinstance(cache, ViTActivationCache):
-            raise LensError(f"attribution reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
-        self.cache, self.model = cache, cache.model
+        self.cache = check_cache(cache)
+        self.model = cache.model
         self._final = read_rows(cache, f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
         self.scale: Float[Tensor, "batch row 1"] = self._scale()
         scale = self.scale[..., 0]
@@ -178,6 +177,17 @@ class FrozenReadout:
         if self.model.cfg.has_proj_bias:
             terms["b_U"] = self._wide(self.model.b_U).expand(len(self.weights), -1)
         return terms
+
+
+def check_cache(cache: object) -> ViTActivationCache:
+    """Return a cache.
+
+    Raises:
+        LensError: It is a plain dict, or something else.
+    """
+    if not isinstance(cache, ViTActivationCache):
+        raise LensError(f"attribution reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
+    return cache
 
 
 def read_rows(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row *axes"]:

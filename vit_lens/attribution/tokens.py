@@ -12,16 +12,17 @@ from torch import Tensor
 
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.maps import PatchMap
-from vit_lens.attribution.parts import Component, EmbeddingParts
+from vit_lens.attribution.parts import Component, EmbeddingParts, check_layers
 from vit_lens.attribution.readout import FrozenReadout, read_tokens
 from vit_lens.cache import ViTActivationCache
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import LensError
+from vit_lens.names import Indices
 from vit_lens.texts import TextBank
 
 
 def token_parts(
-    cache: ViTActivationCache, *, layers: Sequence[int] | None = None
+    cache: ViTActivationCache, *, layers: Indices | None = None
 ) -> Float[Tensor, "batch layer head token d_embed"]:
     """Return what each token sends through each head into the embedding.
 
@@ -107,7 +108,7 @@ def token_attribution(
     captions: Sequence[str] | None = None,
     minus: Tensor | str | None = None,
     units: Units = "cosine",
-    layers: Sequence[int] | None = None,
+    layers: Indices | None = None,
 ) -> TokenAttribution:
     """Return what each token sends through each head along directions: :func:`token_parts`, projected.
 
@@ -195,8 +196,8 @@ def _mass_and_values(
     return einsum(readout.weights, rows, "b c r, b r h t -> b c h t"), v
 
 
-def _layers(cfg: HookedViTConfig, layers: Sequence[int] | None) -> list[int]:
-    chosen = list(range(cfg.n_layers)) if layers is None else list(layers)
-    if not chosen or not all(isinstance(i, int) and 0 <= i < cfg.n_layers for i in chosen):
-        raise LensError(f"layers={layers!r}: the model has layers 0 to {cfg.n_layers - 1}, and at least one is needed")
+def _layers(cfg: HookedViTConfig, layers: Indices | None) -> list[int]:
+    chosen = list(range(cfg.n_layers)) if layers is None else check_layers(cfg, layers)
+    if not chosen:
+        raise LensError(f"layers={layers!r}: at least one is needed, of 0 to {cfg.n_layers - 1}; None means all")
     return chosen

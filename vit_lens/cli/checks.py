@@ -23,7 +23,7 @@ def verify(
     quick_gelu: QuickGelu = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(help="Compare in this dtype; repeat for more. Default: float32 and bfloat16. float64 sees most."),
+        typer.Option(help="Compare in this dtype; repeat for more. Default: float32, bfloat16, float64."),
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Image or folder to look at beside random pixels; repeat for more.")

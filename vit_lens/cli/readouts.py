@@ -59,7 +59,7 @@ def readout(
         model, tag=tag, quick_gelu=quick_gelu, dtype=torch_dtype(dtype), device=torch_device(device)
     )
     chosen = Site.resolve(split_list(sites or ["L0.resid_pre,resid_post"]), vit.cfg)
-    bank = None if captions is None and model != "mini" else _bank(captions, model, tag, device)
+    bank = None if captions is None and model != "mini" else _bank(captions, model, tag, quick_gelu, device)
     kept = None if out is None else out / "gallery.safetensors"
     found = None if gallery is None else Gallery.from_folder(vit, gallery, out=kept, progress=True)
     mean = ReadoutMeans.from_images(vit, find_images(means), chosen, lens=chosen_lens, progress=True) if means else None
@@ -93,7 +93,7 @@ def _read(vit: "HookedViT", paths: list[Path], **options: Any) -> dict[str, Any]
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
 
 
-def _bank(captions: str | None, model: str, tag: str | None, device: str) -> "TextBank":
+def _bank(captions: str | None, model: str, tag: str | None, quick_gelu: bool | None, device: str) -> "TextBank":
     from vit_lens.texts import TextBank
 
     if captions is None:
@@ -109,7 +109,7 @@ def _bank(captions: str | None, model: str, tag: str | None, device: str) -> "Te
     if tag is None and "/" in name and (model.startswith("open_clip/") or name.split("/")[0] in _open_clip_names()):
         name, tag = name.split("/", 1)
     if tag is not None:
-        return TextBank.from_open_clip(name, tag, texts, device=device)
+        return TextBank.from_open_clip(name, tag, texts, quick_gelu=quick_gelu, device=device)
     return TextBank.from_pretrained(model, texts, device=device)
 
 

@@ -179,7 +179,7 @@ def sweep(
     if decoder != "none":
         drawer = KandinskyDecoder.from_pretrained(decoder, encoder=encoder, dtype=precision, device=place)
     own_texts = is_mini and captions is None and drawer is not None
-    texts = None if captions is None and not own_texts else _read_captions(captions, model, tag, device)
+    texts = None if captions is None and not own_texts else _read_captions(captions, model, tag, quick_gelu, device)
     near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
     record = run(
         vit, drawer, found, lens=lenses[0] if len(lenses) == 1 else lenses, sites=wanted, out=out,
@@ -260,10 +260,12 @@ def _draw_scenes(folder: Path) -> Path:
     return folder
 
 
-def _read_captions(captions: str | None, model: str, tag: str | None, device: str) -> "TextBank":
+def _read_captions(
+    captions: str | None, model: str, tag: str | None, quick_gelu: bool | None, device: str
+) -> "TextBank":
     from vit_lens.cli.readouts import _bank  # that module takes its options from this one
 
-    return _bank(captions, model, tag, device)
+    return _bank(captions, model, tag, quick_gelu, device)
 
 
 def _mini_groups() -> dict[str, list[str]]:

@@ -35,7 +35,7 @@ def zero_shot_layers(
         read: Of :func:`vit_lens.readouts.zero_shot_lens`.
         image: Index of the image.
         value: ``prob`` or ``cosine``.
-        captions: Which; by default the twelve that are highest anywhere.
+        captions: Which; by default the twelve that are highest at any site, in the raw form.
         control: Draw this control in place of the sites.
 
     Raises:
@@ -50,7 +50,7 @@ def zero_shot_layers(
     if not tables:
         read.of("raw", control)  # says what there is
     chosen = _columns(read, tables[0], captions)
-    names = [read.bank.captions[index] for index in chosen]
+    names = [html.escape(read.bank.captions[index]) for index in chosen]
     sites = [str(site) for site in read.embeddings.sites]
     figure = make_subplots(cols=len(forms), shared_yaxes=True, subplot_titles=forms, horizontal_spacing=0.04)
     colours = _colours(value, torch.stack(tables)[..., chosen])

@@ -1,8 +1,19 @@
 """From files, pictures and arrays to the pixels that a tower sees, equal to open_clip's to the bit."""
 
-__all__ = ["Interpolation", "PreprocessSpec", "ResizeMode", "find_images", "load_image", "preprocess", "to_display"]
+__all__ = [
+    "Interpolation",
+    "PreprocessSpec",
+    "ResizeMode",
+    "find_images",
+    "images_in",
+    "load_image",
+    "margins",
+    "preprocess",
+    "resized_size",
+    "to_display",
+]
 
-from vit_lens.images.finding import find_images
+from vit_lens.images.finding import find_images, images_in
 from vit_lens.images.loading import load_image
-from vit_lens.images.preparing import preprocess, to_display
+from vit_lens.images.preparing import margins, preprocess, resized_size, to_display
 from vit_lens.images.spec import Interpolation, PreprocessSpec, ResizeMode

@@ -1,6 +1,6 @@
 """Find the images that paths stand for."""
 
-__all__ = ["SUFFIXES", "find_images"]
+__all__ = ["SUFFIXES", "find_images", "images_in"]
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 
 
 def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Return files, and the images in folders (not below them), in order of name.
+    """Return files, and the images in folders (not below them; hidden ones are left out), in order of name.
 
     Raises:
         ImageError: A path does not exist, or a folder holds no image.
@@ -20,12 +20,28 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise ImageError(f"the folder {path} holds no image ({', '.join(sorted(SUFFIXES))})")
-            found += inside
+            found += images_in(path, below=False)
         elif path.exists():
             found.append(path)
         else:
             raise ImageError(f"no such file or folder: {path}")
     return found
+
+
+def images_in(folder: Path, *, below: bool) -> list[Path]:
+    """Return the images in a folder, and with ``below`` in the folders in it, in order of path.
+
+    Hidden ones are left out.
+
+    Raises:
+        ImageError: There is none.
+    """
+    paths = [path for path in folder.glob("**/*" if below else "*") if path.suffix.lower() in SUFFIXES]
+    found = sorted(path for path in paths if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    if not found:
+        raise ImageError(f"the folder {folder} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

@@ -1,6 +1,6 @@
 """Resize, crop and normalise pictures exactly as open_clip's evaluation transform does."""
 
-__all__ = ["preprocess", "to_display"]
+__all__ = ["margins", "preprocess", "resized_size", "to_display"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,47 +78,59 @@ def _pictures(
     return [_fit(load_image(source, layout=layout), spec).convert("RGB") for source in several]
 
 
-def _fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    height, width = spec.size
-    resample = INTERPOLATIONS[spec.interpolation]
+def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    """Return the (height, width) that a picture of ``size`` is resized to before it is cropped or padded.
+
+    Raises:
+        PreprocessError: It is too narrow.
+    """
+    ratios = [before / after for before, after in zip(size, spec.size, strict=True)]
+    edge = spec.resize_edge or (spec.size[0] if spec.size[0] == spec.size[1] else None)
     if spec.resize_mode == "squash":
-        return _resize(image, height, width, resample)
-    if spec.resize_mode == "longest":
-        ratio = max(image.height / height, image.width / width)
-        resized = _resize(image, round(image.height / ratio), round(image.width / ratio), resample)
-        return _center(resized, height, width, spec.fill_color)
-    if spec.resize_edge is not None:
-        resized = _resize(image, *_shortest(image, spec.resize_edge), resample)
-        top, left = (resized.height - height) // 2, (resized.width - width) // 2
-        return resized.crop((left, top, left + width, top + height))
-    if height == width:
-        return _center(_resize(image, *_shortest(image, height), resample), height, width, 0)
-    # open_clip does not hand its interpolation on in this case
-    ratio = min(image.height / height, image.width / width)
-    size = round(image.height / ratio), round(image.width / ratio)
-    return _center(_resize(image, *size, Image.Resampling.BICUBIC), height, width, 0)
-
-
-def _shortest(image: Image.Image, side: int) -> tuple[int, int]:
-    """Return (height, width) with the shorter side at ``side``; the longer one is truncated, not rounded."""
-    if image.width <= image.height:
-        return int(side * image.height / image.width), side
-    return side, int(side * image.width / image.height)
-
-
-def _resize(image: Image.Image, height: int, width: int, resample: Image.Resampling) -> Image.Image:
-    if min(height, width) < 1:
+        out = spec.size
+    elif spec.resize_mode == "shortest" and edge is not None:
+        short = min(size)  # the longer side is truncated, not rounded
+        height, width = (edge if side == short else int(edge * side / short) for side in size)
+        out = (height, width)
+    else:
+        ratio = max(ratios) if spec.resize_mode == "longest" else min(ratios)
+        out = (round(size[0] / ratio), round(size[1] / ratio))
+    if min(out) < 1:
         raise PreprocessError(
-            f"a picture of {image.width} x {image.height} pixels is too narrow: resized it would be {width} x {height}"
+            f"a picture of {size[1]} x {size[0]} pixels is too narrow: resized it would be {out[1]} x {out[0]}"
         )
-    return image if image.size == (width, height) else image.resize((width, height), resample)
+    return out
 
 
-def _center(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:
+def margins(resized: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    """Return how many rows and columns of a resized picture lie before what the tower sees; below zero is padding."""
+    top, left = (_margin(before, after, spec) for before, after in zip(resized, spec.size, strict=True))
+    return top, left
+
+
+def _margin(before: int, after: int, spec: PreprocessSpec) -> int:
+    if before < after:
+        return -((after - before) // 2)
+    return (before - after) // 2 if spec.resize_edge is not None else round((before - after) / 2.0)
+
+
+def _fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    resized = resized_size((image.height, image.width), spec)
+    # where the target is not square, open_clip does not hand its interpolation on
+    not_square = spec.resize_mode == "shortest" and spec.resize_edge is None and spec.size[0] != spec.size[1]
+    resample = Image.Resampling.BICUBIC if not_square else INTERPOLATIONS[spec.interpolation]
+    if (image.height, image.width) != resized:
+        image = image.resize((resized[1], resized[0]), resample)
+    return _crop(image, spec)
+
+
+def _crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     """Pad what is too small, then cut the middle out."""
+    (height, width), (top, left) = spec.size, margins((image.height, image.width), spec)
     rows, columns = max(height - image.height, 0), max(width - image.width, 0)
     if rows or columns:
+        fill = spec.fill_color if spec.resize_mode == "longest" else 0
         border = (columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2)
         image = ImageOps.expand(image, border=border, fill=fill if image.mode == "L" else (fill, fill, fill))
-    top, left = round((image.height - height) / 2.0), round((image.width - width) / 2.0)
+    top, left = max(top, 0), max(left, 0)
     return image.crop((left, top, left + width, top + height))

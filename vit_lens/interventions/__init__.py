@@ -32,4 +32,4 @@ from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, re
 from vit_lens.interventions.results import Effects, PathEffects
 from vit_lens.interventions.running import run_many
 from vit_lens.interventions.sweeps import ablate_each, patch_each
-from vit_lens.interventions.tokens import resolve_tokens
+from vit_lens.tokens import resolve_tokens

@@ -14,9 +14,23 @@ Metric = Callable[[Tensor], Tensor]  # [batch d_embed] -> [batch], or a scalar o
 
 
 def cosine_to(target: Float[Tensor, "*batch d_embed"]) -> Metric:
-    """Return the cosine of each image's embedding with one embedding, or with one for each image."""
+    """Return the cosine of each image's embedding with one embedding, or with one for each image.
+
+    Raises:
+        InterventionError: An embedding is zero or not finite; or, when the metric is used, of another width.
+    """
+    if not isinstance(target, Tensor):
+        raise InterventionError(f"the target is a {type(target).__name__}; expected an embedding, a tensor [d_embed]")
+    norms = target.detach().norm(dim=-1)
+    if not (norms.isfinite() & (norms > 0)).all():
+        raise InterventionError("an embedding that is zero or not finite has no cosine; give another target")
 
     def cosine(embeds: Tensor) -> Tensor:
+        if target.shape[-1] != embeds.shape[-1] or (target.ndim > 1 and len(target) not in (1, len(embeds))):
+            raise InterventionError(
+                f"a target of shape {tuple(target.shape)} for embeddings of shape {tuple(embeds.shape)}; expected "
+                "one embedding of their width, or one for each"
+            )
         return F.cosine_similarity(embeds, target.to(embeds), dim=-1)
 
     return cosine

@@ -8,7 +8,7 @@ queries, keys and values.
 
 __all__ = ["patch_paths", "path"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -24,9 +24,9 @@ from vit_lens.interventions.receivers import Input, Receiver, place_read, place_
 from vit_lens.interventions.replacing import Hooks, check_cache
 from vit_lens.interventions.results import PathEffects
 from vit_lens.interventions.running import refuse_other_hooks, run_sets
-from vit_lens.interventions.tokens import Tokens, resolve_tokens
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
+from vit_lens.tokens import Tokens, resolve_tokens
 
 _Stream = Callable[[int], Tensor]  # place on the residual stream -> [batch pos d_model]
 
@@ -103,7 +103,9 @@ def patch_paths(
     """
     refuse_other_hooks(model)
     sites = _senders(model, senders)
-    names = [receivers] if isinstance(receivers, (str, Site)) else list(receivers)
+    names = list(receivers) if isinstance(receivers, Iterable) and not isinstance(receivers, str) else [receivers]
+    if not names:
+        raise InterventionError("no receivers given; for example receivers='final' or ['L6H2.q', 'L6.mlp']")
     inputs = [resolve_receiver(name, model.cfg) for name in names]
     if len(base) != len(source):
         raise InterventionError(
@@ -230,8 +232,8 @@ def _set_input(act: Tensor, hook: HookPoint, *, changed: _Stream, place: int, he
 
 
 def _senders(model: HookedViT, senders: Sequence[Site | str] | Site | str) -> list[Site]:
+    sites = Site.resolve(senders, model.cfg)
     given = [senders] if isinstance(senders, (str, Site)) else list(senders)
-    sites = Site.resolve(given, model.cfg)
     named = {str(item).strip().lower() for item in given}
     kept = [site for site in sites if not site.is_pool or str(site).lower() in named]
     for site in kept:

@@ -2,7 +2,7 @@
 
 __all__ = ["Hooks", "check_cache", "derangement", "mean", "patch", "resample", "zero"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
-from vit_lens.errors import InterventionError
+from vit_lens.errors import InterventionError, expect
 from vit_lens.interventions.targets import Target, Targets, refuse_shadowed, resolve_targets
-from vit_lens.interventions.tokens import Tokens, resolve_tokens
 from vit_lens.model import HookedViT
+from vit_lens.names import Indices, as_index, as_indices
 from vit_lens.reference import ReferenceMeans
+from vit_lens.tokens import Tokens, resolve_tokens
 
 Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
@@ -56,6 +57,7 @@ def mean(model: HookedViT, sites: Targets, reference: ReferenceMeans, *, tokens:
         ReferenceMismatchError: The means are another model's.
         InterventionError: The means lack a position or a kind of activation, or as for :func:`zero`.
     """
+    expect(reference, ReferenceMeans, "reference", InterventionError, "ReferenceMeans.load(path) reads saved ones")
     reference.check(model, None)
     advice = "make the means with ReferenceMeans.from_images(model, images, positions='all')"
 
@@ -74,7 +76,7 @@ def patch(
     sites: Targets,
     cache: ViTActivationCache,
     *,
-    images: int | Sequence[int] | Int[Tensor, " batch"] | None = None,
+    images: Indices | None = None,
     tokens: Tokens | None = None,
 ) -> Hooks:
     """Return hooks that set sites to their activations in another run.
@@ -104,7 +106,7 @@ def patch(
         return value if rows is None else value[:, rows]
 
     held = _Held(model, cache.rows, "cache", advice)
-    return _hooks(model, sites, tokens, values, held, for_any=isinstance(images, int))
+    return _hooks(model, sites, tokens, values, held, for_any=as_index(images) is not None)
 
 
 def resample(
@@ -136,7 +138,7 @@ def resample(
         InterventionError: There is one image and no other, or as for :func:`patch`.
     """
     check_cache(model, cache)
-    held = len(next(iter(cache.values())))
+    held = len(cache[resolve_targets(model, sites)[0].hook_name])
     if n_images is None:
         donors = derangement(held, seed=seed)
     else:
@@ -195,7 +197,7 @@ def _hooks(
     """Return one hook for each hook point; ``for_any`` gives one value to any number of images."""
     targets = resolve_targets(model, sites)
     positions = None if tokens is None else resolve_tokens(tokens, model.cfg)
-    refuse_shadowed(targets, positions is None)
+    refuse_shadowed(targets, positions is None or len(positions) == model.cfg.n_ctx)
     if positions is not None and (pooled := [t.name for t in targets if t.is_pool]):
         raise InterventionError(f"{', '.join(pooled)}: attention pooling has one row, so tokens= does not apply to it")
     hooks: Hooks = []
@@ -256,8 +258,12 @@ def check_cache(model: HookedViT, cache: ViTActivationCache) -> None:
         )
 
 
-def _checked_images(images: int | Sequence[int] | Tensor, n: int) -> list[int]:
-    chosen = [images] if isinstance(images, int) else [int(i) for i in images]
+def _checked_images(images: Indices, n: int) -> list[int]:
+    if (chosen := as_indices(images)) is None:
+        raise InterventionError(
+            f"images={images!r}; expected the number of a cached image, or a list of numbers, one for each image that "
+            "is run (a mask is none)"
+        )
     if bad := [i for i in chosen if not 0 <= i < n]:
         raise InterventionError(f"images={bad}: the cache holds {n}, counted from 0")
     return chosen

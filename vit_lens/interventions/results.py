@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
-from vit_lens.interventions.tokens import describe_position
 from vit_lens.names import Site
+from vit_lens.tokens import describe_position
 
 if TYPE_CHECKING:
     import pandas as pd

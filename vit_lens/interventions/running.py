@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.errors import HookShapeError, InterventionError
-from vit_lens.hooking import Name
+from vit_lens.errors import InterventionError
+from vit_lens.hooking import Name, check_hook_result
 from vit_lens.model import HookedViT
 
 _PIXELS = -1  # stands for a run from the pixels
@@ -40,11 +40,17 @@ def run_many(
         batch_size: Images in one run; one set runs whole at any rate.
 
     Raises:
-        InterventionError: There are no sets, or a hook is named by a predicate.
+        InterventionError: There are no sets, one is no list of (hook name, function), or a name is a predicate.
+        HookShapeError: A hook returned another shape, dtype, device or type than it was given.
         VitLensError: There are other hooks on the model.
     """
     if not hook_sets:
         raise InterventionError("no sets of hooks to run; an empty list in the list is the unedited run")
+    if wrong := [hooks for hooks in hook_sets if not _is_set(hooks)]:
+        raise InterventionError(
+            f"{wrong[0]!r} is no set of hooks: hook_sets is a list of lists of (hook name, function), "
+            "[[(name, function), ...], ...]"
+        )
     return run_and_read(model, pixels, hook_sets, batch_size, lambda embeds: embeds)
 
 
@@ -89,6 +95,11 @@ def run_sets(
     return torch.stack([found[index] for index in range(len(hook_sets))])
 
 
+def _is_set(hooks: object) -> bool:
+    pairs = hooks if isinstance(hooks, (list, tuple)) else [None]
+    return all(isinstance(pair, (list, tuple)) and len(pair) == 2 and callable(pair[1]) for pair in pairs)
+
+
 def refuse_other_hooks(model: HookedViT) -> None:
     """Raise if hooks are on the model, which side by side runs would confuse.
 
@@ -123,10 +134,6 @@ def _apply(act: Tensor, hook: HookPoint, *, edits: list[tuple[slice, Callable]])
         value = function(out[own], hook=hook)
         if value is None:
             continue
-        if value.shape != out[own].shape:
-            raise HookShapeError(
-                f"the hook on {hook.name!r} returned {tuple(value.shape)} for {tuple(out[own].shape)}; a hook must "
-                "keep the shape"
-            )
+        check_hook_result(value, out[own], str(hook.name))
         out[own] = value
     return out

@@ -2,7 +2,7 @@
 
 __all__ = ["ablate_each", "patch_each"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,10 @@ from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
 from vit_lens.interventions.results import Effects
 from vit_lens.interventions.running import refuse_other_hooks, run_and_read, run_many
-from vit_lens.interventions.targets import Targets
-from vit_lens.interventions.tokens import Tokens, resolve_tokens
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.reference import ReferenceMeans
+from vit_lens.tokens import Tokens, resolve_tokens
 
 _EACH = ("site", "token", "patch")
 _Pixels = Float[Tensor, "batch channel height width"]
@@ -29,7 +28,7 @@ def patch_each(
     base: Float[Tensor, "batch channel height width"],
     source: Float[Tensor, "_ channel height width"],
     metric: Metric,
-    sites: Targets = "heads",
+    sites: Sequence[Site | str] | Site | str = "heads",
     *,
     each: str = "site",
     tokens: Tokens | None = None,
@@ -75,7 +74,7 @@ def ablate_each(
     model: HookedViT,
     pixels: Float[Tensor, "batch channel height width"],
     metric: Metric,
-    sites: Targets = "heads",
+    sites: Sequence[Site | str] | Site | str = "heads",
     *,
     replacement: str | ReferenceMeans | ViTActivationCache,
     seed: int = 0,
@@ -125,7 +124,7 @@ def ablate_each(
     return _sweep(model, pixels, metric, sites, hooks, each, tokens, batch_size, source=None)
 
 
-def _donors(model: HookedViT, pixels: _Pixels, sites: Targets) -> ViTActivationCache:
+def _donors(model: HookedViT, pixels: _Pixels, sites: Sequence[Site | str] | Site | str) -> ViTActivationCache:
     names = list(dict.fromkeys(site.hook_name for site in Site.resolve(sites, model.cfg)))
     with torch.no_grad():
         return model.run_with_cache(pixels, names_filter=names)[1]
@@ -135,7 +134,7 @@ def _sweep(
     model: HookedViT,
     pixels: _Pixels,
     metric: Metric,
-    sites: Targets,
+    sites: Sequence[Site | str] | Site | str,
     hooks: Callable[[Site, Tokens | None], Hooks],
     each: str,
     tokens: Tokens | None,

@@ -3,7 +3,7 @@
 __all__ = ["Target", "Targets", "refuse_shadowed", "resolve_targets"]
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vit_lens.config import HookedViTConfig
@@ -43,6 +43,11 @@ class Target:
         """Whether it is part of attention pooling, which has one row and no token positions."""
         return self.site is not None and self.site.is_pool
 
+    @property
+    def stretch(self) -> int:
+        """Which stretch between two attention layers it writes to: within one, no token reads another."""
+        return self.order[0] - (self.order[1] == _ORDER["resid_pre"])
+
     @classmethod
     def of_site(cls, site: Site, cfg: HookedViTConfig) -> "Target":
         """Return the target that a site is."""
@@ -60,10 +65,10 @@ def resolve_targets(model: HookedViT, sites: Targets) -> list[Target]:
     Raises:
         UnknownSiteError: A site, layer or neuron is not one of the model's, or there is none.
     """
+    if not isinstance(sites, (str, Site, Iterable)) or not sites:
+        Site.resolve(sites, model.cfg)  # refuses it
     items = [sites] if isinstance(sites, (str, Site)) else list(sites)
     items = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
-    if not items:
-        Site.resolve([], model.cfg)
     found = [target for item in items for target in _targets(model, item)]
     return list(dict.fromkeys(found))
 
@@ -71,16 +76,20 @@ def resolve_targets(model: HookedViT, sites: Targets) -> list[Target]:
 def refuse_shadowed(targets: list[Target], every_token: bool) -> None:
     """Raise if one target would overwrite all that another changes.
 
+    Args:
+        targets: Replaced at the same tokens.
+        every_token: Whether these are all; some tokens carry a change on through the others, from the next attention.
+
     Raises:
         InterventionError: It would.
     """
     hook_names = {t.hook_name: t.name for t in targets if t.unit is None}
     residuals = [t for t in targets if t.site is not None and t.site.is_residual]
-    last = max(residuals, key=lambda t: t.order, default=None)
     for target in targets:
         over = hook_names.get(target.whole or "")
-        if every_token and last is not None and target.order < last.order:
-            over = last.name
+        later = [t for t in residuals if t.order > target.order and (every_token or t.stretch == target.stretch)]
+        if later:
+            over = max(later, key=lambda t: t.order).name
         if over is not None:
             raise InterventionError(f"{target.name} would have no effect: {over} is replaced too, and runs after it")
 

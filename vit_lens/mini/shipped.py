@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from vit_lens.texts import ZeroShotLabels
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
+from vit_lens.texts import ZeroShotLabels
 
 _HERE = Path(__file__).parent
 PAIR = _HERE / "pair"

@@ -9,6 +9,7 @@ __all__ = [
     "reason_of",
     "refuse",
     "require_dtype",
+    "require_own_code",
     "require_scale",
     "same_for_all",
     "size_pair",
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vit_lens.config import ActivationName
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
@@ -29,6 +31,7 @@ _SUPPORTED = (
     "Face's CLIP, SigLIP and DINOv2; `vit-lens models` lists them"
 )
 _PREFIX = "unsupported: "
+_LIBRARIES = ("torch", "open_clip", "timm", "transformers")
 # Every class that computes one of the three activations, by module and name: the packages are not imported for this.
 _ACTIVATIONS: dict[tuple[str, str], ActivationName] = {
     ("open_clip", "QuickGELU"): "quick_gelu",
@@ -55,6 +58,35 @@ def reason_of(error: UnsupportedTowerError) -> str:
 def kind(thing: object) -> str:
     """Return the name of a thing's class."""
     return type(thing).__name__
+
+
+def require_own_code(tower: nn.Module) -> None:
+    """Check that the vision tower runs the code of its library: weights and sizes do not show what was put on top.
+
+    That is a forward hook, a ``forward`` set on one module, or a part of a class that no library of towers made.
+
+    Raises:
+        UnsupportedTowerError: The message names the parts.
+    """
+    vision: Any = getattr(tower, "visual", tower)
+    parts = {name: part for name, part in vision.named_modules() if not name.startswith(("text_model", "text_proj"))}
+    found = [f"{name or kind(part)} ({why})" for name, part in parts.items() if (why := _foreign_code(part))]
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        refuse(f"code on the tower that HookedViT would not run: {', '.join(found[:3])}{more}; remove it first")
+
+
+def _foreign_code(part: nn.Module) -> str:
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    # transformers keeps hooks of its own on models that were asked for hidden states.
+    if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
+        return "a forward hook"
+    if "forward" in vars(part):
+        return "a forward of its own"
+    is_linear = type(part) in (nn.Linear, NonDynamicallyQuantizableLinear) or not isinstance(part, nn.Linear)
+    if not is_linear or type(part).__module__.split(".")[0] not in _LIBRARIES:
+        return f"of type {type(part).__module__}.{kind(part)}"
+    return ""
 
 
 def same_for_all(what: str, values: Iterable[Any]) -> Any:

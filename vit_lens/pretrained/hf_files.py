@@ -136,6 +136,8 @@ def _weights(folder: Folder, prefix: str, names: tuple[str, ...], where: str) ->
         return [path]
     shards = []
     for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
+        if Path(shard).is_absolute() or ".." in Path(shard).parts:
+            raise CheckpointError(f"{where}: {path.name} names {shard!r}, which lies outside of its directory")
         found = folder.find(prefix + shard)
         if found is None:
             raise CheckpointError(f"{where} lacks {shard}, which {path.name} names")

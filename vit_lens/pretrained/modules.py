@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vit_lens.convert import build
 from vit_lens.errors import CheckpointError
 from vit_lens.images import PreprocessSpec
-from vit_lens.pretrained.checks import kind, refuse, size_pair
+from vit_lens.pretrained.checks import kind, refuse, require_own_code, size_pair
 from vit_lens.pretrained.fitting import Blueprint
 from vit_lens.pretrained.hf_towers import hf_blueprint, hf_state_dict
 from vit_lens.pretrained.open_clip_towers import open_clip_blueprint, open_clip_spec
@@ -50,7 +50,7 @@ def read_module(
         preprocess_spec: Used instead of what the source says about preprocessing.
 
     Raises:
-        UnsupportedTowerError: The tower is not a plain ViT.
+        UnsupportedTowerError: The tower is not a plain ViT, or hooks or other code are on it.
         CheckpointError: The tower has no weights, parts that the conversion does not know, or cannot be shared.
     """
     size = size_pair(image_size)
@@ -72,6 +72,7 @@ def read_module(
         refuse(
             f"a {kind(tower)} from {type(tower).__module__}; hand over the open_clip, timm or transformers model itself"
         )
+    require_own_code(tower)
     state_dict = _converted(blueprint, tensors, copy)
     return source_of(blueprint.cfg, state_dict, spec, encoder_id=encoder_id, label="module")
 

@@ -1,8 +1,9 @@
 """Find out what a name means, and read it."""
 
-__all__ = ["read_pretrained"]
+__all__ = ["FolderName", "OpenClipName", "read_pretrained", "resolve_name"]
 
 import importlib.resources
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from vit_lens.identity import MINI_ENCODER
 from vit_lens.images import PreprocessSpec
 from vit_lens.pretrained import registry
 from vit_lens.pretrained.checks import refuse, require_dtype, size_pair
-from vit_lens.pretrained.folders import HubFolder, LocalFolder, split_subfolder
+from vit_lens.pretrained.folders import Folder, HubFolder, LocalFolder, split_subfolder
 from vit_lens.pretrained.hf_files import read_folder
 from vit_lens.pretrained.open_clip_files import read_open_clip
 from vit_lens.pretrained.source import TowerSource
@@ -21,6 +22,31 @@ _FORMS = (
     '"mini"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
     "a local directory"
 )
+
+
+@dataclass(frozen=True)
+class OpenClipName:
+    """One of open_clip's models, with a pretrained tag or the path of a checkpoint."""
+
+    model: str
+    tag: str | Path
+
+
+@dataclass(frozen=True)
+class FolderName:
+    """A directory or a repository on the Hub.
+
+    Attributes:
+        folder: Which.
+        subfolder: In it; empty if there is none.
+        encoder_id: Of the weights; None for a local directory, where their content says it.
+        label: A short name for a local id.
+    """
+
+    folder: Folder
+    subfolder: str
+    encoder_id: str | None
+    label: str
 
 
 def read_pretrained(
@@ -60,37 +86,62 @@ def read_pretrained(
     """
     size = size_pair(image_size)
     common = {"dtype": require_dtype(dtype), "device": device, "preprocess_spec": preprocess_spec}
-    model, found_tag = _open_clip_name(name, tag)
-    if model is not None:
-        if revision is not None:
-            raise CheckpointError(f"revision= belongs to Hub ids; {model} is an open_clip name, choose with tag=")
+    found = resolve_name(name, tag=tag, revision=revision, cache_dir=cache_dir)
+    if isinstance(found, OpenClipName):
         if size is not None:
-            refuse(f"image_size= for the open_clip tower {model}, which has no interpolate_pos_encoding")
-        return read_open_clip(model, found_tag, quick_gelu=quick_gelu, cache_dir=cache_dir, **common)
-    if tag is not None:
-        raise CheckpointError(f"tag= belongs to open_clip names; {name} is none, nearest: {_near(str(name))}")
+            refuse(f"image_size= for the open_clip tower {found.model}, which has no interpolate_pos_encoding")
+        return read_open_clip(found.model, found.tag, quick_gelu=quick_gelu, cache_dir=cache_dir, **common)
     if quick_gelu is not None:
         raise CheckpointError(
             f"quick_gelu= belongs to open_clip checkpoints; the config of {name} names the activation"
         )
+    return read_folder(
+        found.folder, found.subfolder, encoder_id=found.encoder_id, name=found.label, image_size=size, **common
+    )
+
+
+def resolve_name(
+    name: str | Path,
+    *,
+    tag: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> OpenClipName | FolderName:
+    """Say what a name means, by the rules of :func:`read_pretrained`; nothing is read and nothing fetched.
+
+    Raises:
+        CheckpointError: The name is unknown or ambiguous, or has no tag where it needs one.
+    """
+    model, found_tag = _open_clip_name(name, tag)
+    if model is not None:
+        if revision is not None:
+            raise CheckpointError(f"revision= belongs to Hub ids; {model} is an open_clip name, choose with tag=")
+        return OpenClipName(model, registry.require_tag(model, found_tag))
+    if tag is not None:
+        raise CheckpointError(f"tag= belongs to open_clip names; {name} is none, nearest: {_near(str(name))}")
+    found = _folder_name(name, revision, cache_dir)
+    if revision is not None and isinstance(found.folder, LocalFolder):
+        raise CheckpointError(f"revision= belongs to Hub ids; {name} is a directory here and has one content")
+    return found
+
+
+def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path | None) -> FolderName:
     if name in ("mini", MINI_ENCODER):
-        folder = importlib.resources.files("vit_lens") / "mini" / "pair" / "encoder"
-        with importlib.resources.as_file(folder) as path:
-            if not (path / "config.json").is_file():
-                raise CheckpointError(f"the embedded encoder is not in this installation ({path}); install it again")
-            return read_folder(LocalFolder(path), "", encoder_id=MINI_ENCODER, name="mini", image_size=size, **common)
+        path = Path(str(importlib.resources.files("vit_lens") / "mini" / "pair" / "encoder"))
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"the embedded encoder is not in this installation ({path}); install it again")
+        return FolderName(LocalFolder(path), "", MINI_ENCODER, "mini")
     root, subfolder = split_subfolder(str(name))
     local = Path(root).expanduser()
     if isinstance(name, Path) or root.startswith((".", "/", "~")) or (local.is_dir() and not root.startswith("hf/")):
         _require_directory(local)
         label = local.resolve().name + (f":{subfolder}" if subfolder else "")
-        return read_folder(LocalFolder(local), subfolder, encoder_id=None, name=label, image_size=size, **common)
+        return FolderName(LocalFolder(local), subfolder, None, label)
     repo_id = root.removeprefix("hf/")
     if repo_id.count("/") != 1:
         raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest open_clip names: {_near(root)}")
     hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
-    hub = HubFolder(repo_id, revision, cache_dir)
-    return read_folder(hub, subfolder, encoder_id=hub_id, name=repo_id, image_size=size, **common)
+    return FolderName(HubFolder(repo_id, revision, cache_dir), subfolder, hub_id, repo_id)
 
 
 def _require_directory(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Read open_clip towers by name and tag, or from a local checkpoint."""
 
-__all__ = ["read_open_clip", "tower_from_files"]
+__all__ = ["chosen_activation", "read_open_clip", "tower_from_files"]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ TEXT_PREFIXES = (
 
 def read_open_clip(
     model: str,
-    tag: str | Path | None,
+    tag: str | Path,
     *,
     quick_gelu: bool | None,
     dtype: torch.dtype,
@@ -53,11 +53,6 @@ def read_open_clip(
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)
-    if tag is None:
-        raise CheckpointError(
-            f"{model} needs tag=: one of its pretrained tags ({', '.join(tags) or 'there are none'}) or the path of a "
-            "checkpoint"
-        )
     model_cfg = registry.model_config(model)
     if quick_gelu is not None and registry.is_timm(model_cfg):
         raise CheckpointError(
@@ -65,9 +60,7 @@ def read_open_clip(
         )
     tag_cfg = registry.tag_config(model, tag) if isinstance(tag, str) else {}
     if tag_cfg:
-        act = _agree(
-            quick_gelu, lambda: registry.tag_quick_gelu(model, str(tag)), tag_cfg.get("quick_gelu"), model, tag
-        )
+        act = chosen_activation(model, tag, quick_gelu)
         blueprint = open_clip_blueprint(registry.build_visual(model_cfg, quick_gelu=act))
         spec = preprocess_spec or registry.spec_of(tag_cfg, blueprint.cfg.image_size)
         encoder_id = registry.encoder_id_of_tag(model, str(tag))
@@ -78,7 +71,7 @@ def read_open_clip(
             raise CheckpointError(
                 f"{tag} is neither a file nor a pretrained tag of {model} ({', '.join(tags) or 'none'})"
             )
-        act = False if registry.is_timm(model_cfg) else _local_activation(model, quick_gelu)
+        act = False if registry.is_timm(model_cfg) else chosen_activation(model, tag, quick_gelu)
         blueprint = open_clip_blueprint(registry.build_visual(model_cfg, quick_gelu=act))
         spec, encoder_id = preprocess_spec or registry.tags_spec(model, blueprint.cfg.image_size), None
     return tower_from_files(
@@ -102,15 +95,23 @@ def tower_from_files(
     return source_of(blueprint.cfg, state_dict, spec, encoder_id=encoder_id, label=f"local/{name}")
 
 
-def _agree(quick_gelu: bool | None, decide: Callable[[], bool], said: bool | None, model: str, tag: str | Path) -> bool:
-    if quick_gelu is None:
-        return decide()
+def chosen_activation(model: str, tag: str | Path, quick_gelu: bool | None) -> bool:
+    """Return whether a pretrained tag, or a local checkpoint, is to be run with QuickGELU.
+
+    Args:
+        model: A known model name.
+        tag: Of it, or the path of a checkpoint, which does not say its activation.
+        quick_gelu: What the caller says.
+
+    Raises:
+        CheckpointError: The caller contradicts the tag, or says nothing where the model name leaves it open.
+    """
+    tag_cfg = registry.tag_config(model, tag) if isinstance(tag, str) else {}
+    if tag_cfg and quick_gelu is None:
+        return registry.tag_quick_gelu(model, str(tag))
+    said = tag_cfg.get("quick_gelu")
     if said is not None and said != quick_gelu:
         raise CheckpointError(f"{model} with tag {tag} was trained with quick_gelu={said}; leave quick_gelu= out")
-    return quick_gelu
-
-
-def _local_activation(model: str, quick_gelu: bool | None) -> bool:
     if quick_gelu is not None:
         return quick_gelu
     choices = registry.activation_choices(model)

@@ -8,6 +8,7 @@ __all__ = [
     "known_models",
     "model_config",
     "obstacle",
+    "require_tag",
     "spec_of",
     "tag_config",
     "tag_quick_gelu",
@@ -17,6 +18,7 @@ __all__ = [
 import copy
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +68,23 @@ def tag_config(model: str, tag: str) -> dict[str, Any]:
     import open_clip
 
     return dict(open_clip.get_pretrained_cfg(model, tag))
+
+
+def require_tag(model: str, tag: str | Path | None) -> str | Path:
+    """Return the tag or path that goes with a model name.
+
+    Raises:
+        CheckpointError: There is none; the message lists the tags.
+    """
+    import open_clip
+
+    if tag is None:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise CheckpointError(
+            f"{model} needs tag=: one of its pretrained tags ({', '.join(tags) or 'there are none'}) or the path of a "
+            "checkpoint"
+        )
+    return tag
 
 
 def tag_quick_gelu(model: str, tag: str) -> bool:

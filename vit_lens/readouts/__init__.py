@@ -8,6 +8,7 @@ __all__ = [
     "SiteEmbeddings",
     "SiteReadouts",
     "TextSpan",
+    "TextSpans",
     "ZeroShot",
     "ZeroShotMaps",
     "head_contributions",
@@ -27,5 +28,5 @@ from vit_lens.readouts.maps import ZeroShotMaps, zero_shot_maps
 from vit_lens.readouts.means import ReadoutMeans
 from vit_lens.readouts.reading import SiteReadouts, read_sites
 from vit_lens.readouts.retrieval import Neighbours, retrieval_lens
-from vit_lens.readouts.text_span import TextSpan, head_contributions, text_span, text_spans
+from vit_lens.readouts.text_span import TextSpan, TextSpans, head_contributions, text_span, text_spans
 from vit_lens.readouts.zero_shot import ZeroShot, zero_shot_lens

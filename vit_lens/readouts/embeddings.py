@@ -1,6 +1,6 @@
 """The lens embeddings of sites, beside those of controls."""
 
-__all__ = ["CONTROLS", "SiteEmbeddings", "site_embeddings"]
+__all__ = ["BANK_ADVICE", "CONTROLS", "SiteEmbeddings", "site_embeddings"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.cache import ViTActivationCache
-from vit_lens.errors import LensError, nearest
+from vit_lens.errors import LensError, expect, nearest
 from vit_lens.lenses import DiffusionLens, Lens
 from vit_lens.lenses.lens import Sites, check_cache
 from vit_lens.names import Site
 
 CONTROLS = ("random", "other")
+BANK_ADVICE = "TextBank.from_pretrained(name, captions) and TextBank.from_open_clip(name, tag, captions) make one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ def site_embeddings(
     """
     check_cache(cache)
     lens = DiffusionLens() if lens is None else lens
+    expect(lens, Lens, "lens", LensError, "such as DiffusionLens()")
     chosen = lens.check_sites(cache.model, sites)
     if unknown := [name for name in controls if name not in CONTROLS]:
         raise LensError(f"no control {unknown[0]!r}; nearest: {nearest(unknown[0], CONTROLS)}")

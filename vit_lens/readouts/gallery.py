@@ -2,6 +2,7 @@
 
 __all__ = ["Gallery", "picture_hash"]
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import GalleryError
+from vit_lens.files import open_tensors, save_tensors
 from vit_lens.images import load_image
 from vit_lens.model import HookedViT
 from vit_lens.readouts.centring import deviations
 from vit_lens.readouts.indexing import Entries, index_folder, index_images, picture_hash
 from vit_lens.readouts.searching import nearest_rows
-from vit_lens.readouts.storage import read_described, write_described
 
 _FORMAT = "vit_lens.gallery.1"
 _ADVICE = "make the gallery with Gallery.from_folder(model, folder, out=path)"
@@ -162,7 +163,7 @@ class Gallery:
             "complete",
         )
         fields = {name: getattr(self, name) for name in names}
-        return write_described(Path(path), _FORMAT, {"embeds": self.embeds}, fields)
+        return save_tensors({"embeds": self.embeds}, Path(path), {"format": _FORMAT, "fields": json.dumps(fields)})
 
     def __len__(self) -> int:
         return len(self.names)
@@ -213,9 +214,12 @@ class Gallery:
         """Return where an image lies.
 
         Raises:
-            GalleryError: It was handed over from memory, or the file is gone.
+            GalleryError: It was handed over from memory, the file is gone, or its name leads out of the folder.
         """
-        path = Path(self.folder) / self.names[index]
+        name = Path(self.names[index])
+        if self.folder and (name.is_absolute() or ".." in name.parts):
+            raise GalleryError(f"{self.names[index]!r} does not lie in {self.folder}: the gallery was changed by hand")
+        path = Path(self.folder) / name
         if not path.is_file():
             raise GalleryError(f"{self.names[index]!r} is no file at {path}: this gallery cannot show its picture")
         return path
@@ -281,10 +285,11 @@ class Gallery:
 
     @classmethod
     def _load(cls, path: Path) -> "Gallery":
-        tensors, fields = read_described(path, _FORMAT, ["embeds"], GalleryError, _ADVICE)
-        for name in ("names", "hashes", "stamps"):
-            fields[name] = tuple(fields[name])
-        return cls(embeds=tensors["embeds"], **fields)
+        with open_tensors(path, [_FORMAT], what="a gallery", error=GalleryError, advice=_ADVICE) as (file, meta):
+            fields = json.loads(meta["fields"])
+            for name in ("names", "hashes", "stamps"):
+                fields[name] = tuple(fields[name])
+            return cls(embeds=file.get_tensor("embeds"), **fields)
 
     @classmethod
     def _resume(cls, model: HookedViT, root: Path, path: Path | None) -> Entries:

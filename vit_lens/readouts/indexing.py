@@ -1,6 +1,6 @@
 """Embed many images in batches, so that a stopped run can go on."""
 
-__all__ = ["Entries", "Entry", "image_files", "index_folder", "index_images", "picture_hash"]
+__all__ = ["Entries", "Entry", "index_folder", "index_images", "picture_hash"]
 
 import hashlib
 import time
@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_lens.batches import batch_starts
 from vit_lens.errors import GalleryError, ImageError, PreprocessError
-from vit_lens.images import load_image, to_display
-from vit_lens.images.finding import SUFFIXES
+from vit_lens.images import images_in, load_image, to_display
 from vit_lens.model import HookedViT
 
 _CHECKPOINT_SECONDS = 60.0
@@ -58,21 +58,6 @@ def picture_hash(picture: Image.Image) -> str:
     return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
 
 
-def image_files(root: Path) -> list[Path]:
-    """Return the images in a folder and the folders in it, in order of path; hidden ones are left out.
-
-    Raises:
-        GalleryError: There is no such folder, or no image in it.
-    """
-    if not root.is_dir():
-        raise GalleryError(f"{root} is not a folder; a gallery is made from a folder of images")
-    paths = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    if not paths:
-        raise GalleryError(f"the folder {root} holds no image ({', '.join(sorted(SUFFIXES))})")
-    return sorted(paths)
-
-
 def index_images(
     model: HookedViT, images: list[Any], names: Sequence[str] | None, *, batch_size: int, progress: bool
 ) -> Entries:
@@ -81,8 +66,11 @@ def index_images(
     Raises:
         GalleryError: There are none, or another number of names, or two names are the same.
         ImageError: An image cannot be read.
+        VitLensError: A batch would hold no image.
     """
     model.refuse_hooks("a gallery")
+    if isinstance(names, str):
+        raise GalleryError(f"names={names!r} is one text; give a list with a name for each image")
     if names is None:
         names = [str(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
     if not images or len(set(names)) != len(images) or len(names) != len(images):
@@ -90,7 +78,7 @@ def index_images(
             f"{len(images)} images and {len(set(names))} different names; give at least one, a name each"
         )
     found = Entries()
-    for start in tqdm(range(0, len(images), batch_size), desc="gallery", disable=not progress):
+    for start in tqdm(batch_starts(len(images), batch_size), desc="gallery", disable=not progress):
         batch = images[start : start + batch_size]
         _embed(model, [load_image(image) for image in batch], list(names[start : start + batch_size]), found, {})
     return found
@@ -108,16 +96,17 @@ def index_folder(
     """Embed the images of a folder that are not known yet; ``keep`` is called now and then.
 
     Raises:
-        GalleryError: No image can be read.
+        GalleryError: There is no such folder, or no image in it can be read.
+        VitLensError: A batch would hold no image.
     """
     model.refuse_hooks("a gallery")
-    files = {str(path.relative_to(root)): path for path in image_files(root)}
+    files = {str(path.relative_to(root)): path for path in _image_files(root)}
     stamps = {name: _stamp(path) for name, path in files.items()}
     rows = {name: row for name, row in known.rows.items() if stamps.get(name) == row.stamp}
     found = Entries(rows)
     due = time.monotonic() + _CHECKPOINT_SECONDS
     new = [name for name in files if name not in rows]
-    for start in tqdm(range(0, len(new), batch_size), desc="gallery", disable=not progress):
+    for start in tqdm(batch_starts(len(new), batch_size), desc="gallery", disable=not progress):
         names, pictures = [], []
         for name in new[start : start + batch_size]:
             try:
@@ -141,6 +130,15 @@ def index_folder(
             f"none of the {len(files)} images of {root} can be read: {next(iter(found.skipped.values()))}"
         )
     return Entries({name: found.rows[name] for name in files if name in found.rows}, found.skipped)
+
+
+def _image_files(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise GalleryError(f"{root} is not a folder; a gallery is made from a folder of images")
+    try:
+        return images_in(root, below=True)
+    except ImageError as error:
+        raise GalleryError(str(error)) from None
 
 
 def _embed(

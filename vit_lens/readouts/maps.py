@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.cache import ViTActivationCache
-from vit_lens.errors import LensError
+from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import DiffusionLens
-from vit_lens.lenses.lens import Sites
+from vit_lens.lenses.lens import Sites, check_cache
 from vit_lens.names import Site
 from vit_lens.readouts.centring import deviations
-from vit_lens.readouts.means import ReadoutMeans
+from vit_lens.readouts.embeddings import BANK_ADVICE
+from vit_lens.readouts.means import ReadoutMeans, check_means
 from vit_lens.readouts.patches import check_residual, patch_embeddings
 from vit_lens.readouts.zero_shot import top_captions
 from vit_lens.texts import TextBank
@@ -94,9 +95,11 @@ def zero_shot_maps(
         LensError: A site is not the residual stream, the cache holds only some positions, or the means do not fit.
         ReferenceMismatchError: The means are another model's.
     """
+    expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
+    check_cache(cache)
     chosen = check_residual(cache.model, DiffusionLens(), sites)
     bank.check(cache.model)
-    origin = None if means is None else means.of(cache.model, DiffusionLens(), chosen, patches=True)
+    origin = None if means is None else check_means(means).of(cache.model, DiffusionLens(), chosen, patches=True)
     raw, centred = [], []
     for i, site in enumerate(chosen):  # one site at a time: embeddings are wider than most lists of captions
         embeds = patch_embeddings(cache, site)

@@ -1,7 +1,8 @@
 """Mean lens embeddings of sites over a reference set: what the centred read-outs take away."""
 
-__all__ = ["ReadoutMeans"]
+__all__ = ["ReadoutMeans", "check_means"]
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from vit_lens.errors import LensError, ReferenceMismatchError
+from vit_lens.batches import pixel_batches, several
+from vit_lens.errors import LensError, ReferenceMismatchError, expect
+from vit_lens.files import open_tensors, save_tensors
 from vit_lens.lenses import DiffusionLens, Lens
 from vit_lens.lenses.lens import Sites
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.readouts.patches import check_residual, patch_embeddings
-from vit_lens.readouts.storage import read_described, write_described
 
 _FORMAT = "vit_lens.readout_means.1"
 _ADVICE = "make the means with ReadoutMeans.from_images(...).save(path)"
@@ -74,18 +75,16 @@ class ReadoutMeans:
 
         Raises:
             LensError: There are no images, the lens is not defined on a site, or ``patches`` with another lens.
+            VitLensError: A batch would hold no image.
         """
         lens = DiffusionLens() if lens is None else lens
         chosen = check_residual(model, lens, sites) if patches else lens.check_sites(model, sites)
-        if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
-            images = [images]
+        images = several(images)
         if not len(images):
             raise LensError("means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
         total = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64)
-        for start in tqdm(range(0, len(images), batch_size), desc="read-out means", disable=not progress):
-            batch = images[start : start + batch_size]
-            pixels = batch if isinstance(batch, Tensor) else model.preprocess(batch)
+        for _, pixels in pixel_batches(model, images, batch_size, label="read-out means", progress=progress):
             total += _summed(model, pixels, lens, chosen, patches)
         return cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=len(images), lens=lens.record(),
@@ -100,9 +99,11 @@ class ReadoutMeans:
         Raises:
             LensError: The file is missing, truncated, or not one of these.
         """
-        tensors, fields = read_described(Path(path), _FORMAT, ["values"], LensError, _ADVICE)
-        fields["sites"] = tuple(Site.parse(site) for site in fields["sites"])
-        return cls(values=tensors["values"], **fields)
+        with open_tensors(Path(path), [_FORMAT], what="read-out means", error=LensError, advice=_ADVICE) as opened:
+            file, meta = opened
+            fields = json.loads(meta["fields"])
+            fields["sites"] = tuple(Site.parse(site) for site in fields["sites"])
+            return cls(values=file.get_tensor("values"), **fields)
 
     def save(self, path: str | Path) -> Path:
         """Write the means as safetensors, atomically.
@@ -114,7 +115,7 @@ class ReadoutMeans:
             "encoder_id": self.encoder_id, "fingerprint": self.fingerprint, "n": self.n, "lens": self.lens,
             "sites": [str(site) for site in self.sites], "patches": self.patches,
         }  # fmt: skip
-        return write_described(Path(path), _FORMAT, {"values": self.values}, fields)
+        return save_tensors({"values": self.values}, Path(path), {"format": _FORMAT, "fields": json.dumps(fields)})
 
     def __repr__(self) -> str:
         what = "patches of " if self.patches else ""
@@ -150,6 +151,17 @@ class ReadoutMeans:
     def reads(self, lens: Lens, *, patches: bool = False) -> bool:
         """Whether these are the means of a lens."""
         return self.lens == lens.record() and self.patches == patches
+
+
+def check_means(means: ReadoutMeans) -> ReadoutMeans:
+    """Return the means of a lens.
+
+    Raises:
+        LensError: They are something else, such as reference means of activations.
+    """
+    advice = "ReadoutMeans.from_images(model, images, sites) makes them (ReferenceMeans are of activations)"
+    expect(means, ReadoutMeans, "means", LensError, advice)
+    return means
 
 
 def _summed(

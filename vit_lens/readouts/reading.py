@@ -14,7 +14,7 @@ from vit_lens.lenses import Lens
 from vit_lens.lenses.lens import Sites
 from vit_lens.names import Site
 from vit_lens.readouts.gallery import Gallery
-from vit_lens.readouts.means import ReadoutMeans
+from vit_lens.readouts.means import ReadoutMeans, check_means
 from vit_lens.readouts.retrieval import retrieval_lens
 from vit_lens.readouts.zero_shot import zero_shot_lens
 from vit_lens.texts import TextBank
@@ -45,9 +45,11 @@ class SiteReadouts:
 
         Raises:
             LensError: There is no such row.
+            UnknownSiteError: The text is no site.
         """
         import pandas as pd
 
+        site = Site.parse(site) if isinstance(site, str) else site
         numbers = {"captions": ["caption", "cosine", "logit", "prob"], "images": ["name", "index", "cosine", "copies"]}
         found: dict[str, Any] = {}
         for what, columns in numbers.items():
@@ -74,7 +76,7 @@ def read_sites(
     bank: TextBank | None = None,
     gallery: Gallery | None = None,
     images: Any = None,
-    means: Sequence[ReadoutMeans] = (),
+    means: Sequence[ReadoutMeans] | ReadoutMeans = (),
     controls: Sequence[str] = ("random",),
     k: int = 5,
     seed: int = 0,
@@ -105,6 +107,7 @@ def read_sites(
     if bank is None and gallery is None:
         raise LensError("nothing to read with: give bank=, gallery= or both")
     lenses = [lens] if isinstance(lens, Lens) else list(lens)
+    means = [check_means(mean) for mean in (means if isinstance(means, Sequence) else [means])]
     captions, neighbours = [], []
     for place, (one, own) in enumerate(_readings(cache, lenses, sites, isinstance(lens, Lens))):
         mean = next((m for m in means if m.reads(one)), None)

@@ -11,14 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.cache import ViTActivationCache
-from vit_lens.errors import LensError
+from vit_lens.errors import GalleryError, LensError, expect
 from vit_lens.images import to_display
 from vit_lens.lenses import Lens
 from vit_lens.lenses.lens import Sites
 from vit_lens.model import HookedViT
 from vit_lens.readouts.embeddings import SiteEmbeddings, site_embeddings
 from vit_lens.readouts.gallery import Gallery, picture_hash
-from vit_lens.readouts.means import ReadoutMeans
+from vit_lens.readouts.means import ReadoutMeans, check_means
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +101,7 @@ def retrieval_lens(
         LensError: The lens is not defined on a site, the means do not fit, or there is another number of images.
         ReferenceMismatchError: The means are another model's.
     """
+    expect(gallery, Gallery, "gallery", GalleryError, "Gallery.from_images(model, images) makes one")
     read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
     gallery.check(cache.model)
     hashes = query_hashes(cache.model, images)
@@ -108,7 +109,9 @@ def retrieval_lens(
     if hashes is not None and len(hashes) != n_images:
         raise LensError(f"{len(hashes)} images for a cache of {n_images}")
     leave_out = None if hashes is None else [digest for digest in hashes for _ in range(n_sites)]
-    origin = gallery.mean[None] if means is None else means.of(cache.model, read.lens, read.sites).repeat(n_images, 1)
+    origin = gallery.mean[None]
+    if means is not None:
+        origin = check_means(means).of(cache.model, read.lens, read.sites).repeat(n_images, 1)
     index, cosine = {}, {}
     for control, values in read.values.items():
         for form, origins in (("raw", None), ("centred", origin)):

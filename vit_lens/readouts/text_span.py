@@ -1,6 +1,6 @@
 """TEXTSPAN: a few captions whose directions span what a head writes (Gandelsman et al. 2024, arXiv 2310.05916)."""
 
-__all__ = ["TextSpan", "head_contributions", "text_span", "text_spans"]
+__all__ = ["TextSpan", "TextSpans", "head_contributions", "text_span", "text_spans"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_lens.attribution import hook_names, split_embedding, split_pooling
+from vit_lens.batches import pixel_batches, several
 from vit_lens.cache import ViTActivationCache
-from vit_lens.errors import LensError
+from vit_lens.errors import LensError, TextError, UnknownSiteError, expect, nearest
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
+from vit_lens.readouts.embeddings import BANK_ADVICE
 from vit_lens.texts import TextBank
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _HEADS = ("head", "pool_head")
+_ROUNDING = 64  # contributions that differ by fewer units in the last place are the same
 _NOTHING_LEFT = 1e-6  # of a text's length: below this it lies in the span of the texts already chosen
 
 
@@ -56,6 +58,16 @@ class TextSpan:
             {"rank": rank, "caption": caption, "explained": shares[rank], "cumulative": sums[rank]}
             for rank, caption in enumerate(self.captions)
         ]
+
+
+class TextSpans(dict[Site, TextSpan]):
+    """Spans by head, which may be written: ``spans["L7H0"]``."""
+
+    def __missing__(self, key: Site | str) -> TextSpan:
+        site = Site.parse(key) if isinstance(key, str) else key
+        if site not in self:
+            raise UnknownSiteError(f"no span of {site}; nearest: {nearest(str(site), map(str, self))}")
+        return self[site]
 
 
 def text_span(
@@ -95,12 +107,13 @@ def text_span(
         )
     if not 1 <= k <= len(captions):
         raise LensError(f"k={k}: there are {len(captions)} captions")
-    basis = _span(data, rank, torch.finfo(contributions.dtype).eps)
+    eps = torch.finfo(contributions.dtype).eps
+    basis = _span(data, rank, eps)
     words = words @ basis.T @ basis
     mean = data.mean(0)
     data = data - mean
     total = data.square().sum()
-    if total <= (torch.finfo(torch.float64).eps * mean.norm()) ** 2 * len(data):
+    if total <= (_ROUNDING * eps * mean.norm()) ** 2 * len(data):
         raise LensError("the contributions are the same for all images: there is no variance to span")
     floor = _NOTHING_LEFT * words.norm(dim=-1).amax()
     chosen: list[int] = []
@@ -138,20 +151,18 @@ def head_contributions(
         progress: Show a bar.
 
     Raises:
-        LensError: A site is not a head.
+        LensError: A site is not a head, or there are no images.
+        VitLensError: A batch would hold no image.
         UnknownSiteError: A site is not one of the model's.
     """
     chosen = Site.resolve(sites, model.cfg)
     if other := [str(site) for site in chosen if site.kind not in _HEADS]:
         raise LensError(f"TEXTSPAN is about heads, not {', '.join(other[:4])}")
-    if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
-        images = [images]
+    images = several(images)
     # With attention pooling every token is a read-out row, and the split needs its pattern too.
     kept: dict[str, Any] = {"rows": "readout"} if model.attn_pool is None else {"names_filter": hook_names(model)}
     parts = []
-    for start in tqdm(range(0, len(images), batch_size), desc="contributions", disable=not progress):
-        batch = images[start : start + batch_size]
-        pixels = batch if isinstance(batch, Tensor) else model.preprocess(batch)
+    for _, pixels in pixel_batches(model, images, batch_size, label="contributions", progress=progress):
         with torch.no_grad():
             _, cache = model.run_with_cache(pixels, **kept)
             parts.append(_terms(cache, chosen).cpu())
@@ -170,11 +181,11 @@ def text_spans(
     rank: int | None = None,
     batch_size: int = 32,
     progress: bool = False,
-) -> "tuple[dict[Site, TextSpan], pd.DataFrame]":
+) -> "tuple[TextSpans, pd.DataFrame]":
     """Describe heads by the captions that span what they write.
 
     Args:
-        model: The model.
+        model: The model, without hooks.
         images: As for :func:`head_contributions`.
         bank: Captions, embedded for this encoder: hundreds to thousands, since only what they say can be found.
         sites: Heads; ``"heads"`` means all.
@@ -189,16 +200,19 @@ def text_spans(
     Raises:
         TextError: The captions belong to another encoder.
         LensError: As for :func:`text_span` and :func:`head_contributions`.
+        VitLensError: There are hooks on the model.
     """
     import pandas as pd
 
+    expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
     bank.check(model)
+    model.refuse_hooks("a table of spans")
     values = head_contributions(model, images, sites, batch_size=batch_size, progress=progress)
     chosen = Site.resolve(sites, model.cfg)
-    spans = {
-        site: text_span(of_head, bank.unit, bank.captions, k=k, rank=rank)
+    spans = TextSpans(
+        (site, text_span(of_head, bank.unit, bank.captions, k=k, rank=rank))
         for site, of_head in zip(chosen, values, strict=True)
-    }
+    )
     rows = [
         {"site": str(site), "layer": site.layer, "head": site.head} | row
         for site, span in spans.items()

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.cache import ViTActivationCache
-from vit_lens.errors import LensError
+from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import Lens
 from vit_lens.lenses.lens import Sites
 from vit_lens.readouts.centring import deviations
-from vit_lens.readouts.embeddings import SiteEmbeddings, site_embeddings
-from vit_lens.readouts.means import ReadoutMeans
+from vit_lens.readouts.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
+from vit_lens.readouts.means import ReadoutMeans, check_means
 from vit_lens.texts import TextBank
 
 if TYPE_CHECKING:
@@ -146,9 +146,10 @@ def zero_shot_lens(
         LensError: The lens is not defined on a site, or the means are of another lens or lack a site.
         ReferenceMismatchError: The means are another model's.
     """
+    expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
     read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
     bank.check(cache.model)
-    origin = None if means is None else means.of(cache.model, read.lens, read.sites)
+    origin = None if means is None else check_means(means).of(cache.model, read.lens, read.sites)
     cosines = {}
     for control, values in read.values.items():
         cosines["raw", control] = bank.cosines(values)

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from vit_lens.batches import pixel_batches
 from vit_lens.model import HookedViT
 from vit_lens.reference.stability import Stability
 
@@ -70,9 +69,9 @@ def collect(
     kinds = hook_points(model)
     sums = {name: _Sums() for names in kinds.values() for name in names}
     checkpoints = [n >> k for k in range(1, _CHECKPOINTS + 1) if n >> k]
-    for start, stop in tqdm(_batches(n, batch_size, checkpoints), desc="reference means", disable=not progress):
-        batch = images[start:stop]
-        pixels = batch if isinstance(batch, Tensor) else model.preprocess(batch)
+    batches = pixel_batches(model, images, batch_size, label="reference means", progress=progress, ends=checkpoints)
+    for start, pixels in batches:
+        stop = start + len(pixels)
         hooks = [(name, _adder(model, held, name, positions, start)) for name, held in sums.items()]
         with torch.no_grad():
             model.run_with_hooks(pixels, fwd_hooks=hooks)
@@ -82,12 +81,6 @@ def collect(
     means = {name: held.total / n for name, held in sums.items()}
     stability = _stability(n, kinds, sums, means, checkpoints, torch.finfo(model.dtype).eps)
     return Collected({name: mean.to(dtype) for name, mean in means.items()}, stability)
-
-
-def _batches(n: int, batch_size: int, checkpoints: list[int]) -> list[tuple[int, int]]:
-    """Cut the images into batches that end at every checkpoint."""
-    parts = pairwise([0, *sorted(checkpoints), n])
-    return [(start, min(start + batch_size, stop)) for first, stop in parts for start in range(first, stop, batch_size)]
 
 
 def _adder(model: HookedViT, held: _Sums, name: str, positions: Positions, first: int) -> Callable[..., None]:

@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from einops import einsum
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vit_lens.batches import several
 from vit_lens.errors import ReferenceMismatchError, VitLensError
-from vit_lens.files import save_tensors
+from vit_lens.files import open_tensors, save_tensors
 from vit_lens.identity import fingerprint
 from vit_lens.layers import Attention
 from vit_lens.model import HookedViT
@@ -25,6 +25,7 @@ from vit_lens.reference.stability import Stability
 _FORMAT = "vit_lens.reference_means.2"
 _FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
 _POOL = ("pool_z", "pool_mlp_out")
+_ADVICE = "make them with ReferenceMeans.from_images(...).save(path)"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -78,12 +79,11 @@ class ReferenceMeans:
 
         Raises:
             ImageError: An image cannot be read.
-            VitLensError: There are no images, or ``positions`` is neither of the two.
+            VitLensError: There are no images, a batch would hold none, or ``positions`` is neither of the two.
         """
         if positions != "readout" and positions != "all":
             raise VitLensError(f"positions={positions!r}; expected 'readout' or 'all'")
-        if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
-            images = [images]
+        images = several(images)
         n = len(images)
         if n == 0:
             raise VitLensError("reference means need at least one image; a few hundred give stable ones")
@@ -109,27 +109,15 @@ class ReferenceMeans:
         if str(path) == "mini":
             with as_file(files("vit_lens") / "mini" / "pair" / "reference_means.safetensors") as shipped:
                 return cls.load(shipped)
-        if not Path(path).is_file():
-            raise VitLensError(
-                f"no reference means at {path}; make them with ReferenceMeans.from_images(...).save(path)"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = file.metadata() or {}
-                if meta.get("format") not in _FORMATS:
-                    raise VitLensError(
-                        f"{path} does not hold reference means (format {meta.get('format')!r}, expected {_FORMAT!r})"
-                    )
-                held = set(file.keys())
-                names = ["resid_pre", "z", "mlp_out", *(kind for kind in _POOL if kind in held)]
-                tensors = {name: file.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise VitLensError(f"{path} is not a whole safetensors file of reference means: {error}") from error
-        return cls(
-            encoder_id=meta["encoder_id"], fingerprint=meta["fingerprint"], n=int(meta["n"]),
-            positions=cast(Positions, meta.get("positions", "readout")),
-            stability=Stability.from_json(meta["stability"]) if "stability" in meta else None, **tensors,
-        )  # fmt: skip
+        with open_tensors(Path(path), _FORMATS, what="reference means", error=VitLensError, advice=_ADVICE) as opened:
+            file, meta = opened
+            names = ["resid_pre", "z", "mlp_out", *(kind for kind in _POOL if kind in set(file.keys()))]
+            return cls(
+                encoder_id=meta["encoder_id"], fingerprint=meta["fingerprint"], n=int(meta["n"]),
+                positions=cast(Positions, meta.get("positions", "readout")),
+                stability=Stability.from_json(meta["stability"]) if "stability" in meta else None,
+                **{name: file.get_tensor(name) for name in names},
+            )  # fmt: skip
 
     def save(self, path: str | Path) -> Path:
         """Write the means as safetensors, atomically.

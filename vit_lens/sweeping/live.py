@@ -49,11 +49,12 @@ def live_part(model: HookedViT, cache: ViTActivationCache, clean: Float[Tensor, 
     """
     labels = live_labels(model.cfg)
     split = split_embedding(cache)
-    values = dict(zip(split.labels, split.values[:, 0].double(), strict=True))
+    terms = split.values[:, 0].cpu().double()  # float64 is not on every device
+    values = dict(zip(split.labels, terms, strict=True))
     values["start"] = torch.stack([values[name] for name in _START if name in values]).sum(0)
     contributions = torch.stack([values[label] for label in labels])
     embedding = clean[0].double().to(contributions)
-    constant = split.values[:, 0].double().sum(0) - contributions.sum(0)
+    constant = terms.sum(0) - contributions.sum(0)
     gram = along = variance = None
     if _is_recomputed(model):
         gram, along, variance = _scale_numbers(model, cache)
@@ -92,7 +93,7 @@ def _scale_numbers(
         parts.append(site_outputs(cache, heads)[0, :, 0])
         parts.append(block.attn.b_O.detach().to(parts[-1])[None])  # pyright: ignore[reportAttributeAccessIssue]
         parts.append(site_outputs(cache, [Site(layer, "mlp")])[0, :, 0])
-    written = torch.cat(parts).double()
+    written = torch.cat(parts).cpu().double()
     written = written - written.mean(-1, keepdim=True)
     square = written @ written.T / cfg.d_model
     rows, columns = torch.triu_indices(len(square), len(square), device=square.device)

@@ -3,6 +3,7 @@
 __all__ = ["TextBank"]
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,17 +117,23 @@ class TextBank:
         captions: Sequence[str],
         *,
         templates: Sequence[str] = (),
+        quick_gelu: bool | None = None,
         device: str | torch.device = "cpu",
         cache_dir: str | Path | None = None,
         progress: bool = False,
     ) -> "TextBank":
         """Embed captions with an open_clip model by name, and pretrained tag or path of a local checkpoint.
 
+        ``quick_gelu`` is the activation of a local checkpoint where its model name leaves that open, as for
+        ``HookedViT.from_pretrained``.
+
         Raises:
             TextError: A caption cannot be tokenised whole.
-            CheckpointError: open_clip has no such model, or no such tag or file.
+            CheckpointError: open_clip has no such model, or no such tag or file; or ``quick_gelu`` is needed.
         """
-        clip, tokenizer, encoder_id = sources.from_open_clip(name, tag, device=device, cache_dir=cache_dir)
+        clip, tokenizer, encoder_id = sources.from_open_clip(
+            name, tag, quick_gelu=quick_gelu, device=device, cache_dir=cache_dir
+        )
         return cls.from_module(clip, tokenizer, captions, encoder_id=encoder_id, templates=templates, progress=progress)
 
     @classmethod
@@ -264,5 +271,11 @@ class TextBank:
                 f"this text bank was made for {self.encoder_id}; the model is {model.encoder_id} ({model.fingerprint})."
                 " Make its own with its CLIP: TextBank.from_pretrained, from_open_clip or from_module. If the model is "
                 "a fine-tune that still pairs with this text tower, say so: check(model, other_encoder=True)"
+            )
+        if getattr(model, "edited", False):
+            warnings.warn(
+                f"the weights of this model were changed since it was loaded as {model.encoder_id}; captions embedded "
+                "for that encoder may no longer fit",
+                stacklevel=2,
             )
         return self

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vit_lens.errors import TextError
-from vit_lens.files import save_tensors
+from vit_lens.files import open_tensors, save_tensors
 
 _FORMAT = "vit_lens.text_bank.1"
+_ADVICE = "make one with TextBank.from_pretrained(...).save(path)"
 _FIELDS = ("captions", "logit_scale", "logit_bias", "encoder_id", "templates")
 
 
@@ -57,17 +57,8 @@ def read_bank(path: Path) -> tuple[Float[Tensor, "caption d_embed"], dict[str, A
     Raises:
         TextError: The file is missing, truncated, or not one of these.
     """
-    if not path.is_file():
-        raise TextError(f"no text bank at {path}; make one with TextBank.from_pretrained(...).save(path)")
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != _FORMAT:
-                raise TextError(f"{path} does not hold a text bank (format {meta.get('format')!r}, not {_FORMAT!r})")
-            embeds = file.get_tensor("embeds")
+    with open_tensors(path, [_FORMAT], what="a text bank", error=TextError, advice=_ADVICE) as (file, meta):
         fields = json.loads(meta["bank"])
         if sorted(fields) != sorted(_FIELDS):
             raise TextError(f"{path} holds the fields {sorted(fields)}; expected {sorted(_FIELDS)}")
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise TextError(f"{path} is not a whole text bank ({error}); make it again") from error
-    return embeds, fields | {name: tuple(fields[name]) for name in ("captions", "templates")}
+        return file.get_tensor("embeds"), fields | {name: tuple(fields[name]) for name in ("captions", "templates")}

@@ -13,6 +13,7 @@ from torch import nn
 from vit_lens.errors import CheckpointError, TextError
 from vit_lens.identity import MINI_ENCODER, aliases
 from vit_lens.pretrained import read_module, registry
+from vit_lens.pretrained.open_clip_files import chosen_activation
 
 _OPEN_CLIP_HINT = "TextBank.from_open_clip(name, tag, captions) takes open_clip's names"
 
@@ -27,14 +28,15 @@ def encoder_id_of(clip: nn.Module) -> str:
 
 
 def from_open_clip(
-    name: str, tag: str | Path, *, device: str | torch.device, cache_dir: str | Path | None
+    name: str, tag: str | Path, *, quick_gelu: bool | None, device: str | torch.device, cache_dir: str | Path | None
 ) -> tuple[nn.Module, Any, str | None]:
     """Build an open_clip model with a tag's or a file's weights; the id is None where the weights must say it.
 
-    The activation is the one that the tag was trained with, as for the image tower.
+    The activation is chosen as for the image tower.
 
     Raises:
-        CheckpointError: open_clip has no such model, or no such tag or file.
+        CheckpointError: open_clip has no such model, or no such tag or file; or ``quick_gelu`` contradicts the tag, or
+            is missing where the name of a local checkpoint's model leaves the activation open.
     """
     import open_clip
 
@@ -43,13 +45,11 @@ def from_open_clip(
     if not known and not Path(tag).expanduser().is_file():
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise CheckpointError(f"{tag} is neither a file nor a pretrained tag of {name} ({', '.join(tags) or 'none'})")
-    built, quick_gelu = name, bool(config.get("quick_gelu", False))
-    if known:
-        wanted = registry.tag_quick_gelu(name, str(tag))
-        built = name.removesuffix("-quickgelu") if quick_gelu and not wanted else name
-        quick_gelu = wanted
+    wanted = chosen_activation(name, tag, quick_gelu)
+    built = name.removesuffix("-quickgelu") if config.get("quick_gelu", False) and not wanted else name
+    path_or_tag = str(tag) if known else str(Path(tag).expanduser())
     clip = open_clip.create_model(
-        built, pretrained=str(tag), force_quick_gelu=quick_gelu, device=device,
+        built, pretrained=path_or_tag, force_quick_gelu=wanted, quick_gelu=wanted, device=device,
         cache_dir=None if cache_dir is None else str(cache_dir),
     )  # fmt: skip
     return clip.eval(), open_clip.get_tokenizer(name), registry.encoder_id_of_tag(name, str(tag)) if known else None

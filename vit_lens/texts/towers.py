@@ -28,11 +28,13 @@ class TextTower:
 
     Attributes:
         encode: Embeds a list of texts, without normalising.
+        tokenise: Returns what the tower reads of each text, without padding to the longest.
         logit_scale: Factor of the cosines.
         logit_bias: Of the logits, or None.
     """
 
     encode: Callable[[list[str]], Tensor]
+    tokenise: Callable[[list[str]], list[list[int]]]
     logit_scale: float
     logit_bias: float | None
 
@@ -47,9 +49,9 @@ def text_tower(clip: nn.Module, tokenizer: Tokenizer) -> TextTower:
     kinds = {cls.__name__ for cls in type(clip).__mro__}
     module: Any = clip
     if "open_clip" in packages and hasattr(clip, "encode_text"):
-        encode = partial(_encode_open_clip, module, tokenizer)
+        encode, tokenise = partial(_encode_open_clip, module, tokenizer), partial(_tokens_open_clip, tokenizer)
     elif "transformers" in packages and kinds.intersection(_HF_KINDS):
-        encode = partial(_encode_hf, module, tokenizer)
+        encode, tokenise = partial(_encode_hf, module, tokenizer), partial(_tokens_hf, tokenizer)
     else:
         raise TextError(
             f"a {type(clip).__name__} from {type(clip).__module__} has no text tower that is known; hand over the "
@@ -58,6 +60,7 @@ def text_tower(clip: nn.Module, tokenizer: Tokenizer) -> TextTower:
     bias = getattr(module, "logit_bias", None)
     return TextTower(
         encode=encode,
+        tokenise=tokenise,
         logit_scale=float(module.logit_scale.detach().double().exp()),
         logit_bias=None if bias is None else float(bias.detach().double()),
     )
@@ -72,7 +75,7 @@ def embed_captions(
     averages over the templates and scales the mean to length 1.
 
     Raises:
-        TextError: A caption has unknown words or is cut, or a template has no ``{}``.
+        TextError: A caption has unknown words or is cut, two are the same to the tower, or a template has no ``{}``.
     """
     for template in templates:
         if "{}" not in template:
@@ -83,11 +86,29 @@ def embed_captions(
         with torch.no_grad():
             parts.append(tower.encode(prompts[start : start + _BATCH]))
     embeds = torch.cat(parts)
+    _refuse_same(captions, tower.tokenise(prompts[:: len(templates) or 1]))  # behind encode, which knows unknown words
     if not templates:
         return embeds
     unit = embeds / embeds.norm(dim=-1, keepdim=True)
     mean = unit.unflatten(0, (len(captions), len(templates))).mean(1)
     return mean / mean.norm(dim=-1, keepdim=True)
+
+
+def _refuse_same(captions: Sequence[str], tokens: list[list[int]]) -> None:
+    first: dict[tuple[int, ...], str] = {}
+    for caption, row in zip(captions, tokens, strict=True):
+        if (same := first.setdefault(tuple(row), caption)) != caption:
+            raise TextError(
+                f"the captions {same!r} and {caption!r} are the same tokens to the text tower; leave one out"
+            )
+
+
+def _tokens_open_clip(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts).tolist()
+
+
+def _tokens_hf(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, verbose=False)["input_ids"]
 
 
 def _encode_open_clip(clip: Any, tokenizer: Tokenizer, texts: list[str]) -> Float[Tensor, "text d_embed"]:

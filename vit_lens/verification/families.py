@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_lens.errors import UnsupportedTowerError
+from vit_lens.pretrained.checks import require_own_code
+from vit_lens.pretrained.positions import config_size
 
 Embed = Callable[[Any, Tensor], Tensor]
 
@@ -35,6 +37,7 @@ class SourceTower(nn.Module):
         blocks: The transformer blocks.
         final_norm: The LayerNorm that HookedViT calls ``ln_final``.
         tokens_first: Whether blocks pass [pos batch d_model].
+        own_size: Image size (height, width) of its stored positions, where it interpolates them to another.
 
     Attributes:
         is_folded: Whether HookedViT multiplies weights of it with each other when it loads them (LayerScale; the
@@ -50,10 +53,12 @@ class SourceTower(nn.Module):
         blocks: Iterable[nn.Module],
         final_norm: nn.Module,
         tokens_first: bool = False,
+        own_size: tuple[int, int] | None = None,
     ):
         super().__init__()
         self.kind, self.parts, self.embed = kind, parts, embed
         self.blocks, self.final_norm, self.tokens_first = nn.ModuleList(blocks), final_norm, tokens_first
+        self.own_size = own_size
         self.is_folded = any(type(part).__name__.endswith(_FOLDED) for part in self.modules())
 
     def forward(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch d_embed"]:
@@ -64,13 +69,15 @@ def source_tower(module: nn.Module) -> SourceTower:
     """Return a tower in memory as something to listen to. The module is not changed.
 
     Raises:
-        UnsupportedTowerError: It is of no known kind.
+        UnsupportedTowerError: It is of no known kind, or hooks or other code are on it, which a copy would not run.
     """
     if isinstance(module, SourceTower):
+        require_own_code(module.parts)
         return module
     for read in _READERS:
         found = read(module)
         if found is not None:
+            require_own_code(module)
             return found
     kind = type(module)
     raise UnsupportedTowerError(
@@ -114,7 +121,10 @@ def _hf_clip(module: Any) -> SourceTower | None:
         return None
     core, project = _core(module), getattr(module, "visual_projection", nn.Identity())
     parts = nn.ModuleDict({"core": core, "project": project})
-    return SourceTower(_hf_kind(module), parts, _projected, blocks=core.encoder.layers, final_norm=core.post_layernorm)
+    return SourceTower(
+        _hf_kind(module), parts, _projected, blocks=core.encoder.layers, final_norm=core.post_layernorm,
+        own_size=config_size(core.embeddings.image_size),
+    )  # fmt: skip
 
 
 def _hf_siglip(module: Any) -> SourceTower | None:
@@ -122,8 +132,9 @@ def _hf_siglip(module: Any) -> SourceTower | None:
         return None
     core = _core(module)
     return SourceTower(
-        _hf_kind(module), core, _pooler_output, blocks=core.encoder.layers, final_norm=core.post_layernorm
-    )
+        _hf_kind(module), core, _interpolated, blocks=core.encoder.layers, final_norm=core.post_layernorm,
+        own_size=config_size(core.embeddings.image_size),
+    )  # fmt: skip
 
 
 def _hf_dino(module: Any) -> SourceTower | None:
@@ -131,7 +142,10 @@ def _hf_dino(module: Any) -> SourceTower | None:
         return None
     encoder = module.encoder
     blocks = encoder.layers if hasattr(encoder, "layers") else encoder.layer
-    return SourceTower(_hf_kind(module), module, _pooler_output, blocks=blocks, final_norm=module.layernorm)
+    own_size = config_size(module.embeddings.patch_embeddings.image_size)
+    return SourceTower(
+        _hf_kind(module), module, _pooler_output, blocks=blocks, final_norm=module.layernorm, own_size=own_size
+    )
 
 
 _READERS = (_open_clip, _timm, _hf_clip, _hf_siglip, _hf_dino)
@@ -142,15 +156,20 @@ def _first(tower: Any, pixels: Tensor) -> Tensor:
     return out[0] if isinstance(out, tuple) else out  # with output_tokens, open_clip returns the tokens too
 
 
-def _pooler_output(core: Any, pixels: Tensor) -> Tensor:
-    pooled = core(pixel_values=pixels).pooler_output
+def _pooler_output(core: Any, pixels: Tensor, **options: bool) -> Tensor:
+    pooled = core(pixel_values=pixels, **options).pooler_output
     if pooled is None:
         raise UnsupportedTowerError(f"the {_hf_kind(core)} has no pooling head, so it gives no embedding to compare")
     return pooled
 
 
+def _interpolated(core: Any, pixels: Tensor) -> Tensor:
+    """Let CLIP and SigLIP fit their positions to the pixels, as DINOv2 always does; at their own size they stay."""
+    return _pooler_output(core, pixels, interpolate_pos_encoding=True)
+
+
 def _projected(parts: Any, pixels: Tensor) -> Tensor:
-    return parts["project"](_pooler_output(parts["core"], pixels))
+    return parts["project"](_interpolated(parts["core"], pixels))
 
 
 def _core(module: Any) -> Any:

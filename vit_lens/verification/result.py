@@ -28,9 +28,9 @@ small error beside the large activations that CLIP has in a few dimensions.
 """
 
 FOLDING_BAR = 8
-"""Least bar, in units in the last place of the model's dtype, where its weights are products of the source's.
+"""Least bar, in units in the last place of the model's dtype, where its weights are computed from the source's.
 
-Such a product is rounded to the model's dtype, and the difference does not vanish in a wider one.
+Such a weight is rounded to the model's dtype, and the difference does not vanish in a wider one.
 """
 
 
@@ -44,7 +44,7 @@ class Verification:
         faults: Settings that differ from the source, as sentences.
         model: The model's encoder id.
         fingerprint: Of the model's weights.
-        source: Library and class of the source.
+        source: Library and class of the source, and the name that it was loaded by.
         inputs: What both saw.
         notes: What was compared otherwise than as it is.
     """

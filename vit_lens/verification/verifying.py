@@ -29,14 +29,16 @@ def verify(
     source: nn.Module | str | Path,
     *,
     tag: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
     images: Any = None,
     dtypes: Sequence[torch.dtype] | None = None,
 ) -> Verification:
     """Run a model and its source on the same pixels and compare every layer.
 
     Both start from two images of normal noise (a fixed seed, so that a result can be repeated anywhere), and from
-    ``images``. Each goes on with its own results, as in use. Both run as copies: the source's mode, dtype, device and
-    hooks stay as they are. Weights that need no cast are shared with the copies, blocks are cast one at a time, and
+    ``images``. Each goes on with its own results, as in use. Both run as copies: the source's mode, dtype and device
+    stay as they are. Weights that need no cast are shared with the copies, blocks are cast one at a time, and
     activations are held one layer at a time. The source is first cast to the model's dtype, so a model in half
     precision is compared with a source rounded likewise. float32 is computed as float32 on a GPU too.
 
@@ -45,22 +47,25 @@ def verify(
         source: The tower in memory (open_clip, timm or Hugging Face), or a name as for ``HookedViT.from_pretrained``,
             which is then loaded with its own library.
         tag: With a name: the pretrained tag or checkpoint of an open_clip model.
-        images: To look at as well: pixels, or images as ``model.preprocess`` takes them.
+        revision: With a name on the Hub: branch, tag or commit.
+        cache_dir: With a name: where downloads are kept.
+        images: To look at as well: pixels [batch channel height width], or images as ``model.preprocess`` takes them.
         dtypes: To compare in; by default float32, bfloat16 and float64, which sees what the others cannot; for a
             float64 model float64 alone.
 
     Raises:
-        UnsupportedTowerError: The source is of no known kind.
+        UnsupportedTowerError: The source is of no known kind, or hooks or other code are on it.
         CheckpointError: The source cannot be loaded by its own library.
-        VitLensError: The source is another tower in size, hooks are on the model, or a dtype has no bar.
+        VitLensError: The source is another tower in size, hooks are on the model, ``images`` do not fit it,
+            or a dtype has no bar.
     """
-    if tag is not None and isinstance(source, nn.Module):
-        raise VitLensError("tag= goes with the name of a source; this one is in memory")
+    where: dict[str, Any] = {"tag": tag, "revision": revision, "cache_dir": cache_dir}
+    if isinstance(source, nn.Module) and (given := [name for name, value in where.items() if value is not None]):
+        raise VitLensError(f"{given[0]}= goes with the name of a source; this one is in memory")
     chosen = _dtypes(model, dtypes)
     model.refuse_hooks("a verdict on the model")
     pixels = _pixels(model, images)
-    is_name = isinstance(source, (str, Path))
-    tower = load_source(source, model, tag=tag) if is_name else source_tower(source)
+    tower = source_tower(source) if isinstance(source, nn.Module) else load_source(source, model, **where)
     if len(tower.blocks) != model.cfg.n_layers:
         raise VitLensError(
             f"the {tower.kind} has {len(tower.blocks)} blocks, the model {model.cfg.n_layers}; it is another tower"
@@ -98,11 +103,15 @@ def _pixels(model: "HookedViT", images: Any) -> Float[Tensor, "batch channel hei
     if images is None:
         return noise
     pixels = images if isinstance(images, Tensor) else model.preprocess(images)
+    if pixels.ndim != 4 or pixels.shape[1:] != noise.shape[1:]:
+        expected = ", ".join(map(str, noise.shape[1:]))
+        raise VitLensError(f"images= of shape {list(pixels.shape)}; expected [batch, {expected}]")
     return torch.cat([noise, pixels.to(noise)])
 
 
 def _bar(dtype: torch.dtype, model: "HookedViT", tower: SourceTower) -> float:
-    if not (tower.is_folded or model.processing):
+    is_resized = tower.own_size not in (None, model.cfg.image_size)  # positions were interpolated at load
+    if not (tower.is_folded or is_resized or model.processing):
         return BARS[dtype]
     return max(BARS[dtype], FOLDING_BAR * torch.finfo(model.dtype).eps)
 

@@ -1,17 +1,19 @@
-"""Which tokens of an image an intervention acts on."""
+"""Tokens of an image, as researchers write them: ``cls``, ``register2``, ``patch17``, ``(row, column)``."""
 
-__all__ = ["Tokens", "describe_position", "resolve_tokens"]
+__all__ = ["Token", "Tokens", "describe_position", "resolve_tokens"]
 
 import re
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
+from vit_lens.names import as_index, as_indices
 
-Token = str | int | tuple[int, int]
+Token = str | SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 Tokens = Token | Sequence[Token] | Tensor
 
 _NUMBERED = re.compile(r"(patch|register)\s*(\d+)", re.IGNORECASE)
@@ -34,7 +36,7 @@ def resolve_tokens(tokens: Tokens, cfg: HookedViTConfig) -> list[int]:
     Raises:
         InterventionError: A token that the model has not, or no token.
     """
-    if isinstance(tokens, Tensor):
+    if isinstance(tokens, Tensor) and as_index(tokens) is None:
         return _of_mask(tokens, cfg)
     items = list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, (str, tuple)) else [tokens]
     found = [position for item in items for position in _positions(item, cfg)]
@@ -65,10 +67,11 @@ def _of_mask(mask: Tensor, cfg: HookedViTConfig) -> list[int]:
 def _positions(item: object, cfg: HookedViTConfig) -> list[int]:
     if isinstance(item, str):
         return _named(item, cfg)
-    if isinstance(item, int) and not isinstance(item, bool):
-        return [_checked(item, cfg.n_ctx, 0, f"position {item}")]
-    if isinstance(item, tuple) and len(item) == 2 and all(type(i) is int for i in item):
-        (row, column), (rows, columns) = item, cfg.grid
+    if (position := as_index(item)) is not None:
+        return [_checked(position, cfg.n_ctx, 0, f"position {position}")]
+    place = as_indices(item) if isinstance(item, tuple) else None
+    if place is not None and len(place) == 2:
+        (row, column), (rows, columns) = place, cfg.grid
         if not (0 <= row < rows and 0 <= column < columns):
             raise InterventionError(
                 f"patch (row {row}, column {column}) lies outside the grid of {rows} rows and {columns} columns"

@@ -1,0 +1,60 @@
+"""Many images through a model, a batch at a time."""
+
+__all__ = ["batch_starts", "pixel_batches", "several"]
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_lens.errors import VitLensError
+from vit_lens.model import HookedViT
+
+
+def several(images: Any) -> Any:
+    """Return images as something with a length: a list, a tuple or pixels with a batch axis; one alone in a list."""
+    if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
+        return [images]
+    return images
+
+
+def batch_starts(n: int, batch_size: int) -> range:
+    """Return where batches of ``n`` images start.
+
+    Raises:
+        VitLensError: A batch would hold no image.
+    """
+    if batch_size < 1:
+        raise VitLensError(f"batch_size={batch_size}; a batch holds at least one image")
+    return range(0, n, batch_size)
+
+
+def pixel_batches(
+    model: HookedViT, images: Any, batch_size: int, *, label: str, progress: bool, ends: Sequence[int] = ()
+) -> Iterator[tuple[int, Float[Tensor, "batch channel height width"]]]:
+    """Give preprocessed pixels, and the index of the first image of each batch.
+
+    Args:
+        model: The model, which preprocesses what is no tensor.
+        images: Of :func:`several`.
+        batch_size: Images in one batch.
+        label: Of the bar.
+        progress: Show a bar.
+        ends: Numbers of images at which a batch ends early.
+
+    Raises:
+        ImageError: An image cannot be read.
+        VitLensError: A batch would hold no image.
+    """
+    n = len(images)
+    parts = [
+        (first + start, min(first + start + batch_size, stop))
+        for first, stop in pairwise([0, *sorted(ends), n])
+        for start in batch_starts(stop - first, batch_size)
+    ]
+    for start, stop in tqdm(parts, desc=label, disable=not progress):
+        batch = images[start:stop]
+        yield start, batch if isinstance(batch, Tensor) else model.preprocess(batch)
