@@ -24,8 +24,16 @@ DOORS = {
     "plotly": {"figures"},
     "jinja2": {"report"},
     "pandas": {
-        "verification", "reference", "attribution", "interventions", "readouts", "records", "sweeping", "figures",
-        "report", "cli",
+        "verification",
+        "reference",
+        "attribution",
+        "interventions",
+        "readouts",
+        "records",
+        "sweeping",
+        "figures",
+        "report",
+        "cli",
     },
     "typer": {"cli"},
     "pickle": {"pretrained"},  # for the name of the error that torch.load(weights_only=True) raises
