@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
     "axes", "errors", "config", "names", "tokens", "identity", "files", "images", "hooking", "convert", "pretrained",
-    "texts", "layers", "cache", "caching", "weights", "weight_processing", "verification", "model", "batches",
-    "reference", "attribution", "interventions", "lenses", "readouts", "decoders", "metrics", "records", "sweeping",
-    "figures", "report", "mini", "doctor", "cli",
+    "texts", "inputs", "layers", "cache", "caching", "weights", "vocabulary", "weight_processing", "verification",
+    "model", "batches", "reference", "attribution", "interventions", "lenses", "readouts", "decoders", "metrics",
+    "records", "sweeping", "figures", "report", "mini", "doctor", "cli",
 ]  # fmt: skip
 DOORS = {
     "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -17,15 +17,16 @@ from vit_lens.config import HookedViTConfig
 from vit_lens.errors import PreprocessError, VitLensError
 from vit_lens.identity import aliases, fingerprint
 from vit_lens.images import PreprocessSpec, preprocess
+from vit_lens.inputs import check_input, whole_mask
 from vit_lens.layers import AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock, Unembed
 from vit_lens.pretrained import TowerSource, read_module, read_pretrained
-from vit_lens.texts import TextBank
 from vit_lens.verification import Verification, verify
+from vit_lens.vocabulary import Vocabulary
 from vit_lens.weight_processing import WeightProcessing, process_model
 from vit_lens.weights import StackedWeights
 
 
-class HookedViT(CachingRootModule, StackedWeights):
+class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
     """A vision tower: pixels in, image embedding out, every step a hook point.
 
     Hook points, in the order in which they fire (B images, T tokens, H heads; those of ``attn_pool`` exist where
@@ -95,7 +96,6 @@ class HookedViT(CachingRootModule, StackedWeights):
         self._encoder_id = encoder_id
         self._fingerprint: tuple[tuple | None, str] | None = None
         self._loaded: tuple | None = None
-        self._vocabulary: TextBank | None = None
         self.embed = Embed(cfg)
         self.hook_embed_raw = HookPoint()
         self.pos_embed = PosEmbed(cfg)
@@ -309,65 +309,6 @@ class HookedViT(CachingRootModule, StackedWeights):
         """
         return verify(self, source, tag=tag, revision=revision, cache_dir=cache_dir, images=images, dtypes=dtypes)
 
-    # ---- captions stand where a language model has its vocabulary -----------------------------------------
-
-    @property
-    def vocabulary(self) -> TextBank | None:
-        """Captions that :meth:`to_single_token` and the cache's ``logit_attrs`` and ``logit_lens`` know.
-
-        Raises:
-            VitLensError: On setting captions that were embedded for another encoder.
-        """
-        return self._vocabulary
-
-    @vocabulary.setter
-    def vocabulary(self, bank: TextBank | None) -> None:
-        if bank is not None and not isinstance(bank, TextBank):
-            raise VitLensError(f"a vocabulary is a TextBank, not {type(bank).__name__}: TextBank.from_open_clip(...)")
-        self._vocabulary = None if bank is None else bank.check(self)
-
-    def to_tokens(self, pixels: Any, prepend_bos: bool = True) -> Any:
-        """Return the input as it is: TransformerLens' tools ask for tokens, and an image model reads pixels.
-
-        ``prepend_bos`` is theirs too; images have no such token.
-        """
-        return pixels
-
-    def to_single_token(self, caption: str) -> int:
-        """Return the index of a caption of the :attr:`vocabulary`.
-
-        Raises:
-            VitLensError: There is no vocabulary, or no such caption.
-        """
-        if self.vocabulary is None:
-            raise VitLensError(
-                f"{caption!r} needs a vocabulary: model.vocabulary = TextBank.from_open_clip(name, tag, captions)"
-            )
-        return self.vocabulary.index(caption)
-
-    def tokens_to_residual_directions(self, tokens: int | str | Tensor) -> Float[Tensor, "*tokens d_pooled"]:
-        """Return the directions that the projection reads as captions, or as dimensions of the embedding.
-
-        With a :attr:`vocabulary`, ``W_U`` times the caption's text embedding of unit norm: a dot product with it
-        is the cosine times the norm of the image embedding. Without one, the columns of ``W_U``.
-
-        Args:
-            tokens: A caption, or indices of any shape.
-
-        Raises:
-            VitLensError: A caption is unknown, or an index out of range.
-        """
-        index = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
-        if index.is_floating_point() or index.dtype == torch.bool:
-            raise VitLensError(f"tokens of dtype {index.dtype}; expected whole numbers or a caption")
-        table = self.W_U.T
-        if self.vocabulary is not None:
-            table = self.vocabulary.unit.to(table) @ table
-        if (outside := index[(index < 0) | (index >= len(table))]).numel():
-            what = "dimensions of the embedding" if self.vocabulary is None else "captions"
-            raise VitLensError(f"token {int(outside.flatten()[0])}: there are {len(table)} {what}, counted from 0")
-        return table[index.to(table.device)]
-
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
@@ -444,12 +385,12 @@ class HookedViT(CachingRootModule, StackedWeights):
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
         self.check_reach(start_at_layer, stop_at_layer)
         if start_at_layer is None:
-            self._check_input(pixels, (3, *self.cfg.image_size))
+            check_input(pixels, (3, *self.cfg.image_size), self.embed.W_E)
             resid = self._embed(pixels)
         else:
-            self._check_input(pixels, (self.cfg.n_ctx, self.cfg.d_model))
+            check_input(pixels, (self.cfg.n_ctx, self.cfg.d_model), self.embed.W_E)
             resid = pixels
-        mask = None if mask is None else self._whole_mask(mask, len(resid))
+        mask = None if mask is None else whole_mask(mask, len(resid), self.cfg)
         for layer in blocks:
             resid = self.blocks[layer](resid, mask)
         return resid if stop_at_layer is not None else self._read_out(resid)
@@ -473,46 +414,6 @@ class HookedViT(CachingRootModule, StackedWeights):
         if self.attn_pool is not None:
             return self.attn_pool(x)
         return x[:, 0] if self.cfg.pool == "cls" else x[:, self.cfg.n_prefix :].mean(1)
-
-    def _whole_mask(self, mask: Tensor, batch: int) -> Bool[Tensor, "#batch #head pos pos"]:
-        n_heads, n_ctx = self.cfg.n_heads, self.cfg.n_ctx
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else None
-        whole = (1, 1, *shape) if shape and len(shape) == 2 else shape
-        if (
-            whole is None
-            or len(whole) != 4
-            or (whole[0] not in (1, batch) or whole[1] not in (1, n_heads))
-            or whole[2:] != (n_ctx, n_ctx)
-            or mask.dtype != torch.bool
-        ):
-            given = f"{shape} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise VitLensError(
-                f"mask of {given}; expected bool of shape ({n_ctx}, {n_ctx}) or ({batch} or 1, {n_heads} or 1, "
-                f"{n_ctx}, {n_ctx}), True where a query (third axis) may look at a key"
-            )
-        if not torch.compiler.is_compiling() and not mask.is_meta and not mask.any(-1).all():
-            raise VitLensError("mask leaves a query no key to look at: give every row at least one True")
-        return mask.reshape(whole)
-
-    def _check_input(self, x: Tensor, expected: tuple[int, ...]) -> None:
-        name, advice = "pixels", "model.preprocess(images) gives the right ones"
-        if len(expected) == 2:
-            name, advice = "a residual stream", "with start_at_layer, give what entered that block: [batch pos d_model]"
-        if not isinstance(x, Tensor):
-            raise PreprocessError(f"expected a tensor of {name}, got {type(x).__name__}; {advice}")
-        if tuple(x.shape[1:]) != expected or not len(x):
-            raise PreprocessError(
-                f"{name} of shape {tuple(x.shape)}; expected (batch, {', '.join(map(str, expected))}); {advice}"
-            )
-        if x.dtype != self.dtype or x.device != self.device:
-            raise PreprocessError(
-                f"{name} of dtype {x.dtype} on {x.device}; the model is {self.dtype} on {self.device}; {advice}"
-            )
-        if torch.compiler.is_compiling() or x.is_meta:
-            return
-        finite = torch.isfinite(x).flatten(1).all(1)
-        if not finite.all():
-            raise PreprocessError(f"image {int((~finite).nonzero()[0])} holds NaN or infinite {name.split()[-1]}")
 
     # ---- images -----------------------------------------------------------------------------------------
 

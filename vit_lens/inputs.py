@@ -1,0 +1,67 @@
+"""What a model is given: pixels, a residual stream, a mask; checked before anything runs."""
+
+__all__ = ["check_input", "whole_mask"]
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import PreprocessError, VitLensError
+
+
+def whole_mask(mask: Tensor, batch: int, cfg: HookedViTConfig) -> Bool[Tensor, "#batch #head pos pos"]:
+    """Return a mask as [batch or 1, head or 1, pos, pos]: True where a query (third axis) may look at a key.
+
+    Raises:
+        VitLensError: It is of another shape or dtype, or leaves a query nothing to look at.
+    """
+    n_heads, n_ctx = cfg.n_heads, cfg.n_ctx
+    shape = tuple(mask.shape) if isinstance(mask, Tensor) else None
+    whole = (1, 1, *shape) if shape and len(shape) == 2 else shape
+    if (
+        whole is None
+        or len(whole) != 4
+        or (whole[0] not in (1, batch) or whole[1] not in (1, n_heads))
+        or whole[2:] != (n_ctx, n_ctx)
+        or mask.dtype != torch.bool
+    ):
+        given = f"{shape} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise VitLensError(
+            f"mask of {given}; expected bool of shape ({n_ctx}, {n_ctx}) or ({batch} or 1, {n_heads} or 1, "
+            f"{n_ctx}, {n_ctx}), True where a query (third axis) may look at a key"
+        )
+    if not torch.compiler.is_compiling() and not mask.is_meta and not mask.any(-1).all():
+        raise VitLensError("mask leaves a query no key to look at: give every row at least one True")
+    return mask.reshape(whole)
+
+
+def check_input(x: Tensor, expected: tuple[int, ...], like: Tensor) -> None:
+    """Raise unless ``x`` holds whole pixels, or a residual stream, of the dtype and device of ``like``.
+
+    Args:
+        x: What was given.
+        expected: Its shape but for the batch: (channel, height, width), or (pos, d_model).
+        like: A weight of the model.
+
+    Raises:
+        PreprocessError: It does not; the message says what was expected.
+    """
+    name, advice = "pixels", "model.preprocess(images) gives the right ones"
+    if len(expected) == 2:
+        name, advice = "a residual stream", "with start_at_layer, give what entered that block: [batch pos d_model]"
+    if not isinstance(x, Tensor):
+        raise PreprocessError(f"expected a tensor of {name}, got {type(x).__name__}; {advice}")
+    if tuple(x.shape[1:]) != expected or not len(x):
+        raise PreprocessError(
+            f"{name} of shape {tuple(x.shape)}; expected (batch, {', '.join(map(str, expected))}); {advice}"
+        )
+    if x.dtype != like.dtype or x.device != like.device:
+        raise PreprocessError(
+            f"{name} of dtype {x.dtype} on {x.device}; the model is {like.dtype} on {like.device}; {advice}"
+        )
+    if torch.compiler.is_compiling() or x.is_meta:
+        return
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not finite.all():
+        raise PreprocessError(f"image {int((~finite).nonzero()[0])} holds NaN or infinite {name.split()[-1]}")
