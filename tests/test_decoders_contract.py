@@ -191,3 +191,16 @@ def test_pictures_that_are_not_finite_are_refused():
     torch.nn.init.constant_(movq.decoder.conv_out.bias, float("nan"))
     with pytest.raises(DecoderError, match=r"UNet in torch\.float32.*try dtype=torch\.bfloat16"):
         decode(KandinskyDecoder(unet, movq, scheduler, encoder=None))
+
+
+def test_an_encoder_that_was_changed_since_is_named(hf_tower):
+
+    from vit_lens import HookedViT
+    from vit_lens.decoders.contract import check_encoder
+
+    model = HookedViT.from_module(hf_tower, encoder_id="test/tower")
+    check_encoder("a decoder", "test/tower", model)
+    with torch.no_grad():
+        model.blocks[1].mlp.W_out.mul_(2)
+    with pytest.warns(UserWarning, match="changed since it was loaded as test/tower"):
+        check_encoder("a decoder", "test/tower", model)

@@ -218,6 +218,7 @@ def refused_by_attribution():
         "early neurons": (lambda at, m, c, b: at.split_embedding(c, start_layer=2, neuron_layers=[1]),
                           "LensError", r"stays in the one term L2.resid_pre"),
         "hooks of layer 99": (lambda at, m, c, b: at.hook_names(m, tokens=True, layers=[99]), "LensError", "0 to 2"),
+        "layers of no tokens": (lambda at, m, c, b: at.hook_names(m, layers=[1]), "LensError", "nothing to restrict"),
         "neurons of layer 99": (lambda at, m, c, b: at.hook_names(m, neuron_layers=[99]), "LensError", "layer 99"),
         "layer True": (lambda at, m, c, b: at.token_parts(c, layers=[True]), "LensError", r"\[True\]: expected whole"),
         "layer 1.0": (lambda at, m, c, b: at.token_parts(c, layers=1.0), "LensError", "expected whole numbers"),
@@ -387,3 +388,12 @@ def test_mini_does_not_tell_capitals_apart(errors):
 
     with pytest.raises(errors.TextError, match="'a star' and 'A Star' are the same tokens"):
         TextBank.mini(["a star", "A Star", "a heart"])
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_a_model_name_is_a_text_or_a_path(name):
+    from vit_lens import HookedViT
+    from vit_lens.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match='expected "mini"'):
+        HookedViT.from_pretrained(name)

@@ -214,9 +214,11 @@ def hook_names(
         layers: Restrict the hooks of ``tokens`` to these layers; None means all.
 
     Raises:
-        LensError: A layer is out of range.
+        LensError: A layer is out of range, or ``layers`` without ``tokens`` would have no effect.
     """
     cfg = model.cfg
+    if layers is not None and not tokens:
+        raise LensError("layers= restricts the hooks of tokens=True; without it there is nothing to restrict")
     neuron_layers = check_layers(cfg, neuron_layers)
     layers = range(cfg.n_layers) if layers is None else check_layers(cfg, layers)
     names = {*_EMBEDS, "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post", "hook_image_embeds"}

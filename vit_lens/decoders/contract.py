@@ -14,6 +14,7 @@ __all__ = [
     "encoder_id_of",
 ]
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -116,7 +117,7 @@ def agreed_encoder(decoder_id: str, declared: str | None, said: EncoderRef | Non
 
 
 def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
-    """Refuse an encoder that a decoder was not made for.
+    """Refuse an encoder that a decoder was not made for; warn of one whose weights were changed since.
 
     Raises:
         ContractError: the ids name different weights.
@@ -128,6 +129,12 @@ def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
             f"come from {given_id!r}; use that encoder, or the decoder of this one. If they are that encoder's weights "
             "in memory, or a fine-tune that keeps its embedding space, say so: HookedViT.from_module(tower, "
             f"encoder_id={canonical_encoder_id(made_for)!r})"
+        )
+    if getattr(given, "edited", False):
+        warnings.warn(
+            f"the encoder's weights were changed since it was loaded as {given_id}; decoder {decoder_id} was made for "
+            "that one, and may misread what this one writes",
+            stacklevel=2,
         )
 
 

@@ -112,6 +112,8 @@ def resolve_name(
     Raises:
         CheckpointError: The name is unknown or ambiguous, or has no tag where it needs one.
     """
+    if not isinstance(name, (str, Path)):
+        raise CheckpointError(f"name={name!r} is a {type(name).__name__}; expected {_FORMS}")
     model, found_tag = _open_clip_name(name, tag)
     if model is not None:
         if revision is not None:
