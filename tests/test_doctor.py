@@ -179,6 +179,7 @@ def test_the_embedded_pair_is_sound():
 # ---- one corruption at a time -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the encoder's weights were changed")
 def test_one_wrong_weight_in_a_block(pair, monkeypatch):
     from vit_lens import HookedViT
 
@@ -193,6 +194,7 @@ def test_one_wrong_weight_in_a_block(pair, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["pos_embed.W_pos", "unembed.W_U"])
+@pytest.mark.filterwarnings("ignore:the encoder's weights were changed")
 def test_one_wrong_weight_outside_the_blocks(pair, monkeypatch, part):
     from vit_lens import HookedViT
 
