@@ -12,7 +12,7 @@ ROOMS = [
     "axes", "errors", "config", "names", "tokens", "identity", "files", "images", "hooking", "convert", "pretrained",
     "texts", "inputs", "layers", "cache", "caching", "weights", "vocabulary", "weight_processing", "verification",
     "model", "batches", "reference", "attribution", "interventions", "lenses", "readouts", "decoders", "metrics",
-    "records", "sweeping", "figures", "report", "mini", "doctor", "cli",
+    "records", "sweeping", "figures", "report", "studies", "mini", "doctor", "cli",
 ]  # fmt: skip
 DOORS = {
     "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself
@@ -33,8 +33,10 @@ DOORS = {
         "sweeping",
         "figures",
         "report",
+        "studies",
         "cli",
     },
+    "scipy": {"studies"},
     "typer": {"cli"},
     "pickle": {"pretrained"},  # for the name of the error that torch.load(weights_only=True) raises
 }

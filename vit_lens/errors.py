@@ -14,6 +14,7 @@ __all__ = [
     "PreprocessError",
     "RecordError",
     "ReferenceMismatchError",
+    "StudyError",
     "TextError",
     "UnfiredHookError",
     "UnknownHookError",
@@ -73,6 +74,10 @@ class PreprocessError(VitLensError):
 
 class LensError(VitLensError):
     """A lens was asked for something it does not define."""
+
+
+class StudyError(VitLensError):
+    """A study cannot be made: too few or overlapping images, no judge or captions, a result of another kind."""
 
 
 class InterventionError(VitLensError):

@@ -1,6 +1,6 @@
 """Pure scores of embeddings, and the meaning and range of every number that a record holds."""
 
-__all__ = ["DRAWN_THRESHOLD", "NUMBERS", "Number", "cosine"]
+__all__ = ["DRAWN_THRESHOLD", "NUMBERS", "Number", "cosine", "leak_index"]
 
 from dataclasses import dataclass
 
@@ -64,3 +64,11 @@ def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Floa
     a, b = a.double(), b.double()
     product = (a * b).sum(-1)
     return (product / (a.norm(dim=-1) * b.norm(dim=-1))).clamp(-1.0, 1.0)
+
+
+def leak_index(control: float, site: float) -> float | None:
+    """Return S(control) / S(site), S the centred similarity to the input; None ("undefined") where S(site) <= 0.
+
+    Near 0: what resembles the input came from the site. Near 1: a random direction of equal norm resembles it as much.
+    """
+    return None if site <= 0 else control / site

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vit_lens.cli.options import Device, Dtype, parse_lens, split_list, torch_device, torch_dtype
+from vit_lens.cli.options import Device, Dtype, split_list, torch_device, torch_dtype
 from vit_lens.cli.sweeps import Model, QuickGelu, Tag
 from vit_lens.errors import TextError, VitLensError
 
@@ -50,6 +50,7 @@ def readout(
     """Name what every layer or head says, by captions and by your own images; no decoder is needed."""
     from vit_lens import HookedViT, ReferenceMeans, Site
     from vit_lens.images import find_images
+    from vit_lens.lenses import parse_lens
     from vit_lens.readouts import Gallery, ReadoutMeans
 
     if captions is None and model != "mini" and gallery is None:

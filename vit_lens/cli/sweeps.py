@@ -15,7 +15,6 @@ import typer
 from vit_lens.cli.options import (
     DEFAULT_LENSES,
     Device,
-    parse_lens,
     parse_shard,
     split_list,
     torch_device,
@@ -147,6 +146,7 @@ def sweep(
     from vit_lens import HookedViT, KandinskyDecoder, ReferenceMeans, Site
     from vit_lens.identity import MINI_ENCODER
     from vit_lens.images import find_images
+    from vit_lens.lenses import parse_lens
     from vit_lens.mini.shipped import mini_labels
     from vit_lens.readouts import Gallery
     from vit_lens.sweeping import sweep as run

@@ -1,6 +1,6 @@
 """What ships with the package beside the pair's weights: sample images, and words for embeddings."""
 
-__all__ = ["PAIR", "mini_labels", "sample_images"]
+__all__ = ["JUDGE", "PAIR", "mini_labels", "sample_images"]
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from vit_lens.texts import ZeroShotLabels
 
 _HERE = Path(__file__).parent
 PAIR = _HERE / "pair"
+JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
 
 
 def sample_images() -> list[Path]:

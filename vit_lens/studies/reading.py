@@ -1,0 +1,86 @@
+"""Lens embeddings and their similarity to the input, for many images, sites and lenses at once."""
+
+__all__ = ["caches", "centred_similarity", "left_out_centred", "read_lens", "similarity"]
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.lenses import Lens
+from vit_lens.metrics import cosine
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+
+_BATCH = 64
+
+
+@torch.no_grad()
+def caches(
+    model: HookedViT, pixels: Float[Tensor, "image channel height width"], batch_size: int = _BATCH
+) -> Iterator[ViTActivationCache]:
+    """Give the read-out caches of the images, a batch at a time."""
+    for some in pixels.split(batch_size):
+        yield model.run_with_cache(some, rows="readout")[1]
+
+
+@torch.no_grad()
+def read_lens(
+    model: HookedViT,
+    pixels: Float[Tensor, "image channel height width"],
+    lens: Lens,
+    sites: list[Site],
+    *,
+    how: Callable[[ViTActivationCache], Tensor] | None = None,
+) -> Float[Tensor, "image site d_embed"]:
+    """Return the lens embedding of every site for every image.
+
+    Args:
+        model: The model.
+        pixels: Images.
+        lens: The lens.
+        sites: On which it is defined.
+        how: What to take of each cache instead, such as ``lambda cache: lens.placebo(cache, sites, generator=g)``.
+    """
+    take = how or (lambda cache: lens.embed(cache, sites))
+    return torch.cat([take(cache).float().cpu() for cache in caches(model, pixels)])
+
+
+def similarity(
+    embeds: Float[Tensor, "image site d_embed"], clean: Float[Tensor, "image d_embed"]
+) -> Float[Tensor, "image site"]:
+    """Return the raw similarity to the input: the cosine with the input's embedding."""
+    return cosine(embeds, clean[:, None].to(embeds))
+
+
+def centred_similarity(
+    embeds: Float[Tensor, "image site d_embed"],
+    clean: Float[Tensor, "image d_embed"],
+    site_means: Float[Tensor, "#image site d_embed"],
+    clean_mean: Float[Tensor, "*#image d_embed"],
+) -> Float[Tensor, "image site"]:
+    """Return the centred similarity S: the cosine after a mean over other images is taken from both.
+
+    What all images share, and what a site says of every image, does not count. 0 where a site says nothing of its
+    own (its deviation is zero).
+
+    Args:
+        embeds: Lens embeddings.
+        clean: The inputs' embeddings.
+        site_means: Of lens embeddings, over other images.
+        clean_mean: Of inputs' embeddings, over other images.
+    """
+    found = cosine(embeds - site_means.to(embeds), (clean - clean_mean.to(clean))[:, None].to(embeds))
+    return found.nan_to_num(0.0)
+
+
+def left_out_centred(
+    embeds: Float[Tensor, "image site d_embed"], clean: Float[Tensor, "image d_embed"]
+) -> Float[Tensor, "image site"]:
+    """Return S with means over the other images of the same set: for pictures, of which there is no other set."""
+    n = len(embeds)
+    means = (embeds.sum(0, keepdim=True) - embeds) / (n - 1)
+    clean_means = (clean.sum(0, keepdim=True) - clean) / (n - 1)
+    return centred_similarity(embeds, clean, means, clean_means)

@@ -1,0 +1,210 @@
+"""What a study found: scores beside their intervals, nulls and controls, with what is needed to make it again."""
+
+__all__ = ["Null", "Score", "StudyResult", "load_result"]
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_lens import __version__
+from vit_lens.errors import StudyError
+from vit_lens.files import make_directory, write_atomic
+from vit_lens.studies.statistics import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMAT = "vit_lens.study.1"
+_PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", "scipy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null:
+    """What a score is when the lens has nothing to say: the mean and the 95% band of its draws."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n_draws: int
+
+    @classmethod
+    def of(cls, draws: Sequence[float | None]) -> "Null":
+        """Summarise draws; undefined ones are left out and not counted."""
+        known = [x for x in draws if x is not None and math.isfinite(x)]
+        if not known:
+            return cls(mean=None, low=None, high=None, n_draws=0)
+        low, high = (float(x) for x in np.quantile(known, [0.025, 0.975]))
+        return cls(mean=float(np.mean(known)), low=low, high=high, n_draws=len(known))
+
+    def __str__(self) -> str:
+        if self.mean is None or self.low is None or self.high is None:
+            return "undefined"
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] ({self.n_draws} draws)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number of a study, with everything that says whether it means something.
+
+    Attributes:
+        measure: What was measured, in words that stay the same over encoders.
+        reading: Lens with its strength, as the command line spells it, or the baseline's name.
+        level: ``embedding`` (before decoding) or ``decoded`` (read off pictures).
+        estimate: Value and interval.
+        n: Units that the interval is over.
+        unit: What those are: images, pairs, sites.
+        nulls: By name, such as ``equal-norm placebo``.
+        controls: Single numbers by name, such as ``same site, other image``.
+    """
+
+    measure: str
+    reading: str
+    level: str
+    estimate: Estimate
+    n: int
+    unit: str
+    nulls: Mapping[str, Null] = field(default_factory=dict)
+    controls: Mapping[str, float | None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.reading}, {self.level}: {self.estimate} (n = {self.n} {self.unit})"]
+        parts += [f"null, {name}: {null}" for name, null in self.nulls.items()]
+        parts += [f"{name}: {'undefined' if x is None else f'{x:+.2f}'}" for name, x in self.controls.items()]
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """A study of one encoder.
+
+    Attributes:
+        study: ``content``, ``importance``, ``overlay``, ``planted``, ``faithfulness`` or ``pool``.
+        setup: Model, decoder, judge, images, seeds, decoder settings: see ``StudySetup.describe``.
+        options: The study's own settings.
+        scores: What it found.
+        tables: Further tables by name, as lists of rows: per site, per attribute, per step.
+        notes: What a reader must know.
+        command: How to make it again.
+    """
+
+    study: str
+    setup: Mapping[str, Any]
+    options: Mapping[str, Any]
+    scores: tuple[Score, ...]
+    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    command: str | None = None
+
+    def frame(self, table: str | None = None) -> "pd.DataFrame":
+        """Return the scores, or one of the tables, as a table.
+
+        Raises:
+            StudyError: There is no such table.
+        """
+        import pandas as pd
+
+        if table is not None:
+            if table not in self.tables:
+                raise StudyError(f"no table {table!r} in this result; it has {', '.join(self.tables) or 'none'}")
+            return pd.DataFrame(self.tables[table])
+        return pd.DataFrame([_flat(score) for score in self.scores])
+
+    def score(self, measure: str, reading: str, level: str) -> Score:
+        """Return one score.
+
+        Raises:
+            StudyError: There is none, or more than one.
+        """
+        wanted = (measure, reading, level)
+        found = [s for s in self.scores if (s.measure, s.reading, s.level) == wanted]
+        if len(found) != 1:
+            raise StudyError(f"{len(found)} scores are {wanted}; there are {sorted({s.measure for s in self.scores})}")
+        return found[0]
+
+    def __str__(self) -> str:
+        lines = [f"study {self.study}: {self.setup.get('encoder', '')}, seed {self.setup.get('seed', '')}"]
+        for measure in dict.fromkeys(score.measure for score in self.scores):
+            lines += ["", measure]
+            lines += [f"  {score}" for score in self.scores if score.measure == measure]
+        return "\n".join([*lines, "", *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, None where something is undefined."""
+        return {
+            "format": _FORMAT, "study": self.study, "command": self.command, "setup": dict(self.setup),
+            "options": dict(self.options), "machine": _machine(), "versions": _versions(),
+            "scores": [asdict(score) for score in self.scores], "tables": dict(self.tables), "notes": list(self.notes),
+        }  # fmt: skip
+
+    def save(self, directory: Path) -> Path:
+        """Write ``result.json`` and ``scores.csv``, and every table as ``<name>.csv``; returns the JSON's path.
+
+        Raises:
+            OutputError: They cannot be written.
+            StudyError: A number is nan or infinite, which would say nothing about why.
+        """
+        make_directory(directory)
+        try:
+            text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        except ValueError as error:
+            raise StudyError(f"a number of study {self.study} is not finite ({error}); say None and why") from error
+        write_atomic(directory / "scores.csv", self.frame().to_csv(index=False).encode())
+        for name in self.tables:
+            write_atomic(directory / f"{name}.csv", self.frame(name).to_csv(index=False).encode())
+        write_atomic(directory / "result.json", (text + "\n").encode())
+        return directory / "result.json"
+
+
+def load_result(path: Path) -> StudyResult:
+    """Read what :meth:`StudyResult.save` wrote.
+
+    Raises:
+        StudyError: The file is missing, damaged or something else.
+    """
+    path = path / "result.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != _FORMAT:
+            raise StudyError(f"{path} has format {found['format']!r}, expected {_FORMAT!r}; run the study again")
+        scores = tuple(_score(row) for row in found["scores"])
+        return StudyResult(
+            study=found["study"], setup=found["setup"], options=found["options"], scores=scores,
+            tables=found["tables"], notes=tuple(found["notes"]), command=found["command"],
+        )  # fmt: skip
+    except OSError as error:
+        raise StudyError(f"no result of a study at {path} ({error.strerror}); give the folder of a study") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, StudyError):
+            raise
+        raise StudyError(f"{path} is not a result of a study ({error!r}); run the study again") from error
+
+
+def _score(row: dict[str, Any]) -> Score:
+    nulls = {name: Null(**null) for name, null in row.pop("nulls").items()}
+    return Score(**{**row, "estimate": Estimate(**row["estimate"]), "nulls": nulls})
+
+
+def _flat(score: Score) -> dict[str, Any]:
+    row: dict[str, Any] = {"measure": score.measure, "reading": score.reading, "level": score.level}
+    row |= {"value": score.estimate.value, "low": score.estimate.low, "high": score.estimate.high}
+    row |= {"n": score.n, "unit": score.unit, "why": score.estimate.why}
+    for name, null in score.nulls.items():
+        row |= {f"{name}: mean": null.mean, f"{name}: low": null.low, f"{name}: high": null.high}
+    return row | dict(score.controls)
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    return {"platform": platform.platform(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+
+
+def _versions() -> dict[str, str]:
+    return {"vit_lens": __version__, "python": platform.python_version()} | {name: version(name) for name in _PACKAGES}

@@ -1,0 +1,136 @@
+"""The few statistics that studies rest on; what is not defined is None with a reason, never nan."""
+
+__all__ = [
+    "MIN_FOR_INTERVAL",
+    "Estimate",
+    "across_encoders",
+    "auc",
+    "bootstrap",
+    "mean_interval",
+    "partial_spearman",
+    "spearman",
+    "within_rows",
+]
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+MIN_FOR_INTERVAL = 5
+"""Fewer images (or pairs) than this give a value without an interval."""
+
+_LEVEL = 0.95
+_FLAT = 1e-12  # a spread below this share of the values is rounding
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval; ``why`` says what is missing where something is None."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    why: str | None = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"undefined ({self.why})"
+        if self.low is None or self.high is None:
+            return f"{self.value:+.2f}"
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def spearman(a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"]) -> float | None:
+    """Return Spearman's correlation; None for fewer than three values, constant ones or ones that are not finite."""
+    if len(a) < 3 or _is_constant(a) or _is_constant(b):
+        return None
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+
+
+def partial_spearman(
+    a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"], given: Sequence[Float[np.ndarray, " site"]]
+) -> float | None:
+    """Return the correlation of the ranks of ``a`` and ``b`` after those of ``given`` are regressed out of both.
+
+    None where a rank is constant or ``given`` explains one of them whole.
+    """
+    if len(a) < len(given) + 3 or any(_is_constant(x) for x in (a, b, *given)):
+        return None
+    ranks = [stats.rankdata(x) for x in (a, b, *given)]
+    design = np.stack([np.ones(len(a)), *ranks[2:]], axis=1)
+    left = [rank - design @ np.linalg.lstsq(design, rank, rcond=None)[0] for rank in ranks[:2]]
+    if any(np.linalg.norm(x) < 1e-9 * np.linalg.norm(rank) for x, rank in zip(left, ranks[:2], strict=True)):
+        return None
+    return float(np.corrcoef(left[0], left[1])[0, 1])
+
+
+def within_rows(
+    a: Float[np.ndarray, "site attribute"], b: Float[np.ndarray, "site attribute"]
+) -> Float[np.ndarray, " site"]:
+    """Return each site's Spearman correlation across attributes; nan where it is undefined, for the caller to count."""
+    found = [spearman(x, y) for x, y in zip(a, b, strict=True)]
+    return np.array([math.nan if value is None else value for value in found])
+
+
+def auc(scores: Float[np.ndarray, " site"], positive: Bool[np.ndarray, " site"]) -> float | None:
+    """Return the chance that a positive site scores above a negative one (ties count half); None without both."""
+    if not positive.any() or positive.all() or not np.isfinite(scores).all():
+        return None
+    ranks = stats.rankdata(scores)
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def bootstrap(
+    statistic: Callable[[Int[np.ndarray, " image"]], float | None], n: int, *, seed: int, n_draws: int = 1000
+) -> Estimate:
+    """Return a statistic of all images and its percentile interval over images drawn with replacement.
+
+    Args:
+        statistic: Of the indices of images; None where it is undefined.
+        n: Images.
+        seed: Of the draws.
+        n_draws: Their number.
+    """
+    value = statistic(np.arange(n))
+    if value is None:
+        return Estimate(None, why="constant or missing scores")
+    if n < MIN_FOR_INTERVAL:
+        return Estimate(value, why=f"{n} images give no interval; {MIN_FOR_INTERVAL} do")
+    generator = np.random.default_rng(seed)
+    drawn = [statistic(generator.integers(n, size=n)) for _ in range(n_draws)]
+    known = [x for x in drawn if x is not None]
+    if len(known) < 0.9 * n_draws:
+        return Estimate(value, why=f"undefined in {n_draws - len(known)} of {n_draws} resamples")
+    low, high = np.quantile(known, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def mean_interval(values: Float[np.ndarray, " image"], *, seed: int) -> Estimate:
+    """Return the mean of the finite values and its bootstrap interval."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return Estimate(None, why="no defined value")
+    return bootstrap(lambda rows: float(known[rows].mean()), len(known), seed=seed)
+
+
+def across_encoders(values: Sequence[float]) -> Estimate:
+    """Return the mean over encoders and its 95% interval by Student's t: the encoder is the unit of inference."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return Estimate(None, why="undefined for every encoder")
+    mean = float(np.mean(known))
+    if len(known) < 2:
+        return Estimate(mean, why="one encoder gives no interval")
+    reach = float(stats.t.ppf((1 + _LEVEL) / 2, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+    return Estimate(mean, mean - reach, mean + reach)
+
+
+def _is_constant(x: Float[np.ndarray, " site"]) -> bool:
+    if not np.isfinite(x).all():
+        return True
+    return bool(np.ptp(x) <= _FLAT * max(1e-300, float(np.abs(x).max())))
