@@ -14,9 +14,11 @@ __all__ = [
     "StudySetup",
     "load_result",
     "make_setup",
+    "pool",
 ]
 
 from vit_lens.studies.images import StudyImages
 from vit_lens.studies.pictures import Judge, Pictures, Seen
+from vit_lens.studies.pool import pool
 from vit_lens.studies.results import Null, Score, StudyResult, load_result
 from vit_lens.studies.setup import StudySetup, make_setup

@@ -1,0 +1,380 @@
+"""What every study stands on: statistics that say when they are undefined, disjoint images, kept pictures, results."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from vit_lens.errors import StudyError
+from vit_lens.metrics import leak_index
+from vit_lens.studies import Null, Score, StudyImages, StudyResult, load_result, pool
+from vit_lens.studies.reading import centred_similarity, left_out_centred
+from vit_lens.studies.statistics import (
+    Estimate,
+    across_encoders,
+    auc,
+    bootstrap,
+    mean_interval,
+    partial_spearman,
+    spearman,
+    within_rows,
+)
+
+rng = np.random.default_rng(3)
+
+
+# ---- statistics ---------------------------------------------------------------------------------------------
+
+
+def test_spearman_is_scipys_with_ties():
+    a, b = rng.integers(0, 5, 31).astype(float), rng.normal(size=31)
+    assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b)[0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "a", [np.full(9, 0.1) + 1e-17 * np.arange(9), np.full(9, np.nan), np.array([1.0, np.inf, *range(7)])]
+)
+def test_spearman_of_constant_or_broken_scores_is_undefined(a):
+    assert spearman(a, rng.normal(size=9)) is None
+    assert spearman(rng.normal(size=9), a) is None
+
+
+def test_spearman_of_two_values_is_undefined():
+    assert spearman(np.array([1.0, 2.0]), np.array([2.0, 1.0])) is None
+
+
+def test_partial_spearman_is_the_formula_for_one_variable():
+    a, b, c = rng.normal(size=(3, 40))
+    b = b + a + 2 * c
+    ab, ac, bc = spearman(a, b), spearman(a, c), spearman(b, c)
+    expected = (ab - ac * bc) / math.sqrt((1 - ac**2) * (1 - bc**2))
+    assert partial_spearman(a, b, [c]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_partial_spearman_takes_a_common_cause_away():
+    cause = rng.normal(size=2000)
+    a, b = cause + rng.normal(size=2000), cause + rng.normal(size=2000)
+    assert spearman(a, b) > 0.4
+    assert abs(partial_spearman(a, b, [cause])) < 0.08
+
+
+def test_partial_spearman_of_what_is_given_is_undefined():
+    a, b = rng.normal(size=(2, 12))
+    assert partial_spearman(a, b, [a]) is None
+    assert partial_spearman(a, np.ones(12), [b]) is None
+
+
+def test_auc_is_mann_whitney_with_ties():
+    scores, positive = rng.integers(0, 6, 50).astype(float), rng.random(50) < 0.3
+    u = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
+    assert auc(scores, positive) == pytest.approx(u / (positive.sum() * (~positive).sum()), abs=1e-12)
+    assert auc(scores, np.zeros(50, dtype=bool)) is None
+
+
+def test_within_rows_marks_undefined_rows():
+    a = np.stack([rng.normal(size=7), np.ones(7)])
+    found = within_rows(a, rng.normal(size=(2, 7)))
+    assert np.isfinite(found[0]) and np.isnan(found[1])
+
+
+def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
+    inside = 0
+    for trial in range(60):
+        sample = np.random.default_rng(trial).normal(size=40)
+        found = bootstrap(lambda rows, s=sample: float(s[rows].mean()), 40, seed=trial, n_draws=300)
+        inside += found.low <= 0 <= found.high
+    assert 50 <= inside <= 60
+
+
+def test_few_images_give_a_value_without_interval_and_say_so():
+    found = mean_interval(np.array([1.0, 2.0, math.nan, 3.0]), seed=0)
+    assert (found.value, found.low) == (2.0, None) and "3 images give no interval" in found.why
+
+
+def test_undefined_statistics_are_undefined_with_a_reason():
+    assert bootstrap(lambda rows: None, 9, seed=0).why
+    assert str(Estimate(None, why="constant")) == "undefined (constant)"
+    assert mean_interval(np.array([math.nan]), seed=0).value is None
+
+
+def test_across_encoders_is_students_interval():
+    values = [0.2, 0.5, 0.4, 0.3]
+    found = across_encoders(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert across_encoders([0.2]).low is None and across_encoders([]).value is None
+
+
+def test_leak_index_is_undefined_where_the_site_does_not_resemble_the_input():
+    assert leak_index(0.3, 0.6) == 0.5
+    assert leak_index(0.3, 0.0) is None and leak_index(0.3, -0.2) is None
+
+
+# ---- similarity ---------------------------------------------------------------------------------------------
+
+
+def test_centred_similarity_ignores_what_all_images_share():
+    torch.manual_seed(0)
+    clean, embeds = torch.randn(6, 11).double(), torch.randn(6, 4, 11).double()
+    shift, other = 100 * torch.randn(11).double(), 100 * torch.randn(4, 11).double()
+    plain = centred_similarity(embeds, clean, torch.zeros(1, 4, 11).double(), torch.zeros(11).double())
+    moved = centred_similarity(embeds + other, clean + shift, other[None], shift)
+    assert torch.allclose(plain, moved, atol=1e-10)
+    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
+    assert torch.allclose(plain, (unit(embeds) * unit(clean)[:, None]).sum(-1), atol=1e-12)
+
+
+def test_left_out_centring_uses_the_other_images_alone():
+    torch.manual_seed(1)
+    clean, embeds = torch.randn(5, 7).double(), torch.randn(5, 3, 7).double()
+    found = left_out_centred(embeds, clean)
+    for image in range(5):
+        others = [i for i in range(5) if i != image]
+        one = centred_similarity(
+            embeds[image : image + 1], clean[image : image + 1], embeds[others].mean(0)[None], clean[others].mean(0)
+        )
+        assert torch.allclose(found[image], one[0], atol=1e-12)
+
+
+# ---- images -------------------------------------------------------------------------------------------------
+
+
+def pictures(n, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8))
+
+
+def test_sets_that_share_an_image_are_refused():
+    some = pictures(9)
+    with pytest.raises(StudyError, match=r"ablation image 0 .* is the same picture as test image 2"):
+        StudyImages(some[:3], some[3:6], [some[2], some[7]])
+    with pytest.raises(StudyError, match="needs anchor images"):
+        StudyImages(some[:3], [], some[3:])
+
+
+def test_the_same_picture_in_a_file_is_found(tmp_path):
+    from PIL import Image
+
+    some = pictures(4)
+    Image.fromarray(some[0]).save(tmp_path / "copy.png")
+    with pytest.raises(StudyError, match=r"copy\.png"):
+        StudyImages(some[:1], some[1:2], [tmp_path / "copy.png"])
+
+
+def test_split_is_disjoint_and_counts_copies_once():
+    some = pictures(30)
+    found = StudyImages.split(some + some, 6, seed=1)
+    assert (len(found.test), len(found.anchor), len(found.ablation)) == (6, 12, 12)
+    assert not np.array_equal(found.test[0], StudyImages.split(some, 6, seed=2).test[0])
+
+
+def test_too_few_images_to_split_are_refused():
+    with pytest.raises(StudyError, match="20 different images cannot give 6 to test"):
+        StudyImages.split(pictures(20), 6)
+
+
+# ---- results ------------------------------------------------------------------------------------------------
+
+
+def result(value, fingerprint, study="content", **options):
+    estimate = Estimate(value, None if value is None else value - 0.1, None if value is None else value + 0.1)
+    null = Null.of([0.0, 0.1, None])
+    scores = tuple(
+        Score(
+            measure="agreement", reading=reading, level="decoded", n=4, unit="bases", nulls={"placebo": null},
+            controls={"other image": 0.05},
+            estimate=estimate if reading == "diffusion" else Estimate(0.5, 0.4, 0.6),
+        )
+        for reading in ("diffusion", "dsl:alpha=10")
+    )  # fmt: skip
+    setup = {"encoder": f"module@{fingerprint}", "fingerprint": fingerprint, "seed": 0, "lenses": ["diffusion"]}
+    return StudyResult(
+        study=study, setup=setup, options={"n": 4, **options}, scores=scores, tables={"sites": [{"site": "L0H0"}]}
+    )
+
+
+def test_a_result_survives_its_file(tmp_path):
+    before = result(0.3, "a")
+    path = before.save(tmp_path / "out")
+    after = load_result(tmp_path / "out")
+    assert after.scores == before.scores and after.setup == before.setup
+    assert json.loads(path.read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (tmp_path / "out" / "sites.csv").read_text().split() == ["site", "L0H0"]
+    assert "null, placebo: +0.05" in str(after) and "n = 4 bases" in str(after)
+
+
+def test_nan_is_not_written(tmp_path):
+    with pytest.raises(StudyError, match="not finite"):
+        result(math.nan, "a").save(tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_damaged_result_is_refused(tmp_path):
+    path = result(0.3, "a").save(tmp_path)
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(StudyError, match="run the study again"):
+        load_result(tmp_path)
+    with pytest.raises(StudyError, match="no result of a study"):
+        load_result(tmp_path / "nowhere")
+
+
+def test_pooling_takes_the_encoder_as_unit():
+    found = pool([result(0.2, "a"), result(0.3, "b"), result(0.7, "c")])
+    score = found.score("agreement", "diffusion", "decoded")
+    low, high = stats.t.interval(0.95, 2, loc=0.4, scale=stats.sem([0.2, 0.3, 0.7]))
+    assert score.n == 3 and score.unit == "encoders"
+    assert (score.estimate.low, score.estimate.high) == (pytest.approx(low), pytest.approx(high))
+    (row,) = found.tables["differences"]
+    assert (row["reading"], row["minus"]) == ("diffusion", "dsl:alpha=10")
+    low, high = stats.t.interval(0.95, 2, loc=-0.1, scale=stats.sem([-0.3, -0.2, 0.2]))
+    assert (row["value"], row["low"]) == (pytest.approx(-0.1), pytest.approx(low))
+    excess = next(r for r in found.tables["excess"] if r["reading"] == "diffusion")
+    assert excess["value"] == pytest.approx(0.35)
+
+
+def test_an_undefined_score_is_left_out_and_counted():
+    found = pool([result(0.2, "a"), result(None, "b"), result(0.4, "c")])
+    score = found.score("agreement", "diffusion", "decoded")
+    assert score.n == 2 and score.estimate.value == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([], "give those of two encoders"),
+        ([result(0.2, "a")], "an encoder comes twice"),
+        ([result(0.2, "b", study="planted")], "content, planted cannot be pooled"),
+        ([result(0.2, "b", n=5)], "differ in n"),
+    ],
+)
+def test_what_cannot_be_pooled_is_refused(others, said):
+    with pytest.raises(StudyError, match=said):
+        pool([result(0.2, "a"), *others])
+
+
+# ---- setup and pictures -------------------------------------------------------------------------------------
+
+
+def tower(seed, encoder_id):
+    from conftest import randomize
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from vit_lens import HookedViT, PreprocessSpec
+
+    config = CLIPVisionConfig(
+        hidden_size=33, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3, image_size=20, patch_size=10,
+        projection_dim=32, hidden_act="gelu",
+    )  # fmt: skip
+    spec = PreprocessSpec(
+        size=(20, 20), mean=(0.5, 0.4, 0.45), std=(0.3, 0.2, 0.25), interpolation="bicubic", resize_mode="shortest"
+    )
+    module = randomize(CLIPVisionModelWithProjection(config).eval(), seed=seed)
+    with torch.no_grad():
+        module.visual_projection.weight.mul_(8)
+    return HookedViT.from_module(module, preprocess_spec=spec, encoder_id=encoder_id).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tower(0, "test/tower")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    from vit_lens.studies import Judge
+
+    return Judge(tower(1, "test/judge"))
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    import tiny_kandinsky
+
+    from vit_lens import DecodeSettings, KandinskyDecoder
+
+    unet, movq, scheduler = tiny_kandinsky.parts()
+    return KandinskyDecoder(
+        unet, movq, scheduler, encoder="test/tower",
+        defaults=DecodeSettings(steps=1, guidance=1.0, scheduler="ddim", height=32, width=32),
+    )  # fmt: skip
+
+
+LENSES = ["diffusion", "dsl-mean:alpha=5"]
+
+
+def test_a_setup_starts_from_three_disjoint_sets(model, tmp_path):
+    from vit_lens import ReferenceMeans, Site
+    from vit_lens.studies import make_setup
+
+    images = StudyImages.split(pictures(30), 6)
+    setup = make_setup(model, images, lenses=LENSES, out=tmp_path)
+    anchor = ReferenceMeans.from_images(model, images.anchor)
+    ablation = ReferenceMeans.from_images(model, images.ablation, positions="all")
+    assert setup.anchor.content == anchor.content and setup.ablation.content == ablation.content
+    assert setup.lenses["dsl-mean:alpha=5"].reference.content == anchor.content
+    clean = model(model.preprocess(list(images.anchor)))
+    assert torch.allclose(setup.centre, clean.mean(0), atol=1e-5)
+    assert setup.describe()["n_heads"] == len(Site.heads(model)) == 6
+    with pytest.raises(StudyError, match=r"study content reads decoded pictures and needs a decoder"):
+        setup.drawing("content")
+
+
+def test_pictures_are_kept_and_drawn_once(model, judge, decoder, tmp_path, monkeypatch):
+    from vit_lens.studies import Pictures
+    from vit_lens.studies import pictures as module
+
+    monkeypatch.setattr(module, "_CHUNK", 4)
+    made = Pictures(model=model, decoder=decoder, judge=judge, settings=decoder.defaults, folder=tmp_path, batch_size=2)
+    embeds = model(model.preprocess(pictures(7)))
+    seen = made.see(embeds, noise_seed=3)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    drawn = made.draw(embeds, noise_seed=3)
+    assert torch.allclose(seen.own, model(model.preprocess(list(drawn.numpy()))), atol=1e-4)
+    assert torch.allclose(seen.judge, judge.model(judge.model.preprocess(list(drawn.numpy()))), atol=1e-4)
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("drawn")
+
+    monkeypatch.setattr(type(decoder), "decode", refuse)
+    again = made.see(embeds, noise_seed=3)
+    assert torch.equal(again.own, seen.own) and torch.equal(again.judge, seen.judge)
+    with pytest.raises(RuntimeError, match="drawn"):  # another noise is another picture
+        made.see(embeds, noise_seed=4)
+
+
+def test_a_judge_that_conditioned_the_decoder_is_refused(model, decoder, tmp_path):
+    from vit_lens.studies import Judge, Pictures
+
+    with pytest.raises(StudyError, match="would reward its round trip"):
+        Pictures(
+            model=model, decoder=decoder, judge=Judge(tower(0, "test/alias")), settings=decoder.defaults,
+            folder=tmp_path,
+        )  # fmt: skip
+
+
+def test_a_judge_reads_contrasts_of_captions(judge):
+    from vit_lens import TextBank
+    from vit_lens.studies import Judge
+
+    bank = TextBank(
+        captions=("a", "b", "c"), embeds=torch.randn(3, 32, generator=torch.Generator().manual_seed(0)),
+        logit_scale=7.0, logit_bias=None, encoder_id="test/judge",
+    )  # fmt: skip
+    seen = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    found = Judge(judge.model, bank).contrast(seen, ["b", "c"], ["a", "a"])
+    logits = bank.logits(seen)
+    assert torch.allclose(found, torch.stack([logits[0, 1] - logits[0, 0], logits[1, 2] - logits[1, 0]]))
+    with pytest.raises(StudyError, match="needs the judge's captions"):
+        judge.contrast(seen, ["b", "c"], ["a", "a"])
+
+
+def test_settings_without_effect_are_refused(model, judge, tmp_path):
+    from vit_lens.studies import make_setup
+
+    images = StudyImages.split(pictures(30), 6)
+    with pytest.raises(StudyError, match="without a decoder there are no pictures"):
+        make_setup(model, images, lenses=LENSES, out=tmp_path, judge=judge)
+    with pytest.raises(StudyError, match="give different seeds"):
+        make_setup(model, images, lenses=LENSES, out=tmp_path, noise_seeds=(1, 1))

@@ -1,0 +1,24 @@
+"""The command that joins results of several encoders."""
+
+__all__ = ["pool"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_lens.cli.studies.options import Out, command_line, finish
+
+
+def pool(
+    results: Annotated[list[Path], typer.Argument(help="Folders of one study on several encoders.")], out: Out
+) -> None:
+    """Average a study over encoders, which are its unit of inference, with intervals and paired differences."""
+    from vit_lens.figures.studies import score_figure
+    from vit_lens.studies import load_result
+    from vit_lens.studies import pool as join
+
+    found = join([load_result(path) for path in results], command=command_line())
+    frame = found.frame()
+    measures = frame.loc[frame["value"].notna(), "measure"].drop_duplicates()
+    finish(found, out, {f"scores_{k}": score_figure(frame, measure) for k, measure in enumerate(measures)})

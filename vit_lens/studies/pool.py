@@ -1,0 +1,133 @@
+"""Results of several encoders as one: the encoder is the unit of inference."""
+
+__all__ = ["pool"]
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from vit_lens.errors import StudyError
+from vit_lens.studies.results import Null, Score, StudyResult
+from vit_lens.studies.statistics import across_encoders
+
+_PER_ENCODER = ("encoder", "fingerprint", "decoder")
+
+
+def pool(results: Sequence[StudyResult], *, command: str | None = None) -> StudyResult:
+    """Average the scores of one study over encoders, with 95% intervals by Student's t, and compare lenses in pairs.
+
+    A null's mean is averaged, and its band is widest over the encoders. The table ``differences`` has, for every two
+    readings of a measure and level, the mean over encoders of their difference and its interval.
+
+    Args:
+        results: Of the same study with the same settings, each of another encoder.
+        command: How to make it again.
+
+    Raises:
+        StudyError: There are fewer than two, they are of different studies or settings, or an encoder comes twice.
+    """
+    _check(results)
+    keys = dict.fromkeys((s.measure, s.reading, s.level) for result in results for s in result.scores)
+    scores = []
+    for measure, reading, level in keys:
+        found = [result.score(measure, reading, level) for result in results]
+        estimate = across_encoders([s.estimate.value for s in found if s.estimate.value is not None])
+        nulls = {name: _pooled([s.nulls[name] for s in found]) for name in found[0].nulls}
+        controls = {name: _mean([s.controls.get(name) for s in found]) for name in found[0].controls}
+        n = sum(s.estimate.value is not None for s in found)
+        scores.append(
+            Score(
+                measure=measure, reading=reading, level=level, estimate=estimate, n=n, unit="encoders", nulls=nulls,
+                controls=controls,
+            )
+        )  # fmt: skip
+    first = results[0]
+    setup = {key: value for key, value in first.setup.items() if key not in _PER_ENCODER}
+    setup |= {"encoder": f"{len(results)} encoders", "encoders": [_identity(result) for result in results]}
+    return StudyResult(
+        study=first.study, setup=setup, options=first.options, scores=tuple(scores),
+        tables={"differences": _differences(results), "each": _each(results), "excess": _excess(results)},
+        notes=(f"Pooled over {len(results)} encoders; intervals by Student's t over encoders.",), command=command,
+    )  # fmt: skip
+
+
+def _check(results: Sequence[StudyResult]) -> None:
+    if len(results) < 2:
+        raise StudyError(f"{len(results)} result to pool; give those of two encoders or more")
+    if len(kinds := sorted({result.study for result in results})) > 1:
+        raise StudyError(f"results of {', '.join(kinds)} cannot be pooled; give one study's")
+    prints = [result.setup.get("fingerprint") for result in results]
+    if len(set(prints)) < len(prints):
+        raise StudyError("an encoder comes twice; each counts once")
+    first = results[0]
+    for other in results[1:]:
+        unlike = [k for k in first.options if other.options.get(k) != first.options[k]]
+        same = ("lenses", "settings", "noise_seeds", "seed", "n_test", "judge")
+        unlike += [k for k in same if other.setup.get(k) != first.setup.get(k)]
+        if unlike:
+            raise StudyError(f"these results differ in {', '.join(unlike)}; run the study with one set of options")
+
+
+def _identity(result: StudyResult) -> dict[str, Any]:
+    return {key: result.setup.get(key) for key in _PER_ENCODER}
+
+
+def _pooled(nulls: Sequence[Null]) -> Null:
+    known = [null for null in nulls if null.mean is not None and null.low is not None and null.high is not None]
+    if not known:
+        return Null(mean=None, low=None, high=None, n_draws=0)
+    mean = sum(null.mean or 0.0 for null in known) / len(known)
+    lows, highs = [null.low or 0.0 for null in known], [null.high or 0.0 for null in known]
+    return Null(mean=mean, low=min(lows), high=max(highs), n_draws=sum(null.n_draws for null in known))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _differences(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for score in results[0].scores:
+        groups.setdefault((score.measure, score.level), []).append(score.reading)
+    rows = []
+    for (measure, level), readings in groups.items():
+        for a, b in combinations(readings, 2):
+            pairs = [
+                (r.score(measure, a, level).estimate.value, r.score(measure, b, level).estimate.value) for r in results
+            ]
+            found = across_encoders([x - y for x, y in pairs if x is not None and y is not None])
+            rows.append(_row({"measure": measure, "level": level, "reading": a, "minus": b}, found))
+    return rows
+
+
+def _excess(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
+    """Each score minus the largest mean of its nulls, encoder by encoder."""
+    rows = []
+    for score in results[0].scores:
+        excess = []
+        for result in results:
+            own = result.score(score.measure, score.reading, score.level)
+            means = [null.mean for null in own.nulls.values() if null.mean is not None]
+            if own.estimate.value is not None and means:
+                excess.append(own.estimate.value - max(means))
+        if excess:
+            key = {"measure": score.measure, "level": score.level, "reading": score.reading}
+            rows.append(_row(key, across_encoders(excess)))
+    return rows
+
+
+def _each(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
+    return [
+        {
+            "encoder": result.setup.get("encoder"), "measure": score.measure, "level": score.level,
+            "reading": score.reading, "value": score.estimate.value, "low": score.estimate.low,
+            "high": score.estimate.high,
+        }
+        for result in results
+        for score in result.scores
+    ]  # fmt: skip
+
+
+def _row(key: Mapping[str, str], found: Any) -> dict[str, Any]:
+    return {**key, "value": found.value, "low": found.low, "high": found.high, "why": found.why}
