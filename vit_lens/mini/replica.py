@@ -5,7 +5,7 @@ read the embedding are composed with an affine map from the new encoder's embedd
 trained on for a tenth of the steps.
 """
 
-__all__ = ["affine_map", "fit_unet", "train_replica"]
+__all__ = ["JUDGE_SEED", "JUDGE_SETTINGS", "affine_map", "fit_unet", "train_replica"]
 
 import json
 import shutil
@@ -28,6 +28,10 @@ from vit_lens.mini.train import assemble_pair
 from vit_lens.mini.train_encoder import EncoderSettings, image_embeds, to_pixels, train_encoder
 from vit_lens.mini.train_unet import UNetSettings, train_unet
 from vit_lens.model import HookedViT
+
+JUDGE_SEED = 9
+JUDGE_SETTINGS = EncoderSettings(width=96, n_layers=6, n_heads=6, d_embed=96, text_width=96)
+"""Of the shipped judge: `train_encoder(out, seed=JUDGE_SEED, settings=JUDGE_SETTINGS)`."""
 
 _STREAM = 21
 _CHUNK = 250
