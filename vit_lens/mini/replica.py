@@ -1,8 +1,8 @@
 """Encoders of further seeds with decoders of their own, for studies whose unit is the encoder.
 
-Training a UNet from scratch takes half an hour. A replica's decoder starts from the shipped one, whose two layers that
-read the embedding are composed with an affine map from the new encoder's embeddings to the shipped encoder's, and is
-trained on for a tenth of the steps.
+Training a UNet takes half an hour, and two encoders of one world differ by little more than a change of basis. So a
+replica's decoder is the shipped one, whose two layers that read the embedding are composed with an affine map from the
+new encoder's embeddings to the shipped encoder's.
 """
 
 __all__ = ["JUDGE_SEED", "JUDGE_SETTINGS", "affine_map", "fit_unet", "train_replica"]
@@ -26,7 +26,6 @@ from vit_lens.mini.means import write_reference_means
 from vit_lens.mini.shipped import PAIR
 from vit_lens.mini.train import assemble_pair
 from vit_lens.mini.train_encoder import EncoderSettings, image_embeds, to_pixels, train_encoder
-from vit_lens.mini.train_unet import UNetSettings, train_unet
 from vit_lens.model import HookedViT
 
 JUDGE_SEED = 9
@@ -35,8 +34,8 @@ JUDGE_SETTINGS = EncoderSettings(width=96, n_layers=6, n_heads=6, d_embed=96, te
 
 _STREAM = 21
 _CHUNK = 250
+_RIDGE = 1e-2
 _ENCODER = EncoderSettings()
-_UNET = UNetSettings(n_bank=8_000, n_steps=250, lr=4e-4, lr_muon=8e-3, average=0.98)
 
 
 def train_replica(
@@ -44,7 +43,6 @@ def train_replica(
     seed: int,
     *,
     encoder: EncoderSettings = _ENCODER,
-    unet: UNetSettings = _UNET,
     n_scenes: int = 8_000,
     n_images: int = 500,
     n_decoded: int = 200,
@@ -56,10 +54,8 @@ def train_replica(
     """
     work = out / "work"
     train_encoder(work, seed=seed, settings=encoder)
-    if not (work / "movq").exists():
-        shutil.copytree(PAIR / "decoder" / "movq", work / "movq", copy_function=shutil.copyfile)
+    shutil.copytree(PAIR / "decoder" / "movq", work / "movq", dirs_exist_ok=True, copy_function=shutil.copyfile)
     fit_unet(work, seed=seed, n_scenes=n_scenes)
-    train_unet(work, seed=seed, settings=unet, start=work / "fitted")
     model = HookedViT.from_pretrained(work / "encoder")
     pair = assemble_pair(work, out / "pair", encoder_id=f"module@{model.fingerprint}", d_embed=encoder.d_embed)
     write_reference_means(model, pair / "reference_means.safetensors", seed=seed)
@@ -70,7 +66,7 @@ def train_replica(
 
 @torch.no_grad()
 def fit_unet(work: Path, *, seed: int, n_scenes: int) -> UNet2DConditionModel:
-    """Write `work/fitted`: the shipped UNet behind a map from the embeddings of `work/encoder` to the shipped ones."""
+    """Write `work/unet`: the shipped UNet behind a map from the embeddings of `work/encoder` to the shipped ones."""
     new, shipped = (CLIPModel.from_pretrained(path).float().eval() for path in (work / "encoder", PAIR / "encoder"))
     generator = np.random.default_rng([seed, _STREAM])
     ours, theirs = [], []
@@ -83,22 +79,29 @@ def fit_unet(work: Path, *, seed: int, n_scenes: int) -> UNet2DConditionModel:
     for name in ("encoder_hid_proj.image_embeds", "add_embedding.image_proj"):
         unet.set_submodule(name, _after(cast(nn.Linear, unet.get_submodule(name)), weight, bias))
     unet.register_to_config(encoder_hid_dim=weight.shape[1])
-    unet.save_pretrained(work / "fitted")
+    unet.half().save_pretrained(work / "unet")
     return unet
 
 
 def affine_map(
-    source: Float[Tensor, "scene d_source"], target: Float[Tensor, "scene d_target"]
+    source: Float[Tensor, "scene d_source"], target: Float[Tensor, "scene d_target"], *, ridge: float | int = _RIDGE
 ) -> tuple[Float[Tensor, "d_target d_source"], Float[Tensor, " d_target"]]:
-    """Return the weight and bias of the least-squares map from `source` to `target`."""
-    design = torch.cat([source, torch.ones(len(source), 1)], dim=1).double()
-    solution = torch.linalg.lstsq(design, target.double()).solution.float()
-    return solution[:-1].T.contiguous(), solution[-1]
+    """Return the weight and bias of the ridge regression from `source` to `target`.
+
+    Images fill few directions of an embedding. Without a penalty (`ridge` in units of the mean variance) the weights
+    along the others are huge: half precision breaks them, and so does any embedding that is not an image's.
+    """
+    means = source.double().mean(0), target.double().mean(0)
+    x, y = source.double() - means[0], target.double() - means[1]
+    penalty = ridge * x.square().sum() / x.shape[1] * torch.eye(x.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(x.T @ x + penalty, x.T @ y).T
+    return weight.float().contiguous(), (means[1] - weight @ means[0]).float()
 
 
 def _after(layer: nn.Linear, weight: Tensor, bias: Tensor) -> nn.Linear:
     """Return the layer that applies the affine map first."""
     out = nn.Linear(weight.shape[1], layer.out_features)
-    out.weight.copy_(layer.weight @ weight)
-    out.bias.copy_(layer.weight @ bias + layer.bias)
+    with torch.no_grad():
+        out.weight.copy_(layer.weight @ weight)
+        out.bias.copy_(layer.weight @ bias + layer.bias)
     return out

@@ -120,20 +120,17 @@ def train_unet(
     bank: dict[str, Tensor] | None = None,
     stop_after: int | None = None,
     worker: Worker = _ALONE,
-    start: Path | None = None,
 ) -> UNet2DConditionModel:
     """Train a UNet in `out` on the encoder and MoVQ that are there, and save its average in `out/unet`.
 
     `bank` replaces the examples that `build_bank` would make. Workers that have joined share each batch, and the
-    first of them writes; `train_unet_by_workers` starts them. `start` holds the weights to begin with; None: random
-    ones.
+    first of them writes; `train_unet_by_workers` starts them.
     """
     if settings.batch % worker.n_workers:
         raise ValueError(f"batch={settings.batch} cannot be shared by {worker.n_workers} workers; give a multiple")
     if bank is None:
         bank = _bank_of(out, seed=seed, settings=settings)
-    model = build_unet(settings, seed=seed) if start is None else UNet2DConditionModel.from_pretrained(start).float()
-    model.train()
+    model = build_unet(settings, seed=seed).train()
     average = copy.deepcopy(model).eval()
     muon, adamw = _optimizers(model, settings)
     signal = build_scheduler().alphas_cumprod
