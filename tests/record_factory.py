@@ -49,7 +49,7 @@ def sites(n_layers, n_heads, pool=0):
     return found
 
 
-def rows(names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_sites=True, controls=True):
+def rows(names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_sites=True, controls=True, seeds=(0,)):
     """Return the rows of a sweep of both lenses with a random control for each steered site."""
     rng = np.random.default_rng(seed)
     residuals = [(f"L{n}.{part}", part, n, None) for n in range(n_layers) for part in ("resid_pre", "resid_post")]
@@ -57,7 +57,7 @@ def rows(names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_si
     plan = [(site, PLAIN, "") for site in residuals + (parts if plain_sites else [])]
     plan += [(site, STEERING, control) for site in parts for control in (("", "random") if controls else ("",))]
     found = []
-    for image, name in enumerate(names):
+    for image, name, noise in ((image, name, noise) for image, name in enumerate(names) for noise in seeds):
         for (site, kind, layer, head), lens, control in plan:
             row = len(found)
             late = (n_layers if layer is None else layer + 1) / n_layers * (0.35 if control else 1.0)
@@ -70,12 +70,19 @@ def rows(names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_si
             }
             found.append(
                 {"row": row, "image": image, "image_name": name, "site": site, "site_type": kind, "layer": layer}
-                | {"head": head, "kind": "control" if control else "site", "control": control, "seed": 0}
+                | {"head": head, "kind": "control" if control else "site", "control": control, "seed": noise}
                 | lens
                 | (values if numbers else {"norm_h": values["norm_h"]})
+                | ({} if control or kind.startswith("resid") else of_controls(row) if numbers else {})
                 | {"picture": f"pictures/{row:06d}.png"}
             )
     return found
+
+
+def of_controls(row):
+    """Return numbers of the controls before decoding; the leak index of some is undefined, of one it is large."""
+    leak = {0: None, 1: 7.5}.get(row % 11, 0.01 * (row % 83))
+    return {"cos_lens_control": 0.002 * (row % 97) - 0.03, "leak": leak}
 
 
 def picture(seed, size=64):
@@ -155,6 +162,8 @@ def build(
 
     table = rows(names, **options)
     shape = {key: options[key] for key in ("n_layers", "n_heads") if key in options}
+    if "seeds" in options:
+        changes = {"seeds": {"decoder": list(options["seeds"]), "control": 1}} | (changes or {})
     writer = RecordWriter(path, manifest(len(table), names, **shape, **(changes or {})), table)
     for image in range(len(names)):
         writer.write_input(image, picture(1000 + image, size))

@@ -1,4 +1,4 @@
-"""The pages of docs/ and the notebooks tell the truth about today: their Python runs, and prints what they show.
+"""The pages of docs/ tell the truth about today: their Python runs, and prints what they show.
 
 - ```` ```python ```` runs, top to bottom; the blocks of one page share their names.
 - ```` ```text ```` directly below such a block is what it prints, or the error that it raises, as
@@ -10,7 +10,6 @@
 import ast
 import contextlib
 import io
-import json
 import re
 import shutil
 import warnings
@@ -21,7 +20,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 _BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?:e[+-]?\d+)?")
@@ -223,37 +221,5 @@ def test_commands_and_options_exist(page):
             assert set(re.findall(r"(?<!\S)(--[a-z-]+)", rest)) <= known, f"{page.name}: vit-lens {group}{rest}"
 
 
-def cells(notebook, kind):
-    held = json.loads(notebook.read_text())
-    assert held["nbformat"] == 4
-    return [cell for cell in held["cells"] if cell["cell_type"] == kind]
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
-def test_a_notebook_runs_top_to_bottom(notebook, workplace):
-    import torch
-
-    names = {"__name__": "__main__"}
-    with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
-        for index, cell in enumerate(cells(notebook, "code")):
-            tree = ast.parse("".join(cell["source"]))
-            if isinstance(tree.body[-1], ast.Expr):  # Jupyter shows it
-                target = ast.Name("shown", ast.Store(), lineno=1, col_offset=0)
-                tree.body[-1] = ast.Assign([target], tree.body[-1].value, lineno=1, col_offset=0)
-            exec(compile(tree, f"{notebook.name}[{index}]", "exec"), names)
-            if (shown := names.pop("shown", None)) is not None:
-                assert getattr(shown, "_repr_html_", shown.__repr__)()
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
-def test_a_notebook_is_kept_clean_and_reads_as_prose(notebook):
-    code, prose = cells(notebook, "code"), cells(notebook, "markdown")
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
-    assert len(prose) >= len(code) and prose[0]["source"][0].startswith("# ")
-    assert len({cell["id"] for cell in [*code, *prose]}) == len(code) + len(prose)
-    functions = [n for c in code for n in ast.walk(ast.parse("".join(c["source"]))) if isinstance(n, ast.FunctionDef)]
-    assert all(len(function.body) <= 5 for function in functions)
-
-
-def test_there_are_pages_and_a_notebook():
-    assert len(PAGES) >= 7 and NOTEBOOKS
+def test_there_are_pages():
+    assert len(PAGES) >= 7

@@ -132,6 +132,64 @@ def test_pictures_that_could_not_be_drawn_say_so(record):
     assert sum("could" in caption for caption in sites) == int(weak[rows.index].sum()) > 0
 
 
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    return factory.build(tmp_path_factory.mktemp("seeded") / "r", seeds=(2, 0, 7), **SMALL)
+
+
+def test_several_seeds_are_one_picture_with_mean_and_range(seeded):
+    from vit_lens.figures import head_map, residual_strip, top_sites
+
+    table = seeded.table[(seeded.table["kind"] == "site") & (seeded.table["lens"] == "dsl")]
+    means = table.groupby("site")["faithfulness"].mean()
+    figure = top_sites(seeded, k=21, by="faithfulness")
+    captions = [note.text for note in figure.layout.annotations if "control" not in note.text and note.text != "input"]
+    assert len(captions) == len(means) == 21  # every site once
+    for caption in captions:
+        lines = caption.split("<br>")
+        site = lines[0].split("  ")[0]
+        values = table.loc[table["site"] == site, "faithfulness"]
+        assert lines[0] == f"{site}  {values.mean():.2f}"
+        assert f"drawn {values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" in lines
+        assert ("could" in caption) == (values.mean() < 0.6)
+    assert "3 noise seeds" in figure.layout.title.text
+    heat = head_map(seeded, value="faithfulness").data[0]
+    assert heat.z[1][3] == pytest.approx(means["L1H3"])
+    assert len(residual_strip(seeded).data) == 1 + 1 + 3  # the input, the start and three layers
+
+
+def test_the_leak_index_stands_below_its_site_and_large_ones_do_not_rule_the_map(record):
+    from vit_lens.figures import head_map, top_sites
+
+    table = record.table[(record.table["image"] == 0) & (record.table["kind"] == "site")].set_index(["lens", "site"])
+    leaks = table.loc["dsl", "leak"]
+    captions = [note.text for note in top_sites(record, k=21).layout.annotations]
+    for caption in captions:
+        site = caption.split("  ")[0]
+        if site in leaks.index:
+            known = not math.isnan(leaks[site])
+            assert (f"leak {leaks[site]:.2f}" in caption) if known else ("leak" not in caption)
+    heat = head_map(record, value="leak").data[0]
+    assert max(v for line in heat.z for v in line if not math.isnan(v)) == 7.5 and heat.zmax == 1.0
+
+
+def test_a_top_list_without_controls_says_so(record, tmp_path):
+    from vit_lens.figures import top_sites
+    from vit_lens.records import Record
+
+    assert "no control" not in str(top_sites(record, k=3).to_plotly_json()["layout"])
+    bare = factory.build(tmp_path / "r", controls=False, **SMALL)
+    assert "no control drawn beside these" in top_sites(bare, k=3).layout.title.text
+    table = record.table.copy()
+    best = table[(table["image"] == 0) & (table["kind"] == "site") & (table["lens"] == "dsl")].nlargest(2, "cos_input")
+    gone = table[(table["kind"] == "control") & (table["site"] == best["site"].iloc[0])].index
+    some = Record(path=record.path, manifest=record.manifest, table=table.drop(index=gone), embeddings={})
+    figure = top_sites(some, k=2)
+    captions = [note.text for note in figure.layout.annotations]
+    assert captions[2] == "<i>no control drawn</i>" and captions[4].startswith("random control")
+    assert "no control" not in figure.layout.title.text
+
+
 def test_the_residual_strip_walks_through_the_layers(record):
     from vit_lens.figures import residual_strip
 

@@ -521,3 +521,61 @@ def test_captions_of_another_table_are_refused(tmp_path):
     record = factory.build(tmp_path / "r", read=factory.beside(5), **SMALL)
     with pytest.raises(RecordError, match=f"has 5 rows, the table {len(record.table)}"):
         record.readouts  # noqa: B018
+
+
+def test_a_record_from_before_the_controls_loads_with_them_empty(tmp_path):
+    import csv
+
+    from vit_lens.errors import RecordError
+    from vit_lens.records import Record
+
+    record = factory.build(tmp_path / "r", n_layers=2, n_heads=2)
+    file = record.path / "table.csv"
+    lines = list(csv.reader(file.read_text().splitlines()))
+    later = [lines[0].index(name) for name in ("cos_lens_control", "leak")]
+
+    def rewrite(drop):
+        with file.open("w", newline="") as out:
+            csv.writer(out, lineterminator="\n").writerows([v for i, v in enumerate(r) if i not in drop] for r in lines)
+
+    rewrite(later)
+    old = Record.load(record.path)
+    assert old.table[["cos_lens_control", "leak"]].isna().all(axis=None)
+    assert record.table["leak"].notna().any()
+    both = ["cos_lens_control", "leak"]
+    assert old.table.drop(columns=both).equals(record.table.drop(columns=both))
+    rewrite(later[:1])  # one of the two is no version of the format
+    with pytest.raises(RecordError, match="does not name the columns"):
+        Record.load(record.path)
+
+
+def test_over_seeds_averages_pictures_and_keeps_the_first(tmp_path):
+    from vit_lens.records import over_seeds
+
+    table = factory.build(tmp_path / "r", names=("a", "b"), n_layers=2, n_heads=2, seeds=(4, 0, 9)).table
+    found = over_seeds(table)
+    assert len(found) == len(table) / 3 and set(found["seed"]) == {4} and set(found["n_seeds"]) == {3}
+    for row in found.to_dict("records"):
+        same = table[
+            (table["image"] == row["image"]) & (table["site"] == row["site"]) & (table["lens"] == row["lens"])
+            & (table["kind"] == row["kind"])
+        ]  # fmt: skip
+        assert len(same) == 3 and row["row"] == same["row"].iloc[0]
+        for name in ("faithfulness", "cos_input"):
+            assert row[name] == pytest.approx(np.mean(same[name].tolist()))
+        assert (row["faithfulness_low"], row["faithfulness_high"]) == (
+            same["faithfulness"].min(),
+            same["faithfulness"].max(),
+        )
+        assert row["norm_h"] == same["norm_h"].iloc[0]
+
+
+def test_over_seeds_counts_the_seeds_that_were_drawn(tmp_path):
+    from vit_lens.records import over_seeds
+
+    table = factory.build(tmp_path / "r", n_layers=1, n_heads=2, seeds=(0, 1)).table
+    table.loc[table["seed"] == 1, ["faithfulness", "cos_input"]] = float("nan")
+    found = over_seeds(table)
+    assert set(found["n_seeds"]) == {1}
+    assert found["faithfulness"].tolist() == table.loc[table["seed"] == 0, "faithfulness"].tolist()
+    assert over_seeds(table.head(0)).empty

@@ -126,6 +126,70 @@ def test_pictures_that_could_not_be_drawn_say_so(shown, record, weak):
 
 
 @needs_browser
+def test_several_seeds_share_a_cell_and_its_verdict(browser, tmp_path):
+    """The map shows the first seed, the words say mean and range, and the verdict is that of the mean."""
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", n_layers=3, n_heads=4, seeds=(2, 0, 7))
+    browser.get(write_report(record.path).as_uri())
+    rows = _rows(record, lens="dsl", kind="site")
+    groups = rows.groupby("site")["faithfulness"]
+    means, cells = groups.mean(), browser.find_elements("css selector", "#map button.cell")
+    assert len(cells) == len(means) == 18 and len(_all(browser, "#strip figure")) == 2 + 3
+    seen = set()
+    for site in rows["site"].unique():
+        row = rows[rows["site"] == site].iloc[0]
+        weak, own = bool(means[site] < 0.6), bool(row["faithfulness"] < 0.6)
+        if (weak, own) in seen:
+            continue
+        seen.add((weak, own))
+        cell = browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]')
+        cell.click()
+        assert ("weak" in cell.get_attribute("class").split()) == weak
+        low, high = groups.min()[site], groups.max()[site]
+        words = f"{_text(means[site])} on average over 3 noise seeds ({_text(low)} to {_text(high)})"
+        assert words in _all(browser, "#detail .numbers")[0]
+        verdict = browser.find_element("css selector", "#detail .verdict").text
+        assert ("could not draw this: faithfulness " + words in verdict) == weak
+        assert ("with noise seed 2" in verdict) == (own and not weak)
+    assert len(seen) >= 3
+    _choose(browser, "#map-number", "faithfulness")
+    assert _all(browser, "#map .cell .value")[0] == _text(means["L0H0"])
+
+
+@needs_browser
+def test_what_has_no_control_says_so_beside_what_is_known(browser, tmp_path):
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", n_layers=3, n_heads=4, controls=False)
+    browser.get(write_report(record.path).as_uri())
+    for site in ("L0H1", "L1H2"):
+        row = _rows(record, lens="dsl", site=site).iloc[0]
+        browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
+        words = _all(browser, "#detail .undrawn")[0]
+        assert words.startswith("No control drawn")
+        assert f"at {_text(row['cos_lens_control'])}, the site at {_text(row['cos_lens_clean'])}." in words
+        leak = row["leak"]
+        assert _all(browser, '#detail [data-key="leak"]') == ["undefined" if leak != leak else _text(leak)]
+    strip = _rows(record, site="L1.resid_post").iloc[0]
+    browser.find_element("css selector", f'#strip button[data-row="{strip["row"]}"]').click()
+    assert _all(browser, "#detail .undrawn") == []
+    assert _all(browser, '#detail [data-key="leak"]') == ["\u2013"]
+
+
+@needs_browser
+def test_numbers_that_an_older_record_lacks_are_not_columns(browser, tmp_path):
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", n_layers=2, n_heads=2)
+    record.table[["cos_lens_control", "leak"]] = float("nan")
+    browser.get(write_report(record).as_uri())
+    titles = _all(browser, "#rows th")
+    assert "Embedding vs. input" in titles and "Leak index" not in titles and "Control vs. input" not in titles
+    assert "null" not in _all(browser, "#detail")[0]
+
+
+@needs_browser
 def test_the_map_holds_every_site_once_and_follows_the_reading(shown, record):
     for lens, control in (("dsl", "random"), ("diffusion", ""), ("dsl", "")):
         label = {"dsl": "DSL, mean-anchored, alpha 5", "diffusion": "Diffusion Lens"}[lens]

@@ -91,7 +91,7 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
 
 def test_few_images_give_a_value_without_interval_and_say_so():
     found = mean_interval(np.array([1.0, 2.0, math.nan, 3.0]), seed=0)
-    assert (found.value, found.low) == (2.0, None) and "3 images give no interval" in found.why
+    assert (found.value, found.low) == (2.0, None) and "n = 3 gives no interval" in found.why
 
 
 def test_undefined_statistics_are_undefined_with_a_reason():
@@ -231,7 +231,8 @@ def test_pooling_takes_the_encoder_as_unit():
     low, high = stats.t.interval(0.95, 2, loc=-0.1, scale=stats.sem([-0.3, -0.2, 0.2]))
     assert (row["value"], row["low"]) == (pytest.approx(-0.1), pytest.approx(low))
     excess = next(r for r in found.tables["excess"] if r["reading"] == "diffusion")
-    assert excess["value"] == pytest.approx(0.35)
+    assert (excess["null"], excess["value"]) == ("placebo", pytest.approx(0.35))
+    assert excess["low"] == pytest.approx(low + 0.35 + 0.1)
 
 
 def test_an_undefined_score_is_left_out_and_counted():

@@ -116,6 +116,63 @@ def test_numbers_are_those_of_an_independent_run(record, model, decoder, images,
         assert row["norm_h"] == pytest.approx(float(h.norm()), rel=1e-5)
 
 
+def by_numpy(a, b):
+    a, b = (x.detach().double().flatten().numpy() for x in (a, b))
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def draws_of(record, model, lens, image, picture, names, n=20):
+    """Twenty random directions for every site, as the record draws them."""
+    digits = record.manifest["images"][image]["sha256"][12:24]
+    generator = torch.Generator().manual_seed(int(digits, 16) + record.manifest["seeds"]["control"])
+    clean, cache = model.run_with_cache(model.preprocess([picture]))
+    return clean, torch.stack([lens.placebo(cache, names, generator=generator)[0] for _ in range(n)], dim=1)
+
+
+def test_every_site_stands_beside_twenty_random_directions(record, model, images, lenses):
+    for lens_name, lens in (("dsl", lenses[0]), ("diffusion", lenses[1])):
+        rows = record.table[(record.table["image"] == 1) & (record.table["lens"] == lens_name)]
+        written = rows[(rows["kind"] == "site") & ~rows["site_type"].str.startswith("resid")]
+        others = rows.drop(written.index)
+        assert others["cos_lens_control"].isna().all() and len(others)
+        for seed in (3, 0):  # noise of the decoder, which has no part in it
+            some = written[written["seed"] == seed]
+            clean, draws = draws_of(record, model, lens, 1, images[1], list(some["site"]))
+            expected = [np.mean([by_numpy(draw, clean) for draw in site]) for site in draws]
+            np.testing.assert_allclose(some["cos_lens_control"], expected, atol=1e-5)
+    assert record.table["leak"].isna().all()  # no other images, so no centre
+
+
+def test_other_directions_are_other_numbers_of_the_same_size(record, model, images, lenses, tmp_path):
+    other = run(model, None, images[:2], lenses, tmp_path / "out", seeds=None, control_seed=1)
+    a, b = (r.table[(r.table["kind"] == "site") & (r.table["lens"] == "dsl")] for r in (record, other))
+    a = a[a["seed"] == 3]
+    assert (a["cos_lens_control"].to_numpy() != b["cos_lens_control"].to_numpy()).all()
+    assert abs(a["cos_lens_control"].mean() - b["cos_lens_control"].mean()) < 0.1
+
+
+def test_the_leak_index_is_that_of_the_studies(full, model, images, lenses, beside, gallery):
+    """S of twenty directions over S of the site, both as studies compute it; undefined where the site has none."""
+    from vit_lens.studies.reading import centred_similarity
+
+    (mean,) = beside["means"]
+    rows = full.table[(full.table["image"] == 0) & (full.table["seed"] == 3) & (full.table["lens"] == "dsl")]
+    sites = rows[rows["kind"] == "site"]
+    assert rows.drop(sites.index)["leak"].isna().all()
+    assert full.table.loc[full.table["lens"] == "diffusion", "leak"].isna().all()  # the gallery alone is not enough
+    clean, draws = draws_of(full, model, lenses[0], 0, images[0], list(sites["site"]))
+    known = [str(site) for site in mean.sites]
+    site_means = mean.values[[known.index(site) for site in sites["site"]]][None]
+    embeds = full.embeddings["lens"][sites["row"].tolist()][None]
+    own = centred_similarity(embeds, clean, site_means, gallery.mean)[0]
+    control = torch.stack(
+        [centred_similarity(some[None], clean, site_means, gallery.mean)[0] for some in draws.unbind(1)]
+    )
+    for leak, s_site, s_control in zip(sites["leak"], own.tolist(), control.mean(0).tolist(), strict=True):
+        assert np.isnan(leak) if s_site <= 0 else leak == pytest.approx(s_control / s_site, abs=1e-4)
+    assert 0 < sites["leak"].isna().sum() < len(sites)
+
+
 def test_controls_differ_from_sites_and_seeds_from_each_other(record):
     table, lens = record.table, record.embeddings["lens"]
     heads = table[(table["lens"] == "dsl") & (table["image"] == 0)]

@@ -24,6 +24,7 @@ _HOME = {
     "figures": "vit_lens",
     "interventions": "vit_lens",
     "readouts": "vit_lens",
+    "studies": "vit_lens",
     "sweep": "vit_lens.sweeping",
     "write_report": "vit_lens.report",
 }

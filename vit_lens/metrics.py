@@ -13,14 +13,15 @@ DRAWN_THRESHOLD = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """What a number of the table means; ``signed`` ones are coloured around zero."""
+    """What a number of the table means; ``signed`` ones are coloured around zero, and colours stop at ``cap``."""
 
     title: str
     meaning: str
     unit: str
-    low: float
+    low: float | None
     high: float | None
     signed: bool
+    cap: float | None = None
 
 
 NUMBERS: dict[str, Number] = {
@@ -39,6 +40,26 @@ NUMBERS: dict[str, Number] = {
         low=-1.0,
         high=1.0,
         signed=True,
+    ),
+    "cos_lens_control": Number(
+        title="Control vs. input",
+        meaning="the same for random directions of this site's norm, mean of 20: how much of it is there whatever the "
+        "site writes",
+        unit="cosine",
+        low=-1.0,
+        high=1.0,
+        signed=True,
+    ),
+    "leak": Number(
+        title="Leak index",
+        meaning="likeness to the input of those random directions over that of the site, means over other images taken "
+        "away; near 0 the likeness is the site's, near 1 any direction has as much; undefined where the site has none, "
+        "or without a gallery and means",
+        unit="ratio",
+        low=None,
+        high=None,
+        signed=False,
+        cap=1.0,
     ),
     "faithfulness": Number(
         title="Faithfulness",

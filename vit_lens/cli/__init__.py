@@ -11,6 +11,7 @@ import typer
 from vit_lens.cli.checks import doctor, verify
 from vit_lens.cli.mini import mini
 from vit_lens.cli.models import models
+from vit_lens.cli.paper import paper
 from vit_lens.cli.readouts import READOUT_EXAMPLES, readout
 from vit_lens.cli.studies import study
 from vit_lens.cli.sweeps import SWEEP_EXAMPLES, demo, merge, reference, report, sweep
@@ -29,6 +30,7 @@ app = typer.Typer(
 for command in (demo, sweep, report, reference, merge, readout, verify, doctor, models):
     app.command(epilog={sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES}.get(command))(command)
 app.add_typer(study, name="study")
+app.add_typer(paper, name="paper")
 app.add_typer(mini, name="mini")
 
 

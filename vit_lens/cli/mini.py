@@ -32,7 +32,7 @@ def replica(
     out: Annotated[Path, typer.Option(help="Directory for the pair; run again to go on after an interruption.")],
     seed: Annotated[int, typer.Option(help="Of weights, images and their order; 0 is the shipped encoder's.")],
 ) -> None:
-    """Train another encoder and fit the shipped decoder to it, for studies: about a quarter of an hour on one free CPU core.
+    """Train another encoder and fit the shipped decoder to it, for studies: 15 minutes on one free CPU core.
 
     Use it with `--model OUT/pair/encoder --decoder OUT/pair/decoder`.
     """

@@ -20,6 +20,7 @@ from vit_lens.errors import VitLensError, nearest
 if TYPE_CHECKING:
     import torch
 
+# docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
 DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 

@@ -8,6 +8,7 @@ __all__ = [
     "contact_sheet",
     "head_map",
     "patch_overlay",
+    "plate_figure",
     "residual_strip",
     "save",
     "top_sites",
@@ -17,5 +18,6 @@ __all__ = [
 
 from vit_lens.figures.attribution import attribution_bars, attribution_map, patch_overlay
 from vit_lens.figures.drawing import SUFFIXES, save
+from vit_lens.figures.plates import plate_figure
 from vit_lens.figures.readouts import caption_atlas, contact_sheet, zero_shot_layers, zero_shot_patches
 from vit_lens.figures.records import head_map, residual_strip, top_sites

@@ -22,6 +22,7 @@ SUFFIXES = (".png", ".svg", ".pdf", ".html")
 DIVERGING = [[0.0, "#2368a6"], [0.5, "#f4f1ea"], [1.0, "#c4520f"]]
 SEQUENTIAL = [[0.0, "#f4f1ea"], [1.0, "#1d5b7d"]]
 TILE = 150
+_LINE = 15  # pixels of a line of a caption
 
 
 def save(figure: "go.Figure", path: str | os.PathLike[str]) -> Path:
@@ -59,13 +60,15 @@ def tile_figure(tiles: list[tuple[PIL.Image.Image, str]], title: str, columns: i
 
     n_rows = math.ceil(len(tiles) / columns)
     captions = [caption for _, caption in tiles]
-    width, height = 60 + columns * TILE, 123 + n_rows * (TILE + 58)
+    more = max(0, _LINE * (max(caption.count("<br>") for caption in captions) - 2))  # beyond three lines
+    top = 118 + more + _LINE * title.count("<br>")
+    width, height = 60 + columns * TILE, 5 + top - more + n_rows * (TILE + 58 + more)
     figure = make_subplots(
         rows=n_rows,
         cols=columns,
         subplot_titles=captions,
         horizontal_spacing=0.1 / columns,
-        vertical_spacing=58 / height if n_rows > 1 else 0.0,
+        vertical_spacing=(58 + more) / height if n_rows > 1 else 0.0,
     )
     for place, (picture, _) in enumerate(tiles):
         trace = go.Image(source=picture_uri(picture), hoverinfo="skip")
@@ -73,7 +76,8 @@ def tile_figure(tiles: list[tuple[PIL.Image.Image, str]], title: str, columns: i
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.update_annotations(font_size=11)
-    return dress(figure, title, width, height)
+    dress(figure, title, width, height)
+    return figure.update_layout(margin_t=top, title={"y": 1 - 30 / height, "yanchor": "top"})
 
 
 def picture_uri(picture: PIL.Image.Image) -> str:

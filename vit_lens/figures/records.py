@@ -7,11 +7,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import PIL.Image
 
 from vit_lens.errors import RecordError
 from vit_lens.figures.drawing import DIVERGING, SEQUENTIAL, dress, tile_figure
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
-from vit_lens.records import Record, select
+from vit_lens.records import Record, over_seeds, select
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,20 +25,21 @@ POOL = "pool"
 def head_map(record: Record, image: int = 0, value: str = "cos_input", lens: str | None = None) -> "go.Figure":
     """Draw one number of every head, attention block and MLP as a layer x head heat map; attention pooling comes last.
 
+    Numbers of pictures are means over noise seeds.
+
     Args:
         record: the record.
         image: index of the image.
-        value: a number of the table: cos_input, cos_lens_clean, faithfulness or norm_h.
+        value: a number of the table: cos_input, cos_lens_clean, cos_lens_control, leak, faithfulness or norm_h.
         lens: which reading, as `vit_lens.records.select` takes it; None is the first steering lens.
     """
     import plotly.graph_objects as go
 
     number = _number(value)
-    rows = select(record.table, image=image, lens=lens, types=MAPPED)
+    rows = over_seeds(select(record.table, image=image, lens=lens, types=MAPPED))
     layers, columns, grid, names = _grid(rows, value)
     known = [abs(v) for v in grid.values() if not math.isnan(v)]
-    limit = max(known, default=0.0) or 1.0
-    bounds = f"{number.low:g} to {number.high:g}" if number.high is not None else f"from {number.low:g}"
+    limit = min(max(known, default=0.0), number.cap or math.inf) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=[[grid[layer, column] for column in columns] for layer in layers],
@@ -48,7 +50,7 @@ def head_map(record: Record, image: int = 0, value: str = "cos_input", lens: str
             zmax=limit,
             zmid=0.0 if number.signed else None,
             colorscale=DIVERGING if number.signed else SEQUENTIAL,
-            colorbar={"title": {"text": f"{number.title}<br>({number.unit}, {bounds})"}},
+            colorbar={"title": {"text": f"{number.title}<br>({_unit(number)})"}},
             hovertemplate="%{customdata}: %{z:.3f}<extra></extra>",
             xgap=1,
             ygap=1,
@@ -69,25 +71,32 @@ def top_sites(
 ) -> "go.Figure":
     """Draw the input and the pictures of the ``k`` sites with the largest ``by``, best first, each before its control.
 
-    The input begins each line. Controls are drawn where the record has them.
+    The input begins each line. Where the record holds no drawn control, the figure says so. Pictures are those of the
+    first noise seed, their numbers means over all, with the range of their faithfulness.
     """
     if k < 1:
         raise RecordError(f"k is {k}; ask for at least one site")
     number = _number(by)
-    rows = select(record.table, image=image, lens=lens, types=MAPPED)
+    rows = over_seeds(select(record.table, image=image, lens=lens, types=MAPPED))
     best = rows.loc[rows[by].notna()].sort_values(by, ascending=False, kind="stable").head(k)
     if best.empty:
         raise RecordError(
             f"no site of image {image} has {by!r} yet; an unfinished sweep, or one without a decoder, lacks the "
             "numbers of pictures: rank by cos_lens_clean"
         )
-    pairs = [[row, *_control_of(record.table, row)] for row in best.to_dict("records")]
+    controls = over_seeds(record.table.loc[record.table["kind"] == "control"])
+    pairs = [[row, *_control_of(controls, row)] for row in best.to_dict("records")]
+    alone = sum(len(pair) == 1 for pair in pairs)
     start, per_line = (record.input(image), "input"), 6 // max(map(len, pairs))
     tiles = []
     for place, pair in enumerate(pairs):
         tiles += [start] if place % per_line == 0 else []
         tiles += [(record.picture(int(row["row"])), _caption(row, by)) for row in pair]
-    title = f"Top {len(best)} by {number.title.lower()}: {_title(record, best, image)}"
+        if len(pair) == 1 and alone < len(pairs):
+            tiles.append((_blank(tiles[-1][0]), "<i>no control drawn</i>"))
+    title = f"Top {len(best)} by {number.title.lower()}: {_title(record, best, image)}{_seeds(best)}"
+    if alone == len(pairs):
+        title += "<br><sub>no control drawn beside these: sweep again with controls=True (--controls)</sub>"
     return tile_figure(tiles, title, columns=min(1 + per_line * max(map(len, pairs)), len(tiles)))
 
 
@@ -95,13 +104,15 @@ def residual_strip(record: Record, image: int = 0, by: str = "cos_input") -> "go
     """Draw the Diffusion Lens over layers, the input first."""
     _number(by)
     types = ("resid_post", "resid_pre")
-    rows = select(record.table, image=image, lens="diffusion", types=types)
+    rows = over_seeds(select(record.table, image=image, lens="diffusion", types=types))
     start = (rows["site_type"] == "resid_pre") & (rows["layer"] == rows["layer"].min())
     rows = rows.loc[start | (rows["site_type"] == "resid_post")] if "resid_post" in set(rows["site_type"]) else rows
     rows = rows.sort_values(["layer", "site_type"], ascending=[True, False], kind="stable")
     tiles = [(record.input(image), "input")]
     tiles += [(record.picture(int(row["row"])), _caption(row, by)) for row in rows.to_dict("records")]
-    return tile_figure(tiles, f"Layer by layer: {_title(record, rows, image)}", columns=min(10, len(tiles)))
+    return tile_figure(
+        tiles, f"Layer by layer: {_title(record, rows, image)}{_seeds(rows)}", columns=min(10, len(tiles))
+    )
 
 
 def _number(name: str) -> Any:
@@ -110,14 +121,31 @@ def _number(name: str) -> Any:
     return NUMBERS[name]
 
 
-def _control_of(table: pd.DataFrame, row: dict[Any, Any]) -> list[dict[Any, Any]]:
+def _seeds(rows: pd.DataFrame) -> str:
+    n = int(rows["n_seeds"].max())
+    return f"<br><sub>numbers of pictures: mean (lowest to highest) of {n} noise seeds</sub>" if n > 1 else ""
+
+
+def _unit(number: Any) -> str:
+    if number.high is not None:
+        return f"{number.unit}, {number.low:g} to {number.high:g}"
+    if number.cap is not None:
+        return f"{number.unit}, {number.cap:g} and above alike"
+    return f"{number.unit}, from {number.low:g}"
+
+
+def _blank(picture: Any) -> Any:
+    return PIL.Image.new("RGB", picture.size, "white")
+
+
+def _control_of(controls: pd.DataFrame, row: dict[Any, Any]) -> list[dict[Any, Any]]:
     """Return the control of a site, in a list that is empty where the record has none."""
-    same = table["kind"] == "control"
+    same = pd.Series(True, index=controls.index)
     for name in ("image", "site", "lens", "definition", "anchor"):
-        same &= table[name] == row[name]
-    for name in ("alpha", "share", "seed"):
-        same &= table[name].isna() if pd.isna(row[name]) else (table[name] == row[name]).fillna(False)
-    return table.loc[same].head(1).to_dict("records")
+        same &= controls[name] == row[name]
+    for name in ("alpha", "share"):
+        same &= controls[name].isna() if pd.isna(row[name]) else controls[name] == row[name]
+    return controls.loc[same].head(1).to_dict("records")
 
 
 def _grid(rows: pd.DataFrame, value: str) -> tuple[list[Any], list[str], dict[Any, float], dict[Any, str]]:
@@ -149,6 +177,11 @@ def _title(record: Record, rows: pd.DataFrame, image: int) -> str:
 def _caption(row: dict[Any, Any], by: str) -> str:
     name = f"{row['control']} control" if row["kind"] == "control" else row["site"]
     lines = [html.escape(name) + ("" if pd.isna(row[by]) else f"  {row[by]:.2f}")]
+    if not pd.isna(row["leak"]):
+        lines.append(f"leak {row['leak']:.2f}")
+    if row["n_seeds"] > 1:
+        low, high = row["faithfulness_low"], row["faithfulness_high"]
+        lines.append(f"drawn {row['faithfulness']:.2f} ({low:.2f} to {high:.2f})")
     if row["faithfulness"] < DRAWN_THRESHOLD:
         lines.append("<i>the decoder could<br>not draw this</i>")
     return "<br>".join(lines)

@@ -3,6 +3,7 @@
 __all__ = ["score_figure"]
 
 import html
+import textwrap
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -35,7 +36,7 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
     known = rows.loc[rows["value"].notna()]
     if known.empty:
         raise RecordError(f"no score of {measure!r}; there are {', '.join(sorted(set(frame['measure'])))}")
-    names = [html.escape(f"{r.reading} ({r.level})") for r in rows.itertuples()]
+    names = ["<br>".join(map(html.escape, textwrap.wrap(f"{r.reading} ({r.level})", 44))) for r in rows.itertuples()]
     figure = go.Figure()
     nulls = [name.removesuffix(": mean") for name in rows.columns if name.endswith(": mean")]
     for colour, null in zip(_BANDS * len(nulls), nulls, strict=False):
@@ -56,14 +57,23 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
     figure.add_vline(x=0, line={"color": "#8a857c", "width": 1, "dash": "dot"})
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_xaxes(title=html.escape(measure))
-    dress(figure, html.escape(title or measure), 860, 210 + 30 * len(names))
-    figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
+    dress(figure, html.escape(title or measure), 860, 270 + 32 * len(names))
+    figure.update_layout(
+        legend={"yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0}, margin={"t": 60, "b": 150}
+    )
     return figure
 
 
 def _band(figure: "go.Figure", rows: pd.DataFrame, names: list[str], null: str, colour: str) -> None:
     low, high = rows[f"{null}: low"], rows[f"{null}: high"]
-    if low.notna().any():
+    narrow = low.notna() & (low == high)  # one draw has a place and no width
+    if narrow.any():
+        figure.add_scatter(
+            x=rows.loc[narrow, f"{null}: mean"], y=[name for name, some in zip(names, narrow, strict=True) if some],
+            mode="markers", name=html.escape(f"null: {null}, one draw"),
+            marker={"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 3}},
+        )  # fmt: skip
+    if (low.notna() & ~narrow).any():
         figure.add_bar(
             x=high - low, base=low, y=names, orientation="h", name=html.escape(f"null: {null}, 95%"),
             marker={"color": colour, "opacity": 0.55}, width=0.5, hoverinfo="skip", offset=-0.25,

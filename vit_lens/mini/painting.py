@@ -1,6 +1,6 @@
 """Paint scenes, given as rows of value indices, from precomputed tables of masks."""
 
-__all__ = ["render_codes"]
+__all__ = ["INK", "PAPER", "render_codes"]
 
 from functools import lru_cache
 
@@ -28,8 +28,8 @@ _BACKGROUNDS = {
     "mint": (170, 235, 185),
     "lilac": (215, 180, 245),
 }
-_INK = np.array((24, 22, 30), dtype=np.float32)
-_PAPER = np.array((255, 255, 255), dtype=np.float32)
+INK = np.array((24, 22, 30), dtype=np.float32)
+PAPER = np.array((255, 255, 255), dtype=np.float32)
 _OUTLINE = 1.6
 
 
@@ -43,14 +43,14 @@ def render_codes(
     ink = textures[texture, row, column][..., None]
     body = bodies[shape, scale, row, column]
     fill, outline = body[..., :1], body[..., 1:]
-    pixels = paint + ink * (_INK - paint)
-    pixels += outline * (_INK - pixels)
+    pixels = paint + ink * (INK - paint)
+    pixels += outline * (INK - pixels)
     ground = grounds[background, pattern]
     pixels = ground + fill * (pixels - ground)
     marked = np.flatnonzero(symbol >= 0)
     plate = plates[symbol[marked], corner[marked]]
     cover, black = plate[..., :1], plate[..., 1:]
-    pixels[marked] += cover * (_PAPER + black * (_INK - _PAPER) - pixels[marked])
+    pixels[marked] += cover * (PAPER + black * (INK - PAPER) - pixels[marked])
     return np.rint(pixels).clip(0, 255).astype(np.uint8)
 
 

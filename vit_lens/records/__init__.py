@@ -6,6 +6,7 @@ from vit_lens.records.readouts import Readouts
 from vit_lens.records.record import Record
 from vit_lens.records.schema import COLUMNS, FORMAT, MANIFEST_KEYS, PLAN_COLUMNS
 from vit_lens.records.shards import merge
+from vit_lens.records.spread import over_seeds
 from vit_lens.records.writer import RecordWriter
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "RecordWriter",
     "lens_label",
     "merge",
+    "over_seeds",
     "select",
 ]

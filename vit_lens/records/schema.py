@@ -46,11 +46,14 @@ COLUMNS: dict[str, Kind] = {
     "seed": "int or empty",
     "norm_h": "float",
     "cos_lens_clean": "float",
+    "cos_lens_control": "float",
+    "leak": "float",
     "faithfulness": "float",
     "cos_input": "float",
     "label": "text",
     "picture": "text",
 }
+ADDED_COLUMNS = ("cos_lens_control", "leak")  # records written before them load with both empty
 PLAN_COLUMNS = tuple(COLUMNS)[: tuple(COLUMNS).index("norm_h")]
 MANIFEST_KEYS = (
     *("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds"),
@@ -67,6 +70,7 @@ IDENTITY_KEYS = (
     "versions",
     "batch_plan",
     "readouts",
+    "controls",
 )
 
 
@@ -136,16 +140,19 @@ def csv_to_table(data: bytes, where: str) -> pd.DataFrame:
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"{where}: not a readable table ({error}); the record is damaged, sweep again") from error
-    if not lines or lines[0] != list(COLUMNS):
+    columns = list(COLUMNS)
+    if lines and not set(ADDED_COLUMNS) & set(lines[0]):
+        columns = [name for name in columns if name not in ADDED_COLUMNS]
+    if not lines or lines[0] != columns:
         raise RecordError(f"{where}: the first line does not name the columns of format {FORMAT}; sweep again")
     for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(COLUMNS):
+        if len(line) != len(columns):
             raise RecordError(
-                f"{where}: record {number} has {len(line)} fields, not {len(COLUMNS)}; the table is truncated"
+                f"{where}: record {number} has {len(line)} fields, not {len(columns)}; the table is truncated"
             )
     if not text.endswith("\n"):
         raise RecordError(f"{where}: the last line is cut short; the table is truncated, sweep again")
-    return to_table([dict(zip(COLUMNS, line, strict=True)) for line in lines[1:]])
+    return to_table([dict(zip(columns, line, strict=True)) for line in lines[1:]])
 
 
 def differing(old: Any, new: Any, key: str) -> str:

@@ -20,7 +20,7 @@ from vit_lens.records.record import Record
 from vit_lens.records.schema import differing, picture_name
 from vit_lens.records.writer import RecordWriter
 
-SHARED_KEYS = ("format", "model", "decoder", "lenses", "versions", "seeds", "readouts")
+SHARED_KEYS = ("format", "model", "decoder", "lenses", "versions", "seeds", "readouts", "controls")
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Record:

@@ -1,7 +1,9 @@
 "use strict";
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
-  const R = DATA.rows, NUMBERS = DATA.numbers, KEYS = Object.keys(NUMBERS);
+  const R = DATA.rows, NUMBERS = DATA.numbers;
+  const LATER = ["cos_lens_control", "leak"]; // older records lack them, and a leak index needs means over other images
+  const KEYS = Object.keys(NUMBERS).filter((key) => !LATER.includes(key) || R[key].some((value) => value !== null));
   const N = R.site.length, PAGE = 100;
   const RESIDUALS = ["resid_pre", "resid_mid", "resid_post"];
   const TYPE_WORDS = {
@@ -31,12 +33,36 @@
   const group = (row) => DATA.groups[R.group[row]];
   const groupName = (g) => (g.control ? `${g.label} \u2013 ${g.control} control` : g.label);
   const here = () => range(N).filter((row) => R.image[row] === state.image);
-  const number = (key, row) => (R[key][row] === null ? "\u2013" : format(R[key][row]));
+  const isMissing = (key, row) => (key === "leak" && !isResidual(row) && !group(row).control ? "undefined" : "\u2013");
+  const number = (key, row) => (R[key][row] === null ? isMissing(key, row) : format(R[key][row]));
   function format(v) {
     const text = Math.abs(v).toFixed(Math.abs(v) >= 100 ? 0 : Math.abs(v) >= 10 ? 1 : 2);
     return v < 0 && Number(text) !== 0 ? `\u2212${text}` : text;
   }
-  const weak = (row) => R.faithfulness[row] !== null && R.faithfulness[row] < DATA.threshold;
+  // The same site, drawn with every noise seed: the map shows the first, its verdict is that of their mean.
+  const sameSite = (row) => `${R.image[row]} ${R.group[row]} ${R.site[row]}`, together = new Map();
+  for (const row of range(N)) together.set(sameSite(row), (together.get(sameSite(row)) || []).concat(row));
+  const isFirstSeed = (row) => together.get(sameSite(row))[0] === row;
+  function overSeeds(key, row) {
+    const values = together.get(sameSite(row)).map((other) => R[key][other]).filter((v) => v !== null);
+    return values.length ? { n: values.length, mean: values.reduce((a, b) => a + b) / values.length,
+      low: Math.min(...values), high: Math.max(...values) } : null;
+  }
+  const seedsWords = (d) => `${format(d.mean)} on average over ${d.n} noise seeds (${format(d.low)} to ${format(d.high)})`;
+  const isLow = (value) => value !== null && value < DATA.threshold;
+  const weakOne = (row) => isLow(R.faithfulness[row]);
+  function weak(row) { const d = overSeeds("faithfulness", row); return d !== null && isLow(d.mean); }
+  function verdictOf(row) {
+    if (!hasPicture(row)) return DATA.drawn ? "No picture yet." : "No decoder, so no picture.";
+    const d = overSeeds("faithfulness", row), below = `below ${format(DATA.threshold)}`;
+    if (weak(row)) return `The decoder could not draw this: faithfulness ${d.n > 1 ? `${seedsWords(d)}, ${below}` : `${number("faithfulness", row)} is ${below}`}.`;
+    return weakOne(row) ? `The decoder could not draw this with noise seed ${R.seed[row]}: faithfulness ${number("faithfulness", row)} is ${below}; it is ${seedsWords(d)}.` : "";
+  }
+  function uncontrolled(row) {
+    if (!DATA.drawn || group(row).control || isResidual(row)) return null;
+    const known = R.cos_lens_control[row] === null ? "" : ` Before decoding, random directions of its size resemble the input at ${number("cos_lens_control", row)}, the site at ${number("cos_lens_clean", row)}.`;
+    return el("p", { class: "site-words undrawn", text: `No control drawn (sweep with --controls).${known}` });
+  }
   const hasPicture = (row) => R.thumb[row] !== null;
   const original = (row) => `${DATA.base}pictures/${String(row).padStart(6, "0")}.png`;
   const originalInput = (image) => `${DATA.base}inputs/${String(image).padStart(4, "0")}.png`;
@@ -82,7 +108,7 @@
   // ---------------------------------------------------------------- colour: one scale for all readings of an image
   function scaleOf(key) {
     const values = here().filter((row) => !isResidual(row)).map((row) => R[key][row]).filter((v) => v !== null);
-    return Math.max(1e-9, ...values.map(Math.abs));
+    return Math.min(NUMBERS[key].cap || Infinity, Math.max(1e-9, ...values.map(Math.abs)));
   }
   function paint(node, key, row, scale) {
     const value = R[key][row];
@@ -93,7 +119,7 @@
 
   // ---------------------------------------------------------------- residual strip
   function drawStrip() {
-    const rows = here().filter((row) => isResidual(row) && group(row).lens === "diffusion" && !group(row).control);
+    const rows = here().filter((row) => isResidual(row) && group(row).lens === "diffusion" && !group(row).control && isFirstSeed(row));
     $("strip-section").hidden = !rows.length;
     const type = $("strip-type").value;
     const first = rows.filter((row) => R.type[row] === "resid_pre" && R.layer[row] === 0);
@@ -122,9 +148,11 @@
 
   // ---------------------------------------------------------------- head map
   function siteButton(row, key, scale, view) {
-    const words = `${R.site[row]}, ${groupName(group(row))}: ${NUMBERS[key].title} ${number(key, row)}`;
+    const over = view === "map" && key === "faithfulness" ? overSeeds(key, row) : null;
+    const value = over ? format(over.mean) : number(key, row);
+    const words = `${R.site[row]}, ${groupName(group(row))}: ${NUMBERS[key].title} ${over && over.n > 1 ? seedsWords(over) : value}`;
     const button = el("button", { type: "button", class: "cell", "data-row": row, tabindex: -1, title: words, "aria-label": words,
-      on: { click: () => select(row, true) } }, view === "map" ? face(row) : thumb(row, ""), el("span", { class: "value", text: number(key, row) }));
+      on: { click: () => select(row, true) } }, view === "map" ? face(row) : thumb(row, ""), el("span", { class: "value", text: value }));
     button.classList.toggle("weak", weak(row) && !(view === "map" && $("map-mode").value === "nearest"));
     button.setAttribute("aria-pressed", String(row === state.row));
     paint(button, key, row, scale);
@@ -213,27 +241,27 @@
   }
   function drawDetail(row) {
     const g = group(row), controls = controlsOf(row);
-    const others = siblings(row).filter((other) => !controls.includes(other));
+    const others = siblings(row).filter((other) => !controls.includes(other))
+      .sort((a, b) => (R.group[a] !== R.group[row]) - (R.group[b] !== R.group[row]));  // other noise seeds of this reading first
     const image = DATA.images.find((i) => i.index === state.image);
     const close = el("button", { type: "button", class: "close", "aria-label": "close", text: "\u00d7",
       on: { click: () => document.body.classList.remove("sheet-open") } });
-    const verdict = !hasPicture(row) ? (DATA.drawn ? "No picture yet." : "No decoder, so no picture.") : weak(row)
-      ? `The decoder could not draw this: faithfulness ${number("faithfulness", row)} is below ${format(DATA.threshold)}.` : "";
+    const verdict = verdictOf(row);
     const warning = el("p", { class: "verdict", hidden: !verdict, text: verdict });
     const shown = DATA.beside ? [compare(row, controls[0], warning)] : [bigPicture(row), warning];
     $("detail").classList.toggle("beside", Boolean(DATA.beside));
-    $("detail").replaceChildren(close,
+    $("detail").replaceChildren(...[close,
       el("h3", { text: R.site[row] }),
       el("p", { class: "site-words", text: `${siteWords(row)}${seedWords(row)}` }),
       el("p", { class: "reading", text: groupName(g) }),
-      ...shown,
+      ...shown, controls.length ? null : uncontrolled(row),
       el("div", { class: "companions" },
         el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
         ...controls.slice(DATA.beside ? 1 : 0, 2).map((c) => small(c, `${group(c).control} control${seedWords(c)}`)),
-        ...others.slice(0, 4 - Math.min(2, controls.length)).map((o) => small(o, groupName(group(o)) + seedWords(o)))),
+        ...others.slice(0, 4 - Math.min(2, controls.length)).map((o) => small(o, R.group[o] === R.group[row] ? `with seed ${R.seed[o]}` : groupName(group(o)) + seedWords(o)))),
       R.label[row] ? el("p", { class: "label" }, "Zero-shot label of the picture: ", el("b", { text: R.label[row] })) : null,
       numbersList(row, controls[0]),
-      el("p", { class: "definition", text: `Definition: ${g.definition}` }));
+      el("p", { class: "definition", text: `Definition: ${g.definition}` })].filter((part) => part !== null));
   }
   // A site beside its control: pictures, nearest images and captions, each in both forms.
   function compare(row, control, warning) {
@@ -290,8 +318,10 @@
       const shown = el("dd", { class: "amount", "data-key": key, text: number(key, row) });
       const beside = control === undefined || R[key][control] === null ? ""
         : ` Its control: ${number(key, control)}.`;
+      const over = key === "faithfulness" ? overSeeds(key, row) : null;
+      const seeds = over && over.n > 1 ? ` It is ${seedsWords(over)}.` : "";
       return el("div", {}, el("dt", { text: NUMBERS[key].title }), shown,
-        el("dd", { class: "meaning", text: `${NUMBERS[key].meaning}.${beside}` }));
+        el("dd", { class: "meaning", text: `${NUMBERS[key].meaning}.${beside}${seeds}` }));
     }));
   }
 
@@ -358,7 +388,7 @@
         on: { click: (event) => { event.stopPropagation(); select(row, true); } } });
     }
     if (key === "reading") return groupName(group(row));
-    if (KEYS.includes(key)) return el("span", { class: key === "faithfulness" && weak(row) ? "low" : null, text: number(key, row) });
+    if (KEYS.includes(key)) return el("span", { class: key === "faithfulness" && weakOne(row) ? "low" : null, text: number(key, row) });
     return R[key][row] === null ? "" : String(R[key][row]);
   }
   function gallery(rows) {

@@ -129,10 +129,18 @@ class StudyResult:
         return found[0]
 
     def __str__(self) -> str:
+        return self.summary()
+
+    def summary(self, measures: Sequence[str] | None = None) -> str:
+        """Return the scores in words, those of some measures or all, and the notes."""
+        found = dict.fromkeys(score.measure for score in self.scores)
+        shown = [measure for measure in found if measures is None or measure in measures]
         lines = [f"study {self.study}: {self.setup.get('encoder', '')}, seed {self.setup.get('seed', '')}"]
-        for measure in dict.fromkeys(score.measure for score in self.scores):
+        for measure in shown:
             lines += ["", measure]
             lines += [f"  {score}" for score in self.scores if score.measure == measure]
+        if len(shown) < len(found):
+            lines += ["", f"{len(found) - len(shown)} more measures are in the result's scores"]
         return "\n".join([*lines, "", *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,7 +211,7 @@ def _flat(score: Score) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     import torch
 
-    return {"platform": platform.platform(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+    return {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
 
 
 def _versions() -> dict[str, str]:

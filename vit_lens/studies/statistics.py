@@ -100,7 +100,7 @@ def bootstrap(
     if value is None:
         return Estimate(None, why="constant or missing scores")
     if n < MIN_FOR_INTERVAL:
-        return Estimate(value, why=f"{n} images give no interval; {MIN_FOR_INTERVAL} do")
+        return Estimate(value, why=f"n = {n} gives no interval; {MIN_FOR_INTERVAL} would")
     generator = np.random.default_rng(seed)
     drawn = [statistic(generator.integers(n, size=n)) for _ in range(n_draws)]
     known = [x for x in drawn if x is not None]

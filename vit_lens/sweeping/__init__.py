@@ -14,6 +14,7 @@ from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.readouts import Gallery, ReadoutMeans
 from vit_lens.records import Record, RecordWriter
+from vit_lens.sweeping.controls import CONTROL_DRAWS
 from vit_lens.sweeping.plan import (
     Image,
     as_list,
@@ -69,7 +70,8 @@ def sweep(
         settings: How to decode; the decoder's own by default.
         seeds: Decoder noise seeds; every row is drawn once with each. By default that of the settings.
         batch_size: Pictures that are decoded together.
-        controls: Add to every row that is not a residual a control of equal norm and random direction.
+        controls: Draw, beside every row that is not a residual, a control of equal norm and random direction. The
+            table says without it, before decoding, what twenty of them are like (``cos_lens_control``, ``leak``).
         control_seed: Of the random directions.
         labels: Puts zero-shot words beside every picture.
         texts: Captions of this encoder: the nearest stand beside every picture, and the live page gives their
@@ -121,7 +123,7 @@ def sweep(
     batch_size = min(batch_size, len(plan) // len(seeds))  # no batch is padded beyond the sweep itself
     manifest = make_manifest(model, decoder, settings, readings, described, seeds, control_seed, batch_size, len(plan))
     manifest |= {"command": command, "shard": list(shard) if shard else None, "notes": list(notes)}
-    manifest["readouts"] = beside.describe()
+    manifest |= {"readouts": beside.describe(), "controls": {"embedding_draws": CONTROL_DRAWS}}
     writer = RecordWriter(out, manifest, plan)
     chosen = [images[i] for i in index]
     if writer.resumed and writer.manifest["complete"]:

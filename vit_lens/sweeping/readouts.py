@@ -18,6 +18,7 @@ from vit_lens.readouts import Gallery, ReadoutMeans, picture_hash
 from vit_lens.readouts.centring import deviations
 from vit_lens.records import RecordWriter
 from vit_lens.records.readouts import FORMS, Found, Readouts
+from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.live import LivePart, gather_live, n_live_images
 from vit_lens.sweeping.plan import Reading
 from vit_lens.texts import TextBank
@@ -123,6 +124,13 @@ class Beside:
             for form, origin in zip(FORMS, (None, centres), strict=True):
                 found["images", form] = self.gallery.nearest(embeds, k, origins=origin, leave_out=leave_out)
         return {key: (index.int().cpu(), cosine.float().cpu()) for key, (index, cosine) in found.items()}
+
+    def centre(self, reading: Reading) -> Centre | None:
+        """Return what S takes away, means over other images: known with ``means`` of the lens and a gallery."""
+        mean = self._mean_of(reading)
+        if mean is None or self.gallery is None:
+            return None
+        return Centre(mean.float().cpu(), self.gallery.mean.float().cpu())
 
     def words(self) -> str:
         """Say what the centred form takes away."""

@@ -23,6 +23,7 @@ from vit_lens.metrics import cosine
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.records import Record, RecordWriter
+from vit_lens.sweeping.controls import control_numbers
 from vit_lens.sweeping.live import live_part
 from vit_lens.sweeping.plan import Image, Reading
 from vit_lens.sweeping.readouts import Beside, Collected
@@ -48,14 +49,18 @@ def embed_stage(
     """Compute every lens embedding and its numbers; one image at a time, so that shards agree."""
     if {"lens", "clean", "negative", "reencoded"} <= writer.embeddings.keys():
         return
-    embeds, cleans, norms, cosines = [], [], [], []
-    collected = Collected(beside)
+    embeds, cleans, norms, cosines, random, leaks = [], [], [], [], [], []
+    collected, centres = Collected(beside), [beside.centre(reading) for reading in readings]
     sites = [site for reading in readings for site in reading.sites]
     pairs = list(zip(images, described, strict=True))
     for image, entry in tqdm(pairs, desc="embeddings", unit="image", disable=not progress):
         with torch.no_grad():
             clean, cache = model.run_with_cache(model.preprocess([image]), rows="readout")
             parts = [reading.embed(cache, entry["sha256"], control_seed).float().cpu() for reading in readings]
+            controls = [
+                control_numbers(reading, cache, clean, part, centre, entry["sha256"], control_seed)
+                for reading, part, centre in zip(readings, parts, centres, strict=True)
+            ]
             norm = torch.cat([site_outputs(cache, some)[0].flatten(1).norm(dim=1) for some in _portions(sites)])
             if collected.wants_live(entry["index"]):
                 collected.live[entry["index"]] = live_part(model, cache, clean)
@@ -67,11 +72,13 @@ def embed_stage(
             embeds.append(found)
             cosines += cosine(found, clean).tolist()
             norms += norm.tolist()
+            random += [number for some, _ in controls for number in some]
+            leaks += [number for _, some in controls for number in some]
         cleans.append(clean)
         writer.write_input(entry["index"], seen)
     collected.write(writer)  # before the embeddings, whose presence says that this stage is done
     lens = torch.cat(embeds)
-    table = writer.table.assign(norm_h=norms, cos_lens_clean=cosines)
+    table = writer.table.assign(norm_h=norms, cos_lens_clean=cosines, cos_lens_control=random, leak=leaks)
     writer.write_table(table)
     unknown = torch.full_like(lens, math.nan)
     writer.write_embeddings(

@@ -95,6 +95,7 @@ def open_setup(
     steps: int | None = None,
     guidance: float | None = None,
     overlay: float = 0.5,
+    sets: "StudyImages | None" = None,
     device: str = "cpu",
 ) -> "StudySetup":
     """Load what the options name, and return the setup.
@@ -119,6 +120,7 @@ def open_setup(
         steps: Of the decoder.
         guidance: Of the decoder.
         overlay: Share of scenes with an overlay, in the world of the embedded pair.
+        sets: Instead of ``images`` and ``n``, for a study with images of its own.
         device: Of all models.
     """
     import torch
@@ -132,7 +134,7 @@ def open_setup(
         raise VitLensError("with --decoder none nothing is drawn: --steps, --guidance and --noise-seed have no effect")
     place = torch_device(device)
     vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, device=place)
-    sets = _images(images, reference_images, ablation_images, n, seed, overlay)
+    sets = sets or _images(images, reference_images, ablation_images, n, seed, overlay)
     drawer = reader = settings = None
     if decoder != "none":
         is_small = decoder == "mini" or (Path(decoder) / "vit_lens.json").is_file()
@@ -159,13 +161,14 @@ def read_bank(name: str, tag: str | None, captions: Sequence[str], device: str) 
 
 
 def finish(result: "StudyResult", out: Path, figures: "dict[str, go.Figure]") -> None:
-    """Write a result and its figures, and print it."""
+    """Write a result and its figures, and print the measures that count."""
     from vit_lens.figures import save
+    from vit_lens.studies.headlines import headlines
 
     path = result.save(out)
     for name, figure in figures.items():
         save(figure, out / f"{name}.html")
-    typer.echo(str(result))
+    typer.echo(result.summary(headlines(result)))
     typer.echo(f"\nresult: {path}" + "".join(f"\nfigure: {out / name}.html" for name in figures))
 
 

@@ -17,8 +17,10 @@ def pool(
     from vit_lens.figures.studies import score_figure
     from vit_lens.studies import load_result
     from vit_lens.studies import pool as join
+    from vit_lens.studies.headlines import headlines
 
     found = join([load_result(path) for path in results], command=command_line())
     frame = found.frame()
-    measures = frame.loc[frame["value"].notna(), "measure"].drop_duplicates()
+    known = set(frame.loc[frame["value"].notna(), "measure"])
+    measures = [measure for measure in headlines(found) if measure in known]
     finish(found, out, {f"scores_{k}": score_figure(frame, measure) for k, measure in enumerate(measures)})

@@ -16,8 +16,9 @@ _PER_ENCODER = ("encoder", "fingerprint", "decoder")
 def pool(results: Sequence[StudyResult], *, command: str | None = None) -> StudyResult:
     """Average the scores of one study over encoders, with 95% intervals by Student's t, and compare lenses in pairs.
 
-    A null's mean is averaged, and its band is widest over the encoders. The table ``differences`` has, for every two
-    readings of a measure and level, the mean over encoders of their difference and its interval.
+    A null's mean is averaged, and its band is widest over the encoders. The table ``differences`` has the mean over
+    encoders, and its interval, of the difference of every two readings of a measure and level; the table ``excess``
+    that of each score minus the mean of each of its nulls.
 
     Args:
         results: Of the same study with the same settings, each of another encoder.
@@ -102,18 +103,15 @@ def _differences(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
 
 
 def _excess(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
-    """Each score minus the largest mean of its nulls, encoder by encoder."""
+    """Return each score minus the mean of each of its nulls, encoder by encoder."""
     rows = []
     for score in results[0].scores:
-        excess = []
-        for result in results:
-            own = result.score(score.measure, score.reading, score.level)
-            means = [null.mean for null in own.nulls.values() if null.mean is not None]
-            if own.estimate.value is not None and means:
-                excess.append(own.estimate.value - max(means))
-        if excess:
-            key = {"measure": score.measure, "level": score.level, "reading": score.reading}
-            rows.append(_row(key, across_encoders(excess)))
+        found = [result.score(score.measure, score.reading, score.level) for result in results]
+        for name in score.nulls:
+            pairs = [(own.estimate.value, own.nulls[name].mean) for own in found]
+            excess = across_encoders([x - y for x, y in pairs if x is not None and y is not None])
+            key = {"measure": score.measure, "level": score.level, "reading": score.reading, "null": name}
+            rows.append(_row(key, excess))
     return rows
 
 

@@ -1,0 +1,136 @@
+"""Pictures of embeddings, drawn with several noise seeds, held against what they were asked to show."""
+
+__all__ = ["Drawn", "draw", "rows_alike"]
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.errors import StudyError
+from vit_lens.metrics import cosine
+from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.statistics import within_rows
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Drawn:
+    """What was asked of the decoder, and what two encoders see in its pictures.
+
+    Attributes:
+        asked: Embeddings that were drawn.
+        own: The pictures' embeddings by the encoder that asked.
+        judge: The pictures' embeddings by the judge; None without one.
+    """
+
+    asked: Float[Tensor, "image site d_embed"]
+    own: Float[Tensor, "image site seed d_embed"]
+    judge: Float[Tensor, "image site seed d_judge"] | None
+
+    @property
+    def n_seeds(self) -> int:
+        """How many pictures there are of each embedding."""
+        return self.own.shape[2]
+
+    @cached_property
+    def faithfulness(self) -> Float[np.ndarray, "image site seed"]:
+        """The cosine of each picture's embedding with the embedding asked for."""
+        return cosine(self.own, self.asked[:, :, None]).numpy()
+
+    def exchanged(self, axis: int, generator: np.random.Generator) -> Float[np.ndarray, "image site seed"]:
+        """Return faithfulness after every picture went to another image (axis 0) or another site (axis 1)."""
+        order = torch.from_numpy(generator.permutation(self.asked.shape[axis]))
+        asked = torch.empty_like(self.asked)
+        asked.index_copy_(axis, order, self.asked.index_select(axis, order.roll(1)))
+        return cosine(self.own, asked[:, :, None]).numpy()
+
+    def recognised(self) -> Float[np.ndarray, "image site"] | None:
+        """Return how often a picture is nearer to its own embedding than to another site's; None for one site."""
+        n_sites = self.asked.shape[1]
+        if n_sites < 2:
+            return None
+        found = []
+        for own, asked in zip(self.own, self.asked, strict=True):
+            to_all = _cosines(own, asked)  # [site seed other]
+            to_own = to_all.diagonal(dim1=0, dim2=2).mT[..., None]
+            wins = (to_own > to_all).double() + 0.5 * (to_own == to_all).double()
+            found.append(((wins.sum(-1) - 0.5) / (n_sites - 1)).mean(-1))  # 0.5: each ties with itself
+        return torch.stack(found).numpy()
+
+    def judge_agreement(self) -> Float[np.ndarray, "image site"] | None:
+        """Return the mean cosine of what the judge sees with different noise; None without a judge, or for one seed."""
+        if self.judge is None or self.n_seeds < 2:
+            return None
+        pairs = [cosine(self.judge[:, :, a], self.judge[:, :, b]) for a, b in combinations(range(self.n_seeds), 2)]
+        return torch.stack(pairs).mean(0).numpy()
+
+    def judge_relations(self) -> Float[np.ndarray, "image site"] | None:
+        """Return how far the judge's similarities between an image's pictures follow those between the embeddings.
+
+        Of each site, over the other sites; None without a judge or for fewer than four sites.
+        """
+        if self.judge is None or self.asked.shape[1] < 4:
+            return None
+        found = [
+            np.stack([rows_alike(asked, seen) for seen in judge.unbind(1)]).mean(0)
+            for asked, judge in zip(self.asked, self.judge, strict=True)
+        ]
+        return np.stack(found)
+
+
+def draw(setup: StudySetup, asked: Float[Tensor, "image site d_embed"], *, label: str, nested: bool = False) -> Drawn:
+    """Draw every embedding with every noise seed of the setup, or ``nested`` with one seed for each image.
+
+    Raises:
+        StudyError: The setup has no decoder.
+    """
+    if nested:
+        parts = [
+            _draw(setup, asked[place:][:: len(setup.noise_seeds)], seed, label)
+            for place, seed in enumerate(setup.noise_seeds)
+            if place < len(asked)
+        ]
+        own, judge = (_interleaved([part[side] for part in parts], len(asked)) for side in (0, 1))
+        if own is None:
+            raise StudyError("there is nothing to draw")
+        return Drawn(asked=asked, own=own[:, :, None], judge=None if judge is None else judge[:, :, None])
+    parts = [_draw(setup, asked, seed, label) for seed in setup.noise_seeds]
+    judged = [judge for _, judge in parts if judge is not None]
+    own = torch.stack([own for own, _ in parts], dim=2)
+    return Drawn(asked=asked, own=own, judge=torch.stack(judged, dim=2) if judged else None)
+
+
+def rows_alike(a: Float[Tensor, "row d_a"], b: Float[Tensor, "row d_b"]) -> Float[np.ndarray, " row"]:
+    """Return, for each row, the rank correlation of its cosines with the other rows in two spaces; nan if undefined."""
+    n = len(a)
+    off = ~np.eye(n, dtype=bool)
+    sides = [_cosines(x, x).numpy()[off].reshape(n, n - 1) for x in (a, b)]
+    return within_rows(*sides)
+
+
+def _cosines(a: Float[Tensor, "*rows d"], b: Float[Tensor, "other d"]) -> Float[Tensor, "*rows other"]:
+    a, b = a.double(), b.double()
+    return (a / a.norm(dim=-1, keepdim=True)) @ (b / b.norm(dim=-1, keepdim=True)).T
+
+
+def _draw(
+    setup: StudySetup, asked: Float[Tensor, "image site d_embed"], seed: int, label: str
+) -> tuple[Float[Tensor, "image site d_embed"], Float[Tensor, "image site d_judge"] | None]:
+    shape = asked.shape[:2]
+    seen = setup.drawing("faithfulness").see(asked.flatten(0, 1), noise_seed=seed, label=f"{label}, noise seed {seed}")
+    return seen.own.unflatten(0, shape), None if seen.judge is None else seen.judge.unflatten(0, shape)
+
+
+def _interleaved(parts: list[Tensor | None], n: int) -> Float[Tensor, "image site d"] | None:
+    """Put back in order images of which part k holds every k-th."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    out = known[0].new_empty(n, *known[0].shape[1:])
+    for place, part in enumerate(known):
+        out[place :: len(known)] = part
+    return out

@@ -1,0 +1,240 @@
+"""Faithfulness: does the decoder draw the embedding that it is given, whatever its noise, and does it matter?"""
+
+__all__ = ["SITES", "faithfulness_study"]
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from vit_lens.errors import StudyError
+from vit_lens.lenses import Lens
+from vit_lens.metrics import DRAWN_THRESHOLD
+from vit_lens.names import Site
+from vit_lens.studies.faithfulness.drawn import Drawn, draw, rows_alike
+from vit_lens.studies.pictures import Judge
+from vit_lens.studies.reading import read_lens
+from vit_lens.studies.results import Null, Score, StudyResult
+from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.statistics import Estimate, mean_interval, spearman
+
+SITES = ("heads", "mlp", "resid_post")
+CEILING = "clean embeddings"
+
+_STUDY = 6  # of the streams of random numbers
+_BELOW = f"share of pictures below {DRAWN_THRESHOLD:g}"
+_MEASURES: Mapping[str, Callable[[Drawn], Float[np.ndarray, "image site"] | None]] = {
+    "faithfulness": lambda drawn: drawn.faithfulness.mean(-1),
+    _BELOW: lambda drawn: (drawn.faithfulness < DRAWN_THRESHOLD).mean(-1),
+    "range over noise seeds": lambda drawn: np.ptp(drawn.faithfulness, axis=-1) if drawn.n_seeds > 1 else None,
+    "closer to its own embedding than to another site's": lambda drawn: drawn.recognised(),
+    "agreement of the judge over noise seeds": lambda drawn: drawn.judge_agreement(),
+    "the judge sees what was asked": lambda drawn: drawn.judge_relations(),
+}
+_PREDICTED = ("agreement of the judge over noise seeds", "the judge sees what was asked")
+_NOTES = (
+    "faithfulness: the cosine of the picture's embedding, by the encoder that asked for it, with the embedding asked "
+    "for. The decoder was trained on this encoder, so a high value says that the picture was drawn, not that it is "
+    "true of the site.",
+    "closer to its own embedding: over the other sites of the image, how often the picture lies nearer to what it was "
+    "asked to show; chance is 0.5.",
+    "the judge sees what was asked: the rank correlation, over the other sites of the image, of the judge's "
+    "similarities between pictures with the encoder's similarities between the embeddings asked for.",
+    "Placebo pictures are drawn once each, image i with noise seed i modulo the number of noise seeds.",
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Reading:
+    """One lens with its sites: its pictures, and those of a random direction of equal norm."""
+
+    sites: list[Site]
+    drawn: Drawn
+    placebo: Drawn
+
+
+def faithfulness_study(
+    setup: StudySetup,
+    *,
+    sites: Sequence[Site | str] | Site | str = SITES,
+    n_shuffles: int = 200,
+    command: str | None = None,
+) -> StudyResult:
+    """Draw every site with every noise seed, and hold each picture against the embedding that it was asked to show.
+
+    Beside every lens: pictures of a random direction of equal norm, clean embeddings (what the decoder can do at
+    best), and pictures held against the embedding of another site or of another image (what all of them share).
+
+    Args:
+        setup: With a decoder; with a judge, its readings are tested too. Every lens of it is drawn.
+        sites: Each lens reads those that it is defined on.
+        n_shuffles: Draws of each null.
+        command: How to make this result again.
+
+    Raises:
+        StudyError: No decoder, fewer than two images, or a lens that reads fewer than three of the sites.
+        UnknownSiteError: A site is not the model's.
+    """
+    setup.drawing("faithfulness")
+    if len(setup.pixels) < 2:
+        raise StudyError("faithfulness holds pictures against those of another image: give at least two test images")
+    resolved = Site.resolve(sites, setup.model.cfg)
+    own = {spec: _own_sites(spec, lens, resolved) for spec, lens in setup.lenses.items()}
+    ceiling = draw(setup, setup.clean[:, None].float().cpu(), label="clean embeddings")
+    readings = {spec: _read(setup, spec, lens, own[spec]) for spec, lens in setup.lenses.items()}
+    scores = [score for spec, one in readings.items() for score in _scores(setup, spec, one, ceiling, n_shuffles)]
+    scores += _ceiling_scores(setup, ceiling)
+    scores += _prediction_scores(setup, readings, n_shuffles)
+    table = [row for spec, one in readings.items() for row in _site_rows(setup, spec, one)]
+    judged = setup.pictures is not None and setup.pictures.judge is not None
+    return StudyResult(
+        study="faithfulness", setup=setup.describe(), scores=tuple(scores), command=command,
+        options={"sites": [str(site) for site in resolved], "n_shuffles": n_shuffles, "threshold": DRAWN_THRESHOLD},
+        tables={"sites": table, "layers": _layer_rows(table)},
+        notes=_NOTES if judged else (*_NOTES, "No judge was given: what it would say of the pictures is left out."),
+    )  # fmt: skip
+
+
+def _own_sites(spec: str, lens: Lens, sites: list[Site]) -> list[Site]:
+    own = [site for site in sites if lens.reads(site)]
+    if len(own) < 3:
+        raise StudyError(f"{spec} is defined on {len(own)} of the sites; similarities need at least 3: give more sites")
+    return own
+
+
+def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site]) -> _Reading:
+    seed = int(np.random.default_rng([setup.seed, _STUDY, list(setup.lenses).index(spec)]).integers(2**62))
+    generator = torch.Generator().manual_seed(seed)
+    placebo = read_lens(
+        setup.model, setup.pixels, lens, own, how=lambda cache: lens.placebo(cache, own, generator=generator)
+    )
+    return _Reading(
+        sites=own,
+        drawn=draw(setup, read_lens(setup.model, setup.pixels, lens, own), label=spec),
+        placebo=draw(setup, placebo, nested=True, label=f"{spec}, placebo"),
+    )
+
+
+def _scores(setup: StudySetup, spec: str, one: _Reading, ceiling: Drawn, n_shuffles: int) -> Iterator[Score]:
+    generator = np.random.default_rng([setup.seed, _STUDY, 100 + list(setup.lenses).index(spec)])
+    relations = _encoders_alike(setup, len(one.sites))
+    for measure, of in _MEASURES.items():
+        if (found := of(one.drawn)) is None:
+            if measure not in _PREDICTED:
+                yield _score(measure, spec, None, setup, why="one noise seed has no range")
+            continue
+        controls: dict[str, float | None] = {}
+        if (placebo := of(one.placebo)) is not None:
+            controls["equal-norm placebo"] = _mean(placebo)
+        if measure in _PREDICTED[1:]:
+            controls["the two encoders on real images"] = relations
+        elif (best := of(ceiling)) is not None and np.isfinite(best).any():
+            controls[CEILING] = _mean(best)
+        nulls = _shuffles(one.drawn, n_shuffles, generator) if measure == "faithfulness" else {}
+        yield _score(measure, spec, found, setup, nulls=nulls, controls=controls)
+
+
+def _ceiling_scores(setup: StudySetup, ceiling: Drawn) -> Iterator[Score]:
+    for measure in ("faithfulness", _BELOW, "range over noise seeds"):
+        found = _MEASURES[measure](ceiling)
+        if found is not None:
+            yield _score(measure, CEILING, found, setup)
+
+
+def _prediction_scores(setup: StudySetup, readings: Mapping[str, _Reading], n_shuffles: int) -> Iterator[Score]:
+    """Correlate, within each image and over its sites, faithfulness with whether the judge can be believed."""
+    for number, (spec, one) in enumerate(readings.items()):
+        x = one.drawn.faithfulness.mean(-1)
+        for measure in _PREDICTED:
+            if (y := _MEASURES[measure](one.drawn)) is None:
+                continue
+            generator = np.random.default_rng([setup.seed, _STUDY, 200 + number])
+            shuffled = [_within_images(generator.permuted(x, axis=1), y) for _ in range(n_shuffles)]
+            null = Null.of([_mean(draw) for draw in shuffled])
+            name = f"faithfulness predicts: {measure}"
+            yield _score(name, spec, _within_images(x, y)[:, None], setup, nulls={"sites shuffled": null})
+
+
+def _within_images(
+    x: Float[np.ndarray, "image site"], y: Float[np.ndarray, "image site"]
+) -> Float[np.ndarray, " image"]:
+    found = [spearman(a[known], b[known]) for a, b in zip(x, y, strict=True) for known in [np.isfinite(a + b)]]
+    return np.array([np.nan if value is None else value for value in found])
+
+
+def _shuffles(drawn: Drawn, n: int, generator: np.random.Generator) -> dict[str, Null]:
+    nulls = {"picture of another site": 1, "picture of another image": 0}
+    return {
+        name: Null.of([float(np.nanmean(drawn.exchanged(axis, generator))) for _ in range(n)])
+        for name, axis in nulls.items()
+    }
+
+
+def _score(
+    measure: str, reading: str, found: Float[np.ndarray, "image site"] | None, setup: StudySetup, *,
+    why: str | None = None, nulls: Mapping[str, Null] | None = None, controls: Mapping[str, float | None] | None = None,
+) -> Score:  # fmt: skip
+    """Average over sites within each image; images are what the interval is over."""
+    if found is None:
+        estimate, n = Estimate(None, why=why), 0
+    else:
+        known = [row[np.isfinite(row)] for row in found]
+        means = np.array([row.mean() for row in known if len(row)])
+        estimate, n = mean_interval(means, seed=setup.seed), len(means)
+    return Score(
+        measure=measure, reading=reading, level="decoded", estimate=estimate, n=n, unit="images",
+        nulls=nulls or {}, controls=controls or {},
+    )  # fmt: skip
+
+
+def _encoders_alike(setup: StudySetup, n: int) -> float | None:
+    """Return how far the judge's similarities between real images follow the encoder's: the most that can be asked."""
+    judge: Judge | None = setup.pictures and setup.pictures.judge
+    if judge is None:
+        return None
+    images = list(setup.images.anchor)[: max(n, 3)]
+    with torch.no_grad():
+        own = setup.model(setup.anchor_pixels[: len(images)]).float().cpu()
+        seen = judge.model(judge.model.preprocess(images)).float().cpu()
+    return _mean(rows_alike(own, seen))
+
+
+def _site_rows(setup: StudySetup, spec: str, one: _Reading) -> Iterator[dict[str, Any]]:
+    drawn, placebo = one.drawn, one.placebo.faithfulness[..., 0]
+    extra = {
+        name: _MEASURES[name](drawn) for name in ("closer to its own embedding than to another site's", *_PREDICTED)
+    }
+    for image, found in enumerate(drawn.faithfulness):
+        for index, site in enumerate(one.sites):
+            values = found[index]
+            yield {
+                "reading": spec, "image": image, "site": str(site), "kind": site.kind, "layer": site.layer,
+                "faithfulness": _plain(values.mean()), "lowest": _plain(values.min()), "highest": _plain(values.max()),
+                "share below threshold": _plain((values < DRAWN_THRESHOLD).mean()),
+                "placebo": _plain(placebo[image, index]),
+            } | {name: _plain(table[image, index]) for name, table in extra.items() if table is not None}  # fmt: skip
+
+
+def _layer_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over images and sites: one row for each lens, kind of site and layer."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["reading"], row["kind"], row["layer"]), []).append(row)
+    out = []
+    for (reading, kind, layer), some in groups.items():
+        numbers = [key for key in some[0] if key not in ("reading", "image", "site", "kind", "layer")]
+        means = {key: _mean(np.array([np.nan if row[key] is None else row[key] for row in some])) for key in numbers}
+        out.append({"reading": reading, "kind": kind, "layer": layer, "n": len(some), **means})
+    return out
+
+
+def _mean(values: Float[np.ndarray, "*axes"]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None
+
+
+def _plain(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,121 @@
+"""Figure 5: an image, an overlay, both together, and the heads that show the overlay most."""
+
+__all__ = ["OVERLAY_LENSES", "overlay_plate"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vit_lens.errors import StudyError
+from vit_lens.lenses import parse_lens
+from vit_lens.metrics import cosine
+from vit_lens.names import Site
+from vit_lens.records.plates import Plate, Strip
+from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_seen
+from vit_lens.studies.paper.plates import lens_title, lens_words, make_plate, ranking_facts
+from vit_lens.studies.paper.reading import SiteReading, read_sites
+from vit_lens.studies.paper.setup import PaperSetup
+from vit_lens.studies.paper.tiles import Chosen, Layer, best, image_tile, layers_of, read_tiles
+
+OVERLAY_LENSES = ("diffusion", "dsl:alpha=10", "dsl-mean:alpha=5")
+"""The lenses of figure 5."""
+_RANK = (
+    "cosine of what a head's lens embedding gains with the overlay (composite minus image alone) with what the overlay "
+    "alone adds to the embedding of a blank"
+)
+
+
+def overlay_plate(
+    setup: PaperSetup,
+    image: Any,
+    overlay: Overlay,
+    *,
+    lenses: Sequence[str] = OVERLAY_LENSES,
+    top: int = 6,
+    command: str | None = None,
+) -> Plate:
+    """Draw the heads whose lens result shows an overlay most, with it and without it (figure 5).
+
+    Args:
+        setup: Pair and reference images.
+        image: Without the overlay.
+        overlay: What is pasted on it.
+        lenses: Spellings, one strip for each.
+        top: Heads of each.
+        command: How to make the plate again.
+
+    Raises:
+        StudyError: The image is a reference image, the overlay is larger than it or does not show on it, or there are
+            fewer heads, or no lens.
+        LensError: A spelling names no lens.
+    """
+    if not lenses:
+        raise StudyError("an overlay is looked for through at least one lens, and lenses= is empty")
+    setup.see(image)
+    base = as_seen(setup.model, [image])[0]
+    blank = np.broadcast_to(_mean_colour(setup), base.shape)
+    both, alone = paste(base, overlay), paste(blank, overlay)
+    if (both == base).all() or (alone == blank).all():
+        raise StudyError(
+            f"overlay {overlay.name!r} changes no pixel of the image, or of a blank; give a less faint one"
+        )
+    sites = Site.heads(setup.model)
+    named = {spec: parse_lens(spec, setup.means) for spec in lenses}
+    readings = read_sites(setup, pixels_of_seen(setup.model, np.stack([both, base])), named, sites)
+    toward = _gain(setup, alone, blank)
+    chosen, scores = [], []
+    for with_it, without in readings.values():
+        layers, score = _layers(with_it, without, toward)
+        chosen.append(Chosen(sites=tuple(map(str, sites)), order=best(score[0], top), layers=layers))
+        scores.append(score)
+    own, lists = read_tiles(setup, next(iter(readings.values()))[0].clean, chosen)
+    start = [("image", base), ("overlay", alone), ("both", both)]
+    tiles = (*(image_tile(label, picture) for label, picture in start), own)
+    strips = [
+        Strip(
+            title=lens_title(reading.lens), words=lens_words(reading.lens), tiles=(*tiles, *columns),
+            facts=ranking_facts(score, reading, control),
+        )
+        for (reading, _), columns, (score, control) in zip(readings.values(), lists, scores, strict=True)
+    ]  # fmt: skip
+    here = {"Similarity that ranks heads": _RANK, "Overlay": f"{overlay.name}, {overlay.at}", "Strength alpha": "10"}
+    return make_plate(
+        setup, "fig5", f"The {top} heads that show an overlay most",
+        "Each head's picture with the overlay, the same head's without it, and a control.", strips, here, command,
+    )  # fmt: skip
+
+
+def _layers(
+    with_it: SiteReading, without: SiteReading, toward: Float[Tensor, " d_embed"]
+) -> tuple[list[Layer], tuple[Float[Tensor, " site"], Float[Tensor, " site"]]]:
+    """Return pictures with the overlay, without it, and of the control; and how much site and control show of it."""
+    own = cosine(with_it.embeds - without.embeds, toward)
+    control = cosine(with_it.controls - without.controls, toward).mean(0)
+    first, last = layers_of(with_it)
+    middle = Layer(label="without", embeds=without.embeds, clean=without.clean, numbers={})
+    shown = [
+        Layer(label=None, embeds=first.embeds, clean=first.clean, numbers={"overlay": own, **first.numbers}),
+        middle,
+        Layer(label="control", embeds=last.embeds, clean=last.clean, numbers={"overlay": control, **last.numbers}),
+    ]
+    return shown, (own, control)
+
+
+@torch.no_grad()
+def _gain(
+    setup: PaperSetup, alone: UInt8[np.ndarray, "height width 3"], blank: UInt8[np.ndarray, "height width 3"]
+) -> Float[Tensor, " d_embed"]:
+    found = setup.model(pixels_of_seen(setup.model, np.stack([alone, blank])))
+    return (found[0] - found[1]).float().cpu()
+
+
+def _mean_colour(setup: PaperSetup) -> UInt8[np.ndarray, " 3"]:
+    spec = setup.model.preprocess_spec
+    mean = setup.pixels.mean((0, 2, 3)).double().cpu().numpy()
+    if spec is not None:
+        mean = mean * np.asarray(spec.std) + np.asarray(spec.mean)
+    return np.rint(255 * mean.clip(0, 1)).astype(np.uint8)

@@ -1,0 +1,34 @@
+"""What could not be read of the paper, and what stands in its place here."""
+
+__all__ = ["ANY_FIGURE", "EQUATIONS", "NO_INTERVAL", "TOP_LIST", "unknown_settings"]
+
+from vit_lens.studies.paper.reading import N_DRAWS
+from vit_lens.studies.paper.setup import PaperSetup
+
+EQUATIONS = "Equations of the lens"
+ANY_FIGURE = (
+    "A reconstruction: the paper's text, equations, settings and code could not be read. This is a figure in its "
+    "manner, with controls that are ours.",
+    "Below every picture stands its control: a random direction of equal norm in the site's place, drawn with the same "
+    f"noise. Its numbers before decoding are means over {N_DRAWS} draws, its picture is the first of them. A picture "
+    "that its control also makes says nothing about the site.",
+)
+NO_INTERVAL = "One image: nothing here has an interval."
+TOP_LIST = (
+    "One image, and the best of many sites: the list has no interval, and the best of many look better than they are."
+)
+
+
+def unknown_settings(setup: PaperSetup, **here: str) -> tuple[tuple[str, str], ...]:
+    """Return what is unknown of the paper's settings, and what stands here; ``here`` adds to it, by what is unknown."""
+    settings = setup.pictures.settings
+    guidance = "no guidance" if settings.guidance <= 1 else f"guidance {settings.guidance:g}, zero-image negative"
+    common = {
+        EQUATIONS: "D1 (reconstruction): LN(r_L + (alpha - 1) h) proj, later layers held fixed",
+        "Denoising steps and scheduler": f"{settings.steps} steps, {settings.scheduler}",
+        "Guidance": guidance,
+        "Resolution": f"{settings.height} x {settings.width}",
+        "Noise": f"seed {settings.seed}; one start and one noise sequence for all pictures of the figure",
+        "Images": f"the one shown; {len(setup.pixels)} reference images for means, none of them shown",
+    }
+    return tuple((common | here).items())

@@ -1,0 +1,135 @@
+"""What the pictures of a planted encoder's heads show of the attribute, as the judge reads them."""
+
+__all__ = ["DecodedGaps", "decoded_gaps", "paired_rows"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_lens.errors import StudyError
+from vit_lens.lenses import Lens
+from vit_lens.names import Site
+from vit_lens.studies.pictures import Judge, Pictures
+from vit_lens.studies.planted.scores import LensGaps, gap
+from vit_lens.studies.planted.soil import Plant
+from vit_lens.studies.reading import read_lens
+from vit_lens.studies.setup import StudySetup
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DecodedGaps:
+    """Of some heads of one planted encoder; the planted head comes first.
+
+    Attributes:
+        plant: The encoder.
+        heads: Whose pictures were drawn.
+        gaps: By lens; one placebo draw.
+        clean: The gap of the pictures of the images' own embeddings: what the decoder and the judge can show.
+    """
+
+    plant: Plant
+    heads: list[Site]
+    gaps: dict[str, LensGaps]
+    clean: float
+
+
+@torch.no_grad()
+def decoded_gaps(
+    setup: StudySetup,
+    plant: Plant,
+    lenses: Mapping[str, Lens],
+    *,
+    n_images: int,
+    n_heads: int,
+    n_draws: int,
+    seed: Sequence[int],
+) -> DecodedGaps:
+    """Draw heads of a planted encoder for images of both classes, and let the judge read the pictures.
+
+    Pictures of the two classes come in pairs that share their noise.
+
+    Args:
+        setup: With a decoder and a judge.
+        plant: The encoder.
+        lenses: By name.
+        n_images: Half of each class.
+        n_heads: Heads: the planted one, others at random.
+        n_draws: Of shuffled classes.
+        seed: Of the draws.
+
+    Raises:
+        StudyError: A class has too few images.
+    """
+    drawn = np.random.default_rng(list(seed))
+    rows = paired_rows(plant.attribute.test, n_images // 2)
+    pixels, label = setup.pixels[torch.from_numpy(rows)], plant.attribute.test[rows]
+    others = [site for site in Site.heads(plant.model) if site != plant.site]
+    heads = [plant.site, *(others[i] for i in sorted(drawn.permutation(len(others))[: n_heads - 1]))]
+    pictures, judge = _pictures(setup, plant), setup.judge("planted")
+    noise = [setup.noise_seeds[pair % len(setup.noise_seeds)] for pair in range(len(rows) // 2)]
+    shuffles = [drawn.permutation(label) for _ in range(n_draws)]
+
+    def read(embeds: Float[Tensor, "image head d_embed"], label: str) -> Float[np.ndarray, "image head"]:
+        return _read(pictures, judge, embeds, noise, plant.attribute.captions, f"{plant.site} {label}")
+
+    found = {}
+    for name, lens in lenses.items():
+        generator = torch.Generator().manual_seed(int(drawn.integers(2**62)))
+        placebo = partial(lens.placebo, sites=heads, generator=generator)
+        real = read(read_lens(plant.model, pixels, lens, heads), name)
+        controls = read(read_lens(plant.model, pixels, lens, heads, how=placebo), f"{name}, placebo")
+        found[name] = LensGaps(
+            real=gap(real, label), placebo=gap(controls, label)[None],
+            shuffled=np.stack([gap(real, other) for other in shuffles]),
+        )  # fmt: skip
+    clean = read(plant.model(pixels)[:, None], "inputs")
+    return DecodedGaps(plant=plant, heads=heads, gaps=found, clean=float(gap(clean, label)[0]))
+
+
+def paired_rows(label: Int[np.ndarray, " image"], n: int) -> Int[np.ndarray, " row"]:
+    """Return rows of class 0 and class 1 in turn, ``n`` of each.
+
+    Raises:
+        StudyError: A class has fewer.
+    """
+    classes = [np.flatnonzero(label == value)[:n] for value in (0, 1)]
+    if min(map(len, classes)) < n:
+        raise StudyError(
+            f"{2 * n} decoded images need {n} test images of each class, there are "
+            f"{[int((label == value).sum()) for value in (0, 1)]}; test more images (--n), or decode fewer"
+        )
+    return np.stack(classes, 1).reshape(-1)
+
+
+def _pictures(setup: StudySetup, plant: Plant) -> Pictures:
+    of = setup.drawing("planted")
+    return Pictures(
+        model=plant.model, decoder=of.decoder, judge=of.judge, settings=of.settings, folder=of.folder,
+        batch_size=of.batch_size, progress=of.progress,
+    )  # fmt: skip
+
+
+def _read(
+    pictures: Pictures,
+    judge: Judge,
+    embeds: Float[Tensor, "image head d_embed"],
+    noise: Sequence[int],
+    captions: tuple[str, str],
+    label: str,
+) -> Float[np.ndarray, "image head"]:
+    of_image = np.repeat(noise, 2)
+    found = np.zeros(tuple(embeds.shape[:2]))
+    for seed in dict.fromkeys(noise):
+        rows = np.flatnonzero(of_image == seed)
+        seen = pictures.see(embeds[torch.from_numpy(rows)].flatten(0, 1), noise_seed=seed, label=label).judge
+        if seen is None:
+            raise StudyError("study planted reads attributes off pictures and needs a judge: pass judge= (--judge)")
+        n = len(seen)
+        told = judge.contrast(seen, [captions[1]] * n, [captions[0]] * n)
+        found[rows] = told.double().cpu().numpy().reshape(len(rows), -1)
+    return found

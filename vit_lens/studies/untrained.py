@@ -1,0 +1,31 @@
+"""The control that knows nothing: the same architecture with random weights."""
+
+__all__ = ["with_random_weights"]
+
+import torch
+
+from vit_lens.model import HookedViT
+from vit_lens.studies.setup import StudySetup, make_setup
+
+
+@torch.no_grad()
+def with_random_weights(setup: StudySetup, *, seed: int) -> StudySetup:
+    """Return the setup before decoding, of a model that has learnt nothing.
+
+    Every weight is drawn from a normal distribution with the mean and the spread of its tensor, so that signals
+    keep their sizes on any architecture.
+    """
+    model = setup.model
+    generator = torch.Generator().manual_seed(seed)
+    fresh = HookedViT(
+        model.cfg, preprocess_spec=model.preprocess_spec, encoder_id=f"random weights for {model.encoder_id}"
+    ).to(device=model.device, dtype=model.dtype)
+    known = model.state_dict()
+    for name, own in fresh.state_dict().items():
+        trained = known[name].double()
+        noise = torch.randn(trained.shape, generator=generator, dtype=torch.float64).to(trained.device)
+        own.copy_(trained.mean() + trained.std(correction=0) * noise)
+    return make_setup(
+        fresh.requires_grad_(False), setup.images, lenses=list(setup.lenses), out=setup.out, seed=setup.seed,
+        progress=setup.progress,
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Controls before decoding: how much random directions of equal norm resemble the input, for every site of an image."""
+
+__all__ = ["CONTROL_DRAWS", "Centre", "control_numbers"]
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.metrics import cosine, leak_index
+from vit_lens.names import Site
+from vit_lens.sweeping.plan import Reading
+
+CONTROL_DRAWS = 20
+"""Random directions for each site, image and lens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Centre:
+    """What is taken away before likeness to the input is measured: means over other images.
+
+    Attributes:
+        sites: Of the lens embeddings of a reading's sites.
+        clean: Of the images' embeddings.
+    """
+
+    sites: Float[Tensor, "site d_embed"]
+    clean: Float[Tensor, " d_embed"]
+
+
+def control_numbers(
+    reading: Reading,
+    cache: ViTActivationCache,
+    clean: Float[Tensor, "1 d_embed"],
+    embeds: Float[Tensor, "site d_embed"],
+    centre: Centre | None,
+    image_hash: str,
+    seed: int,
+) -> tuple[list[float], list[float]]:
+    """Return, for every site of a reading, the mean cosine of its controls with the input, and its leak index.
+
+    nan where there is none: for controls themselves and for the residual stream, and for the leak index without a
+    centre or where S(site) <= 0, with S the cosine of site (or control) and input after the centre is taken from both.
+
+    Args:
+        reading: Lens and sites.
+        cache: Of one image.
+        clean: Its embedding.
+        embeds: The sites' lens embeddings.
+        centre: None if it is not known.
+        image_hash: Digits that identify the image; directions follow from them, whichever images are swept with it.
+        seed: Of the directions.
+    """
+    sites = [site for site in reading.sites if not (reading.control or site.is_residual)]
+    found: dict[Site, tuple[float, float]] = {}
+    if sites:
+        generator = torch.Generator().manual_seed((int(image_hash[12:24], 16) + seed) % 2**63)
+        draws = torch.stack(
+            [reading.lens.placebo(cache, sites, generator=generator)[0].float().cpu() for _ in range(CONTROL_DRAWS)]
+        )
+        clean, index = clean.float().cpu(), [reading.sites.index(site) for site in sites]
+        cosines = cosine(draws, clean).mean(0).tolist()
+        leaks = [math.nan] * len(sites)
+        if centre is not None:
+            leaks = _leaks(embeds[index] - centre.sites[index], draws - centre.sites[index], clean - centre.clean)
+        found = dict(zip(sites, zip(cosines, leaks, strict=True), strict=True))
+    numbers = [found.get(site, (math.nan, math.nan)) for site in reading.sites]
+    return [number for number, _ in numbers], [leak for _, leak in numbers]
+
+
+def _leaks(
+    sites: Float[Tensor, "site d_embed"], draws: Float[Tensor, "draw site d_embed"], clean: Float[Tensor, "1 d_embed"]
+) -> list[float]:
+    pairs = zip(cosine(draws, clean).mean(0).tolist(), cosine(sites, clean).tolist(), strict=True)
+    leaks = [math.nan if math.isnan(site) else leak_index(control, site) for control, site in pairs]
+    return [math.nan if leak is None else leak for leak in leaks]
