@@ -379,3 +379,13 @@ def test_settings_without_effect_are_refused(model, judge, tmp_path):
         make_setup(model, images, lenses=LENSES, out=tmp_path, judge=judge)
     with pytest.raises(StudyError, match="give different seeds"):
         make_setup(model, images, lenses=LENSES, out=tmp_path, noise_seeds=(1, 1))
+
+
+def test_a_summary_shows_the_measures_that_count():
+    from vit_lens.studies.headlines import headlines
+
+    found = result(0.3, "a", study="planted")
+    assert headlines(found) == ["agreement"] and "agreement" in found.summary(headlines(found))
+    other = result(0.3, "a", study="importance")
+    assert headlines(other) == [] and "1 other measures" in other.summary(headlines(other))
+    assert "agreement" in str(other)

@@ -595,7 +595,8 @@ def test_the_command_reads_a_table_of_pairs(folder, tmp_path):
     sites = ("--sites", "L6H0,L6H1,L7H0,L7.mlp", "--lens", "diffusion,dsl-mean:alpha=5")
     done = run_command(*given, *sites, "--out", tmp_path)
     assert done.exit_code == 0, done.output
-    assert "agreement within top sites, direct effect" in done.output and "(n = 2 bases)" in done.output
+    assert "excess over shuffled sites within sites, total effect" in done.output and "(n = 2 bases)" in done.output
+    assert "other measures: see scores.csv" in done.output
     names = {"result.json", "scores.csv", "matrix.csv", "sites.csv", "attributes.csv", "matrices.html"}
     assert names <= {path.name for path in tmp_path.iterdir()}
 

@@ -140,7 +140,7 @@ class StudyResult:
             lines += ["", measure]
             lines += [f"  {score}" for score in self.scores if score.measure == measure]
         if len(shown) < len(found):
-            lines += ["", f"{len(found) - len(shown)} more measures are in the result's scores"]
+            lines += ["", f"{len(found) - len(shown)} other measures: see scores.csv"]
         return "\n".join([*lines, "", *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
