@@ -235,6 +235,40 @@ def test_pooling_takes_the_encoder_as_unit():
     assert excess["low"] == pytest.approx(low + 0.35 + 0.1)
 
 
+def with_nulls(value, fingerprint, size, noise):
+    estimate = Estimate(value, value, value)
+    nulls = {"equal-norm placebo": Null.of([size]), "no content": Null.of([noise]), "shuffled": Null.of([0.9])}
+    about = {"measure": "correlation", "n": 4, "unit": "images"}
+    scores = (
+        Score(reading="diffusion", level="decoded", estimate=estimate, nulls=nulls, **about),
+        Score(reading="norm of h", level="embedding", estimate=Estimate(0.5), **about),
+    )
+    setup = {"encoder": fingerprint, "fingerprint": fingerprint, "seed": 0}
+    notes = ("shared", *([f"{fingerprint} lacks a plant"] if fingerprint == "b" else []))
+    return StudyResult(study="importance", setup=setup, options={}, scores=scores, notes=notes)
+
+
+def test_the_larger_null_is_taken_encoder_by_encoder():
+    found = pool([with_nulls(0.4, "a", 0.3, 0.0), with_nulls(0.4, "b", 0.0, 0.3)])
+    rows = {row["null"]: row["value"] for row in found.tables["excess"]}
+    assert rows["the larger of equal-norm placebo and no content"] == pytest.approx(0.1)
+    assert rows["equal-norm placebo"] == pytest.approx(0.25)
+
+
+def test_decoded_lenses_are_held_against_baselines_before_decoding():
+    found = pool([with_nulls(0.4, "a", 0.3, 0.0), with_nulls(0.6, "b", 0.0, 0.3)])
+    (row,) = found.tables["differences"]
+    assert (row["reading"], row["level"], row["minus"], row["minus level"]) == (
+        "diffusion", "decoded", "norm of h", "embedding"
+    )  # fmt: skip
+    assert row["value"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_notes_of_single_encoders_are_kept():
+    notes = pool([with_nulls(0.4, "a", 0.3, 0.0), with_nulls(0.4, "b", 0.0, 0.3)]).notes
+    assert notes[1:] == ("shared", "b: b lacks a plant")
+
+
 def test_an_undefined_score_is_left_out_and_counted():
     found = pool([result(0.2, "a"), result(None, "b"), result(0.4, "c")])
     score = found.score("agreement", "diffusion", "decoded")

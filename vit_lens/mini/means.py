@@ -11,7 +11,7 @@ from vit_lens.model import HookedViT
 from vit_lens.reference import ReferenceMeans
 
 REFERENCE_SCENES = 512
-_STREAM = 7  # apart from the streams of the training runs
+_STREAM = 7
 
 
 def write_reference_means(model: HookedViT, path: Path, *, seed: int) -> ReferenceMeans:

@@ -8,7 +8,7 @@ from vit_lens.mini import world
 from vit_lens.studies import StudyImages
 
 _MEANS = 512
-_STREAMS = {"test": 11, "anchor": 12, "ablation": 13}  # apart from the streams of training and of shipped means
+_STREAMS = {"test": 11, "anchor": 12, "ablation": 13}
 
 
 def study_images(n: int, *, seed: int, overlay: float = 0.5, n_means: int = _MEANS) -> StudyImages:

@@ -1,4 +1,4 @@
-"""The measures that the protocol decides by, of studies that have many: what commands print and draw first."""
+"""The measures that the protocol decides by, of studies that have many: what commands print and draw."""
 
 __all__ = ["headlines"]
 
@@ -8,7 +8,7 @@ _WITH = "with total effect, mean ablation"
 _MEASURES = {
     "content": (
         "agreement within sites, total effect", "excess over shuffled sites within sites, total effect",
-        "excess over shuffled sites within top sites, direct effect",
+        "excess over shuffled sites within top sites, total effect",
     ),
     "importance": (
         f"no lens {_WITH}", f"centred similarity {_WITH}", f"centred similarity {_WITH}, given the norms",

@@ -137,8 +137,10 @@ class Pictures:
         return Seen(own, judge)
 
     def _key(self, rows: Float[Tensor, "row d_embed"], noise_seed: int) -> str:
-        who = [self.model.fingerprint, self.decoder.fingerprint, self.judge and self.judge.model.fingerprint]
-        said = json.dumps([who, self.settings.to_dict(), noise_seed, self.batch_size], sort_keys=True)
+        readers = [self.model] if self.judge is None else [self.model, self.judge.model]
+        who = [(one.fingerprint, repr(one.cfg), repr(one.preprocess_spec)) for one in readers]
+        drawn = [self.decoder.fingerprint, str(self.decoder.dtype), repr(self.decoder.scheduler.config)]
+        said = json.dumps([who, drawn, self.settings.to_dict(), noise_seed, self.batch_size], sort_keys=True)
         return hashlib.sha256(said.encode() + rows.contiguous().numpy().tobytes()).hexdigest()[:32]
 
 

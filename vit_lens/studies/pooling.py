@@ -11,6 +11,8 @@ from vit_lens.studies.results import Null, Score, StudyResult
 from vit_lens.studies.statistics import across_encoders
 
 _PER_ENCODER = ("encoder", "fingerprint", "decoder")
+_SIZE_NULLS = ("equal-norm placebo", "no content")
+_SAME = ("lenses", "settings", "noise_seeds", "seed", "n_test", "n_anchor", "n_ablation", "judge")
 
 
 def pool(results: Sequence[StudyResult], *, command: str | None = None) -> StudyResult:
@@ -48,7 +50,7 @@ def pool(results: Sequence[StudyResult], *, command: str | None = None) -> Study
     return StudyResult(
         study=first.study, setup=setup, options=first.options, scores=tuple(scores),
         tables={"differences": _differences(results), "each": _each(results), "excess": _excess(results)},
-        notes=(f"Pooled over {len(results)} encoders; intervals by Student's t over encoders.",), command=command,
+        notes=_notes(results), command=command,
     )  # fmt: skip
 
 
@@ -63,10 +65,17 @@ def _check(results: Sequence[StudyResult]) -> None:
     first = results[0]
     for other in results[1:]:
         unlike = [k for k in first.options if other.options.get(k) != first.options[k]]
-        same = ("lenses", "settings", "noise_seeds", "seed", "n_test", "judge")
-        unlike += [k for k in same if other.setup.get(k) != first.setup.get(k)]
+        unlike += [k for k in _SAME if other.setup.get(k) != first.setup.get(k)]
         if unlike:
             raise StudyError(f"these results differ in {', '.join(unlike)}; run the study with one set of options")
+
+
+def _notes(results: Sequence[StudyResult]) -> tuple[str, ...]:
+    """Return the notes that all results share, and those of single encoders by name."""
+    shared = [note for note in results[0].notes if all(note in result.notes for result in results)]
+    own = [f"{r.setup.get('encoder')}: {note}" for r in results for note in r.notes if note not in shared]
+    first = f"Pooled over {len(results)} encoders; intervals by Student's t over encoders."
+    return (first, *shared, *own)
 
 
 def _identity(result: StudyResult) -> dict[str, Any]:
@@ -88,30 +97,35 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _differences(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, str], list[str]] = {}
+    """Return the difference of every two readings of a measure; baselines before decoding meet decoded lenses, too."""
+    groups: dict[str, list[tuple[str, str]]] = {}
     for score in results[0].scores:
-        groups.setdefault((score.measure, score.level), []).append(score.reading)
+        groups.setdefault(score.measure, []).append((score.reading, score.level))
     rows = []
-    for (measure, level), readings in groups.items():
+    for measure, readings in groups.items():
         for a, b in combinations(readings, 2):
-            pairs = [
-                (r.score(measure, a, level).estimate.value, r.score(measure, b, level).estimate.value) for r in results
-            ]
-            found = across_encoders([x - y for x, y in pairs if x is not None and y is not None])
-            rows.append(_row({"measure": measure, "level": level, "reading": a, "minus": b}, found))
+            pairs = [tuple(r.score(measure, *one).estimate.value for one in (a, b)) for r in results]
+            key = {"measure": measure, "reading": a[0], "level": a[1], "minus": b[0], "minus level": b[1]}
+            rows.append(_row(key, across_encoders([x - y for x, y in pairs if x is not None and y is not None])))
     return rows
 
 
 def _excess(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
-    """Return each score minus the mean of each of its nulls, encoder by encoder."""
+    """Return each score minus the mean of each of its nulls, and of the larger of those that leave size, by encoder."""
     rows = []
     for score in results[0].scores:
         found = [result.score(score.measure, score.reading, score.level) for result in results]
-        for name in score.nulls:
-            pairs = [(own.estimate.value, own.nulls[name].mean) for own in found]
-            excess = across_encoders([x - y for x, y in pairs if x is not None and y is not None])
-            key = {"measure": score.measure, "level": score.level, "reading": score.reading, "null": name}
-            rows.append(_row(key, excess))
+        size = [name for name in _SIZE_NULLS if name in score.nulls]
+        for names in [*([name] for name in score.nulls), *([size] if len(size) > 1 else [])]:
+            excess = []
+            for own in found:
+                means = [own.nulls[name].mean for name in names]
+                known = [mean for mean in means if mean is not None]
+                if own.estimate.value is not None and len(known) == len(means):
+                    excess.append(own.estimate.value - max(known))
+            key = {"measure": score.measure, "level": score.level, "reading": score.reading}
+            key["null"] = names[0] if len(names) == 1 else f"the larger of {' and '.join(names)}"
+            rows.append(_row(key, across_encoders(excess)))
     return rows
 
 

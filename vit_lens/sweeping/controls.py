@@ -44,6 +44,8 @@ def control_numbers(
 
     nan where there is none: for controls themselves and for the residual stream, and for the leak index without a
     centre or where S(site) <= 0, with S the cosine of site (or control) and input after the centre is taken from both.
+    A control is centred on the site's own mean reading, since a sweep of one image has no other controls; studies
+    centre it on the controls of other images.
 
     Args:
         reading: Lens and sites.

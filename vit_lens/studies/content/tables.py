@@ -100,7 +100,7 @@ def notes_of(pairs: AttributePairs, whole: Whole, judge: Judge | None) -> tuple[
         "an independent random direction for base and partner; before decoding all sites, decoded one draw for the "
         "top sites, over these alone.",
         "same site, other image: each pair's captions read off the two pictures of another base's pair in the same "
-        "attribute"
+        "attribute, which may share a caption with it, so that this control need not lie at 0"
         + (f"; in {', '.join(sorted(alike))} there may be no pair with other captions, so this control keeps part of "
            "the content" if alike else "") + ".",
         "sites are chosen by their total effects alone; top sites by total effect act largely through later layers, "

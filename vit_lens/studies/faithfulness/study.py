@@ -37,7 +37,7 @@ _MEASURES: Mapping[str, Callable[[Drawn], Float[np.ndarray, "image site"] | None
 _PREDICTED = ("agreement of the judge over noise seeds", "the judge sees what was asked")
 _NOTES = (
     "faithfulness: the cosine of the picture's embedding, by the encoder that asked for it, with the embedding asked "
-    "for. The decoder was trained on this encoder, so a high value says that the picture was drawn, not that it is "
+    "for. The decoder was made for this encoder, so a high value says that the picture was drawn, not that it is "
     "true of the site.",
     "closer to its own embedding: over the other sites of the image, how often the picture lies nearer to what it was "
     "asked to show; chance is 0.5.",

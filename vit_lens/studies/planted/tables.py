@@ -18,7 +18,7 @@ from vit_lens.studies.statistics import auc, mean_interval
 
 FINDS = "AUC of the planted head"
 FIRST = "planted head ranked first"
-LEAKS = "shown by the median other head, as a share of the planted one"
+LEAKS = "shown by the median other head, as a share of the head that shows most"
 
 _Scores = Float[np.ndarray, " head"]
 _Statistic = Callable[[Float[np.ndarray, " head"], int], float | None]
@@ -141,10 +141,10 @@ def _first(scores: _Scores, at: int) -> float | None:
 
 
 def _leaks(scores: _Scores, at: int) -> float | None:
-    """Return None where the planted head itself shows nothing of the attribute."""
-    if not np.isfinite(scores).all() or scores[at] <= 0:
+    """Return at most 1; None where no head shows anything of the attribute."""
+    if not np.isfinite(scores).all() or scores.max() <= 0:
         return None
-    return float(np.median(np.delete(scores, at)) / scores[at])
+    return float(np.median(np.delete(scores, at)) / scores.max())
 
 
 def _measures() -> list[tuple[str, Kind, _Statistic]]:
