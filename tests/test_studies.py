@@ -220,6 +220,31 @@ def test_a_damaged_result_is_refused(tmp_path):
         load_result(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("damage", [{"setup": []}, {"scores": {}}, {"tables": []}])
+def test_a_result_of_other_kinds_is_refused(tmp_path, damage):
+    path = result(0.3, "a").save(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(StudyError, match="not a result of a study"):
+        load_result(tmp_path)
+
+
+def test_a_number_that_is_none_is_refused(tmp_path):
+    path = result(0.3, "a").save(tmp_path)
+    found = json.loads(path.read_text())
+    found["scores"][0]["estimate"]["value"] = "abc"
+    path.write_text(json.dumps(found))
+    with pytest.raises(StudyError, match="'abc' where a number belongs"):
+        load_result(tmp_path)
+
+
+def test_results_with_other_scores_are_not_pooled():
+    from dataclasses import replace
+
+    fewer = result(0.3, "b")
+    with pytest.raises(StudyError, match="hold different scores: 1 are in one alone, such as agreement, dsl:alpha=10"):
+        pool([result(0.3, "a"), replace(fewer, scores=fewer.scores[:1])])
+
+
 def test_pooling_takes_the_encoder_as_unit():
     found = pool([result(0.2, "a"), result(0.3, "b"), result(0.7, "c")])
     score = found.score("agreement", "diffusion", "decoded")

@@ -1,6 +1,6 @@
 """Figures that every study has: scores beside their intervals and nulls. They draw tables and know no study."""
 
-__all__ = ["score_figure"]
+__all__ = ["row_names", "score_figure"]
 
 import html
 import textwrap
@@ -36,7 +36,7 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
     known = rows.loc[rows["value"].notna()]
     if known.empty:
         raise RecordError(f"no score of {measure!r}; there are {', '.join(sorted(set(frame['measure'])))}")
-    names = ["<br>".join(map(html.escape, textwrap.wrap(f"{r.reading} ({r.level})", 44))) for r in rows.itertuples()]
+    names = row_names(rows)
     figure = go.Figure()
     nulls = [name.removesuffix(": mean") for name in rows.columns if name.endswith(": mean")]
     for colour, null in zip(_BANDS * len(nulls), nulls, strict=False):
@@ -55,13 +55,22 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
             marker = {"symbol": symbol, "size": 9, "color": "#7a4a12"}
             figure.add_scatter(x=rows[control], y=names, mode="markers", name=html.escape(control), marker=marker)
     figure.add_vline(x=0, line={"color": "#8a857c", "width": 1, "dash": "dot"})
-    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
+    figure.update_yaxes(
+        autorange="reversed", type="category", automargin=True, categoryorder="array", categoryarray=list(names)
+    )
     figure.update_xaxes(title=html.escape(measure))
     dress(figure, html.escape(title or measure), 860, 270 + 32 * len(names))
     figure.update_layout(
         legend={"yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0}, margin={"t": 60, "b": 150}
     )
     return figure
+
+
+def row_names(rows: pd.DataFrame) -> list[str]:
+    """Return what a figure calls each score: reading and level, in lines that fit beside it."""
+    pairs = zip(rows["reading"], rows["level"], strict=True)
+    lines = (textwrap.wrap(f"{reading} ({level})", 44) for reading, level in pairs)
+    return ["<br>".join(map(html.escape, line)) for line in lines]
 
 
 def _band(figure: "go.Figure", rows: pd.DataFrame, names: list[str], null: str, colour: str) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from vit_lens.errors import RecordError
 from vit_lens.figures.drawing import SEQUENTIAL, dress
-from vit_lens.figures.studies import score_figure
+from vit_lens.figures.studies import row_names, score_figure
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,13 +47,13 @@ def importance_scores(
     dropped = [name for name in rows.columns if name.startswith(_EXCESS)]
     title = f"Which heads matter: {kind}{ending}"
     figure = score_figure(rows.drop(columns=dropped), f"Spearman{ending}", title)
-    names = [html.escape(f"{row.reading} ({row.level})") for row in rows.itertuples()]
+    names = row_names(rows)
     for column in (name for name in rows.columns if name.endswith(": mean") and rows[name].notna().any()):
         marker = {"symbol": "line-ns-open", "size": 15, "line": {"width": 2}, "color": _TICKS.get(column, "#8a857c")}
         label = html.escape(f"null: {column.replace(': mean', ', mean')}")
         figure.add_scatter(x=rows[column], y=names, mode="markers", name=label, marker=marker)
     height = figure.to_dict()["layout"]["height"]
-    figure.update_layout(legend={"y": -70 / height, "yanchor": "top"}, margin={"t": 70, "b": 170}, height=height + 75)
+    figure.update_layout(margin={"b": 245}, height=height + 95)  # the legend has four lines more
     return figure
 
 

@@ -62,8 +62,15 @@ def _check(results: Sequence[StudyResult]) -> None:
     prints = [result.setup.get("fingerprint") for result in results]
     if len(set(prints)) < len(prints):
         raise StudyError("an encoder comes twice; each counts once")
-    first = results[0]
+    first, names = results[0], {(s.measure, s.reading, s.level) for s in results[0].scores}
     for other in results[1:]:
+        own = {(s.measure, s.reading, s.level) for s in other.scores}
+        if odd := sorted(names ^ own):
+            names_of = " and ".join(str(one.setup.get("encoder")) for one in (first, other))
+            raise StudyError(
+                f"{names_of} hold different scores: {len(odd)} are in one alone, such as {', '.join(odd[0])}; run the "
+                "study on both with the same version"
+            )
         unlike = [k for k in first.options if other.options.get(k) != first.options[k]]
         unlike += [k for k in _SAME if other.setup.get(k) != first.setup.get(k)]
         if unlike:

@@ -181,6 +181,7 @@ def load_result(path: Path) -> StudyResult:
         found = json.loads(path.read_text())
         if found["format"] != _FORMAT:
             raise StudyError(f"{path} has format {found['format']!r}, expected {_FORMAT!r}; run the study again")
+        _check_kinds(found)
         scores = tuple(_score(row) for row in found["scores"])
         return StudyResult(
             study=found["study"], setup=found["setup"], options=found["options"], scores=scores,
@@ -192,6 +193,18 @@ def load_result(path: Path) -> StudyResult:
         if isinstance(error, StudyError):
             raise
         raise StudyError(f"{path} is not a result of a study ({error!r}); run the study again") from error
+
+
+def _check_kinds(found: dict[str, Any]) -> None:
+    kinds = {"study": str, "setup": dict, "options": dict, "scores": list, "tables": dict, "notes": list}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise TypeError(f"{name} is a {type(found[name]).__name__}, expected {kind.__name__}")
+    for row in found["scores"]:
+        numbers = [row["estimate"][part] for part in ("value", "low", "high")]
+        numbers += [null[part] for null in row["nulls"].values() for part in ("mean", "low", "high")]
+        if wrong := [x for x in (*numbers, *row["controls"].values()) if not isinstance(x, (int, float, type(None)))]:
+            raise TypeError(f"{row['measure']!r} has {wrong[0]!r} where a number belongs")
 
 
 def _score(row: dict[str, Any]) -> Score:

@@ -16,12 +16,5 @@ study = typer.Typer(
     "On the embedded pair they need no download. docs/protocol.md says what is measured, docs/trust.md what was found.",
     no_args_is_help=True,
 )
-for command in (
-    planted,
-    overlay,
-    pool,
-    content,
-    faithfulness,
-    importance,
-):
+for command in (content, importance, overlay, planted, faithfulness, pool):
     study.command()(command)

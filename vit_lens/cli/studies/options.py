@@ -126,12 +126,17 @@ def open_setup(
     import torch
 
     from vit_lens import HookedViT, KandinskyDecoder
+    from vit_lens.lenses import parse_lens
     from vit_lens.mini.shipped import JUDGE
     from vit_lens.studies import Judge, make_setup
 
     chosen = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}
     if decoder == "none" and (chosen or noise_seeds):
         raise VitLensError("with --decoder none nothing is drawn: --steps, --guidance and --noise-seed have no effect")
+    if decoder == "none" and judge not in ("mini", "none"):
+        raise VitLensError(f"with --decoder none there are no pictures to judge: --judge {judge} has no effect")
+    for spec in split_list(lenses):  # a misspelt one is told before anything is loaded
+        parse_lens(spec.replace("dsl-mean", "dsl", 1), None)
     place = torch_device(device)
     vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, device=place)
     sets = sets or _images(images, reference_images, ablation_images, n, seed, overlay)
@@ -194,5 +199,5 @@ def _images(
     if reference is None or ablation is None:
         return StudyImages.split(found, n, seed=seed)
     if len(found) < n:
-        raise StudyError(f"--n {n} test images, and --images holds {len(found)}")
+        raise StudyError(f"--n {n} test images, and --images holds {len(found)}: give --n {len(found)} or less")
     return StudyImages(found[:n], find_images([reference]), find_images([ablation]))
