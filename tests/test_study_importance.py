@@ -507,7 +507,7 @@ def test_the_command(plain, result, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert asked["lenses"] == ["diffusion", "dsl:alpha=4", "dsl:share=0.7"] and asked["n"] == 6
     command = ran.pop("command")
-    assert command.startswith("vit-lens ")
+    assert command.startswith("vit-lens")
     assert ran == {
         "n_decoded": 4, "decoded": ["dsl:share=0.7"], "draws": 2, "picture_draws": 3, "untrained": False
     }  # fmt: skip
