@@ -123,8 +123,8 @@ def test_centred_similarity_ignores_what_all_images_share():
     plain = centred_similarity(embeds, clean, torch.zeros(1, 4, 11).double(), torch.zeros(11).double())
     moved = centred_similarity(embeds + other, clean + shift, other[None], shift)
     assert torch.allclose(plain, moved, atol=1e-10)
-    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
-    assert torch.allclose(plain, (unit(embeds) * unit(clean)[:, None]).sum(-1), atol=1e-12)
+    unit, unit_clean = (torch.nn.functional.normalize(x, dim=-1) for x in (embeds, clean))
+    assert torch.allclose(plain, (unit * unit_clean[:, None]).sum(-1), atol=1e-12)
 
 
 def test_left_out_centring_uses_the_other_images_alone():
@@ -448,3 +448,21 @@ def test_a_summary_shows_the_measures_that_count():
     other = result(0.3, "a", study="importance")
     assert headlines(other) == [] and "1 other measures" in other.summary(headlines(other))
     assert "agreement" in str(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lenses": ["dlens"]}, "no lens 'dlens'"),
+        ({"lenses": ["dsl-mean:alpha=abc"]}, "'abc' is not a number"),
+        ({"decoder": "none", "judge": "other"}, "--judge other has no effect"),
+        ({"decoder": "none", "steps": 4}, "have no effect"),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_anything_is_loaded(options, said, tmp_path):
+    from vit_lens import VitLensError
+    from vit_lens.cli.studies.options import open_setup
+
+    plain = {"model": "no/such-model", "decoder": "mini", "judge": "mini", "lenses": ["diffusion"]}
+    with pytest.raises(VitLensError, match=said):
+        open_setup(**(plain | options), images=None, n=3, seed=0, out=tmp_path)

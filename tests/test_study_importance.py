@@ -119,7 +119,10 @@ def test_direct_effects_are_those_of_a_run_with_everything_later_frozen(setup, k
     found = direct_effects(written, other, torch.stack([means.output(model, head) for head in written.heads]))
     assert set(found) == {("direct", "mean"), ("direct", "resample"), ("direct", "zero")}
     cache = model.run_with_cache(setup.pixels)[1]
-    freeze_at = lambda name: (name, lambda act, hook: cache[hook.name])  # noqa: E731
+
+    def freeze_at(name):
+        return name, lambda act, hook: cache[hook.name]
+
     for row, head in enumerate(written.heads):
         hook = replacing(setup, cache, head, donors, kind)
         later = [f"blocks.{layer}.hook_attn_out" for layer in range(head.layer + 1, model.cfg.n_layers)]

@@ -85,7 +85,7 @@ class StudySetup:
         """Return what a result must carry of its setup."""
         found: dict[str, Any] = {
             "encoder": self.model.encoder_id, "fingerprint": self.model.fingerprint,
-            "n_heads": sum(1 for _ in range(self.model.cfg.n_layers * self.model.cfg.n_heads)),
+            "n_heads": self.model.cfg.n_layers * self.model.cfg.n_heads,
             "n_test": len(self.images.test), "n_anchor": len(self.images.anchor),
             "n_ablation": len(self.images.ablation), "lenses": list(self.lenses), "seed": self.seed,
             "noise_seeds": list(self.noise_seeds), "decoder": None, "judge": None, "settings": None,
