@@ -149,8 +149,17 @@ class LoudHookedRootModule(HookedRootModule):
                 warnings.warn(f"these hooks never fired inside their `with` block: {silent}", stacklevel=3)
         finally:
             if reset_hooks_end:
-                self.reset_hooks(clear_contexts, including_permanent=False, level=self.context_level)
+                self._remove_hooks_of_level(clear_contexts)
             self.context_level -= 1
+
+    def _remove_hooks_of_level(self, clear_contexts: bool) -> None:
+        """Do what ``reset_hooks(level=self.context_level)`` does, and touch hooked points alone: there are hundreds."""
+        for point in self.hook_dict.values():
+            if is_hooked(point):
+                point.remove_hooks("both", including_permanent=False, level=self.context_level)
+            if clear_contexts:
+                point.clear_context()
+        self.is_caching = False
 
     def run_with_hooks(
         self,

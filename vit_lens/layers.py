@@ -62,8 +62,8 @@ class LayerNorm(nn.Module):
 
     ``hook_scale`` is the standard deviation that divides (with eps inside); ``hook_normalized`` is the output
     with weight and bias applied, which is what the next matrices read, as in TransformerLens 2 (later versions fire
-    it before weight and bias). Statistics of half-precision inputs are taken in float32, as open_clip's
-    ``LayerNormFp32`` does.
+    it before weight and bias). Statistics of half-precision inputs are taken in float32, by torch's kernels too, as
+    open_clip's ``LayerNormFp32`` does.
     """
 
     def __init__(self, d_model: int, eps: float | int):
@@ -76,10 +76,16 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
-            return F.layer_norm(_wide(x), self.w.shape, _wide(self.w), _wide(self.b), self.eps).to(x.dtype)
-        centred, scale = self.split(x)
-        scale = self.hook_scale(scale)
-        return self.hook_normalized((centred / scale * _wide(self.w) + _wide(self.b)).to(x.dtype))
+            return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
+        w, b = _wide(self.w), _wide(self.b)
+        if torch.is_grad_enabled():  # the fused norm's scale would lie outside the graph
+            centred, scale = self.split(x)
+            return self.hook_normalized((centred / self.hook_scale(scale) * w + b).to(x.dtype))
+        normalized, _, inverse = torch.native_layer_norm(_wide(x), self.w.shape, w, b, self.eps)
+        scale = 1 / inverse
+        if (edited := self.hook_scale(scale)) is not scale:
+            normalized = self.split(x)[0] / edited * w + b
+        return self.hook_normalized(normalized.to(x.dtype))
 
     def read(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the normed input without hooks, in its own dtype."""
@@ -136,7 +142,8 @@ class Attention(nn.Module):
         sizes = pool or cfg
         heads, d_head = sizes.n_heads, sizes.d_head
         for name, d_in in zip("QKV", (sizes.d_model, cfg.d_model, cfg.d_model), strict=True):
-            setattr(self, f"W_{name}", nn.Parameter(torch.zeros(heads, d_in, d_head)))
+            laid_out = torch.zeros(heads, d_head, d_in).transpose(1, 2)  # so that heads become one matrix without a copy
+            setattr(self, f"W_{name}", nn.Parameter(laid_out))
             setattr(self, f"b_{name}", nn.Parameter(torch.zeros(heads, d_head)))
         self.W_O = nn.Parameter(torch.zeros(heads, d_head, sizes.d_model))
         self.b_O = nn.Parameter(torch.zeros(sizes.d_model))

@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.caching import CachingRootModule
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import PreprocessError, VitLensError
+from vit_lens.hooking import is_hooked
 from vit_lens.identity import aliases, fingerprint
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.inputs import check_input, whole_mask
@@ -399,6 +400,8 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         embed = self.hook_embed_raw(self.embed(pixels))
         pos_embed = self.hook_pos_embed_raw(self.pos_embed(len(pixels)))
         if self.ln_pre is not None:
+            if not any(map(is_hooked, (self.ln_pre.hook_scale, self.hook_embed, self.hook_pos_embed))):
+                return self.ln_pre.read(embed + pos_embed)
             embed, pos_embed = self.ln_pre(embed, pos_embed)
         return self.hook_embed(embed) + self.hook_pos_embed(pos_embed)
 

@@ -125,7 +125,12 @@ def _side_by_side(hook_sets: list[HookSet], batch: int) -> list[tuple[str, Calla
         own = slice(index * batch, (index + 1) * batch)
         for name, hook in hooks:
             by_name.setdefault(str(name), []).append((own, hook))
-    return [(name, partial(_apply, edits=edits)) for name, edits in by_name.items()]
+    return [(name, _reading(partial(_apply, edits=edits))) for name, edits in by_name.items()]
+
+
+def _reading(hook: partial) -> partial:
+    hook.only_reads = True  # pyright: ignore[reportAttributeAccessIssue] it copies what it edits; once is enough
+    return hook
 
 
 def _apply(act: Tensor, hook: HookPoint, *, edits: list[tuple[slice, Callable]]) -> Tensor:
