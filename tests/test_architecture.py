@@ -36,6 +36,7 @@ DOORS = {
         "studies",
         "cli",
     },
+    "psutil": {"decoders"},
     "scipy": {"studies"},
     "typer": {"cli"},
     "pickle": {"pretrained"},  # for the name of the error that torch.load(weights_only=True) raises

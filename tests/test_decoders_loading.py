@@ -246,22 +246,44 @@ def test_the_published_configurations_are_the_published_ones():
         assert hashlib.sha256((PUBLISHED / f"{name}.json").read_bytes()).hexdigest() == digest
 
 
-def test_the_published_shapes_make_a_decoder():
+@pytest.fixture(scope="module")
+def published():
+    """The published shapes without weights."""
     import diffusers
 
     from vit_lens.decoders import KandinskyDecoder
-    from vit_lens.decoders.sampling import make_stepper
 
     config = {name: json.loads((PUBLISHED / f"{name}.json").read_text()) for name in ("unet", "movq", "scheduler")}
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(config["unet"])
         movq = diffusers.VQModel.from_config(config["movq"])
     scheduler = diffusers.DDPMScheduler.from_config(config["scheduler"])
-    decoder = KandinskyDecoder(unet, movq, scheduler, encoder=None, decoder_id="shapes only")
-    inventory = {row.part: row for row in decoder.parameter_inventory()}
+    return KandinskyDecoder(unet, movq, scheduler, encoder=None, decoder_id="shapes only")
+
+
+def test_the_published_shapes_make_a_decoder(published):
+    from vit_lens.decoders.sampling import make_stepper
+
+    inventory = {row.part: row for row in published.parameter_inventory()}
     assert (inventory["unet"].parameters, inventory["unet"].tensors) == (1_253_057_288, 724)
     assert (inventory["movq"].parameters, inventory["movq"].tensors) == (67_832_495, 431)
     assert inventory["movq.quantize"].parameters == 65_536
-    assert decoder.d_embed == 1280
-    assert (decoder.defaults.height, decoder.layout.multiple) == (512, 64)
-    assert make_stepper(scheduler, decoder.settings(steps=10)).timesteps == [901 - 100 * i for i in range(10)]
+    assert published.d_embed == 1280
+    assert (published.defaults.height, published.layout.multiple) == (512, 64)
+    stepper = make_stepper(published.scheduler, published.settings(steps=10))
+    assert stepper.timesteps == [901 - 100 * i for i in range(10)]
+
+
+def test_what_the_published_shapes_cost(published):
+    from vit_lens.decoders.costs import decoding_cost
+
+    one = decoding_cost(published, published.settings(steps=1, guidance=1), 1)
+    assert one.unet_flops / 1e12 == pytest.approx(0.8561, abs=5e-5)
+    assert one.movq_flops / 1e12 == pytest.approx(2.000, abs=5e-4)
+    assert one.weight_bytes == 4 * (1_253_057_288 + 67_832_495)
+    sweep = decoding_cost(published, published.settings(), 16)
+    assert sweep.unet_rows == 25 * 32 - 15  # the unguided half of the first step is one row
+    assert sweep.flops == one.unet_flops * sweep.unet_rows + one.movq_flops * 16
+    assert sweep.peak_bytes == max(sweep.unet_peak_bytes, sweep.movq_peak_bytes)
+    assert sweep.unet_peak_bytes == pytest.approx(32 * one.unet_peak_bytes, rel=0.01)
+    assert sweep.movq_peak_bytes == pytest.approx(8 * one.movq_peak_bytes, rel=0.01)  # eight at a time

@@ -12,9 +12,11 @@ __all__ = [
     "check_encoder",
     "check_scale",
     "encoder_id_of",
+    "single_token",
 ]
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -69,6 +71,7 @@ class Decoder(Protocol):
         negative: Condition | None,
         settings: DecodeSettings | None = None,
         batch_size: int | None = None,
+        on_smaller: Callable[[int], object] | None = None,
         progress: bool = False,
         output: Literal["uint8", "float"] = "uint8",
     ) -> Tensor:
@@ -169,3 +172,17 @@ def check_scale(embeds: Float[Tensor, "batch d_embed"], negative: Float[Tensor, 
             f"every embedding has norm 1, but the negative, from the same encoder, has {raw:.1f}: these look "
             "L2-normalised; the decoder takes the encoder's raw image_embeds"
         )
+
+
+def single_token(condition: Condition) -> Float[Tensor, "batch d_embed"]:
+    """Return the rows of a condition of one unmasked token each.
+
+    Raises:
+        ContractError: there are more tokens, or some do not count.
+    """
+    if condition.tokens.shape[1] != 1 or not (condition.mask is None or bool(condition.mask.all())):
+        raise ContractError(
+            f"this decoder takes one image embedding per picture, got {condition.tokens.shape[1]} tokens"
+            f"{'' if condition.mask is None else ' with a mask'}"
+        )
+    return condition.tokens[:, 0]

@@ -1,6 +1,6 @@
 """From a name to the parts of a Kandinsky decoder: files found, checked against the model, then loaded."""
 
-__all__ = ["Card", "Located", "find_decoder", "load_part", "load_scheduler", "read_card"]
+__all__ = ["Card", "Located", "default_settings", "find_decoder", "load_part", "load_scheduler", "read_card"]
 
 import re
 from contextlib import ExitStack
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from vit_lens.decoders.parts import PixelLayout
+from vit_lens.decoders.settings import DecodeSettings, override
 from vit_lens.decoders.weights import WEIGHTS, check_weights, open_weights, read_json, weights_fingerprint
 from vit_lens.errors import DecoderError, nearest
 
@@ -151,3 +153,14 @@ def _fetch(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise DecoderError(f"decoder {hub_id!r} cannot be fetched from the Hub: {error}") from error
+
+
+def default_settings(layout: PixelLayout, card: Card | None, published: DecodeSettings | None) -> DecodeSettings:
+    """Return the settings of a plain decode: those of the table, else of Kandinsky 2.2, with what the card says."""
+    height, width = layout.default_size
+    base = published or DecodeSettings(steps=25, guidance=4.0, scheduler="ddpm", height=height, width=width)
+    if card is None:
+        return base
+    said = {name: getattr(card, name) for name in ("steps", "guidance", "scheduler")}
+    said |= {"height": card.image_size, "width": card.image_size}
+    return override(base, {name: value for name, value in said.items() if value is not None})

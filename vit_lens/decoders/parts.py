@@ -1,6 +1,6 @@
 """The trained parts of a Kandinsky decoder: what they must be, the sizes they run, how they are called."""
 
-__all__ = ["PartInventory", "PixelLayout", "check_parts", "count_parts", "unet_output"]
+__all__ = ["PartInventory", "PixelLayout", "check_parts", "count_parts", "movq_output", "unet_output"]
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
@@ -88,6 +88,8 @@ def check_parts(unet: Any, movq: Any, scheduler: Any) -> None:
                 f"the UNet has {key}={unet.config[key]!r}, but a Kandinsky 2.2 decoder has {value!r}; "
                 "inpainting and control decoders are not supported"
             )
+    if movq.config.lookup_from_codebook:
+        raise DecoderError("the MoVQ has lookup_from_codebook=True, but a Kandinsky 2.2 decoder skips the codebook")
     config = scheduler.config
     if config.prediction_type not in get_args(PredictionType):
         raise DecoderError(f"prediction_type {config.prediction_type!r}, expected one of {get_args(PredictionType)}")
@@ -113,6 +115,23 @@ def unet_output(
         return_dict=False,
     )[0]
     return out[:, : latents.shape[1]].to(latents.dtype)
+
+
+def movq_output(
+    movq: Any, latents: Float[Tensor, "batch channel height width"], decoder: Any = None
+) -> Float[Tensor, "batch 3 picture_height picture_width"]:
+    """Turn latents into pictures without the codebook.
+
+    This is ``movq.decode(latents, force_not_quantize=True)`` without the loss of zeros, which is copied from the
+    host to the device at every call.
+
+    Args:
+        movq: the whole of it.
+        latents: in its dtype.
+        decoder: its decoder, compiled; None: as it is.
+    """
+    run = movq.decoder if decoder is None else decoder
+    return run(movq.post_quant_conv(latents), latents if movq.config.norm_type == "spatial" else None)
 
 
 def count_parts(unet: Any, movq: Any) -> list[PartInventory]:

@@ -1,6 +1,6 @@
 """One decode call: noise drawn once, then every batch denoised with it and turned into pictures."""
 
-__all__ = ["Run", "progress_bar", "to_uint8"]
+__all__ = ["Run", "deliver", "progress_bar"]
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,78 +10,117 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vit_lens.decoders.parts import PixelLayout, unet_output
+from vit_lens.decoders.parts import PixelLayout, movq_output, unet_output
 from vit_lens.decoders.sampling import draw_noise, make_stepper
 from vit_lens.decoders.settings import DecodeSettings
 from vit_lens.errors import DecoderError
 
-# MoVQ needs far more memory per picture than the UNet: at most eight pictures of 512 x 512 at a time.
-_MOVQ_PIXELS = 8 * 512 * 512
+# Kinds of devices whose convolutions are faster so; on a CPU they are slower.
+CHANNELS_LAST = ("cuda",)
 
 
 class Run:
-    """One decode call: settings checked, noise drawn once for all its batches."""
+    """One decode call: settings checked, noise drawn once for all its batches.
 
-    def __init__(self, unet: Any, movq: Any, scheduler: Any, settings: DecodeSettings):
-        self._unet, self._movq, self._scheduler, self._settings = unet, movq, scheduler, settings
+    Args:
+        unet: runs the steps; compiled or not.
+        movq: its decoder turns latents into pictures.
+        scheduler: that the UNet was trained with.
+        settings: of the call.
+        movq_decoder: MoVQ's decoder, compiled, where the UNet is as well. Both then get one shape for each number of
+            rows: what is the same for all rows is computed for each of them.
+    """
+
+    def __init__(self, unet: Any, movq: Any, scheduler: Any, settings: DecodeSettings, *, movq_decoder: Any = None):
+        self.settings, self.device, self.dtypes = settings, unet.device, (unet.dtype, movq.dtype)
+        self._unet, self._movq, self._scheduler = unet, movq, scheduler
+        self._movq_decoder, self._one_shape = movq_decoder, movq_decoder is not None
+        if self.device.type in CHANNELS_LAST:
+            for part in (unet, movq):  # values stay; convolutions hand the layout of their weights on
+                part.to(memory_format=torch.channels_last)
         shape = PixelLayout.of(unet, movq).latent_shape(settings.height, settings.width)
         timesteps = make_stepper(scheduler, settings).timesteps
-        self._timesteps = torch.tensor(timesteps, device=unet.device)
+        # On the device before the loop, which must not wait for it.
+        self._timesteps = [torch.tensor(t, device=unet.device) for t in timesteps]
         dtype = torch.promote_types(unet.dtype, torch.float32)
         self._noise = draw_noise(shape, timesteps, settings, device=unet.device, dtype=dtype)
 
     def empty_pictures(self, n: int, output: str) -> Tensor:
         """Allocate the result of the whole call."""
-        height, width = self._settings.height, self._settings.width
+        height, width = self.settings.height, self.settings.width
         if output == "uint8":
             return torch.empty(n, height, width, 3, dtype=torch.uint8)
-        return torch.empty(n, 3, height, width, dtype=torch.float32, device=self._unet.device)
+        return torch.empty(n, 3, height, width, dtype=torch.float32, device=self.device)
 
-    def pictures(
+    def latents(
         self, embeds: Float[Tensor, "batch d_embed"], negative: Tensor | None, advance: Callable[[], object]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Decode one batch.
-
-        Raises:
-            DecoderError: a picture is not finite.
-        """
-        stepper = make_stepper(self._scheduler, self._settings)
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Denoise one batch; the host never waits for the device in here."""
+        stepper = make_stepper(self._scheduler, self.settings)
         latents = self._noise.start.expand(len(embeds), -1, -1, -1)
-        for index, guided in enumerate(self._settings.guided_steps):
+        negative = None if negative is None else negative.to(embeds)
+        for index, guided in enumerate(self.settings.guided_steps):
             output = self._predict(latents, index, embeds, negative if guided else None)
             latents = stepper.step(output, index, latents, self._noise)
             advance()
-        chunk = max(1, _MOVQ_PIXELS // (self._settings.height * self._settings.width))
-        parts = [
-            self._movq.decode(x, force_not_quantize=True).sample.float()
-            for x in latents.to(self._movq.dtype).split(chunk)
-        ]
-        pictures = torch.cat(parts)
-        if not bool(torch.isfinite(pictures).all()):
-            raise DecoderError(
-                f"decoded pictures hold NaN or infinite values (UNet in {self._unet.dtype}, MoVQ in "
-                f"{self._movq.dtype}): broken weights, or an overflow; try dtype=torch.bfloat16 or torch.float32"
-            )
-        return pictures.clamp(-1, 1)
+        return latents
+
+    def pictures(
+        self, latents: Float[Tensor, "batch channel height width"], chunk: int
+    ) -> Float[Tensor, "batch 3 picture_height picture_width"]:
+        """Turn latents into pictures, of which [-1, 1] is to be kept, ``chunk`` at a time."""
+        parts = []
+        for part in latents.to(self._movq.dtype).split(chunk):
+            missing = min(chunk, len(latents)) - len(part) if self._one_shape else 0
+            given = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]) if missing else part
+            parts.append(movq_output(self._movq, given, self._movq_decoder)[: len(part)].float())
+        return torch.cat(parts)
 
     def _predict(self, latents: Tensor, index: int, embeds: Tensor, negative: Tensor | None) -> Tensor:
         timestep = self._timesteps[index]
         if negative is None:
             return unet_output(self._unet, latents, timestep, embeds)
-        both = torch.cat([negative.to(embeds).expand_as(embeds), embeds])
-        without, given = unet_output(self._unet, torch.cat([latents, latents]), timestep, both).chunk(2)
-        return without + self._settings.guidance * (given - without)
+        # At the start all rows hold the same noise, so that without an embedding they are one row.
+        unguided = 1 if index == 0 and not self._one_shape else len(embeds)
+        both = torch.cat([negative.expand(unguided, -1), embeds])
+        output = unet_output(self._unet, torch.cat([latents[:unguided], latents]), timestep, both)
+        without, given = output[:unguided], output[unguided:]
+        return without + self.settings.guidance * (given - without)
 
 
-def to_uint8(pictures: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch height width 3"]:
-    """Convert pictures in [-1, 1] on their own device."""
-    return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+def deliver(
+    pictures: Float[Tensor, "batch 3 height width"], target: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Write pictures into a result: floats in [-1, 1], or bytes made on the pictures' own device and copied once.
+
+    Raises:
+        DecoderError: a picture is not finite.
+    """
+    finite = torch.isfinite(pictures).all()
+    made = pictures.clamp(-1, 1)
+    if target.dtype == torch.uint8:
+        made = _to_uint8(made)
+    if made.is_cuda and not target.is_cuda:
+        pinned = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
+        made = pinned.copy_(made, non_blocking=True)
+    if not bool(finite):  # the only read of a pass that waits for the device, and so for the copy as well
+        unet, movq = dtypes
+        raise DecoderError(
+            f"decoded pictures hold NaN or infinite values (UNet in {unet}, MoVQ in {movq}): broken weights, or an "
+            "overflow; try dtype=torch.bfloat16 or torch.float32"
+        )
+    target.copy_(made)
+
+
+def _to_uint8(pictures: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch height width 3"]:
+    scaled = ((pictures + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 @contextmanager
-def progress_bar(total: int, show: bool) -> Iterator[Callable[[], object]]:
-    """Yield a function that advances a bar by one; the bar goes to the standard error stream."""
+def progress_bar(show: bool) -> Iterator[Any]:
+    """Yield a bar of steps on the standard error stream, whose total is still to be set."""
     from tqdm import tqdm
 
-    with tqdm(total=total, disable=not show, desc="decoding", unit="step") as bar:
-        yield bar.update
+    with tqdm(disable=not show, desc="decoding", unit="step") as bar:
+        yield bar

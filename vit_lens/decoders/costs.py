@@ -1,0 +1,172 @@
+"""What a decode costs, counted on the meta device: FLOPs, and the most memory that activations hold."""
+
+__all__ = ["Cost", "decoding_cost", "step_rows", "unet_cost"]
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_lens.decoders.memory import MovqChunk
+from vit_lens.decoders.parts import PixelLayout, movq_output, unet_output
+from vit_lens.decoders.settings import DecodeSettings
+from vit_lens.errors import DecoderError
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """Whatever has the trained parts of a decoder, such as :class:`~vit_lens.decoders.KandinskyDecoder`."""
+
+    unet: Any
+    movq: Any
+    layout: PixelLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What it takes to decode some rows in one pass.
+
+    Attributes:
+        rows: pictures of the pass.
+        flops: all floating-point operations, a multiplication and an addition counting as two.
+        unet_flops: those of the UNet, all steps together.
+        movq_flops: those of MoVQ's decoder.
+        unet_rows: rows that the UNet evaluates in all steps together; a guided step evaluates a row twice.
+        weight_bytes: of the parameters of both parts.
+        unet_peak_bytes: most memory that activations of a UNet call hold at once.
+        movq_peak_bytes: most memory that activations of a MoVQ call hold at once.
+    """
+
+    rows: int
+    unet_flops: int
+    movq_flops: int
+    unet_rows: int
+    weight_bytes: int
+    unet_peak_bytes: int
+    movq_peak_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """All floating-point operations."""
+        return self.unet_flops + self.movq_flops
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that activations hold at once; weights and workspaces of convolutions come on top."""
+        return max(self.unet_peak_bytes, self.movq_peak_bytes)
+
+
+def step_rows(settings: DecodeSettings, rows: int, *, shared_start: bool = True) -> list[int]:
+    """Return how many rows the UNet evaluates at each step.
+
+    With a shared start, the unguided half of the first step is one row: it is the same for all pictures.
+    """
+    counts = [2 * rows if guided else rows for guided in settings.guided_steps]
+    if shared_start and settings.guided_steps[0]:
+        counts[0] = rows + 1
+    return counts
+
+
+def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> Cost:
+    """Count what one pass of a decoder costs, without running it and without copying a weight.
+
+    Activations are counted as the operations hand them out; what an operation holds inside, such as the workspace of a
+    convolution, is not. Attention counts as fused.
+
+    Args:
+        decoder: its parts may be on any device, the meta device included.
+        settings: of the decode.
+        rows: pictures of the pass.
+
+    Raises:
+        DecoderError: rows below 1, or a size that the decoder cannot run.
+    """
+    if rows < 1:
+        raise DecoderError(f"rows must be at least 1, got {rows}")
+    latent = decoder.layout.latent_shape(settings.height, settings.width)
+    counts = step_rows(settings, rows)
+    unet_flops, unet_peak = unet_cost(decoder.unet, latent, max(counts))
+    at_once = min(rows, MovqChunk().rows(settings))
+    movq_flops, movq_peak = _run_movq(decoder.movq, latent, at_once)
+    return Cost(
+        rows=rows,
+        unet_flops=unet_flops * sum(counts) // max(counts),
+        movq_flops=movq_flops * rows // at_once,
+        unet_rows=sum(counts),
+        weight_bytes=sum(p.numel() * p.element_size() for m in (decoder.unet, decoder.movq) for p in m.parameters()),
+        unet_peak_bytes=unet_peak,
+        movq_peak_bytes=movq_peak,
+    )
+
+
+def unet_cost(unet: Any, latent: tuple[int, int, int], rows: int) -> tuple[int, int]:
+    """Run a UNet once on the meta device; return its FLOPs and the peak of its activations in bytes."""
+
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = unet
+
+        def forward(self) -> Tensor:
+            latents = torch.empty(rows, *latent, device="meta", dtype=torch.promote_types(unet.dtype, torch.float32))
+            embeds = torch.empty(rows, unet.config.encoder_hid_dim, device="meta", dtype=latents.dtype)
+            return unet_output(self.part, latents, torch.empty((), dtype=torch.int64, device="meta"), embeds)
+
+    return _count(Call())
+
+
+def _run_movq(movq: Any, latent: tuple[int, int, int], rows: int) -> tuple[int, int]:
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = movq
+
+        def forward(self) -> Tensor:
+            latents = torch.empty(rows, *latent, device="meta", dtype=movq.dtype)
+            return movq_output(self.part, latents).float()
+
+    return _count(Call())
+
+
+def _count(call: nn.Module) -> tuple[int, int]:
+    """Run a call with meta parameters; return its FLOPs and the peak of its activations in bytes."""
+    meta = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in [*call.named_parameters(), *call.named_buffers()]
+    }
+    # In inference mode the modes see whole operations: what is inside of fused ones is not taken for an activation.
+    with torch.inference_mode(), FlopCounterMode(display=False) as flops, _LivePeak() as live:
+        torch.func.functional_call(call, meta)
+    return flops.get_total_flops(), live.peak
+
+
+class _LivePeak(TorchDispatchMode):
+    """Follows the storages that operations hand out, and keeps the largest sum of those alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        self.peak = max(self.peak, self._now)
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key not in self._alive:
+            self._now += size
+            self._alive[key] = weakref.ref(storage, lambda _: self._forget(key, size))
+
+    def _forget(self, key: int, size: int) -> None:
+        del self._alive[key]
+        self._now -= size
