@@ -154,23 +154,39 @@ def live(n_layers, n_heads, *, images=(0,), recomputed=True, seed=4):
     )  # fmt: skip
 
 
+COARSE = {"steps": 3, "guidance": 1.0, "height": 64}
+
+
+def within_budget(table, n_full):
+    """Make rows those of a sweep within a budget: the first refined, the rest coarse, the last as the one before."""
+    for row in table:
+        drawn = "full" if row["row"] < n_full else "coarse"
+        row |= {"drawn": drawn, "picture": f"pictures/{'coarse/' * (drawn == 'coarse')}{row['row']:06d}.png"}
+    table[-1]["same_as"] = len(table) - 2
+    plan = {"batch_size": 16, "n_rows": len(table), "order": "row", "budget": {"same_above": 0.9999, "coarse": COARSE}}
+    return {"batch_plan": plan, "budgets": ["60s", "200 pictures"]}
+
+
 def build(
-    path, *, names=("cup.png",), size=64, stop_after=None, noise=False, changes=None, read=None, alive=None, **options
-):
-    """Write a synthetic record to ``path``; ``stop_after`` pictures leaves it unfinished."""
+    path, *, names=("cup.png",), size=64, stop_after=None, noise=False, changes=None, read=None, alive=None,
+    n_full=None, **options
+):  # fmt: skip
+    """Write a synthetic record to ``path``; ``stop_after`` pictures leaves it unfinished, ``n_full`` are refined."""
     from vit_lens.records import Record, RecordWriter
 
     table = rows(names, **options)
     shape = {key: options[key] for key in ("n_layers", "n_heads") if key in options}
     if "seeds" in options:
         changes = {"seeds": {"decoder": list(options["seeds"]), "control": 1}} | (changes or {})
+    if n_full is not None:
+        changes = (changes or {}) | within_budget(table, n_full)
     writer = RecordWriter(path, manifest(len(table), names, **shape, **(changes or {})), table)
     for image in range(len(names)):
         writer.write_input(image, picture(1000 + image, size))
     rng = np.random.default_rng(5)
     for row in range(len(table) if stop_after is None else stop_after):
         random = rng.integers(0, 256, (size, size, 3), dtype=np.uint8) if noise else picture(row, size)
-        writer.write_picture(row, random)
+        writer.write_picture(row, random, table[row].get("drawn", "full"))
     if read is not None:
         for index in GALLERY:
             if GALLERY[index] != "from memory":
@@ -179,6 +195,6 @@ def build(
     if alive is not None:
         writer.write_live(alive)
     writer.write_embeddings(embeddings(len(table), len(names)))
-    if stop_after is None:
+    if stop_after is None and n_full in (None, len(table)):
         writer.finish()
     return Record.load(Path(path))

@@ -82,7 +82,7 @@ def test_a_name_that_is_not_unicode_is_made_readable():
     ("keep", "says"),
     [
         (-1, "cut short"),
-        (-4, "cut short"),
+        (-4, "fields"),
         (-60, "fields"),
         (200, "fields|truncated"),
         (0, "does not name the columns"),
@@ -523,7 +523,8 @@ def test_captions_of_another_table_are_refused(tmp_path):
         record.readouts  # noqa: B018
 
 
-def test_a_record_from_before_the_controls_loads_with_them_empty(tmp_path):
+@pytest.mark.parametrize("lost", [("drawn", "same_as"), ("cos_lens_control", "leak", "drawn", "same_as")])
+def test_a_record_of_an_earlier_version_loads_with_what_it_lacks_empty(tmp_path, lost):
     import csv
 
     from vit_lens.errors import RecordError
@@ -532,7 +533,7 @@ def test_a_record_from_before_the_controls_loads_with_them_empty(tmp_path):
     record = factory.build(tmp_path / "r", n_layers=2, n_heads=2)
     file = record.path / "table.csv"
     lines = list(csv.reader(file.read_text().splitlines()))
-    later = [lines[0].index(name) for name in ("cos_lens_control", "leak")]
+    later = [lines[0].index(name) for name in lost]
 
     def rewrite(drop):
         with file.open("w", newline="") as out:
@@ -540,13 +541,94 @@ def test_a_record_from_before_the_controls_loads_with_them_empty(tmp_path):
 
     rewrite(later)
     old = Record.load(record.path)
-    assert old.table[["cos_lens_control", "leak"]].isna().all(axis=None)
+    assert set(old.table["drawn"]) == {""}
+    assert old.table[[name for name in lost if name != "drawn"]].isna().all(axis=None)
     assert record.table["leak"].notna().any()
-    both = ["cos_lens_control", "leak"]
-    assert old.table.drop(columns=both).equals(record.table.drop(columns=both))
-    rewrite(later[:1])  # one of the two is no version of the format
-    with pytest.raises(RecordError, match="does not name the columns"):
-        Record.load(record.path)
+    assert old.table.drop(columns=[*lost]).equals(record.table.drop(columns=[*lost]))
+    assert np.array_equal(np.asarray(old.picture(4)), factory.picture(4))
+    for some in (later[:1], later[1:], [lines[0].index("cos_lens_control"), lines[0].index("leak")][: len(lost) - 1]):
+        rewrite(some)  # a part of what a version added, or the earlier without the later, is no version of the format
+        with pytest.raises(RecordError, match="does not name the columns"):
+            Record.load(record.path)
+
+
+def test_the_table_says_which_picture_is_the_best(tmp_path):
+    from vit_lens.records import RecordWriter
+
+    record = factory.build(tmp_path / "r", n_full=5, **SMALL)
+    writer = RecordWriter(tmp_path / "r", record.manifest, record.table)
+    for row, drawn in ((3, "coarse"), (9, "full")):  # the other pass's picture, which the table does not name
+        writer.write_picture(row, factory.picture(700 + row), drawn)
+    for row in (3, 9):
+        assert np.array_equal(np.asarray(record.picture(row)), factory.picture(row))
+    assert writer.finished_rows("full") == {0, 1, 2, 3, 4, 9}
+    assert writer.finished_rows("coarse") == {3, *range(5, len(record.table))}
+
+
+@pytest.mark.parametrize(
+    ("cell", "other", "says"),
+    [
+        (b"pictures/coarse/000009.png,coarse", b"pictures/000009.png,coarse", "row 9 names the picture"),
+        (b"pictures/000002.png,full", b"pictures/coarse/000002.png,full", "row 2 names the picture"),
+        (b"pictures/000002.png,full", b"pictures/000002.png,fine", "row 2 is drawn 'fine'"),
+        (b"coarse,32\n", b"coarse,34\n", "shares the picture of row 34, the last is 33"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(tmp_path, cell, other, says):
+    from vit_lens.errors import RecordError
+    from vit_lens.records import Record
+
+    file = factory.build(tmp_path / "r", n_full=5, **SMALL).path / "table.csv"
+    data = file.read_bytes()
+    assert data.count(cell) == 1
+    file.write_bytes(data.replace(cell, other))
+    with pytest.raises(RecordError, match=says):
+        Record.load(tmp_path / "r")
+
+
+def test_changes_of_the_batch_plan_do_not_make_another_sweep(tmp_path):
+    table = factory.rows(("cup.png",), **SMALL)
+    first = _writer(tmp_path / "r", table)
+    change = {"row": 4, "pass": "full", "batch_size": 8, "why": "out of memory"}
+    first.add_change(change)
+    first.add_change(change | {"row": 9, "batch_size": 4})
+    again = _writer(tmp_path / "r", table)
+    assert again.resumed and again.manifest["batch_plan"]["changes"] == [change, change | {"row": 9, "batch_size": 4}]
+
+
+def test_a_budget_in_words(tmp_path):
+    from vit_lens.records import budget_words
+
+    assert budget_words(factory.build(tmp_path / "plain", **SMALL)) == ""
+    words = budget_words(factory.build(tmp_path / "part", n_full=5, **SMALL))
+    assert words.startswith("Drawn to a budget of 60s and then 200 pictures. 5 of 34 pictures are refined (10 steps, ")
+    for part in (
+        "guidance 1.5), 29 are coarse (3 steps, no guidance)",
+        "1 shares the picture",
+        "cosine at least 0.9999",
+    ):
+        assert part in words
+    assert words.endswith("or without the budget to refine all.")
+    words = budget_words(factory.build(tmp_path / "all", n_full=34, **SMALL))
+    assert "34 of 34 pictures are refined (10 steps, guidance 1.5), which is all." in words and "again" not in words
+    record = factory.build(tmp_path / "few", n_full=0, **SMALL)
+    record.table.loc[3:, ["drawn", "picture"]] = ""
+    assert "0 of 34 pictures are refined (10 steps, guidance 1.5), 3 are coarse (3 steps, no guidance), 31 not" in (
+        budget_words(record)
+    )
+
+
+def test_a_faster_compression_keeps_the_picture(tmp_path):
+    import io
+
+    import PIL.Image
+
+    from vit_lens.records.pictures import encode_png
+
+    picture = factory.picture(8)
+    for level in (0, 1, 9):
+        kept = PIL.Image.open(io.BytesIO(encode_png(picture, level)))
+        assert np.array_equal(np.asarray(kept), picture)
 
 
 def test_over_seeds_averages_pictures_and_keeps_the_first(tmp_path):

@@ -365,6 +365,59 @@ def test_an_unfinished_record_says_so_and_shows_what_is_there(browser, tmp_path)
 
 
 @needs_browser
+def test_a_record_within_a_budget_marks_what_is_coarse_and_what_is_shared(browser, tmp_path):
+    from vit_lens.records import budget_words
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", n_full=150, n_layers=4, n_heads=5, names=("cup.png", "<b>jug</b>.png"))
+    browser.get("about:blank")
+    browser.get(write_report(record).as_uri())
+    assert browser.find_element("id", "budget").text == budget_words(record)
+    assert not browser.find_elements("id", "unfinished")
+    assert len(_all(browser, ".legend-coarse")) == len(_all(browser, ".legend-shared")) == 1
+    browser.execute_script("document.querySelectorAll('#images button')[1].click()")
+    assert len(browser.find_elements("css selector", "#map .cell")) == 28
+    rows = _rows(record, image=1, kind="site")
+    seen = set()
+    for row in (rows[rows["drawn"] == "full"]["row"].iloc[-1], rows[rows["drawn"] == "coarse"]["row"].iloc[-1]):
+        browser.execute_script(f"location.hash = '#row-{row}'; location.reload()")
+        coarse = record.table["drawn"][row] == "coarse"
+        seen.add(coarse)
+        marks = _all(browser, "#detail .marks")
+        assert marks == (
+            ["Drawn coarsely (3 steps, no guidance), not refined yet; the numbers are those of this picture."] * coarse
+        )
+        picture = browser.find_element("css selector", "#detail img.big").get_attribute("src")
+        assert picture.endswith(f"pictures/{'coarse/' * coarse}{row:06d}.png")
+        assert _loaded(browser, "#detail img.big") == 64
+        for cell in browser.find_elements("css selector", f'button.cell[data-row="{row}"]'):
+            assert ("coarse" in cell.get_attribute("class").split()) == coarse
+            assert ("Drawn coarsely" in cell.get_attribute("title")) == coarse
+    assert seen == {True, False}
+    last = len(record.table) - 1
+    browser.execute_script(f"location.hash = '#row-{last}'; location.reload()")
+    other = record.table.loc[last - 1]
+    (marks,) = _all(browser, "#detail .marks")
+    assert f"Shares the picture of {other['site']}, DSL, mean-anchored, alpha 5: the embeddings" in marks
+    _choose(browser, "#f-lens", "all")
+    browser.execute_script("document.querySelector('th button[data-sort=drawn]').click()")
+    browser.execute_script("document.querySelector('#more').click()")
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('tr[data-row]')].map(r => r.children[3].textContent)"
+    )
+    assert set(drawn) == {"full", "coarse", f"coarse, as {other['site']}"}
+    assert browser.get_log("browser") == []
+
+
+@needs_browser
+def test_an_ordinary_record_has_no_marks_of_a_budget(shown):
+    assert not shown.find_elements(
+        "css selector", "#budget, .legend-coarse, .legend-shared, .marks, .cell.coarse, .cell.shared"
+    )
+    assert "Drawn" not in _all(shown, "#rows th")
+
+
+@needs_browser
 def test_a_record_without_a_decoder_shows_its_numbers(browser, tmp_path):
     from vit_lens.records import Record, RecordWriter
     from vit_lens.report import write_report

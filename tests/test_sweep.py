@@ -1,62 +1,37 @@
 """Sweeps: what a record holds is what lens, decoder and encoder say, and an interruption loses nothing."""
 
+import threading
+
 import numpy as np
 import pytest
 import tiny_kandinsky
+import tiny_sweep
 import torch
 from conftest import randomize
 from PIL import Image
+from tiny_sweep import contents
 
 SITES = ["L0.resid_pre", "resid_post", "heads", "L1.mlp"]  # 1 + 2 + 6 + 1
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A random CLIP tower as wide as the tiny decoder."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    from vit_lens import HookedViT, PreprocessSpec
-
-    config = CLIPVisionConfig(
-        hidden_size=33, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3, image_size=20, patch_size=10,
-        projection_dim=tiny_kandinsky.D_EMBED, hidden_act="gelu",
-    )  # fmt: skip
-    spec = PreprocessSpec(
-        size=(20, 20), mean=(0.5, 0.4, 0.45), std=(0.3, 0.2, 0.25), interpolation="bicubic", resize_mode="shortest"
-    )
-    tower = randomize(CLIPVisionModelWithProjection(config).eval())
-    with torch.no_grad():
-        tower.visual_projection.weight.mul_(8)  # a natural length of embedding
-    return HookedViT.from_module(tower, preprocess_spec=spec, encoder_id="test/tower").requires_grad_(False)
+    return tiny_sweep.tower()
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    from vit_lens import DecodeSettings, KandinskyDecoder
-
-    unet, movq, scheduler = tiny_kandinsky.parts()
-    return KandinskyDecoder(
-        unet, movq, scheduler, encoder="test/tower",
-        defaults=DecodeSettings(steps=2, guidance=3.0, scheduler="ddim", height=32, width=32),
-    )  # fmt: skip
+    return tiny_sweep.decoder()
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    paths = [folder / name for name in ("a.png", "<b>&.png", "c.png")]
-    for path in paths:
-        Image.fromarray(generator.integers(0, 256, (31, 25, 3), dtype=np.uint8)).save(path)
-    return paths
+    return tiny_sweep.pictures(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def lenses(model, images):
-    from vit_lens import DiffusionLens, DiffusionSteeringLens, ReferenceMeans
-
-    means = ReferenceMeans.from_images(model, images[1:])
-    return [DiffusionSteeringLens(alpha=4.0, anchor="mean", reference=means), DiffusionLens()]
+    return tiny_sweep.lenses(model, images[1:])
 
 
 def run(model, decoder, images, lenses, out, **overrides):
@@ -69,10 +44,6 @@ def run(model, decoder, images, lenses, out, **overrides):
 @pytest.fixture(scope="module")
 def record(model, decoder, images, lenses, tmp_path_factory):
     return run(model, decoder, images[:2], lenses, tmp_path_factory.mktemp("sweep") / "out")
-
-
-def contents(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def test_rows_say_what_was_read(record):
@@ -192,29 +163,35 @@ def test_killed_at_any_write_a_sweep_goes_on_to_the_same_bits(
     """Killed before or after the given write of a file, twice, with a checkpoint after every batch."""
     import vit_lens.files
     import vit_lens.records.writer
-    import vit_lens.sweeping.stages as stages
+    import vit_lens.sweeping.drawing as drawing
 
-    original, writes, out = vit_lens.files.write_atomic, [], tmp_path / "out"
+    original, out, lock = vit_lens.files.write_atomic, tmp_path / "out", threading.Lock()
+    state = {"writes": 0, "dead": False}
 
     def write(path, data):
-        writes.append(path)
-        if len(writes) == kill_at:
+        with lock:
+            state["writes"] += 1
+            number, was_dead = state["writes"], state["dead"]
+            state["dead"] |= number in (kill_at, 2 * kill_at)
+        if was_dead or number == kill_at:
             raise KeyboardInterrupt
         original(path, data)
-        if len(writes) == 2 * kill_at:
+        if number == 2 * kill_at:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(vit_lens.files, "write_atomic", write)
     monkeypatch.setattr(vit_lens.records.writer, "write_atomic", write)
-    monkeypatch.setattr(stages, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(stages, "_CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr(drawing, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(drawing, "_SHARE", 0)
     kept = {}
     for _ in range(2):
+        state |= {"dead": False, "writes": min(state["writes"], kill_at)}
         with pytest.raises(KeyboardInterrupt):
             run(model, decoder, images[:2], lenses, out)
         finished = contents(out / "pictures") if (out / "pictures").exists() else {}
         assert all(finished[name] == data for name, data in kept.items())
         kept = finished
+    state["dead"] = False
     run(model, decoder, images[:2], lenses, out)
     assert contents(out) == contents(record.path)
     assert all(contents(out / "pictures")[name] == data for name, data in kept.items())

@@ -142,7 +142,9 @@ class Attention(nn.Module):
         sizes = pool or cfg
         heads, d_head = sizes.n_heads, sizes.d_head
         for name, d_in in zip("QKV", (sizes.d_model, cfg.d_model, cfg.d_model), strict=True):
-            laid_out = torch.zeros(heads, d_head, d_in).transpose(1, 2)  # so that heads become one matrix without a copy
+            laid_out = torch.zeros(heads, d_head, d_in).transpose(
+                1, 2
+            )  # so that heads become one matrix without a copy
             setattr(self, f"W_{name}", nn.Parameter(laid_out))
             setattr(self, f"b_{name}", nn.Parameter(torch.zeros(heads, d_head)))
         self.W_O = nn.Parameter(torch.zeros(heads, d_head, sizes.d_model))

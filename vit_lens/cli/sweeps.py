@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vit_lens.lenses import Lens
     from vit_lens.model import HookedViT
     from vit_lens.readouts import Gallery, ReadoutMeans
+    from vit_lens.records import Record
     from vit_lens.texts import TextBank
 
 Model = Annotated[
@@ -44,6 +45,7 @@ _DEMO_SETTINGS = {"steps": 5, "guidance": 1.0}
 SWEEP_EXAMPLES = """\b
 Examples:
   vit-lens sweep photos/ --controls
+  vit-lens sweep photos/ --controls --budget 60s
   vit-lens sweep cat.png --captions "a cat, a dog" --gallery photos/ --decoder none --model ViT-B-32 --tag openai
   vit-lens sweep cat.png --sites L7H3,L7.mlp --lens dsl-mean:alpha=5 --seed 0 --seed 1
   vit-lens sweep cat.png --sites resid_post --lens diffusion \\
@@ -119,7 +121,25 @@ def sweep(
     seed: Annotated[
         list[int] | None, typer.Option(help="Decoder noise seed; repeat to draw every site with each.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures decoded together.")] = 32,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="The decoder's fast settings, in place of its own."),
+    ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the decoder: slow first batches (minutes at full size), then faster."),
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Pictures decoded together; by default what free memory has room for, at most 32."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="60s, 2m, 1h, or 200 pictures: draw every site coarsely, then refine the most informative until it is "
+            "spent. Run it again to refine more, without --budget to refine all."
+        ),
+    ] = None,
     controls: Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")] = False,
     captions: Annotated[
         str | None,
@@ -149,6 +169,8 @@ def sweep(
     from vit_lens.lenses import parse_lens
     from vit_lens.mini.shipped import mini_labels
     from vit_lens.readouts import Gallery
+    from vit_lens.records import budget_words
+    from vit_lens.sweeping import Budget
     from vit_lens.sweeping import sweep as run
 
     found = find_images(images)
@@ -159,12 +181,13 @@ def sweep(
         "height": size, "width": size,
     }  # fmt: skip
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    drawing = {"seed": seed, "fast": fast, "compile": compiled, "batch_size": batch_size, "budget": budget}
+    allowance = None if budget is None else Budget.parse(budget)
     if decoder == "none" and encoder is not None:
         raise VitLensError("--encoder says which encoder a decoder was made for; with --decoder none it has no effect")
-    if decoder == "none" and (chosen or seed):
-        raise VitLensError(
-            f"with --decoder none nothing is drawn, so {', '.join(chosen) or 'seed'} would have no effect"
-        )
+    given = [*chosen, *(name for name, on in drawing.items() if on)]
+    if decoder == "none" and given:
+        raise VitLensError(f"with --decoder none nothing is drawn, so {', '.join(given)} would have no effect")
     specs = split_list(lens or ()) or list(DEFAULT_LENSES)
     needs_means = any(spec.startswith("dsl-mean") for spec in specs)
     if reference is not None and not needs_means:
@@ -178,17 +201,25 @@ def sweep(
     drawer = None
     if decoder != "none":
         drawer = KandinskyDecoder.from_pretrained(decoder, encoder=encoder, dtype=precision, device=place)
+    settings = drawer and (drawer.fast_settings(**chosen) if fast else drawer.settings(**chosen))
+    if drawer is not None and compiled:
+        drawer.compile()
     own_texts = is_mini and captions is None and drawer is not None
     texts = None if captions is None and not own_texts else _read_captions(captions, model, tag, quick_gelu, device)
     near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
     record = run(
         vit, drawer, found, lens=lenses[0] if len(lenses) == 1 else lenses, sites=wanted, out=out,
-        settings=drawer and drawer.settings(**chosen), seeds=seed or None, batch_size=batch_size, controls=controls,
+        settings=settings, seeds=seed or None, batch_size=batch_size, budget=allowance, controls=controls,
         labels=mini_labels() if is_mini and drawer else None, texts=texts,
         text_groups=_mini_groups() if own_texts else None, gallery=near,
         means=() if near is None else _gallery_means(vit, near, lenses, wanted), live=live, shard=part, progress=True,
+        on_pass=_growing_page() if page and allowance is not None else None,
         command=_command(), notes=[_MINI_NOTE] if is_mini else [],
     )  # fmt: skip
+    if words := budget_words(record):
+        typer.echo(words)
+    if page and allowance is not None:
+        return
     if page and (drawer is not None or captions is not None or gallery is not None):
         _page(record.path, False)
     else:
@@ -294,6 +325,21 @@ def _page(directory: Path, open_page: bool) -> None:
     typer.echo(f"page: {page}")
     if open_page:
         webbrowser.open(page.resolve().as_uri())
+
+
+def _growing_page() -> "Callable[[Record], None]":
+    """Return what writes the page of a record as it grows; its path is told once, with the first."""
+    from vit_lens.report import write_report
+
+    told: set[Path] = set()
+
+    def write(record: "Record") -> None:
+        page = write_report(record)
+        if page not in told:
+            typer.echo(f"page: {page}")
+        told.add(page)
+
+    return write
 
 
 def _command() -> str:

@@ -1,5 +1,6 @@
 """Frozen results of a sweep with their provenance: written atomically, read back checked, merged from shards."""
 
+from vit_lens.records.budgets import budget_words
 from vit_lens.records.live import LiveNumbers
 from vit_lens.records.reading import lens_label, select
 from vit_lens.records.readouts import Readouts
@@ -18,6 +19,7 @@ __all__ = [
     "Readouts",
     "Record",
     "RecordWriter",
+    "budget_words",
     "lens_label",
     "merge",
     "over_seeds",

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from vit_lens.errors import RecordError
-from vit_lens.records.schema import check_manifest, csv_to_table, picture_name
+from vit_lens.records.schema import DRAWN, check_manifest, csv_to_table, picture_name
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -45,9 +45,14 @@ def read_table(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
     strangers = sorted(set(table["image"]) - known)
     if strangers:
         raise RecordError(f"{file} names image {strangers[0]}, the manifest knows only {sorted(known)}")
-    for row, name in enumerate(table["picture"]):
-        if name not in ("", picture_name(row)):
-            raise RecordError(f"{file}: row {row} names the picture {name!r}, expected {picture_name(row)!r}")
+    for row, (name, drawn) in enumerate(zip(table["picture"], table["drawn"], strict=True)):
+        if drawn not in DRAWN:
+            raise RecordError(f"{file}: row {row} is drawn {drawn!r}, expected one of {DRAWN}; sweep again")
+        if name not in ("", picture_name(row, drawn)):
+            raise RecordError(f"{file}: row {row} names the picture {name!r}, expected {picture_name(row, drawn)!r}")
+    strangers = [row for row in table["same_as"].dropna() if not 0 <= row < len(table)]
+    if strangers:
+        raise RecordError(f"{file}: a row shares the picture of row {strangers[0]}, the last is {len(table) - 1}")
     return table
 
 

@@ -16,6 +16,7 @@ from vit_lens.errors import RecordError
 from vit_lens.records.extras import gallery_name, load_live, load_readouts
 from vit_lens.records.live import LiveNumbers
 from vit_lens.records.notebook import record_html
+from vit_lens.records.pictures import read_png
 from vit_lens.records.reading import read_embeddings, read_manifest, read_table
 from vit_lens.records.readouts import Readouts
 from vit_lens.records.schema import picture_name
@@ -49,17 +50,17 @@ class Record:
         return bool(self.manifest["complete"])
 
     def picture(self, row: SupportsIndex) -> PIL.Image.Image:
-        """Return the decoded picture of ``row``; RecordError if it is missing or damaged."""
+        """Return the best picture of ``row`` there is, that of its numbers; RecordError if it is missing or damaged."""
         row = row.__index__()
         if self.manifest["decoder"] is None:
             raise RecordError(f"{self.path} was made without a decoder: it holds embeddings and numbers, no pictures")
         if not 0 <= row < len(self.table):
             raise RecordError(f"no row {row}; the record has {len(self.table)} rows")
-        return _read_picture(self.path / picture_name(row))
+        return read_png(self.path / (self.table["picture"].iloc[row] or picture_name(row)))
 
     def input(self, image: SupportsIndex) -> PIL.Image.Image:
         """Return what the model saw of ``image``; RecordError if it is missing or damaged."""
-        return _read_picture(self.path / f"inputs/{image.__index__():04d}.png")
+        return read_png(self.path / f"inputs/{image.__index__():04d}.png")
 
     @cached_property
     def readouts(self) -> Readouts | None:
@@ -79,7 +80,7 @@ class Record:
 
     def neighbour(self, index: SupportsIndex) -> PIL.Image.Image:
         """Return the small copy of a gallery's picture; RecordError if there is none or it is damaged."""
-        return _read_picture(self.path / gallery_name(index.__index__()))
+        return read_png(self.path / gallery_name(index.__index__()))
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "unfinished"
@@ -87,13 +88,3 @@ class Record:
 
     def _repr_html_(self) -> str:
         return record_html(self)
-
-
-def _read_picture(path: Path) -> PIL.Image.Image:
-    try:
-        with PIL.Image.open(path, formats=["PNG"]) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise RecordError(f"{path} does not exist; the sweep is unfinished, run the same command again") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RecordError(f"{path} is damaged ({error}); run the same sweep again") from error

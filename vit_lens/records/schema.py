@@ -2,6 +2,7 @@
 
 __all__ = [
     "COLUMNS",
+    "DRAWN",
     "FORMAT",
     "IDENTITY_KEYS",
     "MANIFEST_KEYS",
@@ -52,8 +53,13 @@ COLUMNS: dict[str, Kind] = {
     "cos_input": "float",
     "label": "text",
     "picture": "text",
+    "drawn": "text",
+    "same_as": "int or empty",
 }
-ADDED_COLUMNS = ("cos_lens_control", "leak")  # records written before them load with both empty
+# Records of earlier versions, which lack the last, or all, of these groups, load with them empty.
+ADDED_COLUMNS = (("cos_lens_control", "leak"), ("drawn", "same_as"))
+DRAWN = ("", "coarse", "full")
+"""How a row's picture was drawn: not yet, with the few steps of a budget's first pass, with the sweep's settings."""
 PLAN_COLUMNS = tuple(COLUMNS)[: tuple(COLUMNS).index("norm_h")]
 MANIFEST_KEYS = (
     *("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds"),
@@ -74,9 +80,9 @@ IDENTITY_KEYS = (
 )
 
 
-def picture_name(row: int) -> str:
-    """Return where the picture of ``row`` lies, relative to the record."""
-    return f"pictures/{row:06d}.png"
+def picture_name(row: int, drawn: str = "full") -> str:
+    """Return where the picture of ``row`` lies, relative to the record; those of the coarse pass lie apart."""
+    return f"pictures/{'coarse/' if drawn == 'coarse' else ''}{row:06d}.png"
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
@@ -141,8 +147,11 @@ def csv_to_table(data: bytes, where: str) -> pd.DataFrame:
     except (UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"{where}: not a readable table ({error}); the record is damaged, sweep again") from error
     columns = list(COLUMNS)
-    if lines and not set(ADDED_COLUMNS) & set(lines[0]):
-        columns = [name for name in columns if name not in ADDED_COLUMNS]
+    for group in reversed(ADDED_COLUMNS):
+        if lines and not set(group) & set(lines[0]):
+            columns = [name for name in columns if name not in group]
+        else:
+            break
     if not lines or lines[0] != columns:
         raise RecordError(f"{where}: the first line does not name the columns of format {FORMAT}; sweep again")
     for number, line in enumerate(lines[1:], start=2):

@@ -39,7 +39,10 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     sources = list(zip(joined["shard"], joined["row"], strict=True))
     table = joined.drop(columns="shard").assign(row=range(len(joined)))
     table["picture"] = [picture_name(row) if old else "" for row, old in enumerate(joined["picture"])]
-    writer = RecordWriter(out, _joined_manifest(shards, images, len(table)), table)
+    places = {source: row for row, source in enumerate(sources)}
+    shared = zip(joined["shard"], joined["same_as"], strict=True)
+    table["same_as"] = [None if pd.isna(old) else places[number, int(old)] for number, old in shared]
+    writer = RecordWriter(out, _joined_manifest(shards, images, places), table)
     for image in images:
         writer.write_input(image["index"], owners[image["index"]].input(image["index"]))
     done = writer.finished_rows()
@@ -60,12 +63,13 @@ def _in_order(shards: list[Record]) -> list[Record]:
         if not shard.manifest["shard"]:
             raise RecordError(f"{shard.path} is not a shard; give the directories that were swept with shard=(i, n)")
         if not shard.complete:
-            raise RecordError(f"{shard.path} is unfinished; run its sweep again before merging")
+            how = " without its budget" if "budget" in shard.manifest["batch_plan"] else ""
+            raise RecordError(f"{shard.path} is unfinished; run its sweep again{how} before merging")
+        _refuse_difference(
+            shards[0], shard, "budget", *(s.manifest["batch_plan"].get("budget") for s in (shards[0], shard))
+        )
         for key in SHARED_KEYS:
-            difference = differing(shards[0].manifest.get(key), shard.manifest.get(key), key)
-            if difference:
-                text = difference.replace("on disk", f"in {shards[0].path}").replace("now", f"in {shard.path}")
-                raise RecordError(f"shards of different sweeps: {text}")
+            _refuse_difference(shards[0], shard, key, shards[0].manifest.get(key), shard.manifest.get(key))
     totals = sorted({shard.manifest["shard"][1] for shard in shards})
     if len(totals) > 1:
         raise RecordError(f"shards of different divisions, into {' and '.join(map(str, totals))} parts")
@@ -76,6 +80,13 @@ def _in_order(shards: list[Record]) -> list[Record]:
             f"shards missing: {', '.join(f'{i} of {totals[0]}' for i in missing)}; sweep and give them too"
         )
     return sorted(shards, key=lambda shard: shard.manifest["shard"][0])
+
+
+def _refuse_difference(first: Record, other: Record, key: str, one: Any, two: Any) -> None:
+    difference = differing(one, two, key)
+    if difference:
+        text = difference.replace("on disk", f"in {first.path}").replace("now", f"in {other.path}")
+        raise RecordError(f"shards of different sweeps: {text}")
 
 
 def _refuse_overlap(shards: list[Record]) -> None:
@@ -93,12 +104,19 @@ def _refuse_overlap(shards: list[Record]) -> None:
                 raise RecordError(f"{rows[row]} and {shard.path} overlap: both hold {row[3]} of image {row[0]}")
 
 
-def _joined_manifest(shards: list[Record], images: list[dict[str, Any]], n_rows: int) -> dict[str, Any]:
+def _joined_manifest(
+    shards: list[Record], images: list[dict[str, Any]], places: dict[tuple[Any, Any], int]
+) -> dict[str, Any]:
     first = shards[0].manifest
     commands = [s.manifest["command"] for s in shards if s.manifest["command"]]
     notes = dict.fromkeys(note for shard in shards for note in shard.manifest["notes"])
     joined = {"complete": False, "shard": None, "images": images, "notes": list(notes)}
-    plan = {**first["batch_plan"], "n_rows": n_rows}
+    changes = [
+        {**change, "row": places[number, change["row"]]}
+        for number, shard in enumerate(shards)
+        for change in shard.manifest["batch_plan"].get("changes", [])
+    ]
+    plan = {**first["batch_plan"], "n_rows": len(places), **({"changes": changes} if changes else {})}
     return {**first, **joined, "batch_plan": plan, "command": "\n".join(commands) or None}
 
 

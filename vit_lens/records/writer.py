@@ -18,7 +18,7 @@ from vit_lens.errors import RecordError
 from vit_lens.files import clear_temporary, make_directory, save_tensors, write_atomic
 from vit_lens.records.extras import gallery_name, save_live, save_readouts
 from vit_lens.records.live import LiveNumbers
-from vit_lens.records.pictures import encode_png, is_whole_png
+from vit_lens.records.pictures import encode_png, is_whole_png, read_png
 from vit_lens.records.reading import read_embeddings, read_manifest, read_table
 from vit_lens.records.readouts import Readouts
 from vit_lens.records.schema import (
@@ -32,6 +32,7 @@ from vit_lens.records.schema import (
     to_table,
 )
 
+_COMPRESS_LEVEL = 1  # of pictures, most of a sweep's files: zlib's time is spent beside the decoder's
 Picture = PIL.Image.Image | UInt8[Tensor, "height width 3"] | UInt8[np.ndarray, "height width 3"]
 
 
@@ -69,11 +70,14 @@ class RecordWriter:
         self.embeddings: dict[str, Tensor] = {}
         if self.resumed:
             self._continue()
-            clear_temporary(self.path)
+            for folder in (self.path, self.path / "pictures"):
+                clear_temporary(folder)
         else:
             write_atomic(self.path / "record.json", manifest_bytes(manifest))
         for folder in ("pictures", "inputs"):
             make_directory(self.path / folder)
+        if "budget" in self.manifest["batch_plan"]:
+            make_directory(self.path / "pictures/coarse")
         if not (self.path / "table.csv").exists():
             write_atomic(self.path / "table.csv", table_to_csv(self.table))
 
@@ -81,12 +85,16 @@ class RecordWriter:
         """Store what the model saw of ``image``."""
         write_atomic(self.path / f"inputs/{image:04d}.png", encode_png(picture))
 
-    def write_picture(self, row: int, picture: Picture) -> str:
-        """Store the decoded picture of ``row``; returns its path relative to the record."""
+    def write_picture(self, row: int, picture: Picture, drawn: str = "full") -> str:
+        """Store the decoded picture of ``row``; returns its path relative to the record. Threads may call this."""
         if not 0 <= row < len(self.table):
             raise RecordError(f"no row {row}; the plan has {len(self.table)} rows")
-        write_atomic(self.path / picture_name(row), encode_png(picture))
-        return picture_name(row)
+        write_atomic(self.path / picture_name(row, drawn), encode_png(picture, _COMPRESS_LEVEL))
+        return picture_name(row, drawn)
+
+    def picture(self, row: int, drawn: str = "full") -> PIL.Image.Image:
+        """Return a picture that lies on disk; RecordError if it is missing or damaged."""
+        return read_png(self.path / picture_name(row, drawn))
 
     def write_table(self, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
         """Store the whole table; its plan columns must be those the record was opened with."""
@@ -113,9 +121,18 @@ class RecordWriter:
         """Store the numbers of the live page."""
         save_live(live, self.path)
 
-    def finished_rows(self) -> frozenset[int]:
-        """Return the rows whose picture lies on disk whole."""
-        return frozenset(row for row in range(len(self.table)) if is_whole_png(self.path / picture_name(row)))
+    def add_change(self, change: Mapping[str, Any]) -> None:
+        """Store that a batch was drawn otherwise than planned, before it is drawn."""
+        plan = self.manifest["batch_plan"]
+        self._amend(batch_plan={**plan, "changes": [*plan.get("changes", []), dict(change)]})
+
+    def add_budget(self, given: str) -> None:
+        """Store what this run of the sweep may spend."""
+        self._amend(budgets=[*self.manifest.get("budgets", []), given])
+
+    def finished_rows(self, drawn: str = "full") -> frozenset[int]:
+        """Return the rows whose picture, drawn so, lies on disk whole."""
+        return frozenset(row for row in range(len(self.table)) if is_whole_png(self.path / picture_name(row, drawn)))
 
     def finish(self, notes: Iterable[str] = ()) -> None:
         """Mark the record complete; RecordError while a picture is missing."""
@@ -125,13 +142,17 @@ class RecordWriter:
                 f"{len(missing)} of {len(self.table)} pictures are missing, the first is row {missing[0]}"
             )
         fresh = [note for note in notes if note not in self.manifest["notes"]]
-        self.manifest = {**self.manifest, "complete": True, "notes": [*self.manifest["notes"], *fresh]}
-        write_atomic(self.path / "record.json", manifest_bytes(self.manifest))
+        self._amend(complete=True, notes=[*self.manifest["notes"], *fresh])
+
+    def _amend(self, **changes: Any) -> None:
+        manifest = {**self.manifest, **changes}
+        write_atomic(self.path / "record.json", manifest_bytes(manifest))
+        self.manifest = manifest
 
     def _continue(self) -> None:
         stored = read_manifest(self.path)
         for key in IDENTITY_KEYS:
-            difference = differing(stored.get(key), self.manifest.get(key), key)
+            difference = differing(_planned(stored, key), _planned(self.manifest, key), key)
             if difference:
                 raise RecordError(f"{self.path} holds another sweep's record: {difference}; choose another directory")
         self.manifest = stored
@@ -140,6 +161,13 @@ class RecordWriter:
             _refuse_other_plan(table, self.table, self.path)
             self.table = table
         self.embeddings = read_embeddings(self.path, len(self.table))
+
+
+def _planned(manifest: Mapping[str, Any], key: str) -> Any:
+    """Return what was decided before anything was drawn; changes of the batch plan come after."""
+    if key == "batch_plan":
+        return {name: value for name, value in manifest[key].items() if name != "changes"}
+    return manifest.get(key)
 
 
 def _refuse_other_plan(old: pd.DataFrame, new: pd.DataFrame, path: Path) -> None:

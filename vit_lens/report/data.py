@@ -9,6 +9,7 @@ import pandas as pd
 
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
 from vit_lens.records import Record, lens_label
+from vit_lens.records.budgets import settings_words
 from vit_lens.report.beside import beside_data, live_data, strings, texts_data
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
@@ -31,6 +32,7 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
     spent = sum(len(part) for part in strings([texts, live, beside]))
     thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]], max(BUDGET - spent, BUDGET // 4))
     groups, membership = _groups(table)
+    budget = _budget(manifest)
     return {
         "base": base,
         "threshold": DRAWN_THRESHOLD,
@@ -47,14 +49,24 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
             "label": _plain(table["label"]),
             "group": membership,
             "thumb": [thumbs.get(row) for row in range(len(table))],
+            "drawn": _plain(table["drawn"]) if budget else None,
+            "same_as": _plain(table["same_as"]) if budget else None,
             **{key: _plain(table[key]) for key in NUMBERS},
         },
+        "budget": budget,
         "seeds": manifest["seeds"].get("decoder") or [],
         "drawn": manifest["decoder"] is not None,
         "texts": texts,
         "beside": beside,
         "live": live,
     }
+
+
+def _budget(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    plan = manifest["batch_plan"].get("budget")
+    return plan and {
+        "coarse": plan["coarse"] and settings_words(plan["coarse"]), "same_above": plan["same_above"]
+    }  # fmt: skip
 
 
 def _images(record: Record) -> list[dict[str, Any]]:

@@ -64,7 +64,20 @@
     return el("p", { class: "site-words undrawn", text: `No control drawn (sweep with --controls).${known}` });
   }
   const hasPicture = (row) => R.thumb[row] !== null;
-  const original = (row) => `${DATA.base}pictures/${String(row).padStart(6, "0")}.png`;
+  // Of a sweep within a budget: how a picture was drawn, and whether another row lends it.
+  const isCoarse = (row) => R.drawn !== null && R.drawn[row] === "coarse";
+  const lender = (row) => (R.same_as === null ? null : R.same_as[row]);
+  const shortMarks = (row) => [isCoarse(row) ? "coarse" : "", lender(row) === null ? "" : `as ${R.site[lender(row)]}`].filter(Boolean);
+  function marks(row) {
+    const of = lender(row), words = [];
+    if (isCoarse(row)) words.push(`Drawn coarsely (${DATA.budget.coarse}), not refined yet; the numbers are those of this picture.`);
+    if (of !== null) {
+      const image = R.image[of] === R.image[row] ? "" : ` of ${DATA.images.find((i) => i.index === R.image[of]).name}`;
+      words.push(`Shares the picture of ${R.site[of]}${image}, ${groupName(group(of))}: the embeddings are all but equal (cosine at least ${DATA.budget.same_above}).`);
+    }
+    return words.join(" ");
+  }
+  const original = (row) => `${DATA.base}pictures/${isCoarse(row) ? "coarse/" : ""}${String(row).padStart(6, "0")}.png`;
   const originalInput = (image) => `${DATA.base}inputs/${String(image).padStart(4, "0")}.png`;
   const mainNumber = () => (R.cos_input.some((v) => v !== null) ? "cos_input" : "cos_lens_clean");
   function siteWords(row) {
@@ -150,9 +163,12 @@
   function siteButton(row, key, scale, view) {
     const over = view === "map" && key === "faithfulness" ? overSeeds(key, row) : null;
     const value = over ? format(over.mean) : number(key, row);
-    const words = `${R.site[row]}, ${groupName(group(row))}: ${NUMBERS[key].title} ${over && over.n > 1 ? seedsWords(over) : value}`;
+    const said = marks(row);
+    const words = `${R.site[row]}, ${groupName(group(row))}: ${NUMBERS[key].title} ${over && over.n > 1 ? seedsWords(over) : value}${said && `. ${said}`}`;
     const button = el("button", { type: "button", class: "cell", "data-row": row, tabindex: -1, title: words, "aria-label": words,
       on: { click: () => select(row, true) } }, view === "map" ? face(row) : thumb(row, ""), el("span", { class: "value", text: value }));
+    button.classList.toggle("coarse", isCoarse(row));
+    button.classList.toggle("shared", lender(row) !== null);
     button.classList.toggle("weak", weak(row) && !(view === "map" && $("map-mode").value === "nearest"));
     button.setAttribute("aria-pressed", String(row === state.row));
     paint(button, key, row, scale);
@@ -254,6 +270,7 @@
       el("h3", { text: R.site[row] }),
       el("p", { class: "site-words", text: `${siteWords(row)}${seedWords(row)}` }),
       el("p", { class: "reading", text: groupName(g) }),
+      marks(row) ? el("p", { class: "marks", text: marks(row) }) : null,
       ...shown, controls.length ? null : uncontrolled(row),
       el("div", { class: "companions" },
         el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
@@ -365,7 +382,7 @@
   }
   function rowTable(rows) {
     const labels = R.label.some((label) => label);
-    const columns = [["site", "Site"], ["reading", "Reading"], ...KEYS.map((key) => [key, NUMBERS[key].title]),
+    const columns = [["site", "Site"], ["reading", "Reading"], ...(R.drawn ? [["drawn", "Drawn"]] : []), ...KEYS.map((key) => [key, NUMBERS[key].title]),
       ...(labels ? [["label", "Label"]] : []), ...(R.caption ? [["caption", "Nearest caption"]] : []), ...(DATA.seeds.length > 1 ? [["seed", "Seed"]] : [])];
     const head = columns.map(([key, text]) => el("th", { scope: "col", class: KEYS.includes(key) ? "num" : null,
       "aria-sort": state.sort === key ? (state.down ? "descending" : "ascending") : "none" },
@@ -388,6 +405,7 @@
         on: { click: (event) => { event.stopPropagation(); select(row, true); } } });
     }
     if (key === "reading") return groupName(group(row));
+    if (key === "drawn") return el("span", { title: marks(row) || null, text: shortMarks(row).join(", ") || R.drawn[row] });
     if (KEYS.includes(key)) return el("span", { class: key === "faithfulness" && weakOne(row) ? "low" : null, text: number(key, row) });
     return R[key][row] === null ? "" : String(R[key][row]);
   }

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from vit_lens.errors import OutputError
 from vit_lens.files import make_directory, write_atomic
-from vit_lens.records import Record, lens_label
+from vit_lens.records import Record, budget_words, lens_label
 from vit_lens.records.live import LIVE_BUDGET
 from vit_lens.records.pictures import is_whole_png
 from vit_lens.records.schema import picture_name
@@ -99,6 +99,9 @@ def _header(record: Record) -> dict[str, Any]:
         "n_images": len(manifest["images"]),
         "seeds": ", ".join(map(str, manifest["seeds"].get("decoder") or [])) or "none",
         "complete": record.complete,
+        "budget": budget_words(record),
+        "coarse": bool((table["drawn"] == "coarse").any()),
+        "shared": bool(table["same_as"].notna().any()),
         "mini": encoder_id == EMBEDDED_ENCODER,
         "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),

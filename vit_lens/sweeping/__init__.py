@@ -1,9 +1,10 @@
 """Sweeps: sites x images, read by lenses, decoded into pictures, kept as a record."""
 
-__all__ = ["sweep"]
+__all__ = ["Budget", "sweep"]
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from vit_lens.decoders import DecodeSettings, KandinskyDecoder
@@ -14,7 +15,10 @@ from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.readouts import Gallery, ReadoutMeans
 from vit_lens.records import Record, RecordWriter
+from vit_lens.sweeping.budget import Budget, Pace, coarse_settings
 from vit_lens.sweeping.controls import CONTROL_DRAWS
+from vit_lens.sweeping.drawing import Drawing, memory_notes
+from vit_lens.sweeping.passes import make_passes
 from vit_lens.sweeping.plan import (
     Image,
     as_list,
@@ -22,10 +26,12 @@ from vit_lens.sweeping.plan import (
     describe_images,
     make_manifest,
     make_readings,
+    plan_batches,
     plan_rows,
+    stored_plan,
 )
 from vit_lens.sweeping.readouts import Beside
-from vit_lens.sweeping.stages import Drawing, embed_stage
+from vit_lens.sweeping.stages import embed_stage
 from vit_lens.texts import TextBank, ZeroShotLabels
 
 
@@ -39,7 +45,8 @@ def sweep(
     out: str | os.PathLike[str],
     settings: DecodeSettings | None = None,
     seeds: Sequence[int] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    budget: Budget | str | int | float | None = None,
     controls: bool = False,
     control_seed: int = 0,
     labels: ZeroShotLabels | None = None,
@@ -50,6 +57,7 @@ def sweep(
     live: bool = False,
     shard: tuple[int, int] | None = None,
     progress: bool = False,
+    on_pass: Callable[[Record], object] | None = None,
     command: str | None = None,
     notes: Sequence[str] = (),
 ) -> Record:
@@ -69,7 +77,13 @@ def sweep(
         out: Directory of the record: new, empty, or this same sweep's.
         settings: How to decode; the decoder's own by default.
         seeds: Decoder noise seeds; every row is drawn once with each. By default that of the settings.
-        batch_size: Pictures that are decoded together.
+        batch_size: Pictures that are decoded together; by default what free memory has room for, or what the record
+            in ``out`` was begun with. Where memory runs short it is halved, which the record says.
+        budget: What this call may spend: ``"60s"`` of wall time, or 200 pictures; see :class:`Budget`. Every row is
+            first drawn coarsely, then the most informative sites are refined, each with its control
+            (:func:`vit_lens.sweeping.passes.refining_groups` says in which order), until the budget ends. The record
+            stays unfinished until all is refined; the same call again goes on for another budget, and without one to
+            the end.
         controls: Draw, beside every row that is not a residual, a control of equal norm and random direction. The
             table says without it, before decoding, what twenty of them are like (``cos_lens_control``, ``leak``).
         control_seed: Of the random directions.
@@ -85,6 +99,7 @@ def sweep(
         live: Keep the numbers of the live page, for as many of the first images as a page can carry (8 MB).
         shard: (i, n) takes the i-th of n parts of the images; ``vit_lens.records.merge`` joins the parts.
         progress: Show a bar.
+        on_pass: Called with the record as far as it is, after each pass, now and then in between, and at the end.
         command: How to make this record again, for its manifest.
         notes: Shown with the record.
 
@@ -98,6 +113,7 @@ def sweep(
         RecordError: ``out`` holds something else.
         OutputError: ``out`` cannot be written.
     """
+    started = time.monotonic()
     model.refuse_hooks("a record")
     images = as_list(images)
     check_arguments(images, batch_size, shard)
@@ -105,8 +121,11 @@ def sweep(
     readings = make_readings(model, lens, sites, controls)
     beside = Beside(model, readings, texts, text_groups, gallery, means, live)
     settings = decoder and (settings or decoder.defaults)
-    if decoder is None and not (seeds is None and settings is None and labels is None):
-        raise VitLensError("without a decoder nothing is drawn, so seeds=, settings= and labels= would have no effect")
+    if decoder is None and not (seeds is None and settings is None and labels is None and budget is None):
+        raise VitLensError(
+            "without a decoder nothing is drawn, so seeds=, settings=, labels= and budget= would have no effect"
+        )
+    budget = None if budget is None else Budget.parse(budget)
     seeds = list(seeds) if seeds is not None else [settings.seed if settings else 0]
     if not seeds or len(set(seeds)) < len(seeds):
         raise VitLensError(f"seeds={seeds}: give different seeds, at least one")
@@ -120,17 +139,33 @@ def sweep(
     plan = [row for image in described for seed in seeds for row in plan_rows(image, seed, readings)]
     for number, row in enumerate(plan):
         row["row"] = number
-    batch_size = min(batch_size, len(plan) // len(seeds))  # no batch is padded beyond the sweep itself
-    manifest = make_manifest(model, decoder, settings, readings, described, seeds, control_seed, batch_size, len(plan))
+    batches = plan_batches(len(plan), len(seeds), batch_size, budget, decoder, settings, stored_plan(out))
+    manifest = make_manifest(model, decoder, settings, readings, described, seeds, control_seed, batches)
     manifest |= {"command": command, "shard": list(shard) if shard else None, "notes": list(notes)}
     manifest |= {"readouts": beside.describe(), "controls": {"embedding_draws": CONTROL_DRAWS}}
     writer = RecordWriter(out, manifest, plan)
     chosen = [images[i] for i in index]
-    if writer.resumed and writer.manifest["complete"]:
-        return Record.load(out)
-    with exclusive(writer.path):
-        embed_stage(model, chosen, described, readings, seeds, control_seed, negative, beside, writer, progress)
-        if decoder is not None and settings is not None:
-            Drawing(model, decoder, settings, seeds, batch_size, labels, writer).run(progress)
-        writer.finish()
-    return Record.load(out)
+    if not (writer.resumed and writer.manifest["complete"]):
+        with exclusive(writer.path):
+            if budget is not None:
+                writer.add_budget(str(budget))
+            same_above = batches["budget"]["same_above"] if "budget" in batches else None
+            embed_stage(
+                model, chosen, described, readings, seeds, control_seed, negative, beside, writer, same_above, progress
+            )
+            ended = True
+            if decoder is not None and settings is not None:
+                coarse = None if budget is None else coarse_settings(settings)
+                passes = make_passes(
+                    writer.table, seeds, batches["batch_size"], settings, coarse, by_information="budget" in batches
+                )
+                pace = Pace(budget, started)
+                ended = Drawing(model, decoder, labels, writer, passes, batches["batch_size"], pace, on_pass).run(
+                    progress
+                )
+            if ended:
+                writer.finish(memory_notes(writer.manifest))
+    record = Record.load(out)
+    if on_pass is not None:
+        on_pass(record)
+    return record

@@ -8,7 +8,9 @@ __all__ = [
     "describe_images",
     "make_manifest",
     "make_readings",
+    "plan_batches",
     "plan_rows",
+    "stored_plan",
 ]
 
 import hashlib
@@ -29,8 +31,11 @@ from vit_lens.images import find_images, load_image
 from vit_lens.lenses import Lens
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
+from vit_lens.records.reading import read_manifest
+from vit_lens.sweeping.budget import Budget, coarse_settings
 
 Image = Any  # a path, a PIL image or an array: see vit_lens.images.load_image
+_WITHOUT_DECODER = 32
 _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", "pillow")
 
 
@@ -102,8 +107,7 @@ def make_manifest(
     described: list[dict[str, Any]],
     seeds: list[int],
     control_seed: int,
-    batch_size: int,
-    n_rows: int,
+    batch_plan: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what identifies the sweep, and what a reader of its record must know."""
     return {
@@ -117,17 +121,59 @@ def make_manifest(
             "decoder_id": decoder.decoder_id, "fingerprint": decoder.fingerprint,
             "encoder_id": decoder.encoder_id, "dtype": _plain(decoder.dtype),
             "device": str(decoder.device), "settings": settings.to_dict(),
+            **({"compiled": True} if decoder.compiled else {}),
         },
         "lenses": [reading.lens.record() for reading in readings if not reading.control],
         "images": described,
         "versions": {"vit-lens": __version__, **{package: version(package) for package in _PACKAGES}},
-        "batch_plan": {"n_rows": n_rows, "batch_size": batch_size, "order": "row", "padded": True},
+        "batch_plan": batch_plan,
         "seeds": {"decoder": seeds, "control": control_seed},
         "complete": False,
     }  # fmt: skip
 
 
-def check_arguments(images: list[Image], batch_size: int, shard: tuple[int, int] | None) -> None:
+def stored_plan(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the batch plan of the record in a directory; empty if there is no record yet.
+
+    Raises:
+        RecordError: The record is damaged.
+    """
+    return read_manifest(Path(out))["batch_plan"] if (Path(out) / "record.json").exists() else {}
+
+
+def plan_batches(
+    n_rows: int,
+    n_seeds: int,
+    batch_size: int | None,
+    budget: Budget | None,
+    decoder: KandinskyDecoder | None,
+    settings: DecodeSettings | None,
+    stored: dict[str, Any],
+) -> dict[str, Any]:
+    """Return which rows are drawn together, and how a budget spends its first pass.
+
+    Args:
+        n_rows: Of the table.
+        n_seeds: Noise seeds, which share no batch.
+        batch_size: Pictures that are decoded together; None: what is stored, or what memory has room for.
+        budget: Of this run; None goes on with the plan that is stored.
+        decoder: Knows what memory has room for.
+        settings: How to decode.
+        stored: The plan on disk; empty for a new record.
+    """
+    size: int | None = batch_size or stored.get("batch_size")
+    if size is None:
+        size = decoder.batch_size_for(settings) if decoder and settings else _WITHOUT_DECODER
+    size = min(size, n_rows // n_seeds)  # no batch is padded beyond the sweep itself
+    plan = {"n_rows": n_rows, "batch_size": size, "order": "row", "padded": True}
+    if budget is None or settings is None:
+        return plan | ({"budget": stored["budget"]} if "budget" in stored else {})
+    coarse = coarse_settings(settings)
+    given = {"same_above": budget.same_above, "coarse": coarse and coarse.to_dict(), "order": "information"}
+    return plan | {"budget": given}
+
+
+def check_arguments(images: list[Image], batch_size: int | None, shard: tuple[int, int] | None) -> None:
     """Raise if there is nothing to sweep, or a number is out of range.
 
     Raises:
@@ -136,7 +182,7 @@ def check_arguments(images: list[Image], batch_size: int, shard: tuple[int, int]
     """
     if not images:
         raise ImageError("no images given")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise VitLensError(f"batch_size={batch_size}; expected at least 1")
     if shard is not None and not (0 <= shard[0] < shard[1] <= len(images)):
         raise VitLensError(f"shard={shard} of {len(images)} images; expected (i, n) with 0 <= i < n <= {len(images)}")
