@@ -2,7 +2,8 @@
 
 One tower of published shapes and random weights. ``rows="readout"`` keeps what lenses need; the full cache keeps every
 hook point that is not gated, attention scores and patterns included; "torch hooks" keep what attention, MLP and block
-write, three tensors a layer, as one does without a library. nnsight keeps the same three, where it is installed.
+write, three tensors a layer, as one does without a library. nnsight keeps the same three, where it is installed. Each
+timed run follows an untimed one of the same kind: what one leaves behind in the allocator is not the next one's to pay.
 
     python benchmarks/bench_cache.py b32
     python benchmarks/bench_cache.py l14 --batch 2 --curve
@@ -57,7 +58,7 @@ def main() -> None:
             pixels = torch.randn(batch, 3, *model.cfg.image_size, device=device, dtype=dtype)
             candidates = ways(model, source, pixels)
             kept = {name: round(kept_bytes(function()) / MIB, 2) for name, function in candidates.items()}
-            seconds = interleave(candidates, repeats=options.repeats, device=device)
+            seconds = interleave(candidates, repeats=options.repeats, device=device, settle=True)
             rows += [{**row, "batch": batch, "kept_mib": kept[row["name"]]} for row in summarise(seconds, "forward")]
     print(table(rows, COLUMNS))
     memory = [peak_in_fresh_process(name, options) for name in ("forward", "cache, readout rows", "cache, everything")]

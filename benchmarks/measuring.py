@@ -108,9 +108,23 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2, device: torch.device
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int = 2,
+    device: torch.device,
+    settle: bool = False,
 ) -> dict[str, list[float]]:
-    """Return the seconds of every run of every candidate; each repeat runs all of them, in alternating order."""
+    """Return the seconds of every run of every candidate; each repeat runs all of them, in alternating order.
+
+    Args:
+        candidates: What is timed, by name.
+        repeats: Timed runs of each.
+        warmup: Runs of each before the first repeat.
+        device: Waited for before and after each run.
+        settle: Run a candidate once, untimed, before each timed run: what one leaves behind in the allocator is not
+            the next one's to pay.
+    """
     names = list(candidates)
     for name in names:
         for _ in range(warmup):
@@ -118,6 +132,8 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names if repeat % 2 else reversed(names):
+            if settle:
+                candidates[name]()
             _synchronise(device)
             begin = time.perf_counter()
             candidates[name]()

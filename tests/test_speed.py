@@ -56,6 +56,18 @@ def test_a_cache_for_lenses_leaves_the_kernels_fused(vit, pixels):
     assert cached["native_layer_norm"] == plain["native_layer_norm"] - 1  # ln_pre, which is split into its two parts
 
 
+def test_rows_for_lenses_lie_in_a_few_pieces_of_memory(vit, pixels):
+    """Not scattered among activations, and not holding on to any."""
+    with torch.no_grad():
+        _, small = vit.run_with_cache(pixels, rows="readout")
+        _, full = vit.run_with_cache(pixels)
+    pieces = {value.untyped_storage().data_ptr() for value in small.cache_dict.values()}
+    assert len(pieces) <= 3 < len(small.cache_dict)
+    assert not pieces & {value.untyped_storage().data_ptr() for value in full.cache_dict.values()}
+    for name, value in small.cache_dict.items():
+        torch.testing.assert_close(value, full[name][:, :1], atol=1e-13, rtol=1e-13)
+
+
 def test_only_scores_and_patterns_cost_the_fused_attention(vit, pixels):
     names = [name for name in vit.hook_dict if name.startswith("blocks.1.attn.hook_")]
     for name in names:

@@ -127,6 +127,7 @@ class CachingRootModule(LoudHookedRootModule):
     ) -> tuple[dict[str, Tensor], list, list]:
         """Return a dict and the hooks that fill it; see ``HookedRootModule.get_caching_hooks``."""
         cache = {} if cache is None else cache
+        block = _Block()
         part = as_slice(pos_slice)
         if part.mode == "int":  # the axis stays, with one position
             part = Slice([part.slice])  # pyright: ignore[reportArgumentType]
@@ -135,7 +136,7 @@ class CachingRootModule(LoudHookedRootModule):
             name = str(hook.name)
             value = tensor.detach()
             if rows == "readout" and self.pos_axis(name) is not None:
-                value = self.readout_rows(value)
+                value = block.copy(self._readout(value), len(names))
                 if suffix and self.cfg.readout == "pooled":  # the gradient of a mean is the sum of theirs
                     value = value * self.cfg.n_patches
             elif pos_slice is not None and (axis := self.pos_axis(name)) is not None:
@@ -181,9 +182,14 @@ class CachingRootModule(LoudHookedRootModule):
         One row, CLS; or every patch (mean pooling after the final norm); or their mean (before it); or every
         token (attention pooling).
         """
+        rows = self._readout(x)
+        return rows if self.cfg.readout == "pooled" else rows.clone()
+
+    def _readout(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
+        """Do what :meth:`readout_rows` does; the rows share the memory of ``x`` where they are not a mean."""
         if self.cfg.readout == "pooled":
             return x[:, self.cfg.n_prefix :].mean(1, keepdim=True)
-        return x[:, self._readout_slice].clone()
+        return x[:, self._readout_slice]
 
     def with_readout_rows(
         self, x: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "#batch row *axes"]
@@ -263,6 +269,23 @@ class CachingRootModule(LoudHookedRootModule):
         """
         if start_at_layer is not None or stop_at_layer is not None:
             self.check_hooks_can_fire(self.reaches(start_at_layer, stop_at_layer), _span(start_at_layer, stop_at_layer))
+
+
+class _Block:
+    """Memory for the rows that one run keeps, taken in large pieces.
+
+    Small tensors scattered among large activations would keep the allocator from using the memory of these again.
+    """
+
+    _free: Tensor | None = None
+
+    def copy(self, rows: Float[Tensor, "*axes"], n: int) -> Float[Tensor, "*axes"]:
+        """Return a copy of the rows; a new piece has room for ``n`` such."""
+        free, size = self._free, rows.numel()
+        if free is None or free.numel() < size or free.dtype != rows.dtype or free.device != rows.device:
+            free = torch.empty(n * size, dtype=rows.dtype, device=rows.device)
+        self._free = free[size:]
+        return free[:size].view(rows.shape).copy_(rows)
 
 
 def _span(start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> str:
