@@ -29,7 +29,7 @@ from measuring import (
     table,
     write_result,
 )
-from random_towers import PRESETS, open_clip_tower
+from random_towers import add_preset, open_clip_tower
 
 from vit_lens import HookedViT
 
@@ -75,11 +75,11 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=PRESETS, help="whose shapes")
     parser.add_argument("--batch", type=int, default=8, help="images at once")
     parser.add_argument("--curve", action="store_true", help=f"also batches of {', '.join(map(str, BATCHES))}")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     add_options(parser)
+    add_preset(parser)
     return parser.parse_args()
 
 

@@ -29,7 +29,7 @@ from measuring import (
     table,
     write_result,
 )
-from random_towers import PRESETS, hugging_face_tower, open_clip_tower
+from random_towers import add_preset, hugging_face_tower, open_clip_tower
 
 from vit_lens import HookedViT
 
@@ -61,12 +61,12 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=PRESETS, help="whose shapes")
     parser.add_argument("--batch", type=int, default=8, help="images at once")
     parser.add_argument("--curve", action="store_true", help=f"also batches of {', '.join(map(str, BATCHES))}")
     parser.add_argument("--compile", action="store_true", help="also the compiled towers (a minute or more)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     add_options(parser)
+    add_preset(parser)
     return parser.parse_args()
 
 

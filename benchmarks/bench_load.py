@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from measuring import DTYPES, add_options, fresh_process, resident_bytes, start, status_bytes, write_result
-from random_towers import PRESETS, hugging_face_tower, vision_config
+from random_towers import add_preset, hugging_face_tower, vision_config
 
 FORMATS = ("open_clip", "open_clip.pt", "transformers")
 ROUTES = ("vit_lens", "source")
@@ -56,13 +56,13 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=PRESETS, help="whose shapes")
     parser.add_argument("--format", action="append", choices=FORMATS, help="repeat for several; all by default")
     parser.add_argument("--scratch", type=Path, help="where the checkpoint is written; a temporary folder by default")
     for hidden in ("--make", "--load", "--route"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     add_options(parser)
+    add_preset(parser)
     parser.set_defaults(repeats=1)
     return parser.parse_args()
 

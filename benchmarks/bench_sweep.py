@@ -30,7 +30,7 @@ from measuring import (
     table,
     write_result,
 )
-from random_towers import PRESETS, open_clip_tower
+from random_towers import add_preset, open_clip_tower
 
 from vit_lens import DiffusionLens, DiffusionSteeringLens, HookedViT, Site
 from vit_lens.interventions import run_many, zero
@@ -74,13 +74,13 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=PRESETS, help="whose shapes")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--every", type=int, default=1, help="baselines take the sites of every n-th layer alone")
     parser.add_argument("--curve", action="store_true", help="also the growth with images, sites and layers")
     parser.add_argument("--memory", action="store_true", help="peak memory alone")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     add_options(parser)
+    add_preset(parser)
     return parser.parse_args()
 
 

@@ -1,14 +1,24 @@
 """Vision towers of published shapes with random weights, as open_clip and Hugging Face build them."""
 
-__all__ = ["PRESETS", "hugging_face_tower", "open_clip_tower", "vision_config"]
+__all__ = ["PRESETS", "add_preset", "hugging_face_tower", "open_clip_tower", "vision_config"]
 
+import argparse
+import sys
 from typing import Any
 
 import torch
 
 # open_clip's names; the shapes alone are taken, weights are random.
 PRESETS = {"mini": None, "b32": "ViT-B-32", "l14": "ViT-L-14", "h14": "ViT-H-14", "bigg": "ViT-bigG-14"}
+PRESETS["a100"] = PRESETS["bigg"]  # as one runs it there: on CUDA in bfloat16
 _MINI = {"width": 128, "layers": 8, "patch_size": 8, "image_size": 64, "head_width": 32}
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """Add the preset, whose ``a100`` sets device and dtype where the command line does not."""
+    parser.add_argument("preset", choices=PRESETS, help="whose shapes; a100 is bigg on CUDA in bfloat16")
+    if "a100" in sys.argv[1:]:
+        parser.set_defaults(device="cuda", dtype="bfloat16")
 
 
 def vision_config(preset: str, layers: int | None = None) -> dict[str, Any]:

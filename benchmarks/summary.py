@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGES = {
     "README.md": ("headlines",),
-    "docs/speed.md": ("bars", "forward", "cache", "sweep", "memory", "decode", "predicted"),
+    "docs/speed.md": ("bars", "forward", "cache", "sweep", "memory", "decode", "floor", "predicted"),
 }
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 Results = Mapping[str, Mapping[str, Any]]
@@ -141,6 +141,7 @@ def details(results: Results) -> dict[str, str]:
         "sweep": sweep_table(results),
         "memory": memory_table(results),
         "decode": decode_table(results),
+        "floor": floor_table(results),
         "predicted": predicted_table(results),
     }
 
@@ -226,6 +227,24 @@ def decode_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def floor_table(results: Results) -> str:
+    """Return UNet and MoVQ of the published shapes against the rate of the UNet's own convolutions."""
+    lines = ["| device | convolutions | UNet evaluation | to its floor | MoVQ, one picture | to its floor |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, result in matching(results, "decode_kandinsky"):
+        found = result["floor"]
+        cells = [
+            f"{result['machine']['device']}, {kind_of(name)}",
+            f"{found['convolutions']['flops_per_second'] / 1e12:.3g} TFLOP/s",
+            f"{found['unet_eager_seconds']:.3g} s for {found['unet_rows']} rows",
+            f"{found['unet_eager_over_floor']:.2f} x",
+            f"{found['movq_eager_seconds']:.3g} s",
+            f"{found['movq_eager_over_floor']:.2f} x",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def predicted_table(results: Results) -> str:
     """Return what is predicted for hardware that was not at hand."""
     lines = [
@@ -264,10 +283,10 @@ def figure(results: Results) -> Any:
         add_line(fig, sizes, [row["seconds_median"] for row in rows], words, 1, 2)
     fig.update_xaxes(title_text="pictures in a pass", type="log", row=1, col=2)
     curves = results["sweep_l14_cpu_float32"]["curves"]
-    for of in ("images", "layers"):
+    for of in ("images", "sites", "layers"):
         rows = [row for row in curves if row["of"] == of and row["name"] == "closed form"]
         add_line(fig, [r["n"] for r in rows], [r["seconds_median"] for r in rows], f"with {of}", 2, 1)
-    fig.update_xaxes(title_text="images, or layers", type="log", row=2, col=1)
+    fig.update_xaxes(title_text="images, sites (one image) or layers (one image)", type="log", row=2, col=1)
     growth = results["decode_mini_cpu_float32"]["curves"]
     for of, words in (("picture_size", "with size (pixels)"), ("steps", "with steps")):
         rows = growth[of]

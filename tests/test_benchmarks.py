@@ -126,7 +126,7 @@ def test_pages_show_the_results():
         for marker in markers:
             text = summary.replace_between(text, marker, parts[marker])
         assert text == page, f"{name} is stale"
-    assert len(summary.figure(results).data) == 7 and summary.PICTURE.is_file()
+    assert len(summary.figure(results).data) == 8 and summary.PICTURE.is_file()
 
 
 def test_every_result_says_where_it_comes_from():
