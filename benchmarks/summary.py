@@ -193,7 +193,7 @@ def sweep_table(results: Results) -> str:
 def memory_table(results: Results) -> str:
     """Return the peak memory of lens sweeps."""
     lines = [
-        "| tower | sites | weights | peak beside other memory of the process | whole process |",
+        "| tower | sites | weights | peak, libraries not counted | whole process |",
         "|---|---|---|---|---|",
     ]
     for name, result in [*matching(results, "sweep_"), *matching(results, "memory_")]:
@@ -277,10 +277,10 @@ def figure(results: Results) -> Any:
     fig = make_subplots(rows=2, cols=2, subplot_titles=titles, horizontal_spacing=0.16, vertical_spacing=0.16)
     draw_ratios(fig, results)
     equal = results["decode_mini_cpu_float32"]["compare"][-1]["rows"]
-    for who, words in (("decode", "sweep"), ("pipeline", "stock pipeline")):
+    for who, words, beside in (("decode", "sweep", "bottom left"), ("pipeline", "stock pipeline", "top right")):
         rows = [row for row in equal if row["name"].startswith(who)]
         sizes = [int(row["name"].split()[1]) for row in rows]
-        add_line(fig, sizes, [row["seconds_median"] for row in rows], words, 1, 2)
+        add_line(fig, sizes, [row["seconds_median"] for row in rows], words, 1, 2, at=1, beside=beside)
     fig.update_xaxes(title_text="pictures in a pass", type="log", row=1, col=2)
     curves = results["sweep_l14_cpu_float32"]["curves"]
     for of in ("images", "sites", "layers"):
@@ -299,7 +299,7 @@ def figure(results: Results) -> Any:
 
 
 def draw_ratios(fig: Any, results: Results) -> None:
-    """Draw bars of ratios with quartiles."""
+    """Draw ratios with quartiles."""
     import plotly.graph_objects as go
 
     names, values, low, high = [], [], [], []
@@ -321,18 +321,22 @@ def draw_ratios(fig: Any, results: Results) -> None:
                 low.append(row["ratio"] - row["ratio_low"])
                 high.append(row["ratio_high"] - row["ratio"])
     error = dict(type="data", symmetric=False, array=high[::-1], arrayminus=low[::-1], color="#444")
-    bars = go.Bar(x=values[::-1], y=names[::-1], orientation="h", error_x=error, marker_color="#4c78a8")
-    fig.add_trace(bars, row=1, col=1)
+    marker = dict(color="#4c78a8", size=9)
+    dots = go.Scatter(x=values[::-1], y=names[::-1], mode="markers", error_x=error, marker=marker)
+    fig.add_trace(dots, row=1, col=1)
     fig.add_vline(x=1, line_color="#444", line_width=1, row=1, col=1)
     fig.update_xaxes(range=[0.9, 1.02 * max(v + h for v, h in zip(values, high, strict=True))], row=1, col=1)
 
 
-def add_line(fig: Any, x: list[Any], y: list[float], name: str, row: int, col: int) -> None:
-    """Draw one curve, named at its end."""
+def add_line(
+    fig: Any, x: list[Any], y: list[float], name: str, row: int, col: int, *, at: int = -1, beside: str = "top left"
+) -> None:
+    """Draw one curve, named beside one of its points."""
     import plotly.graph_objects as go
 
-    words = [""] * (len(x) - 1) + [f" {name}"]
-    line = go.Scatter(x=x, y=y, mode="lines+markers+text", text=words, textposition="top left", name=name)
+    words = [""] * len(x)
+    words[at] = f" {name} "
+    line = go.Scatter(x=x, y=y, mode="lines+markers+text", text=words, textposition=beside, name=name)
     fig.add_trace(line, row=row, col=col)
 
 

@@ -123,7 +123,9 @@ def sweep(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="The decoder's fast settings, in place of its own."),
+        typer.Option(
+            "--fast", help="The decoder's fast settings (12 steps), in place of its own: docs/speed.md has the price."
+        ),
     ] = False,
     compiled: Annotated[
         bool,
