@@ -23,6 +23,7 @@ from measuring import (
     fresh_process,
     interleave,
     peak_bytes,
+    positive,
     resident_bytes,
     start,
     summarise,
@@ -75,7 +76,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8, help="images at once")
+    parser.add_argument("--batch", type=positive, default=8, help="images at once")
     parser.add_argument("--curve", action="store_true", help=f"also batches of {', '.join(map(str, BATCHES))}")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     add_options(parser)

@@ -23,6 +23,7 @@ from measuring import (
     interleave,
     matmul_rate,
     peak_bytes,
+    positive,
     resident_bytes,
     start,
     summarise,
@@ -61,7 +62,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8, help="images at once")
+    parser.add_argument("--batch", type=positive, default=8, help="images at once")
     parser.add_argument("--curve", action="store_true", help=f"also batches of {', '.join(map(str, BATCHES))}")
     parser.add_argument("--compile", action="store_true", help="also the compiled towers (a minute or more)")
     parser.add_argument("--child", help=argparse.SUPPRESS)

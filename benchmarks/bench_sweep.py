@@ -24,6 +24,7 @@ from measuring import (
     fresh_process,
     interleave,
     peak_bytes,
+    positive,
     resident_bytes,
     start,
     summarise,
@@ -74,8 +75,8 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=1, help="images at once")
-    parser.add_argument("--every", type=int, default=1, help="baselines take the sites of every n-th layer alone")
+    parser.add_argument("--batch", type=positive, default=1, help="images at once")
+    parser.add_argument("--every", type=positive, default=1, help="baselines take the sites of every n-th layer alone")
     parser.add_argument("--curve", action="store_true", help="also the growth with images, sites and layers")
     parser.add_argument("--memory", action="store_true", help="peak memory alone")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

@@ -15,6 +15,7 @@ __all__ = [
     "interleave",
     "matmul_rate",
     "peak_bytes",
+    "positive",
     "resident_bytes",
     "start",
     "status_bytes",
@@ -53,9 +54,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that every benchmark has."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights")
-    parser.add_argument("--repeats", type=int, default=9, help="timed runs of every candidate")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; its own choice by default")
+    parser.add_argument("--repeats", type=positive, default=9, help="timed runs of every candidate")
+    parser.add_argument("--threads", type=positive, help="of torch on the CPU; its own choice by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
+
+
+def positive(text: str) -> int:
+    """Return a whole number of at least one, for the command line."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def start(options: argparse.Namespace) -> torch.device:
@@ -63,8 +71,8 @@ def start(options: argparse.Namespace) -> torch.device:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    device = torch.device(options.device)
     try:
+        device = torch.device(options.device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         sys.exit(f"--device {options.device} is not usable here: {error}")

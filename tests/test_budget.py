@@ -1,6 +1,8 @@
 """A sweep within a budget: coarse first, the most informative refined, and no kill, clock or memory changes a bit."""
 
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -92,13 +94,25 @@ def test_budgets_are_read_as_they_are_written():
     assert Budget.parse(own) is own and str(own) == "3s and 7 pictures"
 
 
-@pytest.mark.parametrize("given", ["60 seconds", "-3s", "", "1.5", 0.5, "0s", 0, "nan", float("inf"), True])
+@pytest.mark.parametrize(
+    "given", ["60 seconds", "-3s", "", "1.5", 0.5, 60.0, "60.0", "0s", 0, "nan", float("inf"), True]
+)
 def test_what_is_no_budget_is_named(given):
     from vit_lens.errors import VitLensError
     from vit_lens.sweeping import Budget
 
-    with pytest.raises(VitLensError, match=r"write seconds, minutes or hours as 60s|expected more than 0"):
+    with pytest.raises(VitLensError, match=r"write seconds, minutes or hours as 60s|number, more than 0"):
         Budget.parse(given)
+
+
+def test_numbers_of_a_budget_are_checked_for_users_without_type_checks():
+    code = (
+        "from vit_lens.sweeping import Budget\nfrom vit_lens.errors import VitLensError\n"
+        "for given in ({'pictures': 1.5}, {'seconds': '60'}, {'seconds': True}, {'seconds': 1, 'same_above': 'x'}):\n"
+        "    try: Budget(**given)\n    except VitLensError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4, done.stdout + done.stderr
 
 
 def test_bounds_that_bound_nothing_are_refused():
@@ -683,7 +697,7 @@ def test_another_budget_plan_is_another_sweep(run, whole, model, images, lenses,
     with pytest.raises(RecordError, match=r"batch_plan\.budget\.same_above is 0\.9999 on disk, 0\.9 now"):
         run(whole.path, budget=Budget(pictures=3, same_above=0.9))
     plain = run(tmp_path / "plain", sites=["L0H1"], seeds=[0], controls=False)
-    with pytest.raises(RecordError, match=r"batch_plan\.budget is null on disk"):
+    with pytest.raises(RecordError, match=r"begun without a budget.* without a budget, or choose another"):
         run(plain.path, sites=["L0H1"], seeds=[0], controls=False, budget=3)
     with pytest.raises(VitLensError, match="budget= would have no effect"):
         sweep(model, None, images, lens=lenses, sites=SITES, out=tmp_path / "none", budget=3)

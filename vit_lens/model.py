@@ -383,6 +383,8 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
             VitLensError: A mask of another shape or dtype, or one that leaves a query nothing to look at.
             UnfiredHookError: A hook sits on a point before ``start_at_layer`` or behind ``stop_at_layer``.
         """
+        if torch.compiler.is_compiling() and self.hooked_names():  # which also makes a compiler watch every hook point
+            return self._run_hooked(pixels, start_at_layer, stop_at_layer, mask)
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
         self.check_reach(start_at_layer, stop_at_layer)
         if start_at_layer is None:
@@ -395,6 +397,10 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         for layer in blocks:
             resid = self.blocks[layer](resid, mask)
         return resid if stop_at_layer is not None else self._read_out(resid)
+
+    @torch.compiler.disable(reason="hooks are on the model, and a compiled graph could keep old ones")
+    def _run_hooked(self, pixels: Tensor, start_at_layer: Any, stop_at_layer: Any, mask: Tensor | None) -> Tensor:
+        return self.forward(pixels, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, mask=mask)
 
     def _embed(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
         embed = self.hook_embed_raw(self.embed(pixels))

@@ -38,11 +38,12 @@ class Budget:
     def __post_init__(self) -> None:
         if self.seconds is None and self.pictures is None:
             raise VitLensError("a budget without seconds and pictures bounds nothing; give one of them, or no budget")
-        for name in ("seconds", "pictures"):
+        for name, kinds in {"seconds": (int, float), "pictures": (int,)}.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise VitLensError(f"a budget of {value} {name}; expected more than 0")
-        if not 0 < self.same_above <= 1:
+            if value is not None and not (_is(value, kinds) and 0 < value < float("inf")):
+                number = "a number" if float in kinds else "a whole number"
+                raise VitLensError(f"a budget of {value!r} {name}; expected {number}, more than 0")
+        if not (_is(self.same_above, (int, float)) and 0 < self.same_above <= 1):
             raise VitLensError(f"same_above={self.same_above}; expected a cosine above 0 and at most 1")
 
     @classmethod
@@ -55,7 +56,7 @@ class Budget:
         if isinstance(given, Budget):
             return given
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(given).strip())
-        if match is None or (not match[2] and float(match[1]) != int(float(match[1]))):
+        if match is None or (not match[2] and "." in match[1]):
             raise VitLensError(f"budget {given!r}: write seconds, minutes or hours as 60s, 2m, 1h, or pictures as 200")
         number = float(match[1])
         return cls(seconds=number * _UNITS[match[2]]) if match[2] else cls(pictures=int(number))
@@ -63,6 +64,10 @@ class Budget:
     def __str__(self) -> str:
         parts = [] if self.seconds is None else [f"{self.seconds:g}s"]
         return " and ".join(parts + ([] if self.pictures is None else [f"{self.pictures} pictures"]))
+
+
+def _is(value: object, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def coarse_settings(settings: DecodeSettings) -> DecodeSettings | None:

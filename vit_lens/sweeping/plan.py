@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vit_lens import __version__
 from vit_lens.decoders import DecodeSettings, KandinskyDecoder
-from vit_lens.errors import ImageError, LensError, VitLensError
+from vit_lens.errors import ImageError, LensError, RecordError, VitLensError
 from vit_lens.images import find_images, load_image
 from vit_lens.lenses import Lens
 from vit_lens.model import HookedViT
@@ -160,7 +160,15 @@ def plan_batches(
         decoder: Knows what memory has room for.
         settings: How to decode.
         stored: The plan on disk; empty for a new record.
+
+    Raises:
+        RecordError: There is a budget, and the record on disk was begun without one.
     """
+    if budget is not None and stored and "budget" not in stored:
+        raise RecordError(
+            "the record was begun without a budget, with every picture at full settings; go on with the same call "
+            "without a budget, or choose another directory"
+        )
     size: int | None = batch_size or stored.get("batch_size")
     if size is None:
         size = decoder.batch_size_for(settings) if decoder and settings else _WITHOUT_DECODER
