@@ -4,6 +4,7 @@ __all__ = ["HookedViT"]
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
@@ -384,7 +385,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
             UnfiredHookError: A hook sits on a point before ``start_at_layer`` or behind ``stop_at_layer``.
         """
         if torch.compiler.is_compiling() and self.hooked_names():  # which also makes a compiler watch every hook point
-            return self._run_hooked(pixels, start_at_layer, stop_at_layer, mask)
+            return _uncompiled()(self, pixels, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, mask=mask)
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
         self.check_reach(start_at_layer, stop_at_layer)
         if start_at_layer is None:
@@ -397,10 +398,6 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         for layer in blocks:
             resid = self.blocks[layer](resid, mask)
         return resid if stop_at_layer is not None else self._read_out(resid)
-
-    @torch.compiler.disable(reason="hooks are on the model, and a compiled graph could keep old ones")
-    def _run_hooked(self, pixels: Tensor, start_at_layer: Any, stop_at_layer: Any, mask: Tensor | None) -> Tensor:
-        return self.forward(pixels, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, mask=mask)
 
     def _embed(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
         embed = self.hook_embed_raw(self.embed(pixels))
@@ -467,3 +464,9 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
             return pooled
         out = pooled @ self.unembed.W_U.to(pooled)
         return out if self.unembed.b_U is None else out + self.unembed.b_U.to(pooled)
+
+
+@cache
+def _uncompiled() -> Any:
+    """Return ``forward`` as a compiler leaves it alone; made late, since making it imports the compiler."""
+    return torch.compiler.disable(HookedViT.forward, reason="hooks are on the model, and a graph could keep old ones")
