@@ -105,7 +105,8 @@ def test_a_sound_pair(sound, capfd):
     assert report["peak memory"].values["resident_gib"] > 0.05
     assert report.subject["settings"]["steps"] == STEPS
     assert report.command == (
-        f"vit-lens doctor --model {sound / 'encoder'} --decoder {sound / 'decoder'} --dtype float32 --device cpu"
+        f"vit-lens doctor --model {sound / 'encoder'} --decoder {sound / 'decoder'} "
+        "--encoder-dtype float32 --decoder-dtype float32 --device cpu"
     )
     told = json.loads(json.dumps(report.to_dict()))
     assert told["passed"] is False
@@ -135,11 +136,21 @@ def test_the_table_is_aligned_and_ends_in_the_verdict():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_precisions_have_their_own_bars(sound, dtype):
-    report = examine(sound, dtype=dtype, steps=1)
+    report = examine(sound, encoder_dtype=dtype, decoder_dtype=dtype, steps=1)
     assert failures(report) <= UNTRAINED
     assert report["stock pipeline"].passed is None
     assert report["parity: embedding"].expected == {torch.float64: "< 1e-09", torch.bfloat16: "< 8e-02"}[dtype]
     assert report.subject["settings"]["steps"] == 1
+
+
+def test_encoder_and_decoder_may_differ_in_precision(sound, tmp_path):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (40, 40), (200, 30, 60)).save(image)
+    report = examine(sound, decoder_dtype=torch.bfloat16, images=[image], steps=1)
+    assert failures(report) <= UNTRAINED and report["encoder inventory"].given.endswith("float32")
+    assert report["unet inventory"].given.endswith("bfloat16")
+    assert report.subject["dtypes"] == {"encoder": "float32", "decoder": "bfloat16"}
+    assert f"--images {image} --steps 1 --encoder-dtype float32 --decoder-dtype bfloat16" in report.command
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
@@ -312,7 +323,7 @@ def test_a_decoder_without_a_card(pair):
     model = HookedViT.from_pretrained(pair / "encoder")
     report = examine(pair, encoder=model, steps=1)
     assert failures(report) == UNTRAINED
-    assert f"--encoder {model.encoder_id} --steps 1" in report.command
+    assert f"--decoder-encoder {model.encoder_id} --steps 1" in report.command
 
 
 def test_images_that_cannot_be_read(pair, tmp_path):

@@ -423,7 +423,7 @@ def test_the_command_on_the_embedded_pair(vit_lens, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("fig2", "--model", "ViT-B-32", "--tag", "openai"), "give --image, and --reference-images"),
+        (("fig2", "--model", "ViT-B-32", "--tag", "openai"), "give --images, and --reference-images"),
         (("fig3", "--decoder", "none"), "a --decoder that was made for the model"),
         (("fig5", "--at", "centre"), "place the file of --overlay"),
         (("fig5", "--model", "ViT-B-32", "--tag", "openai"), "give --overlay"),

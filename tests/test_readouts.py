@@ -972,7 +972,7 @@ def test_the_command_reads_mini(tmp_path):
     star, heart = sample_images()
     out = tmp_path / "read"
     result = run_cli(
-        "readout", star, heart, "--captions", "a star,a heart, a moon", "--gallery", star.parent, "--means",
+        "readout", star, heart, "--captions", "a star,a heart, a moon", "--gallery", star.parent, "--reference-images",
         star.parent, "--sites", "L7.resid_post,L5H2", "-k", 1, "--controls", "--out", out,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -1011,7 +1011,8 @@ def test_the_command_takes_files_of_captions(tmp_path, monkeypatch):
 
 def test_the_command_makes_the_bank_of_the_model(monkeypatch):
     from vit_lens import TextBank
-    from vit_lens.cli.readouts import _bank
+    from vit_lens.cli.options import Tower
+    from vit_lens.cli.reading import read_captions
 
     asked = []
     monkeypatch.setattr(TextBank, "from_open_clip", lambda *a, **k: asked.append(("open_clip", *a, k["quick_gelu"])))
@@ -1019,7 +1020,7 @@ def test_the_command_makes_the_bank_of_the_model(monkeypatch):
     for model, tag in (
         ("ViT-B-32", "openai"), ("ViT-B-32/openai", None), ("open_clip/ViT-B-32/openai", None), ("me/clip", None),
     ):  # fmt: skip
-        _bank("a, b", model, tag, True, "cpu")
+        read_captions("a, b", Tower(model=model, tag=tag, quick_gelu=True))
     assert asked == [("open_clip", "ViT-B-32", "openai", ["a", "b"], True)] * 3 + [("hf", "me/clip", ["a", "b"])]
 
 

@@ -453,16 +453,16 @@ def test_a_summary_shows_the_measures_that_count():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"lenses": ["dlens"]}, "no lens 'dlens'"),
-        ({"lenses": ["dsl-mean:alpha=abc"]}, "'abc' is not a number"),
+        ({"lens": ["dlens"]}, "no lens 'dlens'"),
+        ({"lens": ["dsl-mean:alpha=abc"]}, "'abc' is not a number"),
         ({"decoder": "none", "judge": "other"}, "--judge other has no effect"),
         ({"decoder": "none", "steps": 4}, "have no effect"),
     ],
 )
 def test_what_cannot_be_run_is_told_before_anything_is_loaded(options, said, tmp_path):
     from vit_lens import VitLensError
-    from vit_lens.cli.studies.options import open_setup
+    from vit_lens.cli.studies.options import Study, open_setup
 
-    plain = {"model": "no/such-model", "decoder": "mini", "judge": "mini", "lenses": ["diffusion"]}
+    study = Study(model="no/such-model", **options)
     with pytest.raises(VitLensError, match=said):
-        open_setup(**(plain | options), images=None, n=3, seed=0, out=tmp_path)
+        open_setup(study, StudyImages.split(pictures(30), 6), tmp_path, lenses=study.lens or ["diffusion"])

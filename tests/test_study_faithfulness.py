@@ -364,12 +364,12 @@ def test_the_command_hands_its_options_on(result, tmp_path, monkeypatch):
 
     given = {}
     module = importlib.import_module(command.__module__)
-    monkeypatch.setattr(module, "open_setup", lambda **options: given.update(options))
+    monkeypatch.setattr(module, "open_setup", lambda study, sets, out, **options: given.update(options, sets=sets))
     study_module = importlib.import_module("vit_lens.studies.faithfulness.study")
     monkeypatch.setattr(study_module, "faithfulness_study", lambda setup, **options: given.update(options) or result)
     done = CliRunner().invoke(study, ["faithfulness", "--n", "3", "--out", str(tmp_path), "--sites", "L0H0,mlp"])
     assert done.exit_code == 0, done.output
-    assert given["n"] == 3 and given["sites"] == ["L0H0", "mlp"] and tuple(given["noise_seeds"]) == (0, 1, 2, 3)
+    assert len(given["sets"].test) == 3 and given["sites"] == ["L0H0", "mlp"] and given["decoder_seeds"] == (0, 1, 2, 3)
     assert {path.name for path in tmp_path.iterdir()} >= {
         "result.json",
         "layers.csv",

@@ -493,8 +493,8 @@ def test_the_command(plain, result, tmp_path, monkeypatch):
 
     asked, ran = {}, {}
 
-    def opened(**options):
-        asked.update(options)
+    def opened(study, sets, out, **options):
+        asked.update(options, n=len(sets.test))
         return plain
 
     def run(setup, **options):

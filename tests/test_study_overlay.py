@@ -625,7 +625,7 @@ def test_the_command_names_what_does_not_go_together(tmp_path):
     assert len(_overlays(None, None, None, None)) == 4
     with pytest.raises(StudyError, match="--at is given 3 times for 2 overlays"):
         _overlays(files, ["centre"] * 3, None, None)
-    with pytest.raises(StudyError, match="--images, --at and --size go with --overlay"):
+    with pytest.raises(StudyError, match="--images, --at and --scale go with --overlay"):
         _overlays(None, None, None, [tmp_path])
     with pytest.raises(StudyError, match="--decoder none draws none"):
         _drawn(["diffusion"], [], "none")

@@ -315,14 +315,14 @@ def test_from_open_clip_takes_the_tags_activation(bank_class, monkeypatch, tmp_p
 
 
 def test_the_command_line_hands_on_the_activation(bank_class, monkeypatch):
-    from vit_lens.cli import readouts, sweeps
+    from vit_lens.cli.options import Tower
+    from vit_lens.cli.reading import read_captions
 
     asked = []
     monkeypatch.setattr(bank_class, "from_open_clip", lambda *args, **options: asked.append((*args, options)))
-    for read in (readouts._bank, sweeps._read_captions):
-        read("a star,a ring", "ViT-B-32", "my.pt", True, "cpu")
+    read_captions("a star,a ring", Tower(model="ViT-B-32", tag="my.pt", quick_gelu=True))
     options = {"quick_gelu": True, "device": "cpu"}
-    assert asked == [("ViT-B-32", "my.pt", ["a star", "a ring"], options)] * 2
+    assert asked == [("ViT-B-32", "my.pt", ["a star", "a ring"], options)]
 
 
 def test_from_open_clip_refuses_unknown_names(bank_class):

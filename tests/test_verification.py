@@ -614,7 +614,7 @@ def invoke(*words):
 
 def test_the_command(tmp_path, monkeypatch):
     towers.hf_tower().float().save_pretrained(tmp_path / "tower")
-    found = invoke(tmp_path / "tower", "--dtype", "float32", "--dtype", "float64", "--out", tmp_path / "a" / "v.json")
+    found = invoke(tmp_path / "tower", "--encoder-dtype", "float32,float64", "--out", tmp_path / "a" / "v.json")
     assert found.exit_code == 0, found.output
     assert found.output.rstrip().endswith("PASS")
     told = json.loads((tmp_path / "a" / "v.json").read_text())

@@ -11,8 +11,10 @@ import typer
 from vit_lens.cli.checks import doctor, verify
 from vit_lens.cli.mini import mini
 from vit_lens.cli.models import models
+from vit_lens.cli.options import grouped
 from vit_lens.cli.paper import paper
 from vit_lens.cli.readouts import READOUT_EXAMPLES, readout
+from vit_lens.cli.spelling import respell
 from vit_lens.cli.studies import study
 from vit_lens.cli.sweeps import SWEEP_EXAMPLES, demo, merge, reference, report, sweep
 from vit_lens.errors import VitLensError
@@ -28,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (demo, sweep, report, reference, merge, readout, verify, doctor, models):
-    app.command(epilog={sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES}.get(command))(command)
+    app.command(epilog={sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES}.get(command))(grouped(command))
 app.add_typer(study, name="study")
 app.add_typer(paper, name="paper")
 app.add_typer(mini, name="mini")
@@ -55,6 +57,7 @@ def main() -> None:
     """Run the command line; an expected error is one line on the standard error stream, and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.showwarning = _show_warning
+    sys.argv[1:] = respell(sys.argv[1:])
     try:
         app()
     except VitLensError as error:

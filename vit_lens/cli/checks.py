@@ -8,37 +8,45 @@ from typing import Annotated, Any
 
 import typer
 
-from vit_lens.cli.options import Device, Dtype, split_list, torch_device, torch_dtype
-from vit_lens.cli.sweeps import Model, QuickGelu, Tag
+from vit_lens.cli.options import (
+    TOWER_NAME,
+    Decoder,
+    DecoderDtype,
+    DecoderEncoder,
+    Device,
+    EncoderDtype,
+    EncoderDtypes,
+    Images,
+    MaybeOut,
+    QuickGelu,
+    Steps,
+    Tag,
+    Tower,
+    split_list,
+    torch_device,
+    torch_dtype,
+)
 
 
 def verify(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="mini, an open_clip name, a Hugging Face id (owner/name[:subfolder]) or a local directory."
-        ),
-    ],
+    model: Annotated[str, typer.Argument(help=TOWER_NAME)],
     tag: Tag = None,
     quick_gelu: QuickGelu = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(help="Compare in this dtype; repeat for more. Default: float32, bfloat16, float64."),
-    ] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="Image or folder to look at beside random pixels; repeat for more.")
-    ] = None,
+    encoder_dtype: EncoderDtypes = None,
+    images: Images = None,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+    out: MaybeOut = None,
 ) -> None:
-    """Compare a model, layer by layer, with the tower that its own library loads. Exit status 1: they differ."""
-    from vit_lens import HookedViT
+    """Compare a model, layer by layer, with the tower that its own library loads. Exit status 1: they differ.
+
+    It looks at random pixels, and at --images. Dtypes by default: float32, bfloat16, float64.
+    """
     from vit_lens.images import find_images
 
-    dtypes = [torch_dtype(name) for name in split_list(dtype or ())] or None
-    found = find_images(image) if image else None
-    vit = HookedViT.from_pretrained(model, tag=tag, quick_gelu=quick_gelu, device=torch_device(device))
+    dtypes = [torch_dtype(name) for name in split_list(encoder_dtype or ())] or None
+    found = find_images(images) if images else None
+    vit = Tower(model=model, tag=tag, quick_gelu=quick_gelu, device=device).load()
     result = vit.requires_grad_(False).verify(model, tag=tag, images=found, dtypes=dtypes)
     typer.echo(_json(result.to_dict()) if as_json else result.to_text())
     _write(out, result.to_dict())
@@ -47,27 +55,23 @@ def verify(
 
 
 def doctor(
-    model: Model = "mini",
-    decoder: Annotated[str, typer.Option(help="mini, a Hub id or a local directory.")] = "mini",
-    tag: Tag = None,
-    quick_gelu: QuickGelu = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Which encoder the decoder was made for, where its files do not say it.")
-    ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Sample image or folder; repeat for more.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps of the round trip.")] = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+    tower: Tower,
+    decoder: Decoder = "mini",
+    decoder_encoder: DecoderEncoder = None,
+    images: Images = None,
+    steps: Steps = None,
+    encoder_dtype: EncoderDtype = "float32",
+    decoder_dtype: DecoderDtype = "float32",
+    out: MaybeOut = None,
 ) -> None:
     """Check real weights before you trust a picture: inventory, parity with the source, pipeline, round trip."""
     from vit_lens.doctor import examine
     from vit_lens.images import find_images
 
-    found = find_images(image) if image else None
     result = examine(
-        model, decoder, tag=tag, quick_gelu=quick_gelu, encoder=encoder, images=found, dtype=torch_dtype(dtype),
-        device=torch_device(device), steps=steps, progress=True,
+        tower.model, decoder, tag=tower.tag, quick_gelu=tower.quick_gelu, encoder=decoder_encoder,
+        images=find_images(images) if images else None, encoder_dtype=torch_dtype(encoder_dtype),
+        decoder_dtype=torch_dtype(decoder_dtype), device=torch_device(tower.device), steps=steps, progress=True,
     )  # fmt: skip
     typer.echo(result.to_text())
     _write(out, result.to_dict())

@@ -3,19 +3,16 @@
 __all__ = ["mini"]
 
 import logging
-from pathlib import Path
-from typing import Annotated
 
 import typer
+
+from vit_lens.cli.options import Out, TrainingSeed
 
 mini = typer.Typer(help="The embedded pair: a small CLIP and a small decoder.", no_args_is_help=True)
 
 
 @mini.command()
-def train(
-    out: Annotated[Path, typer.Option(help="Directory for the pair; run again to go on after an interruption.")],
-    seed: Annotated[int, typer.Option(help="Of weights, images and their order.")] = 0,
-) -> None:
+def train(out: Out, training_seed: TrainingSeed = 0) -> None:
     """Train a pair from scratch on the procedural world: about an hour and a half on two CPU cores.
 
     Use it with `--model OUT/pair/encoder --decoder OUT/pair/decoder --reference OUT/pair/reference_means.safetensors`.
@@ -23,15 +20,12 @@ def train(
     from vit_lens.mini.train import train_pair
 
     logging.getLogger("vit_lens").setLevel(logging.INFO)
-    train_pair(out, seed)
+    train_pair(out, training_seed)
     typer.echo(f"pair: {out / 'pair'}")
 
 
 @mini.command()
-def replica(
-    out: Annotated[Path, typer.Option(help="Directory for the pair; run again to go on after an interruption.")],
-    seed: Annotated[int, typer.Option(help="Of weights, images and their order; 0 is the shipped encoder's.")],
-) -> None:
+def replica(out: Out, training_seed: TrainingSeed) -> None:
     """Train another encoder and fit the shipped decoder to it, for studies: 15 minutes on one free CPU core.
 
     Use it with `--model OUT/pair/encoder --decoder OUT/pair/decoder`.
@@ -39,5 +33,5 @@ def replica(
     from vit_lens.mini.replica import train_replica
 
     logging.getLogger("vit_lens").setLevel(logging.INFO)
-    found = train_replica(out, seed)
+    found = train_replica(out, training_seed)
     typer.echo(f"pair: {out / 'pair'}; round trip {found['cosine_round_trip']}")

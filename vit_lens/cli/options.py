@@ -1,17 +1,20 @@
-"""How models, lenses and images are named on the command line."""
+"""Every option that more than one command has, once, so that a word means one thing; and groups of them."""
 
 __all__ = [
-    "DEFAULT_LENSES",
-    "Device",
-    "Dtype",
-    "parse_shard",
-    "split_list",
-    "torch_device",
-    "torch_dtype",
-]
+    "DEFAULT_LENSES", "TOWER_NAME", "AblationImages", "At", "BatchSize", "By", "Captions", "ControlSeed",
+    "Controls", "Decode", "Decoder", "DecoderDtype", "DecoderEncoder", "Device", "Draws", "EncoderDtype",
+    "EncoderDtypes", "GalleryFolder", "ImagePaths", "ImageSeed", "Images", "JudgeName", "JudgeTag", "Lenses",
+    "MaybeOut", "N", "NDecoded", "NMaybe", "Open", "Out", "Overlays", "Pair", "QuickGelu", "Reference",
+    "ReferenceImages", "Scales", "Sites", "Size", "Steps", "Tag", "Top", "Tower", "TrainingSeed", "Untrained",
+    "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
+]  # fmt: skip
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,12 +23,232 @@ from vit_lens.errors import VitLensError, nearest
 if TYPE_CHECKING:
     import torch
 
-# docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
-DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
+    from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+    from vit_lens.model import HookedViT
 
+# docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
+DEFAULT_LENSES = ["dsl-mean:alpha=5", "diffusion"]
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+T = TypeVar("T")
+
+# ---- images ----------------------------------------------------------------------------------------------------
+
+_IMAGES = "Image files, or folders of them"
+ImagePaths = Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help=f"{_IMAGES}; or --images.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help=f"{_IMAGES}; repeat for more (study content: a table of pairs, .csv). Studies, figures and doctor have "
+        "scenes of the embedded pair's world, too."
+    ),
+]
+Reference = Annotated[
+    Path | None, typer.Option(help="File of means for dsl-mean (`vit-lens reference`); mini has its own.")
+]
+ReferenceImages = Annotated[
+    list[Path] | None,
+    typer.Option(help=f"{_IMAGES}, whose means are taken; repeat for more. A few hundred that are not shown."),
+]
+AblationImages = Annotated[
+    list[Path] | None,
+    typer.Option(help=f"{_IMAGES}, whose means replace what is ablated. Default: a part of --images."),
+]
+GalleryFolder = Annotated[Path | None, typer.Option(help="Folder of images among which the nearest are sought.")]
+Captions = Annotated[
+    str | None,
+    typer.Option(
+        help="Texts among which the nearest are sought: a file with one a line, a saved text bank (.safetensors), or "
+        "captions with commas. mini has its own."
+    ),
+]
+Overlays = Annotated[
+    list[Path] | None,
+    typer.Option("--overlay", help="Picture with transparency, such as a PNG. Default: of the embedded pair's world."),
+]
+At = Annotated[
+    list[str] | None,
+    typer.Option(help="Of an overlay: top left (the default), top right, bottom left, bottom right, centre or full."),
+]
+Scales = Annotated[
+    list[float] | None,
+    typer.Option("--scale", help="Width of an overlay as a share of the image's. Default: its own pixels."),
+]
+
+# ---- models ----------------------------------------------------------------------------------------------------
+
+TOWER_NAME = "mini, an open_clip name, a Hugging Face id (owner/name[:subfolder]) or a local directory."
+Model = Annotated[str, typer.Option(help=TOWER_NAME)]
+Tag = Annotated[str | None, typer.Option(help="For an open_clip name: its pretrained tag, or a checkpoint file.")]
+QuickGelu = Annotated[
+    bool | None,
+    typer.Option(
+        "--quick-gelu/--gelu", help="Activation of a local open_clip checkpoint, where its name leaves it open."
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1.")]
-Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(_DTYPES)}.")]
+_ENCODER_DTYPE = typer.Option(
+    "--encoder-dtype", help=f"Of the encoder's weights: {', '.join(_DTYPES)}. verify: repeat to compare in several."
+)
+EncoderDtype = Annotated[str, _ENCODER_DTYPE]
+EncoderDtypes = Annotated[list[str] | None, _ENCODER_DTYPE]
+DecoderDtype = Annotated[str, typer.Option(help=f"Of the decoder's weights: {', '.join(_DTYPES)}.")]
+Decoder = Annotated[
+    str, typer.Option(help="mini, a Hub id, a local directory; or none, where numbers do without pictures.")
+]
+DecoderEncoder = Annotated[
+    str | None, typer.Option(help="Id of the encoder that the decoder was made for, where its files do not say it.")
+]
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        help="Encoder that reads pictures and never conditioned the decoder: mini (its judge), a name as for --model, "
+        "or none."
+    ),
+]
+JudgeTag = Annotated[str | None, typer.Option(help="For an open_clip judge: its pretrained tag or checkpoint.")]
+
+# ---- what is read, and what is drawn ---------------------------------------------------------------------------
+
+Lenses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lens",
+        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free). Commas or repeat; each reads the "
+        "sites it is defined on.",
+    ),
+]
+Sites = Annotated[
+    list[str],
+    typer.Option(help="L3H4, L3.attn, L3.mlp, L3.resid_post; groups: heads, attn, mlp, resid_post. Commas or repeat."),
+]
+Controls = Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")]
+Decode = Annotated[
+    list[str] | None,
+    typer.Option(help="Lenses whose pictures are drawn. Commas or repeat. Default: four, or those of --lens."),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Denoising steps. Default: the decoder's own; mini: 3 in studies, 5 in the paper's figures."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Guidance scale; 1 is none. Default: the decoder's own; mini: 1 in studies and paper."),
+]
+Size = Annotated[int | None, typer.Option(help="Height and width of the pictures.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Pictures drawn together. Default: what free memory has room for, at most 32; paper: 16."),
+]
+Top = Annotated[int, typer.Option(help="Heads shown.")]
+By = Annotated[
+    str,
+    typer.Option(
+        help="What ranks the heads: cos or S (raw or centred similarity of the embedding to the input), or picture "
+        "(of the re-encoded picture; draws every head)."
+    ),
+]
+
+# ---- chance ----------------------------------------------------------------------------------------------------
+
+DecoderSeeds = Annotated[
+    list[int] | None,
+    typer.Option(help="Noise of the decoder; repeat to draw with each. Default: 0; studies: 0 and 1, or 0 to 3."),
+]
+ImageSeed = Annotated[int, typer.Option(help="Which images and draws are taken at random.")]
+ControlSeed = Annotated[int, typer.Option(help="Random directions of controls.")]
+TrainingSeed = Annotated[int, typer.Option(help="Of weights, images and their order; 0: as the shipped encoder.")]
+
+# ---- how much, and where ---------------------------------------------------------------------------------------
+
+_N = typer.Option("--n", help="Images that are tested (content: bases; overlay: those from which heads are taken).")
+N = Annotated[int, _N]
+NMaybe = Annotated[int | None, _N]
+NDecoded = Annotated[int, typer.Option(help="How many of them are drawn (content: with their partners).")]
+Draws = Annotated[int, typer.Option(help="Of each null before decoding.")]
+Untrained = Annotated[bool, typer.Option(help="Test a model with random weights, too.")]
+_OUT = typer.Option(
+    help="Where results go: a folder, in which the same command goes on after an interruption; for reference a file "
+    "(.safetensors), for verify and doctor, too (.json)."
+)
+Out = Annotated[Path, _OUT]
+MaybeOut = Annotated[Path | None, _OUT]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
+
+
+@dataclass(kw_only=True)
+class Tower:
+    """Options that name an encoder."""
+
+    model: Model = "mini"
+    tag: Tag = None
+    quick_gelu: QuickGelu = None
+    device: Device = "cpu"
+
+    def load(self, dtype: str = "float32") -> "HookedViT":
+        from vit_lens import HookedViT
+
+        where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
+        return HookedViT.from_pretrained(self.model, tag=self.tag, quick_gelu=self.quick_gelu, **where)
+
+
+@dataclass(kw_only=True)
+class Pair(Tower):
+    """Options that name an encoder and what draws."""
+
+    decoder: Decoder = "mini"
+    decoder_encoder: DecoderEncoder = None
+    decoder_seed: DecoderSeeds = None
+    steps: Steps = None
+    guidance: Guidance = None
+
+    def load_decoder(self, dtype: str) -> "KandinskyDecoder":
+        from vit_lens import KandinskyDecoder
+
+        where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
+        return KandinskyDecoder.from_pretrained(self.decoder, encoder=self.decoder_encoder, **where)
+
+    def load_drawer(self, small_steps: int, **more: int | None) -> "tuple[KandinskyDecoder, DecodeSettings]":
+        """Load what draws for a study, in half precision where that is fast; a small one takes few steps."""
+        is_small = self.decoder == "mini" or (Path(self.decoder) / "vit_lens.json").is_file()
+        drawer = self.load_decoder("bfloat16" if is_small or not self.device.startswith("cpu") else "float32")
+        usual = {"steps": small_steps, "guidance": 1.0} if is_small else {}
+        return drawer, drawer.settings(**usual | known(steps=self.steps, guidance=self.guidance, **more))
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give typer the fields of each parameter that is a group, such as ``tower: Tower``, as options of their own."""
+    seen, groups = [], {}
+    for each in inspect.signature(command).parameters.values():
+        if isinstance(each.annotation, type) and issubclass(each.annotation, Tower):
+            fields = inspect.signature(each.annotation).parameters
+            groups[each.name] = each.annotation, list(fields)
+            seen += fields.values()
+        else:
+            seen.append(each)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        made = {name: kind(**{field: given.pop(field) for field in fields}) for name, (kind, fields) in groups.items()}
+        command(**made, **given)
+
+    vars(run)["__signature__"] = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in seen])
+    return run
+
+
+def known(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def one(values: Sequence[T] | None, option: str) -> T | None:
+    """Return the value of an option that may be repeated in other commands, or None.
+
+    Raises:
+        VitLensError: It has several.
+    """
+    if values and len(values) > 1:
+        raise VitLensError(f"{option} is given {len(values)} values; this command takes one")
+    return values[0] if values else None
 
 
 def torch_dtype(name: str) -> "torch.dtype":

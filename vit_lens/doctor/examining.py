@@ -4,7 +4,7 @@ __all__ = ["SAMPLE_IMAGES", "examine", "sample_pictures"]
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ def examine(
     quick_gelu: bool | None = None,
     encoder: EncoderRef | None = None,
     images: Sequence[Any] | None = None,
-    dtype: torch.dtype = torch.float32,
+    encoder_dtype: torch.dtype = torch.float32,
+    decoder_dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     steps: int | None = None,
     progress: bool = False,
@@ -59,7 +60,8 @@ def examine(
         encoder: The id of the encoder that the decoder was made for, where its files do not say it.
         images: Photographs, as ``model.preprocess`` takes them; by default pictures of the mini world, which are no
             photographs: the published denoising errors are then not judged.
-        dtype: Of all weights.
+        encoder_dtype: Of the encoder's weights.
+        decoder_dtype: Of the decoder's weights.
         device: Of all weights.
         steps: Denoising steps, instead of the decoder's default.
         progress: Show bars on the standard error stream.
@@ -70,8 +72,9 @@ def examine(
     started, device = time.monotonic(), torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise VitLensError(f"device={str(device)!r}, but PyTorch sees no CUDA device here; take device='cpu'")
-    command = _command(model_name, decoder_name, tag, quick_gelu, encoder, images, dtype, device, steps)
-    run = _Examination(dtype=dtype, device=device, progress=progress)
+    dtypes = {"encoder": encoder_dtype, "decoder": decoder_dtype}
+    command = _command(model_name, decoder_name, tag, quick_gelu, encoder, images, dtypes, device, steps)
+    run = _Examination(dtypes=dtypes, device=device, progress=progress)
     machine.watch_memory(device)
     with exact_float32(), run.bar:
         run.load_encoder(model_name, tag, quick_gelu)
@@ -100,7 +103,7 @@ def sample_pictures(n: int = SAMPLE_IMAGES) -> list[np.ndarray]:
 class _Examination:
     """What has been found and loaded so far; a stage whose needs are not met is a row without a verdict."""
 
-    dtype: torch.dtype
+    dtypes: Mapping[str, torch.dtype]
     device: torch.device
     progress: bool
     checks: list[Check] = field(default_factory=list)
@@ -120,7 +123,7 @@ class _Examination:
 
     def load_encoder(self, name: str | Path, tag: str | Path | None, quick_gelu: bool | None) -> None:
         def load() -> list[Check]:
-            where = {"dtype": self.dtype, "device": self.device}
+            where = {"dtype": self.dtypes["encoder"], "device": self.device}
             model = HookedViT.from_pretrained(name, tag=tag, quick_gelu=quick_gelu, **where)
             self.model = model.requires_grad_(False)
             return [Check("encoder loads", True, f"{model.encoder_id}, fingerprint {model.fingerprint}")]
@@ -129,7 +132,8 @@ class _Examination:
             return encoder_checks.parity_checks(model, load_source(name, model, tag=tag))
 
         self._stage("encoder loads", load)
-        self._stage("encoder inventory", encoder_checks.encoder_inventory, model=self.model, dtype=self.dtype)
+        dtype = self.dtypes["encoder"]
+        self._stage("encoder inventory", encoder_checks.encoder_inventory, model=self.model, dtype=dtype)
         self._stage("parity", compare, model=self.model)
 
     def embed(self, images: Sequence[Any] | None) -> None:
@@ -146,14 +150,16 @@ class _Examination:
         self._stage("embedding norms", encoder_checks.norm_checks, embeddings=self.embeds, negative=self.negative)
 
     def load_decoder(self, name: str | Path, encoder: EncoderRef | None, steps: int | None) -> None:
+        dtype = self.dtypes["decoder"]
+
         def load() -> list[Check]:
-            decoder = KandinskyDecoder.from_pretrained(name, encoder=encoder, dtype=self.dtype, device=self.device)
+            decoder = KandinskyDecoder.from_pretrained(name, encoder=encoder, dtype=dtype, device=self.device)
             self.settings = decoder.defaults if steps is None else decoder.settings(steps=steps)
             self.decoder, self.scheduler = decoder, decoder_checks.stock_scheduler(name)
             return [Check("decoder loads", True, decoder.decoder_id)]
 
         self._stage("decoder loads", load)
-        self._stage("decoder inventory", decoder_checks.decoder_inventory, decoder=self.decoder, dtype=self.dtype)
+        self._stage("decoder inventory", decoder_checks.decoder_inventory, decoder=self.decoder, dtype=dtype)
 
     def judge_decoder(self) -> None:
         decoder, embeds, negative, settings = self.decoder, self.embeds, self.negative, self.settings
@@ -172,7 +178,7 @@ class _Examination:
 
     def subject(self) -> dict[str, Any]:
         """Return what was examined, as far as it could be loaded."""
-        told: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch.")}
+        told: dict[str, Any] = {"dtypes": {part: _plain(dtype) for part, dtype in self.dtypes.items()}}
         if self.model is not None:
             told["encoder"] = {"id": self.model.encoder_id, "fingerprint": self.model.fingerprint}
         if self.decoder is not None and self.settings is not None:
@@ -213,13 +219,18 @@ def _images_check(n: int, given: bool, is_mini: bool) -> Check:
 
 def _command(
     model: str | Path, decoder: str | Path, tag: Any, quick_gelu: bool | None, encoder: EncoderRef | None,
-    images: Sequence[Any] | None, dtype: torch.dtype, device: torch.device, steps: int | None,
+    images: Sequence[Any] | None, dtypes: Mapping[str, torch.dtype], device: torch.device, steps: int | None,
 ) -> str:  # fmt: skip
-    words = ["vit-lens", "doctor", *(str(image) for image in images or () if isinstance(image, (str, Path)))]
-    words += ["--model", str(model), "--decoder", str(decoder)]
-    said = {"--tag": tag, "--encoder": None if encoder is None else encoder_id_of(encoder), "--steps": steps}
+    words = ["vit-lens", "doctor", "--model", str(model), "--decoder", str(decoder)]
+    words += [word for image in images or () if isinstance(image, (str, Path)) for word in ("--images", str(image))]
+    said = {"--tag": tag, "--decoder-encoder": None if encoder is None else encoder_id_of(encoder), "--steps": steps}
     for option, value in said.items():
         words += [option, str(value)] if value is not None else []
     if quick_gelu is not None:
-        words.append("--quick-gelu" if quick_gelu else "--no-quick-gelu")
-    return shlex.join([*words, "--dtype", str(dtype).removeprefix("torch."), "--device", str(device)])
+        words.append("--quick-gelu" if quick_gelu else "--gelu")
+    words += [word for part, dtype in dtypes.items() for word in (f"--{part}-dtype", _plain(dtype))]
+    return shlex.join([*words, "--device", str(device)])
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -4,6 +4,7 @@ __all__ = ["study"]
 
 import typer
 
+from vit_lens.cli.options import grouped
 from vit_lens.cli.studies.content import content
 from vit_lens.cli.studies.faithfulness import faithfulness
 from vit_lens.cli.studies.importance import importance
@@ -17,4 +18,4 @@ study = typer.Typer(
     no_args_is_help=True,
 )
 for command in (content, importance, overlay, planted, faithfulness, pool):
-    study.command()(command)
+    study.command()(grouped(command))

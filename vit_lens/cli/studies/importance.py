@@ -7,70 +7,32 @@ from typing import Annotated
 
 import typer
 
-from vit_lens.cli.options import Device, split_list
-from vit_lens.cli.studies.options import (
-    AblationImages,
-    Decoder,
-    Encoder,
-    Guidance,
-    Images,
-    JudgeName,
-    JudgeTag,
-    Lenses,
-    NoiseSeeds,
-    Out,
-    ReferenceImages,
-    Seed,
-    Steps,
-    command_line,
-    finish,
-    open_setup,
-)
-from vit_lens.cli.sweeps import Model, QuickGelu, Tag
+from vit_lens.cli.options import Decode, Draws, N, NDecoded, Out, Untrained, split_list
+from vit_lens.cli.reading import command_line
+from vit_lens.cli.studies.options import StudyOnImages, finish, open_setup
 
 _SHOWN = "dsl-mean:alpha=5"
 
 
 def importance(
-    model: Model = "mini",
-    decoder: Decoder = "mini",
-    images: Images = None,
-    n: Annotated[int, typer.Option(help="Test images, scored before decoding.")] = 200,
-    seed: Seed = 0,
+    study: StudyOnImages,
+    n: N = 200,
     out: Out = Path("vit-lens-study-importance"),
-    lens: Lenses = None,
-    n_decoded: Annotated[int, typer.Option(help="How many of them are decoded, at every head.")] = 12,
-    decode: Annotated[
-        list[str] | None,
-        typer.Option(help="Lenses whose pictures are drawn; repeat. Default: four, or those of --lens."),
-    ] = None,
-    draws: Annotated[int, typer.Option(help="Of each null before decoding.")] = 20,
+    n_decoded: NDecoded = 12,
+    decode: Decode = None,
+    draws: Draws = 20,
     picture_draws: Annotated[int, typer.Option(help="Of the equal-norm placebo's pictures.")] = 1,
-    untrained: Annotated[bool, typer.Option(help="Score a model with random weights beside it.")] = True,
-    noise_seed: NoiseSeeds = None,
-    judge: JudgeName = "mini",
-    judge_tag: JudgeTag = None,
-    tag: Tag = None,
-    quick_gelu: QuickGelu = None,
-    encoder: Encoder = None,
-    reference_images: ReferenceImages = None,
-    ablation_images: AblationImages = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    device: Device = "cpu",
+    untrained: Untrained = True,
 ) -> None:
     """Is the head whose lens result resembles the input the one that matters, beyond its size?"""
     from vit_lens.figures.study_importance import importance_heads, importance_scores
     from vit_lens.studies.importance.study import DECODED, LENSES
     from vit_lens.studies.importance.study import importance_study as run
 
-    drawn = split_list(decode or ()) or split_list(lens or ()) or list(DECODED)
-    lenses = list(dict.fromkeys([*(split_list(lens or ()) or LENSES), *drawn]))
-    setup = open_setup(
-        model=model, decoder=decoder, judge=judge, images=images, n=n, seed=seed, out=out, lenses=lenses, tag=tag,
-        quick_gelu=quick_gelu, encoder=encoder, judge_tag=judge_tag, reference_images=reference_images,
-        ablation_images=ablation_images, noise_seeds=noise_seed, steps=steps, guidance=guidance, device=device,
-    )  # fmt: skip
+    given = split_list(study.lens or ())
+    drawn = split_list(decode or ()) or given or list(DECODED)
+    lenses = list(dict.fromkeys([*(given or LENSES), *drawn]))
+    setup = open_setup(study, study.find(n), out, lenses=lenses)
     result = run(
         setup, n_decoded=n_decoded, decoded=drawn, draws=draws, picture_draws=picture_draws, untrained=untrained,
         command=command_line(),

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from vit_lens.cli.studies.options import command_line, finish
+from vit_lens.cli.options import Out
+from vit_lens.cli.reading import command_line
+from vit_lens.cli.studies.options import finish
 
 
 def pool(
     results: Annotated[list[Path], typer.Argument(help="Folders of one study on several encoders.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pooled result and its figures.")],
+    out: Out,
 ) -> None:
     """Average a study over encoders, which are its unit of inference, with intervals and paired differences."""
     from vit_lens.figures.studies import score_figure
