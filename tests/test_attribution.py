@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+pytestmark = pytest.mark.tl3
+
 EXACT = dict(rtol=0, atol=1e-10)
 KINDS = ("hf", "cls", "avg_patches", "avg_pooled", "map", "coca", "registers")
 

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice
 
+pytestmark = pytest.mark.tl3
+
 
 @pytest.fixture(scope="module")
 def models(vit):

@@ -7,6 +7,8 @@ import torch
 from conftest import open_clip_tower
 from kinds import KINDS, OPEN_CLIP, OWN, close, images, own_tower
 
+pytestmark = pytest.mark.tl3
+
 GATED = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import open_clip_tower, pooling_config, randomize
 
+pytestmark = pytest.mark.tl3
+
 GOLDEN = Path(__file__).parent / "data" / "hook_points.txt"
 SWITCHES = dict(use_attn_result=True, use_attn_in=True, use_split_qkv_input=True, use_hook_mlp_in=True)
 

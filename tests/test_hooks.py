@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.tl3
+
 
 def keep(act, hook):
     return act

@@ -9,6 +9,8 @@ import pytest
 import torch
 from conftest import open_clip_tower
 
+pytestmark = pytest.mark.tl3
+
 TOLERANCE = 1e-10  # float64
 
 

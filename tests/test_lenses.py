@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import randomize
 
+pytestmark = pytest.mark.tl3
+
 TOLERANCE = 1e-11  # float64, activations of order 1, sums of some hundred terms
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.tl3
+
 TOLERANCE = 1e-11
 
 

@@ -7,6 +7,8 @@ import torch
 from conftest import randomize
 from test_interventions import attn_pool, images, random_vit
 
+pytestmark = pytest.mark.tl3
+
 TOLERANCE = 1e-11
 
 

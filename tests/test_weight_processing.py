@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.tl3
+
 TOWER = dict(
     n_layers=3, d_model=35, n_heads=5, d_head=7, d_mlp=23, d_embed=13, image_size=(14, 21), patch_size=(7, 7),
     has_cls=True, n_registers=0, has_patch_bias=False, act_fn="gelu", eps=1e-5, has_ln_pre=True, pool="cls",

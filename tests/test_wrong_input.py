@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.tl3
+
 
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch):
