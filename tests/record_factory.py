@@ -1,5 +1,7 @@
 """Synthetic records with the numbers of a small model, for tests of records, figures and the page."""
 
+import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -8,15 +10,45 @@ import torch
 
 HOSTILE = "<script>window.hacked=1</script>\"'>,\n</script><!-- \u2028 .png"
 D_EMBED = 7
-STEERING = {"lens": "dsl", "definition": "D1 (reconstruction)", "alpha": 5.0, "share": None, "anchor": "mean"}
-PLAIN = {"lens": "diffusion", "definition": "LN(v) @ proj", "alpha": None, "share": None, "anchor": None}
+
+
+def reading(lens, label, words="", /, **settings):
+    """Return a reading as manifests hold it; its id follows from the settings."""
+    digits = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return {
+        "id": f"{lens}-{digits}", "lens": lens, "settings": settings, "control": "", "of": "", "label": label,
+        "words": words,
+    }  # fmt: skip
+
+
+def control_of(found, name="random"):
+    """Return the reading of a control."""
+    said = "Control: a random direction of the same length stands in for what the site writes."
+    words = f"{found['words']} {said}".strip()
+    return found | {"id": f"{found['id']}.{name}", "control": name, "of": found["id"], "words": words}
+
+
+def mean_anchored(reference, alpha=5.0):
+    """Return the mean-anchored DSL on means of this content."""
+    return reading(
+        "dsl", f"DSL, mean-anchored, alpha {alpha:g}", "Steers what this site writes.", definition="mean-anchored DSL",
+        alpha=alpha, share=None, anchor="mean", reference=reference, reference_n=500,
+    )  # fmt: skip
+
+
+STEERING = mean_anchored("00aa11bb")
+PLAIN = reading("diffusion", "Diffusion Lens", "Reads a vector as the last residual.", definition="LN(v) proj")
+READINGS = [STEERING, control_of(STEERING), PLAIN]
 
 
 def manifest(n_rows, names, *, decoder=True, encoder_id="vit_lens/mini", n_layers=8, n_heads=8, **changes):
     """Return a manifest that has every key."""
+    from vit_lens.records import COLUMNS
+
     card = {"decoder_id": "vit_lens/mini", "encoder_id": encoder_id, "settings": {"steps": 10, "guidance": 1.5}}
+    card |= {"words": "10 steps, guidance 1.5", "takes": {"pooled": [D_EMBED]}}
     return {
-        "format": 1,
+        "format": 2,
         "model": {
             "encoder_id": encoder_id,
             "fingerprint": "0123abcd",
@@ -24,17 +56,26 @@ def manifest(n_rows, names, *, decoder=True, encoder_id="vit_lens/mini", n_layer
             "config": {"n_layers": n_layers, "n_heads": n_heads},
         },
         "decoder": {**card, "dtype": "float32"} if decoder else None,
-        "lenses": [STEERING, PLAIN],
-        "images": [{"index": i, "name": name, "sha256": f"{i:064x}"} for i, name in enumerate(names)],
-        "versions": {"vit_lens": "0.1.0", "torch": "2.0"},
-        "batch_plan": {"batch_size": 16, "n_rows": n_rows, "order": "row"},
+        "readings": READINGS,
+        "inputs": [
+            {"kind": "image", "index": i, "name": name, "sha256": f"{i:064x}"} for i, name in enumerate(names)
+        ],
+        "columns": dict(COLUMNS),
         "seeds": {"decoder": [0], "control": 1},
+        "machine": "cpu",
+        "versions": {"vit_lens": "0.1.0", "torch": "2.0"},
+        "threads": 1,
+        "batch_plan": {"batch_size": 16, "n_rows": n_rows, "order": "row"},
+        "beside": None,
+        "controls": {"embedding_draws": 20},
+        "conditions": None,
+        "files": None,
         "command": "vit-lens sweep cup.png",
         "complete": False,
         "shard": None,
         "notes": [],
         **changes,
-    }
+    }  # fmt: skip
 
 
 def sites(n_layers, n_heads, pool=0):
@@ -49,17 +90,24 @@ def sites(n_layers, n_heads, pool=0):
     return found
 
 
-def rows(names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_sites=True, controls=True, seeds=(0,)):
-    """Return the rows of a sweep of both lenses with a random control for each steered site."""
+def rows(
+    names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_sites=True, controls=True, seeds=(0,),
+    steering=(STEERING,), scores=False,
+):  # fmt: skip
+    """Return the rows of a sweep of the Diffusion Lens and of steering lenses, each with a control of each site.
+
+    ``scores`` gives them a column ``score``, which the manifest has to declare.
+    """
     rng = np.random.default_rng(seed)
     residuals = [(f"L{n}.{part}", part, n, None) for n in range(n_layers) for part in ("resid_pre", "resid_post")]
     parts = sites(n_layers, n_heads, pool)
-    plan = [(site, PLAIN, "") for site in residuals + (parts if plain_sites else [])]
-    plan += [(site, STEERING, control) for site in parts for control in (("", "random") if controls else ("",))]
+    plan = [(site, PLAIN) for site in residuals + (parts if plain_sites else [])]
+    for lens in steering:
+        plan += [(site, one) for site in parts for one in ((lens, control_of(lens)) if controls else (lens,))]
     found = []
     for image, name, noise in ((image, name, noise) for image, name in enumerate(names) for noise in seeds):
-        for (site, kind, layer, head), lens, control in plan:
-            row = len(found)
+        for (site, kind, layer, head), lens in plan:
+            row, control = len(found), lens["control"]
             late = (n_layers if layer is None else layer + 1) / n_layers * (0.35 if control else 1.0)
             values = {
                 "norm_h": float(rng.gamma(3.0, 2.0)),
@@ -69,12 +117,12 @@ def rows(names, *, n_layers=8, n_heads=8, pool=0, seed=0, numbers=True, plain_si
                 "label": str(rng.choice(["red ring", "blue square", "green star"])),
             }
             found.append(
-                {"row": row, "image": image, "image_name": name, "site": site, "site_type": kind, "layer": layer}
-                | {"head": head, "kind": "control" if control else "site", "control": control, "seed": noise}
-                | lens
+                {"row": row, "input": image, "input_name": name, "site": site, "site_type": kind, "layer": layer}
+                | {"head": head, "reading": lens["id"], "seed": noise}
                 | (values if numbers else {"norm_h": values["norm_h"]})
                 | ({} if control or kind.startswith("resid") else of_controls(row) if numbers else {})
                 | {"picture": f"pictures/{row:06d}.png"}
+                | ({"score": row / 7} if scores else {})
             )
     return found
 
@@ -154,7 +202,7 @@ def live(n_layers, n_heads, *, images=(0,), recomputed=True, seed=4):
     )  # fmt: skip
 
 
-COARSE = {"steps": 3, "guidance": 1.0, "height": 64}
+COARSE = {"steps": 3, "guidance": 1.0, "height": 64, "words": "3 steps, no guidance"}
 
 
 def within_budget(table, n_full):
@@ -165,6 +213,16 @@ def within_budget(table, n_full):
     table[-1]["same_as"] = len(table) - 2
     plan = {"batch_size": 16, "n_rows": len(table), "order": "row", "budget": {"same_above": 0.9999, "coarse": COARSE}}
     return {"batch_plan": plan, "budgets": ["60s", "200 pictures"]}
+
+
+def write_embeddings(writer, found):
+    """Write every condition of a record: what `embeddings` returned, or conditions with other parts."""
+    from vit_lens.conditions import Condition
+
+    held = {name: Condition.of(value) for name, value in found.items()}
+    writer.begin_conditions({name: condition.shapes() for name, condition in held.items()})
+    for name, condition in held.items():
+        writer.write_conditions(name, condition, range(len(condition)))
 
 
 def build(
@@ -180,7 +238,7 @@ def build(
         changes = {"seeds": {"decoder": list(options["seeds"]), "control": 1}} | (changes or {})
     if n_full is not None:
         changes = (changes or {}) | within_budget(table, n_full)
-    writer = RecordWriter(path, manifest(len(table), names, **shape, **(changes or {})), table)
+    writer = RecordWriter(path, manifest(len(table), names, **shape, **_read_with(options), **(changes or {})), table)
     for image in range(len(names)):
         writer.write_input(image, picture(1000 + image, size))
     rng = np.random.default_rng(5)
@@ -188,13 +246,69 @@ def build(
         random = rng.integers(0, 256, (size, size, 3), dtype=np.uint8) if noise else picture(row, size)
         writer.write_picture(row, random, table[row].get("drawn", "full"))
     if read is not None:
-        for index in GALLERY:
-            if GALLERY[index] != "from memory":
-                writer.write_neighbour(index, picture(2000 + index, size))
+        _write_neighbours(writer, GALLERY, size)
         writer.write_readouts(read)
     if alive is not None:
         writer.write_live(alive)
-    writer.write_embeddings(embeddings(len(table), len(names)))
+    write_embeddings(writer, embeddings(len(table), len(names)))
     if stop_after is None and n_full in (None, len(table)):
         writer.finish()
     return Record.load(Path(path))
+
+
+def build_part(
+    path, held, index, of, *, names, size=64, finish=True, changes=None, read=None, alive=None, **options
+):  # fmt: skip
+    """Write the part of a divided sweep that holds the ranges ``held`` of the whole's rows; returns its directory.
+
+    ``read`` and ``alive`` are those of the whole.
+    """
+    from dataclasses import replace
+
+    from vit_lens.records import RecordWriter
+
+    whole = rows(names, **options)
+    mine = [row for start, stop in held for row in range(start, stop)]
+    table = [whole[row] | {"row": at, "picture": f"pictures/{at:06d}.png"} for at, row in enumerate(mine)]
+    inputs = sorted({row["input"] for row in table})
+    shape = {key: options[key] for key in ("n_layers", "n_heads") if key in options}
+    said = {"index": index, "of": of, "n_rows": len(whole), "rows": [list(one) for one in held]}
+    said = manifest(len(table), names, **shape, **_read_with(options), shard=said, **(changes or {}))
+    said["inputs"] = [said["inputs"][image] for image in inputs]
+    writer = RecordWriter(path, said, table)
+    for image in inputs:
+        writer.write_input(image, picture(1000 + image, size))
+    for at, row in enumerate(mine):
+        writer.write_picture(at, picture(row, size))
+    if table and read is not None:
+        by = {
+            what: {form: type(found)(found.index[mine], found.cosine[mine]) for form, found in given.items()}
+            for what, given in (("by_caption", read.by_caption), ("by_image", read.by_image))
+        }
+        occur = {int(i) for found in by["by_image"].values() for i in found.index.flatten()}
+        names_there = {i: name for i, name in read.names.items() if i in occur}
+        _write_neighbours(writer, names_there, size)
+        writer.write_readouts(replace(read, names=names_there, **by))
+    if table and alive is not None:
+        at = [alive.images.index(image) for image in inputs]
+        tensors = {name: value[at] for name, value in vars(alive).items() if isinstance(value, torch.Tensor)}
+        writer.write_live(replace(alive, images=tuple(inputs), **tensors))
+    if table:
+        everything = embeddings(len(whole), len(names))
+        picks = {"lens": mine, "reencoded": mine, "clean": inputs, "negative": [0]}
+        write_embeddings(writer, {name: everything[name][pick] for name, pick in picks.items()})
+    if finish:
+        writer.finish()
+    return Path(path)
+
+
+def _read_with(options):
+    if "steering" not in options:
+        return {}
+    return {"readings": [one for lens in options["steering"] for one in (lens, control_of(lens))] + [PLAIN]}
+
+
+def _write_neighbours(writer, indices, size):
+    for index in indices:
+        if GALLERY[index] != "from memory":
+            writer.write_neighbour(index, picture(2000 + index, size))

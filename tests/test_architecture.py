@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 ROOMS = [
     "axes", "errors", "config", "names", "tokens", "identity", "files", "images", "hooking", "convert", "pretrained",
     "texts", "inputs", "layers", "cache", "caching", "weights", "vocabulary", "weight_processing", "verification",
-    "model", "batches", "reference", "attribution", "interventions", "lenses", "readouts", "decoders", "metrics",
-    "records", "sweeping", "figures", "report", "studies", "mini", "doctor", "cli",
+    "model", "conditions", "batches", "reference", "attribution", "interventions", "lenses", "readouts", "decoders",
+    "metrics", "records", "engine", "sweeping", "figures", "report", "studies", "mini", "doctor", "cli",
 ]  # fmt: skip
 DOORS = {
     "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself

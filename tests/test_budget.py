@@ -16,16 +16,6 @@ SITES = ["L0.resid_pre", "L1.resid_post", "L0H1", "L1H2", "L1.mlp"]  # the first
 EVERYTHING = 10**6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_random_directions():
-    """Two in place of twenty: half of a small sweep's time, and no matter here."""
-    import vit_lens.sweeping.controls as controls
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(controls, "CONTROL_DRAWS", 2)
-        yield
-
-
 @pytest.fixture(scope="module")
 def model():
     return tiny_sweep.tower()
@@ -59,8 +49,9 @@ def run(model, quick, images, lenses):
     def run(out, decoder=quick, **overrides):
         from vit_lens import sweep
 
-        settings = dict(lens=lenses, sites=SITES, batch_size=5, controls=True, seeds=[3, 0]) | overrides
-        return sweep(model, decoder, images[:2], out=out, **settings)
+        few = dict(draws=2)  # random directions in place of twenty: half of a small sweep's time, and no matter here
+        settings = dict(lens=lenses, sites=SITES, batch_size=5, controls=True, seeds=[3, 0]) | few | overrides
+        return sweep(model, decoder, images[:2], out=out, **tiny_sweep.options(**settings))
 
     return run
 
@@ -128,13 +119,11 @@ def test_bounds_that_bound_nothing_are_refused():
 
 @pytest.mark.parametrize(("steps", "coarse"), [(100, 20), (25, 5), (10, 3), (4, 3)])
 def test_coarse_pictures_take_a_fifth_of_the_steps_and_no_guidance(decoder, steps, coarse):
-    from vit_lens.sweeping.budget import coarse_settings, unet_evaluations
-
     full = replace(decoder.defaults, steps=steps, guidance_interval=(0.0, 0.5), seed=9)
-    found = coarse_settings(full)
+    found = decoder.coarse(full)
     assert found == replace(full, steps=coarse, guidance=1.0, guidance_interval=None)
-    assert unet_evaluations(full) == steps + steps // 2 and unet_evaluations(found) == coarse
-    assert coarse_settings(found) is None or steps > 15  # 3 steps without guidance cannot be had for less
+    assert decoder.work(full) == steps + steps // 2 and decoder.work(found) == coarse
+    assert decoder.coarse(found) is None or steps > 15  # 3 steps without guidance cannot be had for less
 
 
 # ---- which rows share a picture, against two loops
@@ -157,7 +146,7 @@ def _twins_one_by_one(embeds, seeds, bound):
 
 @pytest.mark.parametrize("block", [1, 7, 256])
 def test_rows_that_are_all_but_equal_share_the_first_picture(monkeypatch, block):
-    from vit_lens.sweeping import passes
+    from vit_lens.sweeping import order as passes
 
     monkeypatch.setattr(passes, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
@@ -175,7 +164,7 @@ def test_rows_that_are_all_but_equal_share_the_first_picture(monkeypatch, block)
 
 def test_a_row_that_shares_a_picture_lends_none():
     """Along a circle in steps of five degrees, with a bound of six: every other row is drawn."""
-    from vit_lens.sweeping.passes import find_twins
+    from vit_lens.sweeping.order import find_twins
 
     angles = torch.arange(7) * torch.pi / 36
     embeds = torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -186,45 +175,73 @@ def test_a_row_that_shares_a_picture_lends_none():
 # ---- the order
 
 
-def _unit(row):
-    return tuple(str(row[name]) for name in ("image", "site", "lens", "definition", "alpha", "share", "anchor"))
+def _of(record):
+    return {one.id: one.of or one.id for one in record.readings.values()}
 
 
-def test_the_most_informative_sites_are_refined_first_with_all_that_they_are_compared_with(whole):
-    from vit_lens.sweeping.passes import refining_groups
+def _unit(record, row):
+    return row["input"], row["site"], _of(record)[row["reading"]]
+
+
+def test_inputs_take_turns_residuals_first_and_the_most_informative_of_each_input_first(whole):
+    """With a site goes all that it is compared with; the order is even over inputs."""
+    from vit_lens.sweeping.order import refining_groups
 
     table = whole.table.assign(same_as=None)
-    groups = refining_groups(table)
+    groups = refining_groups(table, _of(whole))
     assert sorted(row for group in groups for row in group) == list(range(len(table)))
     keys = []
     for group in groups:
         rows = [table.loc[row] for row in group]
-        assert len({_unit(row) for row in rows}) == 1  # one site of one image and lens ...
-        (unit,) = {_unit(row) for row in rows}
-        assert len(rows) == sum(_unit(row) == unit for _, row in table.iterrows())  # ... and all of it
-        site = next(row for row in rows if row["kind"] == "site")
-        assert site["site"].split(".")[-1].startswith("resid") or {row["kind"] for row in rows} == {"site", "control"}
-        if site["site_type"].startswith("resid"):
-            keys.append((0, -site["norm_h"]))
-        else:
-            keys.append((1, -abs(site["cos_lens_clean"] - site["cos_lens_control"]), -site["norm_h"]))
-    assert keys == sorted(keys) and len(set(keys)) > 6
+        assert len({_unit(whole, row) for row in rows}) == 1  # one site of one input and lens ...
+        (unit,) = {_unit(whole, row) for row in rows}
+        assert len(rows) == sum(_unit(whole, row) == unit for _, row in table.iterrows())  # ... and all of it
+        site = next(row for row in rows if not whole.readings[row["reading"]].control)
+        is_residual = site["site_type"].startswith("resid")
+        assert is_residual or {whole.readings[row["reading"]].control for row in rows} == {"", "random"}
+        adds = -1.0 if is_residual else abs(site["cos_lens_clean"] - site["cos_lens_control"])
+        keys.append((not is_residual, site["input"], (-adds, -site["norm_h"])))
+    assert [key[0] for key in keys] == sorted(key[0] for key in keys)  # residuals first
+    for kind in (False, True):
+        own = [key for key in keys if key[0] == kind]
+        inputs = [key[1] for key in own]
+        assert inputs == [0, 1] * (len(own) // 2)  # in turn
+        for index in (0, 1):
+            of_input = [key[2] for key in own if key[1] == index]
+            assert of_input == sorted(of_input) and len(of_input) >= 2
 
 
 def test_ties_go_to_the_larger_and_sites_that_share_a_picture_go_together(whole):
-    from vit_lens.sweeping.passes import refining_groups
+    from vit_lens.sweeping.order import refining_groups
 
-    table = whole.table.assign(cos_lens_clean=0.5, cos_lens_control=0.25, same_as=None)
-    sites = table[(table["kind"] == "site") & (table["seed"] == 3) & ~table["site_type"].str.startswith("resid")]
-    order = [
-        next(r for r in group if r in sites.index) for group in refining_groups(table) if set(group) & {*sites.index}
-    ]
-    assert table.loc[order, "norm_h"].is_monotonic_decreasing and len(order) == len(sites) > 6
+    table, of = whole.table.assign(cos_lens_clean=0.5, cos_lens_control=0.25, same_as=None), _of(whole)
+    own = [name for name, reading in whole.readings.items() if not reading.control]
+    sites = table[table["reading"].isin(own) & (table["seed"] == 3) & ~table["site_type"].str.startswith("resid")]
+    groups = refining_groups(table, of)
+    for index in (0, 1):
+        some = sites[sites["input"] == index]
+        order = [next(r for r in group if r in some.index) for group in groups if set(group) & {*some.index}]
+        assert table.loc[order, "norm_h"].is_monotonic_decreasing and len(order) == len(some) > 3
     first, last = sites.index[0], sites.index[-1]
     table["same_as"] = [first if row == last else None for row in range(len(table))]
-    (together,) = [group for group in refining_groups(table) if first in group]
-    units = {_unit(table.loc[row]) for row in together}
-    assert units == {_unit(table.loc[first]), _unit(table.loc[last])} and last not in together
+    (together,) = [group for group in refining_groups(table, of) if first in group]
+    units = {_unit(whole, table.loc[row]) for row in together}
+    assert units == {_unit(whole, table.loc[first]), _unit(whole, table.loc[last])} and last not in together
+
+
+def test_a_budget_that_ends_early_has_drawn_of_every_input(run, decoder, tmp_path):
+    """The clock stops in the coarse pass: all inputs have residuals and sites with their controls."""
+    _kill_at_call(decoder, 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", budget="1h")
+    from vit_lens.records import Record
+
+    record = Record.load(tmp_path / "out")
+    files = {int(path.stem) for path in (tmp_path / "out/pictures/coarse").iterdir()}
+    table = record.table.loc[sorted(files)]
+    assert set(table["input"]) == {0, 1}
+    counts = table.groupby("input").size()
+    assert abs(counts[0] - counts[1]) <= 2 * 2  # a group of each noise seed apart, at most
 
 
 # ---- the passes
@@ -265,7 +282,7 @@ def _numbers_are_of_the_picture(record, model):
     assert others["faithfulness"].isna().all() and set(others["drawn"]) <= {""}
     if len(drawn):
         again = model(model.preprocess([np.asarray(record.picture(row)) for row in drawn.index]))
-        lens, clean = record.embeddings["lens"][drawn.index], record.embeddings["clean"][drawn["image"].tolist()]
+        lens, clean = record.embeddings["lens"][drawn.index], record.embeddings["clean"][drawn["input"].tolist()]
         np.testing.assert_allclose(drawn["faithfulness"], cosine(again, lens), atol=1e-5)
         np.testing.assert_allclose(drawn["cos_input"], cosine(again, clean), atol=1e-5)
 
@@ -275,7 +292,10 @@ def _but_the_manifest(path):
 
 
 def _full(path):
-    return {name: data for name, data in _but_the_manifest(path).items() if "coarse" not in name}
+    """Everything but the coarse pictures, and the list of files, which names them."""
+    return {
+        name: data for name, data in _but_the_manifest(path).items() if "coarse" not in name and name != "files.csv"
+    }
 
 
 def test_it_goes_on_for_another_budget_and_ends_with_the_same_bits(run, whole, model, tmp_path):
@@ -319,7 +339,7 @@ def test_killed_at_any_write_no_picture_is_lost_or_paired_with_other_numbers(
     """Killed twice, with a checkpoint after every round: what is on disk is sound, and ends with the same bits."""
     import vit_lens.files
     import vit_lens.records.writer
-    import vit_lens.sweeping.drawing as drawing
+    import vit_lens.sweeping.ledger as drawing
     from vit_lens.records import Record
 
     original, out, lock = vit_lens.files.write_atomic, tmp_path / "out", threading.Lock()
@@ -376,7 +396,7 @@ def test_the_record_is_shown_after_the_first_pass_and_at_the_end(run, tmp_path):
 
 
 def test_now_and_then_the_record_is_shown_as_far_as_it_is(run, model, tmp_path, monkeypatch):
-    import vit_lens.sweeping.drawing as drawing
+    import vit_lens.sweeping.ledger as drawing
 
     for name in ("_CHECKPOINT_SECONDS", "_SHOW_SECONDS", "_SHARE"):
         monkeypatch.setattr(drawing, name, 0.0)
@@ -399,7 +419,7 @@ def test_the_same_reading_of_two_images_is_drawn_once(run, whole, decoder, tmp_p
     assert start["same_as"].isna().tolist() == [True, True, False, False]  # for each noise seed
     assert table["same_as"].notna().sum() == 2
     for row, first in table["same_as"].dropna().items():
-        assert table["seed"][row] == table["seed"][first] and table["image"][row] != table["image"][first]
+        assert table["seed"][row] == table["seed"][first] and table["input"][row] != table["input"][first]
         assert (whole.path / table["picture"][row]).read_bytes() == (whole.path / table["picture"][first]).read_bytes()
         assert torch.equal(whole.embeddings["reencoded"][row], whole.embeddings["reencoded"][first])
         assert table["cos_input"][row] != table["cos_input"][first]  # each with its own input
@@ -426,11 +446,12 @@ def clock(monkeypatch):
 
     import vit_lens.sweeping as sweeping
     import vit_lens.sweeping.budget as budget
-    import vit_lens.sweeping.drawing as drawing
+    import vit_lens.sweeping.ledger as drawing
+    import vit_lens.sweeping.running as running
 
     now = types.SimpleNamespace(seconds=1000.0)
     fake = types.SimpleNamespace(monotonic=lambda: now.seconds)
-    for module in (sweeping, budget, drawing):
+    for module in (sweeping, running, budget, drawing):
         monkeypatch.setattr(module, "time", fake)
     return now
 
@@ -438,10 +459,9 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("seconds", [20, 60, 150, 300, 600])
 def test_time_is_spent_to_the_last_round_that_fits(run, small, decoder, tmp_path, clock, seconds):
     """Every batch costs what its UNet rows cost: the pass stops where the next round would end too late."""
-    from vit_lens.sweeping.budget import unet_evaluations
 
     def before(settings):
-        clock.seconds += 5 * unet_evaluations(settings)
+        clock.seconds += 5 * decoder.work(settings)
 
     decoder.before, start = before, clock.seconds
     record = run(tmp_path / "out", budget=f"{seconds}s", **SMALL)
@@ -505,14 +525,14 @@ def test_memory_that_runs_short_halves_the_batch_and_the_record_says_so(run, dec
     decoder.room = 3
     record = run(tmp_path / "out", budget=EVERYTHING, **SMALL)
     changes = record.manifest["batch_plan"]["changes"]
-    assert [(c["pass"], c["batch_size"]) for c in changes] == [("coarse", 2), ("full", 2), ("full", 1)]
-    assert {c["why"] for c in changes} == {"out of memory"} and changes[0]["row"] == 0
+    assert [(c["pass"], c["batch_size"]) for c in changes] == [("coarse", 2), ("full", 1)]
+    assert {c["why"] for c in changes} == {"out of memory"}
     assert record.complete and record.manifest["batch_plan"]["batch_size"] == 4
     (note,) = record.manifest["notes"]
-    first = changes[1]["row"]
+    first, second = (change["row"] for change in changes)
     assert note.startswith(
-        "Memory ran short: coarse pictures were drawn 2 at a time from row 0 on, pictures 1 at a time from row "
-        f"{first} on, instead of 4. Batches of another size differ by rounding: "
+        f"Memory ran short: coarse pictures were drawn 2 at a time from row {first} on, pictures 1 at a time from row "
+        f"{second} on, instead of 4. Batches of another size differ by rounding: "
     )
     lost = [f"{row:06d}.png" for row in (2, 7, 16)] + [f"coarse/{row:06d}.png" for row in (1, 12)]
     before = _as_if_killed_at_the_end(record, lost)
@@ -549,10 +569,10 @@ def test_memory_that_runs_short_midway_changes_what_comes_after(run, decoder, tm
 
 def test_a_unet_without_room_is_drawn_in_smaller_batches(model, images, lenses, tmp_path):
     """The same with a true decoder, whose UNet refuses more than 3 rows."""
-    from vit_lens import sweep
+    from vit_lens import Drawing, sweep
 
     decoder = tiny_sweep.decoder(steps=1, guidance=1.0)
-    settings = dict(lens=lenses, sites=["L0H1", "L1.resid_post"], batch_size=4)
+    settings = dict(lens=lenses, sites=["L0H1", "L1.resid_post"], drawing=Drawing(batch_size=4))
     plain = sweep(model, decoder, images[:2], out=tmp_path / "plain", **settings)
 
     def refuse(module, arguments, keywords):
@@ -563,7 +583,9 @@ def test_a_unet_without_room_is_drawn_in_smaller_batches(model, images, lenses, 
         record = sweep(model, decoder, images[:2], out=tmp_path / "out", **settings)
     (change,) = record.manifest["batch_plan"]["changes"]
     assert change == {"row": 0, "pass": "full", "batch_size": 2, "why": "out of memory"}
-    smaller = sweep(model, decoder, images[:2], out=tmp_path / "smaller", **settings | {"batch_size": 2})
+    smaller = sweep(
+        model, decoder, images[:2], out=tmp_path / "smaller", **settings | {"drawing": Drawing(batch_size=2)}
+    )
     assert contents(record.path / "pictures") == contents(smaller.path / "pictures")
     for row in range(len(plain.table)):
         one, two = (np.asarray(r.picture(row)).astype(int) for r in (plain, record))
@@ -573,10 +595,10 @@ def test_a_unet_without_room_is_drawn_in_smaller_batches(model, images, lenses, 
 def test_a_smaller_chunk_of_movq_is_written_down_and_loses_nothing(run, decoder, tmp_path, monkeypatch):
     original = type(decoder).decode
 
-    def decode(self, embeds, *, on_smaller, **arguments):
+    def decode(self, condition, *, on_smaller, **arguments):
         if len(self.calls) == 1:
             on_smaller(arguments["batch_size"])  # as where MoVQ's share was halved, and sufficed
-        return original(self, embeds, on_smaller=on_smaller, **arguments)
+        return original(self, condition, on_smaller=on_smaller, **arguments)
 
     monkeypatch.setattr(type(decoder), "decode", decode)
     record = run(tmp_path / "out")
@@ -598,7 +620,8 @@ def test_one_row_that_does_not_fit_is_an_error_and_what_is_drawn_stays(run, deco
     assert run(tmp_path / "out", budget=EVERYTHING, **SMALL).complete
 
 
-def test_the_batch_size_is_what_memory_has_room_for_and_stays_that_of_the_record(run, decoder, tmp_path):
+def test_a_batch_that_memory_lowered_stays_so(run, decoder, tmp_path):
+    """The plan keeps the decoder's constant; from the first row drawn so the record says otherwise."""
     from vit_lens.errors import RecordError
 
     decoder.n_free = 4
@@ -607,9 +630,10 @@ def test_the_batch_size_is_what_memory_has_room_for_and_stays_that_of_the_record
         run(tmp_path / "out", batch_size=None)
     decoder.before, decoder.n_free = type(decoder).before, 9
     record = run(tmp_path / "out", batch_size=None)
-    assert record.manifest["batch_plan"]["batch_size"] == 4
+    plan = record.manifest["batch_plan"]
+    assert plan["batch_size"] == 5 and [(c["row"], c["batch_size"]) for c in plan["changes"]] == [(0, 4)]
     assert {size for _, _, size in decoder.calls} == {4}
-    with pytest.raises(RecordError, match=r"batch_plan\.batch_size is 4 on disk, 6 now"):
+    with pytest.raises(RecordError, match=r"batch_plan\.batch_size is 5 on disk, 6 now"):
         run(tmp_path / "out", batch_size=6)
 
 
@@ -707,28 +731,29 @@ def test_another_budget_plan_is_another_sweep(run, whole, model, images, lenses,
 
 
 def test_shards_within_a_budget_join_when_all_is_refined(model, decoder, images, lenses, tmp_path):
+    """The last image is the first once more: all its rows share pictures, in whichever part these are drawn."""
     from vit_lens import sweep
     from vit_lens.errors import RecordError
     from vit_lens.records import merge
 
     def part(number, budget):
-        return sweep(
-            model, decoder, [*images, images[0]], lens=lenses, sites=SITES[:3], out=tmp_path / str(number),
-            shard=(number, 2), batch_size=1, budget=budget,
-        )  # fmt: skip
+        given = dict(lens=lenses, sites=SITES[:3], shard=(number, 2), batch_size=1, budget=budget)
+        return sweep(model, decoder, [*images, images[0]], out=tmp_path / str(number), **tiny_sweep.options(**given))
 
     parts = [part(0, EVERYTHING), part(1, 1)]
     with pytest.raises(RecordError, match="unfinished; run its sweep again without its budget"):
         merge([p.path for p in parts], tmp_path / "joined")
     parts[1] = part(1, None)
     joined = merge([p.path for p in parts], tmp_path / "joined")
-    assert joined.complete and set(joined.table["drawn"]) == {"full"}
+    assert joined.complete and set(joined.table["drawn"]) == {"full"} and min(len(p.table) for p in parts) > 2
     table, pairs = joined.table, []
     for row, first in joined.table["same_as"].dropna().items():
-        assert table["site"][row] == table["site"][first] == "L0.resid_pre"
+        assert table["site"][row] == table["site"][first] and table["reading"][row] == table["reading"][first]
         assert joined.picture(row).tobytes() == joined.picture(int(first)).tobytes()
-        pairs.append((table["image"][first], table["image"][row]))
-    assert pairs == [(0, 2), (1, 3)]  # of each shard
+        pairs.append((table["site"][row], table["input"][first], table["input"][row]))
+    start = [(first, other) for site, first, other in pairs if site == "L0.resid_pre"]
+    assert start == [(0, 1), (0, 2), (0, 3)]  # the same for every image
+    assert {pair[1:] for pair in pairs if pair[0] != "L0.resid_pre"} == {(0, 3)} and len(pairs) == 3 + 3
 
 
 # ---- the command line

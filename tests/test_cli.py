@@ -79,9 +79,10 @@ def test_sweep_report_and_sweep_again(vit_lens, photo, tmp_path):
     assert output.strip() == f"page: {out / 'report.html'}"
     manifest = json.loads((out / "record.json").read_text())
     assert manifest["complete"] and manifest["command"].startswith("vit-lens sweep ")
-    assert [lens["definition"] for lens in manifest["lenses"]] == ["mean-anchored DSL", "LN(v) proj"]
+    definitions = [one["settings"]["definition"] for one in manifest["readings"] if not one["control"]]
+    assert definitions == ["mean-anchored DSL", "LN(v) proj"]
     assert len(list((out / "pictures").iterdir())) == 2 * 2 + 3 + 2
-    assert manifest["readouts"]["texts"]["n"] == 49 and manifest["readouts"]["live"]  # mini has captions of its own
+    assert manifest["beside"]["texts"]["n"] == 49 and manifest["beside"]["live"]  # mini has captions of its own
     before = {p: p.stat().st_mtime_ns for p in (out / "pictures").iterdir()}
     assert vit_lens(*command)[0] == 0
     assert before == {p: p.stat().st_mtime_ns for p in (out / "pictures").iterdir()}
@@ -226,12 +227,12 @@ def test_another_encoder_for_the_decoder_is_refused(vit_lens, photo, tmp_path):
 
 
 def test_an_interruption_says_how_to_go_on(vit_lens, photo, tmp_path, monkeypatch):
-    from vit_lens import sweeping
+    from vit_lens.sweeping import running
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeping, "embed_stage", interrupt)
+    monkeypatch.setattr(running, "_embed_stage", interrupt)
     status, _, error = vit_lens("sweep", photo, "--sites", "L0H0", "--out", tmp_path / "out")
     assert status == 130 and "run the same command again to go on" in error
 
@@ -339,3 +340,37 @@ def test_what_one_command_does_not_take_is_named(vit_lens, photo, tmp_path, monk
     status, _, error = vit_lens(*(photo.name if word == "FILE" else word for word in arguments))
     assert status == 2 and message in error and error.count("\n") == 1, error
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png"}
+
+
+def test_a_plan_is_printed_and_nothing_else_happens(vit_lens, photo, tmp_path):
+    status, output, error = vit_lens(
+        "sweep", photo, "--controls", "--plan", "--budget", "60s", "--out", tmp_path / "out"
+    )
+    assert status == 0, error
+    assert "rows: 329" in output and "16 at a time" in output and "time: 329 coarse pictures" in output
+    assert "of the coarse ones" in output and "disk: about" in output and not (tmp_path / "out").exists()
+    status, output, _ = vit_lens(
+        "sweep", photo, "--plan", "--shard", "1/4", "--decoder", "none", "--out", tmp_path / "o"
+    )
+    assert status == 0 and "part 1 of 4: 41 rows" in output and "pictures: none" in output
+
+
+def test_parts_of_one_image_are_drawn_and_merged(vit_lens, photo, tmp_path):
+    command = ("sweep", photo, "--sites", "L7H0,L7.mlp,L3H1", "--steps", 2, "--batch-size", 2, "--no-live")
+    assert vit_lens(*command, "--out", tmp_path / "whole")[0] == 0
+    for part in range(4):
+        assert vit_lens(*command, "--shard", f"{part}/4", "--out", tmp_path / str(part))[0] == 0
+    status, output, error = vit_lens(
+        "merge", *(tmp_path / str(part) for part in range(4)), "--out", tmp_path / "joined"
+    )
+    assert status == 0 and output.startswith("page: "), error
+    one, other = ((tmp_path / name / "table.csv").read_bytes() for name in ("whole", "joined"))
+    assert one == other and (tmp_path / "3" / "report.html").exists()  # empty, and yet a page
+
+
+def test_the_defaults_of_the_command_are_those_of_the_library():
+    from vit_lens.cli import options
+    from vit_lens.lenses import DEFAULT_LENSES
+    from vit_lens.sweeping import DEFAULT_SITES
+
+    assert tuple(options.DEFAULT_LENSES) == DEFAULT_LENSES and tuple(options.DEFAULT_SITES) == DEFAULT_SITES

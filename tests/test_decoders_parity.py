@@ -193,21 +193,19 @@ def test_progress_is_silent_unless_asked(decoder, capsys):
     assert "4/4" in capsys.readouterr().err  # two batches of two steps
 
 
-def test_conditions_are_tokens(decoder):
-    from vit_lens.decoders import Condition, Decoder
+def test_conditions_are_pooled(decoder):
+    from vit_lens import Condition, Decoder
     from vit_lens.errors import ContractError
 
     embeds, negative = tiny_kandinsky.embeddings(2)
     settings = small(decoder, steps=1)
     assert isinstance(decoder, Decoder)
-    direct = decoder.decode_condition(
-        Condition(embeds[:, None], torch.ones(2, 1, dtype=torch.bool)),
-        negative=Condition(negative[:, None]),
-        settings=settings,
-    )
+    direct = decoder.decode(Condition(pooled=embeds), negative=Condition(pooled=negative), settings=settings)
     assert torch.equal(direct, decoder.decode(embeds, negative=negative, settings=settings))
-    with pytest.raises(ContractError, match="one image embedding per picture, got 2 tokens"):
-        decoder.decode_condition(Condition(embeds[None]), negative=None, settings=settings)
+    with pytest.raises(ContractError, match=r"takes pooled \[32\], got tokens \[2, 32\]"):
+        decoder.decode(Condition(tokens=embeds[None]), negative=None, settings=settings)
+    with pytest.raises(ContractError, match=r"takes pooled \[32\], and would ignore tokens"):
+        decoder.decode(Condition(tokens=embeds[:, None], pooled=embeds), negative=None, settings=settings)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

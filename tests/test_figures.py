@@ -1,5 +1,6 @@
 """Figures: what is drawn equals the table, and files are what their names say."""
 
+import dataclasses
 import html
 import math
 import shutil
@@ -16,14 +17,20 @@ def record(tmp_path_factory):
     return factory.build(tmp_path_factory.mktemp("figures") / "r", names=("cup.png", "<b>two</b>.png"), **SMALL)
 
 
+def _rows(record, **wanted):
+    table = record.frame()
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
+
+
 @pytest.mark.parametrize("value", ["cos_input", "norm_h"])
 @pytest.mark.parametrize(("lens", "name"), [(None, "dsl"), ("diffusion", "diffusion")])
 def test_the_heat_map_is_the_table(record, value, lens, name):
     from vit_lens.figures import head_map
 
-    heat = head_map(record, image=1, value=value, lens=lens).data[0]
-    table = record.table
-    rows = table[(table["image"] == 1) & (table["kind"] == "site") & (table["lens"] == name)]
+    heat = head_map(record, input=1, value=value, lens=lens).data[0]
+    rows = _rows(record, input=1, lens=name, control="")
     assert list(heat.x) == ["0", "1", "2", "3", "4", "attn", "MLP"]
     assert list(heat.y) == [0, 1, 2]
     for layer in range(3):
@@ -53,12 +60,11 @@ def test_the_axes_are_titled_with_their_range(record):
 def test_the_top_sites_are_the_best_in_order(record):
     from vit_lens.figures import top_sites
 
-    table = record.table
-    rows = table[(table["image"] == 0) & (table["kind"] == "site") & (table["lens"] == "dsl")]
+    rows = _rows(record, input=0, lens="dsl", control="")
     best = rows.sort_values("faithfulness", ascending=False).head(4)
     figure = top_sites(record, k=4, by="faithfulness")
     captions = [note.text.split("<br>")[0] for note in figure.layout.annotations]
-    controls = table[(table["image"] == 0) & (table["kind"] == "control")].set_index("site")["faithfulness"]
+    controls = _rows(record, input=0, control="random").set_index("site")["faithfulness"]
     expected = ["input"]
     for place, (site, value) in enumerate(zip(best["site"], best["faithfulness"], strict=True)):
         expected += ["input"] if place == 3 else []  # a line holds three pairs
@@ -73,10 +79,10 @@ def test_a_control_is_drawn_with_its_own_picture(record):
     from vit_lens.figures import top_sites
     from vit_lens.records.pictures import encode_png
 
-    table = record.table[(record.table["image"] == 1) & (record.table["lens"] == "dsl")]
-    sites, controls = table[table["kind"] == "site"], table[table["kind"] == "control"].set_index("site")
+    sites = _rows(record, input=1, lens="dsl", control="")
+    controls = _rows(record, input=1, lens="dsl", control="random").set_index("site")
     best = sites.loc[sites["norm_h"].idxmax()]
-    source = top_sites(record, k=1, by="norm_h", image=1).data[2].source
+    source = top_sites(record, k=1, by="norm_h", input=1).data[2].source
     assert base64.b64decode(source.split(",")[1]) == encode_png(record.picture(controls.loc[best["site"], "row"]))
 
 
@@ -96,7 +102,7 @@ def test_attention_pooling_is_the_last_row_of_the_map(tmp_path):
     figure = head_map(record, value="norm_h")
     heat = figure.data[0]
     assert list(heat.y) == ["0", "1", "2", "pool"] and figure.layout.yaxis.type == "category"
-    rows = record.table[(record.table["kind"] == "site") & (record.table["lens"] == "dsl")].set_index("site")
+    rows = _rows(record, lens="dsl", control="").set_index("site")
     expected = ["poolH0", "poolH1", "poolH2", "", "", "pool.attn", "pool.mlp"]
     assert list(heat.customdata[3]) == expected
     for site, drawn in zip(expected, heat.z[3], strict=True):
@@ -112,9 +118,7 @@ def test_a_picture_in_a_figure_is_the_picture_of_its_site(record):
     from vit_lens.figures import top_sites
     from vit_lens.records.pictures import encode_png
 
-    rows = record.table[
-        (record.table["image"] == 0) & (record.table["kind"] == "site") & (record.table["lens"] == "dsl")
-    ]
+    rows = _rows(record, input=0, lens="dsl", control="")
     best = int(rows.loc[rows["cos_input"].idxmax(), "row"])
     source = top_sites(record, k=1).data[1].source
     assert base64.b64decode(source.split(",")[1]) == encode_png(record.picture(best))
@@ -124,9 +128,7 @@ def test_pictures_that_could_not_be_drawn_say_so(record):
     from vit_lens.figures import top_sites
 
     weak = record.table["faithfulness"] < 0.6
-    rows = record.table[
-        (record.table["image"] == 0) & (record.table["kind"] == "site") & (record.table["lens"] == "dsl")
-    ]
+    rows = _rows(record, input=0, lens="dsl", control="")
     captions = [note.text for note in top_sites(record, k=len(rows)).layout.annotations]
     sites = [caption for caption in captions if "control" not in caption]
     assert sum("could" in caption for caption in sites) == int(weak[rows.index].sum()) > 0
@@ -140,7 +142,7 @@ def seeded(tmp_path_factory):
 def test_several_seeds_are_one_picture_with_mean_and_range(seeded):
     from vit_lens.figures import head_map, residual_strip, top_sites
 
-    table = seeded.table[(seeded.table["kind"] == "site") & (seeded.table["lens"] == "dsl")]
+    table = _rows(seeded, lens="dsl", control="")
     means = table.groupby("site")["faithfulness"].mean()
     figure = top_sites(seeded, k=21, by="faithfulness")
     captions = [note.text for note in figure.layout.annotations if "control" not in note.text and note.text != "input"]
@@ -161,7 +163,7 @@ def test_several_seeds_are_one_picture_with_mean_and_range(seeded):
 def test_the_leak_index_stands_below_its_site_and_large_ones_do_not_rule_the_map(record):
     from vit_lens.figures import head_map, top_sites
 
-    table = record.table[(record.table["image"] == 0) & (record.table["kind"] == "site")].set_index(["lens", "site"])
+    table = _rows(record, input=0, control="").set_index(["lens", "site"])
     leaks = table.loc["dsl", "leak"]
     captions = [note.text for note in top_sites(record, k=21).layout.annotations]
     for caption in captions:
@@ -175,15 +177,13 @@ def test_the_leak_index_stands_below_its_site_and_large_ones_do_not_rule_the_map
 
 def test_a_top_list_without_controls_says_so(record, tmp_path):
     from vit_lens.figures import top_sites
-    from vit_lens.records import Record
 
     assert "no control" not in str(top_sites(record, k=3).to_plotly_json()["layout"])
     bare = factory.build(tmp_path / "r", controls=False, **SMALL)
     assert "no control drawn beside these" in top_sites(bare, k=3).layout.title.text
-    table = record.table.copy()
-    best = table[(table["image"] == 0) & (table["kind"] == "site") & (table["lens"] == "dsl")].nlargest(2, "cos_input")
-    gone = table[(table["kind"] == "control") & (table["site"] == best["site"].iloc[0])].index
-    some = Record(path=record.path, manifest=record.manifest, table=table.drop(index=gone), embeddings={})
+    best = _rows(record, input=0, lens="dsl", control="").nlargest(2, "cos_input")
+    gone = _rows(record, control="random", site=best["site"].iloc[0]).index
+    some = dataclasses.replace(record, table=record.table.drop(index=gone))
     figure = top_sites(some, k=2)
     captions = [note.text for note in figure.layout.annotations]
     assert captions[2] == "<i>no control drawn</i>" and captions[4].startswith("random control")
@@ -200,7 +200,7 @@ def test_the_residual_strip_walks_through_the_layers(record):
 def test_names_of_files_are_not_markup(record):
     from vit_lens.figures import head_map
 
-    title = head_map(record, image=1).layout.title.text
+    title = head_map(record, input=1).layout.title.text
     assert "<b>" not in title
     assert html.escape("<b>two</b>.png") in title
 
@@ -219,7 +219,7 @@ def test_an_unfinished_record_has_holes_not_zeros(tmp_path):
     ("wrong", "says"),
     [
         ({"value": "beauty"}, "no number 'beauty'.*cos_input"),
-        ({"image": 7}, r"no image 7 in this record; it has \[0, 1\]"),
+        ({"input": 7}, r"no input 7 in this record; it has \[0, 1\]"),
         ({"lens": "tuned"}, "lens 'tuned' names 0 of the readings"),
     ],
 )

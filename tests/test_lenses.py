@@ -67,7 +67,7 @@ def test_every_read_out_kind(readout_vit, rows):
         closed = lens.embed(cache, sites)
         for index, site in enumerate(sites):
             hooked = model.run_with_hooks(x, fwd_hooks=lens.hooks(cache, site))
-            assert (hooked - closed[:, index]).abs().max() < TOLERANCE, (lens.record(), site)
+            assert (hooked - closed[:, index]).abs().max() < TOLERANCE, (lens.describe(), site)
     last = DiffusionLens().embed(cache, "L2.resid_post")[:, 0]
     assert (last - clean).abs().max() < TOLERANCE
 
@@ -87,7 +87,7 @@ def test_attention_pooling_and_its_own_sites(pooling_vit, pooling_pixels, rows):
         closed = lens.embed(cache, sites)
         for index, site in enumerate(sites):
             hooked = model.run_with_hooks(pooling_pixels, fwd_hooks=lens.hooks(cache, site))
-            assert (hooked - closed[:, index]).abs().max() < TOLERANCE, (lens.record(), site)
+            assert (hooked - closed[:, index]).abs().max() < TOLERANCE, (lens.describe(), site)
         assert (lens.embed(cache, list(reversed(sites))) - closed.flip(1)).abs().max() < TOLERANCE
         placebo = lens.placebo(cache, sites, generator=torch.Generator().manual_seed(0))
         assert torch.isfinite(placebo).all() and (placebo - closed).abs().amax(-1).min() > 1e-6
@@ -187,7 +187,7 @@ def test_mean_anchor_against_plain_pytorch(hf_tower, vit, pixels, means):
 def test_deviations_from_the_means_add_up_to_the_image(vit, pixels, means):
     """The final residual is mu_L plus the deviations of every head and MLP (methods 10.3)."""
     from vit_lens import Site
-    from vit_lens.lenses.lens import site_outputs
+    from vit_lens.lenses.residual import site_outputs
 
     _, cache = vit.run_with_cache(pixels, rows="readout")
     sites = Site.heads(vit) + Site.mlps(vit)
@@ -281,7 +281,7 @@ def test_saved_means_do_not_hide_hooks(vit, pixels):
 
 
 def test_placebo_has_the_norm_of_the_site_and_none_of_its_direction(vit, pixels, means):
-    from vit_lens.lenses.lens import centred_norm, site_outputs
+    from vit_lens.lenses.residual import centred_norm, site_outputs
 
     _, cache = vit.run_with_cache(pixels, rows="readout")
     sites = submodules(vit)
@@ -292,7 +292,7 @@ def test_placebo_has_the_norm_of_the_site_and_none_of_its_direction(vit, pixels,
             seen["real"] = outputs if origin is None else outputs - origin
             return outputs
 
-        lens._embed(cache, lens.check_sites(cache.model, sites), spy)
+        lens._change(cache, sites, spy)
         original, lens_read = lens._read, {}
 
         def read(cache, sites, outputs, original=original, lens=lens, lens_read=lens_read):
@@ -442,7 +442,7 @@ def test_means_do_not_depend_on_the_batch_size(vit, means):
 
 def test_many_sites_are_read_in_parts(vit, pixels, means, monkeypatch):
     """The sites are chunked for memory; the parts join to the same answer."""
-    import vit_lens.lenses.lens as module
+    import vit_lens.lenses.residual as module
 
     _, cache = vit.run_with_cache(pixels, rows="readout")
     for lens in lenses(means):

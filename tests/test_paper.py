@@ -255,16 +255,18 @@ def test_nothing_is_drawn_twice(setup, images, ladder, nothing_drawn):
 def test_other_noise_or_a_damaged_picture_is_drawn_anew(model, decoder, images, setup, tmp_path):
     from dataclasses import replace
 
+    from vit_lens import Condition
     from vit_lens.studies.paper.drawing import draw
 
     own = replace(setup, out=tmp_path)
     embeds = model(own.pixels[:2]).float()
-    first = draw(own, embeds, embeds).pictures
+    asked = Condition(pooled=embeds)
+    first = draw(own, asked, embeds).pictures
     paths = sorted((tmp_path / "pictures").iterdir())
     paths[0].write_bytes(paths[0].read_bytes()[:60])
-    assert all((a == b).all() for a, b in zip(first, draw(own, embeds, embeds).pictures, strict=True))
+    assert all((a == b).all() for a, b in zip(first, draw(own, asked, embeds).pictures, strict=True))
     noisy = replace(own, pictures=replace(own.pictures, settings=decoder.settings(seed=5)))
-    assert (draw(noisy, embeds, embeds).pictures[0] != first[0]).any()
+    assert (draw(noisy, asked, embeds).pictures[0] != first[0]).any()
     assert len(list((tmp_path / "pictures").iterdir())) == 4
 
 

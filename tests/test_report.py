@@ -73,7 +73,7 @@ def _text(value):
 
 
 def _rows(record, **wanted):
-    table = record.table
+    table = record.frame()
     for name, value in wanted.items():
         table = table[table[name] == value]
     return table
@@ -91,7 +91,7 @@ def _loaded(browser, selector):
 
 @needs_browser
 def test_clicking_a_cell_shows_its_picture_and_its_numbers(shown, record):
-    row = _rows(record, image=0, site="L3H4", lens="dsl", kind="site").iloc[0]
+    row = _rows(record, input=0, site="L3H4", lens="dsl", control="").iloc[0]
     shown.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
     assert _all(shown, "#detail h3") == ["L3H4"]
     for key in ("cos_input", "cos_lens_clean", "faithfulness", "norm_h"):
@@ -105,8 +105,8 @@ def test_clicking_a_cell_shows_its_picture_and_its_numbers(shown, record):
 
 @needs_browser
 def test_a_site_stands_beside_its_control(shown, record):
-    row = _rows(record, image=0, site="L3H4", lens="dsl", kind="site").iloc[0]
-    control = _rows(record, image=0, site="L3H4", kind="control").iloc[0]
+    row = _rows(record, input=0, site="L3H4", lens="dsl", control="").iloc[0]
+    control = _rows(record, input=0, site="L3H4", control="random").iloc[0]
     shown.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
     assert f"Its control: {_text(control['cos_input'])}." in _all(shown, "#detail .numbers")[0]
     shown.find_element("css selector", "#detail button.small").click()
@@ -117,7 +117,7 @@ def test_a_site_stands_beside_its_control(shown, record):
 @needs_browser
 @pytest.mark.parametrize("weak", [True, False])
 def test_pictures_that_could_not_be_drawn_say_so(shown, record, weak):
-    rows = _rows(record, image=0, lens="dsl", kind="site")
+    rows = _rows(record, input=0, lens="dsl", control="")
     row = int(rows[(rows["faithfulness"] < 0.6) == weak]["row"].iloc[0])
     cell = shown.find_element("css selector", f'#map button[data-row="{row}"]')
     cell.click()
@@ -132,7 +132,7 @@ def test_several_seeds_share_a_cell_and_its_verdict(browser, tmp_path):
 
     record = factory.build(tmp_path / "r", n_layers=3, n_heads=4, seeds=(2, 0, 7))
     browser.get(write_report(record.path).as_uri())
-    rows = _rows(record, lens="dsl", kind="site")
+    rows = _rows(record, lens="dsl", control="")
     groups = rows.groupby("site")["faithfulness"]
     means, cells = groups.mean(), browser.find_elements("css selector", "#map button.cell")
     assert len(cells) == len(means) == 18 and len(_all(browser, "#strip figure")) == 2 + 3
@@ -202,7 +202,7 @@ def test_the_map_holds_every_site_once_and_follows_the_reading(shown, record):
                 "return document.querySelectorAll('#map-lens option')[arguments[0]].value", names.index(label)
             ),
         )
-        rows = _rows(record, image=0, lens=lens, control=control)
+        rows = _rows(record, input=0, lens=lens, control=control)
         expected = set(rows[~rows["site_type"].str.startswith("resid")]["row"])
         found = shown.execute_script("return [...document.querySelectorAll('#map button')].map(b => +b.dataset.row)")
         assert len(found) == len(expected) == 80
@@ -212,8 +212,8 @@ def test_the_map_holds_every_site_once_and_follows_the_reading(shown, record):
 @needs_browser
 def test_the_strip_is_the_diffusion_lens_over_layers(shown, record):
     captions = _all(shown, "#strip figcaption")
-    rows = _rows(record, image=0, lens="diffusion", site_type="resid_post").sort_values("layer")
-    first = _rows(record, image=0, site="L0.resid_pre").iloc[0]
+    rows = _rows(record, input=0, lens="diffusion", site_type="resid_post").sort_values("layer")
+    first = _rows(record, input=0, site="L0.resid_pre").iloc[0]
     expected = ["input", f"start{_text(first['cos_input'])}"]
     expected += [f"L{layer}{_text(v)}" for layer, v in zip(rows["layer"], rows["cos_input"], strict=True)]
     assert captions == expected
@@ -223,7 +223,7 @@ def test_the_strip_is_the_diffusion_lens_over_layers(shown, record):
 @needs_browser
 @pytest.mark.parametrize("key", ["norm_h", "faithfulness"])
 def test_sorting_is_by_the_number_both_ways(shown, record, key):
-    rows = _rows(record, image=0, kind="site")
+    rows = _rows(record, input=0, control="")
     for ascending in (False, True):
         shown.execute_script(f"document.querySelector('th button[data-sort={key}]').click()")
         order = rows.sort_values(key, ascending=ascending, kind="stable")["row"]
@@ -235,8 +235,8 @@ def test_sorting_is_by_the_number_both_ways(shown, record, key):
 
 @needs_browser
 def test_filters_select_what_they_say(shown, record):
-    rows = _rows(record, image=0, kind="site")
-    total = len(_rows(record, image=0))
+    rows = _rows(record, input=0, control="")
+    total = len(_rows(record, input=0))
 
     def count():
         return shown.find_element("id", "count").text
@@ -279,7 +279,7 @@ def test_arrow_keys_move_between_cells(shown, record):
 
 @needs_browser
 def test_a_link_to_a_site_opens_it(shown, page, record):
-    row = _rows(record, image=1, site="L5.mlp", lens="diffusion").iloc[0]
+    row = _rows(record, input=1, site="L5.mlp", lens="diffusion").iloc[0]
     shown.get("about:blank")
     shown.get(f"{page.as_uri()}#row-{row['row']}")
     assert _all(shown, "#detail h3") == ["L5.mlp"]
@@ -290,7 +290,7 @@ def test_a_link_to_a_site_opens_it(shown, page, record):
 def test_another_image_shows_its_own_rows(shown, record):
     shown.execute_script("document.querySelectorAll('#images button')[1].click()")
     found = shown.execute_script("return [...document.querySelectorAll('#map button')].map(b => +b.dataset.row)")
-    assert set(found) <= set(_rows(record, image=1)["row"])
+    assert set(found) <= set(_rows(record, input=1)["row"])
     assert len(found) == 80
     assert shown.execute_script("return document.querySelector('#strip .input a').href").endswith("inputs/0001.png")
 
@@ -352,7 +352,7 @@ def test_an_unfinished_record_says_so_and_shows_what_is_there(browser, tmp_path)
     browser.get(write_report(record).as_uri())
     assert f"100 of {len(record.table)} pictures" in browser.find_element("id", "unfinished").text
     for lens in ("dsl", "diffusion"):
-        rows = _rows(record, image=0, lens=lens, kind="site")
+        rows = _rows(record, input=0, lens=lens, control="")
         there = rows[(rows["row"] < 100) & ~rows["site_type"].str.startswith("resid")]
         assert 0 < len(there) <= 80
         index = next(i for i, t in enumerate(_all(browser, "#map-lens option")) if t.lower().startswith(lens))
@@ -377,7 +377,7 @@ def test_a_record_within_a_budget_marks_what_is_coarse_and_what_is_shared(browse
     assert len(_all(browser, ".legend-coarse")) == len(_all(browser, ".legend-shared")) == 1
     browser.execute_script("document.querySelectorAll('#images button')[1].click()")
     assert len(browser.find_elements("css selector", "#map .cell")) == 28
-    rows = _rows(record, image=1, kind="site")
+    rows = _rows(record, input=1, control="")
     seen = set()
     for row in (rows[rows["drawn"] == "full"]["row"].iloc[-1], rows[rows["drawn"] == "coarse"]["row"].iloc[-1]):
         browser.execute_script(f"location.hash = '#row-{row}'; location.reload()")
@@ -424,10 +424,10 @@ def test_a_record_without_a_decoder_shows_its_numbers(browser, tmp_path):
 
     table = [{**row, "faithfulness": None, "cos_input": None, "label": ""} for row in factory.rows(("cup.png",))]
     writer = RecordWriter(tmp_path / "r", factory.manifest(len(table), ("cup.png",), decoder=False), table)
-    writer.write_embeddings(factory.embeddings(len(table), 1))
+    factory.write_embeddings(writer, factory.embeddings(len(table), 1))
     writer.finish()
     browser.get(write_report(Record.load(tmp_path / "r")).as_uri())
-    row = next(r for r in table if r["site"] == "L3H4" and r["lens"] == "dsl" and r["kind"] == "site")
+    row = next(r for r in table if r["site"] == "L3H4" and r["reading"] == factory.STEERING["id"])
     assert browser.find_element("css selector", f'#map button[data-row="{row["row"]}"] .value').text == _text(
         row["cos_lens_clean"]
     )
@@ -554,8 +554,8 @@ def _compared(browser):
 @needs_browser
 @pytest.mark.parametrize("kind", ["captions", "images"])
 def test_neighbours_and_captions_stand_beside_those_of_the_control(panel, beside, kind):
-    row = int(_rows(beside, image=0, site="L1H1", lens="dsl", kind="site")["row"].item())
-    control = int(_rows(beside, image=0, site="L1H1", kind="control")["row"].item())
+    row = int(_rows(beside, input=0, site="L1H1", lens="dsl", control="")["row"].item())
+    control = int(_rows(beside, input=0, site="L1H1", control="random")["row"].item())
     panel.find_element("css selector", f'#map button[data-row="{row}"]').click()
     shown = _compared(panel)
     assert set(shown) == {f"{what}, {form}" for what in ("Nearest images", "Captions") for form in ("raw", "centred")}
@@ -598,7 +598,7 @@ def test_without_a_decoder_captions_and_neighbours_are_what_there_is(browser, tm
     record = _beside_record(tmp_path / "r", decoder=False)
     browser.get(write_report(record).as_uri())
     assert "Nearest images, captions and numbers for each of" in browser.find_element("css selector", ".lede").text
-    row = _rows(record, image=0, site="L2.mlp", lens="dsl", kind="site").iloc[0]
+    row = _rows(record, input=0, site="L2.mlp", lens="dsl", control="").iloc[0]
     cell = browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]')
     cell.click()
     assert len(_compared(browser)) == 4
@@ -777,9 +777,56 @@ def test_attention_pooling_is_the_last_row_of_the_map(browser, tmp_path):
     cells = browser.execute_script("""return [...document.querySelectorAll('#map .line:last-child [role=gridcell]')]
         .map(c => c.querySelector('button')?.getAttribute('aria-label').split(',')[0] ?? null)""")
     assert cells == ["poolH0", "poolH1", "poolH2", "pool.attn", "pool.mlp"]
-    row = _rows(record, site="poolH2", lens="dsl", kind="site").iloc[0]
+    row = _rows(record, site="poolH2", lens="dsl", control="").iloc[0]
     browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
     assert _all(browser, "#detail .site-words") == ["head 2 of the attention pooling"]
     assert _all(browser, '#detail [data-key="norm_h"]') == [_text(row["norm_h"])]
     _choose(browser, "#f-type", "pool_head")
     assert set(_all(browser, "td .link")) == {"poolH0", "poolH1", "poolH2"}
+
+
+# ---- readings that only their settings tell apart
+
+
+TWINS = (factory.mean_anchored("00aa11bb"), factory.mean_anchored("cc22dd33"))
+
+
+@needs_browser
+def test_lenses_on_other_means_have_groups_controls_and_pictures_of_their_own(browser, tmp_path):
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r", steering=TWINS, **SMALL)
+    browser.get("about:blank")
+    browser.get(write_report(record).as_uri())
+    options = browser.execute_script(
+        "return [...document.querySelectorAll('#map-lens option')].map(o => [o.value, o.textContent])"
+    )
+    assert [text for _, text in options].count("DSL, mean-anchored, alpha 5") == 2 and len(options) == 5
+    ids = list(dict.fromkeys(record.table["reading"]))
+    for one in TWINS:
+        control = factory.control_of(one)["id"]
+        _choose(browser, "#map-lens", ids.index(one["id"]))
+        cells = browser.execute_script("return [...document.querySelectorAll('#map button')].map(b => +b.dataset.row)")
+        assert set(cells) == set(_rows(record, reading=one["id"])["row"]) and len(cells) == 12
+        row = _rows(record, reading=one["id"], site="L1H1").iloc[0]
+        own = _rows(record, reading=control, site="L1H1").iloc[0]
+        browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
+        numbers = _all(browser, "#detail .numbers")[0]
+        for name in ("cos_input", "faithfulness", "norm_h"):
+            assert f"Its control: {_text(own[name])}." in numbers
+        assert f"reference: {one['settings']['reference']}" in _all(browser, "#detail .definition")[0]
+        companions = _all(browser, "#detail .companions .small")
+        assert sum("random control" in text for text in companions[:2]) == 1  # the other's control comes after
+        assert companions[1] == f"random control{_text(own['cos_input'])}"
+        _choose(browser, "#f-lens", ids.index(control))
+        shown = browser.execute_script("return [...document.querySelectorAll('tr[data-row]')].map(r => +r.dataset.row)")
+        assert set(shown) == set(_rows(record, reading=control)["row"])
+    assert browser.get_log("browser") == []
+
+
+def test_a_part_without_rows_has_a_page(tmp_path):
+    from vit_lens.report import write_report
+
+    changes = {"beside": {"k": 4, "texts": {}, "live": True}}
+    part = factory.build_part(tmp_path / "r", [], 1, 2, names=NAMES, changes=changes, **SMALL)
+    assert "vit_lens report" in write_report(part).read_text()

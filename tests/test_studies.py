@@ -390,8 +390,8 @@ def test_pictures_are_kept_and_drawn_once(model, judge, decoder, tmp_path, monke
     embeds = model(model.preprocess(pictures(7)))
     seen = made.see(embeds, noise_seed=3)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    drawn = made.draw(embeds, noise_seed=3)
-    assert torch.allclose(seen.own, model(model.preprocess(list(drawn.numpy()))), atol=1e-4)
+    drawn, _ = made.draw(embeds, noise_seed=3)
+    assert torch.allclose(seen.own.pooled, model(model.preprocess(list(drawn.numpy()))), atol=1e-4)
     assert torch.allclose(seen.judge, judge.model(judge.model.preprocess(list(drawn.numpy()))), atol=1e-4)
 
     def refuse(*args, **kwargs):
@@ -399,7 +399,7 @@ def test_pictures_are_kept_and_drawn_once(model, judge, decoder, tmp_path, monke
 
     monkeypatch.setattr(type(decoder), "decode", refuse)
     again = made.see(embeds, noise_seed=3)
-    assert torch.equal(again.own, seen.own) and torch.equal(again.judge, seen.judge)
+    assert torch.equal(again.own.pooled, seen.own.pooled) and torch.equal(again.judge, seen.judge)
     with pytest.raises(RuntimeError, match="drawn"):  # another noise is another picture
         made.see(embeds, noise_seed=4)
 

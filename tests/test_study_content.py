@@ -451,6 +451,7 @@ def test_the_study_runs_end_to_end_and_goes_on_where_it_stopped(study, tmp_path,
 
 
 def test_noise_is_shared_within_a_base_and_nested_over_bases(study, tmp_path, monkeypatch):
+    from vit_lens import Condition
     from vit_lens.studies import Pictures, Seen, content_study
 
     make, pairs, texts = study
@@ -458,7 +459,7 @@ def test_noise_is_shared_within_a_base_and_nested_over_bases(study, tmp_path, mo
 
     def see(self, embeds, *, noise_seed, label="pictures"):
         asked.append((noise_seed, len(embeds)))
-        return Seen(embeds, embeds + noise_seed)
+        return Seen(Condition.of(embeds), Condition.of(embeds).flat + noise_seed)
 
     monkeypatch.setattr(Pictures, "see", see)
     content_study(make(tmp_path, noise_seeds=(4, 7)), pairs, texts, decoded=["diffusion"], n_decoded=3, **SMALL)

@@ -94,12 +94,13 @@ def with_decoder(setup, draw):
     """Return the setup with a decoder of known quality: ``draw(embeds, seed)`` is what its pictures re-embed to."""
     from dataclasses import fields, replace
 
+    from vit_lens import Condition
     from vit_lens.studies import Pictures, Seen
 
     class Known(Pictures):
         def see(self, embeds, *, noise_seed, label=""):
-            own = draw(embeds, noise_seed)
-            return Seen(own, own[:, :13].clone())
+            own = draw(embeds.flat, noise_seed)
+            return Seen(Condition.of(own), own[:, :13].clone())
 
     given = {f.name: getattr(setup.pictures, f.name) for f in fields(Pictures) if f.init}
     return replace(setup, pictures=Known(**given))
@@ -188,16 +189,17 @@ def test_one_seed_or_no_judge_leaves_out_what_needs_them():
 def test_nested_pictures_take_the_seed_of_their_image(setup, n_seeds):
     from dataclasses import replace
 
+    from vit_lens import Condition
     from vit_lens.studies.faithfulness.drawn import draw
 
     seeds = tuple(range(10, 10 + n_seeds))
     asked = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
     known = with_decoder(replace(setup, noise_seeds=seeds), lambda embeds, seed: embeds * seed)
-    drawn = draw(known, asked, nested=True, label="x")
+    drawn = draw(known, Condition.of(asked), nested=True, label="x")
     assert drawn.own.shape == (3, 4, 1, 32) and drawn.judge.shape == (3, 4, 1, 13)
     for image in range(3):
         assert torch.allclose(drawn.own[image, :, 0], asked[image] * seeds[image % n_seeds])
-    whole = draw(known, asked, label="x")
+    whole = draw(known, Condition.of(asked), label="x")
     for place, seed in enumerate(seeds):
         assert torch.allclose(whole.own[:, :, place], asked * seed)
 

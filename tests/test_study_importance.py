@@ -109,7 +109,7 @@ def turned(a, b):
 
 @pytest.mark.parametrize("kind", ["mean", "resample", "zero"])
 def test_direct_effects_are_those_of_a_run_with_everything_later_frozen(setup, kind):
-    from vit_lens.lenses.lens import site_outputs
+    from vit_lens.lenses.residual import site_outputs
     from vit_lens.studies.importance.head_effects import direct_effects
 
     model, (written, _) = setup.model, written_of(setup)
@@ -175,7 +175,7 @@ def test_outputs_are_read_as_the_lenses_read_them(setup):
 
 
 def test_parts_are_all_parts(setup):
-    from vit_lens.lenses.lens import final_residual, site_outputs
+    from vit_lens.lenses.residual import final_residual, site_outputs
     from vit_lens.studies.importance.head_outputs import _rest
 
     written, origins = written_of(setup)
@@ -185,7 +185,7 @@ def test_parts_are_all_parts(setup):
 
 
 def test_a_world_without_content_has_the_measured_sizes_and_adds_up(setup):
-    from vit_lens.lenses.lens import centred_norm, final_residual
+    from vit_lens.lenses.residual import centred_norm, final_residual
     from vit_lens.studies.importance.head_outputs import no_content
 
     written, origins = written_of(setup)
@@ -287,17 +287,18 @@ def test_correlations_of_many_draws_are_those_of_one():
 
 def mirror():
     """Pictures that show exactly what they were asked for."""
+    from vit_lens import Condition
     from vit_lens.studies import Pictures, Seen
 
     class Mirror(Pictures):
-        judge, calls = None, []
+        judge, decoder, calls = None, None, []
 
         def __init__(self):
             object.__setattr__(self, "calls", [])
 
         def see(self, embeds, *, noise_seed, label="pictures"):
             self.calls.append((noise_seed, len(embeds)))
-            return Seen(embeds, None)
+            return Seen(Condition.of(embeds), None)
 
     return Mirror()
 

@@ -273,7 +273,7 @@ def test_pictures_rank_by_what_readers_see_of_them_with_nested_noise(setup, scen
             seen = []
             for image in (few.base[base], few.both[overlay, base]):
                 _, cache = model.run_with_cache(model.preprocess([image]))
-                shown = drawer.draw(lens.embed(cache, sites)[0].float(), noise_seed=(7, 3, 7)[base])
+                shown, _ = drawer.draw(lens.embed(cache, sites)[0].float(), noise_seed=(7, 3, 7)[base])
                 seen.append(seer(seer.preprocess(list(shown.numpy()))).float())
             along = toward(seer, few, overlay).float()
             expected[overlay] += torch.nn.functional.cosine_similarity(seen[1] - seen[0], along[None]).numpy() / 3

@@ -328,7 +328,7 @@ def test_pictures_are_read_by_the_judge_in_pairs_of_one_noise(world, drawing):
         for pair in range(2):
             pixels = drawing.pixels[[int(rows[value][pair])]]
             embeds = lens.embed(plant.model.run_with_cache(pixels)[1], found.heads)[0]
-            pictures = drawing.pictures.draw(embeds, noise_seed=pair)
+            pictures, _ = drawing.pictures.draw(embeds, noise_seed=pair)
             judge = drawing.pictures.judge
             told[value, pair] = contrast_of(judge.texts, judge.model(judge.model.preprocess(list(pictures.numpy()))))
     slow = told[1].mean(0) - told[0].mean(0)

@@ -38,7 +38,7 @@ def run(model, decoder, images, lenses, out, **overrides):
     from vit_lens import sweep
 
     settings = dict(lens=lenses, sites=SITES, out=out, batch_size=7, controls=True, seeds=[3, 0]) | overrides
-    return sweep(model, decoder, images, **settings)
+    return sweep(model, decoder, images, **tiny_sweep.options(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,15 @@ def record(model, decoder, images, lenses, tmp_path_factory):
 
 def test_rows_say_what_was_read(record):
     """Two images, two seeds; the steering lens on 7 submodules, the Diffusion Lens on all 10, a control for each."""
-    table = record.table
+    table = record.frame()
     assert len(table) == 2 * 2 * (7 + 7 + 10 + 7) and record.complete
-    first = table[(table["image"] == 0) & (table["seed"] == 3)]
-    counts = first.groupby(["lens", "kind"]).size().to_dict()
-    assert counts == {("dsl", "site"): 7, ("dsl", "control"): 7, ("diffusion", "site"): 10, ("diffusion", "control"): 7}
+    first = table[(table["input"] == 0) & (table["seed"] == 3)]
+    counts = first.groupby(["lens", "control"]).size().to_dict()
+    assert counts == {("dsl", ""): 7, ("dsl", "random"): 7, ("diffusion", ""): 10, ("diffusion", "random"): 7}
     steered = first[first["lens"] == "dsl"]
     assert set(steered["definition"]) == {"mean-anchored DSL"} and set(steered["alpha"]) == {4.0}
     assert first.loc[first["site"] == "L1H2", "head"].tolist() == [2, 2, 2, 2]
-    assert [i["name"] for i in record.manifest["images"]] == ["a.png", "<b>&.png"]
+    assert [i["name"] for i in record.manifest["inputs"]] == ["a.png", "<b>&.png"]
     assert record.manifest["decoder"]["settings"]["steps"] == 2
 
 
@@ -70,7 +70,7 @@ def test_numbers_are_those_of_an_independent_run(record, model, decoder, images,
 
     pixels = model.preprocess([images[1]])
     clean, cache = model.run_with_cache(pixels)
-    sites = record.table[(record.table["image"] == 1) & (record.table["kind"] == "site")]
+    sites = record.frame()[(record.frame()["input"] == 1) & (record.frame()["control"] == "")]
     for lens_name, lens in (("dsl", lenses[0]), ("diffusion", lenses[1])):
         row = sites[(sites["lens"] == lens_name) & (sites["site"] == "L0H1") & (sites["seed"] == 3)].iloc[0]
         embeds = model.run_with_hooks(pixels, fwd_hooks=lens.hooks(cache, "L0H1"))
@@ -94,7 +94,7 @@ def by_numpy(a, b):
 
 def draws_of(record, model, lens, image, picture, names, n=20):
     """Twenty random directions for every site, as the record draws them."""
-    digits = record.manifest["images"][image]["sha256"][12:24]
+    digits = record.manifest["inputs"][image]["sha256"][12:24]
     generator = torch.Generator().manual_seed(int(digits, 16) + record.manifest["seeds"]["control"])
     clean, cache = model.run_with_cache(model.preprocess([picture]))
     return clean, torch.stack([lens.placebo(cache, names, generator=generator)[0] for _ in range(n)], dim=1)
@@ -102,8 +102,8 @@ def draws_of(record, model, lens, image, picture, names, n=20):
 
 def test_every_site_stands_beside_twenty_random_directions(record, model, images, lenses):
     for lens_name, lens in (("dsl", lenses[0]), ("diffusion", lenses[1])):
-        rows = record.table[(record.table["image"] == 1) & (record.table["lens"] == lens_name)]
-        written = rows[(rows["kind"] == "site") & ~rows["site_type"].str.startswith("resid")]
+        rows = record.frame()[(record.frame()["input"] == 1) & (record.frame()["lens"] == lens_name)]
+        written = rows[(rows["control"] == "") & ~rows["site_type"].str.startswith("resid")]
         others = rows.drop(written.index)
         assert others["cos_lens_control"].isna().all() and len(others)
         for seed in (3, 0):  # noise of the decoder, which has no part in it
@@ -116,7 +116,7 @@ def test_every_site_stands_beside_twenty_random_directions(record, model, images
 
 def test_other_directions_are_other_numbers_of_the_same_size(record, model, images, lenses, tmp_path):
     other = run(model, None, images[:2], lenses, tmp_path / "out", seeds=None, control_seed=1)
-    a, b = (r.table[(r.table["kind"] == "site") & (r.table["lens"] == "dsl")] for r in (record, other))
+    a, b = (f[(f["control"] == "") & (f["lens"] == "dsl")] for f in (record.frame(), other.frame()))
     a = a[a["seed"] == 3]
     assert (a["cos_lens_control"].to_numpy() != b["cos_lens_control"].to_numpy()).all()
     assert abs(a["cos_lens_control"].mean() - b["cos_lens_control"].mean()) < 0.1
@@ -127,10 +127,11 @@ def test_the_leak_index_is_that_of_the_studies(full, model, images, lenses, besi
     from vit_lens.studies.reading import centred_similarity
 
     (mean,) = beside["means"]
-    rows = full.table[(full.table["image"] == 0) & (full.table["seed"] == 3) & (full.table["lens"] == "dsl")]
-    sites = rows[rows["kind"] == "site"]
+    frame = full.frame()
+    rows = frame[(frame["input"] == 0) & (frame["seed"] == 3) & (frame["lens"] == "dsl")]
+    sites = rows[rows["control"] == ""]
     assert rows.drop(sites.index)["leak"].isna().all()
-    assert full.table.loc[full.table["lens"] == "diffusion", "leak"].isna().all()  # the gallery alone is not enough
+    assert frame.loc[frame["lens"] == "diffusion", "leak"].isna().all()  # the gallery alone is not enough
     clean, draws = draws_of(full, model, lenses[0], 0, images[0], list(sites["site"]))
     known = [str(site) for site in mean.sites]
     site_means = mean.values[[known.index(site) for site in sites["site"]]][None]
@@ -145,13 +146,13 @@ def test_the_leak_index_is_that_of_the_studies(full, model, images, lenses, besi
 
 
 def test_controls_differ_from_sites_and_seeds_from_each_other(record):
-    table, lens = record.table, record.embeddings["lens"]
-    heads = table[(table["lens"] == "dsl") & (table["image"] == 0)]
+    table, lens = record.frame(), record.embeddings["lens"]
+    heads = table[(table["lens"] == "dsl") & (table["input"] == 0)]
     real, placebo = (
-        lens[heads.loc[(heads["kind"] == k) & (heads["seed"] == 3), "row"].tolist()] for k in ("site", "control")
+        lens[heads.loc[(heads["control"] == k) & (heads["seed"] == 3), "row"].tolist()] for k in ("", "random")
     )
     assert (real - placebo).norm(dim=1).min() > 1e-2
-    rows = {s: heads.loc[(heads["kind"] == "site") & (heads["seed"] == s), "row"].tolist() for s in (3, 0)}
+    rows = {s: heads.loc[(heads["control"] == "") & (heads["seed"] == s), "row"].tolist() for s in (3, 0)}
     assert torch.equal(lens[rows[3]], lens[rows[0]])
     assert record.picture(rows[3][0]).tobytes() != record.picture(rows[0][0]).tobytes()
 
@@ -163,7 +164,7 @@ def test_killed_at_any_write_a_sweep_goes_on_to_the_same_bits(
     """Killed before or after the given write of a file, twice, with a checkpoint after every batch."""
     import vit_lens.files
     import vit_lens.records.writer
-    import vit_lens.sweeping.drawing as drawing
+    import vit_lens.sweeping.ledger as ledger
 
     original, out, lock = vit_lens.files.write_atomic, tmp_path / "out", threading.Lock()
     state = {"writes": 0, "dead": False}
@@ -181,8 +182,8 @@ def test_killed_at_any_write_a_sweep_goes_on_to_the_same_bits(
 
     monkeypatch.setattr(vit_lens.files, "write_atomic", write)
     monkeypatch.setattr(vit_lens.records.writer, "write_atomic", write)
-    monkeypatch.setattr(drawing, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(drawing, "_SHARE", 0)
+    monkeypatch.setattr(ledger, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(ledger, "_SHARE", 0)
     kept = {}
     for _ in range(2):
         state |= {"dead": False, "writes": min(state["writes"], kill_at)}
@@ -225,7 +226,7 @@ def test_another_sweep_is_refused_its_directory(record, model, decoder, images, 
         run(model, decoder, images[:2], lenses[1], record.path)
     others = ReferenceMeans.from_images(model, [images[0], images[2]])
     changed = DiffusionSteeringLens(alpha=4.0, anchor="mean", reference=others)
-    with pytest.raises(RecordError, match=r"lenses\[0\].reference_content"):
+    with pytest.raises(RecordError, match=r"readings\[0\]\.id"):
         run(model, decoder, images[:2], [changed, lenses[1]], record.path)
     spec = model.preprocess_spec
     model.preprocess_spec = replace(spec, mean=(0.1, 0.2, 0.3))
@@ -241,20 +242,97 @@ def test_another_sweep_is_refused_its_directory(record, model, decoder, images, 
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
 
 
-def test_shards_join_to_the_undivided_sweep(model, decoder, images, lenses, tmp_path):
+def same_but(one, other, *names):
+    """Hold two folders to each other, but for files of some names."""
+    a, b = contents(one), contents(other)
+    left = [{name: data for name, data in files.items() if name not in names} for files in (a, b)]
+    assert left[0].keys() == left[1].keys()
+    assert left[0] == left[1], [name for name in left[0] if left[0][name] != left[1][name]]
+
+
+@pytest.mark.parametrize(("n_images", "n_parts"), [(1, 4), (2, 3), (1, 13)])
+def test_parts_that_share_images_join_to_the_bits_of_the_whole(
+    model, decoder, images, lenses, tmp_path, n_images, n_parts
+):
+    """One image over four parts, two over three, and more parts than batches, of which some are empty."""
     from vit_lens.records import merge
 
-    small = dict(sites=["L0H0", "L1.mlp"], controls=True, seeds=[0], batch_size=4)
-    whole = run(model, decoder, images, lenses, tmp_path / "whole", **small)
-    parts = [run(model, decoder, images, lenses, tmp_path / f"{i}", shard=(i, 2), **small) for i in range(2)]
-    assert [p.table["image"].unique().tolist() for p in parts] == [[0, 2], [1]]
+    small = dict(sites=["L0.resid_pre", "L0H0", "L1H2", "L1.mlp"], controls=True, seeds=[3, 0], batch_size=4)
+    whole = run(model, decoder, images[:n_images], lenses, tmp_path / "whole", **small)
+    parts = [
+        run(model, decoder, images[:n_images], lenses, tmp_path / f"{i}", shard=(i, n_parts), **small)
+        for i in range(n_parts)
+    ]
+    sizes = [len(part.table) for part in parts]
+    assert sum(sizes) == len(whole.table) and all(part.complete for part in parts)
+    assert (0 in sizes) == (n_parts == 13)
+    joined = merge([part.path for part in reversed(parts)], tmp_path / "joined")
+    same_but(joined.path, whole.path, "record.json", ".vit_lens.lock")
+    one, other = joined.manifest, whole.manifest
+    assert {**one, "command": None} == {**other, "command": None}
+
+
+def test_the_default_batch_divides_to_the_same_bits(model, images, lenses, tmp_path):
+    """Without a batch size: a constant of the decoder, whatever is divided, interrupted, or free."""
+    from vit_lens.records import merge
+
+    quick, out = tiny_sweep.quick_decoder(), tmp_path / "whole"
+    small = dict(sites=["heads", "L1.mlp"], seeds=[0], batch_size=None)
+    whole = run(model, quick, images[:1], lenses, out, **small)
+    assert whole.manifest["batch_plan"]["batch_size"] == 5
+    quick.n_free = 10**6  # more memory than ever changes nothing
+    parts = [run(model, quick, images[:1], lenses, tmp_path / f"{i}", shard=(i, 4), **small) for i in range(4)]
+    same_but(merge([p.path for p in parts], tmp_path / "joined").path, out, "record.json", ".vit_lens.lock")
+    assert all("changes" not in part.manifest["batch_plan"] for part in parts)
+
+
+def test_less_memory_lowers_the_batch_and_is_written_down(model, images, lenses, tmp_path):
+    quick = tiny_sweep.quick_decoder()
+    quick.n_free = 2
+    small = dict(sites=["heads"], seeds=[0], batch_size=None, controls=False)
+    record = run(model, quick, images[:1], lenses, tmp_path / "out", **small)
+    assert record.manifest["batch_plan"]["batch_size"] == 5
+    (change,) = record.manifest["batch_plan"]["changes"]
+    assert (change["row"], change["batch_size"]) == (0, 2) and "memory" in change["why"]
+    assert "2 at a time" in record.manifest["notes"][-1] and {size for _, _, size in quick.calls} == {2}
+    asked = run(model, quick, images[:1], lenses, tmp_path / "asked", **small | {"batch_size": 4})
+    assert "changes" not in asked.manifest["batch_plan"]  # a size that was asked for is tried
+
+
+def test_a_part_of_a_budget_shares_the_pictures_that_the_whole_shares(model, images, lenses, tmp_path):
+    """Twins are found before rows are divided: what is drawn once in the whole is drawn by one part, once."""
+    from vit_lens.records import merge
+
+    quick = tiny_sweep.quick_decoder()
+    small = dict(sites=["L0.resid_pre", "L1.resid_post", "L0H1", "L1.mlp"], seeds=[0], batch_size=4, budget=10**6)
+    whole = run(model, quick, images[:2], lenses, tmp_path / "whole", **small)
+    parts = [run(model, quick, images[:2], lenses, tmp_path / f"{i}", shard=(i, 3), **small) for i in range(3)]
+    again = [run(model, quick, images[:2], lenses, tmp_path / f"{i}", shard=(i, 3), **small) for i in range(3)]
+    assert [len(p.table) for p in parts] == [len(p.table) for p in again] and all(p.complete for p in again)
     joined = merge([p.path for p in parts], tmp_path / "joined")
+    assert joined.table["same_as"].equals(whole.table["same_as"]) and whole.table["same_as"].notna().any()
     assert torch.equal(joined.embeddings["lens"], whole.embeddings["lens"])
-    assert joined.table.drop(columns=["faithfulness", "cos_input"]).equals(
-        whole.table.drop(columns=["faithfulness", "cos_input"])
-    )
-    drift = (joined.table["faithfulness"] - whole.table["faithfulness"]).abs().max()
-    assert drift < 1e-3  # other batches, other rounding
+
+
+def test_threads_are_those_of_the_record(model, decoder, images, lenses, tmp_path):
+    from vit_lens.errors import RecordError
+
+    small, seen = dict(sites=["L0H0"], seeds=[0], controls=False), []
+    before = torch.get_num_threads()
+    first = run(model, decoder, images[:1], lenses, tmp_path / "out", threads=1, **small)
+    assert first.manifest["threads"] == 1 and torch.get_num_threads() == before
+    (tmp_path / "out" / "pictures" / "000001.png").unlink()
+    manifest = (tmp_path / "out" / "record.json").read_text().replace('"complete": true', '"complete": false')
+    (tmp_path / "out" / "record.json").write_text(manifest)
+    torch.set_num_threads(2)
+    try:
+        watch = dict(on_pass=lambda _: seen.append(torch.get_num_threads()))
+        watched = run(model, decoder, images[:1], lenses, tmp_path / "out", **watch, **small)
+        assert watched.complete and torch.get_num_threads() == 2
+        with pytest.raises(RecordError, match="begun with 1 threads, and 2 would be other bits"):
+            run(model, decoder, images[:1], lenses, tmp_path / "out", threads=2, **small)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_embeddings_alone_need_no_decoder(model, images, lenses, tmp_path):
@@ -317,7 +395,7 @@ def test_residual_sites_need_a_lens_that_reads_them(model, decoder, images, lens
         run(model, decoder, images, lenses[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(LensError, match=r"none of the lenses is defined on L0\.resid_pre"):
-        run(model, decoder, images, [lenses[0]], tmp_path / "out")
+        run(model, decoder, images, [lenses[0], "dsl:alpha=2"], tmp_path / "out")
 
 
 def test_a_broken_image_stops_the_sweep_before_it_starts(model, decoder, lenses, tmp_path):
@@ -352,7 +430,7 @@ def test_a_folder_stands_for_its_images(model, images, lenses, tmp_path):
     from vit_lens.errors import ImageError
 
     record = run(model, None, images[0].parent, lenses, tmp_path / "out", seeds=None, controls=False)
-    assert [image["name"] for image in record.manifest["images"]] == ["<b>&.png", "a.png", "c.png"]
+    assert [image["name"] for image in record.manifest["inputs"]] == ["<b>&.png", "a.png", "c.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="holds no image"):
         run(model, None, [tmp_path / "empty"], lenses, tmp_path / "out2", seeds=None, controls=False)
@@ -397,7 +475,7 @@ def beside(model, lenses, bank, gallery):
     paths = [gallery.path(i) for i in range(4)]
     means = ReadoutMeans.from_images(model, paths, ["heads", "attn", "mlp"], lens=lenses[0])
     groups = {"what": CAPTIONS[:3], "colour": CAPTIONS[3:]}
-    return dict(texts=bank, text_groups=groups, gallery=gallery, means=[means], live=True) | BESIDE
+    return dict(texts=bank, groups=groups, gallery=gallery, means=[means], live=True) | BESIDE
 
 
 @pytest.fixture(scope="module")
@@ -418,8 +496,8 @@ def test_captions_and_neighbours_are_the_nearest_to_every_row(full, bank, galler
     texts, pictures = bank.embeds.double().numpy(), gallery.embeds.double().numpy()
     middle = pictures.mean(0)
     same = gallery.names.index("same.png")
-    counts = {"control": 0, "site": 0}
-    for row in full.table.to_dict("records"):
+    counts = {"random": 0, "": 0}
+    for row in full.frame().to_dict("records"):
         embed = full.embeddings["lens"][row["row"]].double().numpy()
         steered = row["lens"] == "dsl"
         mu = origin[row["site"]] if steered else middle
@@ -435,13 +513,13 @@ def test_captions_and_neighbours_are_the_nearest_to_every_row(full, bank, galler
         targets = pictures - middle if form == "centred" else pictures
         vector = embed - mu if form == "centred" else embed
         cosines = targets @ vector / np.linalg.norm(targets, axis=1) / np.linalg.norm(vector)
-        if row["image"] == 0:
+        if row["input"] == 0:
             cosines[same] = -np.inf
         index, best = _order(cosines, 4)
         assert index == [a["index"] for a in found["images"][form]]
         assert [gallery.names[i] for i in index] == [a["name"] for a in found["images"][form]]
         np.testing.assert_allclose(best, [a["cosine"] for a in found["images"][form]], atol=2e-5)
-        counts[row["kind"]] += 1
+        counts[row["control"]] += 1
     assert min(counts.values()) > 20
     assert full.readouts.groups == {"what": [0, 1, 2], "colour": [3, 4, 5]}
 
@@ -494,14 +572,14 @@ def test_killed_a_full_sweep_goes_on_to_the_same_bits(model, images, lenses, bes
 def test_shards_join_to_the_captions_neighbours_and_numbers_of_the_whole(
     model, images, lenses, beside, tmp_path, monkeypatch
 ):
-    import vit_lens.sweeping.readouts as readouts
+    import vit_lens.sweeping.beside as readouts
     from vit_lens.records import merge
 
     monkeypatch.setattr(readouts, "n_live_images", lambda model: 2)  # a page that carries two of three
     settings = beside | dict(seeds=None)
     whole = run(model, None, images, lenses, tmp_path / "whole", **settings)
     parts = [run(model, None, images, lenses, tmp_path / f"{i}", shard=(i, 2), **settings) for i in (0, 1)]
-    assert [part.live.images for part in parts] == [(0,), (1,)]
+    assert [part.live.images for part in parts] == [(0, 1), (0, 1)]  # each has rows of both
     merge([p.path for p in parts], tmp_path / "joined")
     one, other = contents(whole.path), contents(tmp_path / "joined")
     kept = [name for name in one if name.startswith(("gallery/", "readouts", "live", "embeddings"))]
@@ -509,7 +587,7 @@ def test_shards_join_to_the_captions_neighbours_and_numbers_of_the_whole(
     assert set(one) - {".vit_lens.lock"} == set(other)
 
 
-@pytest.mark.parametrize("change", ["texts", "text_groups", "gallery", "means", "live"])
+@pytest.mark.parametrize("change", ["texts", "groups", "gallery", "means", "live"])
 def test_another_bank_or_gallery_is_another_sweep(full, model, decoder, images, lenses, beside, bank, gallery, change):
     from dataclasses import replace
 
@@ -517,22 +595,22 @@ def test_another_bank_or_gallery_is_another_sweep(full, model, decoder, images, 
 
     others = {
         "texts": replace(bank, embeds=bank.embeds * 2),
-        "text_groups": {"all": CAPTIONS},
+        "groups": {"all": CAPTIONS},
         "gallery": replace(gallery, embeds=gallery.embeds * 2),
         "means": [replace(beside["means"][0], values=beside["means"][0].values * 2)],
         "live": False,
     }
-    where = {"text_groups": "texts"}.get(change, change)
-    with pytest.raises(RecordError, match=rf"holds another sweep's record: readouts\.{where}"):
+    where = {"groups": "texts"}.get(change, change)
+    with pytest.raises(RecordError, match=rf"holds another sweep's record: beside\.{where}"):
         run(model, decoder, images[:2], lenses, full.path, **beside | {change: others[change]})
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(texts=None), "VitLensError", "text_groups= sorts the captions of texts="),
-        (dict(texts=None, text_groups=None, gallery=None), "VitLensError", "they have no effect"),
-        (dict(text_groups={"pets": ["a bird"]}), "TextError", "no caption 'a bird'"),
+        (dict(texts=None), "VitLensError", "groups= sorts the captions of texts="),
+        (dict(texts=None, groups=None, gallery=None), "VitLensError", "they have no effect"),
+        (dict(groups={"pets": ["a bird"]}), "TextError", "no caption 'a bird'"),
     ],
 )
 def test_arguments_beside_without_effect_are_refused(model, images, lenses, beside, tmp_path, change, error, message):
@@ -698,7 +776,8 @@ def test_a_tower_that_pools_by_attention_is_swept_with_its_pool(tmp_path, images
     )
     lens = DiffusionSteeringLens(alpha=3.0)
     record = run(tower, None, images[:2], lens, tmp_path / "out", sites=["heads", "mlp"], seeds=None, live=True)
-    pool = record.table[record.table["layer"].isna() & (record.table["kind"] == "site") & (record.table["image"] == 1)]
+    frame = record.frame()
+    pool = frame[frame["layer"].isna() & (frame["control"] == "") & (frame["input"] == 1)]
     assert pool["site"].tolist() == [f"poolH{head}" for head in range(5)] + ["pool.mlp"]
     _, cache = tower.run_with_cache(tower.preprocess([images[1]]))
     for row in pool.to_dict("records"):
@@ -706,7 +785,7 @@ def test_a_tower_that_pools_by_attention_is_swept_with_its_pool(tmp_path, images
         assert torch.allclose(record.embeddings["lens"][row["row"]], expected, atol=1e-4)
     z = cache["attn_pool.attn.hook_z"][0, 0, 3] @ tower.attn_pool.attn.W_O[3]
     assert pool.loc[pool["site"] == "poolH3", "norm_h"].item() == pytest.approx(float(z.norm()), rel=1e-5)
-    heat = head_map(record, image=1, value="cos_lens_clean").data[0]
+    heat = head_map(record, input=1, value="cos_lens_clean").data[0]
     assert list(heat.y) == ["0", "1", "2", "pool"] and heat.customdata[3][4] == "poolH4"
     assert heat.z[3][4] == pool.loc[pool["site"] == "poolH4", "cos_lens_clean"].item()
     assert not record.live.recomputed and record.live.labels[-1] == "pool.mlp"

@@ -51,6 +51,26 @@ def lenses(model, images):
     return [DiffusionSteeringLens(alpha=4.0, anchor="mean", reference=means), DiffusionLens()]
 
 
+def options(**flat):
+    """Arguments of a sweep from a flat list of settings: those of its option objects by their names."""
+    from vit_lens import Beside, Controls, Drawing, Execution
+
+    def taken(*names):
+        return {name: flat.pop(name) for name in names if name in flat}
+
+    beside = taken("labels", "texts", "groups", "gallery", "means", "live")
+    drawing, execution = taken("settings", "seeds", "batch_size"), taken("executor", "shard", "threads")
+    against = {
+        "drawn": flat.pop("controls", False),
+        "seed": flat.pop("control_seed", 0),
+        "draws": flat.pop("draws", 20),
+    }
+    flat["controls"] = Controls(**against)
+    return flat | {
+        "drawing": Drawing(**drawing), "execution": Execution(**execution), "beside": Beside(**beside)
+    }  # fmt: skip
+
+
 def contents(path):
     """Every file below a folder, by its relative name."""
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
@@ -70,12 +90,17 @@ def quick_decoder():
     class Quick(KandinskyDecoder):
         calls, before, room, n_free = (), staticmethod(lambda settings: None), 10**9, 5
 
-        def batch_size_for(self, settings):
-            return self.n_free
+        def batch_size(self, settings):
+            return 5
 
-        def decode(self, embeds, *, negative, encoder, settings, batch_size, on_smaller):
-            assert len(embeds) <= batch_size and negative.shape == (1, tiny_kandinsky.D_EMBED)
-            self.calls = (*self.calls, (len(embeds), settings, batch_size))
+        def batch_size_for(self, settings):
+            return min(self.n_free, self.batch_size(settings))
+
+        def decode(self, condition, *, negative, settings, batch_size, on_smaller=None):
+            embeds = condition.pooled
+            assert len(embeds) == batch_size and negative.pooled.shape == (1, tiny_kandinsky.D_EMBED)
+            n_rows = len(torch.unique(embeds, dim=0)) if batch_size > 1 else 1  # the rest fills the batch up
+            self.calls = (*self.calls, (n_rows, settings, batch_size))
             self.before(settings)
             while batch_size * (1 + any(settings.guided_steps)) > self.room:
                 if batch_size == 1:

@@ -99,7 +99,7 @@ class CachingRootModule(LoudHookedRootModule):
                     "rows='readout' keeps a fixed set; leave names_filter, pos_slice and remove_batch_dim"
                 )
         start, stop = model_kwargs.get("start_at_layer"), model_kwargs.get("stop_at_layer")
-        names = self._names_to_cache(self._is_readout_part if rows == "readout" else names_filter, start, stop)
+        names = self._names_to_cache(self.is_readout_part if rows == "readout" else names_filter, start, stop)
         cache, fwd, bwd = self.get_caching_hooks(
             names, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice, rows=rows
         )
@@ -256,7 +256,8 @@ class CachingRootModule(LoudHookedRootModule):
         switch = _SWITCH.get(name.rsplit(".", 1)[-1])
         return switch is not None and not getattr(self.cfg, switch)
 
-    def _is_readout_part(self, name: str) -> bool:
+    def is_readout_part(self, name: str) -> bool:
+        """Whether a hook point is one that lenses read: the residual stream, what is written to it, and pooling."""
         if name.startswith("blocks."):
             return name.split(".", 2)[2] in _READOUT_PARTS
         return name in _READOUT_ENDS or name in _POOL_PARTS

@@ -1,6 +1,6 @@
 """Files that are whole or absent: every write goes to a temporary file beside the target, then takes its name."""
 
-__all__ = ["clear_temporary", "exclusive", "make_directory", "open_tensors", "save_tensors", "write_atomic"]
+__all__ = ["clear_temporary", "exclusive", "make_directory", "open_tensors", "save_tensors", "to_bytes", "write_atomic"]
 
 import contextlib
 import os
@@ -69,10 +69,15 @@ def exclusive(directory: Path) -> Iterator[None]:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
     """Write tensors as safetensors, whole or not at all; OutputError if that is impossible."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     make_directory(path.parent)
-    write_atomic(path, to_safetensors(plain, metadata))
+    write_atomic(path, to_bytes(tensors, metadata))
     return path
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return tensors as the bytes of a safetensors file; equal tensors are equal bytes."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    return to_safetensors(plain, metadata)
 
 
 @contextlib.contextmanager

@@ -98,6 +98,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         self._encoder_id = encoder_id
         self._fingerprint: tuple[tuple | None, str] | None = None
         self._loaded: tuple | None = None
+        self._source: dict[str, Any] | None = None
         self.embed = Embed(cfg)
         self.hook_embed_raw = HookPoint()
         self.pos_embed = PosEmbed(cfg)
@@ -190,7 +191,12 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
             name, tag=tag, quick_gelu=quick_gelu, dtype=dtype, device=device, preprocess_spec=preprocess_spec,
             revision=revision, cache_dir=cache_dir, image_size=image_size,
         )  # fmt: skip
-        return cls._from_source(source)
+        model = cls._from_source(source)
+        model._source = {
+            "name": name, "tag": tag, "quick_gelu": quick_gelu, "dtype": dtype, "device": str(device),
+            "preprocess_spec": preprocess_spec, "revision": revision, "cache_dir": cache_dir, "image_size": image_size,
+        }  # fmt: skip
+        return model
 
     @classmethod
     def _from_source(cls, source: TowerSource) -> "HookedViT":
@@ -232,6 +238,13 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         A model that was built from a config was not loaded, so it is never edited.
         """
         return self._loaded is not None and self._versions() != self._loaded
+
+    @property
+    def source(self) -> dict[str, Any] | None:
+        """Arguments of :meth:`from_pretrained` that make this model elsewhere; None for one made or changed here."""
+        if self._source is None or self.edited:
+            return None
+        return {**self._source, "dtype": self.dtype, "device": str(self.device)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fingerprint": None, "_loaded": None if self._loaded is None else self.edited}
@@ -432,7 +445,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
             PreprocessError: The tower came without its preprocessing: set ``model.preprocess_spec``.
             ImageError: Something is not a whole image.
         """
-        return preprocess(images, self._spec(), layout=layout, dtype=self.dtype, device=self.device)
+        return preprocess(images, self.spec(), layout=layout, dtype=self.dtype, device=self.device)
 
     def zero_embedding(self) -> Float[Tensor, "1 d_embed"]:
         """Return the embedding of an all-zero pixel tensor, the negative condition of Kandinsky 2.2's decoder."""
@@ -440,7 +453,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         with torch.no_grad():
             return self(pixels)
 
-    def _spec(self) -> PreprocessSpec:
+    def spec(self) -> PreprocessSpec:
         if self.preprocess_spec is None:
             raise PreprocessError(
                 f"{self.encoder_id} carries no preprocessing; copy the preprocessor_config.json of the model that it "

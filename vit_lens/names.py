@@ -186,7 +186,7 @@ class Site:
             if isinstance(item, str) and item.strip().lower() in _GROUPS:
                 out += _group(cfg, _GROUPS[item.strip().lower()])
             else:
-                out.append((cls.parse(item) if isinstance(item, str) else item).check(cfg))
+                out.append(_parsed(item, cfg) if isinstance(item, str) else item.check(cfg))
         if not out:
             raise UnknownSiteError("no sites given; for example sites=['heads', 'mlp'] or sites=['L3H4']")
         return list(dict.fromkeys(out))
@@ -220,6 +220,18 @@ _GROUPS: dict[str, SiteKind] = {
     "heads": "head", "attn": "attn", "mlp": "mlp",
     "resid_pre": "resid_pre", "resid_mid": "resid_mid", "resid_post": "resid_post",
 }  # fmt: skip
+
+
+def _parsed(text: str, cfg: HookedViTConfig) -> Site:
+    try:
+        return Site.parse(text).check(cfg)
+    except UnknownSiteError as error:
+        if re.match(r"\s*(L\d|pool)", text, re.IGNORECASE):
+            raise
+        raise UnknownSiteError(
+            f"no site or group of sites {text!r}; nearest: {nearest(text, [*_GROUPS, 'L0H0', 'L0.attn', 'L0.mlp'])}. "
+            f"Groups are {', '.join(_GROUPS)}; one site is for example 'L0H0', 'L0.mlp' or 'L0.resid_post'"
+        ) from error
 
 
 def _group(cfg: HookedViTConfig, kind: SiteKind) -> list[Site]:

@@ -26,6 +26,7 @@ from vit_lens.cli.options import (
     torch_device,
     torch_dtype,
 )
+from vit_lens.errors import VitLensError
 
 
 def verify(
@@ -64,12 +65,18 @@ def doctor(
     decoder_dtype: DecoderDtype = "float32",
     out: MaybeOut = None,
 ) -> None:
-    """Check real weights before you trust a picture: inventory, parity with the source, pipeline, round trip."""
+    """Check real weights before you trust a picture: inventory, parity with the source, pipeline, round trip.
+
+    With --decoder none the encoder alone.
+    """
     from vit_lens.doctor import examine
     from vit_lens.images import find_images
 
+    if decoder == "none" and (decoder_encoder is not None or steps is not None):
+        raise VitLensError("with --decoder none nothing is drawn: --decoder-encoder and --steps have no effect")
     result = examine(
-        tower.model, decoder, tag=tower.tag, quick_gelu=tower.quick_gelu, encoder=decoder_encoder,
+        tower.model, None if decoder == "none" else decoder, tag=tower.tag, quick_gelu=tower.quick_gelu,
+        encoder=decoder_encoder,
         images=find_images(images) if images else None, encoder_dtype=torch_dtype(encoder_dtype),
         decoder_dtype=torch_dtype(decoder_dtype), device=torch_device(tower.device), steps=steps, progress=True,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Every option that more than one command has, once, so that a word means one thing; and groups of them."""
 
 __all__ = [
-    "DEFAULT_LENSES", "TOWER_NAME", "AblationImages", "At", "BatchSize", "By", "Captions", "ControlSeed",
-    "Controls", "Decode", "Decoder", "DecoderDtype", "DecoderEncoder", "Device", "Draws", "EncoderDtype",
+    "DEFAULT_LENSES", "DEFAULT_SITES", "TOWER_NAME", "AblationImages", "At", "BatchSize", "By", "Captions",
+    "ControlSeed", "Controls", "Decode", "Decoder", "DecoderDtype", "DecoderEncoder", "Device", "Draws", "EncoderDtype",
     "EncoderDtypes", "GalleryFolder", "ImagePaths", "ImageSeed", "Images", "JudgeName", "JudgeTag", "Lenses",
     "MaybeOut", "N", "NDecoded", "NMaybe", "Open", "Out", "Overlays", "Pair", "QuickGelu", "Reference",
     "ReferenceImages", "Scales", "Sites", "Size", "Steps", "Tag", "Top", "Tower", "TrainingSeed", "Untrained",
@@ -23,11 +23,12 @@ from vit_lens.errors import VitLensError, nearest
 if TYPE_CHECKING:
     import torch
 
-    from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+    from vit_lens.decoders import Decoder as AnyDecoder
     from vit_lens.model import HookedViT
 
-# docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
+# Those of the library, without loading it; a test holds them equal.
 DEFAULT_LENSES = ["dsl-mean:alpha=5", "diffusion"]
+DEFAULT_SITES = ["L0.resid_pre", "resid_post", "heads", "attn", "mlp"]
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ Guidance = Annotated[
 Size = Annotated[int | None, typer.Option(help="Height and width of the pictures.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Pictures drawn together. Default: what free memory has room for, at most 32; paper: 16."),
+    typer.Option(help="Pictures drawn together. Default: the decoder's own, at most 16; less where memory is short."),
 ]
 Top = Annotated[int, typer.Option(help="Heads shown.")]
 By = Annotated[
@@ -201,13 +202,13 @@ class Pair(Tower):
     steps: Steps = None
     guidance: Guidance = None
 
-    def load_decoder(self, dtype: str) -> "KandinskyDecoder":
-        from vit_lens import KandinskyDecoder
+    def load_decoder(self, dtype: str) -> "AnyDecoder":
+        from vit_lens import load_decoder
 
         where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
-        return KandinskyDecoder.from_pretrained(self.decoder, encoder=self.decoder_encoder, **where)
+        return load_decoder(self.decoder, encoder=self.decoder_encoder, **where)
 
-    def load_drawer(self, small_steps: int, **more: int | None) -> "tuple[KandinskyDecoder, DecodeSettings]":
+    def load_drawer(self, small_steps: int, **more: int | None) -> "tuple[AnyDecoder, Any]":
         """Load what draws for a study, in half precision where that is fast; a small one takes few steps."""
         is_small = self.decoder == "mini" or (Path(self.decoder) / "vit_lens.json").is_file()
         drawer = self.load_decoder("bfloat16" if is_small or not self.device.startswith("cpu") else "float32")

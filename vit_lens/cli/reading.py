@@ -1,18 +1,23 @@
 """From what commands that read images are given to images, lenses and captions."""
 
-__all__ = ["command_line", "embed_captions", "find_given", "read_captions", "read_lenses"]
+__all__ = [
+    "check_lenses", "command_line", "compile_decoder", "embed_captions", "fast_settings", "find_given", "read_captions",
+    "read_lenses",
+]  # fmt: skip
 
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vit_lens.cli.options import Tower
 from vit_lens.errors import TextError, VitLensError
 
 if TYPE_CHECKING:
+    from vit_lens.decoders import Decoder
     from vit_lens.lenses import Lens
+    from vit_lens.model import HookedViT
     from vit_lens.texts import TextBank
 
 
@@ -35,21 +40,55 @@ def find_given(paths: Sequence[Path] | None, images: Sequence[Path] | None) -> l
     return find_images(given)
 
 
-def read_lenses(specs: Sequence[str], reference: Path | None, *, is_mini: bool) -> "list[Lens]":
-    """Return lenses by name, those that need means with the file ``reference`` or with mini's own.
+def check_lenses(specs: Sequence[str], reference: Path | None) -> None:
+    """Refuse misspelt lenses, and means that serve none, before anything is loaded.
 
     Raises:
-        VitLensError: No lens needs the file.
+        VitLensError: No lens needs the file ``reference``.
+        LensError: A text names no lens.
+    """
+    from vit_lens.lenses.spelling import check_spelling
+
+    if reference is not None and not any(spec.startswith("dsl-mean") for spec in specs):
+        raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")
+    for spec in specs:
+        check_spelling(spec)
+
+
+def read_lenses(specs: Sequence[str], reference: Path | None, model: "HookedViT") -> "list[Lens]":
+    """Return lenses by name, those that need means with the file ``reference`` or with those that ship with the model.
+
+    Raises:
         LensError: A text names no lens, or there are no means for it.
     """
     from vit_lens import ReferenceMeans
-    from vit_lens.lenses import parse_lens
+    from vit_lens.lenses import parse_lenses
 
-    needed = any(spec.startswith("dsl-mean") for spec in specs)
-    if reference is not None and not needed:
-        raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")
-    means = ReferenceMeans.load(reference or "mini") if needed and (reference or is_mini) else None
-    return [parse_lens(spec, means) for spec in specs]
+    return parse_lenses(specs, model, None if reference is None else ReferenceMeans.load(reference))
+
+
+def fast_settings(decoder: "Decoder", **chosen: Any) -> Any:
+    """Return a decoder's fast settings, with some of them replaced.
+
+    Raises:
+        VitLensError: It has none.
+    """
+    fast = getattr(decoder, "fast_settings", None)
+    if fast is None:
+        raise VitLensError(f"decoder {decoder.decoder_id} has no fast settings: leave --fast out")
+    return fast(**chosen)
+
+
+def compile_decoder(decoder: "Decoder") -> None:
+    """Compile a decoder in place.
+
+    Raises:
+        VitLensError: It cannot be compiled.
+    """
+    compiler = getattr(decoder, "compile", None)
+    if compiler is None:
+        raise VitLensError(f"decoder {decoder.decoder_id} cannot be compiled: leave --compile out")
+    compiler()
 
 
 def read_captions(captions: str | None, tower: Tower) -> "TextBank":

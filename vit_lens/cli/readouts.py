@@ -23,7 +23,7 @@ from vit_lens.cli.options import (
     one,
     split_list,
 )
-from vit_lens.cli.reading import find_given, read_captions, read_lenses
+from vit_lens.cli.reading import check_lenses, find_given, read_captions, read_lenses
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def readout(
         raise VitLensError("give --captions, --gallery or both; only mini has captions of its own")
     found = find_given(paths, images)
     spec = one(split_list(lens or ()), "--lens") or _LENS[0]
-    chosen_lens = read_lenses([spec], reference, is_mini=is_mini)[0]
+    check_lenses([spec], reference)
     vit = tower.load(encoder_dtype)
+    (chosen_lens,) = read_lenses([spec], reference, vit)
     chosen = Site.resolve(split_list(sites), vit.cfg)
     bank = None if captions is None and not is_mini else read_captions(captions, tower)
     kept = None if out is None else out / "gallery.safetensors"

@@ -2,9 +2,10 @@
 
 __all__ = ["SWEEP_EXAMPLES", "demo", "merge", "reference", "report", "sweep"]
 
-import tempfile
+import time
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from vit_lens.cli.options import (
     DEFAULT_LENSES,
+    DEFAULT_SITES,
     BatchSize,
     Captions,
     Controls,
@@ -33,13 +35,18 @@ from vit_lens.cli.options import (
     split_list,
     torch_dtype,
 )
-from vit_lens.cli.reading import command_line, find_given, read_captions, read_lenses
+from vit_lens.cli.reading import (
+    check_lenses,
+    command_line,
+    compile_decoder,
+    fast_settings,
+    find_given,
+    read_captions,
+    read_lenses,
+)
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
-    from vit_lens.lenses import Lens
-    from vit_lens.model import HookedViT
-    from vit_lens.readouts import Gallery, ReadoutMeans
     from vit_lens.records import Record
 
 # A quarter of the work of the decoder's own settings; the model card says what it costs.
@@ -54,28 +61,26 @@ Examples:
     --model kandinsky-community/kandinsky-2-2-prior:image_encoder \\
     --decoder kandinsky-community/kandinsky-2-2-decoder --device cuda --decoder-dtype bfloat16
 """
-_DEMO_SITES = ["L0.resid_pre", "resid_post", "heads", "attn", "mlp"]
 
 
 def demo(out: Out = Path("vit-lens-demo"), open_page: Open = False) -> None:
     """Sweep bundled images on the embedded pair and write a page. Needs no download, about a minute on a laptop."""
-    from vit_lens import DiffusionLens, DiffusionSteeringLens, HookedViT, KandinskyDecoder, ReferenceMeans, TextBank
-    from vit_lens.mini.shipped import mini_labels, sample_images
-    from vit_lens.readouts import Gallery
+    from vit_lens import Drawing, HookedViT, load_decoder
+    from vit_lens.lenses import parse_lenses
+    from vit_lens.mini.shipped import MINI_NOTE, mini_beside, mini_gallery, sample_images
+    from vit_lens.readouts import ReadoutMeans
+    from vit_lens.sweeping import DEFAULT_SITES
     from vit_lens.sweeping import sweep as run
 
-    model = HookedViT.from_pretrained("mini")
-    decoder = KandinskyDecoder.from_pretrained("mini")
-    steering = DiffusionSteeringLens(alpha=5.0, anchor="mean", reference=ReferenceMeans.load("mini"))
-    lenses = [steering, DiffusionLens()]
-    with tempfile.TemporaryDirectory() as folder:
-        gallery = Gallery.from_folder(model, _draw_scenes(Path(folder)))
+    model, decoder = HookedViT.from_pretrained("mini"), load_decoder("mini")
+    lenses = parse_lenses(None, model)
+    with mini_gallery(model) as gallery:
+        means = ReadoutMeans.of_gallery(model, gallery, lenses, DEFAULT_SITES)
         record = run(
-            model, decoder, sample_images(), lens=lenses, sites=_DEMO_SITES, out=out,
-            settings=decoder.settings(**_DEMO_SETTINGS), batch_size=64, controls=True, labels=mini_labels(),
-            texts=TextBank.mini(), text_groups=_mini_groups(), gallery=gallery,
-            means=_gallery_means(model, gallery, lenses, _DEMO_SITES), live=True,
-            progress=True, command=command_line(), notes=[_MINI_NOTE],
+            model, decoder, sample_images(), lens=lenses, out=out,
+            drawing=Drawing(settings=decoder.settings(**_DEMO_SETTINGS)), controls=True,
+            beside=replace(mini_beside(model), gallery=gallery, means=means), progress=True, command=command_line(),
+            notes=[MINI_NOTE],
         )  # fmt: skip
     _page(record.path, open_page)
 
@@ -85,7 +90,7 @@ def sweep(
     paths: ImagePaths = None,
     images: Images = None,
     lens: Lenses = DEFAULT_LENSES,
-    sites: Sites = _DEMO_SITES,
+    sites: Sites = DEFAULT_SITES,
     reference: Reference = None,
     out: Out = Path("vit-lens-out"),
     guidance_interval: Annotated[
@@ -119,27 +124,37 @@ def sweep(
         bool,
         typer.Option("--live/--no-live", help="Keep what the live page needs (up to 8 MB): parts to turn up and down."),
     ] = True,
-    shard: Annotated[str | None, typer.Option(help="I/N: only the I-th of N parts of the images.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="I/N: only the I-th of N parts of the batches; several can share one image. See merge."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of the processor; the same for all parts of a sweep. Default: PyTorch's own.")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Who draws: local; others register by name, NAME:key=value,key=value.")
+    ] = "local",
     decoder_dtype: DecoderDtype = "float32",
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Print what it would do and take, and stop before anything runs.")
+    ] = False,
     page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
 ) -> None:
     """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
-    from vit_lens import Site
     from vit_lens.identity import MINI_ENCODER
-    from vit_lens.mini.shipped import mini_labels
-    from vit_lens.readouts import Gallery
+    from vit_lens.mini.shipped import MINI_NOTE, mini_beside
+    from vit_lens.readouts import Gallery, ReadoutMeans
     from vit_lens.records import budget_words
-    from vit_lens.sweeping import Budget
-    from vit_lens.sweeping import sweep as run
+    from vit_lens.sweeping import Budget, Drawing, Execution, plan, running
+    from vit_lens.sweeping import Controls as Against
 
-    found = find_given(paths, images)
-    part = parse_shard(shard)
+    started, found, part = time.monotonic(), find_given(paths, images), parse_shard(shard)
     torch_dtype(decoder_dtype)  # refuses a misspelt one before the model is loaded
     chosen = known(
         steps=pair.steps, guidance=pair.guidance, guidance_interval=guidance_interval, scheduler=scheduler,
         height=size, width=size,
     )  # fmt: skip
-    drawing = {
+    drawn = {
         "decoder_seed": pair.decoder_seed, "fast": fast, "compile": compiled, "batch_size": batch_size,
         "budget": budget,
     }  # fmt: skip
@@ -148,29 +163,35 @@ def sweep(
         raise VitLensError(
             "--decoder-encoder says which encoder a decoder was made for; with --decoder none it has no effect"
         )
-    given = [*chosen, *(name for name, on in drawing.items() if on)]
+    given = [*chosen, *(name for name, on in drawn.items() if on)]
     if pair.decoder == "none" and given:
         raise VitLensError(f"with --decoder none nothing is drawn, so {', '.join(given)} would have no effect")
+    specs = split_list(lens or ()) or DEFAULT_LENSES
+    check_lenses(specs, reference)
     vit = pair.load()
-    is_mini = vit.encoder_id == MINI_ENCODER
-    lenses = read_lenses(split_list(lens or ()) or DEFAULT_LENSES, reference, is_mini=is_mini)
-    wanted = split_list(sites)
-    Site.resolve(wanted, vit.cfg)
+    is_mini, wanted = vit.encoder_id == MINI_ENCODER, split_list(sites)
+    lenses = read_lenses(specs, reference, vit)
     drawer = None if pair.decoder == "none" else pair.load_decoder(decoder_dtype)
-    settings = drawer and (drawer.fast_settings(**chosen) if fast else drawer.settings(**chosen))
-    if drawer is not None and compiled:
-        drawer.compile()
-    own_texts = is_mini and captions is None and drawer is not None
+    settings = drawer and (fast_settings(drawer, **chosen) if fast else drawer.settings(**chosen))
+    if compiled and drawer is not None:
+        compile_decoder(drawer)
     near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
-    record = run(
-        vit, drawer, found, lens=lenses[0] if len(lenses) == 1 else lenses, sites=wanted, out=out,
-        settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size, budget=allowance, controls=controls,
-        control_seed=control_seed, labels=mini_labels() if is_mini and drawer else None,
-        texts=read_captions(captions, pair) if captions is not None or own_texts else None,
-        text_groups=_mini_groups() if own_texts else None, gallery=near,
-        means=() if near is None else _gallery_means(vit, near, lenses, wanted), live=live, shard=part, progress=True,
-        on_pass=_growing_page() if page and allowance is not None else None,
-        command=command_line(), notes=[_MINI_NOTE] if is_mini else [],
+    means = () if near is None else ReadoutMeans.of_gallery(vit, near, lenses, wanted)
+    own = {} if captions is None else {"texts": read_captions(captions, pair), "groups": None}
+    beside = replace(mini_beside(vit, drawn=drawer is not None), gallery=near, means=means, live=live, **own)
+    made = plan(
+        vit, drawer, found, lens=lenses, sites=wanted,
+        drawing=Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size),
+        controls=Against(drawn=controls, seed=control_seed), beside=beside, budget=allowance,
+        execution=Execution(executor=executor, shard=part, threads=threads),
+    )  # fmt: skip
+    if only_plan:
+        typer.echo(str(made))
+        return
+    record = running.run(
+        made, out, started=started, progress=True,
+        on_pass=_growing_page() if page and allowance is not None else None, command=command_line(),
+        notes=[MINI_NOTE] if is_mini else [],
     )  # fmt: skip
     if words := budget_words(record):
         typer.echo(words)
@@ -222,47 +243,6 @@ def merge(
     from vit_lens.records import merge as join
 
     _page(join(shards, out).path, False)
-
-
-_MINI_NOTE = (
-    "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
-    "Nothing here is known for larger models."
-)
-
-
-_SCENES, _SCENE_SEED, _MEAN_IMAGES = 96, 2024, 256
-
-
-def _draw_scenes(folder: Path) -> Path:
-    """Draw scenes of the embedded pair's world, always the same, named by what they show."""
-    import numpy as np
-    from PIL import Image
-
-    from vit_lens.mini import world
-
-    scenes = world.sample_scenes(_SCENES, np.random.default_rng(_SCENE_SEED), held_out=True)
-    for number, (scene, pixels) in enumerate(zip(scenes, world.render(scenes), strict=True)):
-        Image.fromarray(pixels).save(folder / f"{number:03d} {world.caption(scene)}.png")
-    return folder
-
-
-def _mini_groups() -> dict[str, list[str]]:
-    from vit_lens.mini import world
-
-    return {name: world.prompts(name) for name in world.PROBES}
-
-
-def _gallery_means(
-    vit: "HookedViT", gallery: "Gallery", lenses: "Sequence[Lens]", sites: list[str]
-) -> "list[ReadoutMeans]":
-    """Average what each lens reads over (at most 256) images of a gallery, for the centred form."""
-    from vit_lens import Site
-    from vit_lens.readouts import ReadoutMeans
-
-    chosen, resolved = gallery.distinct, Site.resolve(sites, vit.cfg)
-    paths = [gallery.path(index) for index in chosen[:: -(-len(chosen) // _MEAN_IMAGES)]]
-    own = [(lens, [site for site in resolved if lens.reads(site)]) for lens in lenses]
-    return [ReadoutMeans.from_images(vit, paths, some, lens=lens) for lens, some in own if some]
 
 
 def _page(directory: Path, open_page: bool) -> None:

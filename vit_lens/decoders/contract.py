@@ -1,188 +1,256 @@
-"""Which embeddings a decoder accepts, said so that an embedding of another encoder cannot slip through."""
+"""What a decoder is: from conditions to pictures, for one encoder, with settings of its own."""
 
-__all__ = [
-    "PUBLISHED",
-    "Condition",
-    "Decoder",
-    "EncoderRef",
-    "HasEncoderId",
-    "PublishedDecoder",
-    "agreed_encoder",
-    "check_embeddings",
-    "check_encoder",
-    "check_scale",
-    "encoder_id_of",
-    "single_token",
-]
+__all__ = ["Cost", "Decoder", "check_decoder", "check_pictures", "seeded"]
 
-import warnings
-from collections.abc import Callable
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vit_lens.decoders.settings import DecodeSettings
-from vit_lens.errors import ContractError
-from vit_lens.identity import KANDINSKY_22_ENCODER, canonical_encoder_id, same_encoder
+from vit_lens.conditions import Condition
+from vit_lens.decoders.matching import EncoderRef, check_encoder
+from vit_lens.decoders.memory import MAX_ROWS, rows_that_fit
+from vit_lens.decoders.settings import override, settings_dict
+from vit_lens.errors import ContractError, DecoderError
+from vit_lens.model import HookedViT
+from vit_lens.names import as_index
 
-# A row of norm 1 to this tolerance was normalised on purpose ...
-_UNIT_TOLERANCE = 1e-3
-# ... if the encoder's own embedding of an empty picture is at least this long.
-_RAW_NORM = 3.0
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a decoder is conditioned on: tokens, and which of them count (None: all)."""
-
-    tokens: Float[Tensor, "batch token d"]
-    mask: Bool[Tensor, "batch token"] | None = None
+# What the activations of a batch may take by default, whatever memory is free: the batch decides bits.
+_BATCH_BYTES = 8 * 2**30
 
 
-@runtime_checkable
-class HasEncoderId(Protocol):
-    """Whatever names its encoder, such as :class:`vit_lens.HookedViT`."""
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What it takes to decode some rows in one pass.
 
-    @property
-    def encoder_id(self) -> str:
-        """Id of the encoder."""
-        ...
+    Attributes:
+        flops: Floating-point operations; a multiplication and an addition count as two.
+        peak_bytes: Most memory that activations hold at once; weights come on top.
+        weight_bytes: Of the weights.
+    """
+
+    flops: int
+    peak_bytes: int
+    weight_bytes: int
 
 
-EncoderRef = str | HasEncoderId
+class Decoder(ABC):
+    """A model that turns conditions into pictures; subclass it (docs/own_decoder.md).
 
+    But for rounding, a row's picture depends on its condition and the settings alone, not on its place among the rows
+    and not on what the others hold. Rounding does depend on these, so sweeps draw whole batches as they were planned.
 
-@runtime_checkable
-class Decoder(Protocol):
-    """A model that turns conditions into pictures, a row's picture being independent of its batch."""
+    Attributes:
+        decoder_id: Its name in records.
+        encoder_id: The encoder that it was made for; None: not known, and not checked.
+        takes: The parts of a condition that it draws, with the width of each: ``{"pooled": 1280}``.
+        defaults: Settings of a plain decode, a frozen dataclass of the decoder's own type. One with a field ``seed``
+            draws noise, and is drawn with several seeds where that is asked for.
+    """
 
     decoder_id: str
-    encoder_id: str | None
-    d_embed: int
-    defaults: DecodeSettings
+    encoder_id: str | None = None
+    takes: Mapping[str, int]
+    defaults: Any
 
-    def decode_condition(
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digits that identify the weights by content (:func:`vit_lens.identity.fingerprint`)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return torch.float32
+
+    @abstractmethod
+    def decode(
         self,
         condition: Condition,
         *,
         negative: Condition | None,
-        settings: DecodeSettings | None = None,
-        batch_size: int | None = None,
+        settings: Any,
+        batch_size: int,
         on_smaller: Callable[[int], object] | None = None,
-        progress: bool = False,
-        output: Literal["uint8", "float"] = "uint8",
-    ) -> Tensor:
-        """Decode one picture per row of the condition."""
-        ...
+    ) -> UInt8[Tensor, "row height width 3"]:
+        """Return one picture for each row, on the CPU.
+
+        Args:
+            condition: At most ``batch_size`` rows; sweeps fill a short batch up, so that rows are always as many.
+            negative: Of :meth:`negative`.
+            settings: Of the decoder's own type.
+            batch_size: Rows that run together.
+            on_smaller: Called with the rows per pass from here on where memory ran out and fewer will run together.
+        """
+
+    # ---- what may stay as it is
+
+    def read(self, model: HookedViT, pixels: Float[Tensor, "batch channel height width"]) -> Condition:
+        """Return the condition of whole pictures, what they would be drawn from; by default their embedding."""
+        return Condition(pooled=model(pixels))
+
+    def negative(self, model: HookedViT) -> Condition | None:
+        """Return one row that guidance leads away from; None where there is no such thing."""
+        return None
+
+    def check_settings(self, settings: Any) -> None:
+        """Refuse settings that this decoder cannot run, before anything is drawn.
+
+        Raises:
+            DecoderError: They are of another type; subclasses look further.
+        """
+        if not isinstance(settings, type(self.defaults)):
+            raise DecoderError(
+                f"decoder {self.decoder_id} takes {type(self.defaults).__name__}, got {type(settings).__name__}: "
+                "decoder.settings(...) makes them"
+            )
+
+    def settings(self, **overrides: Any) -> Any:
+        """Return the default settings with some of them replaced.
+
+        Raises:
+            DecoderError: A name is not a setting, or a value is out of its range.
+        """
+        return override(self.defaults, overrides)
+
+    def settings_words(self, settings: Any) -> str:
+        """Say how pictures are drawn, in a few words; the seed is said elsewhere."""
+        return ", ".join(f"{name} {value}" for name, value in settings_dict(settings).items() if name != "seed")
+
+    def coarse(self, settings: Any) -> Any | None:
+        """Return settings that cost much less, for the first pass of a budget; None: a budget only orders rows."""
+        return None
+
+    def cost(self, settings: Any, rows: int) -> Cost | None:
+        """Return what decoding some rows in one pass costs, without running it; None: not known."""
+        return None
+
+    def work(self, settings: Any) -> float | int:
+        """Return the relative work of one picture, to compare settings with."""
+        cost = self.cost(settings, 1)
+        return float(cost.flops) if cost else 1.0
+
+    def batch_size(self, settings: Any) -> int:
+        """Return the rows of a pass by default: a constant of decoder and settings, never of free memory."""
+        cost = self.cost(settings, 1)
+        return max(1, min(MAX_ROWS, _BATCH_BYTES // max(cost.peak_bytes, 1))) if cost else MAX_ROWS
+
+    def batch_size_for(self, settings: Any) -> int:
+        """Return how many rows per pass fit into the memory that is free now, between 1 and the default."""
+        cost = self.cost(settings, 1)
+        most = self.batch_size(settings)
+        return min(most, rows_that_fit(self.device, max(cost.peak_bytes, 1))) if cost else most
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything of the decoder, as plain values, that changes a picture."""
+        return {
+            "decoder_id": self.decoder_id, "fingerprint": self.fingerprint, "encoder_id": self.encoder_id,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }  # fmt: skip
+
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return the weights of each part by name, for an inventory."""
+        return {}
+
+    def check(self, condition: Condition | Tensor, encoder: EncoderRef | None = None) -> None:
+        """Refuse conditions that this decoder was not made for; a tensor counts as pooled.
+
+        Raises:
+            ContractError: Another encoder, parts or width, or values that are not finite.
+        """
+        if encoder is not None and self.encoder_id is not None:
+            check_encoder(self.decoder_id, self.encoder_id, encoder)
+        if isinstance(condition, Tensor) and (condition.ndim != 2 or not condition.is_floating_point()):
+            raise ContractError(
+                f"embeds must be a float tensor [batch {self.takes.get('pooled', 'd')}], got {condition.dtype} "
+                f"{list(condition.shape)}"
+            )
+        given = Condition.of(condition)
+        for name, width in self.takes.items():
+            part = given.parts().get(name)
+            if part is None:
+                raise ContractError(f"decoder {self.decoder_id} takes {self._takes_words()}, got {given.words()}")
+            if part.shape[-1] != width:
+                raise ContractError(
+                    f"{_WORDS[name]} are {part.shape[-1]} wide, but the decoder takes {width}: another encoder?"
+                )
+            if not part.numel():
+                raise ContractError(f"{_WORDS[name]} have no rows; give at least one")
+            bad = (~torch.isfinite(part)).flatten(len(given.rows)).any(-1)
+            if bool(bad.any()):
+                rows = bad.flatten().nonzero().flatten().tolist()
+                raise ContractError(
+                    f"{_WORDS[name]} hold NaN or infinite values in rows {rows[:5]} ({len(rows)} of {bad.numel()})"
+                )
+        if extra := [name for name in given.parts() if name not in self.takes and name != "mask"]:
+            raise ContractError(
+                f"decoder {self.decoder_id} takes {self._takes_words()}, and would ignore {' and '.join(extra)}"
+            )
+
+    def _takes_words(self) -> str:
+        return " and ".join(f"{name} [{width}]" for name, width in self.takes.items())
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedDecoder:
-    """A decoder on the Hub whose encoder is known."""
-
-    encoder_id: str
-    defaults: DecodeSettings
+_WORDS = {"pooled": "embeds", "tokens": "tokens"}
 
 
-# The published pipeline runs 100 DDPM steps; this project sweeps with 25.
-PUBLISHED: dict[str, PublishedDecoder] = {
-    "kandinsky-community/kandinsky-2-2-decoder": PublishedDecoder(
-        encoder_id=KANDINSKY_22_ENCODER,
-        defaults=DecodeSettings(steps=25, guidance=4.0, scheduler="ddpm", height=512, width=512),
-    ),
-}
-
-
-def encoder_id_of(encoder: EncoderRef) -> str:
-    """Return the id of an encoder given as a model or as its id."""
-    return canonical_encoder_id(encoder if isinstance(encoder, str) else encoder.encoder_id)
-
-
-def agreed_encoder(decoder_id: str, declared: str | None, said: EncoderRef | None) -> str:
-    """Return the encoder that a decoder was made for, from its card or table and from what the caller says.
+def check_decoder(decoder: object) -> Decoder:
+    """Return the decoder, if it keeps the contract as far as can be seen without running it.
 
     Raises:
-        ContractError: neither says it, or they disagree.
+        ContractError: It is no subclass of ``Decoder``, or lacks something that one must say.
     """
-    if said is not None:
-        if declared is not None:
-            check_encoder(decoder_id, declared, said)
-        return encoder_id_of(said)
-    if declared is None:
+    if not isinstance(decoder, Decoder):
         raise ContractError(
-            f"decoder {decoder_id} does not say which encoder it was made for (it has no card vit_lens.json, and "
-            f"is not among the published ones: {', '.join(PUBLISHED)}); pass encoder=, a model or an encoder id"
+            f"{type(decoder).__name__} is not a decoder: subclass vit_lens.Decoder, which asks for decoder_id, takes, "
+            "defaults, fingerprint and decode (docs/own_decoder.md)"
         )
-    return canonical_encoder_id(declared)
-
-
-def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
-    """Refuse an encoder that a decoder was not made for; warn of one whose weights were changed since.
-
-    Raises:
-        ContractError: the ids name different weights.
-    """
-    given_id = encoder_id_of(given)
-    if not same_encoder(made_for, given_id):
+    kinds = {"decoder_id": str, "takes": Mapping, "device": torch.device, "dtype": torch.dtype, "fingerprint": str}
+    for name, kind in kinds.items():
+        value = getattr(decoder, name, None)
+        if not isinstance(value, kind):
+            raise ContractError(f"{type(decoder).__name__}.{name} is {value!r}; expected a {kind.__name__}")
+    for name in ("decode", "read", "settings_words", "coarse", "cost", "work", "batch_size"):
+        if not callable(getattr(decoder, name)):
+            raise ContractError(f"{type(decoder).__name__}.{name} is {getattr(decoder, name)!r}; expected a method")
+    widths_wrong = [width for width in decoder.takes.values() if not as_index(width) or width < 1]
+    if not decoder.takes or set(decoder.takes) - set(_WORDS) or widths_wrong:
         raise ContractError(
-            f"decoder {decoder_id} was made for encoder {canonical_encoder_id(made_for)!r}, but the embeddings "
-            f"come from {given_id!r}; use that encoder, or the decoder of this one. If they are that encoder's weights "
-            "in memory, or a fine-tune that keeps its embedding space, say so: HookedViT.from_module(tower, "
-            f"encoder_id={canonical_encoder_id(made_for)!r})"
+            f"{type(decoder).__name__}.takes is {dict(decoder.takes)!r}; expected widths of 'pooled', 'tokens' or both"
         )
-    if getattr(given, "edited", False):
-        warnings.warn(
-            f"the encoder's weights were changed since it was loaded as {given_id}; decoder {decoder_id} was made for "
-            "that one, and may misread what this one writes",
-            stacklevel=2,
-        )
+    defaults = getattr(decoder, "defaults", None)
+    if not dataclasses.is_dataclass(defaults) or isinstance(defaults, type):
+        raise ContractError(f"{type(decoder).__name__}.defaults is {defaults!r}; expected a frozen dataclass")
+    return decoder
 
 
-def check_embeddings(name: str, embeds: Tensor, d_embed: int) -> None:
-    """Refuse embeddings of another width, and values that are not finite.
+def check_pictures(decoder: Decoder, pictures: object, n: int) -> UInt8[Tensor, "row height width 3"]:
+    """Return what a decoder drew, if it is ``n`` pictures.
 
     Raises:
-        ContractError: with what came and what the decoder expects.
+        ContractError: It is something else.
     """
-    if embeds.ndim != 2 or not embeds.is_floating_point():
-        raise ContractError(f"{name} must be a float tensor [batch {d_embed}], got {embeds.dtype} {list(embeds.shape)}")
-    if embeds.shape[1] != d_embed:
-        raise ContractError(f"{name} are {embeds.shape[1]} wide, but the decoder takes {d_embed}: another encoder?")
-    if not len(embeds):
-        raise ContractError(f"{name} have no rows; give at least one embedding")
-    finite = torch.isfinite(embeds).all(dim=1)
-    if not bool(finite.all()):
-        rows = (~finite).nonzero().flatten().tolist()
-        raise ContractError(f"{name} hold NaN or infinite values in rows {rows[:5]} ({len(rows)} of {len(embeds)})")
+    if isinstance(pictures, Tensor) and pictures.dtype == torch.uint8 and pictures.ndim == 4:
+        if pictures.shape[0] == n and pictures.shape[3] == 3 and pictures.numel() and pictures.device.type == "cpu":
+            return pictures
+    said = f"{pictures.dtype} {list(pictures.shape)}" if isinstance(pictures, Tensor) else type(pictures).__name__
+    raise ContractError(
+        f"decoder {decoder.decoder_id} drew {said} for {n} rows; expected torch.uint8 [{n}, height, width, 3] on the "
+        "CPU"
+    )
 
 
-def check_scale(embeds: Float[Tensor, "batch d_embed"], negative: Float[Tensor, "1 d_embed"]) -> None:
-    """Refuse L2-normalised embeddings: the decoder was trained on raw ones and mostly ignores short ones.
-
-    Raises:
-        ContractError: every row has norm 1 while the negative is far longer.
-    """
-    norms = embeds.double().norm(dim=1)
-    raw = float(negative.double().norm())
-    if bool(((norms - 1).abs() < _UNIT_TOLERANCE).all()) and raw >= _RAW_NORM:
-        raise ContractError(
-            f"every embedding has norm 1, but the negative, from the same encoder, has {raw:.1f}: these look "
-            "L2-normalised; the decoder takes the encoder's raw image_embeds"
-        )
-
-
-def single_token(condition: Condition) -> Float[Tensor, "batch d_embed"]:
-    """Return the rows of a condition of one unmasked token each.
-
-    Raises:
-        ContractError: there are more tokens, or some do not count.
-    """
-    if condition.tokens.shape[1] != 1 or not (condition.mask is None or bool(condition.mask.all())):
-        raise ContractError(
-            f"this decoder takes one image embedding per picture, got {condition.tokens.shape[1]} tokens"
-            f"{'' if condition.mask is None else ' with a mask'}"
-        )
-    return condition.tokens[:, 0]
+def seeded(settings: Any, seed: int) -> Any:
+    """Return settings with another noise seed; as they are, where the decoder draws no noise."""
+    draws_noise = any(field.name == "seed" for field in dataclasses.fields(settings))
+    return dataclasses.replace(settings, seed=seed) if draws_noise else settings

@@ -1,6 +1,6 @@
 """What a decode costs, counted on the meta device: FLOPs, and the most memory that activations hold."""
 
-__all__ = ["Cost", "decoding_cost", "step_rows", "unet_cost"]
+__all__ = ["DecodingCost", "decoding_cost", "step_rows", "unet_cost"]
 
 import weakref
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class HasParts(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class DecodingCost:
     """What it takes to decode some rows in one pass.
 
     Attributes:
@@ -72,7 +72,7 @@ def step_rows(settings: DecodeSettings, rows: int, *, shared_start: bool = True)
     return counts
 
 
-def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> Cost:
+def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> DecodingCost:
     """Count what one pass of a decoder costs, without running it and without copying a weight.
 
     Activations are counted as the operations hand them out; what an operation holds inside, such as the workspace of a
@@ -93,7 +93,7 @@ def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> Cos
     unet_flops, unet_peak = unet_cost(decoder.unet, latent, max(counts))
     at_once = min(rows, MovqChunk().rows(settings))
     movq_flops, movq_peak = _run_movq(decoder.movq, latent, at_once)
-    return Cost(
+    return DecodingCost(
         rows=rows,
         unet_flops=unet_flops * sum(counts) // max(counts),
         movq_flops=movq_flops * rows // at_once,

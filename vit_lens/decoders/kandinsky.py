@@ -2,7 +2,8 @@
 
 __all__ = ["KandinskyDecoder"]
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,29 +12,26 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vit_lens.decoders.contract import (
-    PUBLISHED,
-    Condition,
-    EncoderRef,
-    agreed_encoder,
-    check_embeddings,
-    check_encoder,
-    check_scale,
-    encoder_id_of,
-    single_token,
-)
+from vit_lens.conditions import Condition
+from vit_lens.decoders.contract import Cost, Decoder
 from vit_lens.decoders.costs import decoding_cost
 from vit_lens.decoders.loading import default_settings, find_decoder, load_part, load_scheduler, read_card
-from vit_lens.decoders.memory import MovqChunk, rows_that_fit
+from vit_lens.decoders.matching import PUBLISHED, EncoderRef, agreed_encoder, check_scale, encoder_id_of
+from vit_lens.decoders.memory import MovqChunk
 from vit_lens.decoders.parts import PartInventory, PixelLayout, check_parts, count_parts
 from vit_lens.decoders.passes import Passes
+from vit_lens.decoders.registry import reads_layout
 from vit_lens.decoders.running import Run
 from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
 from vit_lens.identity import fingerprint
+from vit_lens.model import HookedViT
+
+_COARSE_SHARE, _LEAST_STEPS = 5, 3
 
 
-class KandinskyDecoder:
+@reads_layout("KandinskyV22Pipeline")
+class KandinskyDecoder(Decoder):
     """The decoder of Kandinsky 2.2 on diffusers' own UNet, MoVQ and schedulers, with a sampling loop of ours.
 
     For one embedding and one seed it equals ``KandinskyV22Pipeline``. In a batch, every row gets the noise
@@ -70,11 +68,13 @@ class KandinskyDecoder:
         self.encoder_id: str | None = None if encoder is None else encoder_id_of(encoder)
         self.decoder_id: str = decoder_id or f"module@{self.fingerprint}"
         self.d_embed: int = unet.config.encoder_hid_dim
+        self.takes = {"pooled": self.d_embed}
         self.layout = PixelLayout.of(unet, movq)
         self.defaults: DecodeSettings = defaults or default_settings(self.layout, None, None)
         self._compiled: tuple[Any, Any] | None = None
         self._movq_chunk = MovqChunk()
-        self._bytes_per_row: dict[tuple[Any, ...], int] = {}
+        self._costs: dict[tuple[Any, ...], Cost] = {}
+        self.source: dict[str, Any] | None = None
 
     @classmethod
     def from_pretrained(
@@ -113,10 +113,12 @@ class KandinskyDecoder:
                 f"{unet.config.encoder_hid_dim}"
             )
         defaults = default_settings(PixelLayout.of(unet, movq), card, published.defaults if published else None)
-        return cls(unet, movq, scheduler, encoder=encoder_id, decoder_id=located.decoder_id, defaults=defaults)
+        decoder = cls(unet, movq, scheduler, encoder=encoder_id, decoder_id=located.decoder_id, defaults=defaults)
+        decoder.source = {"name": str(name), "encoder": encoder_id, "dtype": dtype, "device": str(device)}
+        return decoder
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Sixteen digits that identify the weights by content."""
         weights = {f"{part}.{k}": v for part in ("unet", "movq") for k, v in getattr(self, part).state_dict().items()}
         return fingerprint(weights)
@@ -135,10 +137,6 @@ class KandinskyDecoder:
     def compiled(self) -> bool:
         """Whether :meth:`compile` was called: pictures equal those of the uncompiled decoder to rounding alone."""
         return self._compiled is not None
-
-    def settings(self, **overrides: Any) -> DecodeSettings:
-        """Return the decoder's default settings with some of them replaced."""
-        return override(self.defaults, overrides)
 
     def fast_settings(self, **overrides: Any) -> DecodeSettings:
         """Return settings that need a twelfth of the UNet evaluations of the pipeline's own defaults.
@@ -160,23 +158,44 @@ class KandinskyDecoder:
         Raises:
             DecoderError: the size is not a multiple of the decoder's own, or the scheduler cannot be run so.
         """
+        super().check_settings(settings)
         self._run(settings)
 
-    def check(self, embeds: Tensor, encoder: EncoderRef | None = None) -> None:
-        """Refuse embeddings that this decoder was not made for.
+    def settings_words(self, settings: DecodeSettings) -> str:
+        """Say steps and guidance."""
+        guidance = f"guidance {settings.guidance:g}" if settings.guidance > 1 else "no guidance"
+        return f"{settings.steps} steps, {guidance}"
 
-        Raises:
-            ContractError: another encoder or width, or values that are not finite.
-        """
-        if encoder is not None and self.encoder_id is not None:
-            check_encoder(self.decoder_id, self.encoder_id, encoder)
-        check_embeddings("embeds", embeds, self.d_embed)
+    def coarse(self, settings: DecodeSettings) -> DecodeSettings | None:
+        """Return a fifth of the steps, at least 3, without guidance, all else the same; None if that saves nothing."""
+        steps = max(_LEAST_STEPS, round(settings.steps / _COARSE_SHARE))
+        coarse = override(settings, {"steps": steps, "guidance": 1.0, "guidance_interval": None})
+        return coarse if self.work(coarse) < self.work(settings) else None
+
+    def work(self, settings: DecodeSettings) -> float | int:
+        """Return how many rows the UNet computes for one picture: two in a step with guidance."""
+        return settings.steps + sum(settings.guided_steps)
+
+    def negative(self, model: HookedViT) -> Condition:
+        """Return the encoder's embedding of an all-zero pixel tensor, as the published pipeline has it."""
+        return Condition(pooled=model.zero_embedding())
+
+    def identity(self) -> dict[str, Any]:
+        """Return weights, dtype, the scheduler's configuration, and whether it is compiled."""
+        config = {name: value for name, value in sorted(self.scheduler.config.items()) if not name.startswith("_")}
+        scheduler = {"class": type(self.scheduler).__name__, "config": json.loads(json.dumps(config, default=str))}
+        compiled = {"compiled": True} if self.compiled else {}
+        return super().identity() | {"scheduler": scheduler} | compiled
+
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return the weights of UNet and MoVQ."""
+        return {name: getattr(self, name).state_dict() for name in ("unet", "movq")}
 
     def decode(
         self,
-        embeds: Float[Tensor, "batch d_embed"],
+        condition: Condition | Tensor,
         *,
-        negative: Float[Tensor, "1 d_negative"] | None,
+        negative: Condition | Tensor | None,
         encoder: EncoderRef | None = None,
         settings: DecodeSettings | None = None,
         batch_size: int | None = None,
@@ -187,7 +206,7 @@ class KandinskyDecoder:
         """Decode one picture per embedding.
 
         Args:
-            embeds: raw image embeddings, not normalised.
+            condition: pooled, or a tensor [batch d_embed]: raw image embeddings, not normalised.
             negative: the encoder's embedding of an all-zero pixel tensor (``encoder.zero_embedding()``);
                 needed where guidance is above 1.
             encoder: where the embeddings come from, to check it; a model or an encoder id.
@@ -204,34 +223,14 @@ class KandinskyDecoder:
             ContractError: the embeddings are not for this decoder, or the negative is missing.
             DecoderError: the settings cannot be run, or one row does not fit into memory.
         """
-        self.check(embeds, encoder)
+        self.check(condition, encoder)
+        embeds = self._pooled(condition)
+        empty = None
         if negative is not None:
-            check_embeddings("negative", negative, self.d_embed)
-            check_scale(embeds, negative.to(embeds.device))
-        return self.decode_condition(
-            Condition(embeds[:, None]),
-            negative=None if negative is None else Condition(negative[:, None]),
-            settings=settings,
-            batch_size=batch_size,
-            on_smaller=on_smaller,
-            progress=progress,
-            output=output,
-        )
-
-    def decode_condition(
-        self,
-        condition: Condition,
-        *,
-        negative: Condition | None,
-        settings: DecodeSettings | None = None,
-        batch_size: int | None = None,
-        on_smaller: Callable[[int], object] | None = None,
-        progress: bool = False,
-        output: Literal["uint8", "float"] = "uint8",
-    ) -> UInt8[Tensor, "batch height width 3"] | Float[Tensor, "batch 3 height width"]:
-        """Decode one picture per row of a condition of one unmasked token; see :meth:`decode`."""
+            self._check_negative(negative)
+            empty = self._pooled(negative)
+            check_scale(embeds, empty.to(embeds.device))
         settings = settings or self.defaults
-        embeds, empty = single_token(condition), None if negative is None else single_token(negative)
         if any(settings.guided_steps) and empty is None:
             raise ContractError(
                 f"guidance {settings.guidance} needs a negative, which the decoder cannot make: pass "
@@ -249,17 +248,27 @@ class KandinskyDecoder:
         passes.decode(embeds, empty, pictures, size=size, progress=progress)
         return pictures
 
-    def batch_size_for(self, settings: DecodeSettings) -> int:
-        """Return how many rows per pass fit into the memory that is free now, between 1 and 32.
+    def _pooled(self, given: Condition | Tensor) -> Float[Tensor, "batch d_embed"]:
+        return given if isinstance(given, Tensor) else given.flat
+
+    def _check_negative(self, negative: Condition | Tensor) -> None:
+        try:
+            self.check(negative)
+        except ContractError as error:
+            raise ContractError(str(error).replace("embeds ", "negative ", 1)) from None
+
+    def cost(self, settings: DecodeSettings, rows: int) -> Cost:
+        """Count what one pass costs; see :func:`vit_lens.decoders.costs.decoding_cost`.
 
         Raises:
-            DecoderError: the settings' size does not fit, or the device does not say how much is free.
+            DecoderError: the settings' size does not fit.
         """
-        # Its bytes alone decide: of what memory holds at once, steps, scheduler and seed change nothing.
-        key = (self.dtype, settings.height, settings.width, any(settings.guided_steps))
-        if key not in self._bytes_per_row:
-            self._bytes_per_row[key] = decoding_cost(self, settings, 1).peak_bytes
-        return rows_that_fit(self.device, self._bytes_per_row[key])
+        # The seed changes nothing of it.
+        key = (self.dtype, settings.height, settings.width, settings.guided_steps, rows)
+        if key not in self._costs:
+            found = decoding_cost(self, settings, rows)
+            self._costs[key] = Cost(flops=found.flops, peak_bytes=found.peak_bytes, weight_bytes=found.weight_bytes)
+        return self._costs[key]
 
     def compile(self, *, backend: str = "inductor") -> "KandinskyDecoder":
         """Let ``torch.compile`` make the UNet's and MoVQ's calls faster, in place; return the decoder itself.

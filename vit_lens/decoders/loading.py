@@ -1,6 +1,15 @@
 """From a name to the parts of a Kandinsky decoder: files found, checked against the model, then loaded."""
 
-__all__ = ["Card", "Located", "default_settings", "find_decoder", "load_part", "load_scheduler", "read_card"]
+__all__ = [
+    "Card",
+    "Located",
+    "default_settings",
+    "find_decoder",
+    "find_index",
+    "load_part",
+    "load_scheduler",
+    "read_card",
+]
 
 import re
 from contextlib import ExitStack
@@ -41,6 +50,24 @@ class Card:
     steps: int | None = None
     guidance: float | int | None = None
     scheduler: str | None = None
+
+
+def find_index(name: str | Path) -> Path:
+    """Return where the file lies that says which pipeline a decoder was saved by; no weights are looked at.
+
+    Raises:
+        DecoderError: there is no such decoder, or it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+
+    directory = Path(name).expanduser()
+    if name == "mini" or directory.is_dir() or isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+        folder = directory if directory.is_dir() and name != "mini" else find_decoder(name).directory
+        return folder / "model_index.json"
+    try:
+        return Path(hf_hub_download(name, "model_index.json"))
+    except (OSError, ValueError) as error:
+        raise DecoderError(f"decoder {name!r} cannot be fetched from the Hub: {error}") from error
 
 
 def find_decoder(name: str | Path) -> Located:

@@ -12,8 +12,9 @@ import torch
 from vit_lens.decoders.settings import DecodeSettings
 from vit_lens.errors import DecoderError
 
-# Rows per pass beyond which nothing is gained: the device is busy, and weights are read seldom enough.
-MAX_ROWS = 32
+# Rows per pass beyond which little is gained: 16 cost 3 % more per picture than 32 on two CPU cores, and half as much
+# where a sweep is small, since the last pass is filled up.
+MAX_ROWS = 16
 # The rest is for workspaces of convolutions, for fragments, and for others on the device. On a CPU convolutions copy
 # what they read and write into a layout of their own, which doubles the memory; and running out ends the process.
 _SHARE = 0.8

@@ -1,14 +1,15 @@
 """How a picture is sampled: steps, guidance, scheduler, seed, size."""
 
-__all__ = ["FAST", "SCHEDULER_CLASSES", "DecodeSettings", "SchedulerName", "override"]
+__all__ = ["FAST", "SCHEDULER_CLASSES", "DecodeSettings", "SchedulerName", "override", "settings_dict"]
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from vit_lens.errors import DecoderError, nearest
 
+_S = TypeVar("_S")
 SchedulerName = Literal["ddpm", "ddim", "dpm++"]
 
 # Our word for a sampler, and the class of diffusers that runs it.
@@ -68,23 +69,26 @@ class DecodeSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON record."""
-        plain = dataclasses.asdict(self)
-        if self.guidance_interval is not None:
-            plain["guidance_interval"] = list(self.guidance_interval)
-        return plain
+        return settings_dict(self)
 
 
-def override(settings: DecodeSettings, overrides: dict[str, Any]) -> DecodeSettings:
+def settings_dict(settings: Any) -> dict[str, Any]:
+    """Return settings as plain values for a record."""
+    found = dataclasses.asdict(settings)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def override(settings: _S, overrides: dict[str, Any]) -> _S:
     """Return the settings with some of them replaced.
 
     Raises:
         DecoderError: a name is not a setting, or a value is out of its range.
     """
-    known = [field.name for field in dataclasses.fields(settings)]
+    known = [field.name for field in dataclasses.fields(settings)]  # pyright: ignore[reportArgumentType]
     for name in overrides:
         if name not in known:
             raise DecoderError(f"no decoder setting {name!r}; nearest: {nearest(name, known)}")
-    return dataclasses.replace(settings, **overrides)
+    return dataclasses.replace(settings, **overrides)  # pyright: ignore[reportArgumentType]
 
 
 def _check_whole(name: str, value: object, low: int) -> None:

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.decoders import DecodeSettings, KandinskyDecoder
-from vit_lens.decoders.contract import EncoderRef, encoder_id_of
-from vit_lens.doctor import decoder_checks, encoder_checks, machine
+from vit_lens.conditions import Condition
+from vit_lens.decoders import Decoder, KandinskyDecoder, check_decoder, load_decoder, settings_dict
+from vit_lens.decoders.matching import EncoderRef, encoder_id_of
+from vit_lens.doctor import decoder_checks, encoder_checks, kandinsky_checks, machine
 from vit_lens.doctor.reporting import Check, Report
 from vit_lens.errors import VitLensError
 from vit_lens.identity import MINI_ENCODER, same_encoder
@@ -29,13 +30,13 @@ SAMPLE_IMAGES = 8
 
 _SAMPLE_SEED = 1000
 _BATCH = 8
-_N_STAGES = 12
+_N_STAGES = 13
 _HALF = (0.5, 0.5, 0.5)
 
 
 def examine(
-    model_name: str | Path,
-    decoder_name: str | Path,
+    model: HookedViT | str | Path,
+    decoder: Decoder | str | Path | None,
     *,
     tag: str | Path | None = None,
     quick_gelu: bool | None = None,
@@ -53,8 +54,9 @@ def examine(
     (TF32 is off meanwhile). About two copies of the encoder are held while it is compared with its source.
 
     Args:
-        model_name: As for ``HookedViT.from_pretrained``.
-        decoder_name: As for ``KandinskyDecoder.from_pretrained``.
+        model: A model, or its name as for ``HookedViT.from_pretrained``. One in memory has no source to be compared
+            with: that is ``model.verify(source)``.
+        decoder: A decoder of any kind, or its name as for ``load_decoder``; None examines the encoder alone.
         tag: As for ``HookedViT.from_pretrained``.
         quick_gelu: As for ``HookedViT.from_pretrained``.
         encoder: The id of the encoder that the decoder was made for, where its files do not say it.
@@ -73,14 +75,15 @@ def examine(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise VitLensError(f"device={str(device)!r}, but PyTorch sees no CUDA device here; take device='cpu'")
     dtypes = {"encoder": encoder_dtype, "decoder": decoder_dtype}
-    command = _command(model_name, decoder_name, tag, quick_gelu, encoder, images, dtypes, device, steps)
+    command = _command(model, decoder, tag, quick_gelu, encoder, images, dtypes, device, steps)
     run = _Examination(dtypes=dtypes, device=device, progress=progress)
     machine.watch_memory(device)
     with exact_float32(), run.bar:
-        run.load_encoder(model_name, tag, quick_gelu)
+        run.load_encoder(model, tag, quick_gelu)
         run.embed(images)
-        run.load_decoder(decoder_name, encoder, steps)
-        run.judge_decoder()
+        if decoder is not None:
+            run.load_decoder(decoder, encoder, steps)
+            run.judge_decoder()
         run.checks += machine.memory_checks(device)
     return Report(
         checks=run.checks,
@@ -108,9 +111,10 @@ class _Examination:
     progress: bool
     checks: list[Check] = field(default_factory=list)
     model: HookedViT | None = None
-    decoder: KandinskyDecoder | None = None
-    settings: DecodeSettings | None = None
+    decoder: Decoder | None = None
+    settings: Any = None
     scheduler: Any = None
+    asked: Condition | None = None
     pictures: list[Any] | None = None
     embeds: Float[Tensor, "image d_embed"] | None = None
     negative: Float[Tensor, "1 d_embed"] | None = None
@@ -121,18 +125,24 @@ class _Examination:
 
         self.bar = tqdm(total=_N_STAGES, disable=not self.progress, desc="doctor", unit="check")
 
-    def load_encoder(self, name: str | Path, tag: str | Path | None, quick_gelu: bool | None) -> None:
+    def load_encoder(self, given: HookedViT | str | Path, tag: str | Path | None, quick_gelu: bool | None) -> None:
         def load() -> list[Check]:
-            where = {"dtype": self.dtypes["encoder"], "device": self.device}
-            model = HookedViT.from_pretrained(name, tag=tag, quick_gelu=quick_gelu, **where)
+            if isinstance(given, HookedViT):
+                model = given
+            else:
+                where = {"dtype": self.dtypes["encoder"], "device": self.device}
+                model = HookedViT.from_pretrained(given, tag=tag, quick_gelu=quick_gelu, **where)
             self.model = model.requires_grad_(False)
             return [Check("encoder loads", True, f"{model.encoder_id}, fingerprint {model.fingerprint}")]
 
         def compare(model: HookedViT) -> list[Check]:
-            return encoder_checks.parity_checks(model, load_source(name, model, tag=tag))
+            if isinstance(given, HookedViT):
+                note = "Made in memory, so that no source is known: model.verify(source) compares it with one."
+                return [Check("parity", None, "not run", "", note)]
+            return encoder_checks.parity_checks(model, load_source(given, model, tag=tag))
 
         self._stage("encoder loads", load)
-        dtype = self.dtypes["encoder"]
+        dtype = self.model.dtype if isinstance(given, HookedViT) and self.model else self.dtypes["encoder"]
         self._stage("encoder inventory", encoder_checks.encoder_inventory, model=self.model, dtype=dtype)
         self._stage("parity", compare, model=self.model)
 
@@ -149,31 +159,44 @@ class _Examination:
         self._stage("sample images", run, model=self.model)
         self._stage("embedding norms", encoder_checks.norm_checks, embeddings=self.embeds, negative=self.negative)
 
-    def load_decoder(self, name: str | Path, encoder: EncoderRef | None, steps: int | None) -> None:
-        dtype = self.dtypes["decoder"]
+    def load_decoder(self, given: Decoder | str | Path, encoder: EncoderRef | None, steps: int | None) -> None:
+        named = not isinstance(given, Decoder)
 
         def load() -> list[Check]:
-            decoder = KandinskyDecoder.from_pretrained(name, encoder=encoder, dtype=dtype, device=self.device)
+            decoder = (
+                load_decoder(given, encoder=encoder, dtype=self.dtypes["decoder"], device=self.device)
+                if isinstance(given, (str, Path))
+                else check_decoder(given)
+            )
             self.settings = decoder.defaults if steps is None else decoder.settings(steps=steps)
-            self.decoder, self.scheduler = decoder, decoder_checks.stock_scheduler(name)
+            self.decoder = decoder
+            if isinstance(decoder, KandinskyDecoder):
+                self.scheduler = (
+                    kandinsky_checks.stock_scheduler(given) if isinstance(given, (str, Path)) else decoder.scheduler
+                )
             return [Check("decoder loads", True, decoder.decoder_id)]
 
         self._stage("decoder loads", load)
+        dtype = self.dtypes["decoder"] if named or self.decoder is None else self.decoder.dtype
         self._stage("decoder inventory", decoder_checks.decoder_inventory, decoder=self.decoder, dtype=dtype)
 
     def judge_decoder(self) -> None:
         decoder, embeds, negative, settings = self.decoder, self.embeds, self.negative, self.settings
-        self._stage("scheduler", decoder_checks.scheduler_check, decoder=decoder, scheduler=self.scheduler)
-        self._stage("contract", decoder_checks.contract_check, decoder=decoder, embeddings=embeds, model=self.model)
-        first = None if embeds is None else embeds[:1]
+        if decoder is None or isinstance(decoder, KandinskyDecoder):
+            self._stage("scheduler", kandinsky_checks.scheduler_check, decoder=decoder, scheduler=self.scheduler)
+        self._stage("contract", self._read, decoder=decoder, model=self.model, embeddings=self.pictures)
         self._stage(
-            "stock pipeline", decoder_checks.pipeline_check, decoder=decoder, scheduler=self.scheduler,
-            embeddings=first, negative=negative, settings=settings,
-        )  # fmt: skip
-        self._stage("denoising error", self._denoise, decoder=decoder, embeddings=embeds, settings=settings)
+            "rows", decoder_checks.rows_check, model=self.model, decoder=decoder, asked=self.asked, settings=settings
+        )
+        if decoder is None or isinstance(decoder, KandinskyDecoder):
+            self._stage(
+                "stock pipeline", kandinsky_checks.pipeline_check, decoder=decoder, scheduler=self.scheduler,
+                embeddings=None if embeds is None else embeds[:1], negative=negative, settings=settings,
+            )  # fmt: skip
+            self._stage("denoising error", self._denoise, decoder=decoder, embeddings=embeds, settings=settings)
         self._stage(
             "round trip", lambda *needs: decoder_checks.round_trip_check(*needs, progress=self.progress),
-            model=self.model, decoder=decoder, embeddings=embeds, negative=negative, settings=settings,
+            model=self.model, decoder=decoder, embeddings=self.asked, settings=settings,
         )  # fmt: skip
 
     def subject(self) -> dict[str, Any]:
@@ -183,14 +206,20 @@ class _Examination:
             told["encoder"] = {"id": self.model.encoder_id, "fingerprint": self.model.fingerprint}
         if self.decoder is not None and self.settings is not None:
             told["decoder"] = {"id": self.decoder.decoder_id, "made_for": self.decoder.encoder_id}
-            told["settings"] = self.settings.to_dict()
+            told["settings"] = settings_dict(self.settings)
         return told
 
-    def _denoise(self, decoder: KandinskyDecoder, embeds: Tensor, settings: DecodeSettings) -> list[Check]:
+    def _read(self, decoder: Decoder, model: HookedViT, pictures: list[Any]) -> list[Check]:
+        with torch.no_grad():
+            parts = [decoder.read(model, part) for part in model.preprocess(pictures).split(_BATCH)]
+        self.asked = Condition.cat(parts)
+        return decoder_checks.contract_check(decoder, self.asked, model)
+
+    def _denoise(self, decoder: KandinskyDecoder, embeds: Tensor, settings: Any) -> list[Check]:
         size = settings.height, settings.width
         spec = PreprocessSpec(size=size, mean=_HALF, std=_HALF, interpolation="bicubic", resize_mode="shortest")
         pictures = preprocess(self.pictures or [], spec)
-        return decoder_checks.denoising_checks(decoder, pictures, embeds, photographs=self.photographs)
+        return kandinsky_checks.denoising_checks(decoder, pictures, embeds, photographs=self.photographs)
 
     def _stage(self, name: str, check: Callable[..., list[Check]], **needs: Any) -> None:
         self.bar.set_postfix_str(name)
@@ -218,10 +247,14 @@ def _images_check(n: int, given: bool, is_mini: bool) -> Check:
 
 
 def _command(
-    model: str | Path, decoder: str | Path, tag: Any, quick_gelu: bool | None, encoder: EncoderRef | None,
-    images: Sequence[Any] | None, dtypes: Mapping[str, torch.dtype], device: torch.device, steps: int | None,
+    model: HookedViT | str | Path, decoder: Decoder | str | Path | None, tag: Any, quick_gelu: bool | None,
+    encoder: EncoderRef | None, images: Sequence[Any] | None, dtypes: Mapping[str, torch.dtype], device: torch.device,
+    steps: int | None,
 ) -> str:  # fmt: skip
-    words = ["vit-lens", "doctor", "--model", str(model), "--decoder", str(decoder)]
+    """Return what repeats the examination on the command line; empty where something was made in memory."""
+    if isinstance(model, HookedViT) or isinstance(decoder, Decoder):
+        return ""
+    words = ["vit-lens", "doctor", "--model", str(model), "--decoder", "none" if decoder is None else str(decoder)]
     words += [word for image in images or () if isinstance(image, (str, Path)) for word in ("--images", str(image))]
     said = {"--tag": tag, "--decoder-encoder": None if encoder is None else encoder_id_of(encoder), "--steps": steps}
     for option, value in said.items():

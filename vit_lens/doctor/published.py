@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_lens.config import HookedViTConfig
-from vit_lens.decoders import KandinskyDecoder
-from vit_lens.decoders.contract import PUBLISHED
+from vit_lens.decoders import Decoder, KandinskyDecoder
+from vit_lens.decoders.matching import PUBLISHED
 from vit_lens.identity import KANDINSKY_22_ENCODER, same_encoder
 
 PIPELINE_BAR = 1e-4
@@ -93,8 +93,10 @@ def published_encoder(encoder_id: str, cfg: HookedViTConfig) -> Published | None
     return KANDINSKY_22 if by_size or same_encoder(encoder_id, KANDINSKY_22_ENCODER) else None
 
 
-def published_decoder(decoder: KandinskyDecoder) -> Published | None:
+def published_decoder(decoder: Decoder) -> Published | None:
     """Return what is known of a decoder: Kandinsky 2.2's, by its id or by its encoder and sizes."""
+    if not isinstance(decoder, KandinskyDecoder):
+        return None
     by_id = decoder.decoder_id.removeprefix("hf/") in PUBLISHED
     by_size = tuple(decoder.unet.config.block_out_channels) == _UNET_CHANNELS
     made_for = decoder.encoder_id is not None and same_encoder(decoder.encoder_id, KANDINSKY_22_ENCODER)

@@ -45,7 +45,7 @@ class Report:
         subject: Encoder and decoder: ids, fingerprint, dtype, settings; as far as they could be loaded.
         machine: Where it ran.
         versions: Of the packages that matter.
-        command: What repeats it.
+        command: What repeats it; empty where something was made in memory.
         seconds: Wall time.
     """
 
@@ -74,7 +74,10 @@ class Report:
 
     def to_text(self) -> str:
         """Return a table that ends in PASS or FAIL."""
-        head = [f"$ {self.command}", *(f"{name}: {_plain(value)}" for name, value in self.subject.items())]
+        head = [
+            f"$ {self.command}" if self.command else "called from Python",
+            *(f"{name}: {_plain(value)}" for name, value in self.subject.items()),
+        ]
         head += [f"machine: {_plain(self.machine)}", f"versions: {_plain(self.versions)}"]
         wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in head]
         return "\n".join([*wrapped, "", *_table(self.checks), "", self._verdict()])

@@ -22,21 +22,21 @@ MAPPED = ("head", "attn", "mlp", "pool_head", "pool_attn", "pool_mlp")
 POOL = "pool"
 
 
-def head_map(record: Record, image: int = 0, value: str = "cos_input", lens: str | None = None) -> "go.Figure":
+def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str | None = None) -> "go.Figure":
     """Draw one number of every head, attention block and MLP as a layer x head heat map; attention pooling comes last.
 
     Numbers of pictures are means over noise seeds.
 
     Args:
         record: the record.
-        image: index of the image.
+        input: index of the input.
         value: a number of the table: cos_input, cos_lens_clean, cos_lens_control, leak, faithfulness or norm_h.
         lens: which reading, as `vit_lens.records.select` takes it; None is the first steering lens.
     """
     import plotly.graph_objects as go
 
     number = _number(value)
-    rows = over_seeds(select(record.table, image=image, lens=lens, types=MAPPED))
+    rows = over_seeds(select(record, input=input, lens=lens, types=MAPPED))
     layers, columns, grid, names = _grid(rows, value)
     known = [abs(v) for v in grid.values() if not math.isnan(v)]
     limit = min(max(known, default=0.0), number.cap or math.inf) or 1.0
@@ -62,12 +62,12 @@ def head_map(record: Record, image: int = 0, value: str = "cos_input", lens: str
         type="category" if POOL in layers else "linear",
     )  # fmt: skip
     return dress(
-        figure, f"{number.title}: {_title(record, rows, image)}", 200 + 46 * len(columns), 190 + 34 * len(layers)
+        figure, f"{number.title}: {_title(record, rows, input)}", 200 + 46 * len(columns), 190 + 34 * len(layers)
     )
 
 
 def top_sites(
-    record: Record, k: int = 6, by: str = "cos_input", image: int = 0, lens: str | None = None
+    record: Record, k: int = 6, by: str = "cos_input", input: int = 0, lens: str | None = None
 ) -> "go.Figure":
     """Draw the input and the pictures of the ``k`` sites with the largest ``by``, best first, each before its control.
 
@@ -77,41 +77,40 @@ def top_sites(
     if k < 1:
         raise RecordError(f"k is {k}; ask for at least one site")
     number = _number(by)
-    rows = over_seeds(select(record.table, image=image, lens=lens, types=MAPPED))
+    rows = over_seeds(select(record, input=input, lens=lens, types=MAPPED))
     best = rows.loc[rows[by].notna()].sort_values(by, ascending=False, kind="stable").head(k)
     if best.empty:
         raise RecordError(
-            f"no site of image {image} has {by!r} yet; an unfinished sweep, or one without a decoder, lacks the "
+            f"no site of input {input} has {by!r} yet; an unfinished sweep, or one without a decoder, lacks the "
             "numbers of pictures: rank by cos_lens_clean"
         )
-    controls = over_seeds(record.table.loc[record.table["kind"] == "control"])
-    pairs = [[row, *_control_of(controls, row)] for row in best.to_dict("records")]
+    pairs = [[row, *_control_of(record, row)] for row in best.to_dict("records")]
     alone = sum(len(pair) == 1 for pair in pairs)
-    start, per_line = (record.input(image), "input"), 6 // max(map(len, pairs))
+    start, per_line = (record.input(input), "input"), 6 // max(map(len, pairs))
     tiles = []
     for place, pair in enumerate(pairs):
         tiles += [start] if place % per_line == 0 else []
-        tiles += [(record.picture(int(row["row"])), _caption(row, by)) for row in pair]
+        tiles += [(record.picture(int(row["row"])), _caption(record, row, by)) for row in pair]
         if len(pair) == 1 and alone < len(pairs):
             tiles.append((_blank(tiles[-1][0]), "<i>no control drawn</i>"))
-    title = f"Top {len(best)} by {number.title.lower()}: {_title(record, best, image)}{_seeds(best)}"
+    title = f"Top {len(best)} by {number.title.lower()}: {_title(record, best, input)}{_seeds(best)}"
     if alone == len(pairs):
         title += "<br><sub>no control drawn beside these: sweep again with controls=True (--controls)</sub>"
     return tile_figure(tiles, title, columns=min(1 + per_line * max(map(len, pairs)), len(tiles)))
 
 
-def residual_strip(record: Record, image: int = 0, by: str = "cos_input") -> "go.Figure":
+def residual_strip(record: Record, input: int = 0, by: str = "cos_input") -> "go.Figure":
     """Draw the Diffusion Lens over layers, the input first."""
     _number(by)
     types = ("resid_post", "resid_pre")
-    rows = over_seeds(select(record.table, image=image, lens="diffusion", types=types))
+    rows = over_seeds(select(record, input=input, lens="diffusion", types=types))
     start = (rows["site_type"] == "resid_pre") & (rows["layer"] == rows["layer"].min())
     rows = rows.loc[start | (rows["site_type"] == "resid_post")] if "resid_post" in set(rows["site_type"]) else rows
     rows = rows.sort_values(["layer", "site_type"], ascending=[True, False], kind="stable")
-    tiles = [(record.input(image), "input")]
-    tiles += [(record.picture(int(row["row"])), _caption(row, by)) for row in rows.to_dict("records")]
+    tiles = [(record.input(input), "input")]
+    tiles += [(record.picture(int(row["row"])), _caption(record, row, by)) for row in rows.to_dict("records")]
     return tile_figure(
-        tiles, f"Layer by layer: {_title(record, rows, image)}{_seeds(rows)}", columns=min(10, len(tiles))
+        tiles, f"Layer by layer: {_title(record, rows, input)}{_seeds(rows)}", columns=min(10, len(tiles))
     )
 
 
@@ -138,14 +137,12 @@ def _blank(picture: Any) -> Any:
     return PIL.Image.new("RGB", picture.size, "white")
 
 
-def _control_of(controls: pd.DataFrame, row: dict[Any, Any]) -> list[dict[Any, Any]]:
+def _control_of(record: Record, row: dict[Any, Any]) -> list[dict[Any, Any]]:
     """Return the control of a site, in a list that is empty where the record has none."""
-    same = pd.Series(True, index=controls.index)
-    for name in ("image", "site", "lens", "definition", "anchor"):
-        same &= controls[name] == row[name]
-    for name in ("alpha", "share"):
-        same &= controls[name].isna() if pd.isna(row[name]) else controls[name] == row[name]
-    return controls.loc[same].head(1).to_dict("records")
+    own = [reading.id for reading in record.readings.values() if reading.of == row["reading"]]
+    table = record.table
+    rows = table.loc[(table["input"] == row["input"]) & (table["site"] == row["site"]) & table["reading"].isin(own[:1])]
+    return over_seeds(rows).to_dict("records")
 
 
 def _grid(rows: pd.DataFrame, value: str) -> tuple[list[Any], list[str], dict[Any, float], dict[Any, str]]:
@@ -169,13 +166,14 @@ def _grid(rows: pd.DataFrame, value: str) -> tuple[list[Any], list[str], dict[An
     return layers, columns, grid, names
 
 
-def _title(record: Record, rows: pd.DataFrame, image: int) -> str:
-    name = next(str(entry["name"]) for entry in record.manifest["images"] if entry["index"] == image)
-    return html.escape(f"{rows['lens_label'].iloc[0]}, {name}")
+def _title(record: Record, rows: pd.DataFrame, input: int) -> str:
+    name = next(str(entry["name"]) for entry in record.manifest["inputs"] if entry["index"] == input)
+    return html.escape(f"{record.readings[rows['reading'].iloc[0]].label}, {name}")
 
 
-def _caption(row: dict[Any, Any], by: str) -> str:
-    name = f"{row['control']} control" if row["kind"] == "control" else row["site"]
+def _caption(record: Record, row: dict[Any, Any], by: str) -> str:
+    control = record.readings[row["reading"]].control
+    name = f"{control} control" if control else row["site"]
     lines = [html.escape(name) + ("" if pd.isna(row[by]) else f"  {row[by]:.2f}")]
     if not pd.isna(row["leak"]):
         lines.append(f"leak {row['leak']:.2f}")

@@ -7,6 +7,7 @@ __all__ = [
     "find_images",
     "images_in",
     "load_image",
+    "load_with_hash",
     "margins",
     "preprocess",
     "resized_size",
@@ -14,6 +15,6 @@ __all__ = [
 ]
 
 from vit_lens.images.finding import find_images, images_in
-from vit_lens.images.loading import load_image
+from vit_lens.images.loading import load_image, load_with_hash
 from vit_lens.images.preparing import margins, preprocess, resized_size, to_display
 from vit_lens.images.spec import Interpolation, PreprocessSpec, ResizeMode

@@ -1,7 +1,9 @@
 """Read one picture from a file, a Pillow image or an array, whole and in RGB or L."""
 
-__all__ = ["ImageSource", "Layout", "load_image", "source_name"]
+__all__ = ["ImageSource", "Layout", "load_image", "load_with_hash", "source_name"]
 
+import hashlib
+import io
 import struct
 import warnings
 import zlib
@@ -43,8 +45,22 @@ def load_image(source: ImageSource, *, layout: Layout | None = None) -> Image.Im
     if isinstance(source, Image.Image):
         return _flatten(source, source_name(source))
     if isinstance(source, (str, Path)):
-        return _from_file(Path(source).expanduser())
+        path = Path(source).expanduser()
+        return _from_bytes(_file_bytes(path), str(path))
     raise ImageError(f"got {type(source).__name__}; expected a path, a Pillow image, an array or a tensor")
+
+
+def load_with_hash(source: ImageSource) -> tuple[Image.Image, str]:
+    """Return one picture and the SHA-256 of its file, or of its pixels where it has none; a file is read once.
+
+    Raises:
+        ImageError: As for :func:`load_image`.
+    """
+    if isinstance(source, (str, Path)):
+        data = _file_bytes(Path(source).expanduser())
+        return _from_bytes(data, str(source)), hashlib.sha256(data).hexdigest()
+    picture = load_image(source)
+    return picture, hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def source_name(source: Any) -> str:
@@ -57,22 +73,30 @@ def source_name(source: Any) -> str:
     return str(name) if name else f"{type(source).__name__} in memory"
 
 
-def _from_file(path: Path) -> Image.Image:
+def _file_bytes(path: Path) -> bytes:
     if not path.exists():
         raise ImageError(f"{path}: no such file")
     if path.is_dir():
         raise ImageError(f"{path} is a directory; expected an image file")
     try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty")
-        with Image.open(path) as image:
-            return _flatten(image, str(path))
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from error
+    if not data:
+        raise ImageError(f"{path}: the file is empty")
+    return data
+
+
+def _from_bytes(data: bytes, name: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _flatten(image, name)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not an image in a format that Pillow {Image.__version__} reads") from None
+        raise ImageError(f"{name} is not an image in a format that Pillow {Image.__version__} reads") from None
     except (Image.DecompressionBombError, *_DAMAGE) as error:
-        raise ImageError(f"{path} cannot be read whole ({error}); is it truncated?") from error
+        raise ImageError(f"{name} cannot be read whole ({error}); is it truncated?") from error
 
 
 def _flatten(image: Image.Image, name: str) -> Image.Image:
@@ -117,6 +141,9 @@ def _from_sixteen_bits(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(values.astype(np.float64) / 257).astype(np.uint8))
 
 
+_ELSEWHERE = " (where nothing takes it, give what vit_lens.images.load_image(array, layout=...) returns)"
+
+
 def _from_array(source: np.ndarray | Tensor, layout: Layout | None) -> Image.Image:
     name = source_name(source)
     array = _as_numpy(source)
@@ -126,13 +153,13 @@ def _from_array(source: np.ndarray | Tensor, layout: Layout | None) -> Image.Ima
     if not is_float and array.dtype != np.uint8:
         raise PreprocessError(f"{name}; expected uint8, or float in [0, 1] with layout= named")
     if is_float and layout is None:
-        raise PreprocessError(f"{name} without a layout; pass layout='HWC' or layout='CHW'")
+        raise PreprocessError(f"{name} without a layout; pass layout='HWC' or layout='CHW'{_ELSEWHERE}")
     if array.ndim == 3 and layout == "CHW":
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise PreprocessError(
-            f"{name} as {layout or 'HWC'}; expected one picture with 1 or 3 channels. Name the other layout=, or "
-            "pass transparent pictures as Pillow images"
+            f"{name} as {layout or 'HWC'}; expected one picture with 1 or 3 channels. Name the other layout="
+            f"{_ELSEWHERE}, or pass transparent pictures as Pillow images"
         )
     if array.size == 0:
         raise PreprocessError(f"{name} has no pixels")

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
-from vit_lens.lenses.lens import HookFn, Lens, Sites, attention_of, check_batch
-from vit_lens.model import HookedViT
+from vit_lens.lenses.contract import HookFn
+from vit_lens.lenses.residual import ResidualLens, attention_of, check_batch
 from vit_lens.names import Site
 
 
 @dataclass(frozen=True)
-class DiffusionLens(Lens):
+class DiffusionLens(ResidualLens):
     """Read a state ``v`` as if it were the last residual: ``LN(v) @ proj``, with fresh LayerNorm statistics.
 
     The paper defines it for text encoders; for a vision tower, ``v`` is the residual stream at the read-out
@@ -25,17 +25,25 @@ class DiffusionLens(Lens):
     pooling writes is read as if it were the pooled vector.
     """
 
+    name = "diffusion"
+
+    @property
+    def label(self) -> str:
+        """Its name; there is nothing to set."""
+        return "Diffusion Lens"
+
+    @property
+    def words(self) -> str:
+        """How a vector is read."""
+        return "Reads the vector as if it were the last residual stream: final LayerNorm, projection, decoder."
+
+    def settings(self) -> dict[str, Any]:
+        """Return the definition; there is nothing to set."""
+        return {"definition": "LN(v) proj"}
+
     def reads(self, site: Site) -> bool:
         """True: the lens is defined on all kinds."""
         return True
-
-    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
-        """Return the sites, parsed and in range.
-
-        Raises:
-            UnknownSiteError: A site is not one of the model's.
-        """
-        return Site.resolve(sites, model.cfg)
 
     def _read(
         self, cache: ViTActivationCache, sites: list[Site], outputs: Float[Tensor, "batch site row d_model"]
@@ -64,10 +72,6 @@ class DiffusionLens(Lens):
         hooks: list[tuple[str, HookFn]] = [("blocks.0.hook_resid_pre", _zero)]
         hooks += [(name, _zero) for name in writes if name != own]
         return [*hooks, *_own_hooks(cache, site, own)]
-
-    def record(self) -> dict[str, Any]:
-        """Return the settings that a result must carry."""
-        return {"lens": "diffusion", "definition": "LN(v) proj", "alpha": None, "share": None, "anchor": None}
 
 
 def _zero(act: Tensor, hook: HookPoint) -> Tensor:

@@ -1,13 +1,18 @@
-"""Lenses by name, as the command line and studies spell them."""
+"""Lenses by name, as the library, the command line and studies spell them."""
 
-__all__ = ["LENS_NAMES", "parse_lens"]
+__all__ = ["DEFAULT_LENSES", "LENS_NAMES", "check_spelling", "parse_lens", "parse_lenses"]
+
+from collections.abc import Sequence
 
 from vit_lens.errors import LensError, nearest
+from vit_lens.lenses.contract import Lens, check_lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
-from vit_lens.lenses.lens import Lens
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
+from vit_lens.model import HookedViT
 from vit_lens.reference import ReferenceMeans
 
+# docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
+DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
 LENS_NAMES = ("diffusion", "dsl", "dsl-mean")
 
 
@@ -17,6 +22,25 @@ def parse_lens(text: str, reference: ReferenceMeans | None) -> Lens:
     Raises:
         LensError: The text is none of these, or ``dsl-mean`` has no reference means.
     """
+    name, strength = check_spelling(text)
+    if name == "diffusion":
+        return DiffusionLens()
+    if name == "dsl":
+        return DiffusionSteeringLens(**strength)  # pyright: ignore[reportArgumentType]
+    if reference is None:
+        raise LensError(
+            "dsl-mean needs reference means of this model: make them once with `vit-lens reference IMAGES... --model "
+            "MODEL --out means.safetensors`, then pass --reference means.safetensors"
+        )
+    return DiffusionSteeringLens(**strength, anchor="mean", reference=reference)  # pyright: ignore[reportArgumentType]
+
+
+def check_spelling(text: str) -> tuple[str, dict[str, float]]:
+    """Return the name and the settings that a spelling says, whether or not there are means for it.
+
+    Raises:
+        LensError: It says no lens.
+    """
     name, _, rest = text.strip().partition(":")
     if name not in LENS_NAMES:
         raise LensError(
@@ -25,19 +49,39 @@ def parse_lens(text: str, reference: ReferenceMeans | None) -> Lens:
     if name == "diffusion":
         if rest:
             raise LensError(f"lens {text!r}: the Diffusion Lens has no settings")
-        return DiffusionLens()
+        return name, {}
     key, _, value = rest.partition("=")
     if key not in ("alpha", "share"):
         raise LensError(f"lens {text!r}: give its strength as {name}:alpha=NUMBER or {name}:share=NUMBER")
     try:
-        strength = float(value)
+        return name, {key: float(value)}
     except ValueError:
         raise LensError(f"lens {text!r}: {value!r} is not a number") from None
-    if name == "dsl":
-        return DiffusionSteeringLens(**{key: strength})  # pyright: ignore[reportArgumentType]
-    if reference is None:
-        raise LensError(
-            "dsl-mean needs reference means of this model: make them once with `vit-lens reference IMAGES... --model "
-            "MODEL --out means.safetensors`, then pass --reference means.safetensors"
-        )
-    return DiffusionSteeringLens(**{key: strength}, anchor="mean", reference=reference)  # pyright: ignore[reportArgumentType]
+
+
+def parse_lenses(
+    given: Sequence[Lens | str] | Lens | str | None, model: HookedViT, reference: ReferenceMeans | None = None
+) -> list[Lens]:
+    """Return lenses as they are, and read their spellings.
+
+    Args:
+        given: Lenses, spellings or both; None: :data:`DEFAULT_LENSES`.
+        model: Whose shipped means serve ``dsl-mean``, where it has some.
+        reference: Means instead of these.
+
+    Raises:
+        LensError: Something is no lens, or ``dsl-mean`` has no reference means.
+    """
+    items: Sequence[object] = DEFAULT_LENSES
+    if given is not None:
+        items = list(given) if isinstance(given, (list, tuple)) else [given]
+    means = reference
+    if means is None and any(isinstance(item, str) and item.strip().startswith("dsl-mean") for item in items):
+        means = ReferenceMeans.shipped(model)
+    found: list[Lens] = []
+    for item in items:
+        lens = parse_lens(item, means) if isinstance(item, str) else item
+        found.append(check_lens(lens))
+    if not found:
+        raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
+    return found

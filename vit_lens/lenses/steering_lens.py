@@ -13,10 +13,9 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError
-from vit_lens.lenses.lens import (
-    HookFn,
-    Lens,
-    Sites,
+from vit_lens.lenses.contract import HookFn, Sites
+from vit_lens.lenses.residual import (
+    ResidualLens,
     centred_norm,
     check_batch,
     check_same_run,
@@ -33,7 +32,7 @@ Anchor = Literal["clean", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionSteeringLens(Lens):
+class DiffusionSteeringLens(ResidualLens):
     """Make one submodule louder, hold everything later fixed, and read the embedding.
 
     With ``h`` the submodule's output, ``r_L`` the last residual, and ``mu`` means over a reference set:
@@ -80,15 +79,34 @@ class DiffusionSteeringLens(Lens):
                 else "reference= goes with anchor='mean'; with anchor='clean' it would have no effect"
             )
 
-    def record(self) -> dict[str, Any]:
-        """Return the settings that a result must carry."""
+    name = "dsl"
+
+    def settings(self) -> dict[str, Any]:
+        """Return definition, strength, anchor, and which means it starts from."""
         definition = "D1 (reconstruction)" if self.anchor == "clean" else "mean-anchored DSL"
         out: dict[str, Any] = {
-            "lens": "dsl", "definition": definition, "alpha": self.alpha, "share": self.share, "anchor": self.anchor
+            "definition": definition, "alpha": self.alpha, "share": self.share, "anchor": self.anchor
         }  # fmt: skip
         if self.reference is not None:
-            out |= {"reference_n": self.reference.n, "reference_content": self.reference.content}
+            out |= {"reference": self.reference.content, "reference_n": self.reference.n}
         return out
+
+    @property
+    def label(self) -> str:
+        """Anchor and strength."""
+        name, strength = ("alpha", self.alpha) if self.share is None else ("share", self.share)
+        return f"DSL, {self.anchor}-anchored, {name} {strength:g}"
+
+    @property
+    def words(self) -> str:
+        """What is steered, and from where."""
+        start = (
+            "It starts from the average image, so that whatever resembles the input comes from this site."
+            if self.anchor == "mean"
+            else "It starts from the input's own residual stream, so the input shows through whatever the site does."
+        )
+        steers = "Steers the residual stream along what this site writes, freezes everything later, and decodes."
+        return f"{steers} {start}"
 
     def reads(self, site: Site) -> bool:
         """Whether the site is something written to the residual stream, not the stream itself."""

@@ -2,39 +2,44 @@
 
 __all__ = ["Pair", "contact_sheet", "decode_embeds", "evaluate_pair", "load_pair", "zero_shot"]
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.vq_model import VQModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
+from vit_lens.conditions import Condition
+from vit_lens.decoders import KandinskyDecoder
+from vit_lens.engine import OWN, Bench, draw
 from vit_lens.mini import world
 from vit_lens.mini.train_encoder import image_embeds, text_embeds, to_pixels
 from vit_lens.mini.train_movq import to_signed
+from vit_lens.model import HookedViT
+
+_NOISES, _BATCH = 8, 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """An encoder and a decoder made for it, in float32."""
+    """An encoder and a decoder made for it, in float32.
+
+    Attributes:
+        clip: The encoder with its text tower.
+        tokenizer: Of the text tower.
+        model: The encoder's image tower.
+        decoder: The decoder.
+    """
 
     clip: CLIPModel
     tokenizer: PreTrainedTokenizerBase
-    unet: UNet2DConditionModel
-    movq: VQModel
-    scheduler: DDIMScheduler
-    steps: int
-    guidance: float
+    model: HookedViT
+    decoder: KandinskyDecoder
 
     @torch.no_grad()
     def embed(self, images: UInt8[np.ndarray, "image height width 3"]) -> Float[Tensor, "image d_embed"]:
@@ -42,56 +47,30 @@ class Pair:
         parts = torch.split(to_pixels(images), 250)
         return torch.cat([image_embeds(self.clip, part) for part in parts])
 
-    @torch.no_grad()
-    def zero_embedding(self) -> Float[Tensor, "1 d_embed"]:
-        """Embed the all-zero pixel tensor, the decoder's negative."""
-        return image_embeds(self.clip, torch.zeros(1, 3, 64, 64))
-
 
 def load_pair(directory: Path) -> Pair:
     """Load a pair that `train_pair` wrote, encoder and decoder in their published layouts."""
-    decoder = directory / "decoder"
-    card = json.loads((decoder / "vit_lens.json").read_text())
     return Pair(
         clip=CLIPModel.from_pretrained(directory / "encoder").float().eval(),
         tokenizer=AutoTokenizer.from_pretrained(directory / "encoder"),
-        unet=UNet2DConditionModel.from_pretrained(decoder / "unet").float().eval(),
-        movq=VQModel.from_pretrained(decoder / "movq").float().eval(),
-        scheduler=cast(DDIMScheduler, DDIMScheduler.from_pretrained(decoder / "scheduler")),
-        steps=card["steps"],
-        guidance=card["guidance"],
+        model=HookedViT.from_pretrained(directory / "encoder").requires_grad_(False),
+        decoder=KandinskyDecoder.from_pretrained(directory / "decoder"),
     )
 
 
-@torch.no_grad()
 def decode_embeds(
-    pair: Pair,
-    embeds: Float[Tensor, "image d_embed"],
-    *,
-    generator: torch.Generator,
-    steps: int | None = None,
-    guidance: float | None = None,
-    batch: int = 50,
-    bf16: bool = False,
-) -> UInt8[np.ndarray, "image 64 64 3"]:
-    """Turn embeddings into pictures by DDIM, each with its own noise; the pair's own settings by default."""
-    scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(pair.scheduler.config))
-    guidance = pair.guidance if guidance is None else guidance
-    scheduler.set_timesteps(pair.steps if steps is None else steps)
-    noise = torch.randn((len(embeds), 4, 16, 16), generator=generator)
-    negative, images = pair.zero_embedding(), []
-    for latents, positive in zip(noise.split(batch), embeds.split(batch), strict=True):
-        n, guided = len(positive), guidance > 1
-        condition = torch.cat([negative.expand(n, -1), positive]) if guided else positive
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            for t in scheduler.timesteps:
-                doubled = torch.cat([latents, latents]) if guided else latents
-                out = pair.unet(doubled, t, None, added_cond_kwargs={"image_embeds": condition}).sample[:, :4].float()
-                if guided:
-                    out = out[:n] + guidance * (out[n:] - out[:n])
-                latents = scheduler.step(out, int(t), latents, return_dict=False)[0]
-            images.append(pair.movq.decode(latents, force_not_quantize=True, return_dict=False)[0].float())
-    return _to_uint8(torch.cat(images))
+    pair: Pair, embeds: Float[Tensor, "image d_embed"], *, seed: int, **settings: float | int | None
+) -> tuple[UInt8[np.ndarray, "image 64 64 3"], Float[Tensor, "image d_embed"]]:
+    """Turn embeddings into pictures and embed these again; eight noises in turn, settings by default the pair's own."""
+    bench = Bench(model=pair.model, decoder=pair.decoder, negative=pair.decoder.negative(pair.model))
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    pictures, again = torch.empty(len(embeds), 64, 64, 3, dtype=torch.uint8), torch.empty_like(embeds)
+    for noise in range(min(_NOISES, len(embeds))):
+        drawn, seen = draw(
+            bench, Condition(pooled=embeds[noise::_NOISES]), pair.decoder.settings(seed=seed + noise, **chosen), _BATCH
+        )
+        pictures[noise::_NOISES], again[noise::_NOISES] = drawn, seen[OWN].flat
+    return pictures.numpy(), again
 
 
 @torch.no_grad()
@@ -124,9 +103,8 @@ def evaluate_pair(
     embeds = pair.embed(images)
     few, few_codes = embeds[:n_decoded], codes[:n_decoded]
     started = time.monotonic()
-    decoded = decode_embeds(pair, few, generator=torch.Generator().manual_seed(seed), steps=steps, guidance=guidance)
+    _, again = decode_embeds(pair, few, seed=seed, steps=steps, guidance=guidance)
     seconds = time.monotonic() - started
-    again = pair.embed(decoded)
     unit = functional.normalize(few, dim=-1)
     matched = functional.cosine_similarity(again, few, dim=-1)
     mismatched = functional.cosine_similarity(again, few.roll(1, 0), dim=-1)
@@ -135,8 +113,8 @@ def evaluate_pair(
         "seed": seed,
         "n_images": n_images,
         "n_decoded": n_decoded,
-        "steps": pair.steps if steps is None else steps,
-        "guidance": pair.guidance if guidance is None else guidance,
+        "steps": pair.decoder.defaults.steps if steps is None else steps,
+        "guidance": pair.decoder.defaults.guidance if guidance is None else guidance,
         "zero_shot": zero_shot(pair, embeds, codes),
         "zero_shot_decoded": zero_shot(pair, again, few_codes),
         "cosine_round_trip": _mean_and_spread(matched),
@@ -155,7 +133,7 @@ def evaluate_pair(
 def contact_sheet(pair: Pair, *, n_images: int = 12, seed: int = 2000, zoom: int = 2) -> Image.Image:
     """Draw held-out inputs above the pictures that the decoder makes of their embeddings."""
     images = world.render_codes(world.sample_codes(n_images, np.random.default_rng(seed), held_out=True))
-    decoded = decode_embeds(pair, pair.embed(images), generator=torch.Generator().manual_seed(seed))
+    decoded, _ = decode_embeds(pair, pair.embed(images), seed=seed)
     tiles = np.full((2, n_images, 68, 68, 3), 255, dtype=np.uint8)
     tiles[:, :, 2:66, 2:66] = np.stack([images, decoded])
     sheet = Image.fromarray(tiles.transpose(0, 2, 1, 3, 4).reshape(136, 68 * n_images, 3))
@@ -167,7 +145,7 @@ def _autoencode(
     pair: Pair, images: UInt8[np.ndarray, "image height width 3"]
 ) -> UInt8[np.ndarray, "image height width 3"]:
     parts = [
-        pair.movq.decode(pair.movq.encode(part).latents, force_not_quantize=True, return_dict=False)[0]
+        pair.decoder.movq.decode(pair.decoder.movq.encode(part).latents, force_not_quantize=True, return_dict=False)[0]
         for part in to_signed(images).split(50)
     ]
     return _to_uint8(torch.cat(parts))

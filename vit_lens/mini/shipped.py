@@ -1,17 +1,33 @@
 """What ships with the package beside the pair's weights: sample images, and words for embeddings."""
 
-__all__ = ["JUDGE", "PAIR", "mini_labels", "sample_images"]
+__all__ = ["JUDGE", "MINI_NOTE", "PAIR", "mini_beside", "mini_gallery", "mini_groups", "mini_labels", "sample_images"]
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
+from vit_lens.identity import MINI_ENCODER
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
-from vit_lens.texts import ZeroShotLabels
+from vit_lens.model import HookedViT
+from vit_lens.readouts import Gallery
+from vit_lens.sweeping import Beside
+from vit_lens.texts import TextBank, ZeroShotLabels
 
 _HERE = Path(__file__).parent
 PAIR = _HERE / "pair"
 JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
+
+
+MINI_NOTE = (
+    "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
+    "Nothing here is known for larger models."
+)
+_SCENES, _SCENE_SEED = 96, 2024
 
 
 def sample_images() -> list[Path]:
@@ -43,3 +59,34 @@ def mini_labels() -> ZeroShotLabels:
     shown = [name for name in PROBES if name not in order] + list(order)
     only_if = {name: ("overlay", "yes") for name in OVERLAY_ATTRIBUTES}
     return ZeroShotLabels({name: names[name] for name in shown}, embeds, only_if)
+
+
+def mini_groups() -> dict[str, list[str]]:
+    """Return the captions of the world that exclude each other, by attribute."""
+    from vit_lens.mini import world
+
+    return {name: world.prompts(name) for name in PROBES}
+
+
+def mini_beside(model: HookedViT, *, drawn: bool = True) -> Beside:
+    """Return what stands beside pictures by default: on the embedded pair its labels and captions, else live numbers.
+
+    Args:
+        model: The encoder.
+        drawn: Whether there are pictures, which labels describe.
+    """
+    if model.encoder_id != MINI_ENCODER or not drawn:
+        return Beside(live=True)
+    return Beside(labels=mini_labels(), texts=TextBank.mini(), groups=mini_groups(), live=True)
+
+
+@contextmanager
+def mini_gallery(model: HookedViT) -> Iterator[Gallery]:
+    """Give a gallery of 96 scenes of the world, always the same, whose pictures can be read inside the block."""
+    from vit_lens.mini import world
+
+    scenes = world.sample_scenes(_SCENES, np.random.default_rng(_SCENE_SEED), held_out=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (scene, pixels) in enumerate(zip(scenes, world.render(scenes), strict=True)):
+            Image.fromarray(pixels).save(Path(folder) / f"{number:03d} {world.caption(scene)}.png")
+        yield Gallery.from_folder(model, folder)

@@ -13,7 +13,7 @@ from torch import Tensor
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError, expect, nearest
 from vit_lens.lenses import DiffusionLens, Lens
-from vit_lens.lenses.lens import Sites, check_cache
+from vit_lens.lenses.contract import Sites, check_cache
 from vit_lens.names import Site
 
 CONTROLS = ("random", "other")
@@ -40,7 +40,7 @@ class SiteEmbeddings:
         place = self.sites[site]
         return {
             "image": image, "site": str(place), "site_type": place.kind, "layer": place.layer, "head": place.head,
-            "lens": self.lens.record()["lens"], "control": control,
+            "lens": self.lens.describe().lens, "control": control,
         }  # fmt: skip
 
 

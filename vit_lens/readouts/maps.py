@@ -12,7 +12,7 @@ from torch import Tensor
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import DiffusionLens
-from vit_lens.lenses.lens import Sites, check_cache
+from vit_lens.lenses.contract import Sites, check_cache
 from vit_lens.names import Site
 from vit_lens.readouts.centring import deviations
 from vit_lens.readouts.embeddings import BANK_ADVICE

@@ -16,12 +16,15 @@ from vit_lens.batches import pixel_batches, several
 from vit_lens.errors import LensError, ReferenceMismatchError, expect
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.lenses import DiffusionLens, Lens
-from vit_lens.lenses.lens import Sites
+from vit_lens.lenses.contract import Sites
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
+from vit_lens.readouts.gallery import Gallery
 from vit_lens.readouts.patches import check_residual, patch_embeddings
 
 _FORMAT = "vit_lens.readout_means.1"
+_MEAN_IMAGES = 256
+_RENAMED = {"reference_content": "reference"}  # in files of an earlier version
 _ADVICE = "make the means with ReadoutMeans.from_images(...).save(path)"
 
 
@@ -36,7 +39,7 @@ class ReadoutMeans:
         encoder_id: The model.
         fingerprint: Of its weights.
         n: Images.
-        lens: What the lens says about itself (:meth:`vit_lens.lenses.Lens.record`).
+        lens: Name and settings of the lens.
         sites: Of the site axis.
         patches: Whether every patch token was read alone; the mean is then over images and patches.
         values: The means.
@@ -87,10 +90,27 @@ class ReadoutMeans:
         for _, pixels in pixel_batches(model, images, batch_size, label="read-out means", progress=progress):
             total += _summed(model, pixels, lens, chosen, patches)
         return cls(
-            encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=len(images), lens=lens.record(),
+            encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=len(images), lens=_said(lens),
             sites=tuple(chosen), patches=patches,
             values=(total / len(images)).to(torch.promote_types(model.dtype, torch.float32)),
         )  # fmt: skip
+
+    @classmethod
+    def of_gallery(
+        cls, model: HookedViT, gallery: Gallery, lenses: Sequence[Lens], sites: Sites
+    ) -> "list[ReadoutMeans]":
+        """Average what each lens reads, at those of the sites that it is defined on, over images of a gallery.
+
+        At most 256 of its different pictures are read, evenly spread.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            GalleryError: A picture of the gallery cannot be read.
+        """
+        chosen, resolved = gallery.distinct, Site.resolve(sites, model.cfg)
+        paths = [gallery.path(index) for index in chosen[:: -(-len(chosen) // _MEAN_IMAGES)]]
+        own = [(lens, [site for site in resolved if lens.reads(site)]) for lens in lenses]
+        return [cls.from_images(model, paths, some, lens=lens) for lens, some in own if some]
 
     @classmethod
     def load(cls, path: str | Path) -> "ReadoutMeans":
@@ -102,6 +122,7 @@ class ReadoutMeans:
         with open_tensors(Path(path), [_FORMAT], what="read-out means", error=LensError, advice=_ADVICE) as opened:
             file, meta = opened
             fields = json.loads(meta["fields"])
+            fields["lens"] = _plain(fields["lens"])
             fields["sites"] = tuple(Site.parse(site) for site in fields["sites"])
             return cls(values=file.get_tensor("values"), **fields)
 
@@ -136,9 +157,9 @@ class ReadoutMeans:
                 f"is {model.encoder_id} ({model.fingerprint}). Make its own: ReadoutMeans.from_images(model, images, "
                 "sites)"
             )
-        if self.lens != lens.record() or self.patches != patches:
+        if self.lens != _said(lens) or self.patches != patches:
             raise LensError(
-                f"these read-out means are of {self.lens} with patches={self.patches}; asked for {lens.record()} with "
+                f"these read-out means are of {self.lens} with patches={self.patches}; asked for {_said(lens)} with "
                 f"patches={patches}. Make them with ReadoutMeans.from_images(model, images, sites, lens=, patches=)"
             )
         if missing := [str(site) for site in sites if site not in self.sites]:
@@ -150,7 +171,17 @@ class ReadoutMeans:
 
     def reads(self, lens: Lens, *, patches: bool = False) -> bool:
         """Whether these are the means of a lens."""
-        return self.lens == lens.record() and self.patches == patches
+        return self.lens == _said(lens) and self.patches == patches
+
+
+def _said(lens: Lens) -> dict[str, Any]:
+    described = lens.describe()
+    return _plain({"lens": described.lens, **described.settings})
+
+
+def _plain(said: dict[str, Any]) -> dict[str, Any]:
+    """Return what a lens said without what is not set, under the names of today."""
+    return {_RENAMED.get(name, name): value for name, value in said.items() if value is not None}
 
 
 def check_means(means: ReadoutMeans) -> ReadoutMeans:

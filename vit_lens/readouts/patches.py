@@ -10,7 +10,7 @@ from torch import Tensor
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError
 from vit_lens.lenses import DiffusionLens, Lens
-from vit_lens.lenses.lens import Sites
+from vit_lens.lenses.contract import Sites
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 
@@ -25,7 +25,7 @@ def check_residual(model: HookedViT, lens: Lens, sites: Sites) -> list[Site]:
     chosen = Site.resolve(sites, model.cfg)
     if not isinstance(lens, DiffusionLens):
         raise LensError(
-            f"a patch token is read as if it were the last residual (DiffusionLens), not by {lens.record()}"
+            f"a patch token is read as if it were the last residual (DiffusionLens), not by {lens.describe().label}"
         )
     if other := [str(site) for site in chosen if not site.is_residual]:
         raise LensError(

@@ -11,7 +11,7 @@ import torch
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError
 from vit_lens.lenses import Lens
-from vit_lens.lenses.lens import Sites
+from vit_lens.lenses.contract import Sites
 from vit_lens.names import Site
 from vit_lens.readouts.gallery import Gallery
 from vit_lens.readouts.means import ReadoutMeans, check_means
@@ -119,7 +119,7 @@ def read_sites(
             near = retrieval_lens(cache, gallery, own, images=images, k=k, generator=_seeded(seed), **common)
             neighbours.append(near.to_frame().assign(reading=place))
     if unused := [mean for mean in means if not any(mean.reads(one) for one in lenses)]:
-        raise LensError(f"{unused[0]!r} belongs to none of the lenses {[one.record() for one in lenses]}")
+        raise LensError(f"{unused[0]!r} belongs to none of the lenses {[one.describe().label for one in lenses]}")
     tables = [pd.concat(parts, ignore_index=True) if parts else None for parts in (captions, neighbours)]
     return SiteReadouts(*tables)
 

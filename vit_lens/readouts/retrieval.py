@@ -14,7 +14,7 @@ from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import GalleryError, LensError, expect
 from vit_lens.images import to_display
 from vit_lens.lenses import Lens
-from vit_lens.lenses.lens import Sites
+from vit_lens.lenses.contract import Sites
 from vit_lens.model import HookedViT
 from vit_lens.readouts.embeddings import SiteEmbeddings, site_embeddings
 from vit_lens.readouts.gallery import Gallery, picture_hash

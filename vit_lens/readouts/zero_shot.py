@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import Lens
-from vit_lens.lenses.lens import Sites
+from vit_lens.lenses.contract import Sites
 from vit_lens.readouts.centring import deviations
 from vit_lens.readouts.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
 from vit_lens.readouts.means import ReadoutMeans, check_means

@@ -1,8 +1,8 @@
 """Frozen results of a sweep with their provenance: written atomically, read back checked, merged from shards."""
 
-from vit_lens.records.budgets import budget_words
+from vit_lens.records.budgets import budget_words, unfinished_words
 from vit_lens.records.live import LiveNumbers
-from vit_lens.records.reading import lens_label, select
+from vit_lens.records.readings import Reading, select
 from vit_lens.records.readouts import Readouts
 from vit_lens.records.record import Record
 from vit_lens.records.schema import COLUMNS, FORMAT, MANIFEST_KEYS, PLAN_COLUMNS
@@ -16,12 +16,13 @@ __all__ = [
     "MANIFEST_KEYS",
     "PLAN_COLUMNS",
     "LiveNumbers",
+    "Reading",
     "Readouts",
     "Record",
     "RecordWriter",
     "budget_words",
-    "lens_label",
     "merge",
     "over_seeds",
     "select",
+    "unfinished_words",
 ]

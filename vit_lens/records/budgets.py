@@ -1,41 +1,58 @@
 """What a sweep within a budget has drawn so far, in words."""
 
-__all__ = ["budget_words", "settings_words"]
-
-from collections.abc import Mapping
-from typing import Any
+__all__ = ["budget_words", "unfinished_words"]
 
 from vit_lens.records.record import Record
 
-_ORDER = (
-    "The most informative come first: residual readings, then the sites, each with its control, whose cosine with the "
-    "input differs most from that of random directions of equal norm."
-)
 _GO_ON = "Run the same command again to refine more, or without the budget to refine all."
+_OLD = "The record has format 1, in which this version does not go on: sweep into a new directory for the rest."
 
 
 def budget_words(record: Record) -> str:
-    """Say what a budget was, what it was spent on, and how to go on; empty for a record without one."""
+    """Say what a budget was, what was drawn of it, and how to go on; empty for a record without one."""
     plan, table = record.manifest["batch_plan"].get("budget"), record.table
     if plan is None:
         return ""
-    settings = settings_words(record.manifest["decoder"]["settings"])
     counts = {drawn: int((table["drawn"] == drawn).sum()) for drawn in ("coarse", "full")}
     words = f"Drawn to a budget of {' and then '.join(record.manifest.get('budgets', []))}. "
-    words += f"{counts['full']} of {len(table)} pictures are refined ({settings})"
+    words += f"{counts['full']} of {len(table)} pictures are refined ({record.manifest['decoder']['words']})"
     if record.complete:
         words += ", which is all."
     else:
         missing = len(table) - sum(counts.values())
-        words += f", {counts['coarse']} are coarse ({settings_words(plan['coarse'])})" if plan["coarse"] else ""
-        words += f"{f', {missing} not drawn yet' if missing else ''}. {_ORDER}"
+        words += f", {counts['coarse']} are coarse ({plan['coarse']['words']})" if plan["coarse"] else ""
+        words += f"{f', {missing} not drawn yet' if missing else ''}. {_reached(record)}"
     if shared := int(table["same_as"].notna().sum()):
         words += f" {shared} share{'s' * (shared == 1)} the picture of another row, whose embedding is all but equal "
         words += f"(cosine at least {plan['same_above']:g}, and as close in length)."
-    return words if record.complete else f"{words} {_GO_ON}"
+    if record.complete:
+        return words
+    return f"{words} {_OLD if record.manifest['format'] == 1 else _GO_ON}"
 
 
-def settings_words(settings: Mapping[str, Any]) -> str:
-    """Say how pictures were drawn, in a few words."""
-    guided = settings["guidance"] > 1
-    return f"{settings['steps']} steps, {'guidance ' + format(settings['guidance'], 'g') if guided else 'no guidance'}"
+def unfinished_words(record: Record) -> str:
+    """Say how to go on with a sweep that was interrupted."""
+    if record.manifest["format"] == 1:
+        return _OLD
+    return "Run the same command again to go on, then write this page anew."
+
+
+def _reached(record: Record) -> str:
+    """Say what the pictures are of: how many inputs have some, and what of each has been drawn at its best."""
+    table = record.table
+    drawn = table.loc[table["drawn"] != ""]
+    if drawn.empty:
+        return "Nothing is drawn yet."
+    controls = {name for name, reading in record.readings.items() if reading.control}
+    n_inputs, of_all = drawn["input"].nunique(), len(record.manifest["inputs"])
+    residual = table["site_type"].str.startswith("resid")
+    kinds = {
+        "readings of the residual stream": residual, "sites": ~residual & ~table["reading"].isin(controls),
+        "controls": table["reading"].isin(controls),
+    }  # fmt: skip
+    parts = [
+        f"{int((table['drawn'] != '')[rows].sum())} of {int(rows.sum())} {name}"
+        for name, rows in kinds.items()
+        if rows.any()
+    ]
+    return f"Pictures of {n_inputs} of {of_all} input{'s' * (of_all != 1)}: {', '.join(parts)}."

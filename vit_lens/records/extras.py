@@ -1,6 +1,14 @@
 """Files beside the table: captions, nearest images and live numbers, written whole and read back checked."""
 
-__all__ = ["gallery_name", "load_live", "load_readouts", "save_live", "save_readouts"]
+__all__ = [
+    "LIVE_FILE",
+    "READOUTS_FILE",
+    "gallery_name",
+    "live_bytes_of",
+    "load_live",
+    "load_readouts",
+    "readouts_bytes",
+]
 
 import json
 from dataclasses import fields
@@ -11,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vit_lens.errors import RecordError
-from vit_lens.files import save_tensors
+from vit_lens.files import to_bytes
 from vit_lens.records.live import LiveNumbers
 from vit_lens.records.readouts import FORMS, Found, Readouts
 
-_READOUTS, _LIVE = "readouts.safetensors", "live.safetensors"
+READOUTS_FILE, LIVE_FILE = "readouts.safetensors", "live.safetensors"
 _WHAT = {"captions": "by_caption", "images": "by_image"}
 
 
@@ -24,8 +32,8 @@ def gallery_name(index: int) -> str:
     return f"gallery/{index:06d}.png"
 
 
-def save_readouts(readouts: Readouts, path: Path) -> None:
-    """Write captions and neighbours to the record at ``path``; OutputError if that is impossible."""
+def readouts_bytes(readouts: Readouts) -> bytes:
+    """Return captions and neighbours as the bytes of a file."""
     tensors = {} if readouts.texts is None else {"texts": readouts.texts}
     for what, attribute in _WHAT.items():
         for form, found in getattr(readouts, attribute).items():
@@ -34,12 +42,12 @@ def save_readouts(readouts: Readouts, path: Path) -> None:
         "captions": readouts.captions, "logit_scale": readouts.logit_scale, "logit_bias": readouts.logit_bias,
         "groups": dict(readouts.groups), "names": sorted(readouts.names.items()), "means": readouts.means,
     }  # fmt: skip
-    _write(tensors, path / _READOUTS, described)
+    return to_bytes(tensors, {"described": json.dumps(described)})
 
 
 def load_readouts(path: Path, n_rows: int) -> Readouts | None:
     """Read captions and neighbours; None if the record has none, RecordError if they are damaged."""
-    read = _read(path / _READOUTS)
+    read = _read(path / READOUTS_FILE)
     if read is None:
         return None
     tensors, described = read
@@ -50,7 +58,7 @@ def load_readouts(path: Path, n_rows: int) -> Readouts | None:
                 found = Found(tensors[f"{what}.{form}.index"], tensors[f"{what}.{form}.cosine"])
                 if len(found.index) != n_rows:
                     raise RecordError(
-                        f"{path / _READOUTS} has {len(found.index)} rows, the table {n_rows}; sweep again"
+                        f"{path / READOUTS_FILE} has {len(found.index)} rows, the table {n_rows}; sweep again"
                     )
                 by[what][form] = found
     described["captions"], described["names"] = tuple(described["captions"]), dict(map(tuple, described["names"]))
@@ -59,26 +67,22 @@ def load_readouts(path: Path, n_rows: int) -> Readouts | None:
     )  # fmt: skip
 
 
-def save_live(live: LiveNumbers, path: Path) -> None:
-    """Write live numbers to the record at ``path``; OutputError if that is impossible."""
+def live_bytes_of(live: LiveNumbers) -> bytes:
+    """Return live numbers as the bytes of a file."""
     values = {f.name: getattr(live, f.name) for f in fields(live)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     plain = ("labels", "images", "recomputed", "eps")
-    _write(tensors, path / _LIVE, {name: values[name] for name in plain})
+    return to_bytes(tensors, {"described": json.dumps({name: values[name] for name in plain})})
 
 
 def load_live(path: Path) -> LiveNumbers | None:
     """Read live numbers; None if the record has none, RecordError if they are damaged."""
-    read = _read(path / _LIVE)
+    read = _read(path / LIVE_FILE)
     if read is None:
         return None
     tensors, described = read
     described["labels"], described["images"] = tuple(described["labels"]), tuple(described["images"])
     return LiveNumbers(**tensors, **described)
-
-
-def _write(tensors: dict[str, Tensor], path: Path, described: dict[str, Any]) -> None:
-    save_tensors(tensors, path, {"described": json.dumps(described)})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -9,7 +9,7 @@ import pandas as pd
 import PIL.Image
 
 from vit_lens.errors import RecordError
-from vit_lens.records.reading import lens_label
+from vit_lens.records.readings import Reading
 from vit_lens.records.thumbnails import thumbnail_uri
 
 N_INPUTS, N_PICTURES = 3, 8
@@ -23,9 +23,12 @@ class _Record(Protocol):
     @property
     def table(self) -> pd.DataFrame: ...
 
+    @property
+    def readings(self) -> dict[str, Reading]: ...
+
     def picture(self, row: int) -> PIL.Image.Image: ...
 
-    def input(self, image: int) -> PIL.Image.Image: ...
+    def input(self, index: int) -> PIL.Image.Image: ...
 
 
 def record_html(record: _Record) -> str:
@@ -34,9 +37,9 @@ def record_html(record: _Record) -> str:
     decoder = manifest["decoder"]["decoder_id"] if manifest["decoder"] else "no decoder"
     state = "" if manifest["complete"] else ", unfinished"
     head = f"{manifest['model']['encoder_id']} / {decoder}: {len(record.table)} rows{state}"
-    lines = [_line(record, entry) for entry in manifest["images"][:N_INPUTS]]
-    left = len(manifest["images"]) - len(lines)
-    more = f"<p>and {left} more images</p>" if left > 0 else ""
+    lines = [_line(record, entry) for entry in manifest["inputs"][:N_INPUTS]]
+    left = len(manifest["inputs"]) - len(lines)
+    more = f"<p>and {left} more inputs</p>" if left > 0 else ""
     return (
         f'<div class="vit-lens-record"><p><b>{html.escape(head)}</b></p>'
         f"<table><tbody>{''.join(lines)}</tbody></table>{more}</div>"
@@ -45,12 +48,13 @@ def record_html(record: _Record) -> str:
 
 def _line(record: _Record, entry: dict[str, Any]) -> str:
     table = record.table
-    rows = table.loc[(table["image"] == entry["index"]) & (table["kind"] == "site")]
+    sites = [reading.id for reading in record.readings.values() if not reading.control]
+    rows = table.loc[(table["input"] == entry["index"]) & table["reading"].isin(sites)]
     by = "cos_input" if rows["cos_input"].notna().any() else "cos_lens_clean"
     best = rows.sort_values(by, ascending=False, kind="stable").head(N_PICTURES)
     cells = [_figure(_input(record, entry["index"]), str(entry["name"]), "input")]
     for row in best.to_dict("records"):
-        title = f"{row['site']}: {lens_label(row['lens'], row['alpha'], row['share'], row['anchor'])}"
+        title = f"{row['site']}: {record.readings[row['reading']].label}"
         number = "" if pd.isna(row[by]) else f" {row[by]:.2f}"
         cells.append(_figure(_picture(record, row["row"]), title, f"{row['site']}{number}"))
     return f"<tr>{''.join(cells)}</tr>"
@@ -69,8 +73,8 @@ def _picture(record: _Record, row: int) -> str:
         return ""
 
 
-def _input(record: _Record, image: int) -> str:
+def _input(record: _Record, index: int) -> str:
     try:
-        return thumbnail_uri(record.input(image))
+        return thumbnail_uri(record.input(index))
     except RecordError:
         return ""

@@ -1,4 +1,22 @@
-"""What a record holds: the columns of its table with their types, and the keys of its manifest."""
+"""What a record holds: the keys of its manifest, and the columns of its table with their types.
+
+Format 2, a folder:
+
+===================================== ==================================================================================
+``record.json``                       the manifest: :data:`MANIFEST_KEYS`
+``table.csv``                         a line for each row, with the columns that the manifest declares
+``embeddings/NAME/000000.safetensors`` conditions of so many rows each: ``lens`` and ``reencoded`` by row, ``clean`` by
+                                      input, ``negative`` one; parts ``pooled``, ``tokens``, ``mask``
+``pictures/000000.png``               by row; those of a budget's first pass in ``pictures/coarse``
+``inputs/0000.png``                   what the model saw of an image, by its index
+``files.csv``                         every file but the manifest and itself: path, size, sha256, media type
+===================================== ==================================================================================
+
+In the manifest: ``readings`` say what a row was read with (:class:`vit_lens.records.Reading`), and rows name theirs by
+its id. ``inputs`` have a ``kind`` (``image``, ``text``), an ``index`` over all parts of a divided sweep, a name and a
+content hash. ``machine`` (kind of device), ``versions`` and ``threads`` are what bits depend on beside the plan.
+``batch_plan`` says which rows are drawn together. ``shard`` says which of the whole sweep's rows a part holds.
+"""
 
 __all__ = [
     "COLUMNS",
@@ -7,10 +25,13 @@ __all__ = [
     "IDENTITY_KEYS",
     "MANIFEST_KEYS",
     "PLAN_COLUMNS",
+    "Kind",
     "check_manifest",
+    "csv_rows",
     "csv_to_table",
     "differing",
-    "manifest_bytes",
+    "input_name",
+    "json_bytes",
     "picture_name",
     "table_to_csv",
     "to_table",
@@ -26,25 +47,19 @@ import pandas as pd
 
 from vit_lens.errors import RecordError
 
-FORMAT = 1
+FORMAT = 2
 Kind = Literal["int", "int or empty", "float", "text"]
 DTYPES: dict[Kind, str] = {"int": "int64", "int or empty": "Int64", "float": "float64", "text": "string"}
 COLUMNS: dict[str, Kind] = {
     "row": "int",
-    "image": "int",
-    "image_name": "text",
-    "kind": "text",
-    "control": "text",
+    "input": "int",
+    "input_name": "text",
+    "seed": "int or empty",
+    "reading": "text",
     "site": "text",
     "site_type": "text",
     "layer": "int or empty",
     "head": "int or empty",
-    "lens": "text",
-    "definition": "text",
-    "alpha": "float",
-    "share": "float",
-    "anchor": "text",
-    "seed": "int or empty",
     "norm_h": "float",
     "cos_lens_clean": "float",
     "cos_lens_control": "float",
@@ -56,28 +71,18 @@ COLUMNS: dict[str, Kind] = {
     "drawn": "text",
     "same_as": "int or empty",
 }
-# Records of earlier versions, which lack the last, or all, of these groups, load with them empty.
-ADDED_COLUMNS = (("cos_lens_control", "leak"), ("drawn", "same_as"))
+"""Columns of a sweep; a record declares its own in its manifest."""
 DRAWN = ("", "coarse", "full")
 """How a row's picture was drawn: not yet, with the few steps of a budget's first pass, with the sweep's settings."""
 PLAN_COLUMNS = tuple(COLUMNS)[: tuple(COLUMNS).index("norm_h")]
-MANIFEST_KEYS = (
-    *("format", "model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds"),
-    *("command", "complete", "shard", "notes"),
-)
+NEEDED_COLUMNS = (*PLAN_COLUMNS, "picture", "drawn", "same_as")
+"""What every record has, whatever it adds."""
 IDENTITY_KEYS = (
-    "format",
-    "model",
-    "decoder",
-    "lenses",
-    "images",
-    "seeds",
-    "shard",
-    "versions",
-    "batch_plan",
-    "readouts",
-    "controls",
+    *("format", "model", "decoder", "readings", "inputs", "columns", "seeds", "shard", "versions", "machine"),
+    *("batch_plan", "beside", "controls"),
 )
+"""What must be equal for a sweep to go on in a directory."""
+MANIFEST_KEYS = (*IDENTITY_KEYS, "threads", "conditions", "files", "command", "notes", "complete")
 
 
 def picture_name(row: int, drawn: str = "full") -> str:
@@ -85,7 +90,12 @@ def picture_name(row: int, drawn: str = "full") -> str:
     return f"pictures/{'coarse/' if drawn == 'coarse' else ''}{row:06d}.png"
 
 
-def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+def input_name(index: int) -> str:
+    """Return where what the model saw of an image lies, relative to the record."""
+    return f"inputs/{index:04d}.png"
+
+
+def json_bytes(manifest: Mapping[str, Any]) -> bytes:
     """Return the manifest as JSON text; RecordError if it holds what JSON cannot."""
     try:
         return (json.dumps(dict(manifest), indent=1, allow_nan=False) + "\n").encode()
@@ -101,59 +111,70 @@ def check_manifest(manifest: object, where: str) -> dict[str, Any]:
         raise RecordError(f"{where}: the manifest is not a JSON object; the record is damaged, sweep again")
     if manifest.get("format") != FORMAT:
         raise RecordError(
-            f"{where}: record format {manifest.get('format')!r}, this version reads format {FORMAT}; "
+            f"{where}: record format {manifest.get('format')!r}, this version reads formats 1 and {FORMAT}; "
             "use the version of vit_lens that wrote it, or sweep again"
         )
     missing = [key for key in MANIFEST_KEYS if key not in manifest]
     if missing:
         raise RecordError(f"{where}: the manifest lacks {', '.join(missing)}; the record is damaged, sweep again")
+    if missing := [name for name in NEEDED_COLUMNS if manifest["columns"].get(name) != COLUMNS[name]]:
+        raise RecordError(
+            f"{where}: the columns lack {', '.join(missing)} in the kind that every record has; the record is damaged, "
+            "sweep again"
+        )
+    if unknown := sorted({str(kind) for kind in manifest["columns"].values()} - set(DTYPES)):
+        raise RecordError(f"{where}: a column is of the kind {unknown[0]!r}, expected one of {', '.join(DTYPES)}")
     return manifest
 
 
-def to_table(rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return ``rows`` as a table with every column of `COLUMNS`, typed; what is not given is left empty."""
+def to_table(
+    rows: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | None = None
+) -> pd.DataFrame:
+    """Return ``rows`` as a table with every column, by default of `COLUMNS`, typed; what is not given is left empty."""
+    columns = COLUMNS if columns is None else columns
     if isinstance(rows, pd.DataFrame):
         n_rows, given = len(rows), {str(name): list(rows[name]) for name in rows.columns}
     else:
         n_rows, names = len(rows), dict.fromkeys(name for row in rows for name in row)
         given = {name: [row.get(name) for row in rows] for name in names}
-    unknown = [name for name in given if name not in COLUMNS]
+    unknown = [name for name in given if name not in columns]
     if unknown:
-        raise RecordError(f"unknown table columns {', '.join(unknown)}; known: {', '.join(COLUMNS)}")
-    missing = [name for name, kind in COLUMNS.items() if kind == "int" and name not in given]
+        raise RecordError(f"unknown table columns {', '.join(unknown)}; known: {', '.join(columns)}")
+    missing = [name for name, kind in columns.items() if kind == "int" and name not in given]
     if n_rows and missing:
-        raise RecordError(f"the table lacks {', '.join(missing)}; every row says its row and image")
-    typed = {name: _typed(given.get(name, [None] * n_rows), name) for name in COLUMNS}
+        raise RecordError(f"the table lacks {', '.join(missing)}; every row says its row and input")
+    typed = {name: _typed(given.get(name, [None] * n_rows), name, kind) for name, kind in columns.items()}
     if list(typed["row"]) != list(range(n_rows)):
         raise RecordError("rows are not numbered 0, 1, 2, ... in order; number them by their place in the table")
     return pd.DataFrame(typed)
 
 
-def table_to_csv(table: pd.DataFrame) -> bytes:
+def table_to_csv(table: pd.DataFrame, columns: Mapping[str, Kind] | None = None) -> bytes:
     """Return the table as CSV; floats are written so that they read back to the same bits, missing ones empty."""
+    columns = COLUMNS if columns is None else columns
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-    writer.writerow(COLUMNS)
-    for values in zip(*(table[name] for name in COLUMNS), strict=True):
-        writer.writerow([_cell(value, kind) for value, kind in zip(values, COLUMNS.values(), strict=True)])
+    writer.writerow(columns)
+    for values in zip(*(table[name] for name in columns), strict=True):
+        writer.writerow([_cell(value, kind) for value, kind in zip(values, columns.values(), strict=True)])
     return text.getvalue().encode()
 
 
-def csv_to_table(data: bytes, where: str) -> pd.DataFrame:
+def csv_to_table(data: bytes, where: str, columns: Mapping[str, Kind] | None = None) -> pd.DataFrame:
     """Read what `table_to_csv` wrote; RecordError where a line is cut short or a value cannot be read."""
+    columns = COLUMNS if columns is None else columns
+    return to_table(csv_rows(data, where, list(columns)), columns)
+
+
+def csv_rows(data: bytes, where: str, columns: list[str]) -> list[dict[str, str]]:
+    """Return the lines of a table by column; RecordError where one is cut short or the columns are others."""
     try:
         text = data.decode()
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"{where}: not a readable table ({error}); the record is damaged, sweep again") from error
-    columns = list(COLUMNS)
-    for group in reversed(ADDED_COLUMNS):
-        if lines and not set(group) & set(lines[0]):
-            columns = [name for name in columns if name not in group]
-        else:
-            break
     if not lines or lines[0] != columns:
-        raise RecordError(f"{where}: the first line does not name the columns of format {FORMAT}; sweep again")
+        raise RecordError(f"{where}: the first line does not name the columns of the manifest; sweep again")
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(columns):
             raise RecordError(
@@ -161,7 +182,7 @@ def csv_to_table(data: bytes, where: str) -> pd.DataFrame:
             )
     if not text.endswith("\n"):
         raise RecordError(f"{where}: the last line is cut short; the table is truncated, sweep again")
-    return to_table([dict(zip(columns, line, strict=True)) for line in lines[1:]])
+    return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
 
 
 def differing(old: Any, new: Any, key: str) -> str:
@@ -175,8 +196,7 @@ def differing(old: Any, new: Any, key: str) -> str:
     return "" if old == new else f"{key} is {_short(old)} on disk, {_short(new)} now"
 
 
-def _typed(values: list[Any], name: str) -> pd.Series:
-    kind = COLUMNS[name]
+def _typed(values: list[Any], name: str, kind: Kind) -> pd.Series:
     try:
         if kind == "text":
             return pd.Series(["" if pd.isna(v) else _printable(v) for v in values], dtype="string", name=name)

@@ -4,12 +4,12 @@ __all__ = ["over_seeds"]
 
 import pandas as pd
 
-_SITE = ["image", "kind", "control", "site", "lens", "definition", "alpha", "share", "anchor"]
+_SITE = ["input", "site", "reading"]
 _DRAWN = ("cos_input", "faithfulness")
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with one row for each image, site and reading: numbers of pictures are means over noise seeds.
+    """Return the table with one row for each input, site and reading: numbers of pictures are means over noise seeds.
 
     ``faithfulness_low`` and ``faithfulness_high`` are the lowest and highest seed, ``n_seeds`` counts the seeds that
     were drawn (0 in a record without pictures). Everything else, the picture included, is that of the first seed.
@@ -19,7 +19,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """
     if table.empty:
         return table.assign(faithfulness_low=[], faithfulness_high=[], n_seeds=[])
-    groups = table.groupby([table[name].astype("string").fillna("") for name in _SITE], sort=False)
+    groups = table.groupby(_SITE, sort=False)
     drawn = {name: groups[name].transform("mean") for name in _DRAWN}
     lowest, highest = groups["faithfulness"].transform("min"), groups["faithfulness"].transform("max")
     n_seeds = groups["faithfulness"].transform("count").astype("int64")

@@ -2,6 +2,9 @@
 
 __all__ = ["RecordWriter"]
 
+import csv
+import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,32 +17,37 @@ import PIL.Image
 from jaxtyping import UInt8
 from torch import Tensor
 
+from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
-from vit_lens.files import clear_temporary, make_directory, save_tensors, write_atomic
-from vit_lens.records.extras import gallery_name, save_live, save_readouts
+from vit_lens.files import clear_temporary, make_directory, write_atomic
+from vit_lens.records.extras import LIVE_FILE, READOUTS_FILE, gallery_name, live_bytes_of, readouts_bytes
 from vit_lens.records.live import LiveNumbers
+from vit_lens.records.opening import read_manifest, read_table
+from vit_lens.records.parts import make_folders, read_conditions, rows_per_part, write_conditions
 from vit_lens.records.pictures import encode_png, is_whole_png, read_png
-from vit_lens.records.reading import read_embeddings, read_manifest, read_table
 from vit_lens.records.readouts import Readouts
 from vit_lens.records.schema import (
     IDENTITY_KEYS,
     PLAN_COLUMNS,
     check_manifest,
     differing,
-    manifest_bytes,
+    input_name,
+    json_bytes,
     picture_name,
     table_to_csv,
     to_table,
 )
 
 _COMPRESS_LEVEL = 1  # of pictures, most of a sweep's files: zlib's time is spent beside the decoder's
+_MEDIA = {".png": "image/png", ".csv": "text/csv", ".safetensors": "application/vnd.safetensors"}
+_LISTED = ("table.csv", "*.safetensors", "embeddings/*/*.safetensors", "*/*.png", "pictures/coarse/*.png")
 Picture = PIL.Image.Image | UInt8[Tensor, "height width 3"] | UInt8[np.ndarray, "height width 3"]
 
 
 class RecordWriter:
     """A record directory that is being written: created anew, or continued if it holds the same sweep.
 
-    ``manifest``, ``table`` and ``embeddings`` are what lies on disk now; of a continued sweep they hold
+    ``manifest``, ``table`` and ``conditions`` are what lies on disk now; of a continued sweep they hold
     what the earlier run had stored. ``resumed`` says which of the two it is.
     """
 
@@ -56,8 +64,9 @@ class RecordWriter:
             OutputError: it cannot be created or written.
         """
         self.path = Path(path)
-        manifest = check_manifest(json.loads(manifest_bytes(manifest)), "new record")
-        plan = to_table(rows)
+        manifest = check_manifest(json.loads(json_bytes(manifest)), "new record")
+        self._columns = manifest["columns"]
+        plan = to_table(rows, self._columns)
         if manifest["batch_plan"].get("n_rows") != len(plan):
             raise RecordError(
                 f"the batch plan says {manifest['batch_plan'].get('n_rows')} rows, the table has {len(plan)}"
@@ -67,29 +76,34 @@ class RecordWriter:
         if not self.resumed and any(self.path.iterdir()):
             raise RecordError(f"{self.path} is not empty and holds no record; choose an empty or new directory")
         self.manifest, self.table = manifest, plan
-        self.embeddings: dict[str, Tensor] = {}
+        self.conditions: dict[str, Condition] = {}
+        self._files: dict[str, tuple[int, str]] = {}
         if self.resumed:
             self._continue()
-            for folder in (self.path, self.path / "pictures"):
+            for folder in (self.path, self.path / "pictures", self.path / "embeddings"):
                 clear_temporary(folder)
         else:
-            write_atomic(self.path / "record.json", manifest_bytes(manifest))
+            write_atomic(self.path / "record.json", json_bytes(manifest))
         for folder in ("pictures", "inputs"):
             make_directory(self.path / folder)
         if "budget" in self.manifest["batch_plan"]:
             make_directory(self.path / "pictures/coarse")
         if not (self.path / "table.csv").exists():
-            write_atomic(self.path / "table.csv", table_to_csv(self.table))
+            self._put("table.csv", table_to_csv(self.table, self._columns))
 
-    def write_input(self, image: int, picture: Picture) -> None:
-        """Store what the model saw of ``image``."""
-        write_atomic(self.path / f"inputs/{image:04d}.png", encode_png(picture))
+    def _put(self, name: str, data: bytes) -> None:
+        write_atomic(self.path / name, data)
+        self._files[name] = (len(data), hashlib.sha256(data).hexdigest())
+
+    def write_input(self, index: int, picture: Picture) -> None:
+        """Store what the model saw of an image."""
+        self._put(input_name(index), encode_png(picture))
 
     def write_picture(self, row: int, picture: Picture, drawn: str = "full") -> str:
         """Store the decoded picture of ``row``; returns its path relative to the record. Threads may call this."""
         if not 0 <= row < len(self.table):
             raise RecordError(f"no row {row}; the plan has {len(self.table)} rows")
-        write_atomic(self.path / picture_name(row, drawn), encode_png(picture, _COMPRESS_LEVEL))
+        self._put(picture_name(row, drawn), encode_png(picture, _COMPRESS_LEVEL))
         return picture_name(row, drawn)
 
     def picture(self, row: int, drawn: str = "full") -> PIL.Image.Image:
@@ -98,31 +112,49 @@ class RecordWriter:
 
     def write_table(self, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
         """Store the whole table; its plan columns must be those the record was opened with."""
-        table = to_table(rows)
+        table = to_table(rows, self._columns)
         _refuse_other_plan(self.table, table, self.path)
-        write_atomic(self.path / "table.csv", table_to_csv(table))
+        self._put("table.csv", table_to_csv(table, self._columns))
         self.table = table
 
-    def write_embeddings(self, embeddings: Mapping[str, Tensor]) -> None:
-        """Store all embeddings at once."""
-        save_tensors(embeddings, self.path / "embeddings.safetensors")
-        self.embeddings = {name: value.detach().cpu().clone() for name, value in embeddings.items()}
+    def begin_conditions(self, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+        """Say what one row of each kind of condition holds (``lens``, ``reencoded``, ``clean``, ``negative``).
+
+        Raises:
+            RecordError: The record was begun with others.
+        """
+        said = {name: {part: list(shape) for part, shape in of.items()} for name, of in shapes.items()}
+        stored = self.manifest["conditions"]
+        if stored is not None:
+            if difference := differing(stored["shapes"], said, "conditions"):
+                raise RecordError(f"{self.path} holds another sweep's record: {difference}; choose another directory")
+            return
+        largest = max(said.values(), key=lambda of: -rows_per_part(of))
+        self._amend(conditions={"shapes": said, "rows_per_part": rows_per_part(largest)})
+        self._read_conditions()
+
+    def write_conditions(self, name: str, held: Condition, rows: Iterable[int]) -> None:
+        """Store the parts in which some rows lie; ``held`` holds all rows."""
+        held = held.kept()
+        for file, data in write_conditions(name, held, rows, self.manifest["conditions"]["rows_per_part"]).items():
+            self._put(file, data)
+        self.conditions[name] = held.map(lambda part: part.clone())
 
     def write_neighbour(self, index: int, picture: Picture) -> None:
         """Store a small copy of a gallery's picture."""
         make_directory(self.path / "gallery")
-        write_atomic(self.path / gallery_name(index), encode_png(picture))
+        self._put(gallery_name(index), encode_png(picture))
 
     def write_readouts(self, readouts: Readouts) -> None:
         """Store captions and nearest images of all rows at once."""
-        save_readouts(readouts, self.path)
+        self._put(READOUTS_FILE, readouts_bytes(readouts))
 
     def write_live(self, live: LiveNumbers) -> None:
         """Store the numbers of the live page."""
-        save_live(live, self.path)
+        self._put(LIVE_FILE, live_bytes_of(live))
 
     def add_change(self, change: Mapping[str, Any]) -> None:
-        """Store that a batch was drawn otherwise than planned, before it is drawn."""
+        """Store that a batch was drawn otherwise than planned."""
         plan = self.manifest["batch_plan"]
         self._amend(batch_plan={**plan, "changes": [*plan.get("changes", []), dict(change)]})
 
@@ -130,27 +162,53 @@ class RecordWriter:
         """Store what this run of the sweep may spend."""
         self._amend(budgets=[*self.manifest.get("budgets", []), given])
 
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Store notes that are not there yet."""
+        if fresh := [note for note in notes if note not in self.manifest["notes"]]:
+            self._amend(notes=[*self.manifest["notes"], *fresh])
+
     def finished_rows(self, drawn: str = "full") -> frozenset[int]:
         """Return the rows whose picture, drawn so, lies on disk whole."""
         return frozenset(row for row in range(len(self.table)) if is_whole_png(self.path / picture_name(row, drawn)))
 
     def finish(self, notes: Iterable[str] = ()) -> None:
-        """Mark the record complete; RecordError while a picture is missing."""
+        """List every file and mark the record complete; RecordError while a picture is missing."""
         missing = sorted(set(range(len(self.table))) - self.finished_rows()) if self.manifest["decoder"] else []
         if missing:
             raise RecordError(
                 f"{len(missing)} of {len(self.table)} pictures are missing, the first is row {missing[0]}"
             )
-        fresh = [note for note in notes if note not in self.manifest["notes"]]
-        self._amend(complete=True, notes=[*self.manifest["notes"], *fresh])
+        self.add_notes(notes)
+        listed = self._list()
+        write_atomic(self.path / "files.csv", listed)
+        said = {"n": listed.count(b"\n") - 1, "sha256": hashlib.sha256(listed).hexdigest()}
+        self._amend(files=said, complete=True)
+
+    def _list(self) -> bytes:
+        """Return path, size, hash and media type of every file, those that an earlier run wrote included."""
+        text = io.StringIO(newline="")
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(("path", "size", "sha256", "media_type"))
+        for file in sorted({file for pattern in _LISTED for file in self.path.glob(pattern)}):
+            name = file.relative_to(self.path).as_posix()
+            if name not in self._files:
+                data = file.read_bytes()
+                self._files[name] = (len(data), hashlib.sha256(data).hexdigest())
+            lines.writerow((name, *self._files[name], _MEDIA[file.suffix]))
+        return text.getvalue().encode()
 
     def _amend(self, **changes: Any) -> None:
         manifest = {**self.manifest, **changes}
-        write_atomic(self.path / "record.json", manifest_bytes(manifest))
+        write_atomic(self.path / "record.json", json_bytes(manifest))
         self.manifest = manifest
 
     def _continue(self) -> None:
         stored = read_manifest(self.path)
+        if stored["format"] == 1:
+            raise RecordError(
+                f"{self.path} holds a record of format 1, which loads and reports but is not gone on with; choose "
+                "another directory, or the version of vit_lens that wrote it"
+            )
         for key in IDENTITY_KEYS:
             difference = differing(_planned(stored, key), _planned(self.manifest, key), key)
             if difference:
@@ -160,7 +218,17 @@ class RecordWriter:
             table = read_table(self.path, stored)
             _refuse_other_plan(table, self.table, self.path)
             self.table = table
-        self.embeddings = read_embeddings(self.path, len(self.table))
+        if stored["conditions"] is not None:
+            self._read_conditions()
+
+    def _read_conditions(self) -> None:
+        said = self.manifest["conditions"]
+        make_folders(self.path, said["shapes"])
+        lengths = {"clean": len(self.manifest["inputs"]), "negative": 1}
+        self.conditions = {
+            name: read_conditions(self.path, name, lengths.get(name, len(self.table)), said["rows_per_part"], shapes)
+            for name, shapes in said["shapes"].items()
+        }
 
 
 def _planned(manifest: Mapping[str, Any], key: str) -> Any:

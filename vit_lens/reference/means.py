@@ -15,7 +15,7 @@ from torch import Tensor
 from vit_lens.batches import several
 from vit_lens.errors import ReferenceMismatchError, VitLensError
 from vit_lens.files import open_tensors, save_tensors
-from vit_lens.identity import fingerprint
+from vit_lens.identity import MINI_ENCODER, fingerprint
 from vit_lens.layers import Attention
 from vit_lens.model import HookedViT
 from vit_lens.names import RESIDUAL_KINDS, Site
@@ -118,6 +118,11 @@ class ReferenceMeans:
                 stability=Stability.from_json(meta["stability"]) if "stability" in meta else None,
                 **{name: file.get_tensor(name) for name in names},
             )  # fmt: skip
+
+    @classmethod
+    def shipped(cls, model: HookedViT) -> "ReferenceMeans | None":
+        """Return the means that ship with the package for a model; None where there are none."""
+        return cls.load("mini") if model.encoder_id == MINI_ENCODER else None
 
     def save(self, path: str | Path) -> Path:
         """Write the means as safetensors, atomically.

@@ -8,20 +8,9 @@ from typing import Any
 import pandas as pd
 
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
-from vit_lens.records import Record, lens_label
-from vit_lens.records.budgets import settings_words
+from vit_lens.records import Record
 from vit_lens.report.beside import beside_data, live_data, strings, texts_data
 from vit_lens.report.thumbs import BUDGET, inline_pictures
-
-LENS_WORDS = {
-    "diffusion": "Reads the vector as if it were the last residual stream: final LayerNorm, projection, decoder.",
-    "dsl": "Steers the residual stream along what this site writes, freezes everything later, and decodes.",
-}
-ANCHOR_WORDS = {
-    "mean": "It starts from the average image, so that whatever resembles the input comes from this site.",
-    "clean": "It starts from the input's own residual stream, so the input shows through whatever the site does.",
-}
-CONTROL_WORDS = {"random": "Control: a random direction of the same length stands in for what the site writes."}
 
 
 def page_data(record: Record, base: str) -> dict[str, Any]:
@@ -31,7 +20,7 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
     beside = beside_data(record)
     spent = sum(len(part) for part in strings([texts, live, beside]))
     thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]], max(BUDGET - spent, BUDGET // 4))
-    groups, membership = _groups(table)
+    groups, membership = _groups(record)
     budget = _budget(manifest)
     return {
         "base": base,
@@ -40,7 +29,7 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
         "images": _images(record),
         "groups": groups,
         "rows": {
-            "image": _plain(table["image"]),
+            "image": _plain(table["input"]),
             "site": _plain(table["site"]),
             "type": _plain(table["site_type"]),
             "layer": _plain(table["layer"]),
@@ -65,40 +54,29 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
 def _budget(manifest: dict[str, Any]) -> dict[str, Any] | None:
     plan = manifest["batch_plan"].get("budget")
     return plan and {
-        "coarse": plan["coarse"] and settings_words(plan["coarse"]), "same_above": plan["same_above"]
+        "coarse": plan["coarse"] and plan["coarse"]["words"], "same_above": plan["same_above"]
     }  # fmt: skip
 
 
 def _images(record: Record) -> list[dict[str, Any]]:
-    indices = [int(image["index"]) for image in record.manifest["images"]]
+    indices = [int(image["index"]) for image in record.manifest["inputs"]]
     thumbs = inline_pictures(record.input, indices)
-    names = {int(image["index"]): str(image["name"]) for image in record.manifest["images"]}
+    names = {int(image["index"]): str(image["name"]) for image in record.manifest["inputs"]}
     return [{"index": index, "name": names[index], "thumb": thumbs.get(index)} for index in indices]
 
 
-def _groups(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[int]]:
-    """Number the readings (lens, settings, control) in the table, and say which one each row belongs to."""
-    known: dict[tuple[Any, ...], int] = {}
-    groups: list[dict[str, Any]] = []
-    membership: list[int] = []
-    columns = ["lens", "definition", "alpha", "share", "anchor", "control", "kind"]
-    for lens, definition, alpha, share, anchor, control, kind in table[columns].itertuples(index=False, name=None):
-        key = (lens, definition, repr(alpha), repr(share), anchor, control, kind)
-        if key not in known:
-            known[key] = len(groups)
-            label = lens_label(lens, alpha, share, anchor)
-            words = [LENS_WORDS.get(lens, ""), ANCHOR_WORDS.get(anchor, ""), CONTROL_WORDS.get(control, "")]
-            groups.append(
-                {
-                    "label": label,
-                    "definition": str(definition),
-                    "lens": str(lens),
-                    "control": str(control or "control") if kind == "control" else "",
-                    "words": " ".join(filter(None, words)),
-                }
-            )
-        membership.append(known[key])
-    return groups, membership
+def _groups(record: Record) -> tuple[list[dict[str, Any]], list[int]]:
+    """Number the readings in the order of their rows, and say which one each row belongs to."""
+    order = {name: number for number, name in enumerate(dict.fromkeys(record.table["reading"]))}
+    groups = [
+        {
+            "id": one.id, "of": one.of, "lens": one.lens, "label": one.label, "control": one.control,
+            "words": one.words,
+            "settings": ", ".join(f"{name}: {value}" for name, value in one.settings.items() if value is not None),
+        }
+        for one in map(record.readings.__getitem__, order)
+    ]  # fmt: skip
+    return groups, [order[name] for name in record.table["reading"]]
 
 
 def _plain(column: pd.Series) -> list[Any]:

@@ -247,8 +247,7 @@
   }
   function controlsOf(row) {
     const g = group(row);
-    return g.control ? [] : siblings(row).filter((other) => group(other).control && group(other).label === g.label
-      && group(other).definition === g.definition).sort((a, b) => (R.seed[a] !== R.seed[row]) - (R.seed[b] !== R.seed[row]));
+    return g.control ? [] : siblings(row).filter((other) => group(other).of === g.id).sort((a, b) => (R.seed[a] !== R.seed[row]) - (R.seed[b] !== R.seed[row]));
   }
   const seedWords = (row) => (DATA.seeds.length > 1 && R.seed[row] !== null ? `, seed ${R.seed[row]}` : "");
   function small(row, caption) {
@@ -278,7 +277,7 @@
         ...others.slice(0, 4 - Math.min(2, controls.length)).map((o) => small(o, R.group[o] === R.group[row] ? `with seed ${R.seed[o]}` : groupName(group(o)) + seedWords(o)))),
       R.label[row] ? el("p", { class: "label" }, "Zero-shot label of the picture: ", el("b", { text: R.label[row] })) : null,
       numbersList(row, controls[0]),
-      el("p", { class: "definition", text: `Definition: ${g.definition}` })].filter((part) => part !== null));
+      el("p", { class: "definition", text: `Settings: ${g.settings}` })].filter((part) => part !== null));
   }
   // A site beside its control: pictures, nearest images and captions, each in both forms.
   function compare(row, control, warning) {

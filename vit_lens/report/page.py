@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from vit_lens.errors import OutputError
 from vit_lens.files import make_directory, write_atomic
-from vit_lens.records import Record, budget_words, lens_label
+from vit_lens.records import Reading, Record, budget_words, unfinished_words
 from vit_lens.records.live import LIVE_BUDGET
 from vit_lens.records.pictures import is_whole_png
 from vit_lens.records.schema import picture_name
@@ -92,14 +92,15 @@ def _header(record: Record) -> dict[str, Any]:
     return {
         "model": encoder_id,
         "decoder": str(decoder["decoder_id"]) if decoder else "none",
-        "lenses": [_lens_words(lens) for lens in manifest["lenses"]],
-        "n_sites": table.loc[table["kind"] == "site", "site"].nunique(),
+        "lenses": [_lens_words(one) for one in record.readings.values() if not one.control],
+        "n_sites": table["site"].nunique(),
         "n_rows": len(table),
         "n_done": 0 if record.complete else sum(is_whole_png(record.path / picture_name(r)) for r in range(len(table))),
-        "n_images": len(manifest["images"]),
+        "n_images": len(manifest["inputs"]),
         "seeds": ", ".join(map(str, manifest["seeds"].get("decoder") or [])) or "none",
         "complete": record.complete,
         "budget": budget_words(record),
+        "go_on": unfinished_words(record),
         "coarse": bool((table["drawn"] == "coarse").any()),
         "shared": bool(table["same_as"].notna().any()),
         "mini": encoder_id == EMBEDDED_ENCODER,
@@ -132,17 +133,16 @@ def _live_header(record: Record, live: Mapping[str, Any] | None) -> dict[str, An
     }
 
 
-def _lens_words(lens: Mapping[str, Any]) -> str:
-    label = lens_label(lens["lens"], lens.get("alpha"), lens.get("share"), lens.get("anchor"))
-    definition = str(lens.get("definition") or "")
-    return f"{label}; {definition}" if definition.startswith("D") else label
+def _lens_words(reading: Reading) -> str:
+    definition = str(reading.settings.get("definition") or "")
+    return f"{reading.label}; {definition}" if definition.startswith("D") else reading.label
 
 
 def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [("Command", str(manifest["command"] or "called from Python"))]
-    for part in ("model", "decoder", "batch_plan", "seeds"):
+    for part in ("model", "decoder", "batch_plan", "seeds", "machine", "threads"):
         facts.append((part.replace("_", " ").capitalize(), json.dumps(manifest[part])))
     if manifest["shard"]:
-        facts.append(("Shard", f"{manifest['shard'][0]} of {manifest['shard'][1]}"))
-    facts.append(("Lenses", json.dumps(manifest["lenses"])))
+        facts.append(("Shard", json.dumps(manifest["shard"])))
+    facts.append(("Readings", json.dumps(manifest["readings"])))
     return facts

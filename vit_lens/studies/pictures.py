@@ -5,23 +5,29 @@ __all__ = ["Judge", "Pictures", "Seen"]
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
-from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+from vit_lens.conditions import Condition
+from vit_lens.decoders import Decoder, check_decoder, seeded, settings_dict
+from vit_lens.decoders.matching import check_encoder
+from vit_lens.engine import OWN, Bench, draw
 from vit_lens.errors import StudyError
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.identity import same_encoder
 from vit_lens.model import HookedViT
 from vit_lens.texts import TextBank
 
-_FORMAT = "vit_lens.seen_pictures.1"
+_FORMAT = "vit_lens.seen_pictures.2"
 _CHUNK = 512  # rows kept in one file: what an interruption can cost
+_JUDGE = "judge"
+DrawnRows = tuple[UInt8[Tensor, "row height width 3"], dict[str, Condition]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +68,27 @@ class Judge:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Pictures embedded again: by the encoder that they came from, and by the judge (None without one)."""
+    """Pictures read again: as the decoder's own conditions, and by the judge (None without one)."""
 
-    own: Float[Tensor, "row d_embed"]
+    own: Condition
     judge: Float[Tensor, "row d_judge"] | None
+
+    def by(self, reader: str) -> Float[Tensor, "row d"]:
+        """Return what a reader sees, ``own`` or ``judge``, as one vector for each row.
+
+        Raises:
+            StudyError: There is no judge.
+        """
+        if reader == "own":
+            return self.own.flat
+        if self.judge is None:
+            raise StudyError("pictures were seen without a judge; pass judge= (--judge)")
+        return self.judge
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pictures:
-    """Draws embeddings and embeds the pictures again; finished rows are kept in ``folder`` and never drawn twice.
+    """Draws conditions and reads the pictures again; finished rows are kept in ``folder`` and never drawn twice.
 
     Attributes:
         model: The encoder that the decoder was made for.
@@ -78,7 +96,7 @@ class Pictures:
         judge: Reads, too; None for no judge.
         settings: Of the decoder; the seed is given with each call.
         folder: Where finished rows are kept.
-        batch_size: Pictures drawn together. Batches are padded, so that a row does not depend on the others.
+        batch_size: Pictures drawn together. Batches are filled up, so that a row does not depend on the others.
         progress: Show a bar.
 
     Raises:
@@ -87,17 +105,17 @@ class Pictures:
     """
 
     model: HookedViT
-    decoder: KandinskyDecoder
+    decoder: Decoder
     judge: Judge | None
-    settings: DecodeSettings
+    settings: Any
     folder: Path
     batch_size: int = 64
     progress: bool = False
-    _negative: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._negative.append(self.model.zero_embedding())
-        self.decoder.check(self._negative[0], encoder=self.model)
+        check_decoder(self.decoder)
+        if self.decoder.encoder_id is not None:
+            check_encoder(self.decoder.decoder_id, self.decoder.encoder_id, self.model)
         if self.judge is not None and (
             same_encoder(self.judge.model.encoder_id, self.model.encoder_id)
             or self.judge.model.fingerprint == self.model.fingerprint
@@ -107,51 +125,53 @@ class Pictures:
                 "reward its round trip; give another encoder, or none"
             )
 
-    @torch.no_grad()
-    def draw(self, embeds: Float[Tensor, "row d_embed"], *, noise_seed: int) -> UInt8[Tensor, "row height width 3"]:
-        """Return the pictures themselves; they are not kept."""
-        return self.decoder.decode(
-            embeds.float().to(self.decoder.device), negative=self._negative[0].to(self.decoder.device),
-            encoder=self.model, settings=replace(self.settings, seed=noise_seed), batch_size=self.batch_size,
-        )  # fmt: skip
+    @cached_property
+    def bench(self) -> Bench:
+        """What draws and looks."""
+        readers = {} if self.judge is None else {_JUDGE: self.judge.model}
+        return Bench(
+            model=self.model, decoder=self.decoder, negative=self.decoder.negative(self.model), readers=readers
+        )
 
-    @torch.no_grad()
-    def see(self, embeds: Float[Tensor, "row d_embed"], *, noise_seed: int, label: str = "pictures") -> Seen:
-        """Draw every row and embed its picture again."""
-        embeds = embeds.float().cpu()
+    def draw(self, asked: Condition | Tensor, *, noise_seed: int, label: str = "pictures", **options: Any) -> DrawnRows:
+        """Return the pictures themselves, and what is read of them; they are not kept. See :func:`engine.draw`."""
+        asked = Condition.of(asked)
+        self.decoder.check(asked)
+        settings = seeded(self.settings, noise_seed)
+        return draw(self.bench, asked, settings, self.batch_size, label=label, progress=self.progress, **options)
+
+    def see(self, asked: Condition | Tensor, *, noise_seed: int, label: str = "pictures") -> Seen:
+        """Draw every row and read its picture again; a tensor counts as pooled."""
+        asked = Condition.of(asked).kept()
         parts = []
-        with tqdm(total=len(embeds), desc=label, unit="picture", disable=not self.progress) as bar:
-            for rows in embeds.split(_CHUNK):
-                path = self.folder / f"{self._key(rows, noise_seed)}.safetensors"
-                parts.append(_read(path) or self._make(rows, noise_seed, path))
-                bar.update(len(rows))
+        for start in range(0, len(asked), _CHUNK):
+            rows = asked[start : start + _CHUNK]
+            path = self.folder / f"{self._key(rows, noise_seed)}.safetensors"
+            parts.append(_read(path) or self._make(rows, noise_seed, path, label))
         judged = [part.judge for part in parts if part.judge is not None]
-        return Seen(torch.cat([part.own for part in parts]), torch.cat(judged) if judged else None)
+        return Seen(Condition.cat([part.own for part in parts]), torch.cat(judged) if judged else None)
 
-    def _make(self, rows: Float[Tensor, "row d_embed"], noise_seed: int, path: Path) -> Seen:
-        pictures = self.draw(rows, noise_seed=noise_seed)
-        own = _embed(self.model, pictures, self.batch_size)
-        judge = None if self.judge is None else _embed(self.judge.model, pictures, self.batch_size)
-        tensors = {"own": own} | ({} if judge is None else {"judge": judge})
-        save_tensors(tensors, path, {"format": _FORMAT})
-        return Seen(own, judge)
+    def _make(self, rows: Condition, noise_seed: int, path: Path, label: str) -> Seen:
+        _, seen = self.draw(rows, noise_seed=noise_seed, label=label)
+        tensors = {f"own.{name}": part for name, part in seen[OWN].parts().items()}
+        judge = seen[_JUDGE].flat if _JUDGE in seen else None
+        save_tensors(tensors | ({} if judge is None else {"judge": judge}), path, {"format": _FORMAT})
+        return Seen(seen[OWN], judge)
 
-    def _key(self, rows: Float[Tensor, "row d_embed"], noise_seed: int) -> str:
+    def _key(self, rows: Condition, noise_seed: int) -> str:
         readers = [self.model] if self.judge is None else [self.model, self.judge.model]
         who = [(one.fingerprint, repr(one.cfg), repr(one.preprocess_spec)) for one in readers]
-        drawn = [self.decoder.fingerprint, str(self.decoder.dtype), repr(self.decoder.scheduler.config)]
-        said = json.dumps([who, drawn, self.settings.to_dict(), noise_seed, self.batch_size], sort_keys=True)
-        return hashlib.sha256(said.encode() + rows.contiguous().numpy().tobytes()).hexdigest()[:32]
-
-
-def _embed(model: HookedViT, pictures: UInt8[Tensor, "row height width 3"], batch: int) -> Float[Tensor, "row d_embed"]:
-    parts = [model(model.preprocess(list(some.numpy()))) for some in pictures.split(batch)]
-    return torch.cat(parts).float().cpu()
+        said = [who, self.decoder.identity(), settings_dict(self.settings), noise_seed, self.batch_size]
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+        for name, part in rows.parts().items():
+            digest.update(name.encode() + part.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
 
 def _read(path: Path) -> Seen | None:
     if not path.exists():
         return None
     with open_tensors(path, (_FORMAT,), what="seen pictures", error=StudyError, advice="remove it") as (file, _):
-        names = set(file.keys())
-        return Seen(file.get_tensor("own"), file.get_tensor("judge") if "judge" in names else None)
+        found = {name: file.get_tensor(name) for name in file.keys()}
+    judge = found.pop("judge", None)
+    return Seen(Condition(**{name.removeprefix("own."): part for name, part in found.items()}), judge)

@@ -1,15 +1,17 @@
 """Lens embeddings and their similarity to the input, for many images, sites and lenses at once."""
 
-__all__ = ["caches", "centred_similarity", "left_out_centred", "read_lens", "similarity"]
+__all__ = ["caches", "centred_similarity", "left_out_centred", "read_conditions", "read_lens", "similarity"]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.cache import ViTActivationCache
+from vit_lens.conditions import Condition
 from vit_lens.lenses import Lens
+from vit_lens.lenses.contract import run_for
 from vit_lens.metrics import cosine
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
@@ -19,11 +21,32 @@ _BATCH = 64
 
 @torch.no_grad()
 def caches(
-    model: HookedViT, pixels: Float[Tensor, "image channel height width"], batch_size: int = _BATCH
+    model: HookedViT,
+    pixels: Float[Tensor, "image channel height width"],
+    batch_size: int = _BATCH,
+    lenses: Collection[Lens] = (),
 ) -> Iterator[ViTActivationCache]:
-    """Give the read-out caches of the images, a batch at a time."""
+    """Give the caches of the images, a batch at a time: of the read-out rows, or of what lenses need."""
     for some in pixels.split(batch_size):
-        yield model.run_with_cache(some, rows="readout")[1]
+        yield run_for(model, some, lenses)[1]
+
+
+@torch.no_grad()
+def read_conditions(
+    model: HookedViT,
+    pixels: Float[Tensor, "image channel height width"],
+    lens: Lens,
+    read: Callable[[ViTActivationCache], Condition],
+) -> Condition:
+    """Return what is read of every cache, with rows [image site].
+
+    Args:
+        model: The model.
+        pixels: Images.
+        lens: That reads.
+        read: Such as ``lambda cache: lens.read(cache, sites)``.
+    """
+    return Condition.cat([read(cache).kept() for cache in caches(model, pixels, lenses=[lens])])
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """What every study starts from: a model, disjoint images, means, lenses, and what draws and judges pictures."""
 
-__all__ = ["StudySetup", "make_setup"]
+__all__ = ["StudySetup", "check_accepts", "make_setup"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.batches import pixel_batches
-from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens, parse_lens
 from vit_lens.model import HookedViT
@@ -81,6 +81,15 @@ class StudySetup:
             )
         return judge
 
+    def accept(self, study: str, *, pooled_only: bool) -> None:
+        """Refuse lenses and decoders whose conditions a study cannot read; see :func:`check_accepts`.
+
+        Raises:
+            StudyError: One reads, or takes, tokens.
+        """
+        decoder = self.pictures and self.pictures.decoder
+        check_accepts(f"study {study}", pooled_only=pooled_only, lenses=self.lenses.values(), decoder=decoder)
+
     def describe(self) -> dict[str, Any]:
         """Return what a result must carry of its setup."""
         found: dict[str, Any] = {
@@ -95,7 +104,7 @@ class StudySetup:
             found |= {
                 "decoder": self.pictures.decoder.decoder_id,
                 "judge": judge and {"encoder": judge.model.encoder_id, "fingerprint": judge.model.fingerprint},
-                "settings": self.pictures.settings.to_dict(),
+                "settings": settings_dict(self.pictures.settings),
             }
         return found
 
@@ -105,11 +114,11 @@ def make_setup(
     model: HookedViT,
     images: StudyImages,
     *,
-    lenses: Sequence[str],
+    lenses: Sequence[str | Lens],
     out: Path,
-    decoder: KandinskyDecoder | None = None,
+    decoder: Decoder | None = None,
     judge: Judge | None = None,
-    settings: DecodeSettings | None = None,
+    settings: Any = None,
     noise_seeds: Sequence[int] = (0, 1),
     seed: int = 0,
     batch_size: int = 64,
@@ -120,7 +129,7 @@ def make_setup(
     Args:
         model: The encoder, without hooks.
         images: Disjoint test, anchor and ablation images.
-        lenses: Spellings: ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``.
+        lenses: Spellings (``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``), or lenses.
         out: Where the study's files go.
         decoder: Draws pictures; None for a study before decoding.
         judge: Reads pictures; goes with a decoder.
@@ -157,9 +166,44 @@ def make_setup(
     return StudySetup(
         model=model, images=images, pixels=pixels, clean=_embed(model, pixels, batch_size), anchor=anchor,
         anchor_pixels=anchor_pixels, centre=_embed(model, anchor_pixels, batch_size).mean(0), ablation=ablation,
-        lenses={spec: parse_lens(spec, anchor) for spec in lenses}, pictures=pictures,
+        lenses=_named(lenses, anchor), pictures=pictures,
         noise_seeds=tuple(noise_seeds), seed=seed, out=out, progress=progress,
     )  # fmt: skip
+
+
+def check_accepts(
+    study: str, *, pooled_only: bool, lenses: Iterable[Lens] = (), decoder: Decoder | None = None
+) -> None:
+    """Refuse lenses and decoders whose conditions a study cannot read.
+
+    Args:
+        study: Who reads.
+        pooled_only: Whether it reads pooled embeddings alone; else tokens too.
+        lenses: Of the study.
+        decoder: Of the study.
+
+    Raises:
+        StudyError: One reads, or takes, tokens.
+    """
+    if not pooled_only:
+        return
+    named = [(f"lens {lens.describe().label} reads", lens.parts) for lens in lenses]
+    named += [] if decoder is None else [(f"decoder {decoder.decoder_id} takes", tuple(decoder.takes))]
+    for what, parts in named:
+        if set(parts) != {"pooled"}:
+            raise StudyError(
+                f"{study} is about pooled embeddings, and {what} {' and '.join(parts)}; the studies content and "
+                "faithfulness accept tokens, too"
+            )
+
+
+def _named(lenses: Sequence[str | Lens], anchor: ReferenceMeans) -> dict[str, Lens]:
+    return {
+        lens if isinstance(lens, str) else lens.describe().label: parse_lens(lens, anchor)
+        if isinstance(lens, str)
+        else lens
+        for lens in lenses
+    }
 
 
 def _embed(

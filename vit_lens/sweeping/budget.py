@@ -1,16 +1,14 @@
-"""A sweep within a budget: what may be spent, the coarse settings of its first pass, and when to stop."""
+"""A sweep within a budget: what may be spent, and when to stop."""
 
-__all__ = ["Budget", "Pace", "coarse_settings", "unet_evaluations"]
+__all__ = ["Budget", "Pace"]
 
 import re
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Union
 
-from vit_lens.decoders import DecodeSettings
 from vit_lens.errors import VitLensError
 
-_STEPS_SHARE, _LEAST_STEPS = 5, 3
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -70,21 +68,6 @@ def _is(value: object, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def coarse_settings(settings: DecodeSettings) -> DecodeSettings | None:
-    """Return the settings of the first pass: a fifth of the steps, at least 3, without guidance, all else the same.
-
-    None if that saves nothing.
-    """
-    steps = max(_LEAST_STEPS, round(settings.steps / _STEPS_SHARE))
-    coarse = replace(settings, steps=steps, guidance=1.0, guidance_interval=None)
-    return coarse if unet_evaluations(coarse) < unet_evaluations(settings) else None
-
-
-def unet_evaluations(settings: DecodeSettings) -> int:
-    """Return how many rows the UNet computes for one picture: two in a step with guidance."""
-    return settings.steps + sum(settings.guided_steps)
-
-
 @dataclass
 class Pace:
     """Whether the next round of batches fits into a budget; without one everything fits.
@@ -101,15 +84,15 @@ class Pace:
     _rates: dict[str, list[float]] = field(default_factory=dict)
     _refined: int = 0
 
-    def fits(self, drawn: str, evaluations: int) -> bool:
-        """Return whether a round of so many UNet evaluations fits, at the slowest rate of its pass so far.
+    def fits(self, drawn: str, work: float | int) -> bool:
+        """Return whether a round of so much work fits, at the slowest rate of its pass so far.
 
         The first round of a run warms up, and counts only until there is another. Before a pass has a rate, that of the
         other serves; where nothing is known a round fits, so that every run gets on.
 
         Args:
             drawn: Of the pass: "coarse" or "full".
-            evaluations: Of the UNet, in rows.
+            work: Of the decoder; see :meth:`vit_lens.Decoder.work`.
         """
         if self.budget is None:
             return True
@@ -118,11 +101,11 @@ class Pace:
         rates = self._rates.get(drawn) or self._rates.get("coarse")
         if self.budget.seconds is None or not rates:
             return True
-        needed = max(rates[1:] or rates) * evaluations + sum(self.ending.values())
+        needed = max(rates[1:] or rates) * work + sum(self.ending.values())
         return time.monotonic() - self.started + needed <= self.budget.seconds
 
-    def spent(self, drawn: str, evaluations: int, pictures: int, seconds: float) -> None:
+    def spent(self, drawn: str, work: float | int, pictures: int, seconds: float | int) -> None:
         """Take note of a round that was drawn."""
-        self._rates.setdefault(drawn, []).append(seconds / evaluations)
+        self._rates.setdefault(drawn, []).append(seconds / work)
         if drawn == "full":
             self._refined += pictures

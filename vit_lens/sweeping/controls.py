@@ -1,6 +1,6 @@
 """Controls before decoding: how much random directions of equal norm resemble the input, for every site of an image."""
 
-__all__ = ["CONTROL_DRAWS", "Centre", "control_numbers"]
+__all__ = ["Centre", "control_numbers"]
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.cache import ViTActivationCache
+from vit_lens.conditions import Condition
 from vit_lens.metrics import cosine, leak_index
 from vit_lens.names import Site
-from vit_lens.sweeping.plan import Reading
-
-CONTROL_DRAWS = 20
-"""Random directions for each site, image and lens."""
+from vit_lens.sweeping.options import Controls
+from vit_lens.sweeping.readings import LensReading
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,42 +31,43 @@ class Centre:
 
 
 def control_numbers(
-    reading: Reading,
+    reading: LensReading,
     cache: ViTActivationCache,
-    clean: Float[Tensor, "1 d_embed"],
-    embeds: Float[Tensor, "site d_embed"],
+    clean: Condition,
+    read: Condition,
     centre: Centre | None,
-    image_hash: str,
-    seed: int,
+    digits: str,
+    controls: Controls,
 ) -> tuple[list[float], list[float]]:
     """Return, for every site of a reading, the mean cosine of its controls with the input, and its leak index.
 
-    nan where there is none: for controls themselves and for the residual stream, and for the leak index without a
-    centre or where S(site) <= 0, with S the cosine of site (or control) and input after the centre is taken from both.
-    A control is centred on the site's own mean reading, since a sweep of one image has no other controls; studies
-    centre it on the controls of other images.
+    nan where there is none: for controls themselves, for the residual stream and for lenses without controls, and for
+    the leak index without a centre or where S(site) <= 0, with S the cosine of site (or control) and input after the
+    centre is taken from both. A control is centred on the site's own mean reading, since a sweep of one image has no
+    other controls; studies centre it on the controls of other images.
 
     Args:
         reading: Lens and sites.
         cache: Of one image.
-        clean: Its embedding.
-        embeds: The sites' lens embeddings.
+        clean: What that image is.
+        read: What is read at the sites.
         centre: None if it is not known.
-        image_hash: Digits that identify the image; directions follow from them, whichever images are swept with it.
-        seed: Of the directions.
+        digits: That identify the image; directions follow from them, whichever images are swept with it.
+        controls: How many directions, and their seed.
     """
-    sites = [site for site in reading.sites if not (reading.control or site.is_residual)]
+    sites = [site for site in reading.sites if not (reading.reading.control or site.is_residual)]
     found: dict[Site, tuple[float, float]] = {}
-    if sites:
-        generator = torch.Generator().manual_seed((int(image_hash[12:24], 16) + seed) % 2**63)
+    if sites and reading.has_control:
+        generator = torch.Generator().manual_seed((int(digits[12:24], 16) + controls.seed) % 2**63)
         draws = torch.stack(
-            [reading.lens.placebo(cache, sites, generator=generator)[0].float().cpu() for _ in range(CONTROL_DRAWS)]
+            [reading.lens.read_control(cache, sites, generator=generator)[0].kept().flat for _ in range(controls.draws)]
         )
-        clean, index = clean.float().cpu(), [reading.sites.index(site) for site in sites]
-        cosines = cosine(draws, clean).mean(0).tolist()
+        whole, index = clean.flat, [reading.sites.index(site) for site in sites]
+        cosines = cosine(draws, whole).mean(0).tolist()
         leaks = [math.nan] * len(sites)
         if centre is not None:
-            leaks = _leaks(embeds[index] - centre.sites[index], draws - centre.sites[index], clean - centre.clean)
+            taken = centre.sites[index]
+            leaks = _leaks(read.flat[index] - taken, draws - taken, whole - centre.clean)
         found = dict(zip(sites, zip(cosines, leaks, strict=True), strict=True))
     numbers = [found.get(site, (math.nan, math.nan)) for site in reading.sites]
     return [number for number, _ in numbers], [leak for _, leak in numbers]

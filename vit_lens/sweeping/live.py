@@ -1,9 +1,9 @@
 """The numbers that let a page scale parts of a tower: contributions, and what LayerNorm's scale is made of."""
 
-__all__ = ["LivePart", "gather_live", "live_part", "n_live_images"]
+__all__ = ["LivePart", "gather_live", "live_part", "live_parts", "n_live_images"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor
 from vit_lens.attribution import split_embedding
 from vit_lens.attribution.readout import read_rows
 from vit_lens.cache import ViTActivationCache
-from vit_lens.lenses.lens import site_outputs
+from vit_lens.lenses.residual import site_outputs
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.records import LiveNumbers
@@ -76,6 +76,16 @@ def gather_live(model: HookedViT, images: Sequence[int], parts: Sequence[LivePar
     return LiveNumbers(
         labels=labels, images=tuple(images), recomputed=recomputed, eps=float(model.cfg.eps), **tensors
     )  # fmt: skip
+
+
+def live_parts(live: LiveNumbers) -> list[LivePart]:
+    """Return the live numbers of each image."""
+    names = [f.name for f in fields(LivePart)]
+    held = {name: getattr(live, name) for name in names}
+    return [
+        LivePart(**{name: values if values is None else values[place] for name, values in held.items()})  # pyright: ignore[reportArgumentType]
+        for place in range(len(live.images))
+    ]
 
 
 def _is_recomputed(model: HookedViT) -> bool:

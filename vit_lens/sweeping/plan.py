@@ -1,233 +1,342 @@
-"""The plan of a sweep: which rows there are, in which order, and what identifies the sweep."""
+"""A sweep before it runs: which rows there are, how they are drawn, what it will take. Nothing is computed for it."""
 
-__all__ = [
-    "Image",
-    "Reading",
-    "as_list",
-    "check_arguments",
-    "describe_images",
-    "make_manifest",
-    "make_readings",
-    "plan_batches",
-    "plan_rows",
-    "stored_plan",
-]
+__all__ = ["DEFAULT_SITES", "Plan", "plan"]
 
-import hashlib
-import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import pandas as pd
 
 from vit_lens import __version__
-from vit_lens.decoders import DecodeSettings, KandinskyDecoder
-from vit_lens.errors import ImageError, LensError, RecordError, VitLensError
-from vit_lens.images import find_images, load_image
-from vit_lens.lenses import Lens
+from vit_lens.decoders import Decoder, check_decoder, seeded, settings_dict
+from vit_lens.decoders.matching import check_encoder
+from vit_lens.decoders.memory import free_memory
+from vit_lens.engine import machine_kind
+from vit_lens.engine.estimates import duration_words, flops_per_second, size_words
+from vit_lens.errors import ContractError, RecordError, VitLensError
+from vit_lens.lenses import Lens, parse_lenses
+from vit_lens.lenses.contract import Sites
 from vit_lens.model import HookedViT
-from vit_lens.names import Site
-from vit_lens.records.reading import read_manifest
-from vit_lens.sweeping.budget import Budget, coarse_settings
+from vit_lens.names import as_index
+from vit_lens.records import COLUMNS, FORMAT
+from vit_lens.records.schema import to_table
+from vit_lens.records.shards import ranges
+from vit_lens.reference import ReferenceMeans
+from vit_lens.sweeping.beside import Beside, BesideModel
+from vit_lens.sweeping.budget import Budget
+from vit_lens.sweeping.options import Controls, Drawing, Execution, Inputs, check_kind
+from vit_lens.sweeping.order import Batch, batches_in_order, share_of
+from vit_lens.sweeping.readings import LensReading, make_readings
 
-Image = Any  # a path, a PIL image or an array: see vit_lens.images.load_image
+DEFAULT_SITES = ("L0.resid_pre", "resid_post", "heads", "attn", "mlp")
+"""Every layer, head, attention block and MLP."""
 _WITHOUT_DECODER = 32
 _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", "pillow")
+_PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One lens on the sites it is asked for; a control replaces the sites' outputs by a placebo."""
-
-    lens: Lens
-    sites: list[Site]
-    control: Literal["", "random"] = ""
-
-    def embed(self, cache: Any, image_hash: str, seed: int) -> Float[Tensor, "site d_embed"]:
-        if not self.control:
-            return self.lens.embed(cache, self.sites)[0]
-        generator = torch.Generator().manual_seed((int(image_hash[:12], 16) + seed) % 2**63)
-        return self.lens.placebo(cache, self.sites, generator=generator)[0]
-
-
-def make_readings(model: HookedViT, lens: Any, sites: Any, controls: bool) -> list[Reading]:
-    """Return what each lens reads; of several lenses, each reads the sites that it is defined on.
-
-    Raises:
-        LensError: A lens is none, or no lens is defined on some site.
-    """
-    if isinstance(lens, str):
-        raise LensError(f"lens={lens!r} is a string; for example DiffusionLens() or DiffusionSteeringLens(alpha=5)")
-    several = not isinstance(lens, Lens)
-    lenses = list(lens) if several else [lens]
-    resolved = Site.resolve(sites, model.cfg)
-    out: list[Reading] = []
-    for one in lenses:
-        if not isinstance(one, Lens):
-            raise LensError(
-                f"lens={one!r} is not a lens; for example DiffusionLens() or DiffusionSteeringLens(alpha=5)"
-            )
-        own = [s for s in resolved if one.reads(s)] if several else one.check_sites(model, sites)
-        if own:
-            one.check_sites(model, own)
-            out.append(Reading(one, own))
-            free = [s for s in own if not s.is_residual]
-            out += [Reading(one, free, "random")] if controls and free else []
-    read = {site for reading in out for site in reading.sites}
-    if unread := [str(s) for s in resolved if s not in read]:
-        raise LensError(
-            f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens() for residual sites"
-        )
-    return out
-
-
-def plan_rows(image: dict[str, Any], seed: int, readings: list[Reading]) -> list[dict[str, Any]]:
-    """Return the planned rows of one image and noise seed."""
-    return [
-        {
-            "image": image["index"], "image_name": image["name"], "seed": seed,
-            "kind": "control" if reading.control else "site", "control": reading.control,
-            "site": str(site), "site_type": site.kind, "layer": site.layer, "head": site.head,
-            **{key: reading.lens.record()[key] for key in ("lens", "definition", "alpha", "share", "anchor")},
-        }
-        for reading in readings
-        for site in reading.sites
-    ]  # fmt: skip
-
-
-def make_manifest(
+def plan(
     model: HookedViT,
-    decoder: KandinskyDecoder | None,
-    settings: DecodeSettings | None,
-    readings: list[Reading],
-    described: list[dict[str, Any]],
-    seeds: list[int],
-    control_seed: int,
-    batch_plan: dict[str, Any],
-) -> dict[str, Any]:
-    """Return what identifies the sweep, and what a reader of its record must know."""
-    return {
-        "format": 1,
-        "model": {
-            "encoder_id": model.encoder_id, "fingerprint": model.fingerprint, "device": str(model.device),
-            "dtype": _plain(model.dtype), "config": model.cfg.to_dict(),
-            "preprocess": model.preprocess_spec and model.preprocess_spec.to_dict(),
-        },
-        "decoder": decoder and settings and {
-            "decoder_id": decoder.decoder_id, "fingerprint": decoder.fingerprint,
-            "encoder_id": decoder.encoder_id, "dtype": _plain(decoder.dtype),
-            "device": str(decoder.device), "settings": settings.to_dict(),
-            **({"compiled": True} if decoder.compiled else {}),
-        },
-        "lenses": [reading.lens.record() for reading in readings if not reading.control],
-        "images": described,
-        "versions": {"vit-lens": __version__, **{package: version(package) for package in _PACKAGES}},
-        "batch_plan": batch_plan,
-        "seeds": {"decoder": seeds, "control": control_seed},
-        "complete": False,
-    }  # fmt: skip
-
-
-def stored_plan(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the batch plan of the record in a directory; empty if there is no record yet.
-
-    Raises:
-        RecordError: The record is damaged.
-    """
-    return read_manifest(Path(out))["batch_plan"] if (Path(out) / "record.json").exists() else {}
-
-
-def plan_batches(
-    n_rows: int,
-    n_seeds: int,
-    batch_size: int | None,
-    budget: Budget | None,
-    decoder: KandinskyDecoder | None,
-    settings: DecodeSettings | None,
-    stored: dict[str, Any],
-) -> dict[str, Any]:
-    """Return which rows are drawn together, and how a budget spends its first pass.
+    decoder: Decoder | None,
+    inputs: Any,
+    *,
+    lens: Sequence[Lens | str] | Lens | str | None = None,
+    reference: ReferenceMeans | None = None,
+    sites: Sites = DEFAULT_SITES,
+    drawing: Drawing | None = None,
+    controls: Controls | bool = False,
+    beside: Beside | None = None,
+    budget: Budget | str | int | float | None = None,
+    execution: Execution | None = None,
+) -> "Plan":
+    """Return what a sweep would do; see :func:`vit_lens.sweep`. Printed, it says what that takes.
 
     Args:
-        n_rows: Of the table.
-        n_seeds: Noise seeds, which share no batch.
-        batch_size: Pictures that are decoded together; None: what is stored, or what memory has room for.
-        budget: Of this run; None goes on with the plan that is stored.
-        decoder: Knows what memory has room for.
-        settings: How to decode.
-        stored: The plan on disk; empty for a new record.
+        model: The encoder.
+        decoder: Draws the pictures; None keeps embeddings and their numbers alone.
+        inputs: Images, or :class:`Inputs`.
+        lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
+            must be defined on every site, of several each reads the sites that it is defined on.
+        reference: Means for the spelling ``dsl-mean``; by default those that ship with the model.
+        sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
+            ``resid_mid``, ``resid_post``.
+        drawing: Settings, noise seeds, batch size.
+        controls: Whether random directions are drawn beside every site, and which.
+        beside: Captions, neighbours, live numbers.
+        budget: What one call may spend.
+        execution: Executor, shard, threads.
 
     Raises:
-        RecordError: There is a budget, and the record on disk was begun without one.
-    """
-    if budget is not None and stored and "budget" not in stored:
-        raise RecordError(
-            "the record was begun without a budget, with every picture at full settings; go on with the same call "
-            "without a budget, or choose another directory"
-        )
-    size: int | None = batch_size or stored.get("batch_size")
-    if size is None:
-        size = decoder.batch_size_for(settings) if decoder and settings else _WITHOUT_DECODER
-    size = min(size, n_rows // n_seeds)  # no batch is padded beyond the sweep itself
-    plan = {"n_rows": n_rows, "batch_size": size, "order": "row", "padded": True}
-    if budget is None or settings is None:
-        return plan | ({"budget": stored["budget"]} if "budget" in stored else {})
-    coarse = coarse_settings(settings)
-    given = {"same_above": budget.same_above, "coarse": coarse and coarse.to_dict(), "order": "information"}
-    return plan | {"budget": given}
-
-
-def check_arguments(images: list[Image], batch_size: int | None, shard: tuple[int, int] | None) -> None:
-    """Raise if there is nothing to sweep, or a number is out of range.
-
-    Raises:
+        UnknownSiteError: A site is not the model's.
+        LensError: A lens is none, is not defined on a site, or has no control.
         ImageError: There are no images.
-        VitLensError: The batch size or the shard is out of range.
+        TextError: The captions are another encoder's.
+        GalleryError: The gallery is another model's, or too small.
+        ContractError: The decoder was made for another encoder, or keeps no decoder's contract.
+        DecoderError: The decoder cannot run the settings.
+        VitLensError: An argument would have no effect.
     """
-    if not images:
-        raise ImageError("no images given")
-    if batch_size is not None and batch_size < 1:
-        raise VitLensError(f"batch_size={batch_size}; expected at least 1")
-    if shard is not None and not (0 <= shard[0] < shard[1] <= len(images)):
-        raise VitLensError(f"shard={shard} of {len(images)} images; expected (i, n) with 0 <= i < n <= {len(images)}")
+    check_kind("model", model, HookedViT, "a HookedViT, such as HookedViT.from_pretrained('mini')")
+    check_kind("drawing", drawing, Drawing, "vit_lens.Drawing(settings=..., seeds=..., batch_size=...)")
+    check_kind("beside", beside, Beside, "vit_lens.Beside(texts=..., gallery=...)")
+    check_kind("execution", execution, Execution, "vit_lens.Execution(executor=..., shard=(i, n), threads=...)")
+    check_kind("reference", reference, ReferenceMeans, "such as ReferenceMeans.load('means.safetensors')")
+    model.refuse_hooks("a record")
+    given, drawing, execution = Inputs.of(inputs), drawing or Drawing(), execution or Execution()
+    controls = Controls.of(controls)
+    readings = make_readings(model, parse_lenses(lens, model, reference), sites, controls.drawn)
+    kept = (beside or Beside()).of(model, readings)
+    if decoder is None:
+        if not (drawing.settings is None and drawing.seeds is None and kept.labels is None and budget is None):
+            raise VitLensError(
+                "without a decoder nothing is drawn, so seeds=, settings=, labels= and budget= would have no effect"
+            )
+        settings, seeds, size = None, [0], drawing.batch_size or _WITHOUT_DECODER
+    else:
+        decoder = check_decoder(decoder)
+        for one in readings:
+            if set(decoder.takes) != set(one.lens.parts):
+                raise ContractError(
+                    f"decoder {decoder.decoder_id} takes {' and '.join(decoder.takes)}, lens {one.reading.label} reads "
+                    f"{' and '.join(one.lens.parts)}: sweep lenses that read what the decoder takes"
+                )
+        settings = decoder.defaults if drawing.settings is None else drawing.settings
+        decoder.check_settings(settings)
+        own_seed = getattr(settings, "seed", None)
+        if decoder.encoder_id is not None:
+            check_encoder(decoder.decoder_id, decoder.encoder_id, model)
+        seeds = list(drawing.seeds) if drawing.seeds is not None else [own_seed or 0]
+        if own_seed is None and drawing.seeds is not None and len(seeds) > 1:
+            raise VitLensError(
+                f"seeds={seeds}: decoder {decoder.decoder_id} draws no noise (its settings have no seed), so that all "
+                "would be the same picture; leave them out"
+            )
+        for seed in seeds:
+            decoder.check_settings(seeded(settings, seed))
+        size = drawing.batch_size or decoder.batch_size(settings)
+        if not as_index(size) or size < 1:
+            raise ContractError(f"decoder {decoder.decoder_id}: batch_size(settings) is {size!r}; expected at least 1")
+    spent = None if budget is None else Budget.parse(budget)
+    within = None
+    if spent is not None and decoder is not None:
+        coarse = decoder.coarse(settings)
+        if coarse is not None:
+            decoder.check_settings(coarse)
+        said = coarse and {**settings_dict(coarse), "words": decoder.settings_words(coarse)}
+        within = {"same_above": spent.same_above, "coarse": said, "order": "information"}
+    return Plan(
+        model=model, decoder=decoder, inputs=given, readings=readings, seeds=seeds, settings=settings, size=size,
+        drawing=drawing, controls=controls, beside=kept, budget=spent, within=within, execution=execution,
+    )  # fmt: skip
 
 
-def as_list(images: Any) -> list[Image]:
-    """Return the images as a list; one image alone counts as one, a folder as the images in it."""
-    items = list(images) if isinstance(images, (list, tuple)) else [images]
-    folders = (isinstance(item, (str, os.PathLike)) and Path(item).is_dir() for item in items)
-    groups = [find_images([item]) if is_folder else [item] for item, is_folder in zip(items, folders, strict=True)]
-    return [image for group in groups for image in group]
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """What a sweep would do. Rows are numbered by input, then noise seed, then reading and site.
 
-
-def _name(image: Image, index: int) -> str:
-    return Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {index}"
-
-
-def _hash(image: Image) -> str:
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            return hashlib.sha256(Path(image).read_bytes()).hexdigest()
-        except OSError as error:
-            raise ImageError(f"cannot read {image}: {error.strerror}") from error
-    picture = load_image(image)
-    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def describe_images(images: list[Image], index: list[int]) -> list[dict[str, Any]]:
-    """Return number, name and content hash of the chosen images; each is read whole, so a broken one is found now.
-
-    Raises:
-        ImageError: One cannot be read.
+    Attributes:
+        model: The encoder.
+        decoder: Draws; None for nothing.
+        inputs: What is read.
+        readings: Lenses on their sites, controls among them.
+        seeds: Noise seeds.
+        settings: Of the decoder.
+        size: Rows that are drawn together.
+        controls: What sites are held against.
+        beside: What is kept beside the pictures.
+        drawing: How pictures are drawn, as it was asked for.
+        budget: What this call may spend; None for all there is.
+        within: What a record keeps of its budgets: they decide twins and order for good; None for a sweep without.
+        execution: Who draws which part.
     """
-    for i in index:
-        load_image(images[i])
-    return [{"index": i, "name": _name(images[i], i), "sha256": _hash(images[i])} for i in index]
+
+    model: HookedViT
+    decoder: Decoder | None
+    inputs: Inputs
+    readings: list[LensReading]
+    seeds: list[int]
+    settings: Any
+    size: int
+    controls: Controls
+    beside: BesideModel
+    drawing: Drawing
+    budget: Budget | None
+    within: dict[str, Any] | None
+    execution: Execution
+
+    @property
+    def per_input(self) -> int:
+        """Rows of one input and noise seed."""
+        return sum(len(reading.sites) for reading in self.readings)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the whole sweep, whatever part of it this is."""
+        return len(self.inputs) * len(self.seeds) * self.per_input
+
+    @cached_property
+    def coarse(self) -> Any | None:
+        """Settings of a budget's first pass; None where the decoder has none, or no budget is set."""
+        return None if self.decoder is None or self.budget is None else self.decoder.coarse(self.settings)
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """What this part draws without a budget, in rows of the whole sweep."""
+        whole = batches_in_order(len(self.inputs), self.seeds, self.per_input, self.size)
+        return share_of(whole, self.execution.shard)
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """The rows of the whole sweep that this part holds, where no budget divides them by what they say."""
+        if self.execution.shard is None:
+            return list(range(self.n_rows))
+        return sorted(row for _, rows in self.batches for row in rows)
+
+    def place(self, row: int) -> tuple[int, int, int]:
+        """Return input, turn of the noise seed, and place among the sites of all readings, of a row of the whole."""
+        first, within = divmod(row, self.per_input)
+        index, turn = divmod(first, len(self.seeds))
+        return index, turn, within
+
+    def table(self, rows: Sequence[int]) -> pd.DataFrame:
+        """Return the plan columns of some rows of the whole, numbered anew."""
+        said = [
+            {
+                "reading": reading.reading.id, "site": str(site), "site_type": site.kind, "layer": site.layer,
+                "head": site.head,
+            }
+            for reading in self.readings
+            for site in reading.sites
+        ]  # fmt: skip
+        found = []
+        for number, row in enumerate(rows):
+            index, turn, within = self.place(row)
+            own = {"row": number, "input": index, "input_name": self.inputs.name(index), "seed": self.seeds[turn]}
+            found.append(own | said[within])
+        return to_table(found)
+
+    def continuing(self, stored: Mapping[str, Any] | None) -> "Plan":
+        """Return the plan with what the record in its directory was begun with, where nothing else was asked for.
+
+        Raises:
+            RecordError: There is a budget, and the record was begun without one.
+        """
+        batches = (stored or {}).get("batch_plan") or {}
+        if not batches:
+            return self
+        if self.budget is not None and "budget" not in batches:
+            raise RecordError(
+                "the record was begun without a budget, with every picture at full settings; go on with the same call "
+                "without a budget, or choose another directory"
+            )
+        size = batches["batch_size"] if self.drawing.batch_size is None else self.size
+        return replace(self, size=size, within=self.within or batches.get("budget"))
+
+    def manifest(
+        self, rows: Sequence[int], described: Mapping[int, dict[str, Any]], threads: int, more: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what identifies the sweep, and what a reader of its record must know.
+
+        Args:
+            rows: Of the whole, that this record holds.
+            described: Of the inputs that they are of.
+            threads: That compute.
+            more: Command, notes.
+        """
+        model, decoder = self.model, self.decoder
+        batches: dict[str, Any] = {"n_rows": len(rows), "batch_size": self.size, "order": "row", "padded": True}
+        if self.within is not None:
+            batches["budget"] = self.within
+        shard = self.execution.shard
+        return {
+            "format": FORMAT,
+            "model": {
+                "encoder_id": model.encoder_id, "fingerprint": model.fingerprint,
+                "dtype": str(model.dtype).removeprefix("torch."), "config": model.cfg.to_dict() | {"device": None},
+                "preprocess": model.preprocess_spec and model.preprocess_spec.to_dict(),
+            },
+            "decoder": decoder and {
+                **decoder.identity(), "settings": settings_dict(self.settings),
+                "words": decoder.settings_words(self.settings), "takes": dict(decoder.takes),
+            },
+            "readings": [reading.reading.to_dict() for reading in self.readings],
+            "inputs": [described[index] for index in sorted(described)],
+            "columns": dict(COLUMNS),
+            "seeds": {"decoder": self.seeds, "control": self.controls.seed},
+            "machine": machine_kind(model.device if decoder is None else decoder.device),
+            "versions": {"vit-lens": __version__, **{package: version(package) for package in _PACKAGES}},
+            "threads": threads,
+            "batch_plan": batches,
+            "shard": shard and {
+                "index": shard[0], "of": shard[1], "n_rows": self.n_rows, "rows": ranges(rows),
+            },
+            "beside": self.beside.describe(),
+            "controls": {"embedding_draws": self.controls.draws},
+            "conditions": None, "files": None, "complete": False, **more,
+        }  # fmt: skip
+
+    # ---- what it takes
+
+    def seconds(self, settings: Any, n: int) -> float | None:
+        """Return about how long so many pictures take here; None where the decoder does not say its cost."""
+        cost = None if self.decoder is None or settings is None else self.decoder.cost(settings, self.size)
+        if cost is None or self.decoder is None:
+            return None
+        passes = -(-n // self.size)
+        return passes * cost.flops / flops_per_second(self.decoder.device, self.decoder.dtype)
+
+    def estimate(self) -> str:
+        """Say how long the pictures take, and what a budget covers of them; empty where nothing is drawn or known."""
+        n = len(self.rows)
+        full = self.seconds(self.settings, n)
+        if full is None or self.decoder is None:
+            return ""
+        said = f"{n:,} pictures at {self.decoder.settings_words(self.settings)}: about {duration_words(full)}"
+        if self.budget is None:
+            return said
+        coarse = self.seconds(self.coarse, n)
+        if coarse is not None:
+            words = self.decoder.settings_words(self.coarse)
+            said = f"{n:,} coarse pictures ({words}): about {duration_words(coarse)}; {said}"
+        if self.budget.seconds is not None:
+            first = full if coarse is None else coarse
+            share = min(1.0, self.budget.seconds / first)
+            said += f"; {self.budget} cover{'s' * (self.budget.pictures is None)} "
+            said += f"{share:.0%} of {'them' if coarse is None else 'the coarse ones'}"
+        return said
+
+    def __str__(self) -> str:
+        n = len(self.rows)
+        lenses = [reading.reading.label for reading in self.readings if not reading.reading.control]
+        sites = sum(len(reading.sites) for reading in self.readings if not reading.reading.control)
+        controls = self.per_input - sites
+        lines = [
+            f"inputs: {len(self.inputs)}",
+            f"readings: {', '.join(lenses)}; {sites} sites{f' and {controls} controls' if controls else ''} an input",
+            f"rows: {self.n_rows:,}" + (f" with {len(self.seeds)} noise seeds" if len(self.seeds) > 1 else ""),
+        ]
+        if self.execution.shard is not None:
+            i, of = self.execution.shard
+            lines.append(f"part {i} of {of}: {n:,} rows" + (" before a budget orders them" if self.budget else ""))
+        if self.decoder is None:
+            return "\n".join([*lines, f"pictures: none; disk: about {size_words(self._stored(n))}"])
+        lines.append(
+            f"pictures: {n:,}, {self.size} at a time ({len(self.batches):,} batches), by {self.decoder.decoder_id}"
+        )
+        lines.append(f"time: {self.estimate() or 'not known: the decoder does not say what it costs'}")
+        cost = self.decoder.cost(self.settings, self.size)
+        if cost is not None:
+            free = free_memory(self.decoder.device)
+            needed = size_words(cost.peak_bytes + cost.weight_bytes)
+            lines.append(f"memory: {needed} for the decoder, {size_words(free)} are free")
+        return "\n".join([*lines, f"disk: about {size_words(self._stored(n))}"])
+
+    def _stored(self, n: int) -> float:
+        """Return about how many bytes a record takes: conditions twice, pictures, a line of the table."""
+        width = self.model.cfg.d_embed if self.decoder is None else sum(self.decoder.takes.values())
+        said = {} if self.settings is None else settings_dict(self.settings)
+        picture = _PNG_SHARE * 3 * (said.get("height") or 0) * (said.get("width") or 0)
+        return n * (4 * width * (1 if self.decoder is None else 2) + picture + 250)

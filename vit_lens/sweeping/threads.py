@@ -4,9 +4,7 @@ __all__ = ["PictureThreads"]
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -45,7 +43,3 @@ class PictureThreads:
         """Wait until every picture lies on disk."""
         while self._pending:
             self._pending.popleft().result()
-
-    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """Apply a function to every item, in the threads; results in order."""
-        return list(self._pool.map(function, items))

@@ -20,7 +20,7 @@ from vit_lens.cli.options import (
     ReferenceImages,
     Tower,
 )
-from vit_lens.cli.reading import embed_captions
+from vit_lens.cli.reading import check_lenses, embed_captions
 from vit_lens.errors import StudyError, VitLensError
 
 if TYPE_CHECKING:
@@ -91,7 +91,6 @@ def open_setup(
         decoder_seeds: Where the options name none.
         judge_captions: That the judge reads; None for a study that needs none.
     """
-    from vit_lens.lenses import parse_lens
     from vit_lens.mini.shipped import JUDGE
     from vit_lens.studies import Judge, make_setup
 
@@ -101,8 +100,7 @@ def open_setup(
         )
     if study.decoder == "none" and study.judge not in ("mini", "none"):
         raise VitLensError(f"with --decoder none there are no pictures to judge: --judge {study.judge} has no effect")
-    for spec in lenses:  # a misspelt one is told before anything is loaded
-        parse_lens(spec.replace("dsl-mean", "dsl", 1), None)
+    check_lenses(lenses, None)
     vit = study.load()
     drawer = reader = settings = None
     if study.decoder != "none":

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.cache import ViTActivationCache
+from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
 from vit_lens.names import Site
 from vit_lens.studies.content.effects import Changes, caption_changes
@@ -84,11 +85,11 @@ def read_embeddings(study: Study, texts: TextBank, *, n_placebo: int) -> list[Re
     """Read every lens before decoding, by the encoder's own captions."""
     setup, pairs, whole = study.setup, study.pairs, study.whole
     causal = {name: whole.changes(found, pairs) for name, found in study.effects.items()}
-    held = list(caches(setup.model, setup.pixels))
+    held = list(caches(setup.model, setup.pixels, lenses=setup.lenses.values()))
     readings = []
     for spec, lens in tqdm(setup.lenses.items(), desc="lens embeddings", disable=not setup.progress):
-        embeds = _cat(lens.embed(cache, study.sites) for cache in held)
-        placebos = (_placebo(setup, spec, held, study.sites, draw) for draw in range(n_placebo))
+        embeds = _vectors(_cat(lens.read(cache, study.sites) for cache in held), texts)
+        placebos = (_vectors(_placebo(setup, spec, held, study.sites, draw), texts) for draw in range(n_placebo))
         readings.append(
             Reading(
                 spec=spec, level="embedding", causal=causal, top=study.chosen.top,
@@ -105,9 +106,10 @@ def read_pictures(study: Study, spec: str, judge_texts: TextBank, *, n: int) -> 
     """Draw one lens for the first ``n`` bases and their partners, and read the pictures by the judge's captions."""
     setup, whole, chosen = study.setup, study.whole, study.chosen
     pairs, rows = study.pairs.first(n), study.pairs.pairs_of_first(n)
-    held = list(caches(setup.model, setup.pixels[study.pairs.images_of_first(n)]))
+    images = setup.pixels[study.pairs.images_of_first(n)]
+    held = list(caches(setup.model, images, lenses=[setup.lenses[spec]]))
     drawn, top = ([study.sites[i] for i in numbers] for numbers in (chosen.drawn, chosen.top))
-    seen = _see(setup, pairs, _cat(setup.lenses[spec].embed(cache, drawn) for cache in held), spec)
+    seen = _see(setup, pairs, _cat(setup.lenses[spec].read(cache, drawn) for cache in held), spec)
     placebo = _see(setup, pairs, _placebo(setup, spec, held, top, 0), f"{spec}, placebo")
     found, other, control = (
         whole.changes(caption_changes(judge_texts, shown, pairs, shown=donors), pairs, by_judge=True)
@@ -122,35 +124,40 @@ def read_pictures(study: Study, spec: str, judge_texts: TextBank, *, n: int) -> 
     )  # fmt: skip
 
 
-def _cat(embeds: Iterator[Tensor]) -> Float[Tensor, "image site d_embed"]:
+def _cat(read: Iterator[Condition]) -> Condition:
     with torch.no_grad():
-        return torch.cat([some.float().cpu() for some in embeds])
+        return Condition.cat([some.kept() for some in read])
 
 
-def _placebo(
-    setup: StudySetup, spec: str, held: list[ViTActivationCache], sites: list[Site], draw: int
-) -> Float[Tensor, "image site d_embed"]:
+def _vectors(read: Condition, texts: TextBank) -> Float[Tensor, "image site d_embed"]:
+    """Return what captions are compared with: pooled embeddings, or the means of tokens in the space of captions."""
+    vectors = read.vector
+    if vectors.shape[-1] != texts.embeds.shape[-1]:
+        raise StudyError(
+            f"a lens reads {read.words()}, and captions are {texts.embeds.shape[-1]} wide: study content reads lenses "
+            "by captions before decoding, and needs them in one space"
+        )
+    return vectors
+
+
+def _placebo(setup: StudySetup, spec: str, held: list[ViTActivationCache], sites: list[Site], draw: int) -> Condition:
     """Return the lens of random directions of equal norm, another one for every image and site."""
     number = list(setup.lenses).index(spec) + 1
     seed = int(np.random.default_rng([setup.seed, STREAM, number, draw]).integers(2**62))
     generator = torch.Generator().manual_seed(seed)
-    return _cat(setup.lenses[spec].placebo(cache, sites, generator=generator) for cache in held)
+    return _cat(setup.lenses[spec].read_control(cache, sites, generator=generator) for cache in held)
 
 
-def _see(
-    setup: StudySetup, pairs: AttributePairs, embeds: Float[Tensor, "image site d_embed"], label: str
-) -> Float[Tensor, "image site d_judge"]:
+def _see(setup: StudySetup, pairs: AttributePairs, asked: Condition, label: str) -> Float[Tensor, "image site d_judge"]:
     """Draw every row and let the judge look; a base, its partners and all their sites share their noise."""
     pictures, n_seeds = setup.drawing("content"), len(setup.noise_seeds)
     base_of = dict(zip(pairs.partner, pairs.base, strict=True))
     found: dict[int, Tensor] = {}
     for turn, noise_seed in enumerate(setup.noise_seeds):
-        images = [i for i in range(len(embeds)) if base_of.get(i, i) % n_seeds == turn]
+        images = [i for i in range(len(asked)) if base_of.get(i, i) % n_seeds == turn]
         if images:
             seen = pictures.see(
-                embeds[images].flatten(0, 1), noise_seed=noise_seed, label=f"{label}, noise {noise_seed}"
+                asked[images].flatten_rows(), noise_seed=noise_seed, label=f"{label}, noise {noise_seed}"
             )
-            if seen.judge is None:
-                raise StudyError("pictures were seen without a judge; pass judge= (--judge)")
-            found |= dict(zip(images, seen.judge.unflatten(0, (len(images), -1)), strict=True))
-    return torch.stack([found[image] for image in range(len(embeds))])
+            found |= dict(zip(images, seen.by("judge").unflatten(0, (len(images), -1)), strict=True))
+    return torch.stack([found[image] for image in range(len(asked))])

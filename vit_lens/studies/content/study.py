@@ -75,6 +75,7 @@ def content_study(
         UnknownSiteError: A site is not the model's.
         LensError: A lens is not defined on a site.
     """
+    setup.accept("content", pooled_only=False)
     specs = _decoded(setup, decoded)
     judge = setup.judge("content") if setup.pictures is not None else None
     judge_texts = None if judge is None else _captions(judge)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
 from vit_lens.metrics import cosine
 from vit_lens.studies.setup import StudySetup
@@ -22,13 +23,13 @@ class Drawn:
     """What was asked of the decoder, and what two encoders see in its pictures.
 
     Attributes:
-        asked: Embeddings that were drawn.
-        own: The pictures' embeddings by the encoder that asked.
+        asked: What was drawn, as vectors (tokens one after the other).
+        own: What the encoder that asked reads of the pictures.
         judge: The pictures' embeddings by the judge; None without one.
     """
 
-    asked: Float[Tensor, "image site d_embed"]
-    own: Float[Tensor, "image site seed d_embed"]
+    asked: Float[Tensor, "image site d_own"]
+    own: Float[Tensor, "image site seed d_own"]
     judge: Float[Tensor, "image site seed d_judge"] | None
 
     @property
@@ -82,8 +83,8 @@ class Drawn:
         return np.stack(found)
 
 
-def draw(setup: StudySetup, asked: Float[Tensor, "image site d_embed"], *, label: str, nested: bool = False) -> Drawn:
-    """Draw every embedding with every noise seed of the setup, or ``nested`` with one seed for each image.
+def draw(setup: StudySetup, asked: Condition, *, label: str, nested: bool = False) -> Drawn:
+    """Draw every row [image site] with every noise seed of the setup, or ``nested`` with one seed for each image.
 
     Raises:
         StudyError: The setup has no decoder.
@@ -97,11 +98,11 @@ def draw(setup: StudySetup, asked: Float[Tensor, "image site d_embed"], *, label
         own, judge = (_interleaved([part[side] for part in parts], len(asked)) for side in (0, 1))
         if own is None:
             raise StudyError("there is nothing to draw")
-        return Drawn(asked=asked, own=own[:, :, None], judge=None if judge is None else judge[:, :, None])
+        return Drawn(asked=asked.flat, own=own[:, :, None], judge=None if judge is None else judge[:, :, None])
     parts = [_draw(setup, asked, seed, label) for seed in setup.noise_seeds]
     judged = [judge for _, judge in parts if judge is not None]
     own = torch.stack([own for own, _ in parts], dim=2)
-    return Drawn(asked=asked, own=own, judge=torch.stack(judged, dim=2) if judged else None)
+    return Drawn(asked=asked.flat, own=own, judge=torch.stack(judged, dim=2) if judged else None)
 
 
 def rows_alike(a: Float[Tensor, "row d_a"], b: Float[Tensor, "row d_b"]) -> Float[np.ndarray, " row"]:
@@ -118,11 +119,11 @@ def _cosines(a: Float[Tensor, "*rows d"], b: Float[Tensor, "other d"]) -> Float[
 
 
 def _draw(
-    setup: StudySetup, asked: Float[Tensor, "image site d_embed"], seed: int, label: str
-) -> tuple[Float[Tensor, "image site d_embed"], Float[Tensor, "image site d_judge"] | None]:
-    shape = asked.shape[:2]
-    seen = setup.drawing("faithfulness").see(asked.flatten(0, 1), noise_seed=seed, label=f"{label}, noise seed {seed}")
-    return seen.own.unflatten(0, shape), None if seen.judge is None else seen.judge.unflatten(0, shape)
+    setup: StudySetup, asked: Condition, seed: int, label: str
+) -> tuple[Float[Tensor, "image site d_own"], Float[Tensor, "image site d_judge"] | None]:
+    shape = asked.rows
+    seen = setup.drawing("faithfulness").see(asked.flatten_rows(), noise_seed=seed, label=f"{label}, noise seed {seed}")
+    return seen.own.flat.unflatten(0, shape), None if seen.judge is None else seen.judge.unflatten(0, shape)
 
 
 def _interleaved(parts: list[Tensor | None], n: int) -> Float[Tensor, "image site d"] | None:

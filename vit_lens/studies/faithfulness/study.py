@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
 from vit_lens.metrics import DRAWN_THRESHOLD
 from vit_lens.names import Site
 from vit_lens.studies.faithfulness.drawn import Drawn, draw, rows_alike
 from vit_lens.studies.pictures import Judge
-from vit_lens.studies.reading import read_lens
+from vit_lens.studies.reading import read_conditions
 from vit_lens.studies.results import Null, Score, StudyResult
 from vit_lens.studies.setup import StudySetup
 from vit_lens.studies.statistics import Estimate, mean_interval, spearman
@@ -35,6 +36,7 @@ _MEASURES: Mapping[str, Callable[[Drawn], Float[np.ndarray, "image site"] | None
     "the judge sees what was asked": lambda drawn: drawn.judge_relations(),
 }
 _PREDICTED = ("agreement of the judge over noise seeds", "the judge sees what was asked")
+_BATCH = 64
 _NOTES = (
     "faithfulness: the cosine of the picture's embedding, by the encoder that asked for it, with the embedding asked "
     "for. The decoder was made for this encoder, so a high value says that the picture was drawn, not that it is "
@@ -78,12 +80,13 @@ def faithfulness_study(
         StudyError: No decoder, fewer than two images, or a lens that reads fewer than three of the sites.
         UnknownSiteError: A site is not the model's.
     """
+    setup.accept("faithfulness", pooled_only=False)
     setup.drawing("faithfulness")
     if len(setup.pixels) < 2:
         raise StudyError("faithfulness holds pictures against those of another image: give at least two test images")
     resolved = Site.resolve(sites, setup.model.cfg)
     own = {spec: _own_sites(spec, lens, resolved) for spec, lens in setup.lenses.items()}
-    ceiling = draw(setup, setup.clean[:, None].float().cpu(), label="clean embeddings")
+    ceiling = draw(setup, _whole(setup), label="clean embeddings")
     readings = {spec: _read(setup, spec, lens, own[spec]) for spec, lens in setup.lenses.items()}
     scores = [score for spec, one in readings.items() for score in _scores(setup, spec, one, ceiling, n_shuffles)]
     scores += _ceiling_scores(setup, ceiling)
@@ -98,6 +101,14 @@ def faithfulness_study(
     )  # fmt: skip
 
 
+@torch.no_grad()
+def _whole(setup: StudySetup) -> Condition:
+    """Return what the images themselves are, to the decoder: the best that it can be asked for."""
+    decoder = setup.drawing("faithfulness").decoder
+    parts = [decoder.read(setup.model, pixels).kept() for pixels in setup.pixels.split(_BATCH)]
+    return Condition.cat(parts).map(lambda part: part[:, None])
+
+
 def _own_sites(spec: str, lens: Lens, sites: list[Site]) -> list[Site]:
     own = [site for site in sites if lens.reads(site)]
     if len(own) < 3:
@@ -108,12 +119,13 @@ def _own_sites(spec: str, lens: Lens, sites: list[Site]) -> list[Site]:
 def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site]) -> _Reading:
     seed = int(np.random.default_rng([setup.seed, _STUDY, list(setup.lenses).index(spec)]).integers(2**62))
     generator = torch.Generator().manual_seed(seed)
-    placebo = read_lens(
-        setup.model, setup.pixels, lens, own, how=lambda cache: lens.placebo(cache, own, generator=generator)
+    read = read_conditions(setup.model, setup.pixels, lens, lambda cache: lens.read(cache, own))
+    placebo = read_conditions(
+        setup.model, setup.pixels, lens, lambda cache: lens.read_control(cache, own, generator=generator)
     )
     return _Reading(
         sites=own,
-        drawn=draw(setup, read_lens(setup.model, setup.pixels, lens, own), label=spec),
+        drawn=draw(setup, read, label=spec),
         placebo=draw(setup, placebo, nested=True, label=f"{spec}, placebo"),
     )
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vit_lens.attribution.readout import FrozenReadout
 from vit_lens.cache import ViTActivationCache
+from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.lenses.lens import centred_norm, final_residual, read_last, site_outputs
+from vit_lens.lenses.residual import ResidualLens, centred_norm, final_residual, read_last, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.names import Site
 from vit_lens.reference import ReferenceMeans
@@ -41,7 +42,16 @@ class Written:
     whole: Float[Tensor, "image head row d_model"] | None = None
 
     def embed(self, lens: Lens) -> Float[Tensor, "image head d_embed"]:
-        """Return the lens embeddings of these outputs."""
+        """Return the lens embeddings of these outputs.
+
+        Raises:
+            StudyError: The lens reads something else than the last residual.
+        """
+        if not isinstance(lens, ResidualLens):
+            raise StudyError(
+                f"study importance replaces heads' outputs in the last residual, and {lens.describe().label} does not "
+                "read that: give lenses that are ResidualLens, such as 'diffusion' or 'dsl:alpha=10'"
+            )
         outputs = self.outputs
         if self.whole is not None and lens._origin(self.cache, self.heads) is None:
             outputs = self.whole

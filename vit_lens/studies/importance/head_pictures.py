@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.conditions import Condition
 from vit_lens.names import Site
 from vit_lens.studies.importance.head_outputs import Origins, Written, measured, placebo
 from vit_lens.studies.importance.head_scores import SIMILARITIES, Key
@@ -85,11 +86,11 @@ def _see(setup: StudySetup, written: list[tuple[Written, Origins]], spec: str, l
     for place, noise_seed in enumerate(setup.noise_seeds[:n_images]):
         rows = torch.arange(place, n_images, len(setup.noise_seeds))
         seen = pictures.see(embeds[rows].flatten(0, 1), noise_seed=noise_seed, label=label)
-        own[rows] = seen.own.unflatten(0, (len(rows), n_heads))
+        own[rows] = seen.own.flat.unflatten(0, (len(rows), n_heads))
         if seen.judge is not None:
             judge = torch.empty(n_images, n_heads, seen.judge.shape[-1]) if judge is None else judge
             judge[rows] = seen.judge.unflatten(0, (len(rows), n_heads))
-    return Seen(own.flatten(0, 1), None if judge is None else judge.flatten(0, 1))
+    return Seen(Condition(pooled=own.flatten(0, 1)), None if judge is None else judge.flatten(0, 1))
 
 
 def _cleans(setup: StudySetup, pictures: Pictures, n: int) -> dict[str, Float[Tensor, "image d_embed"]]:
@@ -104,9 +105,7 @@ def _scores(seen: Seen, cleans: dict[str, Tensor], spec: str) -> dict[Key, np.nd
     kinds: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (similarity, left_out_centred)
     found = {}
     for reader, clean in cleans.items():
-        embeds = seen.own if reader == "own" else seen.judge
-        if embeds is not None:
-            embeds = embeds.unflatten(0, (len(clean), -1))
-            for kind, score in zip(SIMILARITIES, kinds, strict=True):
-                found[f"{kind}, {READERS[reader]}", spec] = score(embeds, clean).double().numpy()
+        embeds = seen.by(reader).unflatten(0, (len(clean), -1))
+        for kind, score in zip(SIMILARITIES, kinds, strict=True):
+            found[f"{kind}, {READERS[reader]}", spec] = score(embeds, clean).double().numpy()
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.lenses import Lens
-from vit_lens.lenses.lens import site_outputs
+from vit_lens.lenses.residual import site_outputs
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.studies.importance.head_effects import Effect, direct_effects

@@ -74,6 +74,7 @@ def importance_study(
     Raises:
         StudyError: There are too few images, too few draws, or a lens to decode is not one of the setup's.
     """
+    setup.accept("importance", pooled_only=True)
     _check(setup, n_decoded, decoded, draws, picture_draws)
     tables = _tables(setup, draws, "lenses")
     if setup.pictures is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.lenses.lens import last_state, read_last, site_outputs
+from vit_lens.lenses.residual import last_state, read_last, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
@@ -109,7 +109,7 @@ def from_pictures(
         asked = embeds[:, rows]
         seen = pictures.see(asked.flatten(0, 2), noise_seed=noise_seed, label=f"{label}, noise {noise_seed}")
         for name in readers:
-            read[name][:, rows] = getattr(seen, name).unflatten(0, asked.shape[:3])
+            read[name][:, rows] = seen.by(name).unflatten(0, asked.shape[:3])
     return {name: _shown(read[name][1:] - read[name][:1], direction(readers[name], scenes)) for name in readers}
 
 

@@ -77,6 +77,7 @@ def overlay_study(
     """
     if decoded_placebos is None:
         decoded_placebos = [spec for spec in _PLACEBO if spec in decoded]
+    setup.accept("overlay", pooled_only=True)
     _check(setup, overlays, n, n_rank, decoded, decoded_placebos)
     _check_counts(n_rank=n_rank, greedy_steps=greedy_steps, draws=draws)
     bases, chosen = (compose(setup, some, overlays) for some in (setup.images.test[:n], setup.images.test[n:]))

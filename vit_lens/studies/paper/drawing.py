@@ -1,6 +1,6 @@
 """Pictures of embeddings, kept as files, so that an interrupted figure goes on where it stopped."""
 
-__all__ = ["Drawn", "draw"]
+__all__ = ["DrawnTiles", "draw"]
 
 import hashlib
 import json
@@ -12,8 +12,10 @@ import PIL.Image
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
+from vit_lens.conditions import Condition
+from vit_lens.decoders import settings_dict
+from vit_lens.engine import OWN, Drawn
 from vit_lens.files import make_directory, write_atomic
 from vit_lens.metrics import cosine
 from vit_lens.records.pictures import encode_png, is_whole_png
@@ -21,7 +23,7 @@ from vit_lens.studies.paper.setup import PaperSetup
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Drawn:
+class DrawnTiles:
     """Pictures, and how far they are what was asked for.
 
     Attributes:
@@ -35,36 +37,31 @@ class Drawn:
     likeness: Float[Tensor, " row"]
 
 
-@torch.no_grad()
-def draw(setup: PaperSetup, embeds: Float[Tensor, "row d_embed"], clean: Float[Tensor, "row d_embed"]) -> Drawn:
-    """Draw every embedding with the same noise, and embed the pictures again; those in ``out`` are not drawn anew.
+def draw(setup: PaperSetup, asked: Condition, clean: Float[Tensor, "row d_embed"]) -> DrawnTiles:
+    """Draw every row with the same noise, and read the pictures again; those in ``out`` are not drawn anew.
 
     Args:
         setup: Pair and folder.
-        embeds: What is drawn.
+        asked: What is drawn.
         clean: Embedding of the image that each was read from.
     """
-    folder = setup.out / "pictures"
+    folder, asked = setup.out / "pictures", asked.kept()
     make_directory(folder)
-    paths = [folder / f"{_key(setup, row)}.png" for row in embeds]
+    paths = [folder / f"{_key(setup, asked[[row]])}.png" for row in range(len(asked))]
     missing = [row for row, path in enumerate(paths) if not is_whole_png(path)]
-    size = setup.pictures.batch_size
-    with tqdm(total=len(missing), desc="pictures", unit="picture", disable=not setup.pictures.progress) as bar:
-        for start in range(0, len(missing), size):
-            rows = missing[start : start + size]
-            drawn = setup.pictures.draw(embeds[rows], noise_seed=setup.pictures.settings.seed)
-            for row, picture in zip(rows, drawn, strict=True):
-                write_atomic(paths[row], encode_png(picture))
-            bar.update(len(rows))
-    pictures = [_open(path) for path in paths]
-    again = _embed(setup, pictures)
-    return Drawn(pictures=pictures, faithfulness=cosine(again, embeds), likeness=cosine(again, clean))
 
+    def keep(drawn: Drawn) -> None:
+        for row, picture in zip(drawn.rows, drawn.pictures, strict=True):
+            write_atomic(paths[missing[row]], encode_png(picture))
 
-def _embed(setup: PaperSetup, pictures: list[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "row d_embed"]:
-    size = setup.pictures.batch_size
-    batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-    return torch.cat([setup.model(setup.model.preprocess(some)).float().cpu() for some in batches])
+    if missing:
+        setup.pictures.draw(asked[missing], noise_seed=getattr(setup.pictures.settings, "seed", 0), keep=keep)
+    pictures, size = [_open(path) for path in paths], setup.pictures.batch_size
+    batches = [torch.from_numpy(np.stack(pictures[start : start + size])) for start in range(0, len(pictures), size)]
+    again = Condition.cat([setup.pictures.bench.look(some, size)[OWN] for some in batches])
+    return DrawnTiles(
+        pictures=pictures, faithfulness=cosine(again.flat, asked.flat), likeness=cosine(again.vector, clean)
+    )
 
 
 def _open(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -72,7 +69,9 @@ def _open(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         return np.asarray(picture.convert("RGB"))
 
 
-def _key(setup: PaperSetup, row: Float[Tensor, " d_embed"]) -> str:
-    settings = setup.pictures.settings.to_dict()
-    said = json.dumps([setup.pictures.decoder.fingerprint, str(setup.pictures.decoder.dtype), settings], sort_keys=True)
-    return hashlib.sha256(said.encode() + row.contiguous().numpy().tobytes()).hexdigest()[:24]
+def _key(setup: PaperSetup, row: Condition) -> str:
+    said = json.dumps([setup.pictures.decoder.identity(), settings_dict(setup.pictures.settings)], sort_keys=True)
+    digest = hashlib.sha256(said.encode())
+    for name, part in row.parts().items():
+        digest.update(name.encode() + part.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]

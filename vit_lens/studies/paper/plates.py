@@ -157,21 +157,14 @@ def _ranked(by: str) -> dict[str, str]:
 
 def lens_title(lens: Lens) -> str:
     """Name a lens with its strength, and a reconstruction as one."""
-    record = lens.record()
-    if record["lens"] == "diffusion":
-        return "Diffusion Lens"
-    name, strength = next((name, record[name]) for name in ("alpha", "share") if record[name] is not None)
-    return f"{record['definition']}, {name} {strength:g}"
+    said = lens.describe()
+    definition = str(said.settings.get("definition"))
+    return f"{definition}, {said.label.rpartition(', ')[2]}" if "reconstruction" in definition else said.label
 
 
 def lens_words(lens: Lens) -> str:
     """Say what a lens draws."""
-    record = lens.record()
-    if record["lens"] == "diffusion":
-        return "LN(h) proj: what a site holds or writes, read as if it were the last residual."
-    if record["anchor"] == "clean":
-        return "LN(r_L + (alpha - 1) h) proj: the input's own residual stays in, so every picture resembles the input."
-    return "LN(mu_L + alpha (h - mu_h)) proj: nothing of the input enters but through the head."
+    return lens.describe().words
 
 
 def make_plate(

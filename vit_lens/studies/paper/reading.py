@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vit_lens.cache import ViTActivationCache
 from vit_lens.lenses import DiffusionSteeringLens, Lens
-from vit_lens.lenses.lens import centred_norm, site_outputs
+from vit_lens.lenses.residual import centred_norm, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.names import Site
 from vit_lens.studies.paper.setup import PaperSetup

@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.batches import pixel_batches
-from vit_lens.decoders import DecodeSettings, KandinskyDecoder
+from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.images.loading import source_name
 from vit_lens.model import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.images import content_of
 from vit_lens.studies.pictures import Pictures
+from vit_lens.studies.setup import check_accepts
 
 _AT_LEAST = 8
 
@@ -66,7 +67,7 @@ class PaperSetup:
         """Return what another run needs to know."""
         return {
             "encoder": self.model.encoder_id, "fingerprint": self.model.fingerprint,
-            "decoder": self.pictures.decoder.decoder_id, "decoder settings": self.pictures.settings.to_dict(),
+            "decoder": self.pictures.decoder.decoder_id, "decoder settings": settings_dict(self.pictures.settings),
             "reference images": len(self.pixels), "seed of random directions": self.seed,
         }  # fmt: skip
 
@@ -74,11 +75,11 @@ class PaperSetup:
 @torch.no_grad()
 def make_paper(
     model: HookedViT,
-    decoder: KandinskyDecoder,
+    decoder: Decoder,
     reference: Sequence[Any],
     *,
     out: Path,
-    settings: DecodeSettings | None = None,
+    settings: Any = None,
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
@@ -114,6 +115,7 @@ def make_paper(
         model=model, decoder=decoder, judge=None, settings=settings or decoder.defaults, folder=out / "seen",
         batch_size=batch_size, progress=progress,
     )  # fmt: skip
+    check_accepts("the paper's figures", pooled_only=True, decoder=decoder)
     return PaperSetup(
         model=model, pictures=pictures,
         means=ReferenceMeans.from_images(model, pixels, batch_size=batch_size), pixels=pixels,

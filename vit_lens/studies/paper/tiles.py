@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError, nearest
 from vit_lens.metrics import leak_index
 from vit_lens.records.plates import Tile
@@ -61,7 +62,8 @@ def rank_by(setup: PaperSetup, reading: SiteReading, by: str) -> Float[Tensor, "
     if by not in RANKS:
         raise StudyError(f"no ranking {by!r}; nearest: {nearest(by, RANKS)}")
     if by == "picture":
-        return draw(setup, reading.embeds, reading.clean.expand_as(reading.embeds)).likeness
+        asked = Condition(pooled=reading.embeds)
+        return draw(setup, asked, reading.clean.expand_as(reading.embeds)).likeness
     return reading.S if by == "S" else reading.cos
 
 
@@ -99,7 +101,7 @@ def read_tiles(
     layers = [(one.order, layer) for one in chosen for layer in one.layers]
     embeds = torch.cat([clean[None], *(layer.embeds[order] for order, layer in layers)])
     cleans = torch.cat([clean[None], *(layer.clean.expand(len(order), -1) for order, layer in layers)])
-    drawn = draw(setup, embeds, cleans)
+    drawn = draw(setup, Condition(pooled=embeds), cleans)
     tiles = iter(
         Tile(label="", picture=picture, numbers={"drawn": float(faithful), "picture": float(alike)})
         for picture, faithful, alike in zip(drawn.pictures, drawn.faithfulness, drawn.likeness, strict=True)

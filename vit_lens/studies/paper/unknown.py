@@ -2,6 +2,7 @@
 
 __all__ = ["ANY_FIGURE", "EQUATIONS", "NO_INTERVAL", "TOP_LIST", "unknown_settings"]
 
+from vit_lens.decoders import settings_dict
 from vit_lens.studies.paper.reading import N_DRAWS
 from vit_lens.studies.paper.setup import PaperSetup
 
@@ -21,14 +22,15 @@ TOP_LIST = (
 
 def unknown_settings(setup: PaperSetup, **here: str) -> tuple[tuple[str, str], ...]:
     """Return what is unknown of the paper's settings, and what stands here; ``here`` adds to it, by what is unknown."""
-    settings = setup.pictures.settings
-    guidance = "no guidance" if settings.guidance <= 1 else f"guidance {settings.guidance:g}, zero-image negative"
+    decoder, settings = setup.pictures.decoder, setup.pictures.settings
+    said = settings_dict(settings)
+    guidance, own = float(said.get("guidance") or 1), "the decoder's own"
     common = {
         EQUATIONS: "D1 (reconstruction): LN(r_L + (alpha - 1) h) proj, later layers held fixed",
-        "Denoising steps and scheduler": f"{settings.steps} steps, {settings.scheduler}",
-        "Guidance": guidance,
-        "Resolution": f"{settings.height} x {settings.width}",
-        "Noise": f"seed {settings.seed}; one start and one noise sequence for all pictures of the figure",
+        "Denoising steps and scheduler": f"{decoder.settings_words(settings)}, {said.get('scheduler', 'no scheduler')}",
+        "Guidance": "no guidance" if guidance <= 1 else f"guidance {guidance:g}, zero-image negative",
+        "Resolution": f"{said.get('height', own)} x {said.get('width', own)}",
+        "Noise": f"seed {said.get('seed', 'none')}; one start and one noise sequence for all pictures of the figure",
         "Images": f"the one shown; {len(setup.pixels)} reference images for means, none of them shown",
     }
     return tuple((common | here).items())

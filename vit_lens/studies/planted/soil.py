@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import StudyError
-from vit_lens.lenses.lens import attention_of, final_residual
+from vit_lens.lenses.residual import attention_of, final_residual
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
 from vit_lens.studies.planted.labels import LabelledAttribute

@@ -64,6 +64,7 @@ def planted_study(
         StudyError: Nothing can be planted, or what the options ask for is not there.
         TextError: A bank lacks a caption.
     """
+    setup.accept("planted", pooled_only=True)
     _check(setup, texts, attributes, decoded, n_heads, n_decoded, n_heads_decoded)
     notes: list[str] = []
     found = []

@@ -1,6 +1,6 @@
 """What stands beside the pictures: captions, nearest images and live numbers, image by image of a sweep."""
 
-__all__ = ["Beside", "Collected"]
+__all__ = ["Beside", "BesideModel", "Collected"]
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,40 +16,40 @@ from vit_lens.errors import GalleryError, LensError, VitLensError
 from vit_lens.model import HookedViT
 from vit_lens.readouts import Gallery, ReadoutMeans, picture_hash
 from vit_lens.readouts.centring import deviations
-from vit_lens.records import RecordWriter
-from vit_lens.records.readouts import FORMS, Found, Readouts
+from vit_lens.records import LiveNumbers, Readouts, RecordWriter
+from vit_lens.records.extras import gallery_name
+from vit_lens.records.readouts import FORMS, Found
 from vit_lens.sweeping.controls import Centre
-from vit_lens.sweeping.live import LivePart, gather_live, n_live_images
-from vit_lens.sweeping.plan import Reading
-from vit_lens.texts import TextBank
+from vit_lens.sweeping.live import LivePart, gather_live, live_parts, n_live_images
+from vit_lens.sweeping.options import check_kind
+from vit_lens.sweeping.readings import LensReading
+from vit_lens.texts import TextBank, ZeroShotLabels
 
 _K = 4  # captions, and images, beside every picture
 _THUMB = 128  # pixels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Beside:
     """What a sweep keeps beside the pictures.
 
     Args:
-        model: The encoder.
-        readings: Of the sweep.
-        texts: Captions; None for none.
-        groups: Captions that exclude each other, by name; by default all are one group.
-        gallery: Images among which the nearest are sought; None for none.
-        means: What the centred form takes away, for each lens at most one.
-        live: Whether numbers for the live page are kept.
+        labels: Puts zero-shot words beside every picture.
+        texts: Captions of this encoder: the nearest stand beside every picture, and the live page gives their
+            probabilities.
+        groups: Captions that exclude each other, by name: the live page takes a softmax over each group. By default
+            all captions are one group.
+        gallery: Images of this encoder, among which the nearest to every lens embedding are sought; small copies of
+            those that are found go into the record.
+        means: Of the lenses: what the centred form of captions and neighbours takes away. Without them neighbours
+            are centred on the gallery's mean, and captions are not.
+        live: Keep the numbers of the live page, for as many of the first images as a page can carry (8 MB).
 
     Raises:
-        TextError: The captions are another encoder's, or a group names one that is not there.
-        GalleryError: The gallery is another model's, or has fewer than two different pictures.
-        LensError: Means are of no lens of the sweep, or lack a site.
-        ReferenceMismatchError: Means are another model's.
         VitLensError: An argument would have no effect.
     """
 
-    model: HookedViT
-    readings: list[Reading]
+    labels: ZeroShotLabels | None = None
     texts: TextBank | None = None
     groups: Mapping[str, Sequence[str]] | None = None
     gallery: Gallery | None = None
@@ -57,10 +57,35 @@ class Beside:
     live: bool = False
 
     def __post_init__(self) -> None:
+        check_kind("labels", self.labels, ZeroShotLabels, "ZeroShotLabels, such as ZeroShotLabels.mini(model)")
+        check_kind("texts", self.texts, TextBank, "a TextBank, which holds captions with their embeddings")
+        check_kind("gallery", self.gallery, Gallery, "a Gallery, such as Gallery.of(model, images)")
         if self.groups is not None and self.texts is None:
-            raise VitLensError("text_groups= sorts the captions of texts=, which were not given")
+            raise VitLensError("groups= sorts the captions of texts=, which were not given")
         if self.means and self.texts is None and self.gallery is None:
             raise VitLensError("means= centre captions and neighbours; without texts= and gallery= they have no effect")
+
+    def of(self, model: HookedViT, readings: list[LensReading]) -> "BesideModel":
+        """Return what is kept for the readings of a model.
+
+        Raises:
+            TextError: The captions are another encoder's, or a group names one that is not there.
+            GalleryError: The gallery is another model's, or has fewer than two different pictures.
+            LensError: Means are of no lens of the sweep, or lack a site.
+            ReferenceMismatchError: Means are another model's.
+        """
+        return BesideModel(**vars(self), model=model, readings=readings)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BesideModel(Beside):
+    """The same for the readings of one model; see :meth:`Beside.of`."""
+
+    model: HookedViT
+    readings: list[LensReading]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.texts is not None:
             self.texts.check(self.model)
             self.group_indices()
@@ -68,7 +93,7 @@ class Beside:
             raise GalleryError("the nearest of one picture says nothing; a gallery needs at least two different ones")
         if unused := [mean for mean in self.means if not any(mean.reads(r.lens) for r in self.readings)]:
             raise LensError(
-                f"{unused[0]!r} belongs to no lens of this sweep: {[r.lens.record() for r in self.readings]}"
+                f"{unused[0]!r} belongs to no lens of this sweep: {[r.reading.label for r in self.readings]}"
             )
         for reading in self.readings:
             self._mean_of(reading)
@@ -96,6 +121,10 @@ class Beside:
         if self.live:
             found["live"] = True
         return {"k": _K, **found} if found else None
+
+    def wants_live(self, image: int) -> bool:
+        """Whether live numbers of an image are kept: those of the first, as many as a page can carry."""
+        return self.live and image < n_live_images(self.model)
 
     def group_indices(self) -> dict[str, list[int]]:
         """Return the groups as indices of captions."""
@@ -125,7 +154,7 @@ class Beside:
                 found["images", form] = self.gallery.nearest(embeds, k, origins=origin, leave_out=leave_out)
         return {key: (index.int().cpu(), cosine.float().cpu()) for key, (index, cosine) in found.items()}
 
-    def centre(self, reading: Reading) -> Centre | None:
+    def centre(self, reading: LensReading) -> Centre | None:
         """Return what S takes away, means over other images: known with ``means`` of the lens and a gallery."""
         mean = self._mean_of(reading)
         if mean is None or self.gallery is None:
@@ -139,7 +168,7 @@ class Beside:
         counts = sorted({mean.n for mean in self.means})
         return f"the site's mean reading over {' or '.join(map(str, counts))} other images"
 
-    def _mean_of(self, reading: Reading) -> Float[Tensor, "site d_embed"] | None:
+    def _mean_of(self, reading: LensReading) -> Float[Tensor, "site d_embed"] | None:
         mean = next((mean for mean in self.means if mean.reads(reading.lens)), None)
         return None if mean is None else mean.of(self.model, reading.lens, reading.sites)
 
@@ -157,34 +186,46 @@ class Beside:
 
 @dataclass
 class Collected:
-    """The answers of the images so far."""
+    """The answers of the rows so far, of a record that may have been begun earlier."""
 
-    beside: Beside
-    found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    beside: BesideModel
+    n_rows: int
+    found: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
     live: dict[int, LivePart] = field(default_factory=dict)
 
-    def add(self, embeds: Float[Tensor, "row d_embed"], seen: Image.Image, copies: int) -> None:
-        """Read the rows of one image, which occur ``copies`` times in the record."""
-        if self.beside.reads:
-            for key, answer in self.beside.read(embeds, seen).items():
-                self.found.setdefault(key, []).extend([answer] * copies)
+    @classmethod
+    def of(cls, beside: BesideModel, n_rows: int, readouts: Readouts | None, live: LiveNumbers | None) -> "Collected":
+        """Go on with what a record holds."""
+        found = {
+            (what, form): (held.index.clone(), held.cosine.clone())
+            for what, by in (("captions", readouts.by_caption), ("images", readouts.by_image))
+            for form, held in by.items()
+        } if readouts is not None else {}  # fmt: skip
+        return cls(beside, n_rows, found, {} if live is None else dict(zip(live.images, live_parts(live), strict=True)))
 
-    def wants_live(self, image: int) -> bool:
-        """Whether live numbers of an image are kept: those of the first, as many as a page can carry."""
-        return self.beside.live and image < n_live_images(self.beside.model)
+    def add(self, vectors: Float[Tensor, "row d_embed"], seen: Image.Image, rows: list[int], of: list[int]) -> None:
+        """Read one image's embeddings, and keep the answer to ``of[i]`` for the record's row ``rows[i]``."""
+        if not self.beside.reads or not rows:
+            return
+        for key, (index, cosine) in self.beside.read(vectors, seen).items():
+            if key not in self.found:
+                shape = (self.n_rows, index.shape[1])
+                self.found[key] = (torch.full(shape, -1, dtype=index.dtype), torch.full(shape, torch.nan))
+            self.found[key][0][rows], self.found[key][1][rows] = index[of], cosine[of]
 
     def write(self, writer: RecordWriter) -> None:
         """Store everything: pictures first, then what refers to them."""
         beside = self.beside
         if beside.live:
-            writer.write_live(gather_live(beside.model, list(self.live), list(self.live.values())))
+            order = sorted(self.live)
+            writer.write_live(gather_live(beside.model, order, [self.live[image] for image in order]))
         if not beside.reads:
             return
         by: dict[str, dict[str, Found]] = {"captions": {}, "images": {}}
         for (what, form), answers in self.found.items():
-            by[what][form] = Found(torch.cat([a[0] for a in answers]), torch.cat([a[1] for a in answers]))
+            by[what][form] = Found(*answers)
         names = {}
-        if beside.gallery is not None:
+        if beside.gallery is not None and by["images"]:
             used = torch.cat([found.index.flatten() for found in by["images"].values()]).unique().tolist()
             names = {int(index): beside.gallery.names[index] for index in used if index >= 0}
             _copy_pictures(beside.gallery, names, writer)
@@ -208,6 +249,8 @@ def _best(cosines: Float[Tensor, "row caption"], k: int) -> tuple[Tensor, Tensor
 
 def _copy_pictures(gallery: Gallery, names: Mapping[int, str], writer: RecordWriter) -> None:
     for index in names:
+        if (writer.path / gallery_name(index)).exists():
+            continue
         try:
             picture = gallery.picture(index)
         except GalleryError:

@@ -1,22 +1,21 @@
-"""The passes of a sweep: with which settings rows are drawn, and which together. An ordinary sweep has one pass."""
+"""Which rows are drawn together, and in which order: batches of the whole sweep, divided among its parts."""
 
-__all__ = ["Pass", "find_twins", "make_passes", "refining_groups"]
+__all__ = ["Batch", "Pass", "batches_in_order", "find_twins", "refining_groups", "rounds_by_information", "share_of"]
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_lens.decoders import DecodeSettings
-
-_READING = ["image", "site", "lens", "definition", "alpha", "share", "anchor"]
 _BLOCK = 256
 
 Batch = tuple[int, list[int]]
 """A noise seed, and the rows that are drawn with it."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -30,57 +29,64 @@ class Pass:
     """
 
     drawn: Literal["coarse", "full"]
-    settings: DecodeSettings
+    settings: Any
     rounds: list[list[Batch]]
 
 
-def make_passes(
-    table: pd.DataFrame,
-    seeds: list[int],
-    batch_size: int,
-    settings: DecodeSettings,
-    coarse: DecodeSettings | None,
-    *,
-    by_information: bool,
-) -> list[Pass]:
-    """Return the passes of a sweep: one in the order of its rows, or with a budget a coarse one and one that refines.
+def share_of(items: Sequence[_T], shard: tuple[int, int] | None) -> list[_T]:
+    """Return what a part of a sweep does of a list: every n-th from the i-th on."""
+    return list(items) if shard is None else list(items[shard[0] :: shard[1]])
 
-    Args:
-        table: Rows with their numbers before decoding; those that share another's picture are not drawn.
-        seeds: Noise seeds, in order.
-        batch_size: Rows of a batch.
-        settings: How to decode.
-        coarse: Of a first pass, in the order of the rows; None for none.
-        by_information: Whether the pass at full settings follows :func:`refining_groups`.
+
+def batches_in_order(n_inputs: int, seeds: Sequence[int], n_rows: int, size: int) -> list[Batch]:
+    """Return the batches of a sweep without a budget: seed by seed, in the order of its rows.
+
+    Rows are numbered by input, then seed, then reading and site: ``n_rows`` for each input and seed.
     """
-    own = table.index[table["same_as"].isna()].tolist()
-    in_order = [[batch] for seed in seeds for batch in _batches(table, own, seed, batch_size)]
-    if not by_information:
-        return [Pass("full", settings, in_order)]
+    found: list[Batch] = []
+    for turn, seed in enumerate(seeds):
+        own = [(index * len(seeds) + turn) * n_rows + row for index in range(n_inputs) for row in range(n_rows)]
+        found += [(seed, own[start : start + size]) for start in range(0, len(own), size)]
+    return found
+
+
+def rounds_by_information(
+    table: pd.DataFrame, of: Mapping[str, str], seeds: Sequence[int], size: int
+) -> list[list[Batch]]:
+    """Return the rounds of a budget: groups of :func:`refining_groups`, as many as fill a batch of every seed."""
     rounds: list[list[int]] = []
-    for group in refining_groups(table):
-        if rounds and len(rounds[-1]) + len(group) <= batch_size * len(seeds):
+    for group in refining_groups(table, of):
+        if rounds and len(rounds[-1]) + len(group) <= size * len(seeds):
             rounds[-1] += group
         else:
             rounds.append(list(group))
-    refined = [[batch for seed in seeds for batch in _batches(table, rows, seed, batch_size)] for rows in rounds]
-    first = [] if coarse is None else [Pass("coarse", coarse, in_order)]
-    return [*first, Pass("full", settings, refined)]
+    seed_of = table["seed"].tolist()
+    return [
+        [
+            (seed, own[start : start + size])
+            for seed in seeds
+            for own in [[row for row in rows if seed_of[row] == seed]]
+            for start in range(0, len(own), size)
+        ]
+        for rows in rounds
+    ]
 
 
-def refining_groups(table: pd.DataFrame) -> list[list[int]]:
-    """Return the rows that are drawn, in groups that are refined together, the most informative first.
+def refining_groups(table: pd.DataFrame, of: Mapping[str, str]) -> list[list[int]]:
+    """Return the rows that are drawn, in groups that are drawn together, evenly over the inputs.
 
     A site goes with its controls and with all noise seeds, since pictures at two settings cannot be compared; and with
-    the sites that share a picture with one of these. Residual readings come first. Then a site is as informative as its
-    cosine with the input differs from the mean cosine of random directions of equal norm, ``|cos_lens_clean -
-    cos_lens_control|``: what the site's content adds, which docs/trust.md finds to be what scores are worth. Ties go to
-    the larger ``norm_h``, then to the first row.
+    the sites that share a picture with one of these. Residual readings come first, then the sites; of either the most
+    informative of each input in turn, then the next of each. A site is as informative as its cosine with the input
+    differs from the mean cosine of random directions of equal norm, ``|cos_lens_clean - cos_lens_control|``: what the
+    site's content adds, which docs/trust.md finds to be what scores are worth. Ties go to the larger ``norm_h``, then
+    to the first row.
 
     Args:
         table: Rows with their numbers before decoding.
+        of: For every reading the one that it is the control of, or itself.
     """
-    unit = table.groupby([table[name].astype("string").fillna("") for name in _READING], sort=False).ngroup().tolist()
+    unit = table.groupby([table["input"], table["site"], table["reading"].map(of)], sort=False).ngroup().tolist()
     parent = list(range(len(table)))  # of units: a forest, whose trees are the groups
 
     def root(of: int) -> int:
@@ -95,13 +101,20 @@ def refining_groups(table: pd.DataFrame) -> list[list[int]]:
     keys = zip([not r for r in residual], [-a for a in adds], [-n for n in table["norm_h"]], table["row"], strict=True)
     groups: dict[int, list[int]] = {}
     best: dict[int, tuple] = {}
+    shared, of_input = table["same_as"].isna().tolist(), table["input"].tolist()
     for row, key in enumerate(keys):
         group = root(unit[row])
         best[group] = min(best.get(group, key), key)
         groups.setdefault(group, [])
-        if pd.isna(table["same_as"].iloc[row]):
+        if shared[row]:
             groups[group].append(row)
-    return [groups[group] for group in sorted(groups, key=best.__getitem__)]
+    turns: dict[tuple[int, bool], int] = {}
+    order: list[tuple[tuple[bool, int, int], int]] = []
+    for group in sorted(groups, key=best.__getitem__):
+        is_site, first = best[group][0], of_input[best[group][3]]
+        turn = turns[first, is_site] = turns.get((first, is_site), -1) + 1
+        order.append(((is_site, turn, first), group))
+    return [groups[group] for _, group in sorted(order)]
 
 
 def find_twins(
@@ -134,8 +147,3 @@ def find_twins(
             else:
                 drawn[row] = True
     return same
-
-
-def _batches(table: pd.DataFrame, rows: list[int], seed: int, size: int) -> list[Batch]:
-    own = [row for row in rows if table.at[row, "seed"] == seed]
-    return [(seed, own[start : start + size]) for start in range(0, len(own), size)]

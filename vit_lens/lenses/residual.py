@@ -1,13 +1,10 @@
-"""What every lens shares: the outputs of sites, read from a cache, and the embeddings they lead to."""
+"""Lenses that end at the model's own read-out: the outputs of sites, and the embeddings they lead to."""
 
 __all__ = [
-    "HookFn",
-    "Lens",
-    "Sites",
+    "ResidualLens",
     "attention_of",
     "centred_norm",
     "check_batch",
-    "check_cache",
     "check_same_run",
     "check_speaks",
     "final_residual",
@@ -16,9 +13,8 @@ __all__ = [
     "site_outputs",
 ]
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 
 import torch
 from einops import einsum
@@ -27,37 +23,23 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.cache import ViTActivationCache
+from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.layers import Attention
+from vit_lens.lenses.contract import HookFn, Lens, Sites, check_cache
 from vit_lens.model import HookedViT
 from vit_lens.names import Site
-
-HookFn = Callable[..., Tensor]
-Sites = Sequence[Site | str] | Site | str
 
 _Change = Callable[[Tensor, Tensor | None, list[Site]], Tensor]  # of outputs, their origin and their sites
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for the outputs that are held at once
 
 
-class Lens(ABC):
-    """A reading of sites, in closed form (:meth:`embed`) and as hook functions (:meth:`hooks`)."""
+class ResidualLens(Lens):
+    """A lens whose sites' outputs are seen in a last residual (of attention pooling: its sum), read by the model.
 
-    @abstractmethod
-    def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
-        """Return forward hooks under which the model outputs the site's embedding, for the cached images."""
-
-    @abstractmethod
-    def record(self) -> dict[str, Any]:
-        """Return the settings that a result must carry: lens, definition, alpha, share, anchor."""
-
-    @abstractmethod
-    def reads(self, site: Site) -> bool:
-        """Whether the lens is defined on a site."""
-
-    @abstractmethod
-    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
-        """Return the sites, parsed and in range, if the lens is defined on all of them for this model."""
+    Subclasses say which (:meth:`_read`), and from where an output is measured (:meth:`_origin`).
+    """
 
     @abstractmethod
     def _read(
@@ -69,27 +51,15 @@ class Lens(ABC):
         """Return what a site's output is measured from, where that is not zero."""
         return None
 
-    def embed(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
-        """Return the lens embedding of every site, from the cached run alone.
+    def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
+        """Return the lens embedding of every site, pooled, from the cached run alone."""
+        return self._change(cache, sites, lambda outputs, origin, sites: outputs)
 
-        Raises:
-            UnknownSiteError: A site is not one of the model's.
-            LensError: The lens is not defined on a site.
-        """
-        check_cache(cache)
-        return self._embed(cache, self.check_sites(cache.model, sites), lambda outputs, origin, sites: outputs)
-
-    def placebo(
-        self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
-    ) -> Float[Tensor, "batch site d_embed"]:
+    def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
         """Return the control: each site's output replaced by a random direction of equal norm.
 
         The norm is that of the output after mean removal over d_model (LayerNorm is blind to the mean), for
         ``anchor="mean"`` that of its deviation from the reference mean. One direction for each site and image.
-
-        Raises:
-            UnknownSiteError: A site is not one of the model's.
-            LensError: The lens is not defined on a site.
         """
 
         def random_like(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
@@ -99,8 +69,7 @@ class Lens(ABC):
             noise = noise * (centred_norm(deviation) / centred_norm(noise))[..., None, None]
             return noise if origin is None else origin + noise
 
-        check_cache(cache)
-        return self._embed(cache, self.check_sites(cache.model, sites), random_like)
+        return self._change(cache, sites, random_like)
 
     def other_image(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
         """Return the control: each site's output is that of the next image, scaled to the norm of its own.
@@ -123,18 +92,14 @@ class Lens(ABC):
             other = other * (centred_norm(own) / centred_norm(other))[..., None, None]
             return other if origin is None else origin + other
 
-        check_cache(cache)
-        return self._embed(cache, self.check_sites(cache.model, sites), exchange)
+        return self._pooled(self._change(cache, sites, exchange))
 
-    def _embed(
-        self,
-        cache: ViTActivationCache,
-        sites: list[Site],
-        change: _Change,
-    ) -> Float[Tensor, "batch site d_embed"]:
-        groups = [[s for s in sites if s.is_pool == pool] for pool in (False, True)]
+    def _change(self, cache: ViTActivationCache, sites: Sites, change: _Change) -> Condition:
+        check_cache(cache)
+        own = self.check_sites(cache.model, sites)
+        groups = [[s for s in own if s.is_pool == pool] for pool in (False, True)]
         found = {site: part for group in groups for site, part in self._embed_group(cache, group, change)}
-        return torch.stack([found[site] for site in sites], dim=1)
+        return Condition(pooled=torch.stack([found[site] for site in own], dim=1))
 
     def _embed_group(
         self,
@@ -222,16 +187,6 @@ def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
         return value.to(act)
 
     return name, set_cached
-
-
-def check_cache(cache: ViTActivationCache) -> None:
-    """Raise if a plain dict, or another library's cache, was handed to a lens.
-
-    Raises:
-        LensError: It was.
-    """
-    if not isinstance(cache, ViTActivationCache):
-        raise LensError(f"a lens reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
 
 
 def check_same_run(

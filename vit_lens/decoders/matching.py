@@ -1,0 +1,118 @@
+"""Which encoder a decoder was made for, said so that an embedding of another one cannot slip through."""
+
+__all__ = [
+    "PUBLISHED",
+    "EncoderRef",
+    "HasEncoderId",
+    "PublishedDecoder",
+    "agreed_encoder",
+    "check_encoder",
+    "check_scale",
+    "encoder_id_of",
+]
+
+import warnings
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.decoders.settings import DecodeSettings
+from vit_lens.errors import ContractError
+from vit_lens.identity import KANDINSKY_22_ENCODER, canonical_encoder_id, same_encoder
+
+# A row of norm 1 to this tolerance was normalised on purpose ...
+_UNIT_TOLERANCE = 1e-3
+# ... if the encoder's own embedding of an empty picture is at least this long.
+_RAW_NORM = 3.0
+
+
+@runtime_checkable
+class HasEncoderId(Protocol):
+    """Whatever names its encoder, such as :class:`vit_lens.HookedViT`."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Id of the encoder."""
+        ...
+
+
+EncoderRef = str | HasEncoderId
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedDecoder:
+    """A decoder on the Hub whose encoder is known."""
+
+    encoder_id: str
+    defaults: DecodeSettings
+
+
+# The published pipeline runs 100 DDPM steps; this project sweeps with 25.
+PUBLISHED: dict[str, PublishedDecoder] = {
+    "kandinsky-community/kandinsky-2-2-decoder": PublishedDecoder(
+        encoder_id=KANDINSKY_22_ENCODER,
+        defaults=DecodeSettings(steps=25, guidance=4.0, scheduler="ddpm", height=512, width=512),
+    ),
+}
+
+
+def encoder_id_of(encoder: EncoderRef) -> str:
+    """Return the id of an encoder given as a model or as its id."""
+    return canonical_encoder_id(encoder if isinstance(encoder, str) else encoder.encoder_id)
+
+
+def agreed_encoder(decoder_id: str, declared: str | None, said: EncoderRef | None) -> str:
+    """Return the encoder that a decoder was made for, from its card or table and from what the caller says.
+
+    Raises:
+        ContractError: neither says it, or they disagree.
+    """
+    if said is not None:
+        if declared is not None:
+            check_encoder(decoder_id, declared, said)
+        return encoder_id_of(said)
+    if declared is None:
+        raise ContractError(
+            f"decoder {decoder_id} does not say which encoder it was made for (it has no card vit_lens.json, and "
+            f"is not among the published ones: {', '.join(PUBLISHED)}); pass encoder=, a model or an encoder id"
+        )
+    return canonical_encoder_id(declared)
+
+
+def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
+    """Refuse an encoder that a decoder was not made for; warn of one whose weights were changed since.
+
+    Raises:
+        ContractError: the ids name different weights.
+    """
+    given_id = encoder_id_of(given)
+    if not same_encoder(made_for, given_id):
+        raise ContractError(
+            f"decoder {decoder_id} was made for encoder {canonical_encoder_id(made_for)!r}, but the embeddings "
+            f"come from {given_id!r}; use that encoder, or the decoder of this one. If they are that encoder's weights "
+            "in memory, or a fine-tune that keeps its embedding space, say so: HookedViT.from_module(tower, "
+            f"encoder_id={canonical_encoder_id(made_for)!r})"
+        )
+    if getattr(given, "edited", False):
+        warnings.warn(
+            f"the encoder's weights were changed since it was loaded as {given_id}; decoder {decoder_id} was made for "
+            "that one, and may misread what this one writes",
+            stacklevel=2,
+        )
+
+
+def check_scale(embeds: Float[Tensor, "batch d_embed"], negative: Float[Tensor, "1 d_embed"]) -> None:
+    """Refuse L2-normalised embeddings: the decoder was trained on raw ones and mostly ignores short ones.
+
+    Raises:
+        ContractError: every row has norm 1 while the negative is far longer.
+    """
+    norms = embeds.double().norm(dim=1)
+    raw = float(negative.double().norm())
+    if bool(((norms - 1).abs() < _UNIT_TOLERANCE).all()) and raw >= _RAW_NORM:
+        raise ContractError(
+            f"every embedding has norm 1, but the negative, from the same encoder, has {raw:.1f}: these look "
+            "L2-normalised; the decoder takes the encoder's raw image_embeds"
+        )

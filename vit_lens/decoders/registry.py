@@ -1,0 +1,58 @@
+"""From a name to a decoder: the file ``model_index.json`` of a published layout says which class reads it."""
+
+__all__ = ["load_decoder", "reads_layout"]
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from vit_lens.decoders.contract import Decoder
+from vit_lens.decoders.loading import find_index
+from vit_lens.decoders.matching import EncoderRef
+from vit_lens.decoders.weights import read_json
+from vit_lens.errors import DecoderError, nearest
+
+_BY_PIPELINE: dict[str, type[Decoder]] = {}
+_D = TypeVar("_D", bound=type[Decoder])
+
+
+def reads_layout(*pipelines: str) -> Callable[[_D], _D]:
+    """Register a class with ``from_pretrained`` as the one that reads what pipelines of diffusers have saved."""
+
+    def register(decoder: _D) -> _D:
+        _BY_PIPELINE.update(dict.fromkeys(pipelines, decoder))
+        return decoder
+
+    return register
+
+
+def load_decoder(
+    name: str | Path,
+    *,
+    encoder: EncoderRef | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """Load a decoder of any kind by name.
+
+    Args:
+        name: "mini", a local directory in a published layout, or a Hub id.
+        encoder: The encoder that it was made for, where its files do not say it.
+        dtype: Of its weights.
+        device: Of its weights.
+
+    Raises:
+        DecoderError: There is none, its pipeline is not known here, or something is wrong with its files.
+        ContractError: No encoder is known, or the given one is not the decoder's.
+        CheckpointError: Weights are missing, truncated, extra or misshapen.
+    """
+    index = find_index(name)
+    kind = str(read_json(index).get("_class_name")) if index.is_file() else next(iter(_BY_PIPELINE))
+    if kind not in _BY_PIPELINE:
+        raise DecoderError(
+            f"{index}: no decoder here reads a {kind}; nearest: {nearest(kind, _BY_PIPELINE)} (docs/own_decoder.md "
+            "says how to bring one)"
+        )
+    return _BY_PIPELINE[kind].from_pretrained(name, encoder=encoder, dtype=dtype, device=device)  # pyright: ignore[reportAttributeAccessIssue]

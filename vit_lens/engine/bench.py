@@ -1,0 +1,104 @@
+"""What draws and looks: a decoder, the encoder that it was made for, and readers of the pictures."""
+
+__all__ = ["OWN", "Bench", "machine_kind", "recorded_threads"]
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from vit_lens.conditions import Condition
+from vit_lens.decoders import Decoder
+from vit_lens.decoders.contract import check_pictures
+from vit_lens.errors import ContractError
+from vit_lens.model import HookedViT
+
+OWN = "own"
+"""Under which name pictures are read as the decoder's own conditions."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Bench:
+    """A decoder at work.
+
+    Attributes:
+        model: The encoder that the decoder was made for; it reads the pictures again.
+        decoder: Draws.
+        negative: Where guidance leads away from; None for none.
+        readers: Other encoders that look at the pictures, by name.
+    """
+
+    model: HookedViT
+    decoder: Decoder
+    negative: Condition | None
+    readers: Mapping[str, HookedViT] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """How another process makes this bench: names and settings; None where something was made in memory."""
+        sources = {
+            "model": self.model.source,
+            "decoder": getattr(self.decoder, "source", None),
+            **{name: reader.source for name, reader in self.readers.items()},
+        }
+        return None if any(source is None for source in sources.values()) else sources
+
+    @torch.no_grad()
+    def draw(
+        self, condition: Condition, settings: Any, size: int, on_smaller: Callable[[int], object] | None = None
+    ) -> UInt8[Tensor, "row height width 3"]:
+        """Draw at most ``size`` rows, filled up to ``size``: a picture does not depend on how many there are."""
+        device = self.decoder.device
+        negative = None if self.negative is None else self.negative.to(device)
+        pictures = self.decoder.decode(
+            condition.padded(size).to(device), negative=negative, settings=settings, batch_size=size,
+            on_smaller=on_smaller,
+        )  # fmt: skip
+        return check_pictures(self.decoder, pictures, size)[: len(condition)]
+
+    @torch.no_grad()
+    def look(self, pictures: UInt8[Tensor, "row height width 3"], size: int) -> dict[str, Condition]:
+        """Read pictures again: as the decoder's conditions (``own``), and by every reader."""
+        found = {OWN: self._read(self.model, pictures, size, self.decoder.read)}
+        for name, reader in self.readers.items():
+            found[name] = self._read(reader, pictures, size, lambda model, pixels: Condition(pooled=model(pixels)))
+        return found
+
+    def _read(self, model: HookedViT, pictures: Tensor, size: int, read: Any) -> Condition:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            pixels = torch.cat(list(pool.map(lambda picture: model.preprocess([picture.numpy()]), pictures)))
+        padding = pixels[-1:].expand(size - len(pixels), -1, -1, -1)  # one shape for every batch: one set of bits
+        seen = read(model, torch.cat([pixels, padding]))
+        if not isinstance(seen, Condition) or seen.rows != (size,):
+            raise ContractError(
+                f"decoder {self.decoder.decoder_id} read {seen!r} of {size} pictures; read(model, pixels) returns a "
+                "Condition with a row for each"
+            )
+        return seen.kept()[: len(pictures)]
+
+
+def machine_kind(device: torch.device) -> str:
+    """Return the kind of device that decides bits: of a CPU its instructions, of a GPU its name."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    return device.type
+
+
+@contextmanager
+def recorded_threads(n: int) -> Iterator[None]:
+    """Compute with as many threads as a record says, within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,306 @@
+"""What a lens is: from a cached run and sites to what a decoder is asked to draw. It describes itself once."""
+
+__all__ = [
+    "HookFn",
+    "Lens",
+    "LensDescription",
+    "Sites",
+    "check_cache",
+    "check_lens",
+    "checked_clean",
+    "checked_read",
+    "no_control",
+    "run_for",
+]
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.conditions import Condition
+from vit_lens.errors import LensError
+from vit_lens.identity import fingerprint
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+
+HookFn = Callable[..., Tensor]
+Sites = Sequence[Site | str] | Site | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensDescription:
+    """What results carry of a lens.
+
+    Attributes:
+        lens: Its name.
+        settings: Everything that changes what it reads, as plain values; equal settings are the same lens.
+        label: For legends and menus.
+        words: A sentence or two for people who look at its pictures.
+    """
+
+    lens: str
+    settings: Mapping[str, Any]
+    label: str
+    words: str
+
+    @property
+    def id(self) -> str:
+        """Name and digits that follow from the settings; the same in every record."""
+        said = json.dumps(dict(self.settings), sort_keys=True, allow_nan=False)
+        return f"{self.lens}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+class Lens(ABC):
+    """A reading of sites; subclass it and write :meth:`reads` and :meth:`read` (docs/own_lens.md)."""
+
+    name: str = ""
+    """Of the lens, in records; by default that of the class."""
+    parts: tuple[str, ...] = ("pooled",)
+    """Which parts of a condition it reads: ``pooled``, ``tokens``, or both."""
+    rows: Literal["readout", "all"] = "readout"
+    """At which positions it needs the cache: where the embedding is read from, or everywhere."""
+
+    @abstractmethod
+    def reads(self, site: Site) -> bool:
+        """Whether the lens is defined on a site."""
+
+    @abstractmethod
+    def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
+        """Return what a decoder is to draw of every site, with rows [batch site].
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site.
+        """
+
+    def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
+        """Return the control: what is read when a random direction of equal norm stands in for each site's output.
+
+        Raises:
+            LensError: The lens has no control.
+        """
+        raise no_control(self)
+
+    def clean(self, embeds: Float[Tensor, "batch d_embed"], cache: ViTActivationCache) -> Condition:
+        """Return what the model itself outputs, as this lens reads it: what its sites are compared with.
+
+        Args:
+            embeds: The model's output.
+            cache: Of that run.
+        """
+        return Condition(pooled=embeds)
+
+    def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
+        """Return forward hooks under which the model outputs the site's reading, for the cached images.
+
+        Raises:
+            LensError: The lens exists in closed form alone.
+        """
+        raise LensError(f"{self.describe().label} has no hook functions; read(cache, sites) is its closed form")
+
+    def other_image(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
+        """Return the pooled control "other": each site's output is that of the next image, at the norm of its own.
+
+        Raises:
+            LensError: The lens has none.
+        """
+        raise LensError(f"{self.describe().label} has no control 'other'; take 'random'")
+
+    # ---- how it describes itself
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything that changes what the lens reads; by default its public attributes.
+
+        Raises:
+            LensError: An attribute has no plain value.
+        """
+        return {name: self._plain(name, value) for name, value in vars(self).items() if not name.startswith("_")}
+
+    @property
+    def label(self) -> str:
+        """Name and settings in a few words."""
+        said = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in
+                self.settings().items() if value is not None]  # fmt: skip
+        return ", ".join([self.name or type(self).__name__, *said])
+
+    @property
+    def words(self) -> str:
+        """What the lens draws, in a sentence; by default the first of its docstring."""
+        return (type(self).__doc__ or "").strip().split("\n")[0]
+
+    def describe(self) -> LensDescription:
+        """Return what results carry of this lens.
+
+        Raises:
+            LensError: A setting has no plain value.
+        """
+        return LensDescription(
+            lens=self.name or type(self).__name__, settings=self.settings(), label=self.label, words=self.words
+        )
+
+    def _plain(self, name: str, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise LensError(f"{name}={value} of {type(self).__name__} is not a finite number")
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, Tensor):
+            return f"tensor {fingerprint({name: value.double()})}"
+        if isinstance(value, (list, tuple)):
+            return [self._plain(name, item) for item in value]
+        if isinstance(value, Mapping):
+            return {str(key): self._plain(name, item) for key, item in value.items()}
+        content = getattr(value, "content", None) or getattr(value, "fingerprint", None)
+        if isinstance(content, str):
+            return content
+        raise LensError(
+            f"{type(self).__name__}.{name} is a {type(value).__name__}, which a record cannot hold: give the lens "
+            "settings() with plain values that tell it from its like, or begin the attribute's name with an underscore"
+        )
+
+    # ---- shorthands
+
+    def embed(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
+        """Return the pooled part of :meth:`read`: the lens embedding of every site.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site, or reads tokens alone.
+        """
+        return self._pooled(self.read(cache, sites))
+
+    def placebo(
+        self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
+    ) -> Float[Tensor, "batch site d_embed"]:
+        """Return the pooled part of :meth:`read_control`.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site, has no control, or reads tokens alone.
+        """
+        return self._pooled(self.read_control(cache, sites, generator=generator))
+
+    def _pooled(self, found: Condition) -> Tensor:
+        if found.pooled is None:
+            raise LensError(f"{self.describe().label} reads {found.words()}, no pooled embedding: use read()")
+        return found.pooled
+
+    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
+        """Return the sites, parsed and in range, if the lens is defined on all of them for this model.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site.
+        """
+        resolved = Site.resolve(sites, model.cfg)
+        if unread := [str(site) for site in resolved if not self.reads(site)]:
+            raise LensError(f"{self.describe().label} is not defined on {', '.join(unread[:4])}")
+        return resolved
+
+
+def no_control(lens: Lens) -> LensError:
+    """Return the error of a lens without a control."""
+    return LensError(
+        f"{lens.describe().label} has no control: give it read_control(cache, sites, generator=), or sweep without "
+        "controls"
+    )
+
+
+def run_for(
+    model: HookedViT, pixels: Float[Tensor, "batch channel height width"], lenses: Iterable[Lens]
+) -> tuple[Float[Tensor, "batch d_embed"], ViTActivationCache]:
+    """Run a model and keep what lenses need: the parts of the residual stream, at the positions that they read."""
+    if all(lens.rows == "readout" for lens in lenses):
+        return model.run_with_cache(pixels, rows="readout")
+    return model.run_with_cache(pixels, names_filter=model.is_readout_part)
+
+
+def check_cache(cache: ViTActivationCache) -> None:
+    """Raise if a plain dict, or another library's cache, was handed to a lens.
+
+    Raises:
+        LensError: It was.
+    """
+    if not isinstance(cache, ViTActivationCache):
+        raise LensError(f"a lens reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
+
+
+def check_lens(lens: object) -> Lens:
+    """Return a lens of anybody's, if it says of itself what a lens has to say.
+
+    Raises:
+        LensError: It is no subclass of ``Lens``, or its parts, rows or settings are none.
+    """
+    if not isinstance(lens, Lens):
+        raise LensError(
+            f"lens={lens!r} is not a lens; for example DiffusionLens(), 'dsl:alpha=5', or a subclass of vit_lens.Lens "
+            "(docs/own_lens.md)"
+        )
+    who = type(lens).__name__
+    if not isinstance(lens.parts, tuple) or not lens.parts or set(lens.parts) - {"pooled", "tokens"}:
+        raise LensError(f"{who}.parts is {lens.parts!r}; expected ('pooled',), ('tokens',) or both in a tuple")
+    if lens.rows not in ("readout", "all"):
+        raise LensError(f"{who}.rows is {lens.rows!r}; expected 'readout' or 'all'")
+    settings = lens.settings()
+    if not isinstance(settings, Mapping):
+        raise LensError(f"{who}.settings() is a {type(settings).__name__}; expected a dict of plain values")
+    try:
+        json.dumps(dict(settings), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise LensError(f"{who}.settings() cannot be kept in a record ({error}); give plain numbers") from error
+    return lens
+
+
+def checked_read(lens: Lens, found: Any, n_batch: int, n_sites: int) -> Condition:
+    """Return what a lens of anybody's read, if it is what a lens has to return.
+
+    Raises:
+        LensError: It is no condition, or has other rows than the cache and the sites.
+    """
+    if not isinstance(found, Condition):
+        raise LensError(
+            f"{type(lens).__name__} read a {type(found).__name__}; a lens returns a vit_lens.Condition, such as "
+            "Condition(pooled=embeds)"
+        )
+    _check_parts(lens, found)
+    if missing := [name for name in lens.parts if name not in found.parts()]:
+        raise LensError(
+            f"{type(lens).__name__} says that it reads {' and '.join(lens.parts)}, and read {found.words()}: it lacks "
+            f"{missing[0]}; say parts = (...) of the lens, or read them"
+        )
+    if found.rows != (n_batch, n_sites):
+        raise LensError(
+            f"{type(lens).__name__} read rows {list(found.rows)} of {n_batch} images and {n_sites} sites; expected "
+            f"[{n_batch}, {n_sites}]"
+        )
+    return found
+
+
+def checked_clean(lens: Lens, found: Any, n_batch: int) -> Condition:
+    """Return what a lens of anybody's says of the whole image, if it is what ``clean`` has to return.
+
+    Raises:
+        LensError: It is no condition, or has other rows than the cache.
+    """
+    if not isinstance(found, Condition) or found.rows != (n_batch,):
+        said = f"rows {list(found.rows)}" if isinstance(found, Condition) else f"a {type(found).__name__}"
+        raise LensError(
+            f"{type(lens).__name__}.clean returned {said}; expected a vit_lens.Condition with rows [{n_batch}], as "
+            "Condition(pooled=embeds)"
+        )
+    _check_parts(lens, found)
+    return found
+
+
+def _check_parts(lens: Lens, found: Condition) -> None:
+    for name, part in found.parts().items():
+        if name != "mask" and not part.is_floating_point():
+            raise LensError(f"{type(lens).__name__} read {name} as {part.dtype}; expected a floating-point tensor")

@@ -1,0 +1,155 @@
+"""Records of format 1: loaded and shown as they are, never resumed or merged."""
+
+__all__ = ["load_format_1"]
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors
+import safetensors.torch
+
+from vit_lens.conditions import Condition
+from vit_lens.errors import RecordError
+from vit_lens.records.opening import check_table, read_bytes
+from vit_lens.records.readings import Reading, told_apart
+from vit_lens.records.schema import COLUMNS, csv_rows, to_table
+
+_COLUMNS = (
+    *("row", "image", "image_name", "kind", "control", "site", "site_type", "layer", "head", "lens", "definition"),
+    *("alpha", "share", "anchor", "seed", "norm_h", "cos_lens_clean", "cos_lens_control", "leak", "faithfulness"),
+    *("cos_input", "label", "picture", "drawn", "same_as"),
+)
+# Earlier versions lack the last, or both, of these groups.
+_ADDED = (("cos_lens_control", "leak"), ("drawn", "same_as"))
+_KEYS = (
+    "model",
+    "decoder",
+    "lenses",
+    "images",
+    "versions",
+    "batch_plan",
+    "seeds",
+    "command",
+    "complete",
+    "shard",
+    "notes",
+)
+_LENS = ("lens", "definition", "alpha", "share", "anchor")
+_READ = ("image", "seed", "site", "control", *_LENS)
+
+
+def load_format_1(path: Path, old: dict[str, Any]) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Condition]]:
+    """Return manifest, table and conditions of a record of format 1 in the form of today; its format stays 1.
+
+    A row of format 1 does not say which reference means it was read with. Where one lens of the manifest fits, it is
+    that one's; where several do, the order in which a site was read tells them apart; else it is unknown, and equals
+    no reference of another record.
+
+    Raises:
+        RecordError: The record is damaged.
+    """
+    where = str(path / "table.csv")
+    if missing := [key for key in _KEYS if key not in old]:
+        raise RecordError(f"{path / 'record.json'}: the manifest lacks {', '.join(missing)}; the record is damaged")
+    data = read_bytes(path / "table.csv")
+    columns = [name for name in _COLUMNS if name not in _absent(data)]
+    rows = csv_rows(data, where, columns)
+    readings, named = _readings(rows, old["lenses"], hashlib.sha256(json.dumps(old).encode()).hexdigest()[:8])
+    table = to_table(
+        [
+            {"input": row["image"], "input_name": row["image_name"], "reading": reading}
+            | {name: value for name, value in row.items() if name in COLUMNS}
+            for row, reading in zip(rows, named, strict=True)
+        ]
+    )  # fmt: skip
+    manifest = old | {
+        "readings": [reading.to_dict() for reading in readings], "columns": dict(COLUMNS), "threads": None,
+        "inputs": [{"kind": "image", **entry} for entry in old["images"]], "machine": None, "conditions": None,
+        "beside": old.get("readouts"), "controls": old.get("controls"), "files": None,
+        "decoder": old["decoder"] and old["decoder"] | {"words": _words(old["decoder"].get("settings") or {})},
+    }  # fmt: skip
+    budget = old["batch_plan"].get("budget")
+    if budget and budget["coarse"]:
+        coarse = budget["coarse"] | {"words": _words(budget["coarse"])}
+        manifest["batch_plan"] = old["batch_plan"] | {"budget": budget | {"coarse": coarse}}
+    return manifest, check_table(table, manifest, where), _embeddings(path, len(table), bool(old["complete"]))
+
+
+def _absent(data: bytes) -> set[str]:
+    head = data.split(b"\n", 1)[0].decode(errors="replace").split(",")
+    gone: set[str] = set()
+    for group in reversed(_ADDED):
+        if set(group) & set(head):
+            break
+        gone |= set(group)
+    return gone
+
+
+def _readings(
+    rows: list[dict[str, str]], lenses: list[dict[str, Any]], unknown: str
+) -> tuple[list[Reading], list[str]]:
+    """Return the readings in order of appearance, and the id of each row's."""
+    seen: dict[tuple[str, ...], int] = {}
+    found: dict[str, Reading] = {}
+    named = []
+    for row in rows:
+        key = tuple(row[name] for name in _READ)
+        turn = seen[key] = seen.get(key, -1) + 1
+        fits = [lens for lens in lenses if all(_text(lens.get(name)) == row[name] for name in _LENS)]
+        settings = {name: _number(row[name]) for name in _LENS[1:] if row[name]}
+        if row["anchor"] == "mean":
+            known = fits[turn].get("reference_content") if turn < len(fits) else None
+            settings["reference"] = known or f"unknown, of the record {unknown} (reading {turn})"
+        reading = Reading(id="", lens=row["lens"], settings=settings, label=_label(row["lens"], settings))
+        digits = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        reading = Reading(**{**reading.to_dict(), "id": f"{row['lens']}-{digits}"})
+        if row["control"] or row["kind"] == "control":
+            reading = reading.controlled(row["control"] or "control")
+        found.setdefault(reading.id, reading)
+        named.append(reading.id)
+    return told_apart(list(found.values())), named
+
+
+def _words(settings: dict[str, Any]) -> str:
+    guidance = settings.get("guidance", 1)
+    return f"{settings.get('steps')} steps, {f'guidance {guidance:g}' if guidance > 1 else 'no guidance'}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else repr(float(value)) if isinstance(value, (int, float)) else str(value)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _label(lens: str, settings: dict[str, Any]) -> str:
+    if lens == "diffusion":
+        return "Diffusion Lens"
+    words = ["DSL" if lens == "dsl" else lens]
+    words += [f"{settings['anchor']}-anchored"] if "anchor" in settings else []
+    return ", ".join(words + [f"{name} {settings[name]:g}" for name in ("alpha", "share") if name in settings])
+
+
+def _embeddings(path: Path, n_rows: int, complete: bool) -> dict[str, Condition]:
+    file = path / "embeddings.safetensors"
+    if not file.exists():
+        if complete:
+            raise RecordError(
+                f"{path} is complete but has no embeddings.safetensors; the record is damaged, sweep again"
+            )
+        return {}
+    try:
+        found = safetensors.torch.load(file.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RecordError(f"{file} cannot be read ({error}); the record is damaged, sweep again") from error
+    for name in ("lens", "reencoded"):
+        if name in found and len(found[name]) != n_rows:
+            raise RecordError(f"{file}: {name!r} has {len(found[name])} rows, the table {n_rows}; sweep again")
+    return {name: Condition(pooled=value) for name, value in found.items()}

@@ -1,0 +1,235 @@
+"""The one place that writes a sweep's record: what was embedded, what was drawn, when it is stored and shown."""
+
+__all__ = ["Ledger", "memory_notes"]
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vit_lens.conditions import Condition
+from vit_lens.engine import OWN, Drawn, Task
+from vit_lens.errors import ContractError
+from vit_lens.metrics import cosine
+from vit_lens.records import Record, RecordWriter
+from vit_lens.records.schema import DRAWN, picture_name
+from vit_lens.sweeping.beside import Collected
+from vit_lens.sweeping.embedding import Embedded
+from vit_lens.sweeping.threads import PictureThreads
+from vit_lens.texts import ZeroShotLabels
+
+_CHECKPOINT_SECONDS = 10.0
+_SHOW_SECONDS = 30.0
+_SHARE = 20  # a checkpoint, or showing the record, may take a twentieth of the time, however large the record
+# Measured at batches of 32 against 16, 64 rows of the embedded pair's demo at its defaults.
+_TOLERANCE = (
+    "Batches of another size differ by rounding: on the embedded pair by at most 1 of 255 levels and 0.00001 of "
+    "faithfulness in float32; in bfloat16, whose rounding can tip a picture over, re-encoded pictures have a cosine of "
+    "at least 0.99 with each other."
+)
+
+
+class Ledger:
+    """Keeps a record up to date, while it is embedded and while it is drawn.
+
+    Args:
+        writer: Of the record.
+        collected: Captions, neighbours and live numbers.
+        labels: Words for the pictures.
+        on_pass: Called with the record now and then.
+    """
+
+    def __init__(
+        self,
+        writer: RecordWriter,
+        collected: Collected,
+        labels: ZeroShotLabels | None,
+        on_pass: Callable[[Record], object] | None,
+    ):
+        self._writer, self._collected, self._labels, self._on_pass = writer, collected, labels, on_pass
+        self.table = writer.table.copy()
+        self.ending: dict[str, float] = {}
+        """Seconds that storing everything, and showing it, took the last time."""
+        self._held = {name: held.map(torch.clone) for name, held in writer.conditions.items()}
+        self._changed: dict[str, set[int]] = {}
+        self._embedding_changed = False
+        self._finished: dict[str, frozenset[int]] = {}
+        self._threads: PictureThreads | None = None
+        now = time.monotonic()
+        self._due = {"save": now + _CHECKPOINT_SECONDS, "show": now + _SHOW_SECONDS}
+        self._place = {entry["index"]: k for k, entry in enumerate(writer.manifest["inputs"])}
+
+    # ---- embedding
+
+    def embedded_inputs(self) -> set[int]:
+        """Return the inputs of which every row has its numbers."""
+        unknown = set(self.table.loc[self.table["norm_h"].isna(), "input"])
+        return set(self.table["input"]) - unknown
+
+    def keep_input(
+        self, index: int, seen: Image.Image, found: Embedded, places: dict[int, int], negative: Condition | None
+    ) -> None:
+        """Keep what one input's sites are read as.
+
+        Args:
+            index: Of the input.
+            seen: What the model saw.
+            found: All its sites.
+            places: For each of the record's rows of it, which site of ``found`` that is.
+            negative: Of the decoder.
+        """
+        self._begin(found, negative)
+        rows, of = list(places), list(places.values())
+        if rows:
+            self._put("lens", rows, found.read[of])
+            for name, values in found.numbers.items():
+                self.table.loc[rows, name] = [values[place] for place in of]
+        self._put("clean", [self._place[index]], found.clean)
+        self._collected.add(found.read.vector, seen, rows, of)
+        if found.live is not None:
+            self._collected.live[index] = found.live
+        self._writer.write_input(index, seen)
+        self._embedding_changed = True
+        self._keep()
+
+    def _begin(self, found: Embedded, negative: Condition | None) -> None:
+        if not self._held:
+            clean = found.clean.shapes()
+            shapes = {"lens": found.read.shapes(), "clean": clean}
+            if self._writer.manifest["decoder"]:
+                shapes["reencoded"] = clean
+            if negative is not None:
+                shapes["negative"] = negative.shapes()
+            self._writer.begin_conditions(shapes)
+            self._held = {name: held.map(torch.clone) for name, held in self._writer.conditions.items()}
+        if negative is not None and self._held["negative"].flat.isnan().any():
+            self._put("negative", [0], negative)
+
+    def _put(self, name: str, rows: list[int], found: Condition) -> None:
+        for part, value in found.kept().parts().items():
+            getattr(self._held[name], part)[rows] = value
+        self._changed.setdefault(name, set()).update(rows)
+
+    # ---- drawing
+
+    def __enter__(self) -> "Ledger":
+        self._threads = PictureThreads(self._writer)
+        self._threads.__enter__()
+        shared = self.table["same_as"].dropna()
+        self._twins: dict[int, list[int]] = {}
+        for row, first in shared.items():
+            self._twins.setdefault(int(first), []).append(int(str(row)))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._threads is not None:
+            self._threads.__exit__(*error)
+
+    def conditions(self, rows: Iterable[int]) -> Condition:
+        """Return what rows ask for."""
+        return self._held["lens"][list(rows)]
+
+    def missing(self, task: Task) -> list[int]:
+        """Return the rows of a task, or sharing one's picture, whose picture does not lie on disk."""
+        return self.missing_rows(task.rows, task.drawn)
+
+    def missing_rows(self, rows: Iterable[int], drawn: str) -> list[int]:
+        """Return the same for rows of a pass."""
+        if drawn not in self._finished:
+            self._finished[drawn] = self._writer.finished_rows(drawn)
+        return [row for row in self._members(rows) if row not in self._finished[drawn]]
+
+    def is_noted(self, task: Task) -> bool:
+        """Whether the numbers of a task's pictures, or of better ones, stand in the table."""
+        rank = DRAWN.index(task.drawn)
+        return all(DRAWN.index(drawn) >= rank for drawn in self.table.loc[self._members(task.rows), "drawn"])
+
+    def stored(self, task: Task) -> torch.Tensor:
+        """Return a task's pictures from the disk."""
+        return torch.from_numpy(np.stack([np.asarray(self._writer.picture(row, task.drawn)) for row in task.rows]))
+
+    def keep(self, drawn: Drawn) -> None:
+        """Keep pictures with their numbers; those that lie on disk are not written again."""
+        task, threads = drawn.task, self._threads
+        if drawn.change:
+            self._writer.add_change(
+                {"row": drawn.rows[0], "pass": task.drawn, "batch_size": drawn.size, "why": drawn.change}
+            )
+        members = self._members(drawn.rows)
+        place = [index for index, first in enumerate(drawn.rows) for _ in (first, *self._twins.get(first, []))]
+        on_disk = self._finished.get(task.drawn, frozenset())
+        for row, index in zip(members, place, strict=True):
+            if row not in on_disk and threads is not None:
+                threads.write(row, drawn.pictures[index], task.drawn)
+        self._note(task, members, drawn.seen[OWN][place])
+        self._keep()
+
+    def _members(self, rows: Iterable[int]) -> list[int]:
+        return [row for first in rows for row in (first, *self._twins.get(first, []))]
+
+    def _note(self, task: Task, rows: list[int], again: Condition) -> None:
+        table, held = self.table, self._held
+        if again.flat.shape[-1] != held["clean"].flat.shape[-1]:
+            raise ContractError(
+                f"the decoder reads {again.words()} of a picture, and the lens {held['clean'].words()} of an input; a "
+                "decoder's read(model, pixels) and a lens's clean(embeds, cache) are of one kind"
+            )
+        self._put("reencoded", rows, again)
+        clean = held["clean"][[self._place[index] for index in table.loc[rows, "input"]]]
+        table.loc[rows, "faithfulness"] = cosine(again.flat, held["lens"][rows].flat).tolist()
+        table.loc[rows, "cos_input"] = cosine(again.flat, clean.flat).tolist()
+        if self._labels is not None:
+            table.loc[rows, "label"] = self._labels.label(again.vector)
+        table.loc[rows, "picture"] = [picture_name(row, task.drawn) for row in rows]
+        table.loc[rows, "drawn"] = task.drawn
+
+    # ---- storing and showing
+
+    def _keep(self) -> None:
+        """Store the numbers so far, and show the record, where that is due."""
+        if time.monotonic() >= self._due["save"]:
+            self.save()
+            if self._threads is not None and time.monotonic() >= self._due["show"]:
+                self.show()
+
+    def save(self) -> None:
+        """Store what has changed; the table comes last, since it says what there is."""
+        started = time.monotonic()
+        if self._threads is not None:
+            self._threads.settle()
+        for name, rows in self._changed.items():
+            self._writer.write_conditions(name, self._held[name], rows)
+        if self._embedding_changed:
+            self._collected.write(self._writer)
+        self._changed, self._embedding_changed = {}, False
+        self._writer.write_table(self.table)
+        self._took("save", started, _CHECKPOINT_SECONDS)
+
+    def show(self) -> None:
+        """Call whoever wants to see the record as far as it is."""
+        if self._on_pass is not None:
+            started = time.monotonic()
+            self._on_pass(Record.load(self._writer.path))
+            self._took("show", started, _SHOW_SECONDS)
+
+    def _took(self, what: str, started: float, least: float) -> None:
+        ended = time.monotonic()
+        self.ending[what] = ended - started
+        self._due[what] = ended + max(least, _SHARE * (ended - started))
+
+
+def memory_notes(manifest: dict[str, Any]) -> list[str]:
+    """Say which pictures were drawn in smaller batches than planned, and what that may change."""
+    plan = manifest["batch_plan"]
+    last = {(change["pass"], change["row"]): change for change in plan.get("changes", [])}
+    if not last:
+        return []
+    words = [
+        f"{'coarse ' if drawn == 'coarse' else ''}pictures {'were drawn ' * (number == 0)}{change['batch_size']} at a "
+        f"time{', through MoVQ fewer,' if 'MoVQ' in change['why'] else ''} from row {row} on"
+        for number, ((drawn, row), change) in enumerate(last.items())
+    ]
+    return [f"Memory ran short: {', '.join(words)}, instead of {plan['batch_size']}. {_TOLERANCE}"]

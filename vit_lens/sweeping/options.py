@@ -1,0 +1,160 @@
+"""What a sweep is asked for, in a few objects: what is read, how it is drawn, held against what, by whom."""
+
+__all__ = ["Controls", "Drawing", "Execution", "Inputs", "check_kind"]
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vit_lens.engine import Executor
+from vit_lens.errors import ImageError, VitLensError
+from vit_lens.images import find_images
+from vit_lens.names import as_index
+
+
+def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Raise a VitLensError that says what was expected, if a value is of none of some kinds; None always passes."""
+    if value is not None and not isinstance(value, kinds):
+        raise VitLensError(f"{name} is {_said(value)}; expected {expected}")
+
+
+def _check_whole(name: str, value: object, least: int | None = None) -> None:
+    """The same for whole numbers, of Python, numpy or torch."""
+    if value is None:
+        return
+    number = as_index(value)
+    if number is None:
+        raise VitLensError(f"{name}={_said(value)}; expected a whole number")
+    if least is not None and number < least:
+        raise VitLensError(f"{name}={value}; expected at least {least}")
+
+
+def _said(value: object) -> str:
+    plain = isinstance(value, (bool, int, float, str, tuple, list, dict))
+    return repr(value)[:60] if plain else f"of type {type(value).__name__}"
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a sweep reads.
+
+    Args:
+        images: Paths (of a folder: the images in it), PIL images or uint8 arrays, one or several.
+
+    Raises:
+        ImageError: There is none, or a folder holds none.
+    """
+
+    images: Any
+
+    def __post_init__(self) -> None:
+        given = self.images
+        items = list(given) if isinstance(given, (list, tuple)) else [given]
+        found: list[Any] = []
+        for item in items:
+            is_folder = isinstance(item, (str, os.PathLike)) and Path(item).is_dir()
+            found += find_images([item]) if is_folder else [item]
+        if not found:
+            raise ImageError("no images given")
+        object.__setattr__(self, "images", found)
+
+    @classmethod
+    def of(cls, given: Any) -> "Inputs":
+        """Return inputs as they are; everything else counts as images."""
+        return given if isinstance(given, cls) else cls(given)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """Return what tables call an input."""
+        image = self.images[index]
+        return Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Args:
+        settings: Of the decoder; its own defaults if None.
+        seeds: Noise seeds; every row is drawn once with each. If None that of the settings.
+        batch_size: Pictures that are drawn together, the last batch filled up; if None the decoder's constant for
+            these settings, which memory may lower. A record says so then, since another size is other bits.
+
+    Raises:
+        VitLensError: Seeds are equal or missing, or the batch holds nothing.
+    """
+
+    settings: Any = None
+    seeds: Sequence[int] | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("seeds", self.seeds, Sequence, "a list of whole numbers, such as [0, 1]")
+        for seed in self.seeds or ():
+            _check_whole("seed", seed)
+        if self.seeds is not None and (not len(self.seeds) or len(set(self.seeds)) < len(self.seeds)):
+            raise VitLensError(f"seeds={list(self.seeds)}: give different seeds, at least one")
+        _check_whole("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls:
+    """What sites are held against: random directions of equal norm.
+
+    Args:
+        drawn: Draw one beside every row that is not a residual.
+        seed: Of the directions.
+        draws: How many directions stand behind ``cos_lens_control`` and ``leak``, which need no drawing.
+
+    Raises:
+        VitLensError: There would be none.
+    """
+
+    drawn: bool = True
+    seed: int = 0
+    draws: int = 20
+
+    def __post_init__(self) -> None:
+        check_kind("drawn", self.drawn, bool, "True or False")
+        for name, least in (("seed", 0), ("draws", 1)):
+            if getattr(self, name) is None:
+                raise VitLensError(f"{name}=None; expected a whole number")
+            _check_whole(name, getattr(self, name), least)
+
+    @classmethod
+    def of(cls, given: "Controls | bool") -> "Controls":
+        """Return controls as they are; True and False say whether they are drawn."""
+        check_kind("controls", given, (Controls, bool), "True, False or vit_lens.Controls(seed=..., draws=...)")
+        return given if isinstance(given, Controls) else cls(drawn=bool(given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Who draws, and which part.
+
+    Args:
+        executor: An executor, or the name of one with its options: ``"local"``.
+        shard: (i, n) takes the i-th of n parts of the batches, so that several can share one image;
+            ``vit_lens.records.merge`` joins the parts to the bits of the whole. A part may be empty.
+        threads: Of the processor; if None as many as PyTorch has now. A record goes on with those it was begun with.
+
+    Raises:
+        VitLensError: A number is out of range.
+    """
+
+    executor: Executor | str = "local"
+    shard: tuple[int, int] | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("executor", self.executor, (Executor, str), "an executor or the name of one, such as 'local'")
+        if self.shard is not None:
+            is_pair = isinstance(self.shard, (tuple, list)) and len(self.shard) == 2
+            pair = [as_index(one) for one in self.shard] if is_pair else [None]
+            if None in pair or not 0 <= pair[0] < pair[1]:  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
+                raise VitLensError(f"shard={_said(self.shard)}; expected (i, n) with 0 <= i < n, such as (0, 4)")
+        _check_whole("threads", self.threads, 1)

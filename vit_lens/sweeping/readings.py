@@ -1,0 +1,97 @@
+"""Each lens on the sites that it reads, and its controls."""
+
+__all__ = ["LensReading", "make_readings", "record_reading"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vit_lens.cache import ViTActivationCache
+from vit_lens.conditions import Condition
+from vit_lens.errors import LensError
+from vit_lens.lenses import Lens
+from vit_lens.lenses.contract import Sites, checked_read, no_control
+from vit_lens.model import HookedViT
+from vit_lens.names import Site
+from vit_lens.records import Reading
+from vit_lens.records.readings import told_apart
+
+
+@dataclass(frozen=True, eq=False)
+class LensReading:
+    """One lens on its sites; a control reads a random direction in place of what each site writes."""
+
+    lens: Lens
+    sites: list[Site]
+    reading: Reading
+
+    @property
+    def has_control(self) -> bool:
+        """Whether the lens says what its control is."""
+        return type(self.lens).read_control is not Lens.read_control
+
+    def read(self, cache: ViTActivationCache, digits: str, seed: int) -> Condition:
+        """Return what is asked of the decoder at every site of one image, on the CPU in float32.
+
+        Args:
+            cache: Of the image.
+            digits: That identify it, hexadecimal; directions follow from them, whatever else is swept.
+            seed: Of the directions.
+        """
+        try:
+            if not self.reading.control:
+                found = self.lens.read(cache, self.sites)
+            else:
+                generator = torch.Generator().manual_seed((int(digits[:12], 16) + seed) % 2**63)
+                found = self.lens.read_control(cache, self.sites, generator=generator)
+        except IndexError as error:
+            if self.lens.rows == "all":
+                raise
+            raise LensError(
+                f"{type(self.lens).__name__} reads a position that the cache does not hold ({error}): a lens has the "
+                "rows that the embedding is read from; say rows = 'all' of it to have every position"
+            ) from error
+        return checked_read(self.lens, found, 1, len(self.sites))[0].kept()
+
+
+def record_reading(lens: Lens) -> Reading:
+    """Return how a record names what a lens reads."""
+    said = lens.describe()
+    return Reading(id=said.id, lens=said.lens, settings=dict(said.settings), label=said.label, words=said.words)
+
+
+def make_readings(model: HookedViT, lenses: Sequence[Lens], sites: Sites, controls: bool) -> list[LensReading]:
+    """Return what each lens reads; of several lenses, each reads the sites that it is defined on.
+
+    Raises:
+        UnknownSiteError: A site is not the model's.
+        LensError: No lens is defined on some site, a lens has no control where they are asked for, or two lenses say
+            the same of themselves.
+    """
+    resolved, several = Site.resolve(sites, model.cfg), len(lenses) > 1
+    found: list[LensReading] = []
+    for lens in lenses:
+        own = [site for site in resolved if lens.reads(site)] if several else lens.check_sites(model, resolved)
+        if not own:
+            continue
+        reading = LensReading(lens, lens.check_sites(model, own), record_reading(lens))
+        if any(reading.reading.id == other.reading.id for other in found):
+            raise LensError(
+                f"two lenses say the same of themselves: {reading.reading.label}, {dict(reading.reading.settings)}. "
+                "Give one of them, or let settings() tell them apart"
+            )
+        found.append(reading)
+        free = [site for site in own if not site.is_residual]
+        if controls and free:
+            if not reading.has_control:
+                raise no_control(lens)
+            found.append(LensReading(lens, free, reading.reading.controlled("random")))
+    told = told_apart([one.reading for one in found])
+    found = [replace(one, reading=reading) for one, reading in zip(found, told, strict=True)]
+    read = {site for reading in found for site in reading.sites}
+    if unread := [str(site) for site in resolved if site not in read]:
+        raise LensError(
+            f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens() for residual sites"
+        )
+    return found
