@@ -801,3 +801,13 @@ def test_the_command_draws_within_a_budget_and_writes_the_page_as_it_goes(tmp_pa
     assert status == 2 and "write seconds, minutes or hours as 60s" in said.err
     status, said = command("--decoder", "none", "--budget", "3")
     assert status == 2 and "budget would have no effect" in said.err
+
+
+def test_a_plan_says_what_a_budget_covers(model, decoder, images, lenses):
+    from vit_lens import plan
+
+    made = plan(model, decoder, images[:2], lens=lenses, sites=["resid_post", "heads"], budget=5)
+    assert f"5 pictures cover {5 / made.n_rows:.0%} of the coarse ones" in made.estimate()
+    both = plan(model, decoder, images[:2], lens=lenses, sites=["resid_post", "heads"], budget=10**9)
+    assert "cover 100% of the coarse ones" in both.estimate()
+    assert repr(made) == f"<Plan of {made.n_rows} rows of 2 inputs; print it for time, memory and disk>"

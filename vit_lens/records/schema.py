@@ -193,6 +193,7 @@ def differing(old: Any, new: Any, key: str) -> str:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         inner = (differing(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True)))
         return next((text for text in inner if text), "")
+    key = {"batch_plan.n_rows": "the number of rows (other sites, inputs or seeds)"}.get(key, key)
     return "" if old == new else f"{key} is {_short(old)} on disk, {_short(new)} now"
 
 

@@ -301,12 +301,14 @@ class Plan:
         if coarse is not None:
             words = self.decoder.settings_words(self.coarse)
             said = f"{n:,} coarse pictures ({words}): about {duration_words(coarse)}; {said}"
-        if self.budget.seconds is not None:
-            first = full if coarse is None else coarse
-            share = min(1.0, self.budget.seconds / first)
-            said += f"; {self.budget} cover{'s' * (self.budget.pictures is None)} "
-            said += f"{share:.0%} of {'them' if coarse is None else 'the coarse ones'}"
-        return said
+        seconds, pictures = self.budget.seconds, self.budget.pictures
+        shares = [] if seconds is None else [seconds / (full if coarse is None else coarse)]
+        shares += [] if pictures is None else [pictures / max(n, 1)]
+        said += f"; {self.budget} cover{'s' * (pictures is None)} "
+        return said + f"{min(1.0, *shares):.0%} of {'them' if coarse is None else 'the coarse ones'}"
+
+    def __repr__(self) -> str:  # a notebook shows it, and the fields hold the whole model
+        return f"<Plan of {self.n_rows:,} rows of {len(self.inputs)} inputs; print it for time, memory and disk>"
 
     def __str__(self) -> str:
         n = len(self.rows)
