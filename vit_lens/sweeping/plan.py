@@ -302,10 +302,13 @@ class Plan:
             words = self.decoder.settings_words(self.coarse)
             said = f"{n:,} coarse pictures ({words}): about {duration_words(coarse)}; {said}"
         seconds, pictures = self.budget.seconds, self.budget.pictures
-        shares = [] if seconds is None else [seconds / (full if coarse is None else coarse)]
-        shares += [] if pictures is None else [pictures / max(n, 1)]
-        said += f"; {self.budget} cover{'s' * (pictures is None)} "
-        return said + f"{min(1.0, *shares):.0%} of {'them' if coarse is None else 'the coarse ones'}"
+        if seconds is not None:
+            share = min(1.0, seconds / (full if coarse is None else coarse))
+            said += f"; {seconds:g}s covers {share:.0%} of {'them' if coarse is None else 'the coarse ones'}"
+        if pictures is not None:  # the coarse pass is not counted
+            share = min(1.0, pictures / max(n, 1))
+            said += f"; {pictures} pictures {'are' if coarse is None else 'at full settings are'} {share:.0%} of them"
+        return said
 
     def __repr__(self) -> str:  # a notebook shows it, and the fields hold the whole model
         return f"<Plan of {self.n_rows:,} rows of {len(self.inputs)} inputs; print it for time, memory and disk>"
