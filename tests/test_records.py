@@ -1581,3 +1581,10 @@ def test_embeddings_of_another_table_of_format_1_are_refused(tmp_path):
     save_file(factory.embeddings(len(rows) - 1, 1), path / "embeddings.safetensors")
     with pytest.raises(RecordError, match=f"'lens' has {len(rows) - 1} rows, the table {len(rows)}"):
         Record.load(path)
+
+
+def test_where_manifests_differ_is_said_of_names_with_any_words():
+    from vit_lens.records.schema import differing
+
+    said = differing({"name": ["known on disk"]}, {"name": ["snow"]}, "inputs", ("in a", "in b"))
+    assert said == 'inputs.name[0] is "known on disk" in a, "snow" in b'

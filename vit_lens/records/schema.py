@@ -185,16 +185,16 @@ def csv_rows(data: bytes, where: str, columns: list[str]) -> list[dict[str, str]
     return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
 
 
-def differing(old: Any, new: Any, key: str) -> str:
-    """Say where and how two manifests differ; empty if they do not."""
+def differing(old: Any, new: Any, key: str, where: tuple[str, str] = ("on disk", "now")) -> str:
+    """Say where and how two manifests differ, and which is where; empty if they do not."""
     if isinstance(old, dict) and isinstance(new, dict):
-        inner = (differing(old.get(k), new.get(k), f"{key}.{k}") for k in dict.fromkeys([*old, *new]))
+        inner = (differing(old.get(k), new.get(k), f"{key}.{k}", where) for k in dict.fromkeys([*old, *new]))
         return next((text for text in inner if text), "")
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        inner = (differing(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True)))
+        inner = (differing(a, b, f"{key}[{i}]", where) for i, (a, b) in enumerate(zip(old, new, strict=True)))
         return next((text for text in inner if text), "")
     key = {"batch_plan.n_rows": "the number of rows (other sites, inputs or seeds)"}.get(key, key)
-    return "" if old == new else f"{key} is {_short(old)} on disk, {_short(new)} now"
+    return "" if old == new else f"{key} is {_short(old)} {where[0]}, {_short(new)} {where[1]}"
 
 
 def _typed(values: list[Any], name: str, kind: Kind) -> pd.Series:

@@ -106,10 +106,8 @@ def _sources(parts: list[Record]) -> _Sources:
 
 
 def _refuse_difference(first: Record, other: Record, key: str, one: Any, two: Any) -> None:
-    difference = differing(one, two, key)
-    if difference:
-        text = difference.replace("on disk", f"in {first.path}").replace("now", f"in {other.path}")
-        raise RecordError(f"shards of different sweeps: {text}")
+    if difference := differing(one, two, key, (f"in {first.path}", f"in {other.path}")):
+        raise RecordError(f"shards of different sweeps: {difference}")
 
 
 def _owner(parts: list[Record], index: int) -> Record:
