@@ -125,3 +125,23 @@ def test_each_image_is_read_and_decoded_once(images, tmp_path, monkeypatch):
     assert sorted(path for path in reads if path in paths) == sorted(paths)
     assert len([source for source in opened if not isinstance(source, (str, Path))]) == len(paths)
     assert not [source for source in opened if source in paths]
+
+
+def test_threads_are_the_recorded_ones_within_the_block():
+    from vit_lens.engine import recorded_threads
+
+    before = torch.get_num_threads()
+    with recorded_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_control_directions_are_an_inputs_own():
+    from vit_lens import DiffusionLens
+    from vit_lens.sweeping.readings import make_readings
+
+    model = tiny_sweep.tower()
+    _, cache = model.run_with_cache(torch.zeros(1, 3, *model.cfg.image_size))
+    _, control = make_readings(model, [DiffusionLens()], ["heads"], True)
+    one, other, again = (control.read(cache, digits * 16, 0).pooled for digits in ("0123", "4567", "0123"))
+    assert torch.equal(one, again) and not torch.allclose(one, other, atol=1e-3)
