@@ -161,7 +161,7 @@ GALLERY = {0: "near.png", 3: HOSTILE, 7: "sea & sand.png", 9: "from memory", 11:
 
 def beside(n_rows, *, bias=None, groups=None, seed=3):
     """Return random answers to every row: captions of `CAPTIONS`, pictures of `GALLERY`."""
-    from vit_lens.records.readouts import Found, Readouts
+    from vit_lens.records.answers import Found, Readouts
 
     generator = torch.Generator().manual_seed(seed)
 

@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
-    "axes", "errors", "config", "names", "tokens", "identity", "files", "images", "hooking", "convert", "pretrained",
-    "texts", "inputs", "layers", "cache", "caching", "weights", "vocabulary", "weight_processing", "verification",
-    "model", "conditions", "batches", "reference", "attribution", "interventions", "lenses", "readouts", "decoders",
-    "metrics", "records", "engine", "sweeping", "figures", "report", "studies", "mini", "doctor", "cli",
+    "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "convert",
+    "pretrained", "texts", "towers", "verification", "models", "conditions", "reference", "attribution",
+    "interventions", "lenses", "readers", "decoders", "metrics", "records", "engine", "sweeping", "figures", "report",
+    "studies", "mini", "doctor", "cli",
 ]  # fmt: skip
 DOORS = {
     "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself
@@ -20,7 +20,7 @@ DOORS = {
     "torchvision": set(),
     "transformers": {"pretrained", "texts", "verification", "mini", "doctor"},
     "diffusers": {"decoders", "mini", "doctor"},
-    "transformer_lens": {"hooking", "layers", "cache", "caching", "weights", "model", "interventions", "lenses"},
+    "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses"},
     "plotly": {"figures"},
     "jinja2": {"report"},
     "pandas": {
@@ -28,7 +28,7 @@ DOORS = {
         "reference",
         "attribution",
         "interventions",
-        "readouts",
+        "readers",
         "records",
         "sweeping",
         "figures",

@@ -671,8 +671,8 @@ def test_a_readout_cache_serves_the_algebra(run):
 @pytest.mark.parametrize("start", [0, 1, -1])
 def test_a_run_that_starts_late(run, start):
     """What was given stands for the embeddings and all layers before."""
-    from vit_lens.cache import ViTActivationCache
     from vit_lens.errors import VitLensError
+    from vit_lens.towers.cache import ViTActivationCache
 
     model, out, whole = run
     resid, first = whole["resid_pre", start], start % 3
@@ -792,8 +792,8 @@ def test_apply_slice_to_batch_dim(run):
 
 def test_entries_of_the_user_are_left_alone(runs):
     """A mean without a batch axis, or a bank of prompts, is neither sliced nor counted."""
-    from vit_lens.cache import ViTActivationCache
     from vit_lens.errors import BatchAxisError
+    from vit_lens.towers.cache import ViTActivationCache
 
     model, _, cache = runs["cls"]
     extra = {f"mean.{i}": torch.zeros(7, 2) for i in range(200)} | {"one": torch.tensor(1.0)}
@@ -809,7 +809,7 @@ def test_entries_of_the_user_are_left_alone(runs):
 
 def test_to_moves_and_keeps_what_it_is(runs):
     """``meta`` stands for another device: results follow the activations, not the weights."""
-    from vit_lens.cache import ViTActivationCache
+    from vit_lens.towers.cache import ViTActivationCache
 
     model, _, _ = runs["cls"]
     _, cache = model.run_with_cache(images(model), rows="readout")
@@ -883,7 +883,7 @@ def test_gradients_in_the_cache(models):
 
 
 def test_repr(runs):
-    from vit_lens.cache import ViTActivationCache
+    from vit_lens.towers.cache import ViTActivationCache
 
     model, _, cache = runs["cls"]
     assert re.fullmatch(

@@ -113,7 +113,7 @@ def test_memory_is_not_shared_where_it_cannot_be(convert, read_module, errors):
 
 
 def test_every_parameter_of_the_model_is_produced(read_module):
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
     for tower in (towers.tiny_visual(), towers.tiny_visual(no_ln_pre=True), towers.hf_tower("CLIPVisionModel")):
         source = read_module(tower)

@@ -462,7 +462,7 @@ def test_one_run_serves_every_site(vit, pixels, means, monkeypatch):
 
 def test_half_precision_is_read_in_float32(hf_tower):
     from vit_lens import DiffusionSteeringLens, HookedViT
-    from vit_lens.cache import ViTActivationCache
+    from vit_lens.towers.cache import ViTActivationCache
 
     model = HookedViT.from_module(hf_tower).requires_grad_(False).bfloat16()
     x = torch.randn(2, 3, 22, 22, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -14,7 +14,7 @@ SINGLE = 1e-5
 
 
 def hooked(tower):
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
     return HookedViT.from_module(tower)
 

@@ -78,7 +78,7 @@ def pictures_of(folder):
 @pytest.mark.parametrize("rows", ["all", "readout"])
 @pytest.mark.parametrize("bias", [None, -3.0])
 def test_the_last_layer_is_the_models_own_zero_shot_result(readout_vit, rows, bias):
-    from vit_lens.readouts import zero_shot_lens
+    from vit_lens.readers import zero_shot_lens
 
     model, _ = readout_vit
     bank, pixels = bank_for(model, bias=bias), random_pixels(model)
@@ -94,7 +94,7 @@ def test_the_last_layer_is_the_models_own_zero_shot_result(readout_vit, rows, bi
 
 
 def test_the_last_layer_of_attention_pooling_too(pooling_vit, pooling_pixels):
-    from vit_lens.readouts import zero_shot_lens
+    from vit_lens.readers import zero_shot_lens
 
     bank = bank_for(pooling_vit)
     out, cache = pooling_vit.run_with_cache(pooling_pixels, rows="readout")
@@ -106,7 +106,7 @@ def test_the_last_layer_of_attention_pooling_too(pooling_vit, pooling_pixels):
 def test_every_site_is_read_by_the_lens(vit, pixels):
     """Against the model run with the lens's hooks: what it outputs is compared with the captions."""
     from vit_lens import DiffusionLens, DiffusionSteeringLens
-    from vit_lens.readouts import zero_shot_lens
+    from vit_lens.readers import zero_shot_lens
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels)
@@ -120,7 +120,7 @@ def test_every_site_is_read_by_the_lens(vit, pixels):
 
 def test_the_centred_form_takes_the_mean_of_the_sites_embeddings_away(readout_vit):
     from vit_lens import DiffusionLens
-    from vit_lens.readouts import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import ReadoutMeans, zero_shot_lens
 
     model, _ = readout_vit
     bank, others = bank_for(model), random_pixels(model, n=5, seed=2)
@@ -139,7 +139,7 @@ def test_the_centred_form_takes_the_mean_of_the_sites_embeddings_away(readout_vi
 
 
 def test_the_frame_is_the_tensors(vit, pixels):
-    from vit_lens.readouts import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import ReadoutMeans, zero_shot_lens
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels, rows="readout")
@@ -165,7 +165,7 @@ def test_the_frame_is_the_tensors(vit, pixels):
 
 def test_controls_are_the_lenses(vit, pixels):
     from vit_lens import DiffusionSteeringLens
-    from vit_lens.readouts import site_embeddings
+    from vit_lens.readers import site_embeddings
 
     lens = DiffusionSteeringLens(alpha=3.0)
     _, cache = vit.run_with_cache(pixels)
@@ -190,7 +190,7 @@ def test_controls_are_the_lenses(vit, pixels):
 
 def test_other_needs_another_image_and_controls_have_names(vit, pixels):
     from vit_lens.errors import LensError
-    from vit_lens.readouts import site_embeddings
+    from vit_lens.readers import site_embeddings
 
     _, cache = vit.run_with_cache(pixels[:1])
     with pytest.raises(LensError, match="needs another image"):
@@ -202,7 +202,7 @@ def test_other_needs_another_image_and_controls_have_names(vit, pixels):
 def test_refusals(vit, pixels):
     from vit_lens import DiffusionSteeringLens, VitLensError
     from vit_lens.errors import LensError, ReferenceMismatchError, TextError
-    from vit_lens.readouts import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import ReadoutMeans, zero_shot_lens
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels)
@@ -235,7 +235,7 @@ def test_refusals(vit, pixels):
 def test_means_are_kept(vit, pixels, tmp_path):
     from vit_lens import DiffusionSteeringLens, ReferenceMeans
     from vit_lens.errors import LensError
-    from vit_lens.readouts import ReadoutMeans
+    from vit_lens.readers import ReadoutMeans
 
     reference = ReferenceMeans.from_images(vit, random_pixels(vit, 4))
     lens = DiffusionSteeringLens(alpha=2.5, anchor="mean", reference=reference)
@@ -261,7 +261,7 @@ def test_what_is_the_same_for_all_images_is_not_named(seeing_vit, folder):
     """Before the first block CLS knows nothing of the image; what is left of it, centred, is rounding."""
     from vit_lens import DiffusionLens
     from vit_lens.figures import caption_atlas, contact_sheet, zero_shot_layers
-    from vit_lens.readouts import Gallery, ReadoutMeans, read_sites, retrieval_lens, zero_shot_lens
+    from vit_lens.readers import Gallery, ReadoutMeans, read_sites, retrieval_lens, zero_shot_lens
 
     model, sites = seeing_vit, ["L0.resid_pre", "L2.resid_post"]
     bank, gallery, images = bank_for(model), Gallery.from_folder(model, folder), pictures_of(folder)
@@ -294,7 +294,7 @@ def test_what_is_the_same_for_all_images_is_not_named(seeing_vit, folder):
 
 def check_maps(model, pixels):
     """Each token, put in the place of every token of the last residual, must give the map's cosines."""
-    from vit_lens.readouts import ReadoutMeans, zero_shot_maps
+    from vit_lens.readers import ReadoutMeans, zero_shot_maps
 
     bank, sites = bank_for(model), ["L0.resid_pre", "L1.resid_mid", "L2.resid_post"]
     names = [f"blocks.{s[1]}.hook_{s[3:]}" for s in sites]
@@ -342,7 +342,7 @@ def test_patches_that_are_averaged_last_add_up_to_the_embedding():
     from conftest import open_clip_tower
 
     from vit_lens import HookedViT, Site
-    from vit_lens.readouts.patches import patch_embeddings
+    from vit_lens.readers.patches import patch_embeddings
 
     model = HookedViT.from_module(open_clip_tower(pool_type="avg"))
     out, cache = model.run_with_cache(random_pixels(model, 2))
@@ -352,7 +352,7 @@ def test_patches_that_are_averaged_last_add_up_to_the_embedding():
 def test_maps_need_every_token_of_the_stream(vit, pixels):
     from vit_lens import DiffusionSteeringLens
     from vit_lens.errors import LensError, UnknownHookError
-    from vit_lens.readouts import ReadoutMeans, zero_shot_maps
+    from vit_lens.readers import ReadoutMeans, zero_shot_maps
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels, rows="readout")
@@ -381,7 +381,7 @@ NAMES = ["0.png", "1.png", "2.png", "3.png", "9_one.bmp", "more/4.PNG", "more/on
 
 
 def test_a_gallery_holds_the_models_embeddings(seeing_vit, folder, tmp_path):
-    from vit_lens.readouts import Gallery
+    from vit_lens.readers import Gallery
 
     gallery = Gallery.from_folder(seeing_vit, folder, batch_size=3)
     assert list(gallery.names) == NAMES
@@ -419,7 +419,7 @@ def slow_nearest(query, gallery, k, origin=None, leave_out=None):
 
 
 def test_nearest_against_loops(seeing_vit, folder, monkeypatch):
-    from vit_lens.readouts import Gallery, searching
+    from vit_lens.readers import Gallery, searching
 
     gallery = Gallery.from_folder(seeing_vit, folder)
     generator = torch.Generator().manual_seed(3)
@@ -439,7 +439,7 @@ def test_nearest_against_loops(seeing_vit, folder, monkeypatch):
 
 def test_the_retrieval_lens(seeing_vit, folder):
     from vit_lens import DiffusionSteeringLens
-    from vit_lens.readouts import Gallery, ReadoutMeans, retrieval_lens
+    from vit_lens.readers import Gallery, ReadoutMeans, retrieval_lens
 
     gallery, images = Gallery.from_folder(seeing_vit, folder), pictures_of(folder)
     out, cache = seeing_vit.run_with_cache(seeing_vit.preprocess(images), rows="readout")
@@ -477,7 +477,7 @@ def test_the_retrieval_lens(seeing_vit, folder):
 def test_galleries_refuse(seeing_vit, vit, folder, tmp_path):
     from vit_lens import HookedViT
     from vit_lens.errors import GalleryError, LensError
-    from vit_lens.readouts import Gallery, retrieval_lens
+    from vit_lens.readers import Gallery, retrieval_lens
 
     gallery, images = Gallery.from_folder(seeing_vit, folder), pictures_of(folder)
     _, cache = seeing_vit.run_with_cache(seeing_vit.preprocess(images), rows="readout")
@@ -514,7 +514,7 @@ def test_galleries_refuse(seeing_vit, vit, folder, tmp_path):
 
 def test_a_gallery_shows_nothing_outside_its_folder(seeing_vit, folder, tmp_path):
     from vit_lens.errors import GalleryError
-    from vit_lens.readouts import Gallery
+    from vit_lens.readers import Gallery
 
     gallery, outside = Gallery.from_folder(seeing_vit, folder), tmp_path / "outside.png"
     picture(9).save(outside)
@@ -528,7 +528,7 @@ def test_a_gallery_shows_nothing_outside_its_folder(seeing_vit, folder, tmp_path
 def test_a_batch_holds_an_image(seeing_vit, folder):
     from vit_lens import ReferenceMeans
     from vit_lens.errors import VitLensError
-    from vit_lens.readouts import Gallery, ReadoutMeans, head_contributions
+    from vit_lens.readers import Gallery, ReadoutMeans, head_contributions
 
     images = [picture(0), picture(1)]
     for batch_size in (0, -1):
@@ -545,7 +545,7 @@ def test_a_batch_holds_an_image(seeing_vit, folder):
 
 def test_a_gallery_is_of_the_model_without_hooks(seeing_vit, folder):
     from vit_lens.errors import VitLensError
-    from vit_lens.readouts import Gallery
+    from vit_lens.readers import Gallery
 
     seeing_vit.add_hook("hook_embed", lambda act, hook: act * 2)
     try:
@@ -559,7 +559,7 @@ def test_a_gallery_is_of_the_model_without_hooks(seeing_vit, folder):
 
 def test_galleries_from_memory(seeing_vit):
     from vit_lens.errors import GalleryError
-    from vit_lens.readouts import Gallery
+    from vit_lens.readers import Gallery
 
     images = [picture(0), np.asarray(picture(1)), picture(2)]
     gallery = Gallery.from_images(seeing_vit, images, batch_size=2)
@@ -576,7 +576,7 @@ def test_galleries_from_memory(seeing_vit):
 
 def test_a_stopped_gallery_goes_on_and_is_refused_until_then(seeing_vit, folder, tmp_path, monkeypatch):
     from vit_lens.errors import GalleryError
-    from vit_lens.readouts import Gallery, indexing
+    from vit_lens.readers import Gallery, indexing
 
     monkeypatch.setattr(indexing, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(indexing, "_CHECKPOINT_SHARE", 0)
@@ -615,7 +615,7 @@ def test_a_stopped_gallery_goes_on_and_is_refused_until_then(seeing_vit, folder,
 
 def test_unreadable_files_are_named(seeing_vit, folder, tmp_path):
     from vit_lens.errors import GalleryError
-    from vit_lens.readouts import Gallery
+    from vit_lens.readers import Gallery
 
     whole = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])
@@ -656,7 +656,7 @@ def slow_text_span(contributions, texts, k, rank):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_text_span_against_numpy(seed):
-    from vit_lens.readouts import text_span
+    from vit_lens.readers import text_span
 
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(6, 15, generator=generator, dtype=torch.float64)
@@ -686,7 +686,7 @@ def test_text_span_against_numpy(seed):
 
 def test_the_projection_on_the_heads_span_matters():
     """A text that is long outside the span must not win by it; without projection it would."""
-    from vit_lens.readouts import text_span
+    from vit_lens.readers import text_span
 
     data = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 1, 0], [0, -1, 0]], dtype=torch.float64)
     texts = torch.tensor([[0.6, 0.0, 0.8], [0.0, 1.0, 0.0], [0.55, 0.0, -0.83]], dtype=torch.float64)
@@ -697,8 +697,8 @@ def test_the_projection_on_the_heads_span_matters():
 
 
 def test_the_span_of_float32_contributions_is_not_their_rounding():
-    from vit_lens.readouts import text_span
-    from vit_lens.readouts.text_span import _span
+    from vit_lens.readers import text_span
+    from vit_lens.readers.text_span import _span
 
     generator = torch.Generator().manual_seed(0)
     data = (torch.randn(60, 5, generator=generator) @ torch.randn(5, 20, generator=generator)) / 3
@@ -710,7 +710,7 @@ def test_the_span_of_float32_contributions_is_not_their_rounding():
 
 def test_text_span_refuses():
     from vit_lens.errors import LensError
-    from vit_lens.readouts import text_span
+    from vit_lens.readers import text_span
 
     data, texts = torch.randn(5, 4), torch.eye(4)
     with pytest.raises(LensError, match="k=5: there are 4 captions"):
@@ -730,7 +730,7 @@ def test_text_span_refuses():
 
 
 def test_head_contributions_by_hand(vit, pixels):
-    from vit_lens.readouts import head_contributions
+    from vit_lens.readers import head_contributions
 
     values = head_contributions(vit, pixels, ["L2H4", "L0H1"], batch_size=2)
     _, cache = vit.run_with_cache(pixels)
@@ -746,7 +746,7 @@ def test_text_spans_of_every_read_out(readout_vit):
     from vit_lens import Site
     from vit_lens.attribution import split_embedding
     from vit_lens.errors import LensError, TextError
-    from vit_lens.readouts import text_span, text_spans
+    from vit_lens.readers import text_span, text_spans
 
     model, _ = readout_vit
     pixels, bank = random_pixels(model, 9), bank_for(model, 30)
@@ -769,7 +769,7 @@ def test_text_spans_of_every_read_out(readout_vit):
 
 def test_heads_of_attention_pooling(pooling_vit, pooling_pixels):
     from vit_lens.attribution import split_embedding, split_pooling
-    from vit_lens.readouts import head_contributions
+    from vit_lens.readers import head_contributions
 
     values = head_contributions(pooling_vit, pooling_pixels, ["poolH1", "L1H2"])
     _, cache = pooling_vit.run_with_cache(pooling_pixels)
@@ -782,7 +782,7 @@ def test_heads_of_attention_pooling(pooling_vit, pooling_pixels):
 
 def test_read_sites(seeing_vit, folder):
     from vit_lens import DiffusionLens, DiffusionSteeringLens
-    from vit_lens.readouts import Gallery, ReadoutMeans, read_sites, retrieval_lens, zero_shot_lens
+    from vit_lens.readers import Gallery, ReadoutMeans, read_sites, retrieval_lens, zero_shot_lens
 
     gallery, images, bank = Gallery.from_folder(seeing_vit, folder), pictures_of(folder), bank_for(seeing_vit)
     _, cache = seeing_vit.run_with_cache(seeing_vit.preprocess(images), rows="readout")
@@ -817,7 +817,7 @@ def test_read_sites(seeing_vit, folder):
 def test_read_sites_refuses(vit, pixels):
     from vit_lens import DiffusionLens, DiffusionSteeringLens
     from vit_lens.errors import LensError
-    from vit_lens.readouts import ReadoutMeans, read_sites
+    from vit_lens.readers import ReadoutMeans, read_sites
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels, rows="readout")
@@ -840,7 +840,7 @@ def test_mini_reads_what_it_sees():
     """On the embedded pair, without a download: the last layers name the sample images' shapes."""
     from vit_lens import DiffusionLens, HookedViT, TextBank
     from vit_lens.mini.shipped import sample_images
-    from vit_lens.readouts import Gallery, read_sites, zero_shot_lens
+    from vit_lens.readers import Gallery, read_sites, zero_shot_lens
 
     model, images = HookedViT.from_pretrained("mini"), sample_images()
     bank = TextBank.mini([f"a {shape}" for shape in ("circle", "star", "heart", "moon")])
@@ -858,7 +858,7 @@ def test_mini_reads_what_it_sees():
 def test_layers_are_drawn_raw_beside_centred(vit, pixels):
     from vit_lens.errors import LensError
     from vit_lens.figures import zero_shot_layers
-    from vit_lens.readouts import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import ReadoutMeans, zero_shot_lens
 
     bank, sites = bank_for(vit, 15), ["resid_post"]
     _, cache = vit.run_with_cache(pixels, rows="readout")
@@ -883,7 +883,7 @@ def test_layers_are_drawn_raw_beside_centred(vit, pixels):
 
 def test_captions_are_not_markup(vit, pixels):
     from vit_lens.figures import zero_shot_layers
-    from vit_lens.readouts import zero_shot_lens
+    from vit_lens.readers import zero_shot_lens
 
     bank = dataclasses.replace(bank_for(vit, 2), captions=("a <b>cup</b>", "a & b"))
     _, cache = vit.run_with_cache(pixels, rows="readout")
@@ -894,7 +894,7 @@ def test_captions_are_not_markup(vit, pixels):
 def test_the_atlas_names_every_head(vit, pixels, pooling_vit, pooling_pixels):
     from vit_lens.errors import LensError
     from vit_lens.figures import caption_atlas
-    from vit_lens.readouts import zero_shot_lens
+    from vit_lens.readers import zero_shot_lens
 
     for model, x in ((vit, pixels), (pooling_vit, pooling_pixels)):
         bank = bank_for(model, 9)
@@ -913,7 +913,7 @@ def test_the_atlas_names_every_head(vit, pixels, pooling_vit, pooling_pixels):
 
 def test_patches_are_drawn_where_they_lie(seeing_vit):
     from vit_lens.figures import zero_shot_patches
-    from vit_lens.readouts import zero_shot_maps
+    from vit_lens.readers import zero_shot_maps
 
     image, bank = picture(3, size=(60, 44)), bank_for(seeing_vit)
     _, cache = seeing_vit.run_with_cache(seeing_vit.preprocess([image]))
@@ -934,7 +934,7 @@ def test_the_contact_sheet_shows_the_neighbours(seeing_vit, folder):
 
     from vit_lens.errors import LensError
     from vit_lens.figures import contact_sheet
-    from vit_lens.readouts import Gallery, retrieval_lens
+    from vit_lens.readers import Gallery, retrieval_lens
 
     gallery, images = Gallery.from_folder(seeing_vit, folder), pictures_of(folder)
     _, cache = seeing_vit.run_with_cache(seeing_vit.preprocess(images), rows="readout")

@@ -113,7 +113,7 @@ def test_an_edit_in_place_of_the_scale_counts(vit, pixels):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_statistics_are_taken_in_float32(dtype):
     """A row far from zero, whose variance half precision would lose."""
-    from vit_lens.layers import LayerNorm
+    from vit_lens.towers.layers import LayerNorm
 
     norm = LayerNorm(96, 1e-5).to(dtype)
     x = (300 + torch.randn(5, 96, generator=torch.Generator().manual_seed(3))).to(dtype)

@@ -71,7 +71,7 @@ def few_resamples(monkeypatch):
 
 
 def heads_of(setup):
-    from vit_lens.names import Site
+    from vit_lens.addresses import Site
 
     return [head for head in Site.heads(setup.model) if not head.is_pool]
 

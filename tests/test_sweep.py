@@ -456,7 +456,7 @@ def bank(model):
 @pytest.fixture(scope="module")
 def gallery(model, images, tmp_path_factory):
     """Nine pictures, one of them the first image that is swept, once more under another name."""
-    from vit_lens.readouts import Gallery
+    from vit_lens.readers import Gallery
 
     folder = tmp_path_factory.mktemp("gallery")
     generator = np.random.default_rng(8)
@@ -470,7 +470,7 @@ def gallery(model, images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def beside(model, lenses, bank, gallery):
     """Arguments of a sweep that keeps everything; the Diffusion Lens has no means."""
-    from vit_lens.readouts import ReadoutMeans
+    from vit_lens.readers import ReadoutMeans
 
     paths = [gallery.path(i) for i in range(4)]
     means = ReadoutMeans.from_images(model, paths, ["heads", "attn", "mlp"], lens=lenses[0])
@@ -533,7 +533,7 @@ def test_pictures_that_are_referred_to_are_copied(full, gallery):
 
 
 def test_a_large_picture_is_copied_small(model, images, lenses, tmp_path):
-    from vit_lens.readouts import Gallery
+    from vit_lens.readers import Gallery
 
     (tmp_path / "large").mkdir()
     for number in range(3):

@@ -23,7 +23,7 @@ def small_timm(monkeypatch):
 
 
 def hooked(tower, **options):
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
     return HookedViT.from_module(tower, **options)
 
@@ -640,7 +640,7 @@ def test_a_file_that_does_not_fit_is_refused_before_a_value_is_read(kind, reads,
 
 @pytest.mark.parametrize("kind", ["hf", "safetensors", "pt"])
 def test_a_meta_build_reads_no_value(kind, reads, tmp_path):
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
     arguments, options = saved(kind, tmp_path)
     meta = HookedViT.from_pretrained(*arguments, **options, device="meta", dtype=torch.bfloat16)
@@ -654,7 +654,7 @@ def test_a_meta_build_reads_no_value(kind, reads, tmp_path):
 
 
 def test_a_model_is_built_on_meta_from_its_config():
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
     cfg = hooked(towers.tiny_timm(**MAP)).cfg
     with torch.device("meta"):

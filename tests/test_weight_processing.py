@@ -140,7 +140,7 @@ def test_the_projection_is_never_centred(tower):
 
 def test_transformer_lens_folds_to_the_same_weights():
     upstream = pytest.importorskip("transformer_lens.weight_processing", reason="TransformerLens 4").ProcessWeights
-    from vit_lens.weight_processing import fold_ln, fold_value_biases
+    from vit_lens.towers.processing import fold_ln, fold_value_biases
 
     model = build(TOWERS["cls_raw_stream_biased"])
     state = model.state_dict()

@@ -317,15 +317,15 @@ def ro_lens():
 
 @pytest.mark.parametrize("case", refused_by_readouts().values(), ids=list(refused_by_readouts()))
 def test_readouts_say_what_they_expected(vit, cache, bank, reference, case, errors):
-    from vit_lens import readouts
+    from vit_lens import readers
 
     call, kind, says = case
     with pytest.raises(getattr(errors, kind), match=says):
-        call(readouts, vit, cache, bank, reference)
+        call(readers, vit, cache, bank, reference)
 
 
 def test_means_of_another_kind_are_no_means_of_a_gallery(vit, cache, reference, errors):
-    from vit_lens.readouts import Gallery, retrieval_lens
+    from vit_lens.readers import Gallery, retrieval_lens
 
     gallery = Gallery(
         encoder_id=vit.encoder_id, fingerprint=vit.fingerprint, preprocess={}, folder="", names=("a", "b"),
@@ -337,7 +337,7 @@ def test_means_of_another_kind_are_no_means_of_a_gallery(vit, cache, reference, 
 
 def test_spans_are_found_by_text_and_not_made_under_hooks(vit, pixels, bank, errors):
     from vit_lens import Site
-    from vit_lens.readouts import text_spans
+    from vit_lens.readers import text_spans
 
     spans, _ = text_spans(vit, pixels, bank, ["L1H2", "L2H0"], k=2)
     assert spans["L1H2"] is spans["l1h2"] is spans[Site.parse("L1H2")]
@@ -355,7 +355,7 @@ def test_spans_are_found_by_text_and_not_made_under_hooks(vit, pixels, bank, err
 
 
 def test_a_site_of_a_table_is_written_as_everywhere(cache, bank):
-    from vit_lens.readouts import read_sites
+    from vit_lens.readers import read_sites
 
     read = read_sites(cache, ro_lens(), ["L1H0"], bank=bank, controls=())
     assert read.of(0, "l1h0") == read.of(0, "L1H0")

@@ -9,9 +9,9 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
+from vit_lens.addresses import as_index, as_indices
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
-from vit_lens.names import as_index, as_indices
 
 Token = str | SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 Tokens = Token | Sequence[Token] | Tensor

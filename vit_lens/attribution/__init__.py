@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 from vit_lens.attribution.direct import Attribution, direct_attribution
+from vit_lens.attribution.frozen import FrozenReadout
 from vit_lens.attribution.maps import PatchMap, attention_map, pool_attention_map
 from vit_lens.attribution.parts import Component, EmbeddingParts, hook_names, neuron_parts, split_embedding
 from vit_lens.attribution.placing import Placement
-from vit_lens.attribution.readout import FrozenReadout
 from vit_lens.attribution.tokens import (
     TokenAttribution,
     pool_token_parts,

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Indices
 from vit_lens.attribution.directions import Directions, Units
+from vit_lens.attribution.frozen import check_cache
 from vit_lens.attribution.parts import Component, describe, split_embedding, with_index_columns
-from vit_lens.attribution.readout import check_cache
-from vit_lens.cache import ViTActivationCache
-from vit_lens.names import Indices
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

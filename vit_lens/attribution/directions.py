@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import LensError
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.texts import TextBank
 
 Units = Literal["dot", "cosine", "logit"]

@@ -8,12 +8,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.attribution.readout import check_cache, read_tokens
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
+from vit_lens.attribution.frozen import check_cache, read_tokens
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError, LensError
-from vit_lens.names import Site
 from vit_lens.tokens import Token, describe_position, resolve_tokens
+from vit_lens.towers.cache import ViTActivationCache
 
 Query = Token
 

@@ -22,12 +22,12 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.attribution.readout import FrozenReadout, read_rows, same
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Indices, Site, as_index, as_indices
+from vit_lens.attribution.frozen import FrozenReadout, read_rows, same
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
-from vit_lens.model import HookedViT
-from vit_lens.names import Indices, Site, as_index, as_indices
+from vit_lens.models import HookedViT
+from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,15 +10,15 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Indices
 from vit_lens.attribution.directions import Directions, Units
+from vit_lens.attribution.frozen import FrozenReadout, read_tokens
 from vit_lens.attribution.maps import PatchMap
 from vit_lens.attribution.parts import Component, EmbeddingParts, check_layers
-from vit_lens.attribution.readout import FrozenReadout, read_tokens
-from vit_lens.cache import ViTActivationCache
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import LensError
-from vit_lens.names import Indices
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache import ViTActivationCache
 
 
 def token_parts(

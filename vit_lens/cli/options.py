@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from vit_lens.decoders import Decoder as AnyDecoder
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 # Those of the library, without loading it; a test holds them equal.
 DEFAULT_LENSES = ["dsl-mean:alpha=5", "diffusion"]

@@ -17,7 +17,7 @@ from vit_lens.errors import TextError, VitLensError
 if TYPE_CHECKING:
     from vit_lens.decoders import Decoder
     from vit_lens.lenses import Lens
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
     from vit_lens.texts import TextBank
 
 

@@ -27,7 +27,7 @@ from vit_lens.cli.reading import check_lenses, find_given, read_captions, read_l
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 _BATCH = 32
 _LENS, _SITES = ["diffusion"], ["L0.resid_pre", "resid_post"]
@@ -60,7 +60,7 @@ def readout(
     """
     from vit_lens import Site
     from vit_lens.images import find_images
-    from vit_lens.readouts import Gallery, ReadoutMeans
+    from vit_lens.readers import Gallery, ReadoutMeans
 
     is_mini = tower.model == "mini"
     if captions is None and gallery is None and not is_mini:
@@ -90,7 +90,7 @@ def _read(vit: "HookedViT", paths: list[Path], **options: Any) -> dict[str, Any]
     import pandas as pd
     import torch
 
-    from vit_lens.readouts import read_sites
+    from vit_lens.readers import read_sites
 
     parts: dict[str, list[Any]] = {"captions": [], "images": []}
     for start in range(0, len(paths), _BATCH):

@@ -68,7 +68,7 @@ def demo(out: Out = Path("vit-lens-demo"), open_page: Open = False) -> None:
     from vit_lens import Drawing, HookedViT, load_decoder
     from vit_lens.lenses import parse_lenses
     from vit_lens.mini.shipped import MINI_NOTE, mini_beside, mini_gallery, sample_images
-    from vit_lens.readouts import ReadoutMeans
+    from vit_lens.readers import ReadoutMeans
     from vit_lens.sweeping import DEFAULT_SITES
     from vit_lens.sweeping import sweep as run
 
@@ -143,7 +143,7 @@ def sweep(
     """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
     from vit_lens.identity import MINI_ENCODER
     from vit_lens.mini.shipped import MINI_NOTE, mini_beside
-    from vit_lens.readouts import Gallery, ReadoutMeans
+    from vit_lens.readers import Gallery, ReadoutMeans
     from vit_lens.records import budget_words
     from vit_lens.sweeping import Budget, Drawing, Execution, plan, running
     from vit_lens.sweeping import Controls as Against

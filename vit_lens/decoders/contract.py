@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vit_lens.addresses import as_index
 from vit_lens.conditions import Condition
 from vit_lens.decoders.matching import EncoderRef, check_encoder
 from vit_lens.decoders.memory import MAX_ROWS, rows_that_fit
 from vit_lens.decoders.settings import override, settings_dict
 from vit_lens.errors import ContractError, DecoderError
-from vit_lens.model import HookedViT
-from vit_lens.names import as_index
+from vit_lens.models import HookedViT
 
 # What the activations of a batch may take by default, whatever memory is free: the batch decides bits.
 _BATCH_BYTES = 8 * 2**30

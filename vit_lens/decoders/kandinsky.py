@@ -25,7 +25,7 @@ from vit_lens.decoders.running import Run
 from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
 from vit_lens.identity import fingerprint
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 _COARSE_SHARE, _LEAST_STEPS = 5, 3
 

@@ -13,7 +13,7 @@ from vit_lens.doctor.published import ROUND_TRIP_BAR, ROUND_TRIP_MARGIN, publish
 from vit_lens.doctor.reporting import Check
 from vit_lens.engine import OWN, Bench, draw
 from vit_lens.metrics import cosine
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 _BATCH = 4
 _LEVEL = 1.0  # grey level: what rounding may change

@@ -12,7 +12,7 @@ from torch import Tensor
 from vit_lens.doctor.published import COLLAPSED_COSINE, UNIT_NORM_TOLERANCE, published_encoder
 from vit_lens.doctor.reporting import Check
 from vit_lens.metrics import cosine
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.verification import SourceTower, verify
 
 

@@ -22,7 +22,7 @@ from vit_lens.doctor.reporting import Check, Report
 from vit_lens.errors import VitLensError
 from vit_lens.identity import MINI_ENCODER, same_encoder
 from vit_lens.images import PreprocessSpec, preprocess
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.verification import exact_float32, load_source
 
 SAMPLE_IMAGES = 8

@@ -18,7 +18,7 @@ from vit_lens.conditions import Condition
 from vit_lens.decoders import Decoder
 from vit_lens.decoders.contract import check_pictures
 from vit_lens.errors import ContractError
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 OWN = "own"
 """Under which name pictures are read as the decoder's own conditions."""

@@ -14,7 +14,7 @@ from vit_lens.conditions import Condition
 from vit_lens.decoders import load_decoder
 from vit_lens.engine.bench import Bench, recorded_threads
 from vit_lens.errors import VitLensError
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.records import Record
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import LensError
 from vit_lens.figures.drawing import DIVERGING, SEQUENTIAL, TILE, dress, picture_uri, tile_figure
 from vit_lens.images import PreprocessSpec, load_image, to_display
-from vit_lens.names import Site
-from vit_lens.readouts import Neighbours, ZeroShot, ZeroShotMaps
+from vit_lens.readers import Neighbours, ZeroShot, ZeroShotMaps
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,7 +32,7 @@ def zero_shot_layers(
     An empty line is a site that holds the same for all images: nothing is left when its mean is removed.
 
     Args:
-        read: Of :func:`vit_lens.readouts.zero_shot_lens`.
+        read: Of :func:`vit_lens.readers.zero_shot_lens`.
         image: Index of the image.
         value: ``prob`` or ``cosine``.
         captions: Which; by default the twelve that are highest at any site, in the raw form.
@@ -118,7 +118,7 @@ def zero_shot_patches(
     """Draw one caption's patch maps over the picture that the tower sees: a column per site, a row per form.
 
     Args:
-        maps: Of :func:`vit_lens.readouts.zero_shot_maps`.
+        maps: Of :func:`vit_lens.readers.zero_shot_maps`.
         picture: The original image.
         caption: Of the bank.
         spec: The tower's preprocessing (``model.preprocess_spec``).
@@ -172,7 +172,7 @@ def contact_sheet(
     """Draw the nearest pictures of the gallery: a line for each site, and below it one for each of its controls.
 
     Args:
-        near: Of :func:`vit_lens.readouts.retrieval_lens`.
+        near: Of :func:`vit_lens.readers.retrieval_lens`.
         picture: The image that was read, which begins each line.
         image: Its index.
         form: ``raw`` or ``centred``.

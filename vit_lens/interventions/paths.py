@@ -17,16 +17,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.receivers import Input, Receiver, place_read, place_written, resolve_receiver
 from vit_lens.interventions.replacing import Hooks, check_cache
 from vit_lens.interventions.results import PathEffects
 from vit_lens.interventions.running import refuse_other_hooks, run_sets
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.tokens import Tokens, resolve_tokens
+from vit_lens.towers.cache import ViTActivationCache
 
 _Stream = Callable[[int], Tensor]  # place on the residual stream -> [batch pos d_model]
 

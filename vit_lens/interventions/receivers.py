@@ -5,9 +5,9 @@ __all__ = ["Input", "Receiver", "place_read", "place_written", "resolve_receiver
 import re
 from dataclasses import dataclass
 
+from vit_lens.addresses import Site
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
-from vit_lens.names import Site
 
 Receiver = Site | str
 

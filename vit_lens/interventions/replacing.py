@@ -10,13 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Indices, as_index, as_indices
 from vit_lens.errors import InterventionError, expect
 from vit_lens.interventions.targets import Target, Targets, refuse_shadowed, resolve_targets
-from vit_lens.model import HookedViT
-from vit_lens.names import Indices, as_index, as_indices
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens, resolve_tokens
+from vit_lens.towers.cache import ViTActivationCache
 
 Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
@@ -247,7 +247,7 @@ def check_cache(model: HookedViT, cache: ViTActivationCache) -> None:
     if not isinstance(cache, ViTActivationCache):
         raise InterventionError(
             f"expected the cache of HookedViT.run_with_cache, not {type(cache).__name__}; a dict of activations "
-            "becomes one with vit_lens.cache.ViTActivationCache(activations, model)"
+            "becomes one with vit_lens.towers.cache.ViTActivationCache(activations, model)"
         )
     if not cache.has_batch_dim:
         raise InterventionError("the cache has no batch axis; make it with remove_batch_dim=False")

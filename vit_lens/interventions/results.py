@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
-from vit_lens.names import Site
 from vit_lens.tokens import describe_position
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.errors import InterventionError
 from vit_lens.hooking import Name, check_hook_result
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 _PIXELS = -1  # stands for a run from the pixels
 _Stream = Callable[[int], Tensor]

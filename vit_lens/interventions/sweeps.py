@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
 from vit_lens.interventions.results import Effects
 from vit_lens.interventions.running import refuse_other_hooks, run_and_read, run_many
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens, resolve_tokens
+from vit_lens.towers.cache import ViTActivationCache
 
 _EACH = ("site", "token", "patch")
 _Pixels = Float[Tensor, "batch channel height width"]

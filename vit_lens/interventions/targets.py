@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vit_lens.addresses import Site
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 
 Targets = Sequence[Site | str] | Site | str
 

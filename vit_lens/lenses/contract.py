@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
+from vit_lens.towers.cache import ViTActivationCache
 
 HookFn = Callable[..., Tensor]
 Sites = Sequence[Site | str] | Site | str

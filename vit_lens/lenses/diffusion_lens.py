@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.lenses.contract import HookFn
 from vit_lens.lenses.residual import ResidualLens, attention_of, check_batch
-from vit_lens.names import Site
+from vit_lens.towers.cache import ViTActivationCache
 
 
 @dataclass(frozen=True)

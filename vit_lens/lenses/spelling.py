@@ -8,7 +8,7 @@ from vit_lens.errors import LensError, nearest
 from vit_lens.lenses.contract import Lens, check_lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 
 # docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.

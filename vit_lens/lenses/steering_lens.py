@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import LensError
 from vit_lens.lenses.contract import HookFn, Sites
 from vit_lens.lenses.residual import (
@@ -24,9 +24,9 @@ from vit_lens.lenses.residual import (
     last_state,
     site_outputs,
 )
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
+from vit_lens.towers.cache import ViTActivationCache
 
 Anchor = Literal["clean", "mean"]
 

@@ -20,7 +20,7 @@ from vit_lens.engine import OWN, Bench, draw
 from vit_lens.mini import world
 from vit_lens.mini.train_encoder import image_embeds, text_embeds, to_pixels
 from vit_lens.mini.train_movq import to_signed
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 _NOISES, _BATCH = 8, 25
 

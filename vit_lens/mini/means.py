@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_lens.mini import world
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 
 REFERENCE_SCENES = 512

@@ -26,7 +26,7 @@ from vit_lens.mini.means import write_reference_means
 from vit_lens.mini.shipped import PAIR
 from vit_lens.mini.train import assemble_pair
 from vit_lens.mini.train_encoder import EncoderSettings, image_embeds, to_pixels, train_encoder
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 JUDGE_SEED = 9
 JUDGE_SETTINGS = EncoderSettings(width=96, n_layers=6, n_heads=6, d_embed=96, text_width=96)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vit_lens.identity import MINI_ENCODER
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
-from vit_lens.model import HookedViT
-from vit_lens.readouts import Gallery
+from vit_lens.models import HookedViT
+from vit_lens.readers import Gallery
 from vit_lens.sweeping import Beside
 from vit_lens.texts import TextBank, ZeroShotLabels
 

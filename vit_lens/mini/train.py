@@ -14,7 +14,7 @@ from vit_lens.mini.means import write_reference_means
 from vit_lens.mini.train_encoder import EncoderSettings, train_encoder
 from vit_lens.mini.train_movq import MoVQSettings, train_movq
 from vit_lens.mini.train_unet import UNetSettings, build_scheduler, train_unet, train_unet_by_workers
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 _CARD = {"image_size": 64, "steps": 10, "guidance": 1.5, "scheduler": "ddim"}
 _ENCODER, _MOVQ, _UNET = EncoderSettings(), MoVQSettings(), UNetSettings()

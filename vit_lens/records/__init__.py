@@ -1,9 +1,9 @@
 """Frozen results of a sweep with their provenance: written atomically, read back checked, merged from shards."""
 
+from vit_lens.records.answers import Readouts
 from vit_lens.records.budgets import budget_words, unfinished_words
 from vit_lens.records.live import LiveNumbers
 from vit_lens.records.readings import Reading, select
-from vit_lens.records.readouts import Readouts
 from vit_lens.records.record import Record
 from vit_lens.records.schema import COLUMNS, FORMAT, MANIFEST_KEYS, PLAN_COLUMNS
 from vit_lens.records.shards import merge

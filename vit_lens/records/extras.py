@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vit_lens.errors import RecordError
 from vit_lens.files import to_bytes
+from vit_lens.records.answers import FORMS, Found, Readouts
 from vit_lens.records.live import LiveNumbers
-from vit_lens.records.readouts import FORMS, Found, Readouts
 
 READOUTS_FILE, LIVE_FILE = "readouts.safetensors", "live.safetensors"
 _WHAT = {"captions": "by_caption", "images": "by_image"}

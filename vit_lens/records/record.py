@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError, nearest
+from vit_lens.records.answers import Readouts
 from vit_lens.records.extras import gallery_name, load_live, load_readouts
 from vit_lens.records.format1 import load_format_1
 from vit_lens.records.live import LiveNumbers
@@ -23,7 +24,6 @@ from vit_lens.records.opening import read_manifest, read_table
 from vit_lens.records.parts import read_conditions, stored_length
 from vit_lens.records.pictures import read_png
 from vit_lens.records.readings import Reading
-from vit_lens.records.readouts import Readouts
 from vit_lens.records.schema import input_name, picture_name
 
 

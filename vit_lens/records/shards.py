@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
+from vit_lens.records.answers import Found, Readouts
 from vit_lens.records.extras import gallery_name
 from vit_lens.records.live import LiveNumbers
-from vit_lens.records.readouts import Found, Readouts
 from vit_lens.records.record import Record
 from vit_lens.records.schema import IDENTITY_KEYS, differing, picture_name
 from vit_lens.records.writer import RecordWriter

@@ -20,12 +20,12 @@ from torch import Tensor
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
 from vit_lens.files import clear_temporary, make_directory, write_atomic
+from vit_lens.records.answers import Readouts
 from vit_lens.records.extras import LIVE_FILE, READOUTS_FILE, gallery_name, live_bytes_of, readouts_bytes
 from vit_lens.records.live import LiveNumbers
 from vit_lens.records.opening import read_manifest, read_table
 from vit_lens.records.parts import make_folders, read_conditions, rows_per_part, write_conditions
 from vit_lens.records.pictures import encode_png, is_whole_png, read_png
-from vit_lens.records.readouts import Readouts
 from vit_lens.records.schema import (
     IDENTITY_KEYS,
     PLAN_COLUMNS,

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.batches import pixel_batches
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
+from vit_lens.models.batches import pixel_batches
 from vit_lens.reference.stability import Stability
 
 Positions = Literal["readout", "all"]

@@ -12,15 +12,15 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.batches import several
+from vit_lens.addresses import RESIDUAL_KINDS, Site
 from vit_lens.errors import ReferenceMismatchError, VitLensError
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.identity import MINI_ENCODER, fingerprint
-from vit_lens.layers import Attention
-from vit_lens.model import HookedViT
-from vit_lens.names import RESIDUAL_KINDS, Site
+from vit_lens.models import HookedViT
+from vit_lens.models.batches import several
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
+from vit_lens.towers.layers import Attention
 
 _FORMAT = "vit_lens.reference_means.2"
 _FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability

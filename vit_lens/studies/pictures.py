@@ -21,7 +21,7 @@ from vit_lens.engine import OWN, Bench, draw
 from vit_lens.errors import StudyError
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.identity import same_encoder
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.texts import TextBank
 
 _FORMAT = "vit_lens.seen_pictures.2"

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import run_for
 from vit_lens.metrics import cosine
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
+from vit_lens.towers.cache import ViTActivationCache
 
 _BATCH = 64
 

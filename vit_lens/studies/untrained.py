@@ -4,7 +4,7 @@ __all__ = ["with_random_weights"]
 
 import torch
 
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.studies.setup import StudySetup, make_setup
 
 

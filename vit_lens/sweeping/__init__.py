@@ -21,7 +21,7 @@ from typing import Any
 from vit_lens.decoders import Decoder
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 from vit_lens.records import Record
 from vit_lens.reference import ReferenceMeans
 from vit_lens.sweeping.beside import Beside

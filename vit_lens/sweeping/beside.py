@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import GalleryError, LensError, VitLensError
-from vit_lens.model import HookedViT
-from vit_lens.readouts import Gallery, ReadoutMeans, picture_hash
-from vit_lens.readouts.centring import deviations
+from vit_lens.models import HookedViT
+from vit_lens.readers import Gallery, ReadoutMeans, picture_hash
+from vit_lens.readers.centring import deviations
 from vit_lens.records import LiveNumbers, Readouts, RecordWriter
+from vit_lens.records.answers import FORMS, Found
 from vit_lens.records.extras import gallery_name
-from vit_lens.records.readouts import FORMS, Found
 from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.live import LivePart, gather_live, live_parts, n_live_images
 from vit_lens.sweeping.options import check_kind

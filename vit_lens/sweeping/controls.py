@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.metrics import cosine, leak_index
-from vit_lens.names import Site
 from vit_lens.sweeping.options import Controls
 from vit_lens.sweeping.readings import LensReading
+from vit_lens.towers.cache import ViTActivationCache
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.images import load_with_hash, to_display
 from vit_lens.lenses.contract import checked_clean, run_for
 from vit_lens.lenses.residual import site_outputs
 from vit_lens.metrics import cosine
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.sweeping.beside import BesideModel
 from vit_lens.sweeping.controls import control_numbers
 from vit_lens.sweeping.live import LivePart, live_part

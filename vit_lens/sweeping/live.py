@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.attribution import split_embedding
-from vit_lens.attribution.readout import read_rows
-from vit_lens.cache import ViTActivationCache
+from vit_lens.attribution.frozen import read_rows
 from vit_lens.lenses.residual import site_outputs
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.records import LiveNumbers
 from vit_lens.records.live import LIVE_BUDGET, live_bytes, live_labels
+from vit_lens.towers.cache import ViTActivationCache
 
 _START = ("embed", "pos_embed", "L0.resid_pre")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vit_lens.addresses import as_index
 from vit_lens.engine import Executor
 from vit_lens.errors import ImageError, VitLensError
 from vit_lens.images import find_images
-from vit_lens.names import as_index
 
 
 def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:

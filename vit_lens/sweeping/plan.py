@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from vit_lens import __version__
+from vit_lens.addresses import as_index
 from vit_lens.decoders import Decoder, check_decoder, seeded, settings_dict
 from vit_lens.decoders.matching import check_encoder
 from vit_lens.decoders.memory import free_memory
@@ -19,8 +20,7 @@ from vit_lens.engine.estimates import duration_words, flops_per_second, size_wor
 from vit_lens.errors import ContractError, RecordError, VitLensError
 from vit_lens.lenses import Lens, parse_lenses
 from vit_lens.lenses.contract import Sites
-from vit_lens.model import HookedViT
-from vit_lens.names import as_index
+from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT
 from vit_lens.records.schema import to_table
 from vit_lens.records.shards import ranges

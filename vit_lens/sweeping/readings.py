@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites, checked_read, no_control
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.records import Reading
 from vit_lens.records.readings import told_apart
+from vit_lens.towers.cache import ViTActivationCache
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from vit_lens.pretrained.tensors import read_json
 from vit_lens.verification.families import SourceTower, source_tower
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 _HF_CLASSES = {  # model_type of a config.json: classes to try, the first that finds all its weights
     "clip": ("CLIPModel",),

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_lens.errors import VitLensError
-from vit_lens.layers import LayerNorm
+from vit_lens.towers.layers import LayerNorm
 from vit_lens.verification.copying import cast_while_running, working_copy
 from vit_lens.verification.families import SourceTower
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 _FINAL_NORM = "ln_final.hook_normalized"
 

@@ -18,7 +18,7 @@ from vit_lens.verification.lockstep import differences, norm_faults
 from vit_lens.verification.result import BARS, FOLDING_BAR, Verification
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 _N_RANDOM = 2
 _SEED = 0

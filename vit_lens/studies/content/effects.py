@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_lens.addresses import Site
 from vit_lens.interventions import patch, run_many
 from vit_lens.lenses.residual import last_state, read_last, site_outputs
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.studies.content.pairs import AttributePairs
 from vit_lens.texts import TextBank
 

@@ -12,16 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
-from vit_lens.names import Site
 from vit_lens.studies.content.effects import Changes, caption_changes
 from vit_lens.studies.content.pairs import AttributePairs
 from vit_lens.studies.content.scores import Reading
 from vit_lens.studies.reading import caches
 from vit_lens.studies.setup import StudySetup
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache import ViTActivationCache
 
 STREAM = 1
 """Of the random numbers of this study, behind the seed of its setup."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.names import Site
 from vit_lens.studies.content.effects import Changes, caption_changes, direct_effects, total_effects
 from vit_lens.studies.content.pairs import MIN_ATTRIBUTES, AttributePairs
 from vit_lens.studies.content.readings import STREAM, Chosen, Study, Whole, read_embeddings, read_pictures

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.names import Site
 from vit_lens.studies.content.effects import Changes
 from vit_lens.studies.content.pairs import AttributePairs
 from vit_lens.studies.content.readings import Chosen, Whole

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
 from vit_lens.metrics import DRAWN_THRESHOLD
-from vit_lens.names import Site
 from vit_lens.studies.faithfulness.drawn import Drawn, draw, rows_alike
 from vit_lens.studies.pictures import Judge
 from vit_lens.studies.reading import read_conditions

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.interventions import mean, patch, run_many, zero
 from vit_lens.metrics import cosine
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.importance.head_outputs import Written
 

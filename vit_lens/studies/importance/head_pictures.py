@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
-from vit_lens.names import Site
 from vit_lens.studies.importance.head_outputs import Origins, Written, measured, placebo
 from vit_lens.studies.importance.head_scores import SIMILARITIES, Key
 from vit_lens.studies.pictures import Pictures, Seen

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from vit_lens.names import Site
+from vit_lens.addresses import Site
 from vit_lens.studies.importance.correlating import correlate, estimate, image_weights, shuffled
 from vit_lens.studies.importance.head_effects import Effect
 from vit_lens.studies.importance.head_pictures import PictureScores

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.interventions import derangement
-from vit_lens.names import Site
 from vit_lens.studies.importance.head_effects import total_effects
 from vit_lens.studies.importance.head_pictures import PictureScores, picture_scores
 from vit_lens.studies.importance.head_scores import read_heads

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from vit_lens.addresses import Site
 from vit_lens.lenses import Lens
-from vit_lens.names import Site
 from vit_lens.studies.overlay.ranking import Scenes, from_embeddings, from_pictures, norms
 from vit_lens.studies.overlay.removal import Removal
 from vit_lens.studies.setup import StudySetup

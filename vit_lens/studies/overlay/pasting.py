@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vit_lens.errors import StudyError, nearest
 from vit_lens.images import preprocess, to_display
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
 
 FULL = "full"
 _SHARES = {"left": 0.0, "top": 0.0, "centre": 0.5, "right": 1.0, "bottom": 1.0}

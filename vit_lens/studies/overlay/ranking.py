@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
 from vit_lens.lenses.residual import last_state, read_last, site_outputs
 from vit_lens.metrics import cosine
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_seen
 from vit_lens.studies.reading import caches, read_lens
 from vit_lens.studies.setup import StudySetup
+from vit_lens.towers.cache import ViTActivationCache
 
 _Read = Callable[[ViTActivationCache], Tensor]  # -> [image site *features]
 

@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.interventions import mean
 from vit_lens.interventions.running import run_and_read
 from vit_lens.metrics import cosine
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.overlay.pasting import pixels_of_seen
 from vit_lens.studies.overlay.ranking import Scenes, ablated_directly

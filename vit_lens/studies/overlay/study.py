@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.names import Site
 from vit_lens.studies.overlay.orders import Ranking, by_effects, by_embeddings, by_norms, by_pictures
 from vit_lens.studies.overlay.pasting import Overlay, paste
 from vit_lens.studies.overlay.ranking import Scenes, compose

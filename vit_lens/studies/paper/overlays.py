@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import parse_lens
 from vit_lens.metrics import cosine
-from vit_lens.names import Site
 from vit_lens.records.plates import Plate, Strip
 from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_seen
 from vit_lens.studies.paper.plates import lens_title, lens_words, make_plate, ranking_facts

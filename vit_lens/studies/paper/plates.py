@@ -17,9 +17,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import DiffusionLens, DiffusionSteeringLens, Lens, parse_lens
-from vit_lens.names import Site
 from vit_lens.records.plates import Plate, Strip
 from vit_lens.studies.overlay.pasting import as_seen
 from vit_lens.studies.paper.reading import SiteReading, read_sites

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.lenses import DiffusionSteeringLens, Lens
 from vit_lens.lenses.residual import centred_norm, site_outputs
 from vit_lens.metrics import cosine
-from vit_lens.names import Site
 from vit_lens.studies.paper.setup import PaperSetup
 from vit_lens.studies.reading import caches, centred_similarity
+from vit_lens.towers.cache import ViTActivationCache
 
 N_DRAWS = 20
 """Random directions of equal norm for each site."""

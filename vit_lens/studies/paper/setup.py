@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.batches import pixel_batches
 from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.images.loading import source_name
-from vit_lens.model import HookedViT
+from vit_lens.models import HookedViT
+from vit_lens.models.batches import pixel_batches
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.images import content_of
 from vit_lens.studies.pictures import Pictures

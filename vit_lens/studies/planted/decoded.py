@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.names import Site
 from vit_lens.studies.pictures import Judge, Pictures
 from vit_lens.studies.planted.scores import LensGaps, gap
 from vit_lens.studies.planted.soil import Plant

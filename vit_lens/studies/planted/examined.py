@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.lenses import Lens, parse_lens
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.labels import LabelledAttribute
 from vit_lens.studies.planted.scores import LensGaps, Patched, contrast, gap, lens_gaps, patched, write_norms

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.interventions import patch_each
 from vit_lens.lenses import Lens
 from vit_lens.lenses.residual import centred_norm, final_residual, site_outputs
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.soil import Plant
 from vit_lens.studies.reading import caches

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses.residual import attention_of, final_residual
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.studies.planted.labels import LabelledAttribute
 from vit_lens.studies.planted.weights import readout_direction, remove_direction, write_attribute
 from vit_lens.studies.reading import caches

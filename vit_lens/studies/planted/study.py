@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.names import Site
 from vit_lens.studies.planted.decoded import decoded_gaps, paired_rows
 from vit_lens.studies.planted.examined import Examined, examine, read_bare
 from vit_lens.studies.planted.labels import LabelledAttribute

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vit_lens.names import Site
+from vit_lens.addresses import Site
 from vit_lens.studies.planted.decoded import DecodedGaps
 from vit_lens.studies.planted.examined import Examined
 from vit_lens.studies.planted.scores import LensGaps

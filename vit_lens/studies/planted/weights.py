@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
 from vit_lens.texts import TextBank
 
 _WRITES = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")

@@ -31,7 +31,7 @@ from vit_lens.config import HookedViTConfig
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 StateDict = dict[str, Tensor]
 Step = Literal["fold_ln", "fold_value_biases", "center_writing_weights"]

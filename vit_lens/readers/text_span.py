@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.attribution import hook_names, split_embedding, split_pooling
-from vit_lens.batches import pixel_batches, several
-from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError, TextError, UnknownSiteError, expect, nearest
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
-from vit_lens.readouts.embeddings import BANK_ADVICE
+from vit_lens.models import HookedViT
+from vit_lens.models.batches import pixel_batches, several
+from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

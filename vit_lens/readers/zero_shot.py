@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites
-from vit_lens.readouts.centring import deviations
-from vit_lens.readouts.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
-from vit_lens.readouts.means import ReadoutMeans, check_means
+from vit_lens.readers.centring import deviations
+from vit_lens.readers.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
+from vit_lens.readers.means import ReadoutMeans, check_means
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ class ZeroShot:
 
     ``raw``: the cosine of the lens embedding ``e`` with each caption's text embedding. ``centred``: the cosine of
     ``e - mu``, where ``mu`` is the mean lens embedding of that site over a reference set
-    (:class:`vit_lens.readouts.ReadoutMeans`). The texts are not centred: a vector that all captions share moves all
+    (:class:`vit_lens.readers.ReadoutMeans`). The texts are not centred: a vector that all captions share moves all
     logits of one embedding by (nearly) the same amount, which a softmax and a ranking do not see; a sigmoid does.
 
     What each is exact for: ``raw`` at the last residual is the model's own zero-shot result, to rounding. ``centred``
@@ -137,7 +137,7 @@ def zero_shot_lens(
         sites: Which.
         lens: By default the Diffusion Lens.
         means: Of the same lens and sites: adds the form ``centred``, see :class:`ZeroShot`.
-        controls: ``random``, ``other``; see :func:`vit_lens.readouts.site_embeddings`.
+        controls: ``random``, ``other``; see :func:`vit_lens.readers.site_embeddings`.
         generator: Of the random directions.
 
     Raises:

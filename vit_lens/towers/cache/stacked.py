@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
-from vit_lens.cache.held import as_slice, cut
-from vit_lens.cache.normed import Reading
-from vit_lens.cache.stream import LabelledStack, Stack, StreamActivations, labelled
 from vit_lens.errors import VitLensError
+from vit_lens.towers.cache.held import as_slice, cut
+from vit_lens.towers.cache.normed import Reading
+from vit_lens.towers.cache.stream import LabelledStack, Stack, StreamActivations, labelled
 
 
 class StackedActivations(StreamActivations):

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.errors import VitLensError
-from vit_lens.model import HookedViT
+from vit_lens.models.vit import HookedViT
 
 
 def several(images: Any) -> Any:

@@ -2,5 +2,5 @@
 
 __all__ = ["Rows", "ViTActivationCache"]
 
-from vit_lens.cache.activations import ViTActivationCache
-from vit_lens.cache.held import Rows
+from vit_lens.towers.cache.activations import ViTActivationCache
+from vit_lens.towers.cache.held import Rows

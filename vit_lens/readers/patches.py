@@ -7,12 +7,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import LensError
 from vit_lens.lenses import DiffusionLens, Lens
 from vit_lens.lenses.contract import Sites
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
+from vit_lens.models import HookedViT
+from vit_lens.towers.cache import ViTActivationCache
 
 
 def check_residual(model: HookedViT, lens: Lens, sites: Sites) -> list[Site]:

@@ -13,14 +13,14 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
-from vit_lens.cache import Rows, ViTActivationCache
-from vit_lens.cache.held import as_slice, cut
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import UnfiredHookError, VitLensError
 from vit_lens.hooking import LoudHookedRootModule, Name
+from vit_lens.towers.cache import Rows, ViTActivationCache
+from vit_lens.towers.cache.held import as_slice, cut
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 _SWITCH = {  # gated points, and the switch that turns each on for every run
     "hook_result": "use_attn_result",

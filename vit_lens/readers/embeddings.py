@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import LensError, expect, nearest
 from vit_lens.lenses import DiffusionLens, Lens
 from vit_lens.lenses.contract import Sites, check_cache
-from vit_lens.names import Site
+from vit_lens.towers.cache import ViTActivationCache
 
 CONTROLS = ("random", "other")
 BANK_ADVICE = "TextBank.from_pretrained(name, captions) and TextBank.from_open_clip(name, tag, captions) make one"

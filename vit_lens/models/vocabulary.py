@@ -12,7 +12,7 @@ from vit_lens.errors import VitLensError
 from vit_lens.texts import TextBank
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models.vit import HookedViT
 
 
 class Vocabulary(nn.Module):

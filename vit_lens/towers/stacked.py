@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
-from vit_lens.layers import Embed, PosEmbed, TransformerBlock
+from vit_lens.towers.layers import Embed, PosEmbed, TransformerBlock
 
 
 class StackedWeights(nn.Module):

@@ -10,10 +10,10 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache.held import as_slice
-from vit_lens.cache.stacked import StackedActivations
 from vit_lens.errors import LensError, VitLensError
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache.held import as_slice
+from vit_lens.towers.cache.stacked import StackedActivations
 
 _NOT_FOR_IMAGES = {
     "positions": "the read-out decides which rows are read",

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
-from vit_lens.cache.held import HeldActivations, as_slice, cut
 from vit_lens.errors import BatchAxisError, LensError, VitLensError
-from vit_lens.layers import LayerNorm
+from vit_lens.towers.cache.held import HeldActivations, as_slice, cut
+from vit_lens.towers.layers import LayerNorm
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImp
 from vit_lens.errors import BatchAxisError, LensError, UnknownHookError, VitLensError, nearest
 
 if TYPE_CHECKING:
-    from vit_lens.model import HookedViT
+    from vit_lens.models import HookedViT
 
 Rows = Literal["all", "readout", "cut"]
 Held = TypeVar("Held", bound="HeldActivations")

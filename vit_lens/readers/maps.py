@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import DiffusionLens
 from vit_lens.lenses.contract import Sites, check_cache
-from vit_lens.names import Site
-from vit_lens.readouts.centring import deviations
-from vit_lens.readouts.embeddings import BANK_ADVICE
-from vit_lens.readouts.means import ReadoutMeans, check_means
-from vit_lens.readouts.patches import check_residual, patch_embeddings
-from vit_lens.readouts.zero_shot import top_captions
+from vit_lens.readers.centring import deviations
+from vit_lens.readers.embeddings import BANK_ADVICE
+from vit_lens.readers.means import ReadoutMeans, check_means
+from vit_lens.readers.patches import check_residual, patch_embeddings
+from vit_lens.readers.zero_shot import top_captions
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,9 +12,9 @@ from transformer_lens.utilities import (
     get_act_name,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from vit_lens.cache.held import as_slice, cut
-from vit_lens.cache.normed import NormedActivations, Reading
 from vit_lens.errors import VitLensError
+from vit_lens.towers.cache.held import as_slice, cut
+from vit_lens.towers.cache.normed import NormedActivations, Reading
 
 Mode = Literal["all", "mlp", "attn"]
 Stack = Float[Tensor, "component *batch_pos out"]

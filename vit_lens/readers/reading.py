@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vit_lens.cache import ViTActivationCache
+from vit_lens.addresses import Site
 from vit_lens.errors import LensError
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites
-from vit_lens.names import Site
-from vit_lens.readouts.gallery import Gallery
-from vit_lens.readouts.means import ReadoutMeans, check_means
-from vit_lens.readouts.retrieval import retrieval_lens
-from vit_lens.readouts.zero_shot import zero_shot_lens
+from vit_lens.readers.gallery import Gallery
+from vit_lens.readers.means import ReadoutMeans, check_means
+from vit_lens.readers.retrieval import retrieval_lens
+from vit_lens.readers.zero_shot import zero_shot_lens
 from vit_lens.texts import TextBank
+from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +28,9 @@ class SiteReadouts:
     """What captions and images say about every site, lens and control.
 
     Attributes:
-        captions: The columns of :meth:`vit_lens.readouts.ZeroShot.to_frame`, after a column ``reading``, the place
+        captions: The columns of :meth:`vit_lens.readers.ZeroShot.to_frame`, after a column ``reading``, the place
             of the lens in the list that was given; None without a text bank.
-        images: Likewise, the columns of :meth:`vit_lens.readouts.Neighbours.to_frame`; None without a gallery.
+        images: Likewise, the columns of :meth:`vit_lens.readers.Neighbours.to_frame`; None without a gallery.
     """
 
     captions: "pd.DataFrame | None"
@@ -92,7 +92,7 @@ def read_sites(
         images: The images of the cache, so that they are not their own neighbours; None leaves nothing out.
         means: One for each lens that is read in the centred form too; a lens without means has captions in the raw
             form alone, and neighbours centred on the gallery's mean.
-        controls: ``random``, ``other``; see :func:`vit_lens.readouts.site_embeddings`.
+        controls: ``random``, ``other``; see :func:`vit_lens.readers.site_embeddings`.
         k: Captions and images for each.
         seed: Of the random directions; captions and images see the same ones.
 

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.batches import pixel_batches, several
+from vit_lens.addresses import Site
 from vit_lens.errors import LensError, ReferenceMismatchError, expect
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.lenses import DiffusionLens, Lens
 from vit_lens.lenses.contract import Sites
-from vit_lens.model import HookedViT
-from vit_lens.names import Site
-from vit_lens.readouts.gallery import Gallery
-from vit_lens.readouts.patches import check_residual, patch_embeddings
+from vit_lens.models import HookedViT
+from vit_lens.models.batches import pixel_batches, several
+from vit_lens.readers.gallery import Gallery
+from vit_lens.readers.patches import check_residual, patch_embeddings
 
 _FORMAT = "vit_lens.readout_means.1"
 _MEAN_IMAGES = 256
@@ -72,7 +72,7 @@ class ReadoutMeans:
             images: A few hundred that stand for what the model is used on.
             sites: Which; with ``patches`` places of the residual stream.
             lens: By default the Diffusion Lens.
-            patches: Read every patch token alone, for :func:`vit_lens.readouts.zero_shot_maps`.
+            patches: Read every patch token alone, for :func:`vit_lens.readers.zero_shot_maps`.
             batch_size: Images in one run.
             progress: Show a bar.
 

@@ -7,9 +7,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import LensError
-from vit_lens.layers import AttentionPool
+from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers.layers import AttentionPool
 
 _PATTERN, _POOL_SCALE = "attn_pool.attn.hook_pattern", "attn_pool.ln_post.hook_scale"
 

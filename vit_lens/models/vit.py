@@ -13,19 +13,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.caching import CachingRootModule
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import PreprocessError, VitLensError
 from vit_lens.hooking import is_hooked
 from vit_lens.identity import aliases, fingerprint
 from vit_lens.images import PreprocessSpec, preprocess
-from vit_lens.inputs import check_input, whole_mask
-from vit_lens.layers import AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock, Unembed
+from vit_lens.models.vocabulary import Vocabulary
 from vit_lens.pretrained import TowerSource, read_module, read_pretrained
+from vit_lens.towers.caching import CachingRootModule
+from vit_lens.towers.inputs import check_input, whole_mask
+from vit_lens.towers.layers import AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock, Unembed
+from vit_lens.towers.processing import WeightProcessing, process_model
+from vit_lens.towers.stacked import StackedWeights
 from vit_lens.verification import Verification, verify
-from vit_lens.vocabulary import Vocabulary
-from vit_lens.weight_processing import WeightProcessing, process_model
-from vit_lens.weights import StackedWeights
 
 
 class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
@@ -61,7 +61,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
     ===================================================== ==================== =================================
 
     CLIP's ``ln_pre`` acts on the sum of patch and position embeddings. Its output is split exactly (see
-    :class:`vit_lens.layers.PreNorm`), so that ``hook_embed + hook_pos_embed`` is the residual stream that
+    :class:`vit_lens.towers.layers.PreNorm`), so that ``hook_embed + hook_pos_embed`` is the residual stream that
     enters block 0; the position part then depends on the image, and an edit of either part is not normalised
     again. Edit ``hook_embed_raw`` or ``hook_pos_embed_raw`` to act before the norm.
 
@@ -291,7 +291,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
     ) -> "HookedViT":
         """Return a new model that computes the same function with weights that are easier to read.
 
-        Names as in TransformerLens; :mod:`vit_lens.weight_processing` says what each step does and what CLIP forbids.
+        Names as in TransformerLens; :mod:`vit_lens.towers.processing` says what each step does and what CLIP forbids.
         The ``encoder_id`` stays; the :attr:`fingerprint` changes, so reference means must be made again. The new
         model's ``processing`` lists every hook point that means something else. Half-precision weights are
         rounded once more: process in float32, then cast.

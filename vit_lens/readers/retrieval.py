@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_lens.cache import ViTActivationCache
 from vit_lens.errors import GalleryError, LensError, expect
 from vit_lens.images import to_display
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites
-from vit_lens.model import HookedViT
-from vit_lens.readouts.embeddings import SiteEmbeddings, site_embeddings
-from vit_lens.readouts.gallery import Gallery, picture_hash
-from vit_lens.readouts.means import ReadoutMeans, check_means
+from vit_lens.models import HookedViT
+from vit_lens.readers.embeddings import SiteEmbeddings, site_embeddings
+from vit_lens.readers.gallery import Gallery, picture_hash
+from vit_lens.readers.means import ReadoutMeans, check_means
+from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ def retrieval_lens(
         k: How many.
         lens: By default the Diffusion Lens.
         means: Of the same lens and sites, see :class:`Neighbours`.
-        controls: ``random``, ``other``; see :func:`vit_lens.readouts.site_embeddings`.
+        controls: ``random``, ``other``; see :func:`vit_lens.readers.site_embeddings`.
         generator: Of the random directions.
 
     Raises:
