@@ -257,7 +257,7 @@ def test_the_frozen_readout_is_the_derivative_with_scales_held(run):
     back = readout.pull_back(along)
     for i, direction in enumerate(along):
         (slope,) = torch.autograd.grad((out @ direction).sum(), resid, retain_graph=True)
-        if model.cfg.readout == "pooled":  # the mean row: each patch has its share of it
+        if model.readout.kind == "pooled":  # the mean row: each patch has its share of it
             torch.testing.assert_close(slope[:, model.cfg.n_prefix :].sum(1, keepdim=True), back[i], **EXACT)
         else:
             torch.testing.assert_close(model.readout_rows(slope), back[i], **EXACT)
@@ -741,7 +741,7 @@ def test_arguments_that_name_nothing(runs):
     refuse(lambda: at.attention_map(cache, 0, 0, "registers"), "LensError", "'registers' is 2 tokens")
     refuse(lambda: at.attention_map(cache, 0, 0, (0, 4)), "LensError", "outside the grid of . rows and 4 columns")
     refuse(lambda: at.attention_map(cache, 0, 9), "UnknownSiteError", "H0 to H2")
-    refuse(lambda: at.pool_attention_map(cache, 0), "LensError", "'patches'")
+    refuse(lambda: at.pool_attention_map(cache, 0), "LensError", "the patches")
     refuse(lambda: at.split_pooling(cache), "LensError", "not by attention pooling")
     refuse(lambda: at.pool_token_parts(cache), "LensError", "not by attention pooling")
     unchecked = inspect.unwrap(at.directions.Directions.of.__func__)

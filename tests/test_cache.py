@@ -656,7 +656,7 @@ def test_a_readout_cache_serves_the_algebra(run):
     close(cache.decompose_resid().sum(0), cache["resid_post", 2])
     with pytest.raises(UnknownHookError, match=r"'blocks.0.mlp.hook_post'.*rows='readout' keeps a fixed set"):
         cache.stack_neuron_results(1)
-    if model.cfg.readout == "pooled":
+    if model.readout.kind == "pooled":
         with pytest.raises(LensError, match=r"blocks.1.ln1 acts on every token"):
             cache.stack_head_results(1, apply_ln=True)
     else:

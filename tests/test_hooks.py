@@ -252,7 +252,7 @@ def test_a_readout_cache_is_small_and_equal(readout_vit):
     for name in small.keys():
         whole = full[name] if model.pos_axis(name) is None else full.readout(name)
         assert (small[name] - whole).abs().max() < 1e-12, name  # fused and open attention
-    rows = {"cls": 1, "patches": 9, "pooled": 1}[model.cfg.readout]
+    rows = {"cls": 1, "patches": 9, "pooled": 1}[model.readout.kind]
     assert small["blocks.0.attn.hook_z"].shape == (4, rows, 3, 11)
     # Six residual-sized rows a layer: 6 x 48 x 1664 float32 numbers, 1.9 MB an image, on ViT-bigG/14.
     in_blocks = [value for name, value in small.items() if name.startswith("blocks.")]

@@ -274,10 +274,10 @@ def _own_lens(k, hidden=False):
             return site.head is not None
 
         def read(self, cache, sites):
-            from vit_lens.lenses.residual import read_last, site_outputs
+            from vit_lens.lenses.residual import site_outputs
 
             own, strength = self.check_sites(cache.model, sites), self._k if hidden else self.k
-            return Condition(pooled=read_last(cache.model, strength * site_outputs(cache, own), own))
+            return Condition(pooled=cache.model.streams[0].read(strength * site_outputs(cache, own)))
 
     return MyLens(k)
 

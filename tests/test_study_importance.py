@@ -175,17 +175,17 @@ def test_outputs_are_read_as_the_lenses_read_them(setup):
 
 
 def test_parts_are_all_parts(setup):
-    from vit_lens.lenses.residual import final_residual, site_outputs
+    from vit_lens.lenses.residual import site_outputs
     from vit_lens.studies.importance.head_outputs import _rest
 
     written, origins = written_of(setup)
     rest = site_outputs(written.cache, _rest(written.cache)) - origins.rest
     last = origins.last + (written.outputs - origins.heads).sum(1) + rest.sum(1)
-    torch.testing.assert_close(last, final_residual(written.cache), atol=1e-11, rtol=1e-9)
+    torch.testing.assert_close(last, written.last, atol=1e-11, rtol=1e-9)
 
 
 def test_a_world_without_content_has_the_measured_sizes_and_adds_up(setup):
-    from vit_lens.lenses.residual import centred_norm, final_residual
+    from vit_lens.lenses.residual import centred_norm
     from vit_lens.studies.importance.head_outputs import no_content
 
     written, origins = written_of(setup)
@@ -193,9 +193,9 @@ def test_a_world_without_content_has_the_measured_sizes_and_adds_up(setup):
     sizes = centred_norm(written.outputs - origins.heads)
     torch.testing.assert_close(centred_norm(made.outputs - origins.heads), sizes)
     torch.testing.assert_close(centred_norm(other - origins.heads), sizes.roll(1, 0))
-    assert torch.equal(made.clean, setup.model.embed_rows(final_residual(made.cache)))
+    assert torch.equal(made.clean, setup.model.embed_rows(made.last))
     # A head taken out of the sum leaves what the other parts wrote.
-    left = final_residual(made.cache) - made.outputs[:, 1]
+    left = made.last - made.outputs[:, 1]
     torch.testing.assert_close(made.replaced(torch.zeros_like(other))[:, 1], setup.model.embed_rows(left))
     noise, real = made.outputs - origins.heads, written.outputs - origins.heads
     cosines = torch.nn.functional.cosine_similarity(noise.flatten(-2), real.flatten(-2), dim=-1)

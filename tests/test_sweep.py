@@ -672,7 +672,7 @@ def _brute_force(model, pixels, factors):
         times = factors.get(f"L{layer}.attn", 1.0)
         hooks.append((f"blocks.{layer}.hook_attn_out", lambda act, hook, times=times: act * times))
         hooks.append(put(f"blocks.{layer}.hook_mlp_out", factors.get(f"L{layer}.mlp", 1.0)))
-    if cfg.readout in ("patches", "tokens"):
+    if model.readout.kind in ("patches", "tokens"):
         hooks.append(put("ln_final.hook_scale"))
     if model.attn_pool is not None:
         held = ("attn_pool.attn.hook_pattern", "attn_pool.ln_post.hook_scale")
@@ -700,7 +700,7 @@ def test_live_numbers_are_those_of_a_run_with_hooks(readout_vit, factors):
     model, _ = readout_vit
     pixels = torch.randn(2, 3, *model.cfg.image_size, generator=torch.Generator().manual_seed(3)).double()
     live = _live_of(model, pixels)
-    assert live.recomputed == (model.cfg.readout != "patches")
+    assert live.recomputed == (model.readout.kind != "patches")
     for image, expected in enumerate(_brute_force(model, pixels, factors)):
         _close(live.embed(image, factors), expected)
 

@@ -73,7 +73,7 @@ def test_every_coca_config(name):
     vit = hooked(visual).requires_grad_(False)
     pixels = towers.pixels_of(vit.cfg.image_size, batch=1)
     assert_exact(vit, towers.block_outputs(visual, visual.transformer.resblocks, pixels, visual), pixels)
-    assert (vit.cfg.d_pooled, vit.cfg.attn_pool.has_ln_post, vit.cfg.readout) == (13, True, "tokens")
+    assert (vit.cfg.d_pooled, vit.cfg.attn_pool.has_ln_post, vit.readout.kind) == (13, True, "tokens")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,27 @@
-"""The sizes and switches of one vision tower."""
+"""The sizes and switches of a tower, in three parts: the blocks, what comes before them, and how an output is read.
 
-__all__ = ["ActivationName", "AttentionPoolConfig", "HookedViTConfig"]
+A tower's config is one flat dataclass, made of the parts that it has: TransformerLens' tools, and its users, read
+``cfg.n_layers`` and ``cfg.d_model`` of any model.
+"""
+
+__all__ = [
+    "ActivationName",
+    "AttentionPoolConfig",
+    "BlocksConfig",
+    "HookedViTConfig",
+    "PatchEmbedConfig",
+    "ReadoutConfig",
+    "RelativeBiasConfig",
+    "TowerConfig",
+]
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vit_lens.errors import VitLensError
 
-ActivationName = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
+ActivationName = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "relu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +44,39 @@ class AttentionPoolConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HookedViTConfig:
-    """Sizes and switches of one vision tower; the checkpoint decides them, so none has a default.
+class RelativeBiasConfig:
+    """Sizes of T5's relative position bias: what each head adds to a score by how far a key is from its query.
 
-    The fields with a default at the end are switches of hook points, as in TransformerLens; change
-    them with the model's setters (``model.set_use_attn_result(True)``).
+    Attributes:
+        n_buckets: Distances are sorted into so many buckets, half of them for keys behind the query.
+        max_distance: From here on, all distances share a bucket.
+    """
+
+    n_buckets: int
+    max_distance: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """Sizes and switches of a stack of pre-norm transformer blocks; what the checkpoint decides has no default.
+
+    The fields with a default are what most towers share, and the switches of hook points, as in TransformerLens;
+    change these with the model's setters (``model.set_use_attn_result(True)``).
 
     Attributes:
         n_layers: Transformer blocks.
         d_model: Width of the residual stream.
         n_heads: Attention heads per block.
-        d_head: Width of one head.
+        d_head: Width of one head; ``n_heads * d_head`` need not be ``d_model``.
         d_mlp: Hidden width of the MLP.
-        d_embed: Width of the image embedding.
-        image_size: (height, width) in pixels; what is left of whole patches, at the bottom and right, is not seen.
-        patch_size: (height, width) in pixels.
-        has_cls: Whether a class token stands before the patches.
-        n_registers: Register tokens between the class token and the patches.
-        has_patch_bias: Whether the patch embedding has a bias.
-        act_fn: ``gelu`` (exact, erf), ``gelu_pytorch_tanh`` or ``quick_gelu``.
-        eps: Of every LayerNorm.
-        has_ln_pre: Whether a LayerNorm follows the embeddings.
-        pool: ``cls`` reads the class token, ``avg`` the mean of the patches, ``attn`` pools all tokens by attention.
-        attn_pool: Sizes of attention pooling, for ``pool="attn"`` alone.
-        ln_final: Whether the LayerNorm after the last block comes before or after pooling.
-        has_proj: Whether a projection follows; without one the embedding is the pooled vector.
-        has_proj_bias: Whether the projection has a bias.
+        act_fn: ``gelu`` (exact, erf), ``gelu_pytorch_tanh``, ``quick_gelu`` or ``relu``.
+        eps: Of every norm.
+        normalization_type: ``LN`` for LayerNorm; ``RMS`` for a norm without mean and bias, as T5 has it.
+        gated_mlp: Whether the MLP's hidden layer is the activation times a second linear map.
+        has_biases: Whether attention and MLP have biases; without them ``b_O`` and its kin are zero and no weights.
+        attn_scale: What scores are divided by; None means the square root of ``d_head``.
+        relative_bias: Sizes of a relative position bias, which all blocks share; None where there is none.
+        is_causal: Whether a token sees none behind it.
         device: Where the model's weights are, as text; kept up to date by the model.
     """
 
@@ -65,21 +85,15 @@ class HookedViTConfig:
     n_heads: int
     d_head: int
     d_mlp: int
-    d_embed: int
-    image_size: tuple[int, int]
-    patch_size: tuple[int, int]
-    has_cls: bool
-    n_registers: int
-    has_patch_bias: bool
     act_fn: ActivationName
     eps: float
-    has_ln_pre: bool
-    pool: Literal["cls", "avg", "attn"]
-    attn_pool: AttentionPoolConfig | None
-    ln_final: Literal["before_pool", "after_pool"]
-    has_proj: bool
-    has_proj_bias: bool
 
+    normalization_type: Literal["LN", "RMS"] = "LN"
+    gated_mlp: bool = False
+    has_biases: bool = True
+    attn_scale: float | None = None
+    relative_bias: RelativeBiasConfig | None = None
+    is_causal: bool = False
     use_attn_result: bool = False
     use_attn_in: bool = False
     use_split_qkv_input: bool = False
@@ -87,30 +101,75 @@ class HookedViTConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_embed"):
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise VitLensError(f"{name}={value!r}; expected one of {', '.join(map(str, get_args(kind)))}")
+        for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp"):
             if getattr(self, name) < 1:
                 raise VitLensError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes and switches as plain values; the device is not one."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "device"}
+
+    # TransformerLens' tools read these of any model's cfg.
+    @property
+    def attn_only(self) -> bool:
+        """False: every block has an MLP."""
+        return False
+
+    @property
+    def final_rms(self) -> bool:
+        """Whether the last norm is an RMS norm."""
+        return self.normalization_type == "RMS"
+
+    @property
+    def n_key_value_heads(self) -> None:
+        """None: keys and values are not grouped."""
+        return None
+
+    @property
+    def positional_embedding_type(self) -> str:
+        """``standard``: learned and added; ``relative_positional_bias``: added to scores."""
+        return "relative_positional_bias" if self.relative_bias else "standard"
+
+    @property
+    def model_name(self) -> str:
+        """For messages."""
+        return type(self).__name__.removesuffix("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchEmbedConfig:
+    """How an image becomes tokens: patches, and what stands before them.
+
+    Attributes:
+        image_size: (height, width) in pixels; what is left of whole patches, at the bottom and right, is not seen.
+        patch_size: (height, width) in pixels.
+        has_cls: Whether a class token stands before the patches.
+        n_registers: Register tokens between the class token and the patches.
+        has_patch_bias: Whether the patch embedding has a bias.
+        has_ln_pre: Whether a LayerNorm follows the embeddings.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    has_cls: bool
+    n_registers: int
+    has_patch_bias: bool
+    has_ln_pre: bool
+
+    def check_patches(self) -> None:
+        """Raise unless there are patches, and registers only behind a class token.
+
+        Raises:
+            VitLensError: It is not so.
+        """
         if 0 in self.grid:
             raise VitLensError(f"image_size={self.image_size} is smaller than patch_size={self.patch_size}")
-        if self.act_fn not in get_args(ActivationName):
-            raise VitLensError(f"act_fn={self.act_fn!r}; expected one of {', '.join(get_args(ActivationName))}")
-        for name, allowed in (("pool", ("cls", "avg", "attn")), ("ln_final", ("before_pool", "after_pool"))):
-            if getattr(self, name) not in allowed:
-                raise VitLensError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}")
         if self.n_registers < 0 or (self.n_registers and not self.has_cls):
             raise VitLensError(f"n_registers={self.n_registers}: registers follow a class token, and are 0 or more")
-        if self.pool == "cls" and not self.has_cls:
-            raise VitLensError("pool='cls' needs has_cls=True")
-        if (self.pool == "attn") != (self.attn_pool is not None):
-            raise VitLensError(f"pool={self.pool!r} with attn_pool={self.attn_pool}: sizes go with pool='attn'")
-        if self.attn_pool is not None and self.ln_final != "before_pool":
-            raise VitLensError("attention pooling reads tokens that are normed: ln_final='before_pool'")
-        if self.has_proj_bias and not self.has_proj:
-            raise VitLensError("has_proj_bias=True needs has_proj=True")
-        if not self.has_proj and self.d_embed != self.d_pooled:
-            raise VitLensError(
-                f"without a projection d_embed={self.d_embed} must equal the pooled width {self.d_pooled}"
-            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -137,61 +196,82 @@ class HookedViTConfig:
         """Numbers in one patch: channels x patch height x patch width."""
         return 3 * self.patch_size[0] * self.patch_size[1]
 
+
+@dataclass(frozen=True, kw_only=True)
+class ReadoutConfig:
+    """How an output is read off the last residual stream.
+
+    Attributes:
+        d_embed: Width of the output.
+        pool: ``cls`` reads the class token, ``avg`` the mean of the patches, ``attn`` pools all tokens by attention,
+            ``eos`` reads the token that ends a text, ``all`` reads every token and pools nothing.
+        attn_pool: Sizes of attention pooling, for ``pool="attn"`` alone.
+        ln_final: Whether the norm after the last block comes before or after pooling.
+        has_proj: Whether a projection follows; without one the output is the pooled vector.
+        has_proj_bias: Whether the projection has a bias.
+    """
+
+    d_embed: int
+    pool: Literal["cls", "avg", "attn", "eos", "all"]
+    attn_pool: AttentionPoolConfig | None
+    ln_final: Literal["before_pool", "after_pool"]
+    has_proj: bool
+    has_proj_bias: bool
+
+    def check_readout(self, d_model: int) -> None:
+        """Raise unless the switches go together.
+
+        Raises:
+            VitLensError: They do not.
+        """
+        if (self.pool == "attn") != (self.attn_pool is not None):
+            raise VitLensError(f"pool={self.pool!r} with attn_pool={self.attn_pool}: sizes go with pool='attn'")
+        if self.pool not in ("cls", "avg") and self.ln_final != "before_pool":
+            raise VitLensError(f"pool={self.pool!r} reads tokens that are normed: ln_final='before_pool'")
+        if self.has_proj_bias and not self.has_proj:
+            raise VitLensError("has_proj_bias=True needs has_proj=True")
+        d_pooled = d_model if self.attn_pool is None else self.attn_pool.d_model
+        if not self.has_proj and self.d_embed != d_pooled:
+            raise VitLensError(f"without a projection d_embed={self.d_embed} must equal the pooled width {d_pooled}")
+        if self.d_embed < 1:
+            raise VitLensError(f"d_embed={self.d_embed} must be at least 1")
+
+    @property
+    def d_vocab(self) -> int:
+        """The width of the output, which stands where a language model has its vocabulary."""
+        return self.d_embed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig(BlocksConfig, ReadoutConfig):
+    """Blocks and a read-out: what every hooked tower has; a kind of tower adds how its inputs are embedded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_readout(self.d_model)
+
     @property
     def d_pooled(self) -> int:
         """Width of the pooled vector, which the projection reads."""
         return self.d_model if self.attn_pool is None else self.attn_pool.d_model
 
-    @property
-    def readout(self) -> Literal["cls", "patches", "pooled", "tokens"]:
-        """What the embedding is read from: the CLS row, every patch row, their mean, or every token."""
-        if self.pool == "cls":
-            return "cls"
-        if self.pool == "attn":
-            return "tokens"
-        return "pooled" if self.ln_final == "after_pool" else "patches"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the sizes and switches as plain values; the device is not one."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "device"}
+@dataclass(frozen=True, kw_only=True)
+class HookedViTConfig(TowerConfig, PatchEmbedConfig):
+    """Sizes and switches of one vision tower: :class:`PatchEmbedConfig`, :class:`BlocksConfig`, :class:`ReadoutConfig`.
 
-    # TransformerLens' tools read these of any model's cfg.
-    @property
-    def normalization_type(self) -> str:
-        """``LN``: every norm is a LayerNorm with weight and bias."""
-        return "LN"
+    >>> sizes = dict(n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, act_fn="gelu", eps=1e-5)
+    >>> patches = dict(image_size=(20, 15), patch_size=(5, 5), has_cls=True, n_registers=0, has_patch_bias=True)
+    >>> read = dict(pool="cls", attn_pool=None, ln_final="before_pool", has_proj=True, has_proj_bias=False, d_embed=7)
+    >>> cfg = HookedViTConfig(**sizes, **patches, **read, has_ln_pre=True)
+    >>> cfg.grid, cfg.n_ctx
+    ((4, 3), 13)
+    """
 
-    @property
-    def attn_only(self) -> bool:
-        """False: every block has an MLP."""
-        return False
-
-    @property
-    def final_rms(self) -> bool:
-        """False: the last norm is a LayerNorm."""
-        return False
-
-    @property
-    def n_key_value_heads(self) -> None:
-        """None: keys and values are not grouped."""
-        return None
-
-    @property
-    def d_vocab(self) -> int:
-        """The width of the embedding, which stands where a language model has its vocabulary."""
-        return self.d_embed
-
-    @property
-    def gated_mlp(self) -> bool:
-        """False: the MLPs have one input matrix."""
-        return False
-
-    @property
-    def positional_embedding_type(self) -> str:
-        """``standard``: learned and added."""
-        return "standard"
-
-    @property
-    def model_name(self) -> str:
-        """For messages."""
-        return "HookedViT"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_patches()
+        if self.pool not in ("cls", "avg", "attn"):
+            raise VitLensError(f"pool={self.pool!r} reads a text; an image is read by 'cls', 'avg' or 'attn'")
+        if self.pool == "cls" and not self.has_cls:
+            raise VitLensError("pool='cls' needs has_cls=True")

@@ -3,15 +3,12 @@
 __all__ = ["FrozenReadout", "check_cache", "read_rows", "read_tokens", "same"]
 
 import torch
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import LensError
 from vit_lens.towers.cache import ViTActivationCache
-from vit_lens.towers.layers import AttentionPool
-
-_PATTERN, _POOL_SCALE = "attn_pool.attn.hook_pattern", "attn_pool.ln_post.hook_scale"
+from vit_lens.towers.readout import FrozenAttentionPooling, FrozenTokens, Readout
 
 
 class FrozenReadout:
@@ -46,16 +43,17 @@ class FrozenReadout:
     def __init__(self, cache: ViTActivationCache):
         self.cache = check_cache(cache)
         self.model = cache.model
+        readout, self._norm = self.model.readout, self.model.ln_final
         self._final = read_rows(cache, f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
-        self.scale: Float[Tensor, "batch row 1"] = self._scale()
-        scale = self.scale[..., 0]
-        mean = 1 / (scale.shape[1] * scale)[:, None]
-        pattern = None if self._pool is None else self.pattern
-        self.weights: Float[Tensor, "batch pool_head row"] = mean if pattern is None else pattern / scale[:, None]
-        has_norm = self._pool is not None and self._pool.ln_post is not None
-        self._pool_scale = self._wide(cache[_POOL_SCALE])[:, 0] if has_norm else None
-        mass = torch.ones_like(mean[..., 0]) if pattern is None else pattern.sum(-1)
-        self.constants: dict[str, Float[Tensor, "batch d_embed"]] = self._constants(mass)
+        self.scale: Float[Tensor, "batch row 1"] = self._scale(readout)
+        self._ends = readout.frozen(cache)
+        if isinstance(self._ends, FrozenTokens):
+            raise LensError("this read-out has an output for every token: model.readout.frozen(cache) maps them apart")
+        self.weights: Float[Tensor, "batch pool_head row"] = self._ends.weights(self.scale[..., 0])
+        constants = self._ends.constants(self._wide(self._norm.b), len(self.weights))
+        self.constants: dict[str, Float[Tensor, "batch d_embed"]] = {
+            name: self._of_all(value) for name, value in constants.items()
+        }
 
     def __call__(self, residual: Float[Tensor, "*part batch row d_model"]) -> Float[Tensor, "*part batch d_embed"]:
         """Return what a part of the last residual, at the read-out rows, contributes to the embedding."""
@@ -67,8 +65,7 @@ class FrozenReadout:
 
     def project(self, reduced: Float[Tensor, "*part #batch pool_head d_model"]) -> Float[Tensor, "*part batch d_embed"]:
         """Map what :meth:`reduce` returned to the embedding."""
-        gain = self._wide(self.model.ln_final.w)
-        return self.pooled_to_embed(self._pool_values((reduced - reduced.mean(-1, keepdim=True)) * gain))
+        return self.pooled_to_embed(self._ends.to_pooled(self._norm.centre(reduced) * self._wide(self._norm.w)))
 
     def pull_back(
         self, directions: Float[Tensor, "*direction d_embed"]
@@ -83,26 +80,12 @@ class FrozenReadout:
         self, directions: Float[Tensor, "*direction d_embed"]
     ) -> Float[Tensor, "*direction batch pool_head d_model"]:
         """Return the transpose of :meth:`project`."""
-        back = directions.to(self.weights) @ self._wide(self.model.W_U).T
-        back = back[..., None, :].expand(*back.shape[:-1], len(self.weights), back.shape[-1])
-        if self._pool is not None:
-            if self._pool.ln_post is not None and self._pool_scale is not None:
-                back = back * self._wide(self._pool.ln_post.w)
-                back = (back - back.mean(-1, keepdim=True)) / self._pool_scale
-            back = einsum(back, self._wide(self._pool.attn.W_O), "... b p, h k p -> ... b h k")
-            back = einsum(back, self._wide(self._pool.attn.get_parameter("W_V")), "... b h k, h d k -> ... b h d")
-        else:
-            back = back[..., None, :]
-        back = back * self._wide(self.model.ln_final.w)
-        return back - back.mean(-1, keepdim=True)
+        back = self._norm.centre(self._ends.from_embed(directions.to(self.weights)) * self._wide(self._norm.w))
+        return back.expand(*back.shape[:-3], len(self.weights), *back.shape[-2:])
 
     def pooled_to_embed(self, pooled: Float[Tensor, "*part #batch d_pooled"]) -> Float[Tensor, "*part batch d_embed"]:
         """Map a part of the pooled vector (before ``ln_post``, where there is one) to the embedding."""
-        if self._pool is not None and self._pool.ln_post is not None and self._pool_scale is not None:
-            centred = pooled - pooled.mean(-1, keepdim=True)
-            pooled = centred / self._pool_scale * self._wide(self._pool.ln_post.w)
-        out = pooled @ self._wide(self.model.W_U)
-        return out.expand(*out.shape[:-2], len(self.weights), out.shape[-1])
+        return self._of_all(self._ends.to_embed(pooled))
 
     @property
     def final_reduced(self) -> Float[Tensor, "batch pool_head d_model"]:
@@ -121,62 +104,40 @@ class FrozenReadout:
 
     @property
     def pattern(self) -> Float[Tensor, "batch pool_head row"]:
-        """How much attention each head of attention pooling gave to each token."""
-        return self._wide(self.cache[_PATTERN])[:, :, 0]
+        """How much attention each head of attention pooling gave to each token.
+
+        Raises:
+            LensError: The tower does not pool by attention.
+        """
+        if not isinstance(self._ends, FrozenAttentionPooling):
+            raise LensError(
+                f"this tower reads its embedding from {self.model.readout.words}, not by attention pooling; "
+                "split_embedding and token_parts are for every tower"
+            )
+        return self._ends.pattern
 
     @property
     def normed(self) -> Float[Tensor, "batch row d_model"]:
         """The last residual at the read-out rows, after the last LayerNorm."""
-        centred = self._final - self._final.mean(-1, keepdim=True)
-        return centred / self.scale * self._wide(self.model.ln_final.w) + self._wide(self.model.ln_final.b)
+        return self._norm.centre(self._final) / self.scale * self._wide(self._norm.w) + self._wide(self._norm.b)
 
     @property
     def eps(self) -> float:
         """Rounding of the run's own numbers."""
         return torch.finfo(self.cache[f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"].dtype).eps
 
-    @property
-    def _pool(self) -> AttentionPool | None:
-        return self.model.attn_pool
-
     def _wide(self, x: Tensor) -> Tensor:
         return x.detach().to(device=self.model.device, dtype=self._final.dtype)
 
-    def _scale(self) -> Float[Tensor, "batch row 1"]:
+    def _of_all(self, x: Float[Tensor, "*part #batch d_embed"]) -> Float[Tensor, "*part batch d_embed"]:
+        return x.expand(*x.shape[:-2], len(self.weights), x.shape[-1])
+
+    def _scale(self, readout: Readout) -> Float[Tensor, "batch row 1"]:
         """Return the run's own scale; an edited one is in the cache, otherwise it follows from the residual."""
         name = "ln_final.hook_scale"
         if name not in self.cache.cache_dict:
-            return self.model.ln_final.split(self._final)[1]
-        scale = self.cache[name] if self.model.cfg.ln_final == "after_pool" else self.cache.readout(name)
-        return self._wide(scale)
-
-    def _pool_values(
-        self, normed: Float[Tensor, "*part batch pool_head d_model"]
-    ) -> Float[Tensor, "*part batch d_out"]:
-        if self._pool is None:
-            return normed[..., 0, :]
-        values = einsum(normed, self._wide(self._pool.attn.get_parameter("W_V")), "... h d, h d k -> ... h k")
-        return einsum(values, self._wide(self._pool.attn.W_O), "... h k, h k p -> ... p")
-
-    def _constants(self, mass: Float[Tensor, "batch pool_head"]) -> dict[str, Float[Tensor, "batch d_embed"]]:
-        """Push every bias through what follows it; ``mass`` is the attention that each pooling head gives out."""
-        bias = self._wide(self.model.ln_final.b)
-        terms = {"ln_final.b": self.pooled_to_embed(self._pool_values(mass[..., None] * bias))}
-        if self._pool is not None:
-            attn = self._pool.attn
-            values = mass[..., None] * self._wide(attn.get_parameter("b_V"))
-            through = einsum(values, self._wide(attn.W_O), "b h k, h k p -> b p")
-            terms["pool.b_V"] = self.pooled_to_embed(through)
-            terms["pool.b_O"] = self.pooled_to_embed(self._wide(attn.b_O)[None])
-            if self._pool.mlp is not None:
-                terms["pool.mlp"] = self.pooled_to_embed(self._wide(self.cache["attn_pool.hook_mlp_out"])[:, 0])
-            if self._pool.ln_post is not None:
-                terms["pool.ln_post.b"] = (self._wide(self._pool.ln_post.b) @ self._wide(self.model.W_U)).expand(
-                    len(self.weights), -1
-                )
-        if self.model.cfg.has_proj_bias:
-            terms["b_U"] = self._wide(self.model.b_U).expand(len(self.weights), -1)
-        return terms
+            return self._norm.split(self._final)[1]
+        return self._wide(self.cache[name] if readout.pools_first else self.cache.readout(name))
 
 
 def check_cache(cache: object) -> ViTActivationCache:

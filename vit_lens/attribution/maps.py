@@ -91,9 +91,9 @@ def pool_attention_map(cache: ViTActivationCache, head: int) -> PatchMap:
         UnknownSiteError: The head is out of range.
         UnknownHookError: The cache lacks ``attn_pool.attn.hook_pattern``.
     """
-    cfg = check_cache(cache).model.cfg
-    if cfg.attn_pool is None:
-        raise LensError(f"this tower reads its embedding from {cfg.readout!r}: attention_map(cache, layer, head)")
+    cfg, readout = check_cache(cache).model.cfg, cache.model.readout
+    if readout.attn_pool is None:
+        raise LensError(f"this tower reads its embedding from {readout.words}: attention_map(cache, layer, head)")
     site = Site(None, "pool_head", head).check(cfg)
     if not cache.has_batch_dim:
         raise LensError("this cache has no batch axis; make it with remove_batch_dim=False")

@@ -170,18 +170,13 @@ def pool_token_parts(cache: ViTActivationCache) -> Float[Tensor, "batch head tok
         UnknownHookError: The cache lacks an activation; the message names it.
     """
     readout = FrozenReadout(cache)
-    pool = readout.model.attn_pool
-    if pool is None:
-        raise LensError(
-            f"this tower reads its embedding from {readout.model.cfg.readout!r}, not by attention pooling; "
-            "split_embedding and token_parts are for every tower"
-        )
     pattern, normed = readout.pattern, readout.normed
-    W_V, b_V = (pool.attn.get_parameter(name).detach().to(normed) for name in ("W_V", "b_V"))
+    attn = readout.model.streams[-1].attention(None)
+    W_V, b_V, W_O = (x.detach().to(normed) for x in (attn.W_V, attn.b_V, attn.W_O))
     out = pattern.new_empty(*pattern.shape, readout.model.cfg.d_embed)
     for head in range(pattern.shape[1]):
         value = normed @ W_V[head] + b_V[head]
-        written = pattern[:, head, :, None] * (value @ pool.attn.W_O[head].detach().to(normed))
+        written = pattern[:, head, :, None] * (value @ W_O[head])
         out[:, head] = readout.pooled_to_embed(written.transpose(0, 1)).transpose(0, 1)
     return out
 
@@ -191,7 +186,7 @@ def _mass_and_values(
 ) -> tuple[Float[Tensor, "batch pool_head head token"], Float[Tensor, "batch token head d_head"]]:
     """Return how much of each token the read-out sees through each head, and the tokens' values."""
     pattern = read_tokens(readout.cache, f"blocks.{layer}.attn.hook_pattern").to(readout.weights)
-    rows = readout.model.readout_rows(pattern.transpose(1, 2))
+    rows = readout.model.readout.rows(pattern.transpose(1, 2))
     v = read_tokens(readout.cache, f"blocks.{layer}.attn.hook_v").to(readout.weights)
     return einsum(readout.weights, rows, "b c r, b r h t -> b c h t"), v
 

@@ -166,16 +166,15 @@ class _Held:
 
     def __init__(self, model: HookedViT, rows: str, what: str, advice: str):
         self.what, self.advice, self.cut = what, advice, rows == "cut"
-        cfg = model.cfg
-        held = {"cls": range(1), "patches": range(cfg.n_prefix, cfg.n_ctx), "pooled": range(0), "tokens": None}
-        self.positions = None if rows == "all" else held[cfg.readout]
-        self.name = {"cls": "the class token", "pooled": "the mean of the patches"}.get(cfg.readout, "the patches")
+        self.every = range(model.cfg.n_ctx)
+        self.positions = self.every if rows == "all" else model.readout.positions(model.cfg.n_ctx)
+        self.name = model.readout.words
 
     def index(self, positions: list[int] | None) -> list[int] | None:
         """Return the rows at which positions are held; None for all."""
         if self.cut:
             raise InterventionError(f"the cache was cut by pos_slice, so positions are unknown; {self.advice}")
-        if self.positions is None:
+        if self.positions == self.every:
             return positions
         if positions is None or not set(positions) <= set(self.positions):
             wanted = "every token" if positions is None else "other tokens too"

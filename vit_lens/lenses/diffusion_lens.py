@@ -11,8 +11,9 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
 from vit_lens.lenses.contract import HookFn
-from vit_lens.lenses.residual import ResidualLens, attention_of, check_batch
+from vit_lens.lenses.residual import ResidualLens, check_batch
 from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers.streams import write_of
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,13 @@ class DiffusionLens(ResidualLens):
             UnknownSiteError: The site is not one of the model's.
         """
         (site,) = self.check_sites(cache.model, site)
-        n_layers = cache.model.cfg.n_layers
+        stream = cache.model.stream_of(site)
         if site.is_residual:
-            return [(name, _zero) for name in _writes_after(site, n_layers)]
-        if site.is_pool:
-            pool = [n for n in ("attn_pool.hook_attn_out", "attn_pool.hook_mlp_out") if n in cache.model.hook_dict]
-            own = site.hook_name if site.kind == "pool_mlp" else pool[0]
-            return [*((name, _zero) for name in pool if name != own), *_own_hooks(cache, site, own)]
-        own = f"blocks.{site.layer}.hook_{'mlp_out' if site.kind == 'mlp' else 'attn_out'}"
-        writes = [f"blocks.{layer}.hook_{part}" for layer in range(n_layers) for part in ("attn_out", "mlp_out")]
-        hooks: list[tuple[str, HookFn]] = [("blocks.0.hook_resid_pre", _zero)]
-        hooks += [(name, _zero) for name in writes if name != own]
-        return [*hooks, *_own_hooks(cache, site, own)]
+            return [(name, _zero) for name in stream.after(site)]
+        own = write_of(site)
+        silenced = [stream.start] if stream.start else []
+        silenced += [name for name in stream.writes if name != own]
+        return [*((name, _zero) for name in silenced), *_own_hooks(cache, site, own)]
 
 
 def _zero(act: Tensor, hook: HookPoint) -> Tensor:
@@ -83,7 +79,7 @@ def _put(cache: ViTActivationCache, name: str, head: int | None = None) -> HookF
 
     def put(act: Tensor, hook: HookPoint) -> Tensor:
         check_batch(act, rows, name)
-        out = cache.model.with_readout_rows(act, rows)
+        out = cache.model.readout.with_rows(act, rows)
         if head is not None:
             out[:, :, :head] = 0
             out[:, :, head + 1 :] = 0
@@ -95,15 +91,9 @@ def _put(cache: ViTActivationCache, name: str, head: int | None = None) -> HookF
 def _own_hooks(cache: ViTActivationCache, site: Site, own: str) -> list[tuple[str, HookFn]]:
     if site.head is None:
         return [(own, _put(cache, own))]
-    bias = attention_of(cache.model, site).b_O
+    bias = cache.model.stream_of(site).attention(site.layer).b_O
 
     def without_bias(act: Tensor, hook: HookPoint) -> Tensor:
         return act - bias
 
     return [(site.hook_name, _put(cache, site.hook_name, head=site.head)), (own, without_bias)]
-
-
-def _writes_after(site: Site, n_layers: int) -> list[str]:
-    own = {"resid_pre": ("attn_out", "mlp_out"), "resid_mid": ("mlp_out",), "resid_post": ()}[site.kind]
-    later = [(layer, part) for layer in range((site.layer or 0) + 1, n_layers) for part in ("attn_out", "mlp_out")]
-    return [f"blocks.{layer}.hook_{part}" for layer, part in [*((site.layer, p) for p in own), *later]]

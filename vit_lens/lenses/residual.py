@@ -2,14 +2,11 @@
 
 __all__ = [
     "ResidualLens",
-    "attention_of",
     "centred_norm",
     "check_batch",
     "check_same_run",
     "check_speaks",
-    "final_residual",
     "freeze",
-    "last_state",
     "site_outputs",
 ]
 
@@ -26,9 +23,8 @@ from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.lenses.contract import HookFn, Lens, Sites, check_cache
-from vit_lens.models import HookedViT
 from vit_lens.towers.cache import ViTActivationCache
-from vit_lens.towers.layers import Attention
+from vit_lens.towers.streams import Stream, by_stream, read_wide
 
 _Change = Callable[[Tensor, Tensor | None, list[Site]], Tensor]  # of outputs, their origin and their sites
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
@@ -97,23 +93,22 @@ class ResidualLens(Lens):
     def _change(self, cache: ViTActivationCache, sites: Sites, change: _Change) -> Condition:
         check_cache(cache)
         own = self.check_sites(cache.model, sites)
-        groups = [[s for s in own if s.is_pool == pool] for pool in (False, True)]
-        found = {site: part for group in groups for site, part in self._embed_group(cache, group, change)}
+        groups = by_stream(cache.model.streams, own)
+        found = {site: part for group in groups for site, part in self._embed_group(cache, *group, change)}
         return Condition(pooled=torch.stack([found[site] for site in own], dim=1))
 
     def _embed_group(
         self,
         cache: ViTActivationCache,
+        stream: Stream,
         sites: list[Site],
         change: _Change,
     ) -> Iterator[tuple[Site, Float[Tensor, "batch d_embed"]]]:
-        if not sites:
-            return
-        chunk = max(1, _CHUNK_NUMBERS // last_state(cache, sites).numel())
+        chunk = max(1, _CHUNK_NUMBERS // stream.last(cache).numel())
         for start in range(0, len(sites), chunk):
             some = sites[start : start + chunk]
             outputs = change(site_outputs(cache, some), self._origin(cache, some), some)
-            read = read_last(cache.model, self._read(cache, some, outputs), sites)
+            read = stream.read(self._read(cache, some, outputs))
             yield from zip(some, read.unbind(1), strict=True)
 
 
@@ -127,44 +122,13 @@ def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, 
     for name in dict.fromkeys(s.hook_name for s in sites if s.head is not None):
         heads = [s for s in sites if s.hook_name == name and s.head is not None]
         index = [s.head for s in heads]
-        z = _read_wide(cache, name)[:, :, index]
-        weight = attention_of(cache.model, heads[0]).W_O.detach()[index].to(z)
+        z = read_wide(cache, name)[:, :, index]
+        weight = cache.model.stream_of(heads[0]).attention(heads[0].layer).W_O.detach()[index].to(z)
         found.update(zip(heads, einsum(z, weight, "b row h k, h k d -> h b row d"), strict=True))
     for site in sites:
         if site.head is None:
-            found[site] = _read_wide(cache, site.hook_name)
+            found[site] = read_wide(cache, site.hook_name)
     return torch.stack([found[site] for site in sites], dim=1)
-
-
-def attention_of(model: HookedViT, site: Site) -> Attention:
-    """Return the attention that a head, attention block or site of attention pooling belongs to."""
-    if site.layer is not None:
-        return model.blocks[site.layer].attn
-    if model.attn_pool is None:
-        raise LensError(f"site {site}: the model has no attention pooling")
-    return model.attn_pool.attn
-
-
-def final_residual(cache: ViTActivationCache) -> Float[Tensor, "batch row d_model"]:
-    """Return the read-out rows of the last residual, in float32 or wider, on the model's device."""
-    return _read_wide(cache, f"blocks.{cache.model.cfg.n_layers - 1}.hook_resid_post")
-
-
-def last_state(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch row d_model"]:
-    """Return what the sites' outputs end up in: the last residual, or for sites of attention pooling its sum."""
-    if not sites[0].is_pool:
-        return final_residual(cache)
-    names = [n for n in ("attn_pool.hook_attn_out", "attn_pool.hook_mlp_out") if n in cache.model.hook_dict]
-    return torch.stack([_read_wide(cache, name) for name in names]).sum(0)
-
-
-def read_last(
-    model: HookedViT, states: Float[Tensor, "*batch row d_model"], sites: list[Site]
-) -> Float[Tensor, "*batch d_embed"]:
-    """Return the embeddings of last residuals, or of attention pooling's sums, without hooks."""
-    if not sites[0].is_pool or model.attn_pool is None:
-        return model.embed_rows(states)
-    return model.embed_pooled(model.attn_pool.finish(states[..., 0, :]))
 
 
 def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
@@ -178,7 +142,7 @@ def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
     def set_cached(act: Tensor, hook: HookPoint) -> Tensor:
         check_batch(act, value, name)
         if cache.rows == "readout":
-            return cache.model.with_readout_rows(act, value)
+            return cache.model.readout.with_rows(act, value)
         if act.shape != value.shape:
             raise LensError(
                 f"{name}: the cache holds {tuple(value.shape)}, the run has {tuple(act.shape)}; make the cache "
@@ -197,7 +161,7 @@ def check_same_run(
     Raises:
         LensError: They differ by more than rounding.
     """
-    live = cache.model.readout_rows(act).to(rows)
+    live = cache.model.readout.rows(act).to(rows)
     allowed = min(1e4 * torch.finfo(act.dtype).eps, 0.1) * rows.abs().amax()
     if not (live - rows).abs().amax() <= allowed:  # so that NaN is a difference too
         raise LensError(
@@ -237,8 +201,3 @@ def check_speaks(
 def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:
     """Return the norm after mean removal over d_model, taken over all rows."""
     return (x - x.mean(-1, keepdim=True)).flatten(-2).norm(dim=-1)
-
-
-def _read_wide(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row *axes"]:
-    rows = cache.readout(name)
-    return rows.to(device=cache.model.device, dtype=torch.promote_types(rows.dtype, torch.float32))

@@ -21,12 +21,12 @@ from vit_lens.lenses.residual import (
     check_same_run,
     check_speaks,
     freeze,
-    last_state,
     site_outputs,
 )
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers.streams import write_of
 
 Anchor = Literal["clean", "mean"]
 
@@ -142,7 +142,7 @@ class DiffusionSteeringLens(ResidualLens):
         strength = self._strength(cache, sites, outputs)[..., None, None]
         origin = self._origin(cache, sites)
         if self.reference is None or origin is None:
-            return last_state(cache, sites)[:, None] + (strength - 1) * outputs
+            return cache.model.stream_of(sites[0]).last(cache)[:, None] + (strength - 1) * outputs
         anchor = self.reference.last_state(cache.model, pooled=sites[0].is_pool)
         return anchor + strength * (outputs - origin)
 
@@ -156,7 +156,7 @@ class DiffusionSteeringLens(ResidualLens):
         norm = centred_norm(deviation)
         size = centred_norm(outputs) + (0 if origin is None else centred_norm(origin))
         check_speaks(norm, size, sites, "no direction to match a norm with (use alpha=)")
-        added = (self.share or 0) * centred_norm(last_state(cache, sites))[:, None] / norm
+        added = (self.share or 0) * centred_norm(cache.model.stream_of(sites[0]).last(cache))[:, None] / norm
         return added + 1 if origin is None else added
 
     def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
@@ -174,8 +174,8 @@ class DiffusionSteeringLens(ResidualLens):
         strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]
         if self.reference is not None:
             return _mean_hooks(self.reference, cache, site, strength)
-        names = [name for name in _outputs_after(site, cache.model.cfg.n_layers) if name in cache.model.hook_dict]
-        return [(site.hook_name, _scale(cache, strength, site)), *(freeze(cache, name) for name in names)]
+        later = cache.model.stream_of(site).after(site)
+        return [(site.hook_name, _scale(cache, strength, site)), *(freeze(cache, name) for name in later)]
 
 
 def _scale(cache: ViTActivationCache, strength: Float[Tensor, " batch"], site: Site) -> HookFn:
@@ -197,13 +197,14 @@ def _scale(cache: ViTActivationCache, strength: Float[Tensor, " batch"], site: S
 def _mean_hooks(
     means: ReferenceMeans, cache: ViTActivationCache, site: Site, strength: Float[Tensor, " batch"]
 ) -> list[tuple[str, HookFn]]:
-    model = cache.model
-    values = {name: means.output(model, part)[None] for name, part in _writers(model, site).items()}
-    if not site.is_pool:
-        values["blocks.0.hook_resid_pre"] = means.resid_pre[None]
+    model, stream = cache.model, cache.model.stream_of(site)
+    writers = [part for part in (*Site.attns(model), *Site.mlps(model)) if part.hook_name in stream.writes]
+    values = {part.hook_name: means.output(model, part)[None] for part in writers}
+    if stream.start is not None:
+        values[stream.start] = means.resid_pre[None]
     cached = cache.readout(site.hook_name)
     if site.head is not None:
-        del values[Site(site.layer, "pool_attn" if site.is_pool else "attn").hook_name]  # it follows from z
+        del values[write_of(site)]  # it follows from z
         mean = means.z_of(site).to(cached.device)
         rows = mean.repeat(len(cached), 1, 1, 1)
         factor = strength.to(mean)[:, None, None]
@@ -222,20 +223,6 @@ def _set_rows(
     def set_rows(act: Tensor, hook: HookPoint) -> Tensor:
         if of_images:
             check_batch(act, rows, name)
-        return cache.model.with_readout_rows(act, rows.to(act))
+        return cache.model.readout.with_rows(act, rows)
 
     return set_rows
-
-
-def _writers(model: HookedViT, site: Site) -> dict[str, Site]:
-    """Return the parts that write to what a site writes to: all blocks, or attention pooling."""
-    parts = [part for part in (*Site.attns(model), *Site.mlps(model)) if part.is_pool == site.is_pool]
-    return {part.hook_name: part for part in parts}
-
-
-def _outputs_after(site: Site, n_layers: int) -> list[str]:
-    if site.layer is None:
-        return [] if site.kind == "pool_mlp" else ["attn_pool.hook_mlp_out"]
-    own = [] if site.kind == "mlp" else [f"blocks.{site.layer}.hook_mlp_out"]
-    later = range(site.layer + 1, n_layers)
-    return own + [f"blocks.{layer}.hook_{part}" for layer in later for part in ("attn_out", "mlp_out")]

@@ -3,7 +3,6 @@
 __all__ = ["HookedViT"]
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -14,21 +13,20 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.config import HookedViTConfig
-from vit_lens.errors import PreprocessError, VitLensError
+from vit_lens.errors import PreprocessError
 from vit_lens.hooking import is_hooked
-from vit_lens.identity import aliases, fingerprint
+from vit_lens.identity import aliases
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.models.vocabulary import Vocabulary
 from vit_lens.pretrained import TowerSource, read_module, read_pretrained
-from vit_lens.towers.caching import CachingRootModule
 from vit_lens.towers.inputs import check_input, whole_mask
-from vit_lens.towers.layers import AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock, Unembed
+from vit_lens.towers.layers import Embed, PosEmbed, PreNorm
 from vit_lens.towers.processing import WeightProcessing, process_model
-from vit_lens.towers.stacked import StackedWeights
+from vit_lens.towers.tower import HookedTower
 from vit_lens.verification import Verification, verify
 
 
-class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
+class HookedViT(HookedTower, Vocabulary):
     """A vision tower: pixels in, image embedding out, every step a hook point.
 
     Hook points, in the order in which they fire (B images, T tokens, H heads; those of ``attn_pool`` exist where
@@ -78,8 +76,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         encoder_id: Which weights these are; by default the content's fingerprint.
     """
 
-    cfg: HookedViTConfig
-    blocks: Sequence[TransformerBlock]
+    cfg: HookedViTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     processing: WeightProcessing | None = None
     """What :meth:`process_weights` did to this model, and which hook points changed; None for one as it was loaded."""
 
@@ -90,14 +87,10 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         preprocess_spec: PreprocessSpec | None = None,
         encoder_id: str | None = None,
     ):
-        super().__init__()
+        super().__init__(cfg, encoder_id=encoder_id)
         if preprocess_spec is not None and not isinstance(preprocess_spec, PreprocessSpec):
             raise PreprocessError(f"preprocess_spec={preprocess_spec!r}; expected a vit_lens.PreprocessSpec")
-        self.cfg = cfg
         self.preprocess_spec = preprocess_spec
-        self._encoder_id = encoder_id
-        self._fingerprint: tuple[tuple | None, str] | None = None
-        self._loaded: tuple | None = None
         self._source: dict[str, Any] | None = None
         self.embed = Embed(cfg)
         self.hook_embed_raw = HookPoint()
@@ -106,14 +99,7 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         self.ln_pre = PreNorm(cfg.d_model, cfg.eps) if cfg.has_ln_pre else None
         self.hook_embed = HookPoint()
         self.hook_pos_embed = HookPoint()
-        self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))  # pyright: ignore[reportAttributeAccessIssue]
-        self.ln_final = LayerNorm(cfg.d_model, cfg.eps)
-        self.attn_pool = AttentionPool(cfg, cfg.attn_pool) if cfg.attn_pool else None
-        self.hook_pooled = HookPoint()
-        self.unembed = Unembed(cfg.d_pooled, cfg.d_embed, bias=cfg.has_proj_bias) if cfg.has_proj else None
-        self.hook_image_embeds = HookPoint()
-        self.setup()
-        self.eval()
+        self.add_blocks()
 
     # ---- where models come from -------------------------------------------------------------------------
 
@@ -202,42 +188,10 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
     def _from_source(cls, source: TowerSource) -> "HookedViT":
         with torch.device("meta"):  # the tensors of the source become the parameters: one copy in memory
             model = cls(source.cfg, preprocess_spec=source.preprocess_spec, encoder_id=source.encoder_id)
-        model.load_state_dict(source.state_dict, assign=True)
-        model._set_switch(device=str(model.device))
-        model._loaded = model._versions()
+        model.load_weights(source.state_dict)
         return model.requires_grad_(True)
 
     # ---- what it is -------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embed.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.embed.W_E.dtype
-
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen digits that identify the weights by content (see ``vit_lens.identity.fingerprint``).
-
-        They are kept until the weights change. Change weights under ``torch.no_grad()``: PyTorch does not count
-        changes through ``.data``, so they would go unseen here.
-        """
-        versions = self._versions()
-        if versions is None or self._fingerprint is None or self._fingerprint[0] != versions:
-            self._fingerprint = (versions, fingerprint(self.state_dict()))
-        return self._fingerprint[1]
-
-    @property
-    def edited(self) -> bool:
-        """Whether weights were changed since the model was loaded; changes through ``.data`` go unseen.
-
-        A model that was built from a config was not loaded, so it is never edited.
-        """
-        return self._loaded is not None and self._versions() != self._loaded
 
     @property
     def source(self) -> dict[str, Any] | None:
@@ -246,43 +200,20 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
             return None
         return {**self._source, "dtype": self.dtype, "device": str(self.device)}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fingerprint": None, "_loaded": None if self._loaded is None else self.edited}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # a copy's tensors are its own
-        if self._loaded is not None:
-            self._loaded = () if self._loaded else self._versions()
-
-    def _versions(self) -> tuple | None:
-        state = self.state_dict().values()
-        if any(tensor.is_inference() for tensor in state):  # these count no changes
-            return None
-        return tuple((tensor.data_ptr(), tensor._version) for tensor in state)
-
-    @property
-    def encoder_id(self) -> str:
-        """Which encoder this is; decoders are made for one."""
-        return self._encoder_id or f"module@{self.fingerprint}"
-
     @property
     def encoder_aliases(self) -> tuple[str, ...]:
         """Other ids of the same weights."""
         return aliases(self.encoder_id)
 
     @property
-    def W_U(self) -> Float[Tensor, "d_pooled d_embed"]:
-        """The projection to the embedding; the identity where the tower has none."""
-        if self.unembed is not None:
-            return self.unembed.W_U
-        return torch.eye(self.cfg.d_pooled, dtype=self.dtype, device=self.device)
+    def W_E(self) -> Float[Tensor, "d_patch d_model"]:
+        """The patch embedding; a patch is flattened as (channel, row, column)."""
+        return self.embed.W_E
 
     @property
-    def b_U(self) -> Float[Tensor, " d_embed"]:
-        """The bias of the projection; zero where the tower has none."""
-        if self.unembed is not None and self.unembed.b_U is not None:
-            return self.unembed.b_U
-        return torch.zeros(self.cfg.d_embed, dtype=self.dtype, device=self.device)
+    def W_pos(self) -> Float[Tensor, "pos d_model"]:
+        """The position embeddings."""
+        return self.pos_embed.W_pos
 
     # ---- other weights for the same function; the same function as the source -------------------------------
 
@@ -324,55 +255,6 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
         """
         return verify(self, source, tag=tag, revision=revision, cache_dir=cache_dir, images=images, dtypes=dtypes)
 
-    def accumulated_bias(
-        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
-    ) -> Float[Tensor, " d_model"]:
-        """Return the sum of the biases written below a layer; with ``mlp_input`` also its own ``b_O``.
-
-        Raises:
-            VitLensError: There is no such layer.
-        """
-        until = self._layer("layer", layer)
-        if mlp_input and until == self.cfg.n_layers:
-            raise VitLensError(f"mlp_input=True is the input of a block's MLP: layer must be below {until}")
-        total = torch.zeros(self.cfg.d_model, dtype=self.dtype, device=self.device)
-        for block in self.blocks[:until]:
-            total = total + block.attn.b_O
-            if include_mlp_biases:
-                total = total + block.mlp.b_out
-        return total + self.blocks[until].attn.b_O if mlp_input else total
-
-    def set_use_attn_result(self, on: bool) -> None:
-        """Compute ``hook_result`` (each head's output in the residual stream) in every run."""
-        self._set_switch(use_attn_result=on)
-
-    def set_use_attn_in(self, on: bool) -> None:
-        """Give every head its own copy of the residual stream to read (``hook_attn_in``)."""
-        self._set_switch(use_attn_in=on)
-
-    def set_use_split_qkv_input(self, on: bool) -> None:
-        """Give every head's queries, keys and values their own copies (``hook_q_input``, ...)."""
-        self._set_switch(use_split_qkv_input=on)
-
-    def set_use_hook_mlp_in(self, on: bool) -> None:
-        """Give the MLP its own copy of the residual stream to read (``hook_mlp_in``)."""
-        self._set_switch(use_hook_mlp_in=on)
-
-    def _set_switch(self, **switch: bool | str) -> None:
-        self.cfg = replace(self.cfg, **switch)  # pyright: ignore[reportArgumentType]
-        for block in self.blocks:
-            block.cfg = block.attn.cfg = self.cfg
-        if self.attn_pool is not None:
-            self.attn_pool.attn.cfg = self.cfg
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "HookedViT":
-        edited = self.edited
-        moved = super()._apply(fn, recurse)
-        self._set_switch(device=str(self.device))
-        if self._loaded is not None and not edited:
-            self._loaded = self._versions()
-        return moved
-
     # ---- running it -------------------------------------------------------------------------------------
 
     def forward(
@@ -408,9 +290,8 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
             check_input(pixels, (self.cfg.n_ctx, self.cfg.d_model), self.embed.W_E)
             resid = pixels
         mask = None if mask is None else whole_mask(mask, len(resid), self.cfg)
-        for layer in blocks:
-            resid = self.blocks[layer](resid, mask)
-        return resid if stop_at_layer is not None else self._read_out(resid)
+        resid = self.run_blocks(resid, blocks, mask)
+        return resid if stop_at_layer is not None else self.read_out(resid)
 
     def _embed(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
         embed = self.hook_embed_raw(self.embed(pixels))
@@ -420,19 +301,6 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
                 return self.ln_pre.read(embed + pos_embed)
             embed, pos_embed = self.ln_pre(embed, pos_embed)
         return self.hook_embed(embed) + self.hook_pos_embed(pos_embed)
-
-    def _read_out(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_embed"]:
-        if self.cfg.ln_final == "after_pool":
-            pooled = self.ln_final(self._pool(resid)[:, None])[:, 0]
-        else:
-            pooled = self._pool(self.ln_final(resid))
-        pooled = self.hook_pooled(pooled)
-        return self.hook_image_embeds(pooled if self.unembed is None else self.unembed(pooled))
-
-    def _pool(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_pooled"]:
-        if self.attn_pool is not None:
-            return self.attn_pool(x)
-        return x[:, 0] if self.cfg.pool == "cls" else x[:, self.cfg.n_prefix :].mean(1)
 
     # ---- images -----------------------------------------------------------------------------------------
 
@@ -461,22 +329,6 @@ class HookedViT(CachingRootModule, StackedWeights, Vocabulary):
                 f"(size={self.cfg.image_size}, mean=..., std=..., interpolation='bicubic', resize_mode='shortest')"
             )
         return self.preprocess_spec
-
-    def embed_rows(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_embed"]:
-        """Return what the model would output if the read-out rows of its last residual were ``rows``.
-
-        The final LayerNorm takes fresh statistics; nothing is hooked. Half precision is computed in float32. Any
-        number of rows is allowed, so a single token can be read alone.
-        """
-        x = self.ln_final.read(rows.to(self.device, torch.promote_types(rows.dtype, torch.float32)))
-        return self.embed_pooled(x.mean(-2) if self.attn_pool is None else self.attn_pool.read(x))
-
-    def embed_pooled(self, pooled: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
-        """Return the embedding of a pooled vector (``hook_pooled``), without hooks, in the dtype of ``pooled``."""
-        if self.unembed is None:
-            return pooled
-        out = pooled @ self.unembed.W_U.to(pooled)
-        return out if self.unembed.b_U is None else out + self.unembed.b_U.to(pooled)
 
 
 @cache

@@ -160,7 +160,7 @@ def head_contributions(
         raise LensError(f"TEXTSPAN is about heads, not {', '.join(other[:4])}")
     images = several(images)
     # With attention pooling every token is a read-out row, and the split needs its pattern too.
-    kept: dict[str, Any] = {"rows": "readout"} if model.attn_pool is None else {"names_filter": hook_names(model)}
+    kept: dict[str, Any] = {"rows": "readout"} if model.readout.is_linear else {"names_filter": hook_names(model)}
     parts = []
     for _, pixels in pixel_batches(model, images, batch_size, label="contributions", progress=progress):
         with torch.no_grad():

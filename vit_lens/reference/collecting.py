@@ -54,11 +54,8 @@ def hook_points(model: HookedViT) -> dict[str, list[str]]:
         "z": [f"blocks.{layer}.attn.hook_z" for layer in layers],
         "mlp_out": [f"blocks.{layer}.hook_mlp_out" for layer in layers],
     }
-    if model.cfg.attn_pool is not None:
-        found["pool_z"] = ["attn_pool.attn.hook_z"]
-        if model.cfg.attn_pool.d_mlp is not None:
-            found["pool_mlp_out"] = ["attn_pool.hook_mlp_out"]
-    return found
+    pool = {"pool_z": "attn_pool.attn.hook_z", "pool_mlp_out": "attn_pool.hook_mlp_out"}
+    return found | {kind: [name] for kind, name in pool.items() if name in model.hook_dict}
 
 
 def collect(
@@ -84,8 +81,7 @@ def collect(
 
 
 def _adder(model: HookedViT, held: _Sums, name: str, positions: Positions, first: int) -> Callable[..., None]:
-    pooled = name.startswith("attn_pool.")
-    rows = model.readout_rows if positions == "readout" and not pooled else None
+    rows = model.readout.rows if positions == "readout" and model.pos_axis(name) is not None else None
     return partial(_add, held=held, rows=rows, first=first)
 
 

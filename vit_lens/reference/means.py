@@ -20,7 +20,6 @@ from vit_lens.models import HookedViT
 from vit_lens.models.batches import several
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
-from vit_lens.towers.layers import Attention
 
 _FORMAT = "vit_lens.reference_means.2"
 _FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
@@ -186,10 +185,11 @@ class ReferenceMeans:
         self.check(model, None)
         if self.positions == "readout":
             return self
-        z, mlp_out = model.readout_rows(self.z), model.readout_rows(self.mlp_out)
-        stability = self.stability if model.cfg.readout == "tokens" else None
+        readout, n_ctx = model.readout, model.cfg.n_ctx
+        z, mlp_out = readout.rows(self.z).clone(), readout.rows(self.mlp_out).clone()
+        stability = self.stability if readout.positions(n_ctx) == range(n_ctx) else None
         return replace(
-            self, positions="readout", resid_pre=model.readout_rows(self.resid_pre[None])[0], z=z, mlp_out=mlp_out,
+            self, positions="readout", resid_pre=readout.rows(self.resid_pre[None])[0].clone(), z=z, mlp_out=mlp_out,
             stability=stability,
         )  # fmt: skip
 
@@ -226,7 +226,7 @@ class ReferenceMeans:
             return mlp_out.to(model.device)
         if site.layer is not None and site.is_residual:
             return self.resid(model, site.layer, site.kind)
-        attn = _attention(model, site)
+        attn = model.stream_of(site).attention(site.layer)
         z = self.z_of(site).to(model.device)
         if site.head is not None:
             return z[:, site.head] @ attn.W_O[site.head].detach().to(z)
@@ -271,11 +271,3 @@ class ReferenceMeans:
                 "again: ReferenceMeans.from_images(model, images)"
             )
         return mean
-
-
-def _attention(model: HookedViT, site: Site) -> Attention:
-    if site.layer is not None:
-        return model.blocks[site.layer].attn
-    if model.attn_pool is None:
-        raise VitLensError(f"site {site}: {model.encoder_id} has no attention pooling")
-    return model.attn_pool.attn

@@ -90,7 +90,7 @@ def live_parts(live: LiveNumbers) -> list[LivePart]:
 
 def _is_recomputed(model: HookedViT) -> bool:
     """Whether one row is normed, whose scale is a quadratic form; of many rows each would need its own."""
-    return model.cfg.readout in ("cls", "pooled")
+    return len(model.readout.positions(model.cfg.n_ctx)) <= 1  # none: the one row is a mean
 
 
 def _scale_numbers(

@@ -2,7 +2,6 @@
 
 __all__ = ["CachingRootModule"]
 
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
@@ -13,11 +12,12 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import UnfiredHookError, VitLensError
 from vit_lens.hooking import LoudHookedRootModule, Name
 from vit_lens.towers.cache import Rows, ViTActivationCache
 from vit_lens.towers.cache.held import as_slice, cut
+from vit_lens.towers.readout import Readout
 
 if TYPE_CHECKING:
     from vit_lens.models import HookedViT
@@ -30,24 +30,19 @@ _SWITCH = {  # gated points, and the switch that turns each on for every run
     "hook_v_input": "use_split_qkv_input",
     "hook_mlp_in": "use_hook_mlp_in",
 }
-_POOLED = ("hook_pooled", "hook_image_embeds")
-_PER_QUERY = ("hook_attn_scores", "hook_pattern")
-_POOL = "attn_pool."
-_POOL_KEYS = (f"{_POOL}attn.hook_k", f"{_POOL}attn.hook_v")  # of every token; the rest is of the one query
-_READOUT_PARTS = (
-    "hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post",
-)  # fmt: skip
-_READOUT_ENDS = ("hook_embed", "hook_pos_embed", "ln_final.hook_scale")
-_POOL_PARTS = tuple(
-    f"{_POOL}{part}"
-    for part in ("attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "ln_post.hook_scale")
-)
 
 
 class CachingRootModule(LoudHookedRootModule):
-    """``run_with_cache`` for a vision tower."""
+    """``run_with_cache`` for a tower, which says what its hook points hold and which of them a call reaches."""
 
-    cfg: HookedViTConfig
+    cfg: TowerConfig
+
+    if TYPE_CHECKING:  # what the tower says
+
+        def readout_of(self, *model_args: Any) -> Readout: ...
+        def pos_axis(self, name: str) -> int | None: ...
+        def is_readout_part(self, name: str) -> bool: ...
+        def reaches(self, start_at_layer: Any, stop_at_layer: Any) -> Callable[[str], bool]: ...
 
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -127,7 +122,7 @@ class CachingRootModule(LoudHookedRootModule):
     ) -> tuple[dict[str, Tensor], list, list]:
         """Return a dict and the hooks that fill it; see ``HookedRootModule.get_caching_hooks``."""
         cache = {} if cache is None else cache
-        block = _Block()
+        block, readout = _Block(), self.readout_of()
         part = as_slice(pos_slice)
         if part.mode == "int":  # the axis stays, with one position
             part = Slice([part.slice])  # pyright: ignore[reportArgumentType]
@@ -136,9 +131,7 @@ class CachingRootModule(LoudHookedRootModule):
             name = str(hook.name)
             value = tensor.detach()
             if rows == "readout" and self.pos_axis(name) is not None:
-                value = block.copy(self._readout(value), len(names))
-                if suffix and self.cfg.readout == "pooled":  # the gradient of a mean is the sum of theirs
-                    value = value * self.cfg.n_patches
+                value = block.copy(readout.gradient_rows(value) if suffix else readout.rows(value), len(names))
             elif pos_slice is not None and (axis := self.pos_axis(name)) is not None:
                 value = cut(value, part, axis, "positions")
             value = value if device is None else value.to(device)
@@ -167,77 +160,6 @@ class CachingRootModule(LoudHookedRootModule):
             self.add_hook(name, hook, "bwd")
         return cache
 
-    def pos_axis(self, name: str) -> int | None:
-        """Return the axis of token positions of a hook point's activation, or None if it is pooled."""
-        last = name.rsplit(".", 1)[-1]
-        if last in _POOLED or (name.startswith(_POOL) and name not in _POOL_KEYS):
-            return None
-        if name.startswith("ln_final.") and self.cfg.ln_final == "after_pool":
-            return None
-        return 2 if last in _PER_QUERY else 1
-
-    def readout_rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
-        """Return the rows of a residual-like activation that the embedding is read from.
-
-        One row, CLS; or every patch (mean pooling after the final norm); or their mean (before it); or every
-        token (attention pooling).
-        """
-        rows = self._readout(x)
-        return rows if self.cfg.readout == "pooled" else rows.clone()
-
-    def _readout(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
-        """Do what :meth:`readout_rows` does; the rows share the memory of ``x`` where they are not a mean."""
-        if self.cfg.readout == "pooled":
-            return x[:, self.cfg.n_prefix :].mean(1, keepdim=True)
-        return x[:, self._readout_slice]
-
-    def with_readout_rows(
-        self, x: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "#batch row *axes"]
-    ) -> Float[Tensor, "batch pos *axes"]:
-        """Return a copy of an activation in which the read-out finds ``rows``; a mean row goes to every patch."""
-        out = x.clone()
-        out[:, self._readout_slice] = rows.to(x)
-        return out
-
-    @property
-    def _readout_slice(self) -> slice:
-        if self.cfg.readout == "cls":
-            return slice(0, 1)
-        return slice(None) if self.cfg.readout == "tokens" else slice(self.cfg.n_prefix, None)
-
-    def blocks_to_run(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> range:
-        """Return which blocks a call runs; layers as in TransformerLens: ``stop`` exclusive, negative from the end.
-
-        Raises:
-            VitLensError: A layer is out of range, or the first lies behind the last.
-        """
-        first = 0 if start_at_layer is None else self._layer("start_at_layer", start_at_layer)
-        last = self.cfg.n_layers if stop_at_layer is None else self._layer("stop_at_layer", stop_at_layer)
-        if first > last:
-            raise VitLensError(f"start_at_layer={start_at_layer} lies behind stop_at_layer={stop_at_layer}")
-        return range(first, last)
-
-    def _layer(self, what: str, layer: SupportsIndex) -> int:
-        n_layers = self.cfg.n_layers
-        index = operator.index(layer) if hasattr(layer, "__index__") and not isinstance(layer, bool) else None
-        if index is None or not -n_layers <= index <= n_layers:
-            raise VitLensError(f"{what}={layer!r}: expected a whole number from -{n_layers} to {n_layers}")
-        return index % n_layers if index < 0 else index
-
-    def reaches(
-        self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None
-    ) -> Callable[[str], bool]:
-        """Return a predicate: whether a hook point fires in a call from ``start_at_layer`` to ``stop_at_layer``."""
-        blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
-
-        def reached(name: str) -> bool:
-            if name.startswith("blocks."):
-                return int(name.split(".")[1]) in blocks
-            is_end = name.startswith(("ln_final.", _POOL, *_POOLED))
-            return stop_at_layer is None if is_end else start_at_layer is None
-
-        return reached
-
     def _names_to_cache(
         self,
         names_filter: Name | Sequence[str] | None,
@@ -255,12 +177,6 @@ class CachingRootModule(LoudHookedRootModule):
     def _is_resting(self, name: str) -> bool:
         switch = _SWITCH.get(name.rsplit(".", 1)[-1])
         return switch is not None and not getattr(self.cfg, switch)
-
-    def is_readout_part(self, name: str) -> bool:
-        """Whether a hook point is one that lenses read: the residual stream, what is written to it, and pooling."""
-        if name.startswith("blocks."):
-            return name.split(".", 2)[2] in _READOUT_PARTS
-        return name in _READOUT_ENDS or name in _POOL_PARTS
 
     def check_reach(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> None:
         """Raise if a temporary hook sits where a call from ``start_at_layer`` to ``stop_at_layer`` does not come by.

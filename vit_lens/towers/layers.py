@@ -1,4 +1,4 @@
-"""The parts of a vision tower; every activation passes its hook point and goes on from there."""
+"""The parts of a tower; every activation passes its hook point and goes on from there."""
 
 __all__ = [
     "MLP",
@@ -8,8 +8,11 @@ __all__ = [
     "LayerNorm",
     "PosEmbed",
     "PreNorm",
+    "RMSNorm",
+    "RelativeBias",
     "TransformerBlock",
     "Unembed",
+    "norm_of",
 ]
 
 import math
@@ -17,11 +20,11 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.config import ActivationName, AttentionPoolConfig, HookedViTConfig
+from vit_lens.config import ActivationName, AttentionPoolConfig, BlocksConfig, HookedViTConfig, RelativeBiasConfig
 from vit_lens.hooking import is_hooked
 
 
@@ -95,9 +98,42 @@ class LayerNorm(nn.Module):
         self, x: Float[Tensor, "*batch d_model"]
     ) -> tuple[Float[Tensor, "*batch d_model"], Float[Tensor, "*batch 1"]]:
         """Return the centred input and the scale that divides it, in float32 or wider."""
-        x = _wide(x)
-        centred = x - x.mean(-1, keepdim=True)
+        centred = self.centre(_wide(x))
         return centred, (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return what the norm sees of a vector: all but its mean. The map is its own transpose."""
+        return x - x.mean(-1, keepdim=True)
+
+
+class RMSNorm(LayerNorm):
+    """A norm that takes no mean off and adds no bias (Zhang and Sennrich 2019); ``b`` is zero and no weight.
+
+    As T5 computes it: in float32 for half precision, and in the input's own dtype otherwise.
+    """
+
+    def __init__(self, d_model: int, eps: float | int):
+        super().__init__(d_model, eps)
+        del self.b
+        self.register_buffer("b", torch.zeros(d_model), persistent=False)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        centred, scale = self.split(x)
+        return self.hook_normalized((centred / self.hook_scale(scale) * _wide(self.w)).to(x.dtype))
+
+    def read(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return the normed input without hooks, in its own dtype."""
+        return F.rms_norm(x, self.w.shape, self.w.to(x), self.eps)
+
+    def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return the vector as it is."""
+        return x
+
+
+def norm_of(cfg: BlocksConfig, d_model: int | None = None) -> LayerNorm:
+    """Return a norm of the tower's kind, of the residual stream's width or another."""
+    kind = RMSNorm if cfg.normalization_type == "RMS" else LayerNorm
+    return kind(d_model or cfg.d_model, cfg.eps)
 
 
 class PreNorm(LayerNorm):
@@ -132,23 +168,23 @@ class Attention(nn.Module):
     W_Q: nn.Parameter
     W_K: nn.Parameter
     W_V: nn.Parameter
-    b_Q: nn.Parameter
-    b_K: nn.Parameter
-    b_V: nn.Parameter
+    b_Q: Tensor
+    b_K: Tensor
+    b_V: Tensor
+    b_O: Tensor
 
-    def __init__(self, cfg: HookedViTConfig, pool: AttentionPoolConfig | None = None):
+    def __init__(self, cfg: BlocksConfig, pool: AttentionPoolConfig | None = None):
         super().__init__()
         self.cfg = cfg
         sizes = pool or cfg
         heads, d_head = sizes.n_heads, sizes.d_head
         for name, d_in in zip("QKV", (sizes.d_model, cfg.d_model, cfg.d_model), strict=True):
-            laid_out = torch.zeros(heads, d_head, d_in).transpose(
-                1, 2
-            )  # so that heads become one matrix without a copy
-            setattr(self, f"W_{name}", nn.Parameter(laid_out))
-            setattr(self, f"b_{name}", nn.Parameter(torch.zeros(heads, d_head)))
+            laid_out = torch.zeros(heads, d_head, d_in)  # so that heads become one matrix without a copy
+            setattr(self, f"W_{name}", nn.Parameter(laid_out.transpose(1, 2)))
+            _bias(self, f"b_{name}", (heads, d_head), cfg.has_biases)
         self.W_O = nn.Parameter(torch.zeros(heads, d_head, sizes.d_model))
-        self.b_O = nn.Parameter(torch.zeros(sizes.d_model))
+        _bias(self, "b_O", (sizes.d_model,), cfg.has_biases)
+        self.scale = math.sqrt(d_head) if cfg.attn_scale is None else cfg.attn_scale
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -163,12 +199,13 @@ class Attention(nn.Module):
         key: Float[Tensor, "batch pos *head d_model"],
         value: Float[Tensor, "batch pos *head d_model"],
         mask: Bool[Tensor, "#batch #head query pos"] | None = None,
+        bias: Float[Tensor, "head query pos"] | None = None,
     ) -> Float[Tensor, "batch query d_query"]:
-        """Attend; ``mask`` is True where a query (third axis) may look at a key (last axis)."""
+        """Attend; ``mask`` is True where a query (third axis) may look at a key; ``bias`` is added to the scores."""
         q = self.hook_q(_per_head(query, self.W_Q, self.b_Q))
         k = self.hook_k(_per_head(key, self.W_K, self.b_K))
         v = self.hook_v(_per_head(value, self.W_V, self.b_V))
-        z = self.hook_z(self._attend(q, k, v, mask))
+        z = self.hook_z(self._attend(q, k, v, mask, bias))
         if self.cfg.use_attn_result or is_hooked(self.hook_result):
             result = einsum(z, self.W_O, "b p h d_head, h d_head d_model -> b p h d_model")
             return self.hook_result(result).sum(2) + self.b_O
@@ -180,36 +217,83 @@ class Attention(nn.Module):
         k: Float[Tensor, "batch pos head d_head"],
         v: Float[Tensor, "batch pos head d_head"],
         mask: Bool[Tensor, "#batch #head query pos"] | None,
+        bias: Float[Tensor, "head query pos"] | None,
     ) -> Float[Tensor, "batch query head d_head"]:
         if not (is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)):
+            added = mask if bias is None or mask is None else bias.masked_fill(~mask, float("-inf"))
             fused = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
-            )
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=1 / self.scale,
+                attn_mask=bias if mask is None else added,
+            )  # fmt: skip
             return fused.transpose(1, 2)
-        scores = einsum(q, k, "b query h d, b key h d -> b h query key") / math.sqrt(q.shape[-1])
+        scores = einsum(q, k, "b query h d, b key h d -> b h query key") / self.scale
+        if bias is not None:
+            scores = scores + bias
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         pattern = self.hook_pattern(_wide(self.hook_attn_scores(scores)).softmax(-1).to(scores.dtype))
         return einsum(pattern, v, "b h query key, b key h d -> b query h d")
 
 
-class MLP(nn.Module):
-    """The two-layer perceptron of a block."""
+class RelativeBias(nn.Module):
+    """T5's relative position bias (Raffel et al. 2020, section 2.1), for tokens that see both ways.
 
-    def __init__(self, d_model: int, d_mlp: int, act_fn: ActivationName):
+    Half of the buckets are for keys behind the query, half for keys at it or before; in each half, near distances
+    have a bucket of their own and far ones share them logarithmically.
+    """
+
+    def __init__(self, sizes: RelativeBiasConfig, n_heads: int):
+        super().__init__()
+        self.sizes = sizes
+        self.rel_attn_bias = nn.Parameter(torch.zeros(sizes.n_buckets, n_heads))
+        self.hook_rel_bias = HookPoint()
+
+    def forward(self, n_pos: int) -> Float[Tensor, "head pos pos"]:
+        place = torch.arange(n_pos, device=self.rel_attn_bias.device)
+        bias = rearrange(self.rel_attn_bias[self.buckets(place[None] - place[:, None])], "q k h -> h q k")
+        return self.hook_rel_bias(bias)
+
+    def buckets(self, distance: Int[Tensor, "*axes"]) -> Int[Tensor, "*axes"]:
+        """Return the bucket of each distance, a key's place less the query's."""
+        half = self.sizes.n_buckets // 2
+        near, far = half // 2, distance.abs()
+        log = torch.log(far.clamp(min=1).float() / near) / math.log(self.sizes.max_distance / near) * (half - near)
+        shared = (near + log.long()).clamp(max=half - 1)
+        return torch.where(distance > 0, half, 0) + torch.where(far < near, far, shared)
+
+
+class MLP(nn.Module):
+    """The two-layer perceptron of a block; gated, its hidden layer is the activation times a second linear map.
+
+    With a gate, ``hook_pre`` is what the activation reads (``W_gate``) and ``hook_pre_linear`` what it multiplies
+    (``W_in``), as in TransformerLens.
+    """
+
+    b_in: Tensor
+    b_out: Tensor
+
+    def __init__(
+        self, d_model: int, d_mlp: int, act_fn: ActivationName, *, has_biases: bool = True, gated: bool = False
+    ):
         super().__init__()
         self.act_fn: ActivationName = act_fn
         self.W_in = nn.Parameter(torch.zeros(d_model, d_mlp))
-        self.b_in = nn.Parameter(torch.zeros(d_mlp))
+        _bias(self, "b_in", (d_mlp,), has_biases)
+        self.W_gate = nn.Parameter(torch.zeros(d_model, d_mlp)) if gated else None
         self.W_out = nn.Parameter(torch.zeros(d_mlp, d_model))
-        self.b_out = nn.Parameter(torch.zeros(d_model))
+        _bias(self, "b_out", (d_model,), has_biases)
         self.hook_pre = HookPoint()
+        self.hook_pre_linear = HookPoint() if gated else None
         self.hook_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = self.hook_pre(F.linear(x, self.W_in.T, self.b_in))
-        post = self.hook_post(activation(pre, self.act_fn))
-        return F.linear(post, self.W_out.T, self.b_out)
+        pre = F.linear(x, self.W_in.T, self.b_in)
+        if self.W_gate is None or self.hook_pre_linear is None:
+            post = activation(self.hook_pre(pre), self.act_fn)
+        else:
+            gate = activation(self.hook_pre(x @ self.W_gate), self.act_fn)
+            post = gate * self.hook_pre_linear(pre)
+        return F.linear(self.hook_post(post), self.W_out.T, self.b_out)
 
 
 class TransformerBlock(nn.Module):
@@ -217,7 +301,7 @@ class TransformerBlock(nn.Module):
 
     hook_out_is_single_residual_stream = True  # read by TransformerLens' logit lens
 
-    def __init__(self, cfg: HookedViTConfig):
+    def __init__(self, cfg: BlocksConfig):
         super().__init__()
         self.cfg = cfg
         self.hook_resid_pre = HookPoint()
@@ -225,13 +309,13 @@ class TransformerBlock(nn.Module):
         self.hook_q_input = HookPoint()
         self.hook_k_input = HookPoint()
         self.hook_v_input = HookPoint()
-        self.ln1 = LayerNorm(cfg.d_model, cfg.eps)
+        self.ln1 = norm_of(cfg)
         self.attn = Attention(cfg)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
         self.hook_mlp_in = HookPoint()
-        self.ln2 = LayerNorm(cfg.d_model, cfg.eps)
-        self.mlp = MLP(cfg.d_model, cfg.d_mlp, cfg.act_fn)
+        self.ln2 = norm_of(cfg)
+        self.mlp = MLP(cfg.d_model, cfg.d_mlp, cfg.act_fn, has_biases=cfg.has_biases, gated=cfg.gated_mlp)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
 
@@ -239,9 +323,10 @@ class TransformerBlock(nn.Module):
         self,
         resid: Float[Tensor, "batch pos d_model"],
         mask: Bool[Tensor, "#batch #head pos pos"] | None = None,
+        bias: Float[Tensor, "head pos pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         resid_pre = self.hook_resid_pre(resid)
-        attn_out = self.hook_attn_out(self.attn(*self._attention_inputs(resid_pre), mask))
+        attn_out = self.hook_attn_out(self.attn(*self._attention_inputs(resid_pre), mask, bias))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_in = resid_mid
         if self.cfg.use_hook_mlp_in or is_hooked(self.hook_mlp_in):
@@ -273,7 +358,7 @@ class AttentionPool(nn.Module):
     queries only the first reaches the embedding; its LayerNorm is folded into ``query``.
     """
 
-    def __init__(self, cfg: HookedViTConfig, pool: AttentionPoolConfig):
+    def __init__(self, cfg: BlocksConfig, pool: AttentionPoolConfig):
         super().__init__()
         self.query = nn.Parameter(torch.zeros(pool.d_model))
         self.attn = Attention(cfg, pool)
@@ -330,7 +415,17 @@ def activation(pre: Float[Tensor, "*batch d_mlp"], name: ActivationName) -> Floa
     """Apply the MLP's nonlinearity."""
     if name == "quick_gelu":
         return pre * torch.sigmoid(1.702 * pre)
+    if name == "relu":
+        return pre.relu()
     return F.gelu(pre, approximate="tanh" if name == "gelu_pytorch_tanh" else "none")
+
+
+def _bias(module: nn.Module, name: str, shape: tuple[int, ...], exists: bool) -> None:
+    """Give a module a bias; where it has none, zeros that are no weights, so that every sum over biases holds."""
+    if exists:
+        module.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+    else:
+        module.register_buffer(name, torch.zeros(shape), persistent=False)
 
 
 def _wide(x: Tensor) -> Tensor:

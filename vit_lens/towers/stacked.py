@@ -9,25 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
-from vit_lens.towers.layers import Embed, PosEmbed, TransformerBlock
+from vit_lens.towers.layers import TransformerBlock
 
 
 class StackedWeights(nn.Module):
-    """Properties of a model that has ``embed``, ``pos_embed`` and ``blocks``."""
+    """Properties of a model that has ``blocks``."""
 
-    embed: Embed
-    pos_embed: PosEmbed
     blocks: Sequence[TransformerBlock]
-
-    @property
-    def W_E(self) -> Float[Tensor, "d_patch d_model"]:
-        """The patch embedding; a patch is flattened as (channel, row, column)."""
-        return self.embed.W_E
-
-    @property
-    def W_pos(self) -> Float[Tensor, "pos d_model"]:
-        """The position embeddings."""
-        return self.pos_embed.W_pos
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:

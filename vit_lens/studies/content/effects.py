@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from vit_lens.addresses import Site
 from vit_lens.interventions import patch, run_many
-from vit_lens.lenses.residual import last_state, read_last, site_outputs
+from vit_lens.lenses.residual import site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.studies.content.pairs import AttributePairs
 from vit_lens.texts import TextBank
+from vit_lens.towers.streams import by_stream
 
 _BATCH = 64
 
@@ -64,14 +65,11 @@ def direct_effects(
             for side in (pairs.base, pairs.partner)
         )
         columns: dict[Site, Tensor] = {}
-        for group in ([s for s in sites if s.is_pool == pool] for pool in (False, True)):
-            if group:
-                last = last_state(base, group)
-                clean = read_last(model, last[:, None], group)
-                moved = last[:, None] + site_outputs(partner, group) - site_outputs(base, group)
-                embeds = torch.cat([clean, read_last(model, moved, group)], dim=1)
-                contrast = _contrast(texts, embeds, pairs, rows)
-                columns |= dict(zip(group, (contrast[:, 1:] - contrast[:, :1]).unbind(1), strict=True))
+        for stream, group in by_stream(model.streams, sites):
+            last = stream.last(base)[:, None]
+            moved = last + site_outputs(partner, group) - site_outputs(base, group)
+            contrast = _contrast(texts, torch.cat([stream.read(last), stream.read(moved)], dim=1), pairs, rows)
+            columns |= dict(zip(group, (contrast[:, 1:] - contrast[:, :1]).unbind(1), strict=True))
         found.append(torch.stack([columns[site] for site in sites], dim=1))
     return torch.cat(found).double().numpy()
 

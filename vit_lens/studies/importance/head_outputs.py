@@ -13,7 +13,7 @@ from vit_lens.addresses import Site
 from vit_lens.attribution.frozen import FrozenReadout
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.lenses.residual import ResidualLens, centred_norm, final_residual, read_last, site_outputs
+from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.reference import ReferenceMeans
 from vit_lens.towers.cache import ViTActivationCache
@@ -41,6 +41,11 @@ class Written:
     clean: Float[Tensor, "image d_embed"]
     whole: Float[Tensor, "image head row d_model"] | None = None
 
+    @property
+    def last(self) -> Float[Tensor, "image row d_model"]:
+        """The last residual of the run."""
+        return self.cache.model.streams[0].last(self.cache)
+
     def embed(self, lens: Lens) -> Float[Tensor, "image head d_embed"]:
         """Return the lens embeddings of these outputs.
 
@@ -55,12 +60,11 @@ class Written:
         outputs = self.outputs
         if self.whole is not None and lens._origin(self.cache, self.heads) is None:
             outputs = self.whole
-        return read_last(self.cache.model, lens._read(self.cache, self.heads, outputs), self.heads)
+        return self.cache.model.embed_rows(lens._read(self.cache, self.heads, outputs))
 
     def replaced(self, values: Float[Tensor, "#image head row d_model"]) -> Float[Tensor, "image head d_embed"]:
         """Return the embedding with each head's output replaced in the last residual, and nothing recomputed."""
-        last = final_residual(self.cache)[:, None] + values.to(self.outputs) - self.outputs
-        return read_last(self.cache.model, last, self.heads)
+        return self.cache.model.embed_rows(self.last[:, None] + values.to(self.outputs) - self.outputs)
 
     def baselines(self, means: Float[Tensor, "head row d_model"]) -> dict[str, Float[Tensor, "image head"]]:
         """Return the scores that need no lens; ``direct attribution`` is missing where its read-out is unknown.
@@ -69,14 +73,14 @@ class Written:
             means: Of the heads' outputs over other images.
         """
         flat = self.outputs.flatten(-2)
-        residual = final_residual(self.cache).flatten(-2)[:, None]
+        residual = self.last.flatten(-2)[:, None]
         found = {
             "norm of h": flat.norm(dim=-1),
             "norm of h minus its mean": (self.outputs - means).flatten(-2).norm(dim=-1),
             "cosine with the residual": cosine(flat, residual).nan_to_num(0.0),
             "layer index": torch.tensor([float(head.layer or 0) for head in self.heads]).expand(len(flat), -1),
         }
-        if self.cache.model.attn_pool is None or "attn_pool.attn.hook_pattern" in self.cache.cache_dict:
+        if self.cache.model.readout.is_linear or "attn_pool.attn.hook_pattern" in self.cache.cache_dict:
             shares = FrozenReadout(self.cache)(self.outputs.transpose(0, 1))
             unit = self.clean / self.clean.norm(dim=-1, keepdim=True)
             found["direct attribution"] = (shares * unit.to(shares)).sum(-1).T

@@ -121,7 +121,7 @@ class _Source:
 
 
 def _batch_size(model: HookedViT, n_heads: int) -> int:
-    rows = model.cfg.n_ctx if model.cfg.readout == "tokens" else 1
+    rows = max(1, len(model.readout.positions(model.cfg.n_ctx)))
     return max(1, min(64, _NUMBERS // (n_heads * rows * model.cfg.d_model)))
 
 

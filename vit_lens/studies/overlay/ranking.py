@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.lenses.residual import last_state, read_last, site_outputs
+from vit_lens.lenses.residual import site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
@@ -22,6 +22,7 @@ from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_
 from vit_lens.studies.reading import caches, read_lens
 from vit_lens.studies.setup import StudySetup
 from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers.streams import by_stream
 
 _Read = Callable[[ViTActivationCache], Tensor]  # -> [image site *features]
 
@@ -120,7 +121,7 @@ def norms(setup: StudySetup, scenes: Scenes, sites: list[Site]) -> dict[str, Flo
     of what changes when the overlay comes on the image (``norm of h's change``); all after mean removal over d_model.
     """
     found: dict[str, list[np.ndarray]] = {}
-    for group in _groups(sites):
+    for _, group in by_stream(setup.model.streams, sites):
         means = torch.stack([setup.anchor.output(setup.model, site) for site in group])
         base, both = _with_and_without(setup.model, scenes, lambda pixels, group=group: _outputs(setup, pixels, group))
         vectors = {"norm of h": both, "norm of h minus its mean": both - means, "norm of h's change": both - base}
@@ -142,10 +143,9 @@ def ablated_directly(
         reference: Means at the read-out rows.
     """
     found = []
-    for group in _groups(sites):
+    for stream, group in by_stream(cache.model.streams, sites):
         means = torch.stack([reference.output(cache.model, site) for site in group])
-        states = last_state(cache, group)[:, None] - site_outputs(cache, group) + means
-        found.append(read_last(cache.model, states, group))
+        found.append(stream.read(stream.last(cache)[:, None] - site_outputs(cache, group) + means))
     return torch.cat(found, dim=1)
 
 
@@ -168,12 +168,6 @@ def _outputs(
     setup: StudySetup, pixels: Float[Tensor, "image channel height width"], sites: list[Site]
 ) -> Float[Tensor, "image site row d_model"]:
     return torch.cat([site_outputs(cache, sites) for cache in caches(setup.model, pixels)])
-
-
-def _groups(sites: list[Site]) -> list[list[Site]]:
-    """Divide sites by what they write to: the residual stream, then the sum of attention pooling."""
-    groups = [[site for site in sites if site.is_pool == pool] for pool in (False, True)]
-    return [group for group in groups if group]
 
 
 def _mean_colour(setup: StudySetup) -> UInt8[np.ndarray, " 3"]:

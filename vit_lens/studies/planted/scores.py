@@ -14,7 +14,7 @@ from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.interventions import patch_each
 from vit_lens.lenses import Lens
-from vit_lens.lenses.residual import centred_norm, final_residual, site_outputs
+from vit_lens.lenses.residual import centred_norm, site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.soil import Plant
@@ -128,7 +128,7 @@ def patched(
     if effects.source is None:
         raise StudyError("patching has no partner images")
     at, other = (plant.model.run_with_cache(some, rows="readout")[1] for some in (base, partner))
-    states = final_residual(at)[:, None] + site_outputs(other, heads) - site_outputs(at, heads)
+    states = plant.model.streams[0].last(at)[:, None] + site_outputs(other, heads) - site_outputs(at, heads)
     direct = told(plant.model.embed_rows(states)) - effects.base[:, None]
     full = float((effects.source - effects.base).mean())
     return Patched(total=effects.effect[:, 0].mean(-1).numpy() / full, direct=direct.mean(0).numpy() / full)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.lenses.residual import attention_of, final_residual
 from vit_lens.models import HookedViT
 from vit_lens.studies.planted.labels import LabelledAttribute
 from vit_lens.studies.planted.weights import readout_direction, remove_direction, write_attribute
@@ -143,7 +142,7 @@ class Soil:
 
     def _size(self, site: Site) -> float:
         """Return the root mean square of a head's deviation from its mean."""
-        weight = attention_of(self.bare, site).W_O[site.head].detach().double().cpu().numpy()
+        weight = self.bare.stream_of(site).attention(site.layer).W_O[site.head].detach().double().cpu().numpy()
         written = self.z[:, site.layer, site.head] @ weight
         deviation = written - written.mean(0)
         deviation -= deviation.mean(1, keepdims=True)  # LayerNorm is blind to it
@@ -153,7 +152,7 @@ class Soil:
 def _along(
     model: HookedViT, pixels: Float[Tensor, "image channel height width"], direction: Float[np.ndarray, " d_model"]
 ) -> Float[np.ndarray, " image"]:
-    rows = [final_residual(cache)[:, 0].double().cpu().numpy() for cache in caches(model, pixels)]
+    rows = [model.streams[0].last(cache)[:, 0].double().cpu().numpy() for cache in caches(model, pixels)]
     return np.concatenate(rows) @ direction
 
 

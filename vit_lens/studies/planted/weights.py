@@ -19,6 +19,7 @@ from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.models import HookedViT
 from vit_lens.texts import TextBank
+from vit_lens.towers.readout import ClassToken
 
 _WRITES = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
@@ -30,10 +31,10 @@ def readout_direction(model: HookedViT, texts: TextBank, captions: tuple[str, st
         StudyError: The tower does not read the class token.
         TextError: A caption is not in the bank.
     """
-    if model.cfg.pool != "cls":
+    if not isinstance(model.readout, ClassToken):
         raise StudyError(
-            f"{model.encoder_id} pools by {model.cfg.pool!r}; a head can be planted where the class token is read, "
-            "since there alone what enters block 0 is the same for every image"
+            f"{model.encoder_id} is read from {model.readout.words}; a head can be planted where the class token is "
+            "read, since there alone what enters block 0 is the same for every image"
         )
     first, second = (texts.unit[texts.index(caption)].double().cpu() for caption in captions)
     direction = model.ln_final.w.detach().double().cpu() * (model.W_U.detach().double().cpu() @ (second - first))

@@ -79,7 +79,7 @@ class ViTActivationCache(StackedActivations):
             LensError: The tower pools by attention: there a token is not read by projection alone.
             VitLensError: Shapes do not fit, or a caption is unknown.
         """
-        if self.model.cfg.attn_pool is not None:
+        if not self.model.readout.is_linear:
             raise LensError(
                 "this tower pools tokens by attention, so no direction of the residual stream belongs to a caption; "
                 "look at cache['attn_pool.hook_attn_out'], or embed states with cache.logit_lens or model.embed_rows"

@@ -172,12 +172,12 @@ class NormedActivations(HeldActivations):
 
     def _is_pooled(self, name: str) -> bool:
         """Whether a norm reads the mean over the patches."""
-        return name == "ln_final" and self.model.cfg.ln_final == "after_pool"
+        return name == "ln_final" and self.model.readout.pools_first
 
     def _scale(self, layer: int, mlp_input: bool, pos: Slice, batch: Slice) -> Float[Tensor, "*batch_pos 1"]:
         name, norm, resid = self._norm(layer, mlp_input)
         is_pooled = self._is_pooled(name)
-        if self.rows == "readout" and self.model.cfg.readout == "pooled" and not is_pooled:
+        if self.rows == "readout" and self.model.readout.pools_first and not is_pooled:
             raise LensError(
                 f"{name} acts on every token, and a cache with rows='readout' of this tower holds their mean; make "
                 "the cache without rows="

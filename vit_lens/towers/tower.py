@@ -1,0 +1,323 @@
+"""A hooked tower: blocks on a residual stream and a read-out; a kind of tower adds how its inputs are embedded."""
+
+__all__ = ["HookedTower"]
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, SupportsIndex
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.addresses import Site
+from vit_lens.config import TowerConfig
+from vit_lens.errors import VitLensError
+from vit_lens.identity import fingerprint
+from vit_lens.towers.caching import CachingRootModule
+from vit_lens.towers.layers import AttentionPool, LayerNorm, RelativeBias, TransformerBlock, Unembed, norm_of
+from vit_lens.towers.readout import Readout, readout_of
+from vit_lens.towers.stacked import StackedWeights
+from vit_lens.towers.streams import PoolingStream, ResidualStream, Stream
+
+_POOLED = ("hook_pooled", "hook_image_embeds")
+_PER_QUERY = ("hook_attn_scores", "hook_pattern")
+_POOL = "attn_pool."
+_POOL_KEYS = (f"{_POOL}attn.hook_k", f"{_POOL}attn.hook_v")  # of every token; the rest is of the one query
+_READOUT_PARTS = (
+    "hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post",
+)  # fmt: skip
+_READOUT_ENDS = ("hook_embed", "hook_pos_embed", "ln_final.hook_scale")
+_POOL_PARTS = tuple(
+    f"{_POOL}{part}"
+    for part in ("attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "ln_post.hook_scale")
+)
+
+
+class HookedTower(CachingRootModule, StackedWeights):
+    """Blocks, a final norm and a read-out with hook points, cached runs, stacked weights and an identity.
+
+    A subclass makes the modules that embed its inputs, then calls :meth:`add_blocks`; its ``forward`` embeds, then
+    calls :meth:`run_blocks` and :meth:`read_out`. It says where its texts end, if it reads them there, by
+    :meth:`readout_of`. Everything else that lenses, attribution and interventions need (:class:`Tower`) follows.
+
+    Args:
+        cfg: Sizes and switches.
+        encoder_id: Which weights these are; by default the content's fingerprint.
+    """
+
+    cfg: TowerConfig
+    blocks: Sequence[TransformerBlock]
+
+    def __init__(self, cfg: TowerConfig, *, encoder_id: str | None = None):
+        super().__init__()
+        self.cfg = cfg
+        self._encoder_id = encoder_id
+        self._fingerprint: tuple[tuple | None, str] | None = None
+        self._loaded: tuple | None = None
+
+    def add_blocks(self) -> None:
+        """Make the blocks, the final norm and the read-out, and name the hook points."""
+        cfg = self.cfg
+        self.rel_bias = RelativeBias(cfg.relative_bias, cfg.n_heads) if cfg.relative_bias else None
+        self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))  # pyright: ignore[reportAttributeAccessIssue]
+        self.ln_final: LayerNorm = norm_of(cfg)
+        self.attn_pool = AttentionPool(cfg, cfg.attn_pool) if cfg.attn_pool else None
+        self.hook_pooled = HookPoint()
+        self.unembed = Unembed(cfg.d_pooled, cfg.d_embed, bias=cfg.has_proj_bias) if cfg.has_proj else None
+        self.hook_image_embeds = HookPoint()
+        self.setup()
+        self.eval()
+
+    # ---- running it -------------------------------------------------------------------------------------
+
+    def run_blocks(
+        self, resid: Float[Tensor, "batch pos d_model"], blocks: range, mask: Tensor | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Run some blocks on a residual stream; a causal tower adds its own mask to the one that is given."""
+        n_pos = resid.shape[1]
+        if self.cfg.is_causal:
+            seen = torch.ones(1, 1, n_pos, n_pos, dtype=torch.bool, device=resid.device).tril()
+            mask = seen if mask is None else seen & mask
+        bias = None if self.rel_bias is None else self.rel_bias(n_pos)
+        for layer in blocks:
+            resid = self.blocks[layer](resid, mask, bias)
+        return resid
+
+    def read_out(
+        self, resid: Float[Tensor, "batch pos d_model"], readout: Readout | None = None
+    ) -> Float[Tensor, "batch *row d_embed"]:
+        """Return the output of a last residual, past the hook points."""
+        pooled = self.hook_pooled((readout or self.readout).pool(resid))
+        return self.hook_image_embeds(pooled if self.unembed is None else self.unembed(pooled))
+
+    # ---- how it is read ---------------------------------------------------------------------------------
+
+    @property
+    def readout(self) -> Readout:
+        """How the output is read off the last residual stream."""
+        return self.readout_of()
+
+    def readout_of(self, *model_args: Any, ends: Int[Tensor, " batch"] | None = None) -> Readout:
+        """Return the read-out of a run; the same for all, but where texts are read at their ends.
+
+        Args:
+            *model_args: Of the run.
+            ends: The position at which each text ends.
+        """
+        n_prefix = getattr(self.cfg, "n_prefix", 0)
+        return readout_of(self.cfg, self.ln_final, self.unembed, self.attn_pool, n_prefix=n_prefix, ends=ends)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What parts add up in: the residual stream, and behind it that of attention pooling, where there is any."""
+        readout = self.readout
+        pool = () if self.attn_pool is None else (PoolingStream(readout, self.attn_pool),)
+        return ResidualStream(readout, [block.attn for block in self.blocks]), *pool
+
+    def stream_of(self, site: Site) -> Stream:
+        """Return the stream that a site writes to.
+
+        Raises:
+            UnknownSiteError: The site is not one of the model's.
+        """
+        return self.streams[site.check(self.cfg).is_pool]  # pyright: ignore[reportArgumentType]
+
+    def readout_rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
+        """Return a copy of the rows of a residual-like activation that the output is read from.
+
+        One row, CLS; or every patch (mean pooling after the final norm); or their mean (before it); or every
+        token (attention pooling).
+        """
+        return self.readout.rows(x).clone()
+
+    def embed_rows(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch_out d_embed"]:
+        """Return what the model would output if the read-out rows of its last residual were ``rows``.
+
+        See :meth:`vit_lens.towers.readout.Readout.read`.
+        """
+        return self.readout.read(rows)
+
+    def embed_pooled(self, pooled: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
+        """Return the embedding of a pooled vector (``hook_pooled``), without hooks, in the dtype of ``pooled``."""
+        return self.readout.read_pooled(pooled)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_pooled d_embed"]:
+        """The projection to the embedding; the identity where the tower has none."""
+        if self.unembed is not None:
+            return self.unembed.W_U
+        return torch.eye(self.cfg.d_pooled, dtype=self.dtype, device=self.device)
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_embed"]:
+        """The bias of the projection; zero where the tower has none."""
+        if self.unembed is not None and self.unembed.b_U is not None:
+            return self.unembed.b_U
+        return torch.zeros(self.cfg.d_embed, dtype=self.dtype, device=self.device)
+
+    # ---- which hook points, which positions --------------------------------------------------------------
+
+    def pos_axis(self, name: str) -> int | None:
+        """Return the axis of token positions of a hook point's activation, or None if it is pooled."""
+        last = name.rsplit(".", 1)[-1]
+        if last in _POOLED:
+            return 1 if self.cfg.pool == "all" else None
+        if name.startswith(_POOL) and name not in _POOL_KEYS:
+            return None
+        if name.startswith("ln_final.") and self.readout.pools_first:
+            return None
+        return 2 if last in _PER_QUERY else 1
+
+    def is_readout_part(self, name: str) -> bool:
+        """Whether a hook point is one that lenses read: the residual stream, what is written to it, and pooling."""
+        if name.startswith("blocks."):
+            return name.split(".", 2)[2] in _READOUT_PARTS
+        return name in _READOUT_ENDS or name in _POOL_PARTS
+
+    def blocks_to_run(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> range:
+        """Return which blocks a call runs; layers as in TransformerLens: ``stop`` exclusive, negative from the end.
+
+        Raises:
+            VitLensError: A layer is out of range, or the first lies behind the last.
+        """
+        first = 0 if start_at_layer is None else self._layer("start_at_layer", start_at_layer)
+        last = self.cfg.n_layers if stop_at_layer is None else self._layer("stop_at_layer", stop_at_layer)
+        if first > last:
+            raise VitLensError(f"start_at_layer={start_at_layer} lies behind stop_at_layer={stop_at_layer}")
+        return range(first, last)
+
+    def _layer(self, what: str, layer: SupportsIndex) -> int:
+        n_layers = self.cfg.n_layers
+        index = operator.index(layer) if hasattr(layer, "__index__") and not isinstance(layer, bool) else None
+        if index is None or not -n_layers <= index <= n_layers:
+            raise VitLensError(f"{what}={layer!r}: expected a whole number from -{n_layers} to {n_layers}")
+        return index % n_layers if index < 0 else index
+
+    def reaches(
+        self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None
+    ) -> Callable[[str], bool]:
+        """Return a predicate: whether a hook point fires in a call from ``start_at_layer`` to ``stop_at_layer``."""
+        blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
+
+        def reached(name: str) -> bool:
+            if name.startswith("blocks."):
+                return int(name.split(".")[1]) in blocks
+            is_end = name.startswith(("ln_final.", _POOL, *_POOLED))
+            return stop_at_layer is None if is_end else start_at_layer is None
+
+        return reached
+
+    # ---- what it is -------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.ln_final.w.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.ln_final.w.dtype
+
+    @property
+    def encoder_id(self) -> str:
+        """Which encoder this is; decoders are made for one."""
+        return self._encoder_id or f"module@{self.fingerprint}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen digits that identify the weights by content (see ``vit_lens.identity.fingerprint``).
+
+        They are kept until the weights change. Change weights under ``torch.no_grad()``: PyTorch does not count
+        changes through ``.data``, so they would go unseen here.
+        """
+        versions = self._versions()
+        if versions is None or self._fingerprint is None or self._fingerprint[0] != versions:
+            self._fingerprint = (versions, fingerprint(self.state_dict()))
+        return self._fingerprint[1]
+
+    @property
+    def edited(self) -> bool:
+        """Whether weights were changed since the model was loaded; changes through ``.data`` go unseen.
+
+        A model that was built from a config was not loaded, so it is never edited.
+        """
+        return self._loaded is not None and self._versions() != self._loaded
+
+    def load_weights(self, state_dict: dict[str, Tensor]) -> None:
+        """Make tensors the model's parameters, without a copy; what is changed afterwards counts as edited."""
+        self.load_state_dict(state_dict, assign=True)
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):  # zeros in the place of biases
+                if buffer.device != self.device:
+                    setattr(module, name, torch.zeros(buffer.shape, dtype=self.dtype, device=self.device))
+        self._set_switch(device=str(self.device))
+        self._loaded = self._versions()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fingerprint": None, "_loaded": None if self._loaded is None else self.edited}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # a copy's tensors are its own
+        if self._loaded is not None:
+            self._loaded = () if self._loaded else self._versions()
+
+    def _versions(self) -> tuple | None:
+        state = self.state_dict().values()
+        if any(tensor.is_inference() for tensor in state):  # these count no changes
+            return None
+        return tuple((tensor.data_ptr(), tensor._version) for tensor in state)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HookedTower":
+        edited = self.edited
+        moved = super()._apply(fn, recurse)
+        self._set_switch(device=str(self.device))
+        if self._loaded is not None and not edited:
+            self._loaded = self._versions()
+        return moved
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """Return the sum of the biases written below a layer; with ``mlp_input`` also its own ``b_O``.
+
+        Raises:
+            VitLensError: There is no such layer.
+        """
+        until = self._layer("layer", layer)
+        if mlp_input and until == self.cfg.n_layers:
+            raise VitLensError(f"mlp_input=True is the input of a block's MLP: layer must be below {until}")
+        total = torch.zeros(self.cfg.d_model, dtype=self.dtype, device=self.device)
+        for block in self.blocks[:until]:
+            total = total + block.attn.b_O
+            if include_mlp_biases:
+                total = total + block.mlp.b_out
+        return total + self.blocks[until].attn.b_O if mlp_input else total
+
+    # ---- switches ---------------------------------------------------------------------------------------
+
+    def set_use_attn_result(self, on: bool) -> None:
+        """Compute ``hook_result`` (each head's output in the residual stream) in every run."""
+        self._set_switch(use_attn_result=on)
+
+    def set_use_attn_in(self, on: bool) -> None:
+        """Give every head its own copy of the residual stream to read (``hook_attn_in``)."""
+        self._set_switch(use_attn_in=on)
+
+    def set_use_split_qkv_input(self, on: bool) -> None:
+        """Give every head's queries, keys and values their own copies (``hook_q_input``, ...)."""
+        self._set_switch(use_split_qkv_input=on)
+
+    def set_use_hook_mlp_in(self, on: bool) -> None:
+        """Give the MLP its own copy of the residual stream to read (``hook_mlp_in``)."""
+        self._set_switch(use_hook_mlp_in=on)
+
+    def _set_switch(self, **switch: bool | str) -> None:
+        self.cfg = replace(self.cfg, **switch)  # pyright: ignore[reportArgumentType]
+        for block in self.blocks:
+            block.cfg = block.attn.cfg = self.cfg
+        if self.attn_pool is not None:
+            self.attn_pool.attn.cfg = self.cfg
