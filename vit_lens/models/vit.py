@@ -21,7 +21,7 @@ from vit_lens.models.vocabulary import Vocabulary
 from vit_lens.pretrained import TowerSource, read_module, read_pretrained
 from vit_lens.towers.inputs import check_input, whole_mask
 from vit_lens.towers.layers import Embed, PosEmbed, PreNorm
-from vit_lens.towers.processing import WeightProcessing, process_model
+from vit_lens.towers.processing import WeightProcessing, process
 from vit_lens.towers.tower import HookedTower
 from vit_lens.verification import Verification, verify
 
@@ -235,9 +235,19 @@ class HookedViT(HookedTower, Vocabulary):
         Raises:
             VitLensError: No step is asked for, or hooks are on the model.
         """
-        return process_model(
-            self, fold_ln=fold_ln, fold_value_biases=fold_value_biases, center_writing_weights=center_writing_weights
-        )
+        asked = {
+            "fold_ln": fold_ln, "fold_value_biases": fold_value_biases,
+            "center_writing_weights": center_writing_weights,
+        }  # fmt: skip
+        self.refuse_hooks("the processed model, which has none,")
+        steps = [step for step, on in asked.items() if on]
+        state_dict, cfg, processing = process(self.state_dict(), self.cfg, steps, self.processing)  # pyright: ignore[reportArgumentType]
+        with torch.device("meta"):
+            made = type(self)(cfg, preprocess_spec=self.preprocess_spec, encoder_id=self.encoder_id)
+        made.load_state_dict(state_dict, assign=True)
+        made.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
+        made.vocabulary, made.processing = self.vocabulary, processing
+        return made
 
     def verify(
         self,

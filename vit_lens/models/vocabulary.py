@@ -2,23 +2,31 @@
 
 __all__ = ["Vocabulary"]
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_lens.config import HookedViTConfig
 from vit_lens.errors import VitLensError
 from vit_lens.texts import TextBank
-
-if TYPE_CHECKING:
-    from vit_lens.models.vit import HookedViT
 
 
 class Vocabulary(nn.Module):
     """What TransformerLens' tools ask of a model's tokens, for a model that has ``W_U``."""
 
+    cfg: HookedViTConfig
     _vocabulary: TextBank | None = None
+
+    if TYPE_CHECKING:  # what the model has
+
+        @property
+        def W_U(self) -> Float[Tensor, "d_pooled d_embed"]: ...
+        @property
+        def encoder_id(self) -> str: ...
+        @property
+        def fingerprint(self) -> str: ...
 
     @property
     def vocabulary(self) -> TextBank | None:
@@ -33,7 +41,7 @@ class Vocabulary(nn.Module):
     def vocabulary(self, bank: TextBank | None) -> None:
         if bank is not None and not isinstance(bank, TextBank):
             raise VitLensError(f"a vocabulary is a TextBank, not {type(bank).__name__}: TextBank.from_open_clip(...)")
-        self._vocabulary = None if bank is None else bank.check(cast("HookedViT", self))
+        self._vocabulary = None if bank is None else bank.check(self)
 
     def to_tokens(self, pixels: Any, prepend_bos: bool = True) -> Any:
         """Return the input as it is: TransformerLens' tools ask for tokens, and an image model reads pixels.
@@ -69,7 +77,7 @@ class Vocabulary(nn.Module):
         index = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
         if index.is_floating_point() or index.dtype == torch.bool:
             raise VitLensError(f"tokens of dtype {index.dtype}; expected whole numbers or a caption")
-        table = cast("HookedViT", self).W_U.T
+        table = self.W_U.T
         if self.vocabulary is not None:
             table = self.vocabulary.unit.to(table) @ table
         if (outside := index[(index < 0) | (index >= len(table))]).numel():

@@ -16,12 +16,12 @@ __all__ = [
     "changed_hooks",
     "fold_ln",
     "fold_value_biases",
-    "process_model",
+    "process",
 ]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from einops import einsum
@@ -29,9 +29,6 @@ from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import VitLensError
-
-if TYPE_CHECKING:
-    from vit_lens.models import HookedViT
 
 StateDict = dict[str, Tensor]
 Step = Literal["fold_ln", "fold_value_biases", "center_writing_weights"]
@@ -63,37 +60,32 @@ class WeightProcessing:
         return "\n".join([f"WeightProcessing: {', '.join(self.steps)}. Hook points that changed:", *lines])
 
 
-def process_model(
-    model: "HookedViT", *, fold_ln: bool = True, fold_value_biases: bool = True, center_writing_weights: bool = True
-) -> "HookedViT":
-    """Return a model that computes the same function with processed weights; see ``HookedViT.process_weights``.
+def process(
+    state_dict: Mapping[str, Tensor], cfg: HookedViTConfig, steps: Sequence[Step], done: WeightProcessing | None
+) -> tuple[StateDict, HookedViTConfig, WeightProcessing]:
+    """Return weights and config that compute the same function, and what was done; see ``HookedViT.process_weights``.
+
+    Args:
+        state_dict: Of the model.
+        cfg: Of the model.
+        steps: To do, in this order.
+        done: What was done to the model before.
 
     Raises:
-        VitLensError: No step is asked for, or hooks are on the model.
+        VitLensError: No step is asked for.
     """
-    asked = {
-        "fold_ln": fold_ln, "fold_value_biases": fold_value_biases, "center_writing_weights": center_writing_weights
-    }  # fmt: skip
-    if not any(asked.values()):
-        raise VitLensError(f"no step is asked for; set one of {', '.join(asked)} to True")
-    model.refuse_hooks("the processed model, which has none,")
-    state_dict: StateDict = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    cfg = model.cfg
-    if fold_ln:
-        state_dict, cfg = _fold_ln(state_dict, cfg)
-    if fold_value_biases:
-        state_dict = _fold_value_biases(state_dict, cfg)
-    if center_writing_weights:
-        state_dict = _center_writing_weights(state_dict, cfg)
-    with torch.device("meta"):
-        made = type(model)(cfg, preprocess_spec=model.preprocess_spec, encoder_id=model.encoder_id)
-    made.load_state_dict({name: tensor.clone() for name, tensor in state_dict.items()}, assign=True)
-    made.requires_grad_(any(parameter.requires_grad for parameter in model.parameters()))
-    made.vocabulary = model.vocabulary
-    done = {*(model.processing.steps if model.processing else ()), *(step for step, on in asked.items() if on)}
-    steps = tuple(step for step in get_args(Step) if step in done)
-    made.processing = WeightProcessing(steps, changed_hooks(cfg, steps))
-    return made
+    if not steps:
+        raise VitLensError(f"no step is asked for; set one of {', '.join(get_args(Step))} to True")
+    out: StateDict = {name: tensor.detach() for name, tensor in state_dict.items()}
+    if "fold_ln" in steps:
+        out, cfg = fold_ln(out, cfg)
+    if "fold_value_biases" in steps:
+        out = fold_value_biases(out, cfg)
+    if "center_writing_weights" in steps:
+        out = center_writing_weights(out, cfg)
+    every = tuple(step for step in get_args(Step) if step in {*(done.steps if done else ()), *steps})
+    copied = {name: tensor.clone() for name, tensor in out.items()}
+    return copied, cfg, WeightProcessing(every, changed_hooks(cfg, every))
 
 
 def fold_ln(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> tuple[StateDict, HookedViTConfig]:
@@ -182,9 +174,6 @@ def changed_hooks(cfg: HookedViTConfig, steps: Iterable[Step]) -> dict[str, str]
         for name, how in tables[step](cfg).items():
             found.setdefault(name, []).append(how)
     return {name: "; ".join(hows) for name, hows in found.items()}
-
-
-_fold_ln, _fold_value_biases, _center_writing_weights = fold_ln, fold_value_biases, center_writing_weights
 
 
 def _changed_by_fold_ln(cfg: HookedViTConfig) -> dict[str, str]:
