@@ -6,6 +6,7 @@ was in one run, with every scale (and pattern) held at the value that it had the
 """
 
 __all__ = [
+    "Activations",
     "AllTokens",
     "AttentionPooling",
     "ClassToken",
@@ -21,7 +22,7 @@ __all__ = [
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from einops import einsum
@@ -31,10 +32,26 @@ from torch import Tensor
 from vit_lens.conditions import Condition
 from vit_lens.config import TowerConfig
 from vit_lens.errors import VitLensError
-from vit_lens.towers.cache import ViTActivationCache
 from vit_lens.towers.layers import AttentionPool, LayerNorm, Unembed
 
 _PATTERN, _POOL_SCALE = "attn_pool.attn.hook_pattern", "attn_pool.ln_post.hook_scale"
+
+
+class _Placed(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+
+@runtime_checkable
+class Activations(Protocol):
+    """What a read-out needs of the cache of a run."""
+
+    cache_dict: dict[str, Tensor]
+
+    @property
+    def model(self) -> _Placed: ...
+    def __getitem__(self, key: str) -> Tensor: ...
+    def readout(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +78,14 @@ class Readout(ABC):
     """What the rows are: ``cls``, ``patches``, ``pooled`` (their mean), ``tokens`` (all) or ``eos``."""
     words: ClassVar[str]
     """The same, for messages."""
-    pools_first: ClassVar[bool] = False
-    """Whether pooling comes before ``ln_final``, which then acts on the one pooled row."""
     is_linear: ClassVar[bool] = True
     """Whether the output is the projection of one normed row, or of the mean of normed rows."""
     places: ClassVar[slice] = slice(None)
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether pooling comes before ``ln_final``, which then acts on the one pooled row."""
+        return self.cfg.ln_final == "after_pool"
 
     def rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
         """Return the rows of a residual-like activation that the output is read from; they may share its memory."""
@@ -89,6 +109,8 @@ class Readout(ABC):
 
     def pool(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch *row d_pooled"]:
         """Return what the projection reads of the tower's last residual, past the hook points."""
+        if self.pools_first:
+            return self.ln_final(self.rows(resid))[:, 0]
         return self.ln_final(resid)[:, self.places].mean(1)
 
     def read(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch_out d_embed"]:
@@ -110,7 +132,7 @@ class Readout(ABC):
         """Return what :meth:`read` gives as a decoder takes it: a pooled vector for each entry of the batch."""
         return Condition(pooled=self.read(rows))
 
-    def frozen(self, cache: ViTActivationCache) -> Any:
+    def frozen(self, cache: Activations) -> Any:
         """Return the linear map that the read-out was in a run: a :class:`FrozenPooling`.
 
         Raises:
@@ -147,7 +169,6 @@ class PooledMean(MeanOfPatches):
 
     kind = "pooled"
     words = "the mean of the patches"
-    pools_first = True
 
     def rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch 1 *axes"]:
         return x[:, self.places].mean(1, keepdim=True)
@@ -157,9 +178,6 @@ class PooledMean(MeanOfPatches):
 
     def positions(self, n_ctx: int) -> range:
         return range(0)
-
-    def pool(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_pooled"]:
-        return self.ln_final(self.rows(resid))[:, 0]
 
 
 class AttentionPooling(Readout):
@@ -175,7 +193,7 @@ class AttentionPooling(Readout):
     def read(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_embed"]:
         return self.read_pooled(self._attention.read(self._normed(rows)))
 
-    def frozen(self, cache: ViTActivationCache) -> "FrozenAttentionPooling":
+    def frozen(self, cache: Activations) -> "FrozenAttentionPooling":
         return FrozenAttentionPooling(self, cache)
 
     @property
@@ -232,7 +250,7 @@ class AllTokens(Readout):
         """Return what :meth:`read` gives as a decoder takes it: tokens."""
         return Condition(tokens=self.read(rows))
 
-    def frozen(self, cache: ViTActivationCache) -> "FrozenTokens":
+    def frozen(self, cache: Activations) -> "FrozenTokens":
         return FrozenTokens(self, cache)
 
 
@@ -247,7 +265,7 @@ def readout_of(
 ) -> Readout:
     """Return the read-out that a config asks for, with the modules that it reads with; see :class:`Readout`."""
     kinds = {"cls": ClassToken, "avg": MeanOfPatches, "attn": AttentionPooling, "eos": EndOfText, "all": AllTokens}
-    kind = PooledMean if cfg.ln_final == "after_pool" else kinds[cfg.pool]
+    kind = PooledMean if (cfg.pool, cfg.ln_final) == ("avg", "after_pool") else kinds[cfg.pool]
     return kind(cfg, ln_final, unembed, attn_pool, n_prefix, ends)
 
 
@@ -262,7 +280,7 @@ class FrozenPooling:
         cache: Of the run.
     """
 
-    def __init__(self, readout: Readout, cache: ViTActivationCache):
+    def __init__(self, readout: Readout, cache: Activations):
         self.readout = readout
 
     def weights(self, scale: Float[Tensor, "batch row"]) -> Float[Tensor, "batch pool_head row"]:
@@ -303,14 +321,14 @@ class FrozenAttentionPooling(FrozenPooling):
         pattern: How much attention each head gave to each token.
     """
 
-    def __init__(self, readout: AttentionPooling, cache: ViTActivationCache):
+    def __init__(self, readout: AttentionPooling, cache: Activations):
         super().__init__(readout, cache)
         self.pool = readout._attention
         self.pattern: Float[Tensor, "batch pool_head row"] = self._held(cache, _PATTERN)[:, :, 0]
         self.scale = None if self.pool.ln_post is None else self._held(cache, _POOL_SCALE)[:, 0]
         self.mlp_out = None if self.pool.mlp is None else self._held(cache, "attn_pool.hook_mlp_out")[:, 0]
 
-    def _held(self, cache: ViTActivationCache, name: str) -> Tensor:
+    def _held(self, cache: Activations, name: str) -> Tensor:
         x = cache[name].detach()
         return x.to(self.pool.query.device, torch.promote_types(x.dtype, torch.float32))
 
@@ -362,7 +380,7 @@ class FrozenTokens:
         constant: The output of a residual of zeros.
     """
 
-    def __init__(self, readout: AllTokens, cache: ViTActivationCache):
+    def __init__(self, readout: AllTokens, cache: Activations):
         self._ends = FrozenPooling(readout, cache)
         self._norm = readout.ln_final
         if "ln_final.hook_scale" in cache.cache_dict:

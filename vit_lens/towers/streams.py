@@ -15,9 +15,8 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError
-from vit_lens.towers.cache import ViTActivationCache
 from vit_lens.towers.layers import Attention, AttentionPool
-from vit_lens.towers.readout import Readout
+from vit_lens.towers.readout import Activations, Readout
 
 
 class Stream(ABC):
@@ -36,7 +35,7 @@ class Stream(ABC):
         self.readout = readout
 
     @abstractmethod
-    def last(self, cache: ViTActivationCache) -> Float[Tensor, "batch row d"]:
+    def last(self, cache: Activations) -> Float[Tensor, "batch row d"]:
         """Return the end of the stream in a run, at the read-out rows."""
 
     @abstractmethod
@@ -72,7 +71,7 @@ class ResidualStream(Stream):
         layers, parts = range(len(attentions)), ("attn_out", "mlp_out")
         self.writes = tuple(f"blocks.{layer}.hook_{part}" for layer in layers for part in parts)
 
-    def last(self, cache: ViTActivationCache) -> Float[Tensor, "batch row d_model"]:
+    def last(self, cache: Activations) -> Float[Tensor, "batch row d_model"]:
         return read_wide(cache, f"blocks.{len(self.attentions) - 1}.hook_resid_post")
 
     def read(self, states: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_embed"]:
@@ -95,7 +94,7 @@ class PoolingStream(Stream):
         self.pool = pool
         self.writes = ("attn_pool.hook_attn_out", *["attn_pool.hook_mlp_out"] * (pool.mlp is not None))
 
-    def last(self, cache: ViTActivationCache) -> Float[Tensor, "batch 1 d_pooled"]:
+    def last(self, cache: Activations) -> Float[Tensor, "batch 1 d_pooled"]:
         return torch.stack([read_wide(cache, name) for name in self.writes]).sum(0)
 
     def read(self, states: Float[Tensor, "*batch 1 d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
@@ -113,7 +112,7 @@ def write_of(site: Site) -> str:
     return site.hook_name if site.head is None else site.hook_name.replace("attn.hook_z", "hook_attn_out")
 
 
-def read_wide(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row *axes"]:
+def read_wide(cache: Activations, name: str) -> Float[Tensor, "batch row *axes"]:
     """Return an activation at the read-out rows, in float32 or wider, on the model's device."""
     rows = cache.readout(name)
     return rows.to(device=cache.model.device, dtype=torch.promote_types(rows.dtype, torch.float32))
