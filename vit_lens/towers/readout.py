@@ -37,6 +37,7 @@ from vit_lens.towers.layers import AttentionPool, LayerNorm, Unembed
 _PATTERN, _POOL_SCALE = "attn_pool.attn.hook_pattern", "attn_pool.ln_post.hook_scale"
 
 
+@runtime_checkable
 class _Placed(Protocol):
     @property
     def device(self) -> torch.device: ...
