@@ -4,15 +4,14 @@ __all__ = ["attribution_bars", "attribution_map", "patch_overlay"]
 
 import html
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import plotly.graph_objects as go
 
 from vit_lens.attribution import Attribution, PatchMap, Placement
 from vit_lens.errors import LensError
-from vit_lens.figures.drawing import DIVERGING, SEQUENTIAL, dress, picture_uri
+from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, dress, picture_uri
 from vit_lens.images import PreprocessSpec, load_image
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _SIDE = 520
 _UNITS = {"dot": "dot product", "cosine": "cosine", "logit": "logit"}
@@ -26,7 +25,7 @@ def patch_overlay(
     image: int = 0,
     layout: Any = None,
     opacity: float | int = 0.6,
-) -> "go.Figure":
+) -> go.Figure:
     """Draw a map of patches over the original picture; what the tower did not see is dimmed.
 
     What lies on tokens that are no patches (CLS, registers) stands in the title.
@@ -39,8 +38,6 @@ def patch_overlay(
         layout: Order of an array's axes.
         opacity: Of the map, 0 to 1.
     """
-    import plotly.graph_objects as go
-
     _check_image(image, len(patch_map.values))
     place = Placement.of(picture, spec, layout=layout)
     down, right = place.edges(patch_map)
@@ -81,13 +78,11 @@ def patch_overlay(
     return dress(figure, title, 200 + round(width * scale), 170 + round(height * scale))
 
 
-def attribution_map(attribution: Attribution, image: int = 0, direction: int | str = 0) -> "go.Figure":
+def attribution_map(attribution: Attribution, image: int = 0, direction: int | str = 0) -> go.Figure:
     """Draw what every head and MLP contributes as a layer x head heat map, coloured around zero.
 
     What is neither (embeddings, biases, constants) is added up in the title, so that nothing is left out.
     """
-    import plotly.graph_objects as go
-
     values, name = _column(attribution, image, direction)
     cells: dict[tuple[int, str], float] = {}
     rest = 0.0
@@ -129,10 +124,8 @@ def attribution_map(attribution: Attribution, image: int = 0, direction: int | s
     return dress(figure, title, 200 + 46 * len(columns), 190 + 34 * len(layers))
 
 
-def attribution_bars(attribution: Attribution, image: int = 0, direction: int | str = 0, k: int = 20) -> "go.Figure":
+def attribution_bars(attribution: Attribution, image: int = 0, direction: int | str = 0, k: int = 20) -> go.Figure:
     """Draw the ``k`` components with the largest contributions, by absolute value, and the sum of the others."""
-    import plotly.graph_objects as go
-
     if k < 1:
         raise LensError(f"k is {k}; ask for at least one component")
     values, name = _column(attribution, image, direction)

@@ -4,25 +4,23 @@ __all__ = ["head_map", "residual_strip", "top_sites"]
 
 import html
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import PIL.Image
+import plotly.graph_objects as go
 
 from vit_lens.errors import RecordError
-from vit_lens.figures.drawing import DIVERGING, SEQUENTIAL, dress, tile_figure
+from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, dress, tile_figure
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
 from vit_lens.records import Record, over_seeds, select
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 PARTS = {"attn": "attn", "mlp": "MLP"}
 MAPPED = ("head", "attn", "mlp", "pool_head", "pool_attn", "pool_mlp")
 POOL = "pool"
 
 
-def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str | None = None) -> "go.Figure":
+def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str | None = None) -> go.Figure:
     """Draw one number of every head, attention block and MLP as a layer x head heat map; attention pooling comes last.
 
     Numbers of pictures are means over noise seeds.
@@ -33,8 +31,6 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
         value: a number of the table: cos_input, cos_lens_clean, cos_lens_control, leak, faithfulness or norm_h.
         lens: which reading, as `vit_lens.records.select` takes it; None is the first steering lens.
     """
-    import plotly.graph_objects as go
-
     number = _number(value)
     rows = over_seeds(select(record, input=input, lens=lens, types=MAPPED))
     layers, columns, grid, names = _grid(rows, value)
@@ -66,9 +62,7 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
     )
 
 
-def top_sites(
-    record: Record, k: int = 6, by: str = "cos_input", input: int = 0, lens: str | None = None
-) -> "go.Figure":
+def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0, lens: str | None = None) -> go.Figure:
     """Draw the input and the pictures of the ``k`` sites with the largest ``by``, best first, each before its control.
 
     The input begins each line. Where the record holds no drawn control, the figure says so. Pictures are those of the
@@ -99,7 +93,7 @@ def top_sites(
     return tile_figure(tiles, title, columns=min(1 + per_line * max(map(len, pairs)), len(tiles)))
 
 
-def residual_strip(record: Record, input: int = 0, by: str = "cos_input") -> "go.Figure":
+def residual_strip(record: Record, input: int = 0, by: str = "cos_input") -> go.Figure:
     """Draw the Diffusion Lens over layers, the input first."""
     _number(by)
     types = ("resid_post", "resid_pre")

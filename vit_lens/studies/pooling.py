@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from vit_lens.errors import StudyError
-from vit_lens.studies.results import Null, Score, StudyResult
+from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.statistics import across_encoders
 
 _PER_ENCODER = ("encoder", "fingerprint", "decoder")

@@ -1,6 +1,6 @@
 """The content study: does a lens show what a site does? Attribute by attribute, within each site."""
 
-__all__ = ["DECODED", "LENSES", "content_study"]
+__all__ = ["HEADLINES", "content_study"]
 
 from collections.abc import Sequence
 
@@ -10,22 +10,23 @@ from jaxtyping import Float
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
+from vit_lens.studies.content.agreement import baseline_scores, reading_scores
 from vit_lens.studies.content.effects import Changes, caption_changes, direct_effects, total_effects
+from vit_lens.studies.content.pair_readings import STREAM, Chosen, Study, Whole, read_embeddings, read_pictures
 from vit_lens.studies.content.pairs import MIN_ATTRIBUTES, AttributePairs
-from vit_lens.studies.content.readings import STREAM, Chosen, Study, Whole, read_embeddings, read_pictures
-from vit_lens.studies.content.scores import baseline_scores, reading_scores
-from vit_lens.studies.content.tables import matrix_rows, notes_of, site_rows, strength
+from vit_lens.studies.content.site_tables import matrix_rows, notes_of, site_rows, strength
+from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.images import content_of
-from vit_lens.studies.pictures import Judge
-from vit_lens.studies.results import StudyResult
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.seen_pictures import Judge
+from vit_lens.studies.study_setup import StudySetup
+from vit_lens.studies.usual_lenses import DECODED
 from vit_lens.texts import TextBank
 
-LENSES = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=1", "dsl-mean:alpha=5", "dsl-mean:share=1")
-"""Read at the embedding level."""
-DECODED = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=5")
-"""Read off pictures, too."""
-
+HEADLINES = (
+    "agreement within sites, total effect", "excess over shuffled sites within sites, total effect",
+    "excess over shuffled sites within top sites, total effect",
+)  # fmt: skip
+"""The measures that the protocol decides by."""
 _WEAK = 0.2  # of the median attribute's full change
 
 

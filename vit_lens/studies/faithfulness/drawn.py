@@ -14,8 +14,8 @@ from torch import Tensor
 from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
 from vit_lens.metrics import cosine
-from vit_lens.studies.setup import StudySetup
 from vit_lens.studies.statistics import within_rows
+from vit_lens.studies.study_setup import StudySetup
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

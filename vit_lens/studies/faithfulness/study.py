@@ -16,11 +16,11 @@ from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
 from vit_lens.metrics import DRAWN_THRESHOLD
 from vit_lens.studies.faithfulness.drawn import Drawn, draw, rows_alike
-from vit_lens.studies.pictures import Judge
-from vit_lens.studies.reading import read_conditions
-from vit_lens.studies.results import Null, Score, StudyResult
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.findings import Null, Score, StudyResult
+from vit_lens.studies.seen_pictures import Judge
+from vit_lens.studies.similarities import read_conditions
 from vit_lens.studies.statistics import Estimate, mean_interval, spearman
+from vit_lens.studies.study_setup import StudySetup
 
 SITES = ("heads", "mlp", "resid_post")
 CEILING = "clean embeddings"

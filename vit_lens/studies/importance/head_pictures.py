@@ -14,9 +14,9 @@ from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.studies.importance.head_outputs import Origins, Written, measured, placebo
 from vit_lens.studies.importance.head_scores import SIMILARITIES, Key
-from vit_lens.studies.pictures import Pictures, Seen
-from vit_lens.studies.reading import caches, left_out_centred, similarity
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.seen_pictures import Pictures, Seen
+from vit_lens.studies.similarities import caches, left_out_centred, similarity
+from vit_lens.studies.study_setup import StudySetup
 
 READERS = {"own": "own encoder (circular)", "judge": "judge"}
 """Who embeds a picture again; the encoder that it came from rewards the decoder's round trip."""

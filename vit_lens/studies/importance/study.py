@@ -3,7 +3,7 @@
 The first study of Takatsuki et al. 2025 (arXiv 2504.13763), with baselines that need no lens and two nulls beside it.
 """
 
-__all__ = ["DECODED", "LENSES", "importance_study"]
+__all__ = ["HEADLINES", "LENSES", "importance_study"]
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,14 +13,15 @@ import numpy as np
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.interventions import derangement
+from vit_lens.studies.findings import StudyResult
+from vit_lens.studies.importance.head_correlations import HeadTables, correlations
 from vit_lens.studies.importance.head_effects import total_effects
 from vit_lens.studies.importance.head_pictures import PictureScores, picture_scores
 from vit_lens.studies.importance.head_scores import read_heads
-from vit_lens.studies.importance.scores import HeadTables, correlations
-from vit_lens.studies.importance.tables import effects_table, heads_table
-from vit_lens.studies.results import StudyResult
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.importance.head_tables import effects_table, heads_table
+from vit_lens.studies.study_setup import StudySetup
 from vit_lens.studies.untrained import with_random_weights
+from vit_lens.studies.usual_lenses import DECODED
 
 LENSES = (
     "diffusion", "dsl:alpha=2", "dsl:alpha=5", "dsl:alpha=10", "dsl:alpha=100", "dsl:share=0.25", "dsl:share=0.5",
@@ -28,8 +29,12 @@ LENSES = (
 )  # fmt: skip
 """Lenses at the embedding level."""
 
-DECODED = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=5")
-"""Lenses whose pictures are drawn."""
+_WITH = "with total effect, mean ablation"
+HEADLINES = (
+    f"no lens {_WITH}", f"centred similarity {_WITH}", f"centred similarity {_WITH}, given the norms",
+    f"centred similarity, judge {_WITH}", f"centred similarity, judge {_WITH}, given the norms",
+)  # fmt: skip
+"""The measures that the protocol decides by."""
 
 _MIN_IMAGES = 3  # to leave one out and still have a mean over others
 _DONORS, _RESAMPLES, _WEIGHTS = 24, 25, 26  # streams of random numbers, apart from those of other rooms

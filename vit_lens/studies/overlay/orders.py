@@ -14,7 +14,7 @@ from vit_lens.addresses import Site
 from vit_lens.lenses import Lens
 from vit_lens.studies.overlay.ranking import Scenes, from_embeddings, from_pictures, norms
 from vit_lens.studies.overlay.removal import Removal
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.study_setup import StudySetup
 
 _PLACEBOS, _DECODED_PLACEBOS = 31, 32  # random streams
 

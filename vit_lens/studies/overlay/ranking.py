@@ -19,8 +19,8 @@ from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_seen
-from vit_lens.studies.reading import caches, read_lens
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.similarities import caches, read_lens
+from vit_lens.studies.study_setup import StudySetup
 from vit_lens.towers.cache import ViTActivationCache
 
 _Read = Callable[[ViTActivationCache], Tensor]  # -> [image site *features]

@@ -22,7 +22,7 @@ from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.overlay.pasting import pixels_of_seen
 from vit_lens.studies.overlay.ranking import Scenes, ablated_directly
-from vit_lens.studies.reading import caches
+from vit_lens.studies.similarities import caches
 
 STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of heads that are gone when it is measured, as far as the model has so many."""

@@ -14,12 +14,12 @@ from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import parse_lens
 from vit_lens.metrics import cosine
-from vit_lens.records.plates import Plate, Strip
-from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_seen
-from vit_lens.studies.paper.plates import lens_title, lens_words, make_plate, ranking_facts
-from vit_lens.studies.paper.reading import SiteReading, read_sites
-from vit_lens.studies.paper.setup import PaperSetup
+from vit_lens.studies.overlay import Overlay, as_seen, paste, pixels_of_seen
+from vit_lens.studies.paper.paper_setup import PaperSetup
+from vit_lens.studies.paper.plate import Plate, Strip
+from vit_lens.studies.paper.site_readings import SiteReading, read_sites
 from vit_lens.studies.paper.tiles import Chosen, Layer, best, image_tile, layers_of, read_tiles
+from vit_lens.studies.paper.top_plates import lens_title, lens_words, make_plate, ranking_facts
 
 OVERLAY_LENSES = ("diffusion", "dsl:alpha=10", "dsl-mean:alpha=5")
 """The lenses of figure 5."""

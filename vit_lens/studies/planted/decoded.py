@@ -14,11 +14,11 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.studies.pictures import Judge, Pictures
-from vit_lens.studies.planted.scores import LensGaps, gap
+from vit_lens.studies.planted.recovery import LensGaps, gap
 from vit_lens.studies.planted.soil import Plant
-from vit_lens.studies.reading import read_lens
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.seen_pictures import Judge, Pictures
+from vit_lens.studies.similarities import read_lens
+from vit_lens.studies.study_setup import StudySetup
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
