@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from vit_lens.attribution import Attribution, PatchMap, Placement
 from vit_lens.errors import LensError
-from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, dress, picture_uri
+from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, dress, layer_map, picture_uri
 from vit_lens.images import PreprocessSpec, load_image
 
 _SIDE = 520
@@ -97,31 +97,15 @@ def attribution_map(attribution: Attribution, image: int = 0, direction: int | s
     layers = sorted({layer for layer, _ in cells})
     heads = sorted({int(column) for _, column in cells if column != "MLP"})
     columns = [*map(str, heads), *(["MLP"] if any(column == "MLP" for _, column in cells) else [])]
-    limit = max(map(abs, cells.values())) or 1.0
     unit = _UNITS[attribution.units]
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[cells.get((layer, column), math.nan) for column in columns] for layer in layers],
-            customdata=[[f"L{x}.mlp" if c == "MLP" else f"L{x}H{c}" for c in columns] for x in layers],
-            x=columns,
-            y=layers,
-            zmin=-limit,
-            zmax=limit,
-            zmid=0.0,
-            colorscale=DIVERGING,
-            colorbar={"title": {"text": unit}},
-            hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_xaxes(title="head, then the MLP", type="category", showgrid=False)
-    figure.update_yaxes(
-        title="layer", autorange="reversed", dtick=max(1, len(layers) // 12), showgrid=False, zeroline=False
-    )
     title = f"Direct contributions to {html.escape(name)} ({unit})"
     title += f"<br><sub>total {sum(values):.3g}, of it embeddings, biases and constants {rest:.3g}</sub>"
-    return dress(figure, title, 200 + 46 * len(columns), 190 + 34 * len(layers))
+    return layer_map(
+        {(layer, column): cells.get((layer, column), math.nan) for layer in layers for column in columns},
+        {(x, c): f"L{x}.mlp" if c == "MLP" else f"L{x}H{c}" for x in layers for c in columns},
+        title=title, unit=unit, across="head, then the MLP", digits=".4g", signed=True,
+        limit=max(map(abs, cells.values())),
+    )  # fmt: skip
 
 
 def attribution_bars(attribution: Attribution, image: int = 0, direction: int | str = 0, k: int = 20) -> go.Figure:

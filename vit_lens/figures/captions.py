@@ -42,7 +42,7 @@ def zero_shot_layers(
         TextError: A caption is unknown.
     """
     forms = [form for form, of in read.cosines if of == control]
-    tables = [_numbers(read, form, control, value, image) for form in forms]
+    tables = [_numbers(read, value, image, form, control) for form in forms]
     if not tables:
         read.of("raw", control)  # says what there is
     chosen = _columns(read, tables[0], captions)
@@ -130,7 +130,7 @@ def zero_shot_patches(
     titles = [f"{site} {form}" for form in forms for site in sites]
     figure = make_subplots(rows=len(forms), cols=len(sites), subplot_titles=titles, horizontal_spacing=0.1 / len(sites))
     for row, form in enumerate(forms, start=1):
-        numbers = _one_image(_of(maps, form, value), image)[..., index]
+        numbers = _numbers(maps, value, image, form)[..., index]
         n_rows, n_columns = numbers.shape[1:]
         height, width = seen.height / n_rows, seen.width / n_columns
         colours = _colours(value, numbers)
@@ -197,16 +197,10 @@ def contact_sheet(
     return tile_figure(tiles, f"Nearest images, {form}", columns)
 
 
-def _numbers(read: ZeroShot, form: str, control: str, value: str, image: int) -> Tensor:
+def _numbers(read: ZeroShot | ZeroShotMaps, value: str, image: int, *form: str) -> Tensor:
     if value not in ("prob", "cosine"):
         raise LensError(f"value={value!r}; expected 'prob' or 'cosine'")
-    return _one_image(read.probs(form, control) if value == "prob" else read.of(form, control), image)
-
-
-def _of(maps: ZeroShotMaps, form: str, value: str) -> Tensor:
-    if value not in ("prob", "cosine"):
-        raise LensError(f"value={value!r}; expected 'prob' or 'cosine'")
-    return maps.probs(form) if value == "prob" else maps.of(form)
+    return _one_image(read.probs(*form) if value == "prob" else read.of(*form), image)
 
 
 def _one_image(values: Tensor, image: int) -> Tensor:

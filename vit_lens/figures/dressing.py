@@ -1,12 +1,14 @@
 """What every figure shares: colours, layout, pictures inside a figure, and files."""
 
-__all__ = ["DIVERGING", "SEQUENTIAL", "SUFFIXES", "TILE", "dress", "picture_uri", "save", "tile_figure"]
+__all__ = ["DIVERGING", "SEQUENTIAL", "SUFFIXES", "TILE", "dress", "layer_map", "picture_uri", "save", "tile_figure"]
 
 import base64
 import importlib.util
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import plotly.graph_objects as go
@@ -49,6 +51,48 @@ def dress(figure: go.Figure, title: str, width: int, height: int) -> go.Figure:
         font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 12, "color": "#1c1b19"},
     )
     return figure
+
+
+def layer_map(
+    values: Mapping[tuple[Any, str], float],
+    names: Mapping[tuple[Any, str], str],
+    *,
+    title: str,
+    unit: str,
+    across: str,
+    digits: str,
+    signed: bool,
+    limit: float,
+) -> go.Figure:
+    """Draw numbers of parts of a tower as a layer x column heat map, the first layer on top.
+
+    Args:
+        values: By layer and column, in the order in which they are shown; a place without one stays empty.
+        names: Of the parts, by place.
+        title: Of the figure.
+        unit: Of the numbers.
+        across: What the columns are.
+        digits: How plotly writes a number.
+        signed: Whether the colours are centred on 0.
+        limit: The number with the strongest colour; 0 for 1.
+    """
+    layers, columns = (list(dict.fromkeys(place[axis] for place in values)) for axis in (0, 1))
+    limit = limit or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[values[layer, column] for column in columns] for layer in layers], x=columns, y=layers,
+            customdata=[[names.get((layer, column), "") for column in columns] for layer in layers],
+            zmin=-limit if signed else 0.0, zmax=limit, zmid=0.0 if signed else None,
+            colorscale=DIVERGING if signed else SEQUENTIAL, colorbar={"title": {"text": unit}},
+            hovertemplate=f"%{{customdata}}: %{{z:{digits}}}<extra></extra>", xgap=1, ygap=1,
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title=across, type="category", showgrid=False)
+    figure.update_yaxes(
+        title="layer", autorange="reversed", dtick=max(1, len(layers) // 12), showgrid=False, zeroline=False,
+        type="category" if isinstance(layers[0], str) else "linear",
+    )  # fmt: skip
+    return dress(figure, title, 200 + 46 * len(columns), 190 + 34 * len(layers))
 
 
 def tile_figure(tiles: list[tuple[PIL.Image.Image, str]], title: str, columns: int) -> go.Figure:

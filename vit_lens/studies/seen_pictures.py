@@ -151,6 +151,15 @@ class Pictures:
         judged = [part.judge for part in parts if part.judge is not None]
         return Seen(Condition.cat([part.own for part in parts]), torch.cat(judged) if judged else None)
 
+    def see_each(self, asked: Condition | Tensor, noise: Sequence[int], *, label: str = "pictures") -> Seen:
+        """Do the same with a noise seed for each row."""
+        rows = {seed: [row for row, own in enumerate(noise) if own == seed] for seed in dict.fromkeys(noise)}
+        parts = [self.see(asked[some], noise_seed=seed, label=f"{label}, noise {seed}") for seed, some in rows.items()]
+        order = torch.tensor([row for some in rows.values() for row in some]).argsort()
+        judged = [part.judge for part in parts if part.judge is not None]
+        own = Condition.cat([part.own for part in parts])[order]
+        return Seen(own, torch.cat(judged)[order] if judged else None)
+
     def _make(self, rows: Condition, noise_seed: int, path: Path, label: str) -> Seen:
         _, seen = self.draw(rows, noise_seed=noise_seed, label=label)
         tensors = {f"own.{name}": part for name, part in seen[OWN].parts().items()}

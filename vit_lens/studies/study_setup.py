@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -66,6 +67,14 @@ class StudySetup:
         if self.pictures is None:
             raise StudyError(f"study {study} reads decoded pictures and needs a decoder: pass decoder= (--decoder)")
         return self.pictures
+
+    def noise_of(self, images: Iterable[int], each: int = 1) -> list[int]:
+        """Return a noise seed for ``each`` picture of every image: image ``i`` has seed ``i`` modulo their number."""
+        return [self.noise_seeds[image % len(self.noise_seeds)] for image in images for _ in range(each)]
+
+    def generator(self, *stream: int) -> torch.Generator:
+        """Return random numbers of the setup's seed and a stream of their own."""
+        return torch.Generator().manual_seed(int(np.random.default_rng([self.seed, *stream]).integers(2**62)))
 
     def judge(self, study: str) -> Judge:
         """Return the judge.

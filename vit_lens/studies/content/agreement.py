@@ -13,7 +13,7 @@ from scipy import stats
 from vit_lens.interventions import derangement
 from vit_lens.studies.content.effects import Changes
 from vit_lens.studies.findings import Null, Score
-from vit_lens.studies.statistics import MIN_FOR_INTERVAL, Estimate
+from vit_lens.studies.statistics import MIN_FOR_INTERVAL, Estimate, finite_mean
 
 CEILING = "total effect, half of the bases against the other (ceiling)"
 DIRECT = "direct effect (no lens)"
@@ -120,20 +120,15 @@ def _cross(
 
 def _matched(cross: Float[np.ndarray, "site other"] | None) -> float | None:
     """Return the mean over sites of the agreement with their own effects."""
-    return None if cross is None else _mean(np.diagonal(cross))
+    return None if cross is None else finite_mean(np.diagonal(cross))
 
 
 def _excess(cross: Float[np.ndarray, "site other"] | None) -> float | None:
     """Return how much more a site agrees with its own effects than with another site's."""
     if cross is None or len(cross) < 2:
         return None
-    own, other = _mean(np.diagonal(cross)), _mean(cross[~np.eye(len(cross), dtype=bool)])
+    own, other = finite_mean(np.diagonal(cross)), finite_mean(cross[~np.eye(len(cross), dtype=bool)])
     return None if own is None or other is None else own - other
-
-
-def _mean(values: Float[np.ndarray, " site"]) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
 
 
 def _interval(changes: Changes, causal: Changes, of: _Statistic) -> Estimate:
@@ -169,7 +164,7 @@ def _shuffled(cross: Float[np.ndarray, "site other"] | None, n: int, seed: int) 
     if cross is None or len(cross) < 2:
         return []
     orders = (derangement(len(cross), seed=seed + draw).numpy() for draw in range(n))
-    return [_mean(cross[order, np.arange(len(cross))]) for order in orders]
+    return [finite_mean(cross[order, np.arange(len(cross))]) for order in orders]
 
 
 def _bases(changes: Changes, start: int) -> Changes:

@@ -143,21 +143,13 @@ def _vectors(read: Condition, texts: TextBank) -> Float[Tensor, "image site d_em
 def _placebo(setup: StudySetup, spec: str, held: list[ViTActivationCache], sites: list[Site], draw: int) -> Condition:
     """Return the lens of random directions of equal norm, another one for every image and site."""
     number = list(setup.lenses).index(spec) + 1
-    seed = int(np.random.default_rng([setup.seed, STREAM, number, draw]).integers(2**62))
-    generator = torch.Generator().manual_seed(seed)
+    generator = setup.generator(STREAM, number, draw)
     return _cat(setup.lenses[spec].read_control(cache, sites, generator=generator) for cache in held)
 
 
 def _see(setup: StudySetup, pairs: AttributePairs, asked: Condition, label: str) -> Float[Tensor, "image site d_judge"]:
     """Draw every row and let the judge look; a base, its partners and all their sites share their noise."""
-    pictures, n_seeds = setup.drawing("content"), len(setup.noise_seeds)
     base_of = dict(zip(pairs.partner, pairs.base, strict=True))
-    found: dict[int, Tensor] = {}
-    for turn, noise_seed in enumerate(setup.noise_seeds):
-        images = [i for i in range(len(asked)) if base_of.get(i, i) % n_seeds == turn]
-        if images:
-            seen = pictures.see(
-                asked[images].flatten_rows(), noise_seed=noise_seed, label=f"{label}, noise {noise_seed}"
-            )
-            found |= dict(zip(images, seen.by("judge").unflatten(0, (len(images), -1)), strict=True))
-    return torch.stack([found[image] for image in range(len(asked))])
+    noise = setup.noise_of((base_of.get(image, image) for image in range(len(asked))), asked.rows[1])
+    seen = setup.drawing("content").see_each(asked.flatten_rows(), noise, label=label)
+    return seen.by("judge").unflatten(0, asked.rows)

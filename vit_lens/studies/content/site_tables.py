@@ -14,6 +14,7 @@ from vit_lens.studies.content.effects import Changes
 from vit_lens.studies.content.pair_readings import Chosen, Whole
 from vit_lens.studies.content.pairs import AttributePairs
 from vit_lens.studies.seen_pictures import Judge
+from vit_lens.studies.statistics import finite
 
 
 def strength(total: Changes) -> Float[np.ndarray, " site"]:
@@ -42,8 +43,7 @@ def site_rows(
         if found is not None and true is not None:
             own = np.diagonal(cross_agreement(found, true))
             for place, number in enumerate(_numbers(one, chosen, len(sites))):
-                value = own[place]
-                rows[number][f"{one.spec}, {one.level}"] = float(value) if np.isfinite(value) else None
+                rows[number][f"{one.spec}, {one.level}"] = finite(own[place])
     return [{**dict.fromkeys(_columns(rows)), **row} for row in rows]
 
 

@@ -17,6 +17,7 @@ from vit_lens.studies.importance.correlating import correlate, estimate, image_w
 from vit_lens.studies.importance.head_effects import Effect
 from vit_lens.studies.importance.head_pictures import PictureScores
 from vit_lens.studies.importance.head_scores import HeadScores, Key
+from vit_lens.studies.statistics import finite
 
 NORMS = ("norm of h", "norm of h minus its mean")
 GIVEN = ", given the norms"
@@ -102,11 +103,11 @@ def _score(
     nulls[SHUFFLED] = correlate(shuffled(score[0], seed=seed), does[:1], tuple(norm[:1] for norm in norms))
     controls = {}
     if key in scores.other:
-        controls[OTHER] = _one(correlate(scores.other[key], does[:1], _norms(scores.other, given)))
+        controls[OTHER] = finite(correlate(scores.other[key], does[:1], _norms(scores.other, given))[0])
     if tables.untrained is not None:
         other = {name: values.mean(0, keepdims=True) for name, values in tables.untrained.scores.real.items()}
         turned = tables.untrained.effects[effect].mean(0, keepdims=True)
-        controls[UNTRAINED] = _one(correlate(other[key], turned, _norms(other, given)))
+        controls[UNTRAINED] = finite(correlate(other[key], turned, _norms(other, given))[0])
     return _made(key, effect, given, "embedding", correlate(score, does, norms), n, nulls, controls)
 
 
@@ -132,7 +133,3 @@ def _made(
         measure=measure_name(key[0], effect, given=given), reading=key[1], level=level, estimate=value, n=n,
         unit="images", nulls=summed, controls={EXCESS[level]: excess, **controls},
     )  # fmt: skip
-
-
-def _one(values: Float[np.ndarray, " draw"]) -> float | None:
-    return float(values[0]) if np.isfinite(values[0]) else None

@@ -2,7 +2,6 @@
 
 __all__ = ["effects_table", "heads_table"]
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from vit_lens.metrics import leak_index
 from vit_lens.studies.findings import Null
 from vit_lens.studies.importance.correlating import correlate, halves
 from vit_lens.studies.importance.head_correlations import HeadTables
+from vit_lens.studies.statistics import finite
 
 _CENTRED = "centred similarity"
 
@@ -35,7 +35,7 @@ def heads_table(tables: HeadTables) -> list[dict[str, Any]]:
     }
     return [
         {"site": str(head), "layer": head.layer, "head": head.head}
-        | {name: _number(values[row]) for name, values in columns.items()}
+        | {name: finite(values[row]) for name, values in columns.items()}
         | {name: values[row] for name, values in leaks.items()}
         for row, head in enumerate(tables.heads)
     ]
@@ -54,14 +54,10 @@ def effects_table(tables: HeadTables, *, seed: int) -> list[dict[str, Any]]:
         row |= {"low": between.low, "high": between.high}
         for other, theirs in tables.effects.items():
             both = correlate(values.mean(0, keepdims=True), theirs.mean(0, keepdims=True))
-            row[f"{other[0]} effect, {other[1]} ablation"] = _number(both[0])
+            row[f"{other[0]} effect, {other[1]} ablation"] = finite(both[0])
         found.append(row)
     return found
 
 
 def _leaks(control: np.ndarray, site: np.ndarray) -> list[float | None]:
     return [leak_index(float(a), float(b)) for a, b in zip(control, site, strict=True)]
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None

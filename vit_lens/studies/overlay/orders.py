@@ -96,6 +96,5 @@ def by_effects(removal: Removal) -> list[Ranking]:
 
 
 def _placebo(setup: StudySetup, lens: Lens, sites: list[Site], stream: Sequence[int]) -> Callable[[Any], torch.Tensor]:
-    seed = int(np.random.default_rng([setup.seed, *stream]).integers(2**62))
-    generator = torch.Generator().manual_seed(seed)
+    generator = setup.generator(*stream)
     return lambda cache: lens.placebo(cache, sites, generator=generator)

@@ -1,6 +1,6 @@
 """Overlays: transparent pictures laid over an image, at its corner, its centre, or over all of it."""
 
-__all__ = ["FULL", "POSITIONS", "Overlay", "as_seen", "paste", "pixels_of_seen"]
+__all__ = ["FULL", "POSITIONS", "Overlay", "as_seen", "mean_colour", "paste", "pixels_of_seen"]
 
 import hashlib
 from collections.abc import Sequence
@@ -109,6 +109,14 @@ def pixels_of_seen(
     spec = model.preprocess_spec
     spec = None if spec is None else replace(spec, resize_edge=None)
     return preprocess(seen, spec, dtype=model.dtype, device=model.device)
+
+
+def mean_colour(model: HookedViT, pixels: Float[Tensor, "image channel height width"]) -> UInt8[np.ndarray, " 3"]:
+    """Return the mean colour of preprocessed images: of the blank that an overlay is pasted on."""
+    mean, spec = pixels.double().mean((0, 2, 3)).cpu().numpy(), model.preprocess_spec
+    if spec is not None:
+        mean = mean * np.asarray(spec.std) + np.asarray(spec.mean)
+    return np.rint(255 * mean.clip(0, 1)).astype(np.uint8)
 
 
 def _fitted(overlay: Overlay, size: tuple[int, ...]) -> UInt8[np.ndarray, "height width 4"]:

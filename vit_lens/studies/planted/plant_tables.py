@@ -14,7 +14,7 @@ from vit_lens.studies.planted.decoded import DecodedGaps
 from vit_lens.studies.planted.examined import Examined
 from vit_lens.studies.planted.recovery import LensGaps
 from vit_lens.studies.planted.soil import KINDS, Kind, Plant
-from vit_lens.studies.statistics import auc, mean_interval
+from vit_lens.studies.statistics import auc, finite_mean, mean_interval
 
 FINDS = "AUC of the planted head"
 FIRST = "planted head ranked first"
@@ -33,7 +33,7 @@ def embedding_scores(found: Sequence[Examined], *, seed: int) -> list[Score]:
         for name in found[0].gaps if some else ():
             controls = {}
             if statistic is not _leaks:
-                controls["before planting"] = _mean([statistic(one.before[name].real, one.at) for one in some])
+                controls["before planting"] = finite_mean([statistic(one.before[name].real, one.at) for one in some])
             gaps = [one.gaps[name] for one in some]
             scores.append(_score(measure, name, "embedding", statistic, gaps, places, seed, controls))
         if some and statistic is not _leaks:
@@ -109,7 +109,7 @@ def _score(
             per_plant = [
                 [statistic(draw, at) for draw in getattr(of, draws)] for of, at in zip(gaps, places, strict=True)
             ]
-            nulls[null] = Null.of([_mean(list(draw)) for draw in zip(*per_plant, strict=True)])
+            nulls[null] = Null.of([finite_mean(list(draw)) for draw in zip(*per_plant, strict=True)])
     return _plain(measure, name, values, seed, level=level, nulls=nulls, controls=controls)
 
 
@@ -149,11 +149,6 @@ def _leaks(scores: _Scores, at: int) -> float | None:
 
 def _measures() -> list[tuple[str, Kind, _Statistic]]:
     return [(f"{measure}, {kind} plants", kind, how) for kind in KINDS for measure, how in _STATISTICS.items()]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 _STATISTICS: dict[str, _Statistic] = {FINDS: _auc, FIRST: _first, LEAKS: _leaks}
