@@ -739,7 +739,7 @@ def test_an_image_without_live_numbers_says_so(panel):
 
 def test_live_numbers_stay_within_their_budget(tmp_path, monkeypatch):
     from vit_lens.records.live import live_bytes
-    from vit_lens.report import beside
+    from vit_lens.report import panels
 
     record = _beside_record(tmp_path / "r", alive=factory.live(3, 2, images=(0, 1)))
     whole = beside.live_data(record)

@@ -383,7 +383,7 @@ def test_a_setup_starts_from_three_disjoint_sets(model, tmp_path):
 
 def test_pictures_are_kept_and_drawn_once(model, judge, decoder, tmp_path, monkeypatch):
     from vit_lens.studies import Pictures
-    from vit_lens.studies import pictures as module
+    from vit_lens.studies import seen_pictures as module
 
     monkeypatch.setattr(module, "_CHUNK", 4)
     made = Pictures(model=model, decoder=decoder, judge=judge, settings=decoder.defaults, folder=tmp_path, batch_size=2)

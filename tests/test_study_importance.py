@@ -65,7 +65,7 @@ def few_resamples(monkeypatch):
     from functools import partial
 
     from vit_lens.studies.importance import correlating
-    from vit_lens.studies.importance import scores as importance_scores
+    from vit_lens.studies.importance import head_correlations as importance_scores
 
     monkeypatch.setattr(importance_scores, "image_weights", partial(correlating.image_weights, n_draws=40))
 

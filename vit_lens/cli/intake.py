@@ -1,13 +1,13 @@
 """From what commands that read images are given to images, lenses and captions."""
 
 __all__ = [
-    "check_lenses", "command_line", "compile_decoder", "embed_captions", "fast_settings", "find_given", "read_captions",
+    "check_lenses", "command_line", "embed_captions", "find_given", "method_of", "read_captions",
     "read_lenses",
 ]  # fmt: skip
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,28 +67,15 @@ def read_lenses(specs: Sequence[str], reference: Path | None, model: "HookedViT"
     return parse_lenses(specs, model, None if reference is None else ReferenceMeans.load(reference))
 
 
-def fast_settings(decoder: "Decoder", **chosen: Any) -> Any:
-    """Return a decoder's fast settings, with some of them replaced.
+def method_of(decoder: "Decoder", name: str, lacks: str, option: str) -> Callable[..., Any]:
+    """Return a method that not every decoder has, for an option.
 
     Raises:
-        VitLensError: It has none.
+        VitLensError: This one has it not.
     """
-    fast = getattr(decoder, "fast_settings", None)
-    if fast is None:
-        raise VitLensError(f"decoder {decoder.decoder_id} has no fast settings: leave --fast out")
-    return fast(**chosen)
-
-
-def compile_decoder(decoder: "Decoder") -> None:
-    """Compile a decoder in place.
-
-    Raises:
-        VitLensError: It cannot be compiled.
-    """
-    compiler = getattr(decoder, "compile", None)
-    if compiler is None:
-        raise VitLensError(f"decoder {decoder.decoder_id} cannot be compiled: leave --compile out")
-    compiler()
+    if (method := getattr(decoder, name, None)) is None:
+        raise VitLensError(f"decoder {decoder.decoder_id} {lacks}: leave {option} out")
+    return method
 
 
 def read_captions(captions: str | None, tower: flags.Tower) -> "TextBank":

@@ -35,7 +35,7 @@ def demo(out: flags.Out = Path("vit-lens-demo"), open_page: flags.Open = False) 
     """Sweep bundled images on the embedded pair and write a page. Needs no download, about a minute on a laptop."""
     from vit_lens import Drawing, HookedViT, load_decoder
     from vit_lens.lenses import parse_lenses
-    from vit_lens.mini.shipped import MINI_NOTE, mini_beside, mini_gallery, sample_images
+    from vit_lens.mini import mini_beside, mini_gallery, mini_notes, sample_images
     from vit_lens.readers import ReadoutMeans
     from vit_lens.sweeping import sweep as run
 
@@ -47,7 +47,7 @@ def demo(out: flags.Out = Path("vit-lens-demo"), open_page: flags.Open = False) 
             model, decoder, sample_images(), lens=lenses, out=out,
             drawing=Drawing(settings=decoder.settings(**_DEMO_SETTINGS)), controls=True,
             beside=replace(mini_beside(model), gallery=gallery, means=means), progress=True,
-            command=intake.command_line(), notes=[MINI_NOTE],
+            command=intake.command_line(), notes=mini_notes(model),
         )  # fmt: skip
     _page(record.path, open_page)
 
@@ -108,8 +108,7 @@ def sweep(
     page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
 ) -> None:
     """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
-    from vit_lens.identity import MINI_ENCODER
-    from vit_lens.mini.shipped import MINI_NOTE, mini_beside
+    from vit_lens.mini import mini_beside, mini_notes
     from vit_lens.readers import Gallery, ReadoutMeans
     from vit_lens.records import budget_words
     from vit_lens.sweeping import Budget, Drawing, Execution, plan, running
@@ -136,12 +135,15 @@ def sweep(
     specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
     intake.check_lenses(specs, reference)
     vit = pair.load()
-    is_mini, wanted = vit.encoder_id == MINI_ENCODER, flags.split_list(sites)
+    wanted = flags.split_list(sites)
     lenses = intake.read_lenses(specs, reference, vit)
     drawer = None if pair.decoder == "none" else pair.load_decoder(decoder_dtype)
-    settings = drawer and (intake.fast_settings(drawer, **chosen) if fast else drawer.settings(**chosen))
-    if compiled and drawer is not None:
-        intake.compile_decoder(drawer)
+    settings = None
+    if drawer is not None:
+        make = intake.method_of(drawer, "fast_settings", "has no fast settings", "--fast") if fast else drawer.settings
+        settings = make(**chosen)
+        if compiled:
+            intake.method_of(drawer, "compile", "cannot be compiled", "--compile")()
     near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
     means = () if near is None else ReadoutMeans.of_gallery(vit, near, lenses, wanted)
     own = {} if captions is None else {"texts": intake.read_captions(captions, pair), "groups": None}
@@ -158,7 +160,7 @@ def sweep(
     record = running.run(
         made, out, started=started, progress=True,
         on_pass=_growing_page() if page and allowance is not None else None, command=intake.command_line(),
-        notes=[MINI_NOTE] if is_mini else [],
+        notes=mini_notes(vit),
     )  # fmt: skip
     if words := budget_words(record):
         typer.echo(words)
@@ -171,8 +173,7 @@ def sweep(
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(help="Directory of a record.")],
-    open_page: flags.Open = False,
+    directory: Annotated[Path, typer.Argument(help="Directory of a record.")], open_page: flags.Open = False
 ) -> None:
     """Write the page of a record, finished or not: report.html, which needs no network."""
     _page(directory, open_page)
@@ -203,8 +204,7 @@ def reference(
 
 
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="Directories that were swept with --shard.")],
-    out: flags.Out,
+    shards: Annotated[list[Path], typer.Argument(help="Directories that were swept with --shard.")], out: flags.Out
 ) -> None:
     """Join the parts of a divided sweep into one record, with its page."""
     from vit_lens.records import merge as join

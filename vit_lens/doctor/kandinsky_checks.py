@@ -1,11 +1,6 @@
 """Is a Kandinsky decoder sampled as its own pipeline samples it, with noise that its UNet knows?"""
 
-__all__ = [
-    "denoising_checks",
-    "pipeline_check",
-    "scheduler_check",
-    "stock_scheduler",
-]
+__all__ = ["denoising_checks", "pipeline_check", "scheduler_check", "stock_scheduler"]
 
 import warnings
 from itertools import pairwise
@@ -20,13 +15,7 @@ from vit_lens.decoders import DecodeSettings, KandinskyDecoder, denoising_error
 from vit_lens.decoders.loading import find_decoder
 from vit_lens.decoders.settings import SCHEDULER_CLASSES
 from vit_lens.decoders.weights import read_json
-from vit_lens.doctor.published import (
-    DENOISING_FACTOR,
-    FLAT_PICTURE,
-    KANDINSKY_22,
-    PIPELINE_BAR,
-    published_decoder,
-)
+from vit_lens.doctor.published import DENOISING_FACTOR, FLAT_PICTURE, KANDINSKY_22, PIPELINE_BAR, published_decoder
 from vit_lens.doctor.reporting import Check, dtype_name
 
 _BATCH = 4

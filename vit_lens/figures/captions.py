@@ -153,12 +153,7 @@ def zero_shot_patches(
 
 
 def contact_sheet(
-    near: Neighbours,
-    picture: Any,
-    image: int = 0,
-    *,
-    form: str = "raw",
-    sites: Sequence[Site | str] | None = None,
+    near: Neighbours, picture: Any, image: int = 0, *, form: str = "raw", sites: Sequence[Site | str] | None = None
 ) -> go.Figure:
     """Draw the nearest pictures of the gallery: a line for each site, and below it one for each of its controls.
 

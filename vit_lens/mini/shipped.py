@@ -1,6 +1,6 @@
 """What ships with the package beside the pair's weights: sample images, and words for embeddings."""
 
-__all__ = ["JUDGE", "MINI_NOTE", "PAIR", "mini_beside", "mini_gallery", "mini_groups", "mini_labels", "sample_images"]
+__all__ = ["JUDGE", "PAIR", "mini_beside", "mini_gallery", "mini_groups", "mini_labels", "mini_notes", "sample_images"]
 
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vit_lens.identity import MINI_ENCODER
+from vit_lens.identity import MINI_ENCODER, MINI_FILES
 from vit_lens.mini import world
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 from vit_lens.models import HookedViT
@@ -19,11 +19,11 @@ from vit_lens.sweeping import Beside
 from vit_lens.texts import TextBank, ZeroShotLabels
 
 _HERE = Path(__file__).parent
-PAIR = _HERE / "pair"
+PAIR = MINI_FILES
 JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
 
 
-MINI_NOTE = (
+_NOTE = (
     "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
     "Nothing here is known for larger models."
 )
@@ -63,6 +63,11 @@ def mini_beside(model: HookedViT, *, drawn: bool = True) -> Beside:
         return Beside(live=True)
     texts = TextBank.mini()
     return Beside(labels=mini_labels(texts), texts=texts, groups=mini_groups(), live=True)
+
+
+def mini_notes(model: HookedViT) -> list[str]:
+    """Return what a record of the embedded pair says of itself; nothing for another encoder."""
+    return [_NOTE] if model.encoder_id == MINI_ENCODER else []
 
 
 @contextmanager

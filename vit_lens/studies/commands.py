@@ -32,8 +32,7 @@ def mount(app: typer.Typer) -> None:
 
 
 def pool(
-    results: Annotated[list[Path], typer.Argument(help="Folders of one study on several encoders.")],
-    out: flags.Out,
+    results: Annotated[list[Path], typer.Argument(help="Folders of one study on several encoders.")], out: flags.Out
 ) -> None:
     """Average a study over encoders, which are its unit of inference, with intervals and paired differences."""
     from vit_lens.studies import load_result, score_figure

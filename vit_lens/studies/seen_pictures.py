@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from vit_lens.decoders import Decoder, check_decoder, seeded, settings_dict
 from vit_lens.decoders.matching import check_encoder
 from vit_lens.engine import OWN, Bench, draw
 from vit_lens.errors import StudyError
-from vit_lens.files import open_tensors, save_tensors
 from vit_lens.identity import same_encoder
 from vit_lens.models import HookedViT
+from vit_lens.studies.kept_tensors import kept
 from vit_lens.texts import TextBank
 
 _FORMAT = "vit_lens.seen_pictures.2"
 _CHUNK = 512  # rows kept in one file: what an interruption can cost
-_JUDGE = "judge"
+_OWN, _JUDGE = "own.", "judge"
 DrawnRows = tuple[UInt8[Tensor, "row height width 3"], dict[str, Condition]]
 
 
@@ -147,7 +147,9 @@ class Pictures:
         for start in range(0, len(asked), _CHUNK):
             rows = asked[start : start + _CHUNK]
             path = self.folder / f"{self._key(rows, noise_seed)}.safetensors"
-            parts.append(_read(path) or self._make(rows, noise_seed, path, label))
+            made = kept(path, _FORMAT, "seen pictures", partial(self._make, rows, noise_seed, label))
+            own = {name.removeprefix(_OWN): part for name, part in made.items() if name.startswith(_OWN)}
+            parts.append(Seen(Condition(**own), made.get(_JUDGE)))
         judged = [part.judge for part in parts if part.judge is not None]
         return Seen(Condition.cat([part.own for part in parts]), torch.cat(judged) if judged else None)
 
@@ -160,12 +162,10 @@ class Pictures:
         own = Condition.cat([part.own for part in parts])[order]
         return Seen(own, torch.cat(judged)[order] if judged else None)
 
-    def _make(self, rows: Condition, noise_seed: int, path: Path, label: str) -> Seen:
+    def _make(self, rows: Condition, noise_seed: int, label: str) -> dict[str, Tensor]:
         _, seen = self.draw(rows, noise_seed=noise_seed, label=label)
-        tensors = {f"own.{name}": part for name, part in seen[OWN].parts().items()}
-        judge = seen[_JUDGE].flat if _JUDGE in seen else None
-        save_tensors(tensors | ({} if judge is None else {"judge": judge}), path, {"format": _FORMAT})
-        return Seen(seen[OWN], judge)
+        own = {f"{_OWN}{name}": part for name, part in seen[OWN].parts().items()}
+        return own | ({_JUDGE: seen[_JUDGE].flat} if _JUDGE in seen else {})
 
     def _key(self, rows: Condition, noise_seed: int) -> str:
         readers = [self.model] if self.judge is None else [self.model, self.judge.model]
@@ -175,12 +175,3 @@ class Pictures:
         for name, part in rows.parts().items():
             digest.update(name.encode() + part.contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
-
-
-def _read(path: Path) -> Seen | None:
-    if not path.exists():
-        return None
-    with open_tensors(path, (_FORMAT,), what="seen pictures", error=StudyError, advice="remove it") as (file, _):
-        found = {name: file.get_tensor(name) for name in file.keys()}
-    judge = found.pop("judge", None)
-    return Seen(Condition(**{name.removeprefix("own."): part for name, part in found.items()}), judge)

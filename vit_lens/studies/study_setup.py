@@ -20,6 +20,7 @@ from vit_lens.models.batches import pixel_batches
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.images import StudyImages
 from vit_lens.studies.seen_pictures import Judge, Pictures
+from vit_lens.texts import TextBank
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,6 +73,10 @@ class StudySetup:
         """Return a noise seed for ``each`` picture of every image: image ``i`` has seed ``i`` modulo their number."""
         return [self.noise_seeds[image % len(self.noise_seeds)] for image in images for _ in range(each)]
 
+    def number(self, *stream: int) -> int:
+        """Return a seed of the setup's seed and a stream of its own."""
+        return int(np.random.default_rng([self.seed, *stream]).integers(2**31))
+
     def generator(self, *stream: int) -> torch.Generator:
         """Return random numbers of the setup's seed and a stream of their own."""
         return torch.Generator().manual_seed(int(np.random.default_rng([self.seed, *stream]).integers(2**62)))
@@ -89,6 +94,19 @@ class StudySetup:
                 "decoder, with its text tower: pass judge= (--judge)"
             )
         return judge
+
+    def judge_texts(self, study: str) -> TextBank:
+        """Return the judge's captions.
+
+        Raises:
+            StudyError: There is no judge, or it has none.
+        """
+        texts = self.judge(study).texts
+        if texts is None:
+            raise StudyError(
+                f"study {study} reads attributes off pictures: give the judge its captions, Judge(model, texts)"
+            )
+        return texts
 
     def accept(self, study: str, *, pooled_only: bool) -> None:
         """Refuse lenses and decoders whose conditions a study cannot read; see :func:`check_accepts`.

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
 
 from vit_lens.mini import world
-from vit_lens.mini.training.progress import cosine, run_steps
+from vit_lens.mini.training.progress import cosine, run_steps, start_step
 from vit_lens.mini.training.tokenizer import MAX_TOKENS, build_tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -121,10 +121,7 @@ def train_encoder(
         pixels = to_pixels(_worn(world.render_codes(codes), generator))
         captions = tokenizer(_captions(codes, generator), padding=True, return_tensors="pt")
         rate = cosine(index, settings.n_steps, warm_up=min(100, settings.n_steps))
-        for optimizer, base in ((muon, settings.lr_muon), (adamw, settings.lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = base * rate
-            optimizer.zero_grad(set_to_none=True)
+        start_step({muon: settings.lr_muon, adamw: settings.lr}, rate)
         image = image_embeds(model, pixels)
         text = text_embeds(model, captions)
         probe = text_embeds(model, bank)

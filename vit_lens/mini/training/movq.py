@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from vit_lens.mini import world
-from vit_lens.mini.training.progress import average_into, cosine, run_steps
+from vit_lens.mini.training.progress import average_into, cosine, run_steps, start_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,7 @@ def train_movq(out: Path, *, seed: int, settings: MoVQSettings = _DEFAULTS, stop
         generator = np.random.default_rng([seed, 1, index])
         whole = index >= whole_from
         target = to_signed(_batch(settings, generator, whole=whole))
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * cosine(index, settings.n_steps, warm_up=min(100, settings.n_steps))
-        optimizer.zero_grad(set_to_none=True)
+        start_step({optimizer: settings.lr}, cosine(index, settings.n_steps, warm_up=min(100, settings.n_steps)))
         latents = model.encode(target).latents
         noise = torch.from_numpy(generator.standard_normal(latents.shape, dtype=np.float32))
         decoded = model.decode(latents + settings.latent_noise * noise, force_not_quantize=True, return_dict=False)[0]

@@ -1,6 +1,6 @@
 """Resumable training: a step loop whose state is written atomically, so that a killed run goes on bit for bit."""
 
-__all__ = ["Trainable", "average_into", "cosine", "run_steps"]
+__all__ = ["Trainable", "average_into", "cosine", "run_steps", "start_step"]
 
 import logging
 import math
@@ -30,6 +30,14 @@ def cosine(step: int, n_steps: int, *, warm_up: int, floor: float = 0.0) -> floa
         return (step + 1) / warm_up
     share = (step - warm_up) / max(1, n_steps - warm_up)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def start_step(optimizers: Mapping[torch.optim.Optimizer, float], factor: float) -> None:
+    """Set every optimizer's learning rate to its own times `factor`, and forget the gradients."""
+    for optimizer, rate in optimizers.items():
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+        optimizer.zero_grad(set_to_none=True)
 
 
 def average_into(average: nn.Module, model: nn.Module, *, decay: float) -> None:

@@ -22,7 +22,7 @@ from vit_lens.mini import world
 from vit_lens.mini.training.encoder import image_embeds, to_pixels
 from vit_lens.mini.training.movq import to_signed
 from vit_lens.mini.training.muon import Muon
-from vit_lens.mini.training.progress import average_into, cosine, run_steps
+from vit_lens.mini.training.progress import average_into, cosine, run_steps, start_step
 from vit_lens.mini.training.workers import Worker, run_workers
 
 _log = logging.getLogger(__name__)
@@ -141,10 +141,7 @@ def train_unet(
         x0, embeds, t, noise = (worker.share(part) for part in whole)
         a, b = signal[t].sqrt()[:, None, None, None], (1 - signal[t]).sqrt()[:, None, None, None]
         rate = cosine(index, settings.n_steps, warm_up=min(100, settings.n_steps))
-        for optimizer, base in ((muon, settings.lr_muon), (adamw, settings.lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = base * rate
-            optimizer.zero_grad(set_to_none=True)
+        start_step({muon: settings.lr_muon, adamw: settings.lr}, rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             predicted = model(a * x0 + b * noise, t, None, added_cond_kwargs={"image_embeds": embeds}).sample
         error = (predicted[:, :4].float() - (a * noise - b * x0)).pow(2).mean(dim=(1, 2, 3))

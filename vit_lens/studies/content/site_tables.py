@@ -48,11 +48,7 @@ def site_rows(
 
 
 def matrix_rows(
-    sites: list[Site],
-    attributes: list[str],
-    causal: dict[str, Changes],
-    chosen: Chosen,
-    readings: list[Reading],
+    sites: list[Site], attributes: list[str], causal: dict[str, Changes], chosen: Chosen, readings: list[Reading]
 ) -> list[dict[str, Any]]:
     """Give the causal and the picture matrices: a row for each site and attribute, in shares of the full change."""
     columns: dict[str, dict[int, Any]] = {}

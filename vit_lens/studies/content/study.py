@@ -79,7 +79,7 @@ def content_study(
     setup.accept("content", pooled_only=False)
     specs = _decoded(setup, decoded)
     judge = setup.judge("content") if setup.pictures is not None else None
-    judge_texts = None if judge is None else _captions(judge)
+    judge_texts = None if judge is None else setup.judge_texts("content")
     _check(setup, pairs, texts, judge_texts, top, n_largest)
     resolved = Site.resolve(sites, setup.model.cfg)
     whole = _whole(setup, pairs, texts, judge)
@@ -120,14 +120,6 @@ def _decoded(setup: StudySetup, decoded: Sequence[str] | None) -> list[str]:
     return specs
 
 
-def _captions(judge: Judge) -> TextBank:
-    if judge.texts is None:
-        raise StudyError(
-            "study content reads attributes off pictures: give the judge its captions, Judge(model, texts)"
-        )
-    return judge.texts
-
-
 def _check(
     setup: StudySetup, pairs: AttributePairs, texts: TextBank, judge_texts: TextBank | None, top: int, n_largest: int
 ) -> None:
@@ -155,7 +147,7 @@ def _whole(setup: StudySetup, pairs: AttributePairs, texts: TextBank, judge: Jud
     if judge is not None:
         parts = [pairs.images[i : i + 64] for i in range(0, len(pairs.images), 64)]
         seen = torch.cat([judge.model(judge.model.preprocess(list(part))) for part in parts])
-        changes["judge"] = caption_changes(_captions(judge), seen[:, None], pairs)[:, 0]
+        changes["judge"] = caption_changes(setup.judge_texts("content"), seen[:, None], pairs)[:, 0]
     member = np.array([[name == own for own in pairs.attribute] for name in pairs.attributes])
     means = {who: (member @ found) / member.sum(1) for who, found in changes.items()}
     weak = {who: (found <= 0) | (found < _WEAK * np.median(found)) for who, found in means.items()}

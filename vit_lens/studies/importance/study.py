@@ -8,8 +8,6 @@ __all__ = ["HEADLINES", "LENSES", "importance_study"]
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.interventions import derangement
@@ -86,21 +84,17 @@ def importance_study(
         found = picture_scores(setup, tables.heads, decoded, n=n_decoded, draws=picture_draws)
         tables = replace(tables, pictures=found)
     if untrained:
-        tables = replace(
-            tables,
-            untrained=_tables(
-                with_random_weights(setup, seed=_number(setup.seed, _WEIGHTS)), 0, "random weights: lenses"
-            ),
-        )
+        bare = with_random_weights(setup, seed=setup.number(_WEIGHTS))
+        tables = replace(tables, untrained=_tables(bare, 0, "random weights: lenses"))
     return StudyResult(
         study="importance", setup=setup.describe(),
         options={
             "n_decoded": n_decoded if setup.pictures else 0, "decoded": list(decoded) if setup.pictures else [],
             "draws": draws, "picture_draws": picture_draws if setup.pictures else 0, "untrained": untrained,
         },
-        scores=tuple(correlations(tables, seed=_number(setup.seed, _RESAMPLES))),
+        scores=tuple(correlations(tables, seed=setup.number(_RESAMPLES))),
         tables={
-            "heads": heads_table(tables), "effects": effects_table(tables, seed=_number(setup.seed, _RESAMPLES))
+            "heads": heads_table(tables), "effects": effects_table(tables, seed=setup.number(_RESAMPLES))
         },
         notes=_NOTES, command=command,
     )  # fmt: skip
@@ -108,7 +102,7 @@ def importance_study(
 
 def _tables(setup: StudySetup, draws: int, label: str) -> HeadTables:
     heads = [head for head in Site.heads(setup.model) if not head.is_pool]
-    donors = derangement(len(setup.pixels), seed=_number(setup.seed, _DONORS))
+    donors = derangement(len(setup.pixels), seed=setup.number(_DONORS))
     scores = read_heads(setup, heads, donors, draws=draws, label=label)
     total = total_effects(
         setup.model, setup.pixels, donors, setup.ablation, heads, folder=setup.out / "effects",
@@ -116,10 +110,6 @@ def _tables(setup: StudySetup, draws: int, label: str) -> HeadTables:
     )  # fmt: skip
     effects = {effect: values.double().numpy() for effect, values in total.items()} | scores.direct
     return HeadTables(heads=heads, effects=effects, scores=scores, pictures=PictureScores())
-
-
-def _number(seed: int, stream: int) -> int:
-    return int(np.random.default_rng([seed, stream]).integers(2**31))
 
 
 def _check(setup: StudySetup, n_decoded: int, decoded: Sequence[str], draws: int, picture_draws: int) -> None:

@@ -84,13 +84,7 @@ def from_embeddings(
 
 
 def from_pictures(
-    setup: StudySetup,
-    scenes: Scenes,
-    lens: Lens,
-    sites: list[Site],
-    *,
-    label: str,
-    how: _Read | None = None,
+    setup: StudySetup, scenes: Scenes, lens: Lens, sites: list[Site], *, label: str, how: _Read | None = None
 ) -> dict[str, Float[np.ndarray, "overlay site"]]:
     """Return the same as read off decoded pictures alone, by the ``own`` encoder and by the ``judge``, if there is one.
 

@@ -88,7 +88,7 @@ def overlay_study(
     trial, rankings = _run(setup, bases, chosen, rankings, greedy_steps, draws)
     scores = [score for ranking in rankings for score in trial.scores(ranking)]
     if untrained:
-        bare = with_random_weights(setup, seed=int(np.random.default_rng([setup.seed, _WEIGHTS]).integers(2**31)))
+        bare = with_random_weights(setup, seed=setup.number(_WEIGHTS))
         some = _first(bases, max(MIN_FOR_INTERVAL, n // _UNTRAINED_SHARE))
         scores = _beside(scores, _of_untrained(bare, some, ranked, greedy_steps, draws))
     options = {

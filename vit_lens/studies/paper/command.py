@@ -96,11 +96,7 @@ def fig4(
 
 
 def fig5(
-    figure: Figure,
-    overlay: parts.Overlays = None,
-    at: parts.At = None,
-    scale: parts.Scales = None,
-    top: parts.Top = 6,
+    figure: Figure, overlay: parts.Overlays = None, at: parts.At = None, scale: parts.Scales = None, top: parts.Top = 6
 ) -> None:
     """An image, an overlay, both together, and the heads that show the overlay most."""
     from vit_lens.studies.paper import overlay_plate

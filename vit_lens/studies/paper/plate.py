@@ -19,10 +19,7 @@ from vit_lens.metrics import DRAWN_THRESHOLD
 _FORMAT = "vit_lens.plate.1"
 
 PLATE_NUMBERS: dict[str, tuple[str, str]] = {
-    "cos": (
-        "cos",
-        "cosine of the lens embedding with the input's embedding, before anything is decoded",
-    ),
+    "cos": ("cos", "cosine of the lens embedding with the input's embedding, before anything is decoded"),
     "S": (
         "S",
         "centred similarity to the input: the same cosine after each side's mean over the reference images is taken "

@@ -132,7 +132,7 @@ def _check(
         raise StudyError(
             f"n_heads_decoded={n_heads_decoded}; the planted head needs others to be told from, at least 2"
         )
-    judged = [_judge_texts(setup)] if decoded else []
+    judged = [setup.judge_texts("planted")] if decoded else []
     for attribute in attributes:
         for kind, images in (("anchor", setup.images.anchor), ("test", setup.images.test)):
             if len(getattr(attribute, kind)) != len(images):
@@ -145,15 +145,6 @@ def _check(
         for caption in attribute.captions:
             for bank in (texts, *judged):
                 bank.index(caption)
-
-
-def _judge_texts(setup: StudySetup) -> TextBank:
-    texts = setup.judge("planted").texts
-    if texts is None:
-        raise StudyError(
-            "study planted reads attributes off pictures: give the judge its captions, Judge(model, texts)"
-        )
-    return texts
 
 
 def _soils(
