@@ -129,7 +129,7 @@ def _fitted(overlay: Overlay, size: tuple[int, ...]) -> UInt8[np.ndarray, "heigh
     if height > size[0] or width > size[1]:
         raise StudyError(
             f"overlay {overlay.name!r} is {width} x {height} pixels, larger than the image, which is {size[1]} x "
-            f"{size[0]} as the model sees it; give scale= (--size), its width as a share of the image's"
+            f"{size[0]} as the model sees it; give scale= (--scale), its width as a share of the image's"
         )
     if (height, width) == overlay.rgba.shape[:2]:
         return overlay.rgba
