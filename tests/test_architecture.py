@@ -9,19 +9,20 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
-    "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "convert",
+    "lazy", "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "convert",
     "pretrained", "texts", "towers", "verification", "models", "conditions", "reference", "attribution",
     "interventions", "lenses", "readers", "decoders", "metrics", "records", "engine", "sweeping", "figures", "report",
-    "studies", "mini", "doctor", "cli",
+    "mini", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip
+WINGS = ["mini.training", "studies"]  # they mount their commands; the main path does not know them
 DOORS = {
     "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself
     "timm": {"pretrained"},
     "torchvision": set(),
-    "transformers": {"pretrained", "texts", "verification", "mini", "doctor"},
-    "diffusers": {"decoders", "mini", "doctor"},
+    "transformers": {"pretrained", "texts", "verification", "mini.training", "doctor"},
+    "diffusers": {"decoders", "mini.training", "doctor"},
     "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses"},
-    "plotly": {"figures"},
+    "plotly": {"figures", "studies"},
     "jinja2": {"report"},
     "pandas": {
         "verification",
@@ -38,9 +39,14 @@ DOORS = {
     },
     "psutil": {"decoders"},
     "scipy": {"studies"},
-    "typer": {"cli"},
+    "typer": {"cli", "mini.training", "studies"},
     "pickle": {"pretrained"},  # for the name of the error that torch.load(weights_only=True) raises
 }
+
+
+def room_of(module):
+    """The room of a module, given by the parts of its name within the package."""
+    return next((wing for wing in WINGS if wing.split(".") == list(module[: wing.count(".") + 1])), module[0])
 
 
 def imports():
@@ -65,23 +71,51 @@ def imports():
             else:
                 continue
             for name in names:
-                yield path, parts[0], name
+                yield path, room_of(parts), name
 
 
 def test_every_file_is_in_a_room():
-    found = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in PACKAGE.rglob("*.py")}
+    found = {room_of(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py")}
     assert found - {"__init__"} == set(ROOMS)
 
 
-def test_imports_point_one_way():
-    wrong = []
+def imports_within():
+    """Every (file, room, imported module, its room) inside the package; its face may import what it likes."""
     for path, room, name in imports():
         parts = name.split(".")
-        if parts[0] != "vit_lens" or room == "__init__" or len(parts) < 2 or parts[1] not in ROOMS:
-            continue
-        if ROOMS.index(parts[1]) > ROOMS.index(room):
-            wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+        if parts[0] == "vit_lens" and room != "__init__" and len(parts) > 1 and parts[1] in ROOMS:
+            yield path, room, name, room_of(parts[1:])
+
+
+def test_imports_point_one_way():
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path, room, name, other in imports_within()
+        if ROOMS.index(other) > ROOMS.index(room)
+    ]
     assert not wrong
+
+
+def test_nothing_in_the_main_path_imports_studies_or_training():
+    """Function bodies included; the command line mounts them by name, and neither wing knows the other."""
+    from vit_lens.cli.program import MOUNTED
+
+    assert {room_of(name.split(".")[1:]) for name in MOUNTED} == set(WINGS)
+    seen = [(room, other, name) for _, room, name, other in imports_within() if other in WINGS]
+    assert seen and not [one for one in seen if one[0] != one[1]]
+
+
+def test_a_study_is_one_folder():
+    """Nothing outside the folder of a study names it, but for the face and studies that rest on another's parts."""
+    from vit_lens.studies import STUDIES
+
+    for path, _, name in imports():
+        parts = name.split(".")
+        if parts[:2] == ["vit_lens", "studies"] and parts[2:3] and parts[2] in STUDIES:
+            own = path.relative_to(PACKAGE).parts[:-1]
+            assert own == ("studies", parts[2]) or (own[0] == "studies" and parts[3:] == []), f"{path} imports {name}"
+    for study in STUDIES:
+        assert (PACKAGE / "studies" / study / "command.py").is_file()
 
 
 def test_third_party_packages_enter_by_their_doors():

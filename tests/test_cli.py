@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_lens.cli.spelling import OLD_SPELLINGS, respell
+from vit_lens.cli.old_words import OLD_SPELLINGS, respell
 
 OLD = [(path, old, new.split()) for path, names in OLD_SPELLINGS.items() for old, new in names.items()]
 
@@ -369,8 +369,8 @@ def test_parts_of_one_image_are_drawn_and_merged(vit_lens, photo, tmp_path):
 
 
 def test_the_defaults_of_the_command_are_those_of_the_library():
-    from vit_lens.cli import options
+    from vit_lens.cli import flags
     from vit_lens.lenses import DEFAULT_LENSES
     from vit_lens.sweeping import DEFAULT_SITES
 
-    assert tuple(options.DEFAULT_LENSES) == DEFAULT_LENSES and tuple(options.DEFAULT_SITES) == DEFAULT_SITES
+    assert tuple(flags.DEFAULT_LENSES) == DEFAULT_LENSES and tuple(flags.DEFAULT_SITES) == DEFAULT_SITES

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_lens.mini import evaluate
+from vit_lens.mini.training import evaluate
 
 PAIR = Path(evaluate.__file__).parent / "pair"
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from vit_lens.mini import world
-from vit_lens.mini.replica import affine_map, train_replica
 from vit_lens.mini.shipped import JUDGE
-from vit_lens.mini.study_images import study_images
-from vit_lens.mini.train_encoder import EncoderSettings
+from vit_lens.mini.training.encoder import EncoderSettings
+from vit_lens.mini.training.replica import affine_map, train_replica
 from vit_lens.studies.images import content_of
+from vit_lens.studies.mini_images import study_images
 
 
 def test_an_affine_map_is_found():

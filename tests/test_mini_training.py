@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from vit_lens.mini import evaluate, progress
-from vit_lens.mini.muon import Muon, orthogonalised
-from vit_lens.mini.train import train_pair
-from vit_lens.mini.train_encoder import EncoderSettings, to_pixels, train_encoder
-from vit_lens.mini.train_movq import MoVQSettings, train_movq
-from vit_lens.mini.train_unet import UNetSettings, build_scheduler, train_unet, train_unet_by_workers
-from vit_lens.mini.workers import Worker
+from vit_lens.mini.training import evaluate, progress
+from vit_lens.mini.training.encoder import EncoderSettings, to_pixels, train_encoder
+from vit_lens.mini.training.movq import MoVQSettings, train_movq
+from vit_lens.mini.training.muon import Muon, orthogonalised
+from vit_lens.mini.training.pair import train_pair
+from vit_lens.mini.training.unet import UNetSettings, build_scheduler, train_unet, train_unet_by_workers
+from vit_lens.mini.training.workers import Worker
 
 ENCODER = EncoderSettings(width=16, n_layers=1, n_heads=2, d_embed=8, text_width=16, text_layers=1, batch=8, n_steps=3)
 MOVQ = MoVQSettings(channels=(32, 32, 32), batch=4, n_steps=3, whole_share=0.5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_lens.mini import world
-from vit_lens.mini.tokenizer import MAX_TOKENS, build_tokenizer
+from vit_lens.mini.training.tokenizer import MAX_TOKENS, build_tokenizer
 
 
 def _scenes(n_scenes, seed=0, **settings):

@@ -174,8 +174,8 @@ def test_the_plan_says_what_it_cannot_know(model, images, pair):
 
 @pytest.fixture(scope="module")
 def study(model, pair, tmp_path_factory):
-    from vit_lens.mini.study_pairs import pair_images, study_pairs
     from vit_lens.studies import Judge, make_setup
+    from vit_lens.studies.content.mini_set import pair_images, study_pairs
 
     judge = tiny_sweep.tower()
     judge = type(judge)(judge.cfg, preprocess_spec=judge.preprocess_spec, encoder_id="test/judge")

@@ -161,7 +161,7 @@ def test_pictures_are_the_decoders_with_one_noise(model, decoder, images, by_han
 def test_controls_have_the_sites_size_and_nothing_else_of_it(model, setup, images):
     """Nothing is random where the lens adds nothing; where it adds, draws of equal norm differ from site and draw."""
     from vit_lens import DiffusionSteeringLens, Site
-    from vit_lens.studies.paper.reading import N_DRAWS, read_sites
+    from vit_lens.studies.paper.site_readings import N_DRAWS, read_sites
 
     lenses = {str(alpha): DiffusionSteeringLens(alpha=alpha) for alpha in (1.0, 4.0)}
     found = read_sites(setup, model.preprocess(images[:1]), lenses, Site.heads(model))
@@ -256,7 +256,7 @@ def test_other_noise_or_a_damaged_picture_is_drawn_anew(model, decoder, images, 
     from dataclasses import replace
 
     from vit_lens import Condition
-    from vit_lens.studies.paper.drawing import draw
+    from vit_lens.studies.paper.kept_tiles import draw
 
     own = replace(setup, out=tmp_path)
     embeds = model(own.pixels[:2]).float()
@@ -271,7 +271,7 @@ def test_other_noise_or_a_damaged_picture_is_drawn_anew(model, decoder, images, 
 
 
 def test_the_page_is_whole_escaped_and_says_what_is_unknown(ladder, tmp_path):
-    from vit_lens.report.plate import write_plate
+    from vit_lens.studies.paper.plate_page import write_plate
 
     page = write_plate(ladder, tmp_path / "fig4.html").read_text()
     assert "<script" not in page and "<tower>" not in page and "<fig4>" not in page
@@ -287,10 +287,10 @@ def test_the_page_is_whole_escaped_and_says_what_is_unknown(ladder, tmp_path):
 
 def test_what_the_decoder_could_not_draw_says_so_everywhere(ladder, tmp_path):
     """The tiny decoder is random, so both kinds occur only with a threshold between them."""
-    from vit_lens.figures.plates import plate_figure
     from vit_lens.metrics import DRAWN_THRESHOLD
-    from vit_lens.records.plates import Plate, Strip, Tile
-    from vit_lens.report.plate import write_plate
+    from vit_lens.studies.paper.figures import plate_figure
+    from vit_lens.studies.paper.plate import Plate, Strip, Tile
+    from vit_lens.studies.paper.plate_page import write_plate
 
     picture = np.zeros((4, 4, 3), np.uint8)
     values = {"yes": DRAWN_THRESHOLD, "no": DRAWN_THRESHOLD - 0.01}
@@ -310,7 +310,7 @@ def test_what_the_decoder_could_not_draw_says_so_everywhere(ladder, tmp_path):
 
 
 def test_the_figure_holds_every_picture_inside_its_frame(ladder):
-    from vit_lens.figures.plates import plate_figure
+    from vit_lens.studies.paper.figures import plate_figure
 
     figure = plate_figure(ladder)
     images = figure.layout.images
@@ -378,7 +378,7 @@ def test_too_few_reference_images_are_refused(model, decoder, images, tmp_path):
 @pytest.mark.parametrize("numbers, words", [({"cosine": 1.0}, "no number 'cosine'"), ({"S": math.nan}, "S is nan")])
 def test_a_tile_refuses_numbers_without_a_meaning(numbers, words):
     from vit_lens.errors import RecordError
-    from vit_lens.records.plates import Tile
+    from vit_lens.studies.paper.plate import Tile
 
     with pytest.raises(RecordError, match=words):
         Tile(label="L0H0", picture=np.zeros((2, 2, 3), np.uint8), numbers=numbers)
@@ -412,7 +412,7 @@ def test_the_command_on_the_embedded_pair(vit_lens, monkeypatch, tmp_path):
         raise OutputError("needs a Chrome")
 
     monkeypatch.setattr(figures, "save", no_browser)
-    monkeypatch.setattr(importlib.import_module("vit_lens.cli.paper"), "_MINI_REFERENCE", 16)
+    monkeypatch.setattr(importlib.import_module("vit_lens.studies.paper.command"), "_MINI_REFERENCE", 16)
     status, output, error = vit_lens("paper", "fig3", "--top", 1, "--steps", 1, "--batch-size", 3, "--out", tmp_path)
     assert status == 0, error
     assert f"page: {tmp_path / 'fig3.html'}" in output and "no figure: needs a Chrome" in error

@@ -989,13 +989,13 @@ def test_the_command_reads_mini(tmp_path):
 
 def test_the_command_takes_files_of_captions(tmp_path, monkeypatch):
     from vit_lens import TextBank
-    from vit_lens.cli import readouts
+    from vit_lens.cli import readers
     from vit_lens.mini.shipped import sample_images
 
     star, heart = sample_images()
     (tmp_path / "words.txt").write_text("a star\n\na heart\na star\n")
     TextBank.mini(["a moon", "a heart"]).save(tmp_path / "bank.safetensors")
-    monkeypatch.setattr(readouts, "_BATCH", 1)
+    monkeypatch.setattr(readers, "_BATCH", 1)
     for captions, expected in (("words.txt", "a star"), ("bank.safetensors", "a heart")):
         result = run_cli("readout", star, heart, "--captions", tmp_path / captions, "-k", 1, "--sites", "L7.resid_post")
         assert result.exit_code == 0, result.output
@@ -1013,8 +1013,8 @@ def test_the_command_takes_files_of_captions(tmp_path, monkeypatch):
 
 def test_the_command_makes_the_bank_of_the_model(monkeypatch):
     from vit_lens import TextBank
-    from vit_lens.cli.options import Tower
-    from vit_lens.cli.reading import read_captions
+    from vit_lens.cli.flags import Tower
+    from vit_lens.cli.intake import read_captions
 
     asked = []
     monkeypatch.setattr(TextBank, "from_open_clip", lambda *a, **k: asked.append(("open_clip", *a, k["quick_gelu"])))

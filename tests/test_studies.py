@@ -11,7 +11,7 @@ from scipy import stats
 from vit_lens.errors import StudyError
 from vit_lens.metrics import leak_index
 from vit_lens.studies import Null, Score, StudyImages, StudyResult, load_result, pool
-from vit_lens.studies.reading import centred_similarity, left_out_centred
+from vit_lens.studies.similarities import centred_similarity, left_out_centred
 from vit_lens.studies.statistics import (
     Estimate,
     across_encoders,
@@ -383,7 +383,7 @@ def test_a_setup_starts_from_three_disjoint_sets(model, tmp_path):
 
 def test_pictures_are_kept_and_drawn_once(model, judge, decoder, tmp_path, monkeypatch):
     from vit_lens.studies import Pictures
-    from vit_lens.studies import pictures as module
+    from vit_lens.studies import seen_pictures as module
 
     monkeypatch.setattr(module, "_CHUNK", 4)
     made = Pictures(model=model, decoder=decoder, judge=judge, settings=decoder.defaults, folder=tmp_path, batch_size=2)
@@ -461,7 +461,7 @@ def test_a_summary_shows_the_measures_that_count():
 )
 def test_what_cannot_be_run_is_told_before_anything_is_loaded(options, said, tmp_path):
     from vit_lens import VitLensError
-    from vit_lens.cli.studies.options import Study, open_setup
+    from vit_lens.studies.command_parts import Study, open_setup
 
     study = Study(model="no/such-model", **options)
     with pytest.raises(VitLensError, match=said):

@@ -165,7 +165,7 @@ def test_bases_without_an_attribute_have_no_shares():
 
 
 def test_cross_agreement_is_scipys_for_every_two_rows():
-    from vit_lens.studies.content.scores import cross_agreement
+    from vit_lens.studies.content.agreement import cross_agreement
     from vit_lens.studies.statistics import within_rows
 
     generator = np.random.default_rng(1)
@@ -180,7 +180,7 @@ def test_cross_agreement_is_scipys_for_every_two_rows():
 
 
 def scores_of(shown, caused, **options):
-    from vit_lens.studies.content.scores import Reading, reading_scores
+    from vit_lens.studies.content.agreement import Reading, reading_scores
 
     reading = Reading(
         spec="lens", level="embedding", changes=changes_of(shown), causal={"total effect": changes_of(caused)},
@@ -256,7 +256,7 @@ def test_a_placebo_is_shown_only_beside_the_sites_that_it_was_drawn_for():
 
 
 def test_the_ceiling_holds_one_half_of_the_bases_against_the_other():
-    from vit_lens.studies.content.scores import CEILING, DIRECT, baseline_scores, cross_agreement
+    from vit_lens.studies.content.agreement import CEILING, DIRECT, baseline_scores, cross_agreement
 
     table = np.random.default_rng(8).normal(size=(5, 4, 9))
     causal = {"total effect": changes_of(table), "direct effect": changes_of(-table)}
@@ -336,7 +336,7 @@ def test_pairs_of_the_world_differ_in_what_their_captions_say():
     """The embedded encoder, which knows its world, sees every partner differ toward its caption."""
     from vit_lens import HookedViT, TextBank
     from vit_lens.mini import world
-    from vit_lens.mini.study_pairs import PAIR_ATTRIBUTES, study_pairs
+    from vit_lens.studies.content.mini_set import PAIR_ATTRIBUTES, study_pairs
 
     pairs = study_pairs(3, seed=5)
     assert len(pairs) == 30 and pairs.attributes == PAIR_ATTRIBUTES and len(pairs.bases) == 3
@@ -414,7 +414,7 @@ SMALL = dict(n_largest=3, n_random=2, top=2, n_placebo=3, n_shuffles=9)
 def test_the_study_runs_end_to_end_and_goes_on_where_it_stopped(study, tmp_path, monkeypatch):
     from vit_lens.studies import content_study, load_result
     from vit_lens.studies.content.effects import caption_changes
-    from vit_lens.studies.reading import read_lens
+    from vit_lens.studies.similarities import read_lens
 
     make, pairs, texts = study
     setup = make(tmp_path, progress=False)
@@ -538,7 +538,7 @@ def test_the_figure_shows_both_effects_and_the_reading_row_by_row():
     import pandas as pd
 
     from vit_lens.errors import RecordError
-    from vit_lens.figures.study_content import content_matrices
+    from vit_lens.studies.content.figures import content_matrices
 
     rows = [
         {
@@ -567,7 +567,7 @@ def folder(tmp_path_factory):
     from PIL import Image
 
     from vit_lens.mini import world
-    from vit_lens.mini.study_pairs import study_pairs
+    from vit_lens.studies.content.mini_set import study_pairs
 
     path = tmp_path_factory.mktemp("pairs")
     pairs = study_pairs(3, seed=1)
@@ -586,9 +586,9 @@ def folder(tmp_path_factory):
 def run_command(*arguments):
     from typer.testing import CliRunner
 
-    from vit_lens.cli.studies import study
+    from vit_lens.cli import app
 
-    return CliRunner().invoke(study, ["content", "--decoder", "none", *map(str, arguments)])
+    return CliRunner().invoke(app, ["study", "content", "--decoder", "none", *map(str, arguments)])
 
 
 def test_the_command_reads_a_table_of_pairs(folder, tmp_path):

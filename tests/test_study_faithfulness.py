@@ -346,7 +346,7 @@ def test_one_image_is_too_few(model, decoder, study_images, tmp_path):
 
 def test_the_figure_is_the_table(result):
     from vit_lens.errors import RecordError
-    from vit_lens.figures.study_faithfulness import faithfulness_layers
+    from vit_lens.studies.faithfulness.figures import faithfulness_layers
 
     layers = result.frame("layers")
     figure = faithfulness_layers(layers)
@@ -361,15 +361,14 @@ def test_the_figure_is_the_table(result):
 def test_the_command_hands_its_options_on(result, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from vit_lens.cli.studies import faithfulness as command
-    from vit_lens.cli.studies import study
+    from vit_lens.cli import app
 
     given = {}
-    module = importlib.import_module(command.__module__)
+    module = importlib.import_module("vit_lens.studies.command_parts")
     monkeypatch.setattr(module, "open_setup", lambda study, sets, out, **options: given.update(options, sets=sets))
     study_module = importlib.import_module("vit_lens.studies.faithfulness.study")
     monkeypatch.setattr(study_module, "faithfulness_study", lambda setup, **options: given.update(options) or result)
-    done = CliRunner().invoke(study, ["faithfulness", "--n", "3", "--out", str(tmp_path), "--sites", "L0H0,mlp"])
+    done = CliRunner().invoke(app, ["study", "faithfulness", "--n", "3", "--out", str(tmp_path), "--sites", "L0H0,mlp"])
     assert done.exit_code == 0, done.output
     assert len(given["sets"].test) == 3 and given["sites"] == ["L0H0", "mlp"] and given["decoder_seeds"] == (0, 1, 2, 3)
     assert {path.name for path in tmp_path.iterdir()} >= {

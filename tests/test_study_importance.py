@@ -65,7 +65,7 @@ def few_resamples(monkeypatch):
     from functools import partial
 
     from vit_lens.studies.importance import correlating
-    from vit_lens.studies.importance import scores as importance_scores
+    from vit_lens.studies.importance import head_correlations as importance_scores
 
     monkeypatch.setattr(importance_scores, "image_weights", partial(correlating.image_weights, n_draws=40))
 
@@ -78,7 +78,7 @@ def heads_of(setup):
 
 def written_of(setup):
     from vit_lens.studies.importance.head_outputs import Origins, measured
-    from vit_lens.studies.reading import caches
+    from vit_lens.studies.similarities import caches
 
     (cache,) = caches(setup.model, setup.pixels)
     heads = heads_of(setup)
@@ -229,7 +229,7 @@ def test_baselines_by_hand(plain):
 
 def test_scores_are_those_of_a_slow_loop_whatever_the_batches(plain, monkeypatch):
     from vit_lens.studies.importance import head_scores
-    from vit_lens.studies.reading import centred_similarity, read_lens, similarity
+    from vit_lens.studies.similarities import centred_similarity, read_lens, similarity
 
     heads, donors = heads_of(plain), torch.tensor([1, 2, 3, 4, 5, 0])
     found = head_scores.read_heads(plain, heads, donors, draws=2)
@@ -308,7 +308,7 @@ def test_pictures_are_placed_and_scored(plain):
 
     from vit_lens.studies.importance.head_pictures import picture_scores
     from vit_lens.studies.importance.head_scores import read_heads
-    from vit_lens.studies.reading import left_out_centred, read_lens
+    from vit_lens.studies.similarities import left_out_centred, read_lens
 
     drawer = mirror()
     shown = replace(plain, pictures=drawer, noise_seeds=(8, 5))
@@ -465,7 +465,7 @@ def test_figures_draw_the_tables_and_refuse_others(result):
     import pandas as pd
 
     from vit_lens.errors import RecordError
-    from vit_lens.figures.study_importance import importance_heads, importance_scores
+    from vit_lens.studies.importance.figures import importance_heads, importance_scores
 
     figure = importance_scores(result.frame())
     dots = next(trace for trace in figure.data if trace.name == "score, 95% interval")
@@ -503,7 +503,7 @@ def test_the_command(plain, result, tmp_path, monkeypatch):
         ran.update(options)
         return result
 
-    monkeypatch.setattr(importlib.import_module("vit_lens.cli.studies.importance"), "open_setup", opened)
+    monkeypatch.setattr(importlib.import_module("vit_lens.studies.command_parts"), "open_setup", opened)
     monkeypatch.setattr(importlib.import_module("vit_lens.studies.importance.study"), "importance_study", run)
     line = ["study", "importance", "--lens", "diffusion,dsl:alpha=4", "--decode", "dsl:share=0.7", "--n", "6"]
     line += ["--draws", "2", "--n-decoded", "4", "--picture-draws", "3", "--no-untrained", "--out", str(tmp_path)]

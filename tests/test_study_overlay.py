@@ -48,7 +48,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def overlays():
-    from vit_lens.studies.overlay.study import Overlay
+    from vit_lens.studies.overlay import Overlay
 
     spot = np.zeros((9, 8, 4), np.uint8)
     spot[2:, 1:] = (250, 10, 30, 255)
@@ -89,7 +89,7 @@ def removal(setup, scenes):
     [("top left", 0, 0), ("top right", 0, 13), ("bottom left", 11, 0), ("bottom right", 11, 13), ("centre", 6, 6)],
 )
 def test_an_overlay_goes_where_it_is_told_pixel_by_pixel(at, top, left):
-    from vit_lens.studies.overlay.study import Overlay, paste
+    from vit_lens.studies.overlay import Overlay, paste
 
     base = rng.integers(0, 256, (17, 19, 3), dtype=np.uint8)
     rgba = rng.integers(0, 256, (6, 6, 4), dtype=np.uint8)
@@ -104,7 +104,7 @@ def test_an_overlay_goes_where_it_is_told_pixel_by_pixel(at, top, left):
 
 
 def test_a_share_of_the_width_keeps_the_overlays_own_shape():
-    from vit_lens.studies.overlay.study import Overlay, paste
+    from vit_lens.studies.overlay import Overlay, paste
 
     wide = Overlay("wide", np.full((10, 40, 4), 255, np.uint8), "bottom right", 0.5)
     changed = (paste(np.zeros((30, 32, 3), np.uint8), wide) == 255).all(-1)
@@ -112,7 +112,7 @@ def test_a_share_of_the_width_keeps_the_overlays_own_shape():
 
 
 def test_a_full_overlay_is_stretched_over_the_whole_image():
-    from vit_lens.studies.overlay.study import Overlay, paste
+    from vit_lens.studies.overlay import Overlay, paste
 
     left = np.zeros((2, 2, 4), np.uint8)
     left[:, 0] = (200, 100, 50, 255)
@@ -124,8 +124,8 @@ def test_overlays_of_the_world_are_what_the_world_paints():
     from dataclasses import replace
 
     from vit_lens.mini import world
-    from vit_lens.mini.study_overlays import MINI_OVERLAYS, study_overlays
-    from vit_lens.studies.overlay.study import paste
+    from vit_lens.studies.overlay import paste
+    from vit_lens.studies.overlay.mini_set import MINI_OVERLAYS, study_overlays
 
     bare = world.sample_scenes(6, np.random.default_rng(0), overlay=0.0)
     bases = world.render(bare)
@@ -147,7 +147,7 @@ def test_what_a_model_sees_is_pasted_on_and_not_cut_again(model):
 
 
 def test_an_overlay_is_read_from_a_file_with_transparency(tmp_path):
-    from vit_lens.studies.overlay.study import Overlay
+    from vit_lens.studies.overlay import Overlay
 
     rgba = rng.integers(0, 256, (5, 7, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "noise.png")
@@ -161,7 +161,7 @@ def test_an_overlay_is_read_from_a_file_with_transparency(tmp_path):
 
 
 def test_files_that_are_no_overlay_are_refused(tmp_path):
-    from vit_lens.studies.overlay.study import Overlay
+    from vit_lens.studies.overlay import Overlay
 
     Image.new("RGB", (4, 4)).save(tmp_path / "opaque.png")
     Image.new("RGBA", (4, 4)).save(tmp_path / "empty.png")
@@ -177,8 +177,8 @@ def test_files_that_are_no_overlay_are_refused(tmp_path):
 
 
 def test_an_overlay_that_does_not_fit_is_refused(setup):
+    from vit_lens.studies.overlay import Overlay, paste
     from vit_lens.studies.overlay.ranking import compose
-    from vit_lens.studies.overlay.study import Overlay, paste
 
     rgba, base = np.full((5, 30, 4), 255, np.uint8), np.zeros((SIZE, SIZE, 3), np.uint8)
     with pytest.raises(StudyError, match="30 x 5 pixels, larger than the image, which is 22 x 22"):
@@ -603,7 +603,7 @@ def test_what_cannot_be_studied_is_said(setup, overlays, changes, message):
 
 
 def test_the_figure_draws_every_order_once(result):
-    from vit_lens.figures.study_overlay import trajectory_figure
+    from vit_lens.studies.overlay.figures import trajectory_figure
 
     frame = result.frame("trajectories")
     frame["reading"] = frame["reading"].str.replace("norm of h's", "<b>norm")
@@ -616,7 +616,7 @@ def test_the_figure_draws_every_order_once(result):
 
 
 def test_the_command_names_what_does_not_go_together(tmp_path):
-    from vit_lens.cli.studies.overlay import _drawn, _overlays
+    from vit_lens.studies.overlay.command import _drawn, _overlays
 
     Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save(tmp_path / "a.png")
     files = [tmp_path / "a.png"] * 2

@@ -43,9 +43,9 @@ class World:
     def __init__(self, folder):
         from vit_lens import Site
         from vit_lens.studies import StudyImages, make_setup
-        from vit_lens.studies.planted.labels import LabelledAttribute
+        from vit_lens.studies.planted.labelled import LabelledAttribute
+        from vit_lens.studies.planted.planted_weights import readout_direction, remove_direction
         from vit_lens.studies.planted.soil import Soil
-        from vit_lens.studies.planted.weights import readout_direction, remove_direction
 
         self.host, self.site = model_of(), Site.parse(SITE)
         self.texts, self.folder = bank_of(self.host), folder
@@ -183,7 +183,7 @@ def test_r_squared_is_that_of_images_that_the_probe_has_not_seen(world):
 @torch.no_grad()
 def test_patching_agrees_with_hooks_and_shows_one_head(world):
     from vit_lens import Site
-    from vit_lens.studies.planted.scores import patched
+    from vit_lens.studies.planted.recovery import patched
 
     for plant in world.plants.values():
         model, found = plant.model, patched(plant, world.texts, world.pixels, world.label)
@@ -218,7 +218,7 @@ def test_patching_agrees_with_hooks_and_shows_one_head(world):
 def test_gaps_agree_with_a_slow_loop(world):
     from vit_lens import ReferenceMeans, Site
     from vit_lens.lenses import parse_lens
-    from vit_lens.studies.planted.scores import lens_gaps
+    from vit_lens.studies.planted.recovery import lens_gaps
 
     model, heads = world.plants["loud"].model, Site.heads(world.host)
     means = ReferenceMeans.from_images(model, world.setup.anchor_pixels)
@@ -284,7 +284,7 @@ def test_the_same_seed_gives_the_same_study(world, result):
 
 
 def test_statistics_of_one_plant():
-    from vit_lens.studies.planted.tables import _auc, _first, _leaks
+    from vit_lens.studies.planted.plant_tables import _auc, _first, _leaks
 
     scores = np.array([1.0, -2.0, 4.0, 3.0, 0.0])
     assert (_auc(scores, 2), _first(scores, 2)) == (1.0, 1.0)
@@ -338,9 +338,9 @@ def test_pictures_are_read_by_the_judge_in_pairs_of_one_noise(world, drawing):
 
 def test_wrong_input_says_what_to_do(world, drawing, errors):
     from vit_lens import HookedViT
-    from vit_lens.studies.planted.labels import LabelledAttribute
+    from vit_lens.studies.planted.labelled import LabelledAttribute
+    from vit_lens.studies.planted.planted_weights import readout_direction
     from vit_lens.studies.planted.study import planted_study
-    from vit_lens.studies.planted.weights import readout_direction
 
     def run(setup=world.setup, attributes=(world.attribute,), **options):
         return planted_study(setup, world.texts, attributes, **({"n_draws": 1, "decoded": ()} | options))
@@ -397,7 +397,7 @@ def write_images(folder, n):
 
 
 def test_labels_of_a_file_follow_their_images(tmp_path):
-    from vit_lens.studies.planted.labels import LabelledImages
+    from vit_lens.studies.planted.labelled import LabelledImages
 
     write_images(tmp_path, 120)
     pets = [("a dog", "a cat", "")[i % 3] for i in range(120)]
@@ -428,7 +428,7 @@ def test_labels_of_a_file_follow_their_images(tmp_path):
     ],
 )
 def test_wrong_labels_are_refused(tmp_path, errors, text, said):
-    from vit_lens.studies.planted.labels import LabelledImages
+    from vit_lens.studies.planted.labelled import LabelledImages
 
     write_images(tmp_path, 60)
     (tmp_path / "labels.csv").write_text(text)
@@ -440,7 +440,7 @@ def test_wrong_labels_are_refused(tmp_path, errors, text, said):
 
 def test_labels_of_the_embedded_world_are_what_its_encoder_reads():
     from vit_lens import HookedViT, TextBank
-    from vit_lens.mini.study_labels import labelled_images
+    from vit_lens.studies.planted.mini_set import labelled_images
 
     known = labelled_images(40, seed=7, n_means=40)
     model, texts = HookedViT.from_pretrained("mini"), TextBank.mini(known.captions)
@@ -457,7 +457,7 @@ def test_labels_of_the_embedded_world_are_what_its_encoder_reads():
 
 
 def test_the_figure_shows_planted_heads_apart(result, errors):
-    from vit_lens.figures.study_planted import planted_figure
+    from vit_lens.studies.planted.figures import planted_figure
 
     heads = result.frame("heads")
     figure = planted_figure(heads, LENSES)
@@ -476,8 +476,8 @@ def test_the_command(tmp_path):
     from typer.testing import CliRunner
 
     from vit_lens.cli import app
-    from vit_lens.mini.study_labels import labelled_images
     from vit_lens.studies import load_result
+    from vit_lens.studies.planted.mini_set import labelled_images
 
     known = labelled_images(16, seed=1, n_means=40)
     lines = ["image,overlay"]

@@ -124,7 +124,7 @@ def test_other_directions_are_other_numbers_of_the_same_size(record, model, imag
 
 def test_the_leak_index_is_that_of_the_studies(full, model, images, lenses, beside, gallery):
     """S of twenty directions over S of the site, both as studies compute it; undefined where the site has none."""
-    from vit_lens.studies.reading import centred_similarity
+    from vit_lens.studies.similarities import centred_similarity
 
     (mean,) = beside["means"]
     frame = full.frame()

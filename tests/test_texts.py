@@ -50,7 +50,7 @@ def siglip_like():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from vit_lens.mini.tokenizer import build_tokenizer
+    from vit_lens.mini.training.tokenizer import build_tokenizer
 
     return build_tokenizer()
 
@@ -315,8 +315,8 @@ def test_from_open_clip_takes_the_tags_activation(bank_class, monkeypatch, tmp_p
 
 
 def test_the_command_line_hands_on_the_activation(bank_class, monkeypatch):
-    from vit_lens.cli.options import Tower
-    from vit_lens.cli.reading import read_captions
+    from vit_lens.cli.flags import Tower
+    from vit_lens.cli.intake import read_captions
 
     asked = []
     monkeypatch.setattr(bank_class, "from_open_clip", lambda *args, **options: asked.append((*args, options)))

@@ -60,6 +60,6 @@ def test_every_result_says_how_it_was_made(study):
 
 
 def test_the_verdict_is_the_command_lines_default():
-    from vit_lens.cli.options import DEFAULT_LENSES
+    from vit_lens.cli.flags import DEFAULT_LENSES
 
     assert f"`{DEFAULT_LENSES[0]}`" in PAGE.split("## ")[1]

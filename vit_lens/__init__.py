@@ -1,11 +1,9 @@
 """See, as a picture, what every part of a CLIP vision transformer contributes."""
 
-from importlib import import_module
-from typing import Any
+from vit_lens.lazy import lazy
 
 __version__ = "0.1.0"
 
-# Loaded on first use, so that `import vit_lens` and `vit-lens --help` stay fast.
 _HOME = {
     "Beside": "vit_lens.sweeping",
     "Budget": "vit_lens.sweeping",
@@ -44,17 +42,8 @@ _HOME = {
     "texts": "vit_lens",
     "write_report": "vit_lens.report",
 }
-__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'vit_lens' has no attribute {name!r}")
-    if _HOME[name] == "vit_lens":
-        return import_module(f"vit_lens.{name}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+_names, __getattr__, _ = lazy(__name__, _HOME)
+__all__ = ["__version__", *_names]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __dir__() -> list[str]:

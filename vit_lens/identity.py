@@ -3,6 +3,7 @@
 __all__ = [
     "KANDINSKY_22_ENCODER",
     "MINI_ENCODER",
+    "MINI_FILES",
     "aliases",
     "canonical_encoder_id",
     "fingerprint",
@@ -11,6 +12,7 @@ __all__ = [
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from torch import Tensor
 from vit_lens.errors import VitLensError
 
 MINI_ENCODER = "vit_lens/mini"
+MINI_FILES = Path(__file__).parent / "mini" / "pair"
+"""Where the embedded pair's files are, the one door to them: encoder, decoder, captions, reference means."""
 MINI_FINGERPRINT = "64b5add7dd958fc7"  # of the shipped encoder; a test holds it
 KANDINSKY_22_ENCODER = "hf/kandinsky-community/kandinsky-2-2-prior:image_encoder"
 

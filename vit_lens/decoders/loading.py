@@ -14,7 +14,6 @@ __all__ = [
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from vit_lens.decoders.parts import PixelLayout
 from vit_lens.decoders.settings import DecodeSettings, override
 from vit_lens.decoders.weights import WEIGHTS, check_weights, open_weights, read_json, weights_fingerprint
 from vit_lens.errors import DecoderError, nearest
+from vit_lens.identity import MINI_ENCODER, MINI_FILES
 
 _PART_CLASSES = {"unet": "UNet2DConditionModel", "movq": "VQModel"}
 _SCHEDULER_CLASSES = ("DDPMScheduler", "DDIMScheduler")
@@ -77,12 +77,12 @@ def find_decoder(name: str | Path) -> Located:
         DecoderError: there is none, or it cannot be fetched.
     """
     if name == "mini":
-        directory = Path(str(files("vit_lens"))) / "mini" / "pair" / "decoder"
+        directory = MINI_FILES / "decoder"
         if not directory.is_dir():
             raise DecoderError(
                 "this installation of vit_lens lacks the embedded pair 'mini'; install the package again"
             )
-        return Located(directory, "vit_lens/mini")
+        return Located(directory, MINI_ENCODER)
     directory = Path(name).expanduser()
     if directory.is_dir():
         return Located(directory, f"local/{directory.resolve().name}@{weights_fingerprint(directory)}")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.doctor.published import COLLAPSED_COSINE, UNIT_NORM_TOLERANCE, published_encoder
-from vit_lens.doctor.reporting import Check
+from vit_lens.doctor.reporting import Check, dtype_name
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.verification import SourceTower, verify
@@ -29,14 +29,14 @@ def part_check(part: str, tensors: Iterable[Tensor], dtype: torch.dtype, publish
     counts = len(floats), sum(tensor.numel() for tensor in floats)
     broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in floats)
     told = f", {broken} not finite" if broken else ""
-    dtypes = sorted({_plain(tensor.dtype) for tensor in floats})
+    dtypes = sorted({dtype_name(tensor.dtype) for tensor in floats})
     fits = published is None or counts == published
     expected = f"{published[0]} tensors, {published[1]:,} parameters, " if published else ""
     return Check(
         f"{part} inventory",
-        fits and not broken and dtypes == [_plain(dtype)],
+        fits and not broken and dtypes == [dtype_name(dtype)],
         f"{counts[0]} tensors, {counts[1]:,} parameters, {'+'.join(dtypes)}{told}",
-        f"{expected}{_plain(dtype)}, all finite",
+        f"{expected}{dtype_name(dtype)}, all finite",
         "" if published else "No published numbers are known for this part; only dtype and finiteness are judged.",
         {"tensors": counts[0], "parameters": counts[1], "tensors_not_finite": broken},
     )
@@ -57,7 +57,7 @@ def parity_checks(model: HookedViT, source: SourceTower) -> list[Check]:
     layers = {place: error for place, error in errors.items() if place.startswith("L")}
     worst = max(layers, key=lambda place: _or_infinite(layers[place]))
     listed = ", ".join(f"{place} {error:.1e}" for place, error in layers.items())
-    where = f"max|diff| / max|source|, {result.inputs}, {_plain(model.dtype)}, against {result.source}"
+    where = f"max|diff| / max|source|, {result.inputs}, {dtype_name(model.dtype)}, against {result.source}"
     entry = {"L0.resid_pre": errors["into L0"]}
     ends = {place: errors[place] for place in ("final norm", "embedding") if place in errors}
     told = "; ".join([listed, *result.faults])
@@ -99,7 +99,3 @@ def _parity(name: str, errors: dict[str, float], given: str, bar: float, detail:
 
 def _or_infinite(error: float) -> float:
     return error if error == error else float("inf")
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -18,7 +18,7 @@ from vit_lens.conditions import Condition
 from vit_lens.decoders import Decoder, KandinskyDecoder, check_decoder, load_decoder, settings_dict
 from vit_lens.decoders.matching import EncoderRef, encoder_id_of
 from vit_lens.doctor import decoder_checks, encoder_checks, kandinsky_checks, machine
-from vit_lens.doctor.reporting import Check, Report
+from vit_lens.doctor.reporting import Check, Report, dtype_name
 from vit_lens.errors import VitLensError
 from vit_lens.identity import MINI_ENCODER, same_encoder
 from vit_lens.images import PreprocessSpec, preprocess
@@ -201,7 +201,7 @@ class _Examination:
 
     def subject(self) -> dict[str, Any]:
         """Return what was examined, as far as it could be loaded."""
-        told: dict[str, Any] = {"dtypes": {part: _plain(dtype) for part, dtype in self.dtypes.items()}}
+        told: dict[str, Any] = {"dtypes": {part: dtype_name(dtype) for part, dtype in self.dtypes.items()}}
         if self.model is not None:
             told["encoder"] = {"id": self.model.encoder_id, "fingerprint": self.model.fingerprint}
         if self.decoder is not None and self.settings is not None:
@@ -261,9 +261,5 @@ def _command(
         words += [option, str(value)] if value is not None else []
     if quick_gelu is not None:
         words.append("--quick-gelu" if quick_gelu else "--gelu")
-    words += [word for part, dtype in dtypes.items() for word in (f"--{part}-dtype", _plain(dtype))]
+    words += [word for part, dtype in dtypes.items() for word in (f"--{part}-dtype", dtype_name(dtype))]
     return shlex.join([*words, "--device", str(device)])
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

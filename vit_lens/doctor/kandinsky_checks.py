@@ -1,11 +1,6 @@
 """Is a Kandinsky decoder sampled as its own pipeline samples it, with noise that its UNet knows?"""
 
-__all__ = [
-    "denoising_checks",
-    "pipeline_check",
-    "scheduler_check",
-    "stock_scheduler",
-]
+__all__ = ["denoising_checks", "pipeline_check", "scheduler_check", "stock_scheduler"]
 
 import warnings
 from itertools import pairwise
@@ -20,14 +15,8 @@ from vit_lens.decoders import DecodeSettings, KandinskyDecoder, denoising_error
 from vit_lens.decoders.loading import find_decoder
 from vit_lens.decoders.settings import SCHEDULER_CLASSES
 from vit_lens.decoders.weights import read_json
-from vit_lens.doctor.published import (
-    DENOISING_FACTOR,
-    FLAT_PICTURE,
-    KANDINSKY_22,
-    PIPELINE_BAR,
-    published_decoder,
-)
-from vit_lens.doctor.reporting import Check
+from vit_lens.doctor.published import DENOISING_FACTOR, FLAT_PICTURE, KANDINSKY_22, PIPELINE_BAR, published_decoder
+from vit_lens.doctor.reporting import Check, dtype_name
 
 _BATCH = 4
 
@@ -72,7 +61,7 @@ def pipeline_check(
     detail = f"KandinskyV22Pipeline, {settings.scheduler}, {settings.steps} steps, guidance {settings.guidance}, "
     detail += f"{settings.width} x {settings.height}, seed {settings.seed}; standard deviation {contrast:.3f}."
     if not judged:
-        detail += f" In {_plain(decoder.dtype)} the two round noise and latents differently: not judged."
+        detail += f" In {dtype_name(decoder.dtype)} the two round noise and latents differently: not judged."
     expected = f"< {PIPELINE_BAR:.0e} on [-1, 1]" if judged else "reported"
     values = {"max_difference": difference, "mean_difference": float((ours - theirs).abs().mean()), "std": contrast}
     verdict, given = passed if judged else None, f"max|diff| {difference:.1e}"
@@ -155,7 +144,3 @@ def _pipeline_picture(
 def _settings_of(scheduler: Any) -> dict[str, Any]:
     """Return the settings without the bookkeeping of diffusers (names that begin with an underscore)."""
     return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

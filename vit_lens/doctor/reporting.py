@@ -1,12 +1,14 @@
 """What an examination found: a table for people, plain values for a file."""
 
-__all__ = ["Check", "Report"]
+__all__ = ["Check", "Report", "dtype_name"]
 
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from vit_lens.errors import nearest
 
@@ -86,6 +88,11 @@ class Report:
         counts = [sum(check.passed is kind for check in self.checks) for kind in (True, False, None)]
         told = f"{counts[0]} passed, {counts[1]} failed, {counts[2]} without a verdict, {self.seconds:.0f} s"
         return f"{told}: {'PASS' if self.passed else 'FAIL'}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _table(checks: Sequence[Check]) -> list[str]:

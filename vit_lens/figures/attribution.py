@@ -4,15 +4,14 @@ __all__ = ["attribution_bars", "attribution_map", "patch_overlay"]
 
 import html
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import plotly.graph_objects as go
 
 from vit_lens.attribution import Attribution, PatchMap, Placement
 from vit_lens.errors import LensError
-from vit_lens.figures.drawing import DIVERGING, SEQUENTIAL, dress, picture_uri
+from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, dress, layer_map, picture_uri
 from vit_lens.images import PreprocessSpec, load_image
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _SIDE = 520
 _UNITS = {"dot": "dot product", "cosine": "cosine", "logit": "logit"}
@@ -26,7 +25,7 @@ def patch_overlay(
     image: int = 0,
     layout: Any = None,
     opacity: float | int = 0.6,
-) -> "go.Figure":
+) -> go.Figure:
     """Draw a map of patches over the original picture; what the tower did not see is dimmed.
 
     What lies on tokens that are no patches (CLS, registers) stands in the title.
@@ -39,8 +38,6 @@ def patch_overlay(
         layout: Order of an array's axes.
         opacity: Of the map, 0 to 1.
     """
-    import plotly.graph_objects as go
-
     _check_image(image, len(patch_map.values))
     place = Placement.of(picture, spec, layout=layout)
     down, right = place.edges(patch_map)
@@ -81,13 +78,11 @@ def patch_overlay(
     return dress(figure, title, 200 + round(width * scale), 170 + round(height * scale))
 
 
-def attribution_map(attribution: Attribution, image: int = 0, direction: int | str = 0) -> "go.Figure":
+def attribution_map(attribution: Attribution, image: int = 0, direction: int | str = 0) -> go.Figure:
     """Draw what every head and MLP contributes as a layer x head heat map, coloured around zero.
 
     What is neither (embeddings, biases, constants) is added up in the title, so that nothing is left out.
     """
-    import plotly.graph_objects as go
-
     values, name = _column(attribution, image, direction)
     cells: dict[tuple[int, str], float] = {}
     rest = 0.0
@@ -102,37 +97,19 @@ def attribution_map(attribution: Attribution, image: int = 0, direction: int | s
     layers = sorted({layer for layer, _ in cells})
     heads = sorted({int(column) for _, column in cells if column != "MLP"})
     columns = [*map(str, heads), *(["MLP"] if any(column == "MLP" for _, column in cells) else [])]
-    limit = max(map(abs, cells.values())) or 1.0
     unit = _UNITS[attribution.units]
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[cells.get((layer, column), math.nan) for column in columns] for layer in layers],
-            customdata=[[f"L{x}.mlp" if c == "MLP" else f"L{x}H{c}" for c in columns] for x in layers],
-            x=columns,
-            y=layers,
-            zmin=-limit,
-            zmax=limit,
-            zmid=0.0,
-            colorscale=DIVERGING,
-            colorbar={"title": {"text": unit}},
-            hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_xaxes(title="head, then the MLP", type="category", showgrid=False)
-    figure.update_yaxes(
-        title="layer", autorange="reversed", dtick=max(1, len(layers) // 12), showgrid=False, zeroline=False
-    )
     title = f"Direct contributions to {html.escape(name)} ({unit})"
     title += f"<br><sub>total {sum(values):.3g}, of it embeddings, biases and constants {rest:.3g}</sub>"
-    return dress(figure, title, 200 + 46 * len(columns), 190 + 34 * len(layers))
+    return layer_map(
+        {(layer, column): cells.get((layer, column), math.nan) for layer in layers for column in columns},
+        {(x, c): f"L{x}.mlp" if c == "MLP" else f"L{x}H{c}" for x in layers for c in columns},
+        title=title, unit=unit, across="head, then the MLP", digits=".4g", signed=True,
+        limit=max(map(abs, cells.values())),
+    )  # fmt: skip
 
 
-def attribution_bars(attribution: Attribution, image: int = 0, direction: int | str = 0, k: int = 20) -> "go.Figure":
+def attribution_bars(attribution: Attribution, image: int = 0, direction: int | str = 0, k: int = 20) -> go.Figure:
     """Draw the ``k`` components with the largest contributions, by absolute value, and the sum of the others."""
-    import plotly.graph_objects as go
-
     if k < 1:
         raise LensError(f"k is {k}; ask for at least one component")
     values, name = _column(attribution, image, direction)

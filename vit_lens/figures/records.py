@@ -4,25 +4,23 @@ __all__ = ["head_map", "residual_strip", "top_sites"]
 
 import html
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import PIL.Image
+import plotly.graph_objects as go
 
 from vit_lens.errors import RecordError
-from vit_lens.figures.drawing import DIVERGING, SEQUENTIAL, dress, tile_figure
+from vit_lens.figures.dressing import layer_map, tile_figure
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
 from vit_lens.records import Record, over_seeds, select
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 PARTS = {"attn": "attn", "mlp": "MLP"}
 MAPPED = ("head", "attn", "mlp", "pool_head", "pool_attn", "pool_mlp")
 POOL = "pool"
 
 
-def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str | None = None) -> "go.Figure":
+def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str | None = None) -> go.Figure:
     """Draw one number of every head, attention block and MLP as a layer x head heat map; attention pooling comes last.
 
     Numbers of pictures are means over noise seeds.
@@ -33,42 +31,19 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
         value: a number of the table: cos_input, cos_lens_clean, cos_lens_control, leak, faithfulness or norm_h.
         lens: which reading, as `vit_lens.records.select` takes it; None is the first steering lens.
     """
-    import plotly.graph_objects as go
-
     number = _number(value)
     rows = over_seeds(select(record, input=input, lens=lens, types=MAPPED))
-    layers, columns, grid, names = _grid(rows, value)
+    grid, names = _grid(rows, value)
     known = [abs(v) for v in grid.values() if not math.isnan(v)]
-    limit = min(max(known, default=0.0), number.cap or math.inf) or 1.0
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[grid[layer, column] for column in columns] for layer in layers],
-            customdata=[[names[layer, column] for column in columns] for layer in layers],
-            x=columns,
-            y=layers,
-            zmin=-limit if number.signed else 0.0,
-            zmax=limit,
-            zmid=0.0 if number.signed else None,
-            colorscale=DIVERGING if number.signed else SEQUENTIAL,
-            colorbar={"title": {"text": f"{number.title}<br>({_unit(number)})"}},
-            hovertemplate="%{customdata}: %{z:.3f}<extra></extra>",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_xaxes(title="head, then the whole attention block and the MLP", type="category", showgrid=False)
-    figure.update_yaxes(
-        title="layer", autorange="reversed", dtick=max(1, len(layers) // 12), showgrid=False, zeroline=False,
-        type="category" if POOL in layers else "linear",
+    return layer_map(
+        grid, names, title=f"{number.title}: {_title(record, rows, input)}",
+        unit=f"{number.title}<br>({_unit(number)})",
+        across="head, then the whole attention block and the MLP", digits=".3f", signed=number.signed,
+        limit=min(max(known, default=0.0), number.cap or math.inf),
     )  # fmt: skip
-    return dress(
-        figure, f"{number.title}: {_title(record, rows, input)}", 200 + 46 * len(columns), 190 + 34 * len(layers)
-    )
 
 
-def top_sites(
-    record: Record, k: int = 6, by: str = "cos_input", input: int = 0, lens: str | None = None
-) -> "go.Figure":
+def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0, lens: str | None = None) -> go.Figure:
     """Draw the input and the pictures of the ``k`` sites with the largest ``by``, best first, each before its control.
 
     The input begins each line. Where the record holds no drawn control, the figure says so. Pictures are those of the
@@ -99,7 +74,7 @@ def top_sites(
     return tile_figure(tiles, title, columns=min(1 + per_line * max(map(len, pairs)), len(tiles)))
 
 
-def residual_strip(record: Record, input: int = 0, by: str = "cos_input") -> "go.Figure":
+def residual_strip(record: Record, input: int = 0, by: str = "cos_input") -> go.Figure:
     """Draw the Diffusion Lens over layers, the input first."""
     _number(by)
     types = ("resid_post", "resid_pre")
@@ -145,7 +120,7 @@ def _control_of(record: Record, row: dict[Any, Any]) -> list[dict[Any, Any]]:
     return over_seeds(rows).to_dict("records")
 
 
-def _grid(rows: pd.DataFrame, value: str) -> tuple[list[Any], list[str], dict[Any, float], dict[Any, str]]:
+def _grid(rows: pd.DataFrame, value: str) -> tuple[dict[Any, float], dict[Any, str]]:
     """Lay the rows out by layer and column; the first row of a site counts, places without one stay nan.
 
     Layers are numbers; with attention pooling they are texts, the last of them ``pool``.
@@ -163,7 +138,7 @@ def _grid(rows: pd.DataFrame, value: str) -> tuple[list[Any], list[str], dict[An
         place = (layer, str(int(row["head"])) if kind == "head" else PARTS[kind])
         if not names[place]:
             grid[place], names[place] = float(row[value]), html.escape(row["site"])
-    return layers, columns, grid, names
+    return grid, names
 
 
 def _title(record: Record, rows: pd.DataFrame, input: int) -> str:

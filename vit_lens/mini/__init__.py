@@ -1,13 +1,9 @@
 """The embedded pair: a small CLIP with a small Kandinsky-format decoder, trained on a procedural world."""
 
-__all__ = ["sample_images"]  # pyright: ignore[reportUnsupportedDunderAll]
+from vit_lens.lazy import lazy
 
-from typing import Any
-
-
-def __getattr__(name: str) -> Any:  # loaded on first use, so that the command line stays fast
-    if name != "sample_images":
-        raise AttributeError(f"module 'vit_lens.mini' has no attribute {name!r}")
-    from vit_lens.mini.shipped import sample_images
-
-    return sample_images
+__all__, __getattr__, __dir__ = lazy(__name__, {
+    "JUDGE": ".shipped", "PAIR": ".shipped", "mini_beside": ".shipped", "mini_gallery": ".shipped",
+    "mini_groups": ".shipped", "mini_labels": ".shipped", "mini_notes": ".shipped", "sample_images": ".shipped",
+    "world": "vit_lens.mini",
+})  # fmt: skip

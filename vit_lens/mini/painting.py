@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vit_lens.mini import drawing
+from vit_lens.mini import shapes
 from vit_lens.mini.attributes import ATTRIBUTES
 
 _COLOURS = {
@@ -34,7 +34,7 @@ _OUTLINE = 1.6
 
 
 def render_codes(
-    codes: Int[np.ndarray, "scene attribute"], *, size: int = drawing.CANVAS
+    codes: Int[np.ndarray, "scene attribute"], *, size: int = shapes.CANVAS
 ) -> UInt8[np.ndarray, "scene height width 3"]:
     """Draw scenes given as rows of value indices."""
     grounds, bodies, textures, plates = _tables(size)
@@ -56,19 +56,19 @@ def render_codes(
 
 @lru_cache(maxsize=4)
 def _tables(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    x, y = drawing.pixel_centres(size)
-    soft = drawing.CANVAS / size
+    x, y = shapes.pixel_centres(size)
+    soft = shapes.CANVAS / size
     thirds = range(3)
-    centres = [[(x - drawing.cell_centre(column), y - drawing.cell_centre(row)) for column in thirds] for row in thirds]
+    centres = [[(x - shapes.cell_centre(column), y - shapes.cell_centre(row)) for column in thirds] for row in thirds]
     grounds = [
-        [drawing.background_shade(pattern, x, y)[..., None] * np.array(colour) for pattern in ATTRIBUTES["pattern"]]
+        [shapes.background_shade(pattern, x, y)[..., None] * np.array(colour) for pattern in ATTRIBUTES["pattern"]]
         for colour in _BACKGROUNDS.values()
     ]
     distances = np.array(
         [
             [
                 [
-                    [drawing.shape_distance(shape, *centre, radius=drawing.RADII[scale]) for centre in line]
+                    [shapes.shape_distance(shape, *centre, radius=shapes.RADII[scale]) for centre in line]
                     for line in centres
                 ]
                 for scale in ATTRIBUTES["size"]
@@ -79,11 +79,11 @@ def _tables(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     fill = np.clip(0.5 - distances / soft, 0, 1)
     bodies = np.stack([fill, np.clip(0.5 + (distances + _OUTLINE) / soft, 0, 1)], axis=-1)
     textures = [
-        [[drawing.texture_mask(texture, *centre) for centre in line] for line in centres]
+        [[shapes.texture_mask(texture, *centre) for centre in line] for line in centres]
         for texture in ATTRIBUTES["texture"]
     ]
     plates = [
-        [np.stack(drawing.symbol_plate(symbol, corner, x, y), axis=-1) for corner in ATTRIBUTES["corner"]]
+        [np.stack(shapes.symbol_plate(symbol, corner, x, y), axis=-1) for corner in ATTRIBUTES["corner"]]
         for symbol in ATTRIBUTES["symbol"]
     ]
     single = [np.array(table, dtype=np.float32) for table in (grounds, bodies, textures, plates)]

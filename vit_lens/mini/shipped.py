@@ -1,6 +1,6 @@
 """What ships with the package beside the pair's weights: sample images, and words for embeddings."""
 
-__all__ = ["JUDGE", "MINI_NOTE", "PAIR", "mini_beside", "mini_gallery", "mini_groups", "mini_labels", "sample_images"]
+__all__ = ["JUDGE", "PAIR", "mini_beside", "mini_gallery", "mini_groups", "mini_labels", "mini_notes", "sample_images"]
 
 import tempfile
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from vit_lens.identity import MINI_ENCODER
+from vit_lens.identity import MINI_ENCODER, MINI_FILES
+from vit_lens.mini import world
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery
@@ -19,11 +19,11 @@ from vit_lens.sweeping import Beside
 from vit_lens.texts import TextBank, ZeroShotLabels
 
 _HERE = Path(__file__).parent
-PAIR = _HERE / "pair"
+PAIR = MINI_FILES
 JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
 
 
-MINI_NOTE = (
+_NOTE = (
     "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
     "Nothing here is known for larger models."
 )
@@ -35,36 +35,20 @@ def sample_images() -> list[Path]:
     return sorted((_HERE / "samples").glob("*.png"))
 
 
-def mini_labels() -> ZeroShotLabels:
+def mini_labels(texts: TextBank | None = None) -> ZeroShotLabels:
     """Return the world's attributes as zero-shot labels, embedded by the pair's own text tower."""
-    from transformers import AutoTokenizer, CLIPModel
-    from transformers.utils import logging
-
-    from vit_lens.mini import world
-    from vit_lens.mini.train_encoder import text_embeds
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    clip = CLIPModel.from_pretrained(PAIR / "encoder", dtype=torch.float32).eval()
-    if bars:
-        logging.enable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "encoder")
-    names = {**{name: ATTRIBUTES[name] for name in ATTRIBUTES}, "overlay": ("no", "yes")}
-    embeds = {}
-    with torch.no_grad():
-        for name in PROBES:
-            tokens = tokenizer(world.prompts(name), padding=True, return_tensors="pt")
-            embeds[name] = text_embeds(clip, tokens)
+    texts = TextBank.mini() if texts is None else texts
     order = ("overlay", *OVERLAY_ATTRIBUTES)
     shown = [name for name in PROBES if name not in order] + list(order)
-    only_if = {name: ("overlay", "yes") for name in OVERLAY_ATTRIBUTES}
-    return ZeroShotLabels({name: names[name] for name in shown}, embeds, only_if)
+    return ZeroShotLabels(
+        names={name: ATTRIBUTES.get(name, ("no", "yes")) for name in shown},
+        embeds={name: texts.embeds[[texts.index(text) for text in world.prompts(name)]] for name in PROBES},
+        only_if=dict.fromkeys(OVERLAY_ATTRIBUTES, ("overlay", "yes")),
+    )
 
 
 def mini_groups() -> dict[str, list[str]]:
     """Return the captions of the world that exclude each other, by attribute."""
-    from vit_lens.mini import world
-
     return {name: world.prompts(name) for name in PROBES}
 
 
@@ -77,14 +61,18 @@ def mini_beside(model: HookedViT, *, drawn: bool = True) -> Beside:
     """
     if model.encoder_id != MINI_ENCODER or not drawn:
         return Beside(live=True)
-    return Beside(labels=mini_labels(), texts=TextBank.mini(), groups=mini_groups(), live=True)
+    texts = TextBank.mini()
+    return Beside(labels=mini_labels(texts), texts=texts, groups=mini_groups(), live=True)
+
+
+def mini_notes(model: HookedViT) -> list[str]:
+    """Return what a record of the embedded pair says of itself; nothing for another encoder."""
+    return [_NOTE] if model.encoder_id == MINI_ENCODER else []
 
 
 @contextmanager
 def mini_gallery(model: HookedViT) -> Iterator[Gallery]:
     """Give a gallery of 96 scenes of the world, always the same, whose pictures can be read inside the block."""
-    from vit_lens.mini import world
-
     scenes = world.sample_scenes(_SCENES, np.random.default_rng(_SCENE_SEED), held_out=True)
     with tempfile.TemporaryDirectory() as folder:
         for number, (scene, pixels) in enumerate(zip(scenes, world.render(scenes), strict=True)):

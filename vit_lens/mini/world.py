@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vit_lens.mini import drawing
+from vit_lens.mini import shapes
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 from vit_lens.mini.painting import render_codes
 
@@ -162,7 +162,7 @@ def labels(codes: Codes, attribute: str) -> Int[np.ndarray, " scene"]:
     return codes[:, list(ATTRIBUTES).index(attribute)]
 
 
-def render(scenes: Sequence[Scene], *, size: int = drawing.CANVAS) -> UInt8[np.ndarray, "scene height width 3"]:
+def render(scenes: Sequence[Scene], *, size: int = shapes.CANVAS) -> UInt8[np.ndarray, "scene height width 3"]:
     """Draw scenes as RGB pictures."""
     return render_codes(encode(scenes), size=size)
 

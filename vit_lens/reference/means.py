@@ -3,7 +3,6 @@
 __all__ = ["ReferenceMeans"]
 
 from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from vit_lens.addresses import RESIDUAL_KINDS, Site
 from vit_lens.errors import ReferenceMismatchError, VitLensError
 from vit_lens.files import open_tensors, save_tensors
-from vit_lens.identity import MINI_ENCODER, fingerprint
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
 from vit_lens.models import HookedViT
 from vit_lens.models.batches import several
 from vit_lens.reference.collecting import Positions, collect, hook_points
@@ -106,8 +105,7 @@ class ReferenceMeans:
             VitLensError: The file is not one of these, or is truncated.
         """
         if str(path) == "mini":
-            with as_file(files("vit_lens") / "mini" / "pair" / "reference_means.safetensors") as shipped:
-                return cls.load(shipped)
+            return cls.load(MINI_FILES / "reference_means.safetensors")
         with open_tensors(Path(path), _FORMATS, what="reference means", error=VitLensError, advice=_ADVICE) as opened:
             file, meta = opened
             names = ["resid_pre", "z", "mlp_out", *(kind for kind in _POOL if kind in set(file.keys()))]

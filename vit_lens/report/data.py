@@ -9,7 +9,7 @@ import pandas as pd
 
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
 from vit_lens.records import Record
-from vit_lens.report.beside import beside_data, live_data, strings, texts_data
+from vit_lens.report.panels import beside_data, live_data, strings, texts_data
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
 

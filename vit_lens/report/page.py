@@ -1,10 +1,7 @@
-"""Writing the page: a template, one style sheet and one script, all inside one file."""
+"""The page of a record."""
 
 __all__ = ["write_report"]
 
-import base64
-import hashlib
-import importlib.resources
 import json
 import os
 from collections.abc import Mapping
@@ -12,18 +9,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
-from vit_lens.errors import OutputError
-from vit_lens.files import make_directory, write_atomic
+from vit_lens.identity import MINI_ENCODER
 from vit_lens.records import Reading, Record, budget_words, unfinished_words
 from vit_lens.records.live import LIVE_BUDGET
 from vit_lens.records.pictures import is_whole_png
 from vit_lens.records.schema import picture_name
 from vit_lens.report.data import page_data
+from vit_lens.report.one_file import page_path, write_page
 
-EMBEDDED_ENCODER = "vit_lens/mini"
+_HERE = "vit_lens.report"
 JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -40,12 +36,13 @@ def write_report(record: Record | str | os.PathLike[str], out: str | os.PathLike
         OutputError: the page cannot be written, or ``out`` is not an .html file.
     """
     record = record if isinstance(record, Record) else Record.load(record)
-    target = record.path / "report.html" if out is None else Path(out)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise OutputError(f"the page is an HTML file, not {target.name!r}; give a path that ends in .html")
-    make_directory(target.parent)
-    write_atomic(target, _render(record, _base(record.path, target.parent)).encode())
-    return target
+    target = page_path(record.path / "report.html" if out is None else out)
+    data = page_data(record, _base(record.path, target.parent))
+    return write_page(
+        target, (_HERE, "page.html.j2"), styles=[(_HERE, "page.css")], scripts=[(_HERE, "live.js"), (_HERE, "page.js")],
+        images="data: 'self' file:", data=Markup(_embedded_json(data)), beside_words=_beside_words(record),
+        **_live_header(record, data["live"]), **_header(record),
+    )  # fmt: skip
 
 
 def _base(record: Path, page: Path) -> str:
@@ -54,30 +51,6 @@ def _base(record: Path, page: Path) -> str:
     except ValueError:  # another drive on Windows
         return record.resolve().as_uri() + "/"
     return "" if relative == "." else quote(relative) + "/"
-
-
-def _render(record: Record, base: str) -> str:
-    files = importlib.resources.files("vit_lens.report")
-    style = files.joinpath("page.css").read_text(encoding="utf-8")
-    script = "".join(files.joinpath(name).read_text(encoding="utf-8") for name in ("live.js", "page.js"))
-    data = page_data(record, base)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files.joinpath("page.html.j2").read_text(encoding="utf-8"))
-    policy = f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; script-src {_hash(script)}"
-    return template.render(
-        policy=Markup(policy),
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(_embedded_json(data)),
-        beside_words=_beside_words(record),
-        **_live_header(record, data["live"]),
-        **_header(record),
-    )
-
-
-def _hash(source: str) -> str:
-    digest = hashlib.sha256(source.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
 def _embedded_json(data: Mapping[str, Any]) -> str:
@@ -103,7 +76,7 @@ def _header(record: Record) -> dict[str, Any]:
         "go_on": unfinished_words(record),
         "coarse": bool((table["drawn"] == "coarse").any()),
         "shared": bool(table["same_as"].notna().any()),
-        "mini": encoder_id == EMBEDDED_ENCODER,
+        "mini": encoder_id == MINI_ENCODER,
         "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "provenance": _provenance(manifest),

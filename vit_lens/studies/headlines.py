@@ -2,23 +2,15 @@
 
 __all__ = ["headlines"]
 
-from vit_lens.studies.results import StudyResult
+from importlib import import_module
 
-_WITH = "with total effect, mean ablation"
-_MEASURES = {
-    "content": (
-        "agreement within sites, total effect", "excess over shuffled sites within sites, total effect",
-        "excess over shuffled sites within top sites, total effect",
-    ),
-    "importance": (
-        f"no lens {_WITH}", f"centred similarity {_WITH}", f"centred similarity {_WITH}, given the norms",
-        f"centred similarity, judge {_WITH}", f"centred similarity, judge {_WITH}, given the norms",
-    ),
-}  # fmt: skip
+from vit_lens.studies import STUDIES
+from vit_lens.studies.findings import StudyResult
 
 
 def headlines(result: StudyResult) -> list[str]:
-    """Return the measures to show of a result, in its own order: the protocol's, or all where it has few."""
+    """Return the measures to show of a result, in its own order: ``HEADLINES`` of its study, or all if it has none."""
     found = dict.fromkeys(score.measure for score in result.scores)
-    wanted = _MEASURES.get(result.study)
+    study = import_module(f"vit_lens.studies.{result.study}") if result.study in STUDIES else None
+    wanted = getattr(study, "HEADLINES", None)
     return [measure for measure in found if wanted is None or measure in wanted]

@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import Any
 
 from vit_lens.errors import StudyError
-from vit_lens.studies.results import Null, Score, StudyResult
-from vit_lens.studies.statistics import across_encoders
+from vit_lens.studies.findings import Null, Score, StudyResult
+from vit_lens.studies.statistics import across_encoders, finite_mean
 
 _PER_ENCODER = ("encoder", "fingerprint", "decoder")
 _SIZE_NULLS = ("equal-norm placebo", "no content")
@@ -36,7 +36,7 @@ def pool(results: Sequence[StudyResult], *, command: str | None = None) -> Study
         found = [result.score(measure, reading, level) for result in results]
         estimate = across_encoders([s.estimate.value for s in found if s.estimate.value is not None])
         nulls = {name: _pooled([s.nulls[name] for s in found]) for name in found[0].nulls}
-        controls = {name: _mean([s.controls.get(name) for s in found]) for name in found[0].controls}
+        controls = {name: finite_mean([s.controls.get(name) for s in found]) for name in found[0].controls}
         n = sum(s.estimate.value is not None for s in found)
         scores.append(
             Score(
@@ -96,11 +96,6 @@ def _pooled(nulls: Sequence[Null]) -> Null:
     mean = sum(null.mean or 0.0 for null in known) / len(known)
     lows, highs = [null.low or 0.0 for null in known], [null.high or 0.0 for null in known]
     return Null(mean=mean, low=min(lows), high=max(highs), n_draws=sum(null.n_draws for null in known))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _differences(results: Sequence[StudyResult]) -> list[dict[str, Any]]:

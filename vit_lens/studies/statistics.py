@@ -6,6 +6,8 @@ __all__ = [
     "across_encoders",
     "auc",
     "bootstrap",
+    "finite",
+    "finite_mean",
     "mean_interval",
     "partial_spearman",
     "spearman",
@@ -73,7 +75,7 @@ def within_rows(
 ) -> Float[np.ndarray, " site"]:
     """Return each site's Spearman correlation across attributes; nan where it is undefined, for the caller to count."""
     found = [spearman(x, y) for x, y in zip(a, b, strict=True)]
-    return np.array([math.nan if value is None else value for value in found])
+    return np.array(found, dtype=np.float64)  # None becomes nan
 
 
 def auc(scores: Float[np.ndarray, " site"], positive: Bool[np.ndarray, " site"]) -> float | None:
@@ -116,6 +118,18 @@ def mean_interval(values: Float[np.ndarray, " image"], *, seed: int) -> Estimate
     if not len(known):
         return Estimate(None, why="no defined value")
     return bootstrap(lambda rows: float(known[rows].mean()), len(known), seed=seed)
+
+
+def finite(value: float | int | np.floating) -> float | None:
+    """Return a number for a table; None if it is nan or infinite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def finite_mean(values: Float[np.ndarray, "*axes"] | Sequence[float | None]) -> float | None:
+    """Return the mean of what is neither None, nan nor infinite; None without any."""
+    found = np.asarray(values, dtype=np.float64)
+    known = found[np.isfinite(found)]
+    return float(known.mean()) if known.size else None
 
 
 def across_encoders(values: Sequence[float]) -> Estimate:

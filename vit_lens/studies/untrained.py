@@ -5,7 +5,7 @@ __all__ = ["with_random_weights"]
 import torch
 
 from vit_lens.models import HookedViT
-from vit_lens.studies.setup import StudySetup, make_setup
+from vit_lens.studies.study_setup import StudySetup, make_setup
 
 
 @torch.no_grad()

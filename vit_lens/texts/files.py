@@ -3,7 +3,6 @@
 __all__ = ["check_captions", "mini_captions", "read_bank", "write_bank"]
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vit_lens.errors import TextError
 from vit_lens.files import open_tensors, save_tensors
+from vit_lens.identity import MINI_FILES
 
 _FORMAT = "vit_lens.text_bank.1"
 _ADVICE = "make one with TextBank.from_pretrained(...).save(path)"
@@ -38,8 +38,7 @@ def check_captions(captions: tuple[str, ...]) -> tuple[str, ...]:
 
 def mini_captions() -> tuple[str, ...]:
     """Return every prompt of the embedded pair's world, in the world's order."""
-    text = (files("vit_lens") / "mini" / "pair" / "captions.txt").read_text(encoding="utf-8")
-    return tuple(text.splitlines())
+    return tuple((MINI_FILES / "captions.txt").read_text(encoding="utf-8").splitlines())
 
 
 def write_bank(path: Path, embeds: Float[Tensor, "caption d_embed"], **fields: Any) -> Path:

@@ -2,7 +2,6 @@
 
 __all__ = ["encoder_id_of", "from_open_clip", "from_pretrained"]
 
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vit_lens.errors import CheckpointError, TextError
-from vit_lens.identity import MINI_ENCODER, aliases
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, aliases
 from vit_lens.pretrained import read_module, registry
 from vit_lens.pretrained.open_clip_files import chosen_activation
 
@@ -64,9 +63,7 @@ def from_pretrained(
         TextError: There is no model of these kinds under this name, or it cannot be read.
     """
     if name in ("mini", MINI_ENCODER):
-        folder = importlib.resources.files("vit_lens") / "mini" / "pair" / "encoder"
-        with importlib.resources.as_file(folder) as path:
-            return *_load(path, device=device), MINI_ENCODER
+        return *_load(MINI_FILES / "encoder", device=device), MINI_ENCODER
     plain = str(name).removeprefix("hf/")
     local = Path(plain).expanduser()
     if ":" in plain:

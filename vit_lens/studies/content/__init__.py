@@ -1,6 +1,8 @@
 """Content: does a site's picture change in what the site changes?"""
 
-__all__ = ["AttributePairs", "content_study"]
+from vit_lens.lazy import lazy
 
-from vit_lens.studies.content.pairs import AttributePairs
-from vit_lens.studies.content.study import content_study
+__all__, __getattr__, __dir__ = lazy(__name__, {
+    "AttributePairs": ".pairs", "HEADLINES": ".study", "content_matrices": ".figures", "content_study": ".study",
+    "pair_images": ".mini_set", "study_pairs": ".mini_set",
+})  # fmt: skip

@@ -1,6 +1,6 @@
 """The content study: does a lens show what a site does? Attribute by attribute, within each site."""
 
-__all__ = ["DECODED", "LENSES", "content_study"]
+__all__ = ["HEADLINES", "content_study"]
 
 from collections.abc import Sequence
 
@@ -10,22 +10,23 @@ from jaxtyping import Float
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
+from vit_lens.studies.content.agreement import baseline_scores, reading_scores
 from vit_lens.studies.content.effects import Changes, caption_changes, direct_effects, total_effects
+from vit_lens.studies.content.pair_readings import STREAM, Chosen, Study, Whole, read_embeddings, read_pictures
 from vit_lens.studies.content.pairs import MIN_ATTRIBUTES, AttributePairs
-from vit_lens.studies.content.readings import STREAM, Chosen, Study, Whole, read_embeddings, read_pictures
-from vit_lens.studies.content.scores import baseline_scores, reading_scores
-from vit_lens.studies.content.tables import matrix_rows, notes_of, site_rows, strength
+from vit_lens.studies.content.site_tables import matrix_rows, notes_of, site_rows, strength
+from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.images import content_of
-from vit_lens.studies.pictures import Judge
-from vit_lens.studies.results import StudyResult
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.seen_pictures import Judge
+from vit_lens.studies.study_setup import StudySetup
+from vit_lens.studies.usual_lenses import DECODED
 from vit_lens.texts import TextBank
 
-LENSES = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=1", "dsl-mean:alpha=5", "dsl-mean:share=1")
-"""Read at the embedding level."""
-DECODED = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=5")
-"""Read off pictures, too."""
-
+HEADLINES = (
+    "agreement within sites, total effect", "excess over shuffled sites within sites, total effect",
+    "excess over shuffled sites within top sites, total effect",
+)  # fmt: skip
+"""The measures that the protocol decides by."""
 _WEAK = 0.2  # of the median attribute's full change
 
 
@@ -78,7 +79,7 @@ def content_study(
     setup.accept("content", pooled_only=False)
     specs = _decoded(setup, decoded)
     judge = setup.judge("content") if setup.pictures is not None else None
-    judge_texts = None if judge is None else _captions(judge)
+    judge_texts = None if judge is None else setup.judge_texts("content")
     _check(setup, pairs, texts, judge_texts, top, n_largest)
     resolved = Site.resolve(sites, setup.model.cfg)
     whole = _whole(setup, pairs, texts, judge)
@@ -119,14 +120,6 @@ def _decoded(setup: StudySetup, decoded: Sequence[str] | None) -> list[str]:
     return specs
 
 
-def _captions(judge: Judge) -> TextBank:
-    if judge.texts is None:
-        raise StudyError(
-            "study content reads attributes off pictures: give the judge its captions, Judge(model, texts)"
-        )
-    return judge.texts
-
-
 def _check(
     setup: StudySetup, pairs: AttributePairs, texts: TextBank, judge_texts: TextBank | None, top: int, n_largest: int
 ) -> None:
@@ -154,7 +147,7 @@ def _whole(setup: StudySetup, pairs: AttributePairs, texts: TextBank, judge: Jud
     if judge is not None:
         parts = [pairs.images[i : i + 64] for i in range(0, len(pairs.images), 64)]
         seen = torch.cat([judge.model(judge.model.preprocess(list(part))) for part in parts])
-        changes["judge"] = caption_changes(_captions(judge), seen[:, None], pairs)[:, 0]
+        changes["judge"] = caption_changes(setup.judge_texts("content"), seen[:, None], pairs)[:, 0]
     member = np.array([[name == own for own in pairs.attribute] for name in pairs.attributes])
     means = {who: (member @ found) / member.sum(1) for who, found in changes.items()}
     weak = {who: (found <= 0) | (found < _WEAK * np.median(found)) for who, found in means.items()}

@@ -1,5 +1,7 @@
 """Faithfulness: does a picture show the embedding that it was asked to show?"""
 
-__all__ = ["faithfulness_study"]
+from vit_lens.lazy import lazy
 
-from vit_lens.studies.faithfulness.study import faithfulness_study
+__all__, __getattr__, __dir__ = lazy(__name__, {
+    "faithfulness_layers": ".figures", "faithfulness_study": ".study",
+})  # fmt: skip

@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.conditions import Condition
-from vit_lens.errors import StudyError
 from vit_lens.metrics import cosine
-from vit_lens.studies.setup import StudySetup
 from vit_lens.studies.statistics import within_rows
+from vit_lens.studies.study_setup import StudySetup
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,20 +88,15 @@ def draw(setup: StudySetup, asked: Condition, *, label: str, nested: bool = Fals
     Raises:
         StudyError: The setup has no decoder.
     """
-    if nested:
-        parts = [
-            _draw(setup, asked[place:][:: len(setup.noise_seeds)], seed, label)
-            for place, seed in enumerate(setup.noise_seeds)
-            if place < len(asked)
-        ]
-        own, judge = (_interleaved([part[side] for part in parts], len(asked)) for side in (0, 1))
-        if own is None:
-            raise StudyError("there is nothing to draw")
-        return Drawn(asked=asked.flat, own=own[:, :, None], judge=None if judge is None else judge[:, :, None])
-    parts = [_draw(setup, asked, seed, label) for seed in setup.noise_seeds]
-    judged = [judge for _, judge in parts if judge is not None]
-    own = torch.stack([own for own, _ in parts], dim=2)
-    return Drawn(asked=asked.flat, own=own, judge=torch.stack(judged, dim=2) if judged else None)
+    shape, pictures = asked.rows, setup.drawing("faithfulness")
+    nested_noise = setup.noise_of(range(shape[0]), shape[1])
+    noises = [nested_noise] if nested else [[seed] * len(nested_noise) for seed in setup.noise_seeds]
+    seen = [pictures.see_each(asked.flatten_rows(), noise, label=label) for noise in noises]
+    judged = [one.judge.unflatten(0, shape) for one in seen if one.judge is not None]
+    return Drawn(
+        asked=asked.flat, own=torch.stack([one.own.flat.unflatten(0, shape) for one in seen], dim=2),
+        judge=torch.stack(judged, dim=2) if judged else None,
+    )  # fmt: skip
 
 
 def rows_alike(a: Float[Tensor, "row d_a"], b: Float[Tensor, "row d_b"]) -> Float[np.ndarray, " row"]:
@@ -116,22 +110,3 @@ def rows_alike(a: Float[Tensor, "row d_a"], b: Float[Tensor, "row d_b"]) -> Floa
 def _cosines(a: Float[Tensor, "*rows d"], b: Float[Tensor, "other d"]) -> Float[Tensor, "*rows other"]:
     a, b = a.double(), b.double()
     return (a / a.norm(dim=-1, keepdim=True)) @ (b / b.norm(dim=-1, keepdim=True)).T
-
-
-def _draw(
-    setup: StudySetup, asked: Condition, seed: int, label: str
-) -> tuple[Float[Tensor, "image site d_own"], Float[Tensor, "image site d_judge"] | None]:
-    shape = asked.rows
-    seen = setup.drawing("faithfulness").see(asked.flatten_rows(), noise_seed=seed, label=f"{label}, noise seed {seed}")
-    return seen.own.flat.unflatten(0, shape), None if seen.judge is None else seen.judge.unflatten(0, shape)
-
-
-def _interleaved(parts: list[Tensor | None], n: int) -> Float[Tensor, "image site d"] | None:
-    """Put back in order images of which part k holds every k-th."""
-    known = [part for part in parts if part is not None]
-    if not known:
-        return None
-    out = known[0].new_empty(n, *known[0].shape[1:])
-    for place, part in enumerate(known):
-        out[place :: len(known)] = part
-    return out

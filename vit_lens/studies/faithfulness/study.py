@@ -16,11 +16,11 @@ from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
 from vit_lens.metrics import DRAWN_THRESHOLD
 from vit_lens.studies.faithfulness.drawn import Drawn, draw, rows_alike
-from vit_lens.studies.pictures import Judge
-from vit_lens.studies.reading import read_conditions
-from vit_lens.studies.results import Null, Score, StudyResult
-from vit_lens.studies.setup import StudySetup
-from vit_lens.studies.statistics import Estimate, mean_interval, spearman
+from vit_lens.studies.findings import Null, Score, StudyResult
+from vit_lens.studies.seen_pictures import Judge
+from vit_lens.studies.similarities import read_conditions
+from vit_lens.studies.statistics import Estimate, finite, finite_mean, mean_interval, spearman
+from vit_lens.studies.study_setup import StudySetup
 
 SITES = ("heads", "mlp", "resid_post")
 CEILING = "clean embeddings"
@@ -117,8 +117,7 @@ def _own_sites(spec: str, lens: Lens, sites: list[Site]) -> list[Site]:
 
 
 def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site]) -> _Reading:
-    seed = int(np.random.default_rng([setup.seed, _STUDY, list(setup.lenses).index(spec)]).integers(2**62))
-    generator = torch.Generator().manual_seed(seed)
+    generator = setup.generator(_STUDY, list(setup.lenses).index(spec))
     read = read_conditions(setup.model, setup.pixels, lens, lambda cache: lens.read(cache, own))
     placebo = read_conditions(
         setup.model, setup.pixels, lens, lambda cache: lens.read_control(cache, own, generator=generator)
@@ -140,11 +139,11 @@ def _scores(setup: StudySetup, spec: str, one: _Reading, ceiling: Drawn, n_shuff
             continue
         controls: dict[str, float | None] = {}
         if (placebo := of(one.placebo)) is not None:
-            controls["equal-norm placebo"] = _mean(placebo)
+            controls["equal-norm placebo"] = finite_mean(placebo)
         if measure in _PREDICTED[1:]:
             controls["the two encoders on real images"] = relations
         elif (best := of(ceiling)) is not None and np.isfinite(best).any():
-            controls[CEILING] = _mean(best)
+            controls[CEILING] = finite_mean(best)
         nulls = _shuffles(one.drawn, n_shuffles, generator) if measure == "faithfulness" else {}
         yield _score(measure, spec, found, setup, nulls=nulls, controls=controls)
 
@@ -165,7 +164,7 @@ def _prediction_scores(setup: StudySetup, readings: Mapping[str, _Reading], n_sh
                 continue
             generator = np.random.default_rng([setup.seed, _STUDY, 200 + number])
             shuffled = [_within_images(generator.permuted(x, axis=1), y) for _ in range(n_shuffles)]
-            null = Null.of([_mean(draw) for draw in shuffled])
+            null = Null.of([finite_mean(draw) for draw in shuffled])
             name = f"faithfulness predicts: {measure}"
             yield _score(name, spec, _within_images(x, y)[:, None], setup, nulls={"sites shuffled": null})
 
@@ -174,7 +173,7 @@ def _within_images(
     x: Float[np.ndarray, "image site"], y: Float[np.ndarray, "image site"]
 ) -> Float[np.ndarray, " image"]:
     found = [spearman(a[known], b[known]) for a, b in zip(x, y, strict=True) for known in [np.isfinite(a + b)]]
-    return np.array([np.nan if value is None else value for value in found])
+    return np.array(found, dtype=np.float64)
 
 
 def _shuffles(drawn: Drawn, n: int, generator: np.random.Generator) -> dict[str, Null]:
@@ -211,7 +210,7 @@ def _encoders_alike(setup: StudySetup, n: int) -> float | None:
     with torch.no_grad():
         own = setup.model(setup.anchor_pixels[: len(images)]).float().cpu()
         seen = judge.model(judge.model.preprocess(images)).float().cpu()
-    return _mean(rows_alike(own, seen))
+    return finite_mean(rows_alike(own, seen))
 
 
 def _site_rows(setup: StudySetup, spec: str, one: _Reading) -> Iterator[dict[str, Any]]:
@@ -224,10 +223,10 @@ def _site_rows(setup: StudySetup, spec: str, one: _Reading) -> Iterator[dict[str
             values = found[index]
             yield {
                 "reading": spec, "image": image, "site": str(site), "kind": site.kind, "layer": site.layer,
-                "faithfulness": _plain(values.mean()), "lowest": _plain(values.min()), "highest": _plain(values.max()),
-                "share below threshold": _plain((values < DRAWN_THRESHOLD).mean()),
-                "placebo": _plain(placebo[image, index]),
-            } | {name: _plain(table[image, index]) for name, table in extra.items() if table is not None}  # fmt: skip
+                "faithfulness": finite(values.mean()), "lowest": finite(values.min()), "highest": finite(values.max()),
+                "share below threshold": finite((values < DRAWN_THRESHOLD).mean()),
+                "placebo": finite(placebo[image, index]),
+            } | {name: finite(table[image, index]) for name, table in extra.items() if table is not None}  # fmt: skip
 
 
 def _layer_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,15 +237,6 @@ def _layer_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for (reading, kind, layer), some in groups.items():
         numbers = [key for key in some[0] if key not in ("reading", "image", "site", "kind", "layer")]
-        means = {key: _mean(np.array([np.nan if row[key] is None else row[key] for row in some])) for key in numbers}
+        means = {key: finite_mean([row[key] for row in some]) for key in numbers}
         out.append({"reading": reading, "kind": kind, "layer": layer, "n": len(some), **means})
     return out
-
-
-def _mean(values: Float[np.ndarray, "*axes"]) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else None
-
-
-def _plain(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -1,5 +1,8 @@
 """Importance: does the head that resembles the input matter, beyond its size?"""
 
-__all__ = ["importance_study"]
+from vit_lens.lazy import lazy
 
-from vit_lens.studies.importance.study import importance_study
+__all__, __getattr__, __dir__ = lazy(__name__, {
+    "HEADLINES": ".study", "importance_heads": ".figures", "importance_scores": ".figures",
+    "importance_study": ".study",
+})  # fmt: skip

@@ -3,6 +3,7 @@
 __all__ = ["REPLACEMENTS", "Effect", "direct_effects", "total_effects"]
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.addresses import Site
-from vit_lens.errors import StudyError
-from vit_lens.files import open_tensors, save_tensors
 from vit_lens.interventions import mean, patch, run_many, zero
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.importance.head_outputs import Written
+from vit_lens.studies.kept_tensors import kept
 
 REPLACEMENTS = ("mean", "resample", "zero")
 """What takes the place of a head: its mean over the ablation images, its output for another image, nothing."""
@@ -59,7 +59,7 @@ def total_effects(
         for start in range(0, len(pixels), _IMAGES):
             own, other = pixels[start : start + _IMAGES], pixels[donors[start : start + _IMAGES]]
             path = folder / f"{_key(model, own, other, reference, heads)}.safetensors"
-            found.append(_read(path) or _keep(path, _run(model, own, other, reference, heads)))
+            found.append(kept(path, _FORMAT, "head effects", partial(_run, model, own, other, reference, heads)))
             bar.update(len(own))
     return {("total", kind): torch.cat([part[kind] for part in found]) for kind in REPLACEMENTS}
 
@@ -101,15 +101,3 @@ def _key(model: HookedViT, own: Tensor, other: Tensor, reference: ReferenceMeans
     for part in (own, other):
         digits.update(part.contiguous().cpu().float().numpy().tobytes())
     return digits.hexdigest()[:32]
-
-
-def _keep(path: Path, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    save_tensors(found, path, {"format": _FORMAT})
-    return found
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    if not path.exists():
-        return None
-    with open_tensors(path, (_FORMAT,), what="head effects", error=StudyError, advice="remove it") as (file, _):
-        return {kind: file.get_tensor(kind) for kind in REPLACEMENTS}

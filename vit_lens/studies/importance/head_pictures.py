@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.conditions import Condition
 from vit_lens.studies.importance.head_outputs import Origins, Written, measured, placebo
 from vit_lens.studies.importance.head_scores import SIMILARITIES, Key
-from vit_lens.studies.pictures import Pictures, Seen
-from vit_lens.studies.reading import caches, left_out_centred, similarity
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.seen_pictures import Pictures, Seen
+from vit_lens.studies.similarities import caches, left_out_centred, similarity
+from vit_lens.studies.study_setup import StudySetup
 
 READERS = {"own": "own encoder (circular)", "judge": "judge"}
 """Who embeds a picture again; the encoder that it came from rewards the decoder's round trip."""
@@ -81,16 +80,7 @@ def _see(setup: StudySetup, written: list[tuple[Written, Origins]], spec: str, l
     """Return what is seen in the picture of every image and head, image by image."""
     pictures, lens = setup.drawing("importance"), setup.lenses[spec]
     embeds = torch.cat([part.embed(lens) for part, _ in written]).float().cpu()
-    n_images, n_heads = embeds.shape[:2]
-    own, judge = torch.empty_like(embeds), None
-    for place, noise_seed in enumerate(setup.noise_seeds[:n_images]):
-        rows = torch.arange(place, n_images, len(setup.noise_seeds))
-        seen = pictures.see(embeds[rows].flatten(0, 1), noise_seed=noise_seed, label=label)
-        own[rows] = seen.own.flat.unflatten(0, (len(rows), n_heads))
-        if seen.judge is not None:
-            judge = torch.empty(n_images, n_heads, seen.judge.shape[-1]) if judge is None else judge
-            judge[rows] = seen.judge.unflatten(0, (len(rows), n_heads))
-    return Seen(Condition(pooled=own.flatten(0, 1)), None if judge is None else judge.flatten(0, 1))
+    return pictures.see_each(embeds.flatten(0, 1), setup.noise_of(range(len(embeds)), embeds.shape[1]), label=label)
 
 
 def _cleans(setup: StudySetup, pictures: Pictures, n: int) -> dict[str, Float[Tensor, "image d_embed"]]:

@@ -17,8 +17,8 @@ from vit_lens.lenses.residual import site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.studies.importance.head_effects import Effect, direct_effects
 from vit_lens.studies.importance.head_outputs import Origins, Written, measured, no_content, other_image, placebo
-from vit_lens.studies.reading import caches, centred_similarity, similarity
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.similarities import caches, centred_similarity, similarity
+from vit_lens.studies.study_setup import StudySetup
 
 SIMILARITIES = ("raw similarity", "centred similarity")
 

@@ -3,24 +3,23 @@
 The first study of Takatsuki et al. 2025 (arXiv 2504.13763), with baselines that need no lens and two nulls beside it.
 """
 
-__all__ = ["DECODED", "LENSES", "importance_study"]
+__all__ = ["HEADLINES", "LENSES", "importance_study"]
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.interventions import derangement
+from vit_lens.studies.findings import StudyResult
+from vit_lens.studies.importance.head_correlations import HeadTables, correlations
 from vit_lens.studies.importance.head_effects import total_effects
 from vit_lens.studies.importance.head_pictures import PictureScores, picture_scores
 from vit_lens.studies.importance.head_scores import read_heads
-from vit_lens.studies.importance.scores import HeadTables, correlations
-from vit_lens.studies.importance.tables import effects_table, heads_table
-from vit_lens.studies.results import StudyResult
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.importance.head_tables import effects_table, heads_table
+from vit_lens.studies.study_setup import StudySetup
 from vit_lens.studies.untrained import with_random_weights
+from vit_lens.studies.usual_lenses import DECODED
 
 LENSES = (
     "diffusion", "dsl:alpha=2", "dsl:alpha=5", "dsl:alpha=10", "dsl:alpha=100", "dsl:share=0.25", "dsl:share=0.5",
@@ -28,8 +27,12 @@ LENSES = (
 )  # fmt: skip
 """Lenses at the embedding level."""
 
-DECODED = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=5")
-"""Lenses whose pictures are drawn."""
+_WITH = "with total effect, mean ablation"
+HEADLINES = (
+    f"no lens {_WITH}", f"centred similarity {_WITH}", f"centred similarity {_WITH}, given the norms",
+    f"centred similarity, judge {_WITH}", f"centred similarity, judge {_WITH}, given the norms",
+)  # fmt: skip
+"""The measures that the protocol decides by."""
 
 _MIN_IMAGES = 3  # to leave one out and still have a mean over others
 _DONORS, _RESAMPLES, _WEIGHTS = 24, 25, 26  # streams of random numbers, apart from those of other rooms
@@ -81,21 +84,17 @@ def importance_study(
         found = picture_scores(setup, tables.heads, decoded, n=n_decoded, draws=picture_draws)
         tables = replace(tables, pictures=found)
     if untrained:
-        tables = replace(
-            tables,
-            untrained=_tables(
-                with_random_weights(setup, seed=_number(setup.seed, _WEIGHTS)), 0, "random weights: lenses"
-            ),
-        )
+        bare = with_random_weights(setup, seed=setup.number(_WEIGHTS))
+        tables = replace(tables, untrained=_tables(bare, 0, "random weights: lenses"))
     return StudyResult(
         study="importance", setup=setup.describe(),
         options={
             "n_decoded": n_decoded if setup.pictures else 0, "decoded": list(decoded) if setup.pictures else [],
             "draws": draws, "picture_draws": picture_draws if setup.pictures else 0, "untrained": untrained,
         },
-        scores=tuple(correlations(tables, seed=_number(setup.seed, _RESAMPLES))),
+        scores=tuple(correlations(tables, seed=setup.number(_RESAMPLES))),
         tables={
-            "heads": heads_table(tables), "effects": effects_table(tables, seed=_number(setup.seed, _RESAMPLES))
+            "heads": heads_table(tables), "effects": effects_table(tables, seed=setup.number(_RESAMPLES))
         },
         notes=_NOTES, command=command,
     )  # fmt: skip
@@ -103,7 +102,7 @@ def importance_study(
 
 def _tables(setup: StudySetup, draws: int, label: str) -> HeadTables:
     heads = [head for head in Site.heads(setup.model) if not head.is_pool]
-    donors = derangement(len(setup.pixels), seed=_number(setup.seed, _DONORS))
+    donors = derangement(len(setup.pixels), seed=setup.number(_DONORS))
     scores = read_heads(setup, heads, donors, draws=draws, label=label)
     total = total_effects(
         setup.model, setup.pixels, donors, setup.ablation, heads, folder=setup.out / "effects",
@@ -111,10 +110,6 @@ def _tables(setup: StudySetup, draws: int, label: str) -> HeadTables:
     )  # fmt: skip
     effects = {effect: values.double().numpy() for effect, values in total.items()} | scores.direct
     return HeadTables(heads=heads, effects=effects, scores=scores, pictures=PictureScores())
-
-
-def _number(seed: int, stream: int) -> int:
-    return int(np.random.default_rng([seed, stream]).integers(2**31))
 
 
 def _check(setup: StudySetup, n_decoded: int, decoded: Sequence[str], draws: int, picture_draws: int) -> None:

@@ -1,6 +1,8 @@
 """Overlay: which lens finds the heads that carry an overlay?"""
 
-__all__ = ["Overlay", "overlay_study", "paste"]
+from vit_lens.lazy import lazy
 
-from vit_lens.studies.overlay.pasting import Overlay, paste
-from vit_lens.studies.overlay.study import overlay_study
+__all__, __getattr__, __dir__ = lazy(__name__, {
+    "Overlay": ".pasting", "as_seen": ".pasting", "mean_colour": ".pasting", "overlay_study": ".study",
+    "paste": ".pasting", "pixels_of_seen": ".pasting", "study_overlays": ".mini_set", "trajectory_figure": ".figures",
+})  # fmt: skip

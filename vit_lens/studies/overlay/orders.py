@@ -14,7 +14,7 @@ from vit_lens.addresses import Site
 from vit_lens.lenses import Lens
 from vit_lens.studies.overlay.ranking import Scenes, from_embeddings, from_pictures, norms
 from vit_lens.studies.overlay.removal import Removal
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.study_setup import StudySetup
 
 _PLACEBOS, _DECODED_PLACEBOS = 31, 32  # random streams
 
@@ -96,6 +96,5 @@ def by_effects(removal: Removal) -> list[Ranking]:
 
 
 def _placebo(setup: StudySetup, lens: Lens, sites: list[Site], stream: Sequence[int]) -> Callable[[Any], torch.Tensor]:
-    seed = int(np.random.default_rng([setup.seed, *stream]).integers(2**62))
-    generator = torch.Generator().manual_seed(seed)
+    generator = setup.generator(*stream)
     return lambda cache: lens.placebo(cache, sites, generator=generator)

@@ -1,6 +1,6 @@
 """Overlays: transparent pictures laid over an image, at its corner, its centre, or over all of it."""
 
-__all__ = ["FULL", "POSITIONS", "Overlay", "as_seen", "paste", "pixels_of_seen"]
+__all__ = ["FULL", "POSITIONS", "Overlay", "as_seen", "mean_colour", "paste", "pixels_of_seen"]
 
 import hashlib
 from collections.abc import Sequence
@@ -111,6 +111,14 @@ def pixels_of_seen(
     return preprocess(seen, spec, dtype=model.dtype, device=model.device)
 
 
+def mean_colour(model: HookedViT, pixels: Float[Tensor, "image channel height width"]) -> UInt8[np.ndarray, " 3"]:
+    """Return the mean colour of preprocessed images: of the blank that an overlay is pasted on."""
+    mean, spec = pixels.double().mean((0, 2, 3)).cpu().numpy(), model.preprocess_spec
+    if spec is not None:
+        mean = mean * np.asarray(spec.std) + np.asarray(spec.mean)
+    return np.rint(255 * mean.clip(0, 1)).astype(np.uint8)
+
+
 def _fitted(overlay: Overlay, size: tuple[int, ...]) -> UInt8[np.ndarray, "height width 4"]:
     height, width = overlay.rgba.shape[:2]
     if overlay.at == FULL:
@@ -121,7 +129,7 @@ def _fitted(overlay: Overlay, size: tuple[int, ...]) -> UInt8[np.ndarray, "heigh
     if height > size[0] or width > size[1]:
         raise StudyError(
             f"overlay {overlay.name!r} is {width} x {height} pixels, larger than the image, which is {size[1]} x "
-            f"{size[0]} as the model sees it; give scale= (--size), its width as a share of the image's"
+            f"{size[0]} as the model sees it; give scale= (--scale), its width as a share of the image's"
         )
     if (height, width) == overlay.rgba.shape[:2]:
         return overlay.rgba

@@ -18,9 +18,9 @@ from vit_lens.lenses.residual import site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
-from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_seen
-from vit_lens.studies.reading import caches, read_lens
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.overlay.pasting import Overlay, as_seen, mean_colour, paste, pixels_of_seen
+from vit_lens.studies.similarities import caches, read_lens
+from vit_lens.studies.study_setup import StudySetup
 from vit_lens.towers.cache import ViTActivationCache
 from vit_lens.towers.streams import by_stream
 
@@ -51,7 +51,7 @@ def compose(setup: StudySetup, images: Sequence[Any], overlays: Sequence[Overlay
         StudyError: An overlay is larger than the images, or does not show on one.
     """
     base = as_seen(setup.model, images)
-    blank = np.broadcast_to(_mean_colour(setup), base[:1].shape)
+    blank = np.broadcast_to(mean_colour(setup.model, setup.anchor_pixels), base[:1].shape)
     both = np.stack([np.stack([paste(image, overlay) for image in base]) for overlay in overlays])
     for overlay, some in zip(overlays, both, strict=True):
         if (same := np.flatnonzero((some == base).all((1, 2, 3)))).size:
@@ -85,13 +85,7 @@ def from_embeddings(
 
 
 def from_pictures(
-    setup: StudySetup,
-    scenes: Scenes,
-    lens: Lens,
-    sites: list[Site],
-    *,
-    label: str,
-    how: _Read | None = None,
+    setup: StudySetup, scenes: Scenes, lens: Lens, sites: list[Site], *, label: str, how: _Read | None = None
 ) -> dict[str, Float[np.ndarray, "overlay site"]]:
     """Return the same as read off decoded pictures alone, by the ``own`` encoder and by the ``judge``, if there is one.
 
@@ -104,13 +98,9 @@ def from_pictures(
     base, both = _with_and_without(model, scenes, lambda pixels: read_lens(model, pixels, lens, sites, how=how))
     embeds = torch.cat([base[None], both])
     readers = {"own": model} if pictures.judge is None else {"own": model, "judge": pictures.judge.model}
-    read = {name: torch.zeros(*embeds.shape[:3], reader.cfg.d_embed) for name, reader in readers.items()}
-    for place, noise_seed in enumerate(setup.noise_seeds[: len(scenes.base)]):
-        rows = slice(place, None, len(setup.noise_seeds))
-        asked = embeds[:, rows]
-        seen = pictures.see(asked.flatten(0, 2), noise_seed=noise_seed, label=f"{label}, noise {noise_seed}")
-        for name in readers:
-            read[name][:, rows] = seen.by(name).unflatten(0, asked.shape[:3])
+    noise = setup.noise_of(range(embeds.shape[1]), embeds.shape[2]) * len(embeds)
+    seen = pictures.see_each(embeds.flatten(0, 2), noise, label=label)
+    read = {name: seen.by(name).unflatten(0, embeds.shape[:3]) for name in readers}
     return {name: _shown(read[name][1:] - read[name][:1], direction(readers[name], scenes)) for name in readers}
 
 
@@ -168,11 +158,3 @@ def _outputs(
     setup: StudySetup, pixels: Float[Tensor, "image channel height width"], sites: list[Site]
 ) -> Float[Tensor, "image site row d_model"]:
     return torch.cat([site_outputs(cache, sites) for cache in caches(setup.model, pixels)])
-
-
-def _mean_colour(setup: StudySetup) -> UInt8[np.ndarray, " 3"]:
-    spec = setup.model.preprocess_spec
-    if spec is None:
-        raise StudyError(f"{setup.model.encoder_id} carries no preprocessing; set model.preprocess_spec")
-    mean = setup.anchor_pixels.double().mean((0, 2, 3)).cpu().numpy()
-    return np.rint(255 * (mean * np.array(spec.std) + np.array(spec.mean))).clip(0, 255).astype(np.uint8)

@@ -4,6 +4,7 @@ __all__ = ["LEFT", "STEPS", "TO_BASE", "TO_OVERLAY", "Order", "Removal", "Remove
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.addresses import Site
-from vit_lens.errors import StudyError
-from vit_lens.files import open_tensors, save_tensors
 from vit_lens.interventions import mean
 from vit_lens.interventions.running import run_and_read
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
+from vit_lens.studies.kept_tensors import kept
 from vit_lens.studies.overlay.pasting import pixels_of_seen
 from vit_lens.studies.overlay.ranking import Scenes, ablated_directly
-from vit_lens.studies.reading import caches
+from vit_lens.studies.similarities import caches
 
 STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of heads that are gone when it is measured, as far as the model has so many."""
@@ -151,13 +151,13 @@ class Removal:
         chosen = [sorted(some) for some in sets]
         digits = hashlib.sha256(f"{self._content} {overlay} {chosen}".encode()).hexdigest()[:32]
         path = self.folder / f"{digits}.safetensors"
-        if path.exists():
-            with open_tensors(path, (_FORMAT,), what="ablations", error=StudyError, advice="remove it") as (file, _):
-                return file.get_tensor("read")
-        hooks = [mean(self.model, [self.sites[i] for i in some], self.reference) if some else [] for some in chosen]
-        found = run_and_read(self.model, pixels, hooks, _BATCH, lambda embeds: self._read(overlay, embeds)).cpu()
-        save_tensors({"read": found}, path, {"format": _FORMAT})
-        return found
+
+        def run() -> dict[str, Tensor]:
+            hooks = [mean(self.model, [self.sites[i] for i in some], self.reference) if some else [] for some in chosen]
+            read = partial(self._read, overlay)
+            return {"read": run_and_read(self.model, pixels, hooks, _BATCH, read).cpu()}
+
+        return kept(path, _FORMAT, "ablations", run)["read"]
 
     def _read(self, overlay: int, embeds: Float[Tensor, "base d_embed"]) -> Float[Tensor, "measure base"]:
         whole = self._whole[overlay].double()

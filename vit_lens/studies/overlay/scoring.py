@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from vit_lens.studies.findings import Null, Score
 from vit_lens.studies.overlay.orders import Ranking
 from vit_lens.studies.overlay.removal import LEFT, TO_BASE, TO_OVERLAY, Order, Removal, Removed, sorted_by
-from vit_lens.studies.results import Null, Score
 from vit_lens.studies.statistics import Estimate, bootstrap
 
 AREA = "overlay removal: area of T (random 0, greedy 1)"

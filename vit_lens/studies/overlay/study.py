@@ -4,7 +4,7 @@ Heads are ranked by how much their lens result shows the overlay, on selection i
 after the other on other images, and the order is judged by how well that gives the image without the overlay back.
 """
 
-__all__ = ["DECODED", "LENSES", "Overlay", "overlay_study", "paste"]
+__all__ = ["overlay_study"]
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,18 +14,16 @@ import numpy as np
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
+from vit_lens.studies.findings import Score, StudyResult
 from vit_lens.studies.overlay.orders import Ranking, by_effects, by_embeddings, by_norms, by_pictures
-from vit_lens.studies.overlay.pasting import Overlay, paste
+from vit_lens.studies.overlay.pasting import Overlay
 from vit_lens.studies.overlay.ranking import Scenes, compose
 from vit_lens.studies.overlay.removal import STEPS, Order, Removal, random_orders
 from vit_lens.studies.overlay.scoring import Trial
-from vit_lens.studies.results import Score, StudyResult
-from vit_lens.studies.setup import StudySetup
 from vit_lens.studies.statistics import MIN_FOR_INTERVAL
+from vit_lens.studies.study_setup import StudySetup
 from vit_lens.studies.untrained import with_random_weights
-
-DECODED = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=5")
-LENSES = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=1", "dsl-mean:alpha=5", "dsl-mean:share=1")
+from vit_lens.studies.usual_lenses import DECODED
 
 _PLACEBO = ("dsl-mean:alpha=5",)
 _ORDERS, _WEIGHTS = 30, 33  # random streams
@@ -90,7 +88,7 @@ def overlay_study(
     trial, rankings = _run(setup, bases, chosen, rankings, greedy_steps, draws)
     scores = [score for ranking in rankings for score in trial.scores(ranking)]
     if untrained:
-        bare = with_random_weights(setup, seed=int(np.random.default_rng([setup.seed, _WEIGHTS]).integers(2**31)))
+        bare = with_random_weights(setup, seed=setup.number(_WEIGHTS))
         some = _first(bases, max(MIN_FOR_INTERVAL, n // _UNTRAINED_SHARE))
         scores = _beside(scores, _of_untrained(bare, some, ranked, greedy_steps, draws))
     options = {

@@ -3,19 +3,11 @@
 Takatsuki et al. 2025 (arXiv 2504.13763), of which the text, the settings and the code could not be read.
 """
 
-__all__ = [
-    "ALPHAS",
-    "OVERLAY_LENSES",
-    "RANKS",
-    "PaperSetup",
-    "diffusion_plate",
-    "ladder_plate",
-    "make_paper",
-    "overlay_plate",
-    "residual_plate",
-]
+from vit_lens.lazy import lazy
 
-from vit_lens.studies.paper.overlays import OVERLAY_LENSES, overlay_plate
-from vit_lens.studies.paper.plates import ALPHAS, diffusion_plate, ladder_plate, residual_plate
-from vit_lens.studies.paper.setup import PaperSetup, make_paper
-from vit_lens.studies.paper.tiles import RANKS
+__all__, __getattr__, __dir__ = lazy(__name__, {
+    "ALPHAS": ".top_plates", "OVERLAY_LENSES": ".overlays", "PaperSetup": ".paper_setup", "Plate": ".plate",
+    "RANKS": ".tiles", "Strip": ".plate", "Tile": ".plate", "diffusion_plate": ".top_plates",
+    "ladder_plate": ".top_plates", "make_paper": ".paper_setup", "overlay_plate": ".overlays",
+    "plate_figure": ".figures", "residual_plate": ".top_plates", "write_plate": ".plate_page",
+})  # fmt: skip

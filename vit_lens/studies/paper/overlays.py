@@ -14,12 +14,12 @@ from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import parse_lens
 from vit_lens.metrics import cosine
-from vit_lens.records.plates import Plate, Strip
-from vit_lens.studies.overlay.pasting import Overlay, as_seen, paste, pixels_of_seen
-from vit_lens.studies.paper.plates import lens_title, lens_words, make_plate, ranking_facts
-from vit_lens.studies.paper.reading import SiteReading, read_sites
-from vit_lens.studies.paper.setup import PaperSetup
+from vit_lens.studies.overlay import Overlay, as_seen, mean_colour, paste, pixels_of_seen
+from vit_lens.studies.paper.paper_setup import PaperSetup
+from vit_lens.studies.paper.plate import Plate, Strip
+from vit_lens.studies.paper.site_readings import SiteReading, read_sites
 from vit_lens.studies.paper.tiles import Chosen, Layer, best, image_tile, layers_of, read_tiles
+from vit_lens.studies.paper.top_plates import lens_title, lens_words, make_plate, ranking_facts
 
 OVERLAY_LENSES = ("diffusion", "dsl:alpha=10", "dsl-mean:alpha=5")
 """The lenses of figure 5."""
@@ -57,7 +57,7 @@ def overlay_plate(
         raise StudyError("an overlay is looked for through at least one lens, and lenses= is empty")
     setup.see(image)
     base = as_seen(setup.model, [image])[0]
-    blank = np.broadcast_to(_mean_colour(setup), base.shape)
+    blank = np.broadcast_to(mean_colour(setup.model, setup.pixels), base.shape)
     both, alone = paste(base, overlay), paste(blank, overlay)
     if (both == base).all() or (alone == blank).all():
         raise StudyError(
@@ -111,11 +111,3 @@ def _gain(
 ) -> Float[Tensor, " d_embed"]:
     found = setup.model(pixels_of_seen(setup.model, np.stack([alone, blank])))
     return (found[0] - found[1]).float().cpu()
-
-
-def _mean_colour(setup: PaperSetup) -> UInt8[np.ndarray, " 3"]:
-    spec = setup.model.preprocess_spec
-    mean = setup.pixels.mean((0, 2, 3)).double().cpu().numpy()
-    if spec is not None:
-        mean = mean * np.asarray(spec.std) + np.asarray(spec.mean)
-    return np.rint(255 * mean.clip(0, 1)).astype(np.uint8)

@@ -14,10 +14,10 @@ from torch import Tensor
 from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError, nearest
 from vit_lens.metrics import leak_index
-from vit_lens.records.plates import Tile
-from vit_lens.studies.paper.drawing import draw
-from vit_lens.studies.paper.reading import SiteReading
-from vit_lens.studies.paper.setup import PaperSetup
+from vit_lens.studies.paper.kept_tiles import draw
+from vit_lens.studies.paper.paper_setup import PaperSetup
+from vit_lens.studies.paper.plate import Tile
+from vit_lens.studies.paper.site_readings import SiteReading
 
 RANKS = {
     "cos": "cosine of the lens embedding with the input's",

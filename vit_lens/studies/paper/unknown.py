@@ -3,8 +3,8 @@
 __all__ = ["ANY_FIGURE", "EQUATIONS", "NO_INTERVAL", "TOP_LIST", "unknown_settings"]
 
 from vit_lens.decoders import settings_dict
-from vit_lens.studies.paper.reading import N_DRAWS
-from vit_lens.studies.paper.setup import PaperSetup
+from vit_lens.studies.paper.paper_setup import PaperSetup
+from vit_lens.studies.paper.site_readings import N_DRAWS
 
 EQUATIONS = "Equations of the lens"
 ANY_FIGURE = (

@@ -1,6 +1,8 @@
 """Planted truth: does a lens find the one head that is known to tell an attribute?"""
 
-__all__ = ["LabelledAttribute", "LabelledImages", "planted_study"]
+from vit_lens.lazy import lazy
 
-from vit_lens.studies.planted.labels import LabelledAttribute, LabelledImages
-from vit_lens.studies.planted.study import planted_study
+__all__, __getattr__, __dir__ = lazy(__name__, {
+    "LabelledAttribute": ".labelled", "LabelledImages": ".labelled", "labelled_images": ".mini_set",
+    "planted_figure": ".figures", "planted_study": ".study",
+})  # fmt: skip

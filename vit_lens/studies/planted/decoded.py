@@ -3,7 +3,7 @@
 __all__ = ["DecodedGaps", "decoded_gaps", "paired_rows"]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,11 +14,11 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.studies.pictures import Judge, Pictures
-from vit_lens.studies.planted.scores import LensGaps, gap
+from vit_lens.studies.planted.recovery import LensGaps, gap
 from vit_lens.studies.planted.soil import Plant
-from vit_lens.studies.reading import read_lens
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.seen_pictures import Judge, Pictures
+from vit_lens.studies.similarities import read_lens
+from vit_lens.studies.study_setup import StudySetup
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,12 +70,13 @@ def decoded_gaps(
     pixels, label = setup.pixels[torch.from_numpy(rows)], plant.attribute.test[rows]
     others = [site for site in Site.heads(plant.model) if site != plant.site]
     heads = [plant.site, *(others[i] for i in sorted(drawn.permutation(len(others))[: n_heads - 1]))]
-    pictures, judge = _pictures(setup, plant), setup.judge("planted")
-    noise = [setup.noise_seeds[pair % len(setup.noise_seeds)] for pair in range(len(rows) // 2)]
+    pictures, judge = replace(setup.drawing("planted"), model=plant.model), setup.judge("planted")
+    noise = setup.noise_of(range(len(rows) // 2), 2)
     shuffles = [drawn.permutation(label) for _ in range(n_draws)]
 
     def read(embeds: Float[Tensor, "image head d_embed"], label: str) -> Float[np.ndarray, "image head"]:
-        return _read(pictures, judge, embeds, noise, plant.attribute.captions, f"{plant.site} {label}")
+        each = [seed for seed in noise for _ in range(embeds.shape[1])]
+        return _read(pictures, judge, embeds, each, plant.attribute.captions, f"{plant.site} {label}")
 
     found = {}
     for name, lens in lenses.items():
@@ -106,14 +107,6 @@ def paired_rows(label: Int[np.ndarray, " image"], n: int) -> Int[np.ndarray, " r
     return np.stack(classes, 1).reshape(-1)
 
 
-def _pictures(setup: StudySetup, plant: Plant) -> Pictures:
-    of = setup.drawing("planted")
-    return Pictures(
-        model=plant.model, decoder=of.decoder, judge=of.judge, settings=of.settings, folder=of.folder,
-        batch_size=of.batch_size, progress=of.progress,
-    )  # fmt: skip
-
-
 def _read(
     pictures: Pictures,
     judge: Judge,
@@ -122,14 +115,8 @@ def _read(
     captions: tuple[str, str],
     label: str,
 ) -> Float[np.ndarray, "image head"]:
-    of_image = np.repeat(noise, 2)
-    found = np.zeros(tuple(embeds.shape[:2]))
-    for seed in dict.fromkeys(noise):
-        rows = np.flatnonzero(of_image == seed)
-        seen = pictures.see(embeds[torch.from_numpy(rows)].flatten(0, 1), noise_seed=seed, label=label).judge
-        if seen is None:
-            raise StudyError("study planted reads attributes off pictures and needs a judge: pass judge= (--judge)")
-        n = len(seen)
-        told = judge.contrast(seen, [captions[1]] * n, [captions[0]] * n)
-        found[rows] = told.double().cpu().numpy().reshape(len(rows), -1)
-    return found
+    seen = pictures.see_each(embeds.flatten(0, 1), noise, label=label).judge
+    if seen is None:
+        raise StudyError("study planted reads attributes off pictures and needs a judge: pass judge= (--judge)")
+    told = judge.contrast(seen, [captions[1]] * len(seen), [captions[0]] * len(seen))
+    return told.double().cpu().numpy().reshape(len(embeds), -1)

@@ -13,10 +13,10 @@ from vit_lens.addresses import Site
 from vit_lens.lenses import Lens, parse_lens
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
-from vit_lens.studies.planted.labels import LabelledAttribute
-from vit_lens.studies.planted.scores import LensGaps, Patched, contrast, gap, lens_gaps, patched, write_norms
+from vit_lens.studies.planted.labelled import LabelledAttribute
+from vit_lens.studies.planted.recovery import LensGaps, Patched, contrast, gap, lens_gaps, patched, write_norms
 from vit_lens.studies.planted.soil import Plant, Soil
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.study_setup import StudySetup
 from vit_lens.texts import TextBank
 
 _SPEAKS = 0.5

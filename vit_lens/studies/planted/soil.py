@@ -13,9 +13,9 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.models import HookedViT
-from vit_lens.studies.planted.labels import LabelledAttribute
-from vit_lens.studies.planted.weights import readout_direction, remove_direction, write_attribute
-from vit_lens.studies.reading import caches
+from vit_lens.studies.planted.labelled import LabelledAttribute
+from vit_lens.studies.planted.planted_weights import readout_direction, remove_direction, write_attribute
+from vit_lens.studies.similarities import caches
 from vit_lens.texts import TextBank
 
 Kind = Literal["loud", "quiet"]

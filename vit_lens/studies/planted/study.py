@@ -10,17 +10,17 @@ from tqdm import tqdm
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
+from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.planted.decoded import decoded_gaps, paired_rows
 from vit_lens.studies.planted.examined import Examined, examine, read_bare
-from vit_lens.studies.planted.labels import LabelledAttribute
+from vit_lens.studies.planted.labelled import LabelledAttribute
+from vit_lens.studies.planted.plant_tables import decoded_scores, embedding_scores, head_rows, picture_rows, plant_row
 from vit_lens.studies.planted.soil import KINDS, Plant, Soil
-from vit_lens.studies.planted.tables import decoded_scores, embedding_scores, head_rows, picture_rows, plant_row
-from vit_lens.studies.results import StudyResult
-from vit_lens.studies.setup import StudySetup
+from vit_lens.studies.study_setup import StudySetup
+from vit_lens.studies.usual_lenses import DECODED
 from vit_lens.texts import TextBank
 
 _STUDY = 4
-_DECODED = ("diffusion", "dsl:alpha=10", "dsl:share=1", "dsl-mean:alpha=5")
 
 
 def planted_study(
@@ -31,7 +31,7 @@ def planted_study(
     n_heads: int = 3,
     bar: float | int = 0.5,
     n_draws: int = 20,
-    decoded: Sequence[str] = _DECODED,
+    decoded: Sequence[str] = DECODED,
     n_plants_decoded: int = 2,
     n_decoded: int = 8,
     n_heads_decoded: int = 24,
@@ -40,9 +40,9 @@ def planted_study(
     """Plant attributes in heads, one at a time, and let every lens look for the head.
 
     In each planted encoder one head alone writes what tells the two captions of an attribute apart (see
-    :mod:`vit_lens.studies.planted.weights`). That is checked by patching: the head must carry half of the contrast,
-    no other head more than a tenth of it. A lens scores every head by the contrast that its embeddings, or its
-    pictures as the judge reads them, show between the two classes.
+    :mod:`vit_lens.studies.planted.planted_weights`). That is checked by patching: the head must carry half of the
+    contrast, no other head more than a tenth of it. A lens scores every head by the contrast that its embeddings, or
+    its pictures as the judge reads them, show between the two classes.
 
     Each plant is made twice (:meth:`Soil.plant`): ``loud``, as strong as the whole encoder tells the attribute, and
     ``quiet``, with the size that the head had, so that size does not give it away.
@@ -132,7 +132,7 @@ def _check(
         raise StudyError(
             f"n_heads_decoded={n_heads_decoded}; the planted head needs others to be told from, at least 2"
         )
-    judged = [_judge_texts(setup)] if decoded else []
+    judged = [setup.judge_texts("planted")] if decoded else []
     for attribute in attributes:
         for kind, images in (("anchor", setup.images.anchor), ("test", setup.images.test)):
             if len(getattr(attribute, kind)) != len(images):
@@ -145,15 +145,6 @@ def _check(
         for caption in attribute.captions:
             for bank in (texts, *judged):
                 bank.index(caption)
-
-
-def _judge_texts(setup: StudySetup) -> TextBank:
-    texts = setup.judge("planted").texts
-    if texts is None:
-        raise StudyError(
-            "study planted reads attributes off pictures: give the judge its captions, Judge(model, texts)"
-        )
-    return texts
 
 
 def _soils(

@@ -1,0 +1,244 @@
+"""Every option that more than one command has, once, so that a word means one thing; and groups of them."""
+
+__all__ = [
+    "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "BatchSize", "Captions", "ControlSeed", "Controls",
+    "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype", "EncoderDtypes",
+    "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "Model", "Open", "Out", "Pair",
+    "QuickGelu", "Reference", "ReferenceImages", "Sites", "Size", "Steps", "Tag", "Tower", "grouped", "known", "one",
+    "parse_shard", "split_list", "torch_device", "torch_dtype",
+]  # fmt: skip
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from vit_lens.errors import VitLensError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_lens.decoders import Decoder as AnyDecoder
+    from vit_lens.models import HookedViT
+
+# Those of the library, without loading it; a test holds them equal.
+DEFAULT_LENSES = ["dsl-mean:alpha=5", "diffusion"]
+DEFAULT_SITES = ["L0.resid_pre", "resid_post", "heads", "attn", "mlp"]
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+T = TypeVar("T")
+
+# ---- images ----------------------------------------------------------------------------------------------------
+
+IMAGES = "Image files, or folders of them"
+ImagePaths = Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help=f"{IMAGES}; or --images.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help=f"{IMAGES}; repeat for more (study content: a table of pairs, .csv). Studies, figures and doctor have "
+        "scenes of the embedded pair's world, too."
+    ),
+]
+Reference = Annotated[
+    Path | None, typer.Option(help="File of means for dsl-mean (`vit-lens reference`); mini has its own.")
+]
+ReferenceImages = Annotated[
+    list[Path] | None,
+    typer.Option(help=f"{IMAGES}, whose means are taken; repeat for more. A few hundred that are not shown."),
+]
+GalleryFolder = Annotated[Path | None, typer.Option(help="Folder of images among which the nearest are sought.")]
+Captions = Annotated[
+    str | None,
+    typer.Option(
+        help="Texts among which the nearest are sought: a file with one a line, a saved text bank (.safetensors), or "
+        "captions with commas. mini has its own."
+    ),
+]
+# ---- models ----------------------------------------------------------------------------------------------------
+
+TOWER_NAME = "mini, an open_clip name, a Hugging Face id (owner/name[:subfolder]) or a local directory."
+Model = Annotated[str, typer.Option(help=TOWER_NAME)]
+Tag = Annotated[str | None, typer.Option(help="For an open_clip name: its pretrained tag, or a checkpoint file.")]
+QuickGelu = Annotated[
+    bool | None,
+    typer.Option(
+        "--quick-gelu/--gelu", help="Activation of a local open_clip checkpoint, where its name leaves it open."
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1.")]
+_ENCODER_DTYPE = typer.Option(
+    "--encoder-dtype", help=f"Of the encoder's weights: {', '.join(_DTYPES)}. verify: repeat to compare in several."
+)
+EncoderDtype = Annotated[str, _ENCODER_DTYPE]
+EncoderDtypes = Annotated[list[str] | None, _ENCODER_DTYPE]
+DecoderDtype = Annotated[str, typer.Option(help=f"Of the decoder's weights: {', '.join(_DTYPES)}.")]
+Decoder = Annotated[
+    str, typer.Option(help="mini, a Hub id, a local directory; or none, where numbers do without pictures.")
+]
+DecoderEncoder = Annotated[
+    str | None, typer.Option(help="Id of the encoder that the decoder was made for, where its files do not say it.")
+]
+# ---- what is read, and what is drawn ---------------------------------------------------------------------------
+
+Lenses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lens",
+        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free). Commas or repeat; each reads the "
+        "sites it is defined on.",
+    ),
+]
+Sites = Annotated[
+    list[str],
+    typer.Option(help="L3H4, L3.attn, L3.mlp, L3.resid_post; groups: heads, attn, mlp, resid_post. Commas or repeat."),
+]
+Controls = Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Denoising steps. Default: the decoder's own; mini: 3 in studies, 5 in the paper's figures."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Guidance scale; 1 is none. Default: the decoder's own; mini: 1 in studies and paper."),
+]
+Size = Annotated[int | None, typer.Option(help="Height and width of the pictures.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Pictures drawn together. Default: the decoder's own, at most 16; less where memory is short."),
+]
+# ---- chance ----------------------------------------------------------------------------------------------------
+
+DecoderSeeds = Annotated[
+    list[int] | None,
+    typer.Option(help="Noise of the decoder; repeat to draw with each. Default: 0; studies: 0 and 1, or 0 to 3."),
+]
+ControlSeed = Annotated[int, typer.Option(help="Random directions of controls.")]
+# ---- where results go ---------------------------------------------------------------------------------------
+
+_OUT = typer.Option(
+    help="Where results go: a folder, in which the same command goes on after an interruption; for reference a file "
+    "(.safetensors), for verify and doctor, too (.json)."
+)
+Out = Annotated[Path, _OUT]
+MaybeOut = Annotated[Path | None, _OUT]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
+
+
+@dataclass(kw_only=True)
+class Tower:
+    """Options that name an encoder."""
+
+    model: Model = "mini"
+    tag: Tag = None
+    quick_gelu: QuickGelu = None
+    device: Device = "cpu"
+
+    def load(self, dtype: str = "float32") -> "HookedViT":
+        from vit_lens import HookedViT
+
+        where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
+        return HookedViT.from_pretrained(self.model, tag=self.tag, quick_gelu=self.quick_gelu, **where)
+
+
+@dataclass(kw_only=True)
+class Pair(Tower):
+    """Options that name an encoder and what draws."""
+
+    decoder: Decoder = "mini"
+    decoder_encoder: DecoderEncoder = None
+    decoder_seed: DecoderSeeds = None
+    steps: Steps = None
+    guidance: Guidance = None
+
+    def load_decoder(self, dtype: str) -> "AnyDecoder":
+        from vit_lens import load_decoder
+
+        where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
+        return load_decoder(self.decoder, encoder=self.decoder_encoder, **where)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give typer the fields of each parameter that is a group, such as ``tower: Tower``, as options of their own."""
+    seen, groups = [], {}
+    for each in inspect.signature(command).parameters.values():
+        if isinstance(each.annotation, type) and issubclass(each.annotation, Tower):
+            fields = inspect.signature(each.annotation).parameters
+            groups[each.name] = each.annotation, list(fields)
+            seen += fields.values()
+        else:
+            seen.append(each)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        made = {name: kind(**{field: given.pop(field) for field in fields}) for name, (kind, fields) in groups.items()}
+        command(**made, **given)
+
+    vars(run)["__signature__"] = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in seen])
+    return run
+
+
+def known(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def one(values: Sequence[T] | None, option: str) -> T | None:
+    """Return the value of an option that may be repeated in other commands, or None.
+
+    Raises:
+        VitLensError: It has several.
+    """
+    if values and len(values) > 1:
+        raise VitLensError(f"{option} is given {len(values)} values; this command takes one")
+    return values[0] if values else None
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """Return a torch dtype by name.
+
+    Raises:
+        VitLensError: It is none of those offered.
+    """
+    import torch
+
+    if name not in _DTYPES:
+        raise VitLensError(f"no dtype {name!r}; nearest: {nearest(name, _DTYPES)}")
+    return getattr(torch, name)
+
+
+def torch_device(name: str) -> "torch.device":
+    """Return a torch device by name.
+
+    Raises:
+        VitLensError: There is no such device here.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0][:100]
+        raise VitLensError(f"device {name!r} cannot be used here ({reason}); take --device cpu") from None
+    return torch.device(name)
+
+
+def split_list(items: Sequence[str]) -> list[str]:
+    """Split repeated and comma-separated values."""
+    return [part.strip() for item in items for part in item.split(",") if part.strip()]
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Read ``0/4``.
+
+    Raises:
+        VitLensError: The text is not of that form.
+    """
+    if text is None:
+        return None
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdigit() and second.isdigit()):
+        raise VitLensError(f"--shard {text!r}: write I/N, for example 0/4 for the first of four")
+    return int(first), int(second)

@@ -1,0 +1,110 @@
+"""From what commands that read images are given to images, lenses and captions."""
+
+__all__ = [
+    "check_lenses", "command_line", "embed_captions", "find_given", "method_of", "read_captions",
+    "read_lenses",
+]  # fmt: skip
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit_lens.cli import flags
+from vit_lens.errors import TextError, VitLensError
+
+if TYPE_CHECKING:
+    from vit_lens.decoders import Decoder
+    from vit_lens.lenses import Lens
+    from vit_lens.models import HookedViT
+    from vit_lens.texts import TextBank
+
+
+def command_line() -> str:
+    """Return the command that is running, for what it makes."""
+    return shlex.join(["vit-lens", *sys.argv[1:]])
+
+
+def find_given(paths: Sequence[Path] | None, images: Sequence[Path] | None) -> list[Path]:
+    """Return the images of the argument IMAGES and of the option ``--images``.
+
+    Raises:
+        VitLensError: Neither was given.
+        ImageError: A path does not exist, or a folder holds no image.
+    """
+    from vit_lens.images import find_images
+
+    if not (given := [*(paths or ()), *(images or ())]):
+        raise VitLensError("no images: name files or folders after the command, or with --images")
+    return find_images(given)
+
+
+def check_lenses(specs: Sequence[str], reference: Path | None) -> None:
+    """Refuse misspelt lenses, and means that serve none, before anything is loaded.
+
+    Raises:
+        VitLensError: No lens needs the file ``reference``.
+        LensError: A text names no lens.
+    """
+    from vit_lens.lenses.spelling import check_spelling
+
+    if reference is not None and not any(spec.startswith("dsl-mean") for spec in specs):
+        raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")
+    for spec in specs:
+        check_spelling(spec)
+
+
+def read_lenses(specs: Sequence[str], reference: Path | None, model: "HookedViT") -> "list[Lens]":
+    """Return lenses by name, those that need means with the file ``reference`` or with those that ship with the model.
+
+    Raises:
+        LensError: A text names no lens, or there are no means for it.
+    """
+    from vit_lens import ReferenceMeans
+    from vit_lens.lenses import parse_lenses
+
+    return parse_lenses(specs, model, None if reference is None else ReferenceMeans.load(reference))
+
+
+def method_of(decoder: "Decoder", name: str, lacks: str, option: str) -> Callable[..., Any]:
+    """Return a method that not every decoder has, for an option.
+
+    Raises:
+        VitLensError: This one has it not.
+    """
+    if (method := getattr(decoder, name, None)) is None:
+        raise VitLensError(f"decoder {decoder.decoder_id} {lacks}: leave {option} out")
+    return method
+
+
+def read_captions(captions: str | None, tower: flags.Tower) -> "TextBank":
+    """Embed what ``--captions`` names with the text tower of a model; by default the captions of mini.
+
+    Raises:
+        TextError: There is no such file, or the model has no text tower.
+    """
+    from vit_lens.texts import TextBank
+
+    if captions is None:
+        return TextBank.mini()
+    path = Path(captions)
+    if path.suffix == ".safetensors":
+        return TextBank.load(path)
+    if path.suffix == ".txt" and not path.is_file():
+        raise TextError(f"no file of captions at {path}")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else captions.split(",")
+    return embed_captions(list(dict.fromkeys(line.strip() for line in lines if line.strip())), tower)
+
+
+def embed_captions(captions: Sequence[str], tower: flags.Tower) -> "TextBank":
+    """Embed captions with the text tower of a model."""
+    from vit_lens.pretrained.registry import known_models
+    from vit_lens.texts import TextBank
+
+    name, tag = tower.model.removeprefix("open_clip/"), tower.tag
+    if tag is None and "/" in name and (name != tower.model or name.split("/")[0] in known_models()):
+        name, tag = name.split("/", 1)
+    if tag is not None:
+        return TextBank.from_open_clip(name, tag, captions, quick_gelu=tower.quick_gelu, device=tower.device)
+    return TextBank.from_pretrained(tower.model, captions, device=tower.device)

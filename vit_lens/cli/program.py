@@ -1,0 +1,73 @@
+"""The program: commands of the main path, and those that mount themselves."""
+
+__all__ = ["app", "main"]
+
+import logging
+import sys
+import warnings
+from importlib import import_module
+
+import typer
+
+from vit_lens.cli import flags
+from vit_lens.cli.models import models
+from vit_lens.cli.old_words import respell
+from vit_lens.cli.readers import READOUT_EXAMPLES, readout
+from vit_lens.cli.recording import SWEEP_EXAMPLES, demo, merge, reference, report, sweep
+from vit_lens.cli.testing import doctor, verify
+from vit_lens.errors import VitLensError
+
+# Wings: the main path runs without them and never imports them. Names rather than entry points, which are read from
+# installed metadata and so miss what a source checkout adds.
+MOUNTED = ("vit_lens.studies.commands", "vit_lens.mini.training.command")
+_INTERRUPTED = 130  # how typer leaves on Ctrl-C
+app = typer.Typer(
+    name="vit-lens",
+    help="See, as a picture, what every part of a CLIP vision transformer contributes.\n\n"
+    "Start with `vit-lens demo`: it needs no download.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (demo, sweep, report, reference, merge, readout, verify, doctor, models):
+    app.command(epilog={sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES}.get(command))(flags.grouped(command))
+for wing in MOUNTED:
+    import_module(wing).mount(app)
+
+
+def _print_version(wanted: bool | None) -> None:
+    if wanted:
+        from vit_lens import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool | None = typer.Option(
+        None, "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line on the standard error stream, and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.showwarning = _show_warning
+    sys.argv[1:] = respell(sys.argv[1:])
+    try:
+        app()
+    except VitLensError as error:
+        typer.secho(f"vit-lens: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.secho("vit-lens: interrupted; run the same command again to go on", err=True)
+        raise
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    typer.secho(f"vit-lens: warning: {message}", err=True, fg=typer.colors.YELLOW)

@@ -1,0 +1,104 @@
+"""Commands that read a tower without a decoder: readout."""
+
+__all__ = ["READOUT_EXAMPLES", "readout"]
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vit_lens.cli import flags, intake
+from vit_lens.errors import VitLensError
+
+if TYPE_CHECKING:
+    from vit_lens.models import HookedViT
+
+_BATCH = 32
+_LENS, _SITES = ["diffusion"], ["L0.resid_pre", "resid_post"]
+READOUT_EXAMPLES = """\b
+Examples:
+  vit-lens readout photo.png
+  vit-lens readout photos/ --captions "a cat,a dog" --model ViT-B-32 --tag openai
+  vit-lens readout photo.png --captions words.txt --gallery photos/ --sites heads --reference-images photos/ --out read
+"""
+
+
+def readout(
+    tower: flags.Tower,
+    paths: flags.ImagePaths = None,
+    images: flags.Images = None,
+    captions: flags.Captions = None,
+    gallery: flags.GalleryFolder = None,
+    reference_images: flags.ReferenceImages = None,
+    sites: flags.Sites = _SITES,
+    lens: flags.Lenses = _LENS,
+    reference: flags.Reference = None,
+    controls: flags.Controls = False,
+    k: Annotated[int, typer.Option("-k", help="Captions and images for every site.")] = 5,
+    out: flags.MaybeOut = None,
+    encoder_dtype: flags.EncoderDtype = "float32",
+) -> None:
+    """Name what every layer or head says, by captions and by your own images; no decoder is needed.
+
+    With --reference-images there is a centred form too, from which their mean read-out is taken away.
+    """
+    from vit_lens import Site
+    from vit_lens.images import find_images
+    from vit_lens.readers import Gallery, ReadoutMeans
+
+    is_mini = tower.model == "mini"
+    if captions is None and gallery is None and not is_mini:
+        raise VitLensError("give --captions, --gallery or both; only mini has captions of its own")
+    found = intake.find_given(paths, images)
+    spec = flags.one(flags.split_list(lens or ()), "--lens") or _LENS[0]
+    intake.check_lenses([spec], reference)
+    vit = tower.load(encoder_dtype)
+    (chosen_lens,) = intake.read_lenses([spec], reference, vit)
+    chosen = Site.resolve(flags.split_list(sites), vit.cfg)
+    bank = None if captions is None and not is_mini else intake.read_captions(captions, tower)
+    kept = None if out is None else out / "gallery.safetensors"
+    near = None if gallery is None else Gallery.from_folder(vit, gallery, out=kept, progress=True)
+    others = find_images(reference_images) if reference_images else None
+    means = [ReadoutMeans.from_images(vit, others, chosen, lens=chosen_lens, progress=True)] if others else []
+    tables = _read(
+        vit, found, lens=chosen_lens, sites=chosen, bank=bank, gallery=near, means=means, k=k,
+        controls=["random"] if controls else [],
+    )  # fmt: skip
+    for name, what in (("captions", "caption"), ("images", "name")):
+        if name in tables:
+            _show(tables[name], what, [path.name for path in found])
+            _keep(tables[name], name, out)
+
+
+def _read(vit: "HookedViT", paths: list[Path], **options: Any) -> dict[str, Any]:
+    import pandas as pd
+    import torch
+
+    from vit_lens.readers import read_sites
+
+    parts: dict[str, list[Any]] = {"captions": [], "images": []}
+    for start in range(0, len(paths), _BATCH):
+        some = paths[start : start + _BATCH]
+        with torch.no_grad():
+            _, cache = vit.run_with_cache(vit.preprocess(some), rows="readout")
+        read = read_sites(cache, images=some, **options)
+        for name, found in parts.items():
+            table = getattr(read, name)
+            if table is not None:
+                image_name = table["image"].map(dict(enumerate(map(str, some))))
+                found.append(table.assign(image=table["image"] + start, image_name=image_name))
+    return {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
+
+
+def _show(table: Any, what: str, names: list[str]) -> None:
+    for (image, site, control, form), rows in table.groupby(["image", "site", "control", "form"], sort=False):
+        best = ", ".join(f"{row[what]} ({row['cosine']:.2f})" for row in rows.to_dict("records"))
+        typer.echo(f"{names[image]}  {site}{' random' if control else ''}  {form}: {best}")
+
+
+def _keep(table: Any, name: str, out: Path | None) -> None:
+    from vit_lens.files import make_directory, write_atomic
+
+    if out is not None:
+        make_directory(out)
+        write_atomic(out / f"{name}.csv", table.to_csv(index=False).encode())

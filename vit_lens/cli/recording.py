@@ -1,0 +1,236 @@
+"""Commands that make and show records: demo, sweep, report, reference, merge."""
+
+__all__ = ["SWEEP_EXAMPLES", "demo", "merge", "reference", "report", "sweep"]
+
+import time
+import webbrowser
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vit_lens.cli import flags, intake
+from vit_lens.errors import VitLensError
+
+if TYPE_CHECKING:
+    from vit_lens.records import Record
+
+# A quarter of the work of the decoder's own settings; the model card says what it costs.
+_DEMO_SETTINGS = {"steps": 5, "guidance": 1.0}
+SWEEP_EXAMPLES = """\b
+Examples:
+  vit-lens sweep photos/ --controls
+  vit-lens sweep photos/ --controls --budget 60s
+  vit-lens sweep cat.png --captions "a cat, a dog" --gallery photos/ --decoder none --model ViT-B-32 --tag openai
+  vit-lens sweep cat.png --sites L7H3,L7.mlp --lens dsl-mean:alpha=5 --decoder-seed 0 --decoder-seed 1
+  vit-lens sweep cat.png --sites resid_post --lens diffusion \\
+    --model kandinsky-community/kandinsky-2-2-prior:image_encoder \\
+    --decoder kandinsky-community/kandinsky-2-2-decoder --device cuda --decoder-dtype bfloat16
+"""
+
+
+def demo(out: flags.Out = Path("vit-lens-demo"), open_page: flags.Open = False) -> None:
+    """Sweep bundled images on the embedded pair and write a page. Needs no download, about a minute on a laptop."""
+    from vit_lens import Drawing, HookedViT, load_decoder
+    from vit_lens.lenses import parse_lenses
+    from vit_lens.mini import mini_beside, mini_gallery, mini_notes, sample_images
+    from vit_lens.readers import ReadoutMeans
+    from vit_lens.sweeping import sweep as run
+
+    model, decoder = HookedViT.from_pretrained("mini"), load_decoder("mini")
+    lenses = parse_lenses(None, model)
+    with mini_gallery(model) as gallery:
+        means = ReadoutMeans.of_gallery(model, gallery, lenses, flags.DEFAULT_SITES)
+        record = run(
+            model, decoder, sample_images(), lens=lenses, out=out,
+            drawing=Drawing(settings=decoder.settings(**_DEMO_SETTINGS)), controls=True,
+            beside=replace(mini_beside(model), gallery=gallery, means=means), progress=True,
+            command=intake.command_line(), notes=mini_notes(model),
+        )  # fmt: skip
+    _page(record.path, open_page)
+
+
+def sweep(
+    pair: flags.Pair,
+    paths: flags.ImagePaths = None,
+    images: flags.Images = None,
+    lens: flags.Lenses = flags.DEFAULT_LENSES,
+    sites: flags.Sites = flags.DEFAULT_SITES,
+    reference: flags.Reference = None,
+    out: flags.Out = Path("vit-lens-out"),
+    guidance_interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="Part of the steps with guidance, for example 0 0.6.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm++.")] = None,
+    size: flags.Size = None,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast", help="The decoder's fast settings (12 steps), in place of its own: docs/speed.md has the price."
+        ),
+    ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the decoder: slow first batches (minutes at full size), then faster."),
+    ] = False,
+    batch_size: flags.BatchSize = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="60s, 2m, 1h, or 200 pictures: draw every site coarsely, then refine the most informative until it is "
+            "spent. Run it again to refine more, without --budget to refine all."
+        ),
+    ] = None,
+    controls: flags.Controls = False,
+    control_seed: flags.ControlSeed = 0,
+    captions: flags.Captions = None,
+    gallery: flags.GalleryFolder = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live/--no-live", help="Keep what the live page needs (up to 8 MB): parts to turn up and down."),
+    ] = True,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="I/N: only the I-th of N parts of the batches; several can share one image. See merge."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of the processor; the same for all parts of a sweep. Default: PyTorch's own.")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Who draws: local; others register by name, NAME:key=value,key=value.")
+    ] = "local",
+    decoder_dtype: flags.DecoderDtype = "float32",
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Print what it would do and take, and stop before anything runs.")
+    ] = False,
+    page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
+) -> None:
+    """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
+    from vit_lens.mini import mini_beside, mini_notes
+    from vit_lens.readers import Gallery, ReadoutMeans
+    from vit_lens.records import budget_words
+    from vit_lens.sweeping import Budget, Drawing, Execution, plan, running
+    from vit_lens.sweeping import Controls as Against
+
+    started, found, part = time.monotonic(), intake.find_given(paths, images), flags.parse_shard(shard)
+    flags.torch_dtype(decoder_dtype)  # refuses a misspelt one before the model is loaded
+    chosen = flags.known(
+        steps=pair.steps, guidance=pair.guidance, guidance_interval=guidance_interval, scheduler=scheduler,
+        height=size, width=size,
+    )  # fmt: skip
+    drawn = {
+        "decoder_seed": pair.decoder_seed, "fast": fast, "compile": compiled, "batch_size": batch_size,
+        "budget": budget,
+    }  # fmt: skip
+    allowance = None if budget is None else Budget.parse(budget)
+    if pair.decoder == "none" and pair.decoder_encoder is not None:
+        raise VitLensError(
+            "--decoder-encoder says which encoder a decoder was made for; with --decoder none it has no effect"
+        )
+    given = [*chosen, *(name for name, on in drawn.items() if on)]
+    if pair.decoder == "none" and given:
+        raise VitLensError(f"with --decoder none nothing is drawn, so {', '.join(given)} would have no effect")
+    specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
+    intake.check_lenses(specs, reference)
+    vit = pair.load()
+    wanted = flags.split_list(sites)
+    lenses = intake.read_lenses(specs, reference, vit)
+    drawer = None if pair.decoder == "none" else pair.load_decoder(decoder_dtype)
+    settings = None
+    if drawer is not None:
+        make = intake.method_of(drawer, "fast_settings", "has no fast settings", "--fast") if fast else drawer.settings
+        settings = make(**chosen)
+        if compiled:
+            intake.method_of(drawer, "compile", "cannot be compiled", "--compile")()
+    near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
+    means = () if near is None else ReadoutMeans.of_gallery(vit, near, lenses, wanted)
+    own = {} if captions is None else {"texts": intake.read_captions(captions, pair), "groups": None}
+    beside = replace(mini_beside(vit, drawn=drawer is not None), gallery=near, means=means, live=live, **own)
+    made = plan(
+        vit, drawer, found, lens=lenses, sites=wanted,
+        drawing=Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size),
+        controls=Against(drawn=controls, seed=control_seed), beside=beside, budget=allowance,
+        execution=Execution(executor=executor, shard=part, threads=threads),
+    )  # fmt: skip
+    if only_plan:
+        typer.echo(str(made))
+        return
+    record = running.run(
+        made, out, started=started, progress=True,
+        on_pass=_growing_page() if page and allowance is not None else None, command=intake.command_line(),
+        notes=mini_notes(vit),
+    )  # fmt: skip
+    if words := budget_words(record):
+        typer.echo(words)
+    if page and allowance is not None:
+        return
+    if page and (drawer is not None or captions is not None or gallery is not None):
+        _page(record.path, False)
+    else:
+        typer.echo(f"record: {record.path}")
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="Directory of a record.")], open_page: flags.Open = False
+) -> None:
+    """Write the page of a record, finished or not: report.html, which needs no network."""
+    _page(directory, open_page)
+
+
+def reference(
+    out: flags.Out,
+    tower: flags.Tower,
+    paths: flags.ImagePaths = None,
+    images: flags.Images = None,
+    positions: Annotated[
+        str, typer.Option(help="readout: what lenses read; all: every token, for ablation by the mean.")
+    ] = "readout",
+) -> None:
+    """Average a model's activations over images: what the leak-free lens (dsl-mean) and mean ablation start from.
+
+    Give a few hundred images that are not studied.
+    """
+    from vit_lens import ReferenceMeans
+
+    found = intake.find_given(paths, images)
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise VitLensError(f"--out {out}: name a file that ends in .safetensors")
+    if positions not in ("readout", "all"):
+        raise VitLensError(f"--positions {positions}: expected readout or all")
+    means = ReferenceMeans.from_images(tower.load(), found, positions=positions, progress=True)
+    typer.echo(f"{means}\nmeans of {means.n} images: {means.save(out)}")
+
+
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Directories that were swept with --shard.")], out: flags.Out
+) -> None:
+    """Join the parts of a divided sweep into one record, with its page."""
+    from vit_lens.records import merge as join
+
+    _page(join(shards, out).path, False)
+
+
+def _page(directory: Path, open_page: bool) -> None:
+    from vit_lens.report import write_report
+
+    page = write_report(directory)
+    typer.echo(f"page: {page}")
+    if open_page:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _growing_page() -> "Callable[[Record], None]":
+    """Return what writes the page of a record as it grows; its path is told once, with the first."""
+    from vit_lens.report import write_report
+
+    told: set[Path] = set()
+
+    def write(record: "Record") -> None:
+        page = write_report(record)
+        if page not in told:
+            typer.echo(f"page: {page}")
+        told.add(page)
+
+    return write

@@ -1,0 +1,76 @@
+"""A page as one file: a template with its styles and scripts inside, under a policy that lets nothing else in."""
+
+__all__ = ["page_path", "write_page"]
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from vit_lens.errors import OutputError
+from vit_lens.files import make_directory, write_atomic
+
+_NO_FILTERS: Mapping[str, Callable[..., str]] = {}
+
+
+def page_path(out: str | os.PathLike[str]) -> Path:
+    """Return where a page goes.
+
+    Raises:
+        OutputError: The name does not end in .html.
+    """
+    target = Path(out)
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"the page is an HTML file, not {target.name!r}; give a path that ends in .html")
+    return target
+
+
+def write_page(
+    target: Path,
+    template: tuple[str, str],
+    *,
+    styles: Sequence[tuple[str, str]],
+    scripts: Sequence[tuple[str, str]] = (),
+    images: str = "data:",
+    filters: Mapping[str, Callable[..., str]] = _NO_FILTERS,
+    **values: Any,
+) -> Path:
+    """Write a page, whole or not at all; return its path.
+
+    Args:
+        target: Of :func:`page_path`.
+        template: Package and name of a Jinja template, which gets ``policy``, ``style``, ``script`` and ``values``.
+        styles: Packages and names of style sheets.
+        scripts: Packages and names of scripts.
+        images: Where images may come from.
+        filters: Of the template, by name.
+        values: Of the template.
+
+    Raises:
+        OutputError: The page cannot be written.
+    """
+    style, script = ("".join(map(_text, parts)) for parts in (styles, scripts))
+    policy = f"default-src 'none'; img-src {images}; style-src {_hash(style)}"
+    policy += f"; script-src {_hash(script)}" if script else ""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= filters
+    inside = {"policy": Markup(policy), "style": Markup(style), "script": Markup(script)}
+    page = environment.from_string(_text(template)).render(**inside, **values)
+    make_directory(target.parent)
+    write_atomic(target, page.encode())
+    return target
+
+
+def _text(place: tuple[str, str]) -> str:
+    package, name = place
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode('ascii')}'"

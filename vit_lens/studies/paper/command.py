@@ -1,0 +1,140 @@
+"""The paper's figures on any pair: fig2, fig3, fig4, fig5."""
+
+__all__ = ["paper"]
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vit_lens.cli import flags, intake
+from vit_lens.errors import OutputError, StudyError
+from vit_lens.studies import command_parts as parts
+
+if TYPE_CHECKING:
+    from vit_lens.studies import Overlay
+    from vit_lens.studies.paper import PaperSetup, Plate
+
+_SMALL_STEPS = 5
+_MINI_REFERENCE = 256
+_BATCH = 16
+
+
+@dataclass(kw_only=True)
+class Figure(flags.Pair):
+    """Options of every figure."""
+
+    images: flags.Images = None
+    reference_images: flags.ReferenceImages = None
+    image_seed: parts.ImageSeed = 0
+    control_seed: flags.ControlSeed = 0
+    size: flags.Size = None
+    batch_size: flags.BatchSize = None
+    out: flags.Out = Path("vit-lens-paper")
+
+    def open(self, *, overlay: float) -> "tuple[PaperSetup, object]":
+        """Load what the options name; return the setup and the image to show."""
+        from vit_lens.images import find_images
+        from vit_lens.studies.mini_images import study_images
+        from vit_lens.studies.paper import make_paper
+
+        if self.decoder == "none":
+            raise StudyError("the paper's figures are pictures: give a --decoder that was made for the model")
+        if self.model != "mini" and not (self.images and self.reference_images):
+            raise StudyError(
+                "give --images, and --reference-images to compare it with; only the embedded pair has scenes of its own"
+            )
+        seed = flags.one(self.decoder_seed, "--decoder-seed") or 0
+        shown, reference = find_images(self.images or ()), find_images(self.reference_images or ())
+        if len(shown) > 1:
+            raise StudyError(f"a figure shows one image, and --images holds {', '.join(map(str, shown))}: give one")
+        if not (shown and reference):
+            own = study_images(1, seed=self.image_seed, overlay=overlay, n_means=_MINI_REFERENCE)
+            shown, reference = shown or own.test, reference or own.anchor
+        vit = self.load()
+        drawer, settings = parts.load_drawer(self, _SMALL_STEPS, height=self.size, width=self.size, seed=seed)
+        setup = make_paper(
+            vit, drawer, reference, out=self.out, settings=settings, seed=self.control_seed,
+            batch_size=_BATCH if self.batch_size is None else self.batch_size, progress=True,
+        )  # fmt: skip
+        return setup, shown[0]
+
+
+def fig2(
+    figure: Figure,
+    stride: Annotated[
+        int | None, typer.Option(help="Show every so many layers; default: as many as give about 12.")
+    ] = None,
+) -> None:
+    """The residual stream, layer by layer, under the Diffusion Lens."""
+    from vit_lens.studies.paper import residual_plate
+
+    _draw(figure, residual_plate, stride=stride)
+
+
+def fig3(figure: Figure, top: parts.Top = 6, by: parts.By = "cos") -> None:
+    """The heads most like the input under the Diffusion Lens."""
+    from vit_lens.studies.paper import diffusion_plate
+
+    _draw(figure, diffusion_plate, top=top, by=by)
+
+
+def fig4(
+    figure: Figure,
+    alpha: Annotated[
+        list[float] | None, typer.Option(help="Strength; repeat for a ladder. Default: 1.5, 2, 5, 10, 25, 100.")
+    ] = None,
+    top: parts.Top = 10,
+    by: parts.By = "cos",
+) -> None:
+    """The heads most like the input under D1 (reconstruction) at several strengths, and mean-anchored."""
+    from vit_lens.studies.paper import ALPHAS, ladder_plate
+
+    _draw(figure, ladder_plate, alphas=alpha or ALPHAS, top=top, by=by)
+
+
+def fig5(
+    figure: Figure, overlay: parts.Overlays = None, at: parts.At = None, scale: parts.Scales = None, top: parts.Top = 6
+) -> None:
+    """An image, an overlay, both together, and the heads that show the overlay most."""
+    from vit_lens.studies.paper import overlay_plate
+
+    pasted = _overlay(flags.one(overlay, "--overlay"), flags.one(at, "--at"), flags.one(scale, "--scale"), figure.model)
+    _draw(figure, overlay_plate, overlay=pasted, top=top)
+
+
+def _overlay(path: Path | None, at: str | None, scale: float | None, model: str) -> "Overlay":
+    from vit_lens.studies.overlay import Overlay, study_overlays
+
+    if path is not None:
+        return Overlay.from_file(path, at=at or "top left", scale=scale)
+    if model != "mini":
+        raise StudyError("give --overlay, a PNG with an alpha channel; only the embedded pair has one of its own")
+    if at is not None or scale is not None:
+        raise StudyError("--at and --scale place the file of --overlay; the embedded pair's own symbol has its corner")
+    return study_overlays()[0]
+
+
+def _draw(figure: Figure, plate_of: Callable[..., "Plate"], **options: Any) -> None:
+    from vit_lens.figures import save
+    from vit_lens.studies.paper import plate_figure, write_plate
+
+    # The pair's own overlays are symbols of its world: an image of it that holds none shows them.
+    setup, image = figure.open(overlay=0.0 if "overlay" in options else 0.5)
+    plate, out = plate_of(setup, image, **options, command=intake.command_line()), figure.out
+    typer.echo(f"numbers: {plate.save(out)}\npage: {write_plate(plate, out / f'{plate.name}.html')}")
+    try:
+        typer.echo(f"figure: {save(plate_figure(plate), out / f'{plate.name}.png')}")
+    except OutputError as error:  # the page holds the same
+        typer.secho(f"no figure: {error}", err=True, fg=typer.colors.YELLOW)
+
+
+paper = typer.Typer(
+    help="The paper's figures on any encoder and decoder that fit each other, every picture beside its control.\n\n"
+    "A reconstruction: the paper's settings could not be read, and the page lists what is unknown.",
+    no_args_is_help=True,
+)
+for command in (fig2, fig3, fig4, fig5):
+    paper.command()(flags.grouped(command))

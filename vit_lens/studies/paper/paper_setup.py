@@ -1,0 +1,124 @@
+"""What every figure starts from: a model, what draws, and the images whose means it compares with."""
+
+__all__ = ["PaperSetup", "make_paper"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.decoders import Decoder, settings_dict
+from vit_lens.errors import StudyError
+from vit_lens.images.loading import source_name
+from vit_lens.models import HookedViT
+from vit_lens.models.batches import pixel_batches
+from vit_lens.reference import ReferenceMeans
+from vit_lens.studies.images import content_of
+from vit_lens.studies.seen_pictures import Pictures
+from vit_lens.studies.study_setup import check_accepts
+
+_AT_LEAST = 8
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PaperSetup:
+    """Of the paper's figures on one pair; see :func:`make_paper`.
+
+    Attributes:
+        model: The encoder.
+        pictures: Draws.
+        means: Of the reference images, at the read-out rows: where mean-anchored lenses start.
+        pixels: The reference images, preprocessed.
+        centre: Mean embedding of the reference images.
+        names: Of the reference images, by content.
+        seed: Of random directions.
+        out: Where pictures are kept, so that none is drawn twice.
+    """
+
+    model: HookedViT
+    pictures: Pictures
+    means: ReferenceMeans
+    pixels: Float[Tensor, "reference channel height width"]
+    centre: Float[Tensor, " d_embed"]
+    names: Mapping[str, str]
+    seed: int
+    out: Path
+
+    def see(self, image: Any) -> Float[Tensor, "1 channel height width"]:
+        """Return the pixels of an image that is no reference image.
+
+        Raises:
+            StudyError: It is one.
+            ImageError: It cannot be read.
+        """
+        known = self.names.get(content_of(image))
+        if known is not None:
+            raise StudyError(
+                f"{source_name(image)} is the same picture as the reference image {known}, and a mean would know what "
+                "it is held against: take it out of --reference-images, or show another image"
+            )
+        return self.model.preprocess([image])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what another run needs to know."""
+        return {
+            "encoder": self.model.encoder_id, "fingerprint": self.model.fingerprint,
+            "decoder": self.pictures.decoder.decoder_id, "decoder settings": settings_dict(self.pictures.settings),
+            "reference images": len(self.pixels), "seed of random directions": self.seed,
+        }  # fmt: skip
+
+
+@torch.no_grad()
+def make_paper(
+    model: HookedViT,
+    decoder: Decoder,
+    reference: Sequence[Any],
+    *,
+    out: Path,
+    settings: Any = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> PaperSetup:
+    """Preprocess the reference images, copies of one picture once, and make their means.
+
+    Args:
+        model: The encoder, without hooks.
+        decoder: Made for it.
+        reference: Images to compare with, none of which is shown; a few hundred.
+        out: Where pictures are kept.
+        settings: Of the decoder, noise seed included; its own by default.
+        seed: Of random directions.
+        batch_size: Images in one run, and pictures drawn together.
+        progress: Show bars.
+
+    Raises:
+        StudyError: Fewer than 8 different reference images.
+        ImageError: One cannot be read.
+        ContractError: The decoder was made for another encoder.
+    """
+    model.refuse_hooks("a figure")
+    distinct = {content_of(image): image for image in reference}
+    if len(distinct) < _AT_LEAST:
+        raise StudyError(
+            f"{len(distinct)} different reference images; what all images share is told from at least {_AT_LEAST}, "
+            "better a few hundred: give more --reference-images"
+        )
+    images = list(distinct.values())
+    batches = pixel_batches(model, images, batch_size, label="reference images", progress=progress)
+    pixels = torch.cat([batch for _, batch in batches])
+    pictures = Pictures(
+        model=model, decoder=decoder, judge=None, settings=settings or decoder.defaults, folder=out / "seen",
+        batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    check_accepts("the paper's figures", pooled_only=True, decoder=decoder)
+    return PaperSetup(
+        model=model, pictures=pictures,
+        means=ReferenceMeans.from_images(model, pixels, batch_size=batch_size), pixels=pixels,
+        centre=torch.cat([model(some) for some in pixels.split(batch_size)]).mean(0),
+        names={key: source_name(image) for key, image in distinct.items()}, seed=seed, out=out,
+    )  # fmt: skip

@@ -1,0 +1,126 @@
+"""Every site of one image through several lenses, each beside random directions of equal norm."""
+
+__all__ = ["N_DRAWS", "SiteReading", "read_sites"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.addresses import Site
+from vit_lens.lenses import DiffusionSteeringLens, Lens
+from vit_lens.lenses.residual import centred_norm, site_outputs
+from vit_lens.metrics import cosine
+from vit_lens.studies.paper.paper_setup import PaperSetup
+from vit_lens.studies.similarities import caches, centred_similarity
+from vit_lens.towers.cache import ViTActivationCache
+
+N_DRAWS = 20
+"""Random directions of equal norm for each site."""
+_IMAGE, _REFERENCE = 1, 2  # streams of random directions
+_ROUNDING = 128  # a deviation below this many units in the last place is noise
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SiteReading:
+    """One lens on one image.
+
+    Attributes:
+        lens: The lens.
+        sites: What it read.
+        clean: The input's embedding.
+        embeds: Lens embeddings.
+        controls: Those of random directions of equal norm; the first is drawn.
+        cos: Raw similarity of ``embeds`` to the input.
+        S: Centred similarity: each side without its mean over the reference images; nan where a site says the same of
+            every image.
+        control_cos: Raw similarity of controls, mean over the draws.
+        control_S: Centred similarity of controls, mean over the draws; their mean is that of controls, too.
+        size: Norm of what the lens adds (after mean removal): ``h``, or for the mean anchor ``h - mu_h``.
+    """
+
+    lens: Lens
+    sites: tuple[Site, ...]
+    clean: Float[Tensor, " d_embed"]
+    embeds: Float[Tensor, "site d_embed"]
+    controls: Float[Tensor, "draw site d_embed"]
+    cos: Float[Tensor, " site"]
+    S: Float[Tensor, " site"]
+    control_cos: Float[Tensor, " site"]
+    control_S: Float[Tensor, " site"]
+    size: Float[Tensor, " site"]
+
+
+@torch.no_grad()
+def read_sites(
+    setup: PaperSetup,
+    pixels: Float[Tensor, "image channel height width"],
+    lenses: Mapping[str, Lens],
+    sites: list[Site],
+) -> dict[str, list[SiteReading]]:
+    """Read the sites of each image through every lens; the reference images are run once.
+
+    Random directions differ between sites, images and draws; all lenses are given the same.
+
+    Raises:
+        LensError: A lens is not defined on a site.
+    """
+    clean, cache = setup.model.run_with_cache(pixels, rows="readout")
+    means = _means(setup, lenses, sites)
+    return {name: _read(setup, cache, clean, lens, sites, *means[name]) for name, lens in lenses.items()}
+
+
+def _read(
+    setup: PaperSetup,
+    cache: ViTActivationCache,
+    clean: Float[Tensor, "image d_embed"],
+    lens: Lens,
+    sites: list[Site],
+    mean: Float[Tensor, "site d_embed"],
+    control_mean: Float[Tensor, "site d_embed"],
+) -> list[SiteReading]:
+    embeds = lens.embed(cache, sites)
+    generator = _generator(setup, _IMAGE)
+    controls = torch.stack([lens.placebo(cache, sites, generator=generator) for _ in range(N_DRAWS)])
+    own_S = centred_similarity(embeds, clean, mean[None], setup.centre)
+    control_S = torch.stack([centred_similarity(draw, clean, control_mean[None], setup.centre) for draw in controls])
+    said = (embeds - mean).norm(dim=-1) > _ROUNDING * torch.finfo(embeds.dtype).eps * embeds.norm(dim=-1)
+    sizes = _sizes(cache, lens, sites)
+    return [
+        SiteReading(
+            lens=lens, sites=tuple(sites), clean=clean[i].float().cpu(), embeds=embeds[i].float().cpu(),
+            controls=controls[:, i].float().cpu(), cos=cosine(embeds[i], clean[i]).cpu(),
+            S=own_S[i].where(said[i], torch.nan).cpu(), control_cos=cosine(controls[:, i], clean[i]).mean(0).cpu(),
+            control_S=control_S[:, i].mean(0).cpu(), size=sizes[i],
+        )
+        for i in range(len(clean))
+    ]  # fmt: skip
+
+
+def _means(
+    setup: PaperSetup, lenses: Mapping[str, Lens], sites: list[Site]
+) -> dict[str, tuple[Float[Tensor, "site d_embed"], Float[Tensor, "site d_embed"]]]:
+    """Return what each lens reads of every site, and of its controls, on average over the reference images."""
+    generators = {name: _generator(setup, _REFERENCE) for name in lenses}
+    sums: dict[str, list[Tensor]] = {name: [] for name in lenses}
+    for cache in caches(setup.model, setup.pixels, setup.pictures.batch_size):
+        for name, lens in lenses.items():
+            found = [lens.embed(cache, sites).sum(0), lens.placebo(cache, sites, generator=generators[name]).sum(0)]
+            sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if sums[name] else found
+    return {name: (own / len(setup.pixels), control / len(setup.pixels)) for name, (own, control) in sums.items()}
+
+
+def _sizes(cache: ViTActivationCache, lens: Lens, sites: list[Site]) -> Float[Tensor, "image site"]:
+    found = []
+    for site in sites:  # one by one: those of attention pooling have another width
+        outputs = site_outputs(cache, [site])
+        if isinstance(lens, DiffusionSteeringLens) and lens.reference is not None:
+            outputs = outputs - lens.reference.output(cache.model, site)
+        found.append(centred_norm(outputs)[:, 0])
+    return torch.stack(found, dim=1).float().cpu()
+
+
+def _generator(setup: PaperSetup, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(setup.seed * 10 + stream)

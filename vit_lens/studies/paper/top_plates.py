@@ -1,0 +1,185 @@
+"""Figures 2 to 4: the residual stream layer by layer, and the heads most like the input under each lens."""
+
+__all__ = [
+    "ALPHAS",
+    "diffusion_plate",
+    "ladder_plate",
+    "lens_title",
+    "lens_words",
+    "make_plate",
+    "ranking_facts",
+    "residual_plate",
+]
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.addresses import Site
+from vit_lens.errors import StudyError
+from vit_lens.lenses import DiffusionLens, DiffusionSteeringLens, Lens, parse_lens
+from vit_lens.studies.overlay import as_seen
+from vit_lens.studies.paper.paper_setup import PaperSetup
+from vit_lens.studies.paper.plate import Plate, Strip
+from vit_lens.studies.paper.site_readings import SiteReading, read_sites
+from vit_lens.studies.paper.tiles import RANKS, Chosen, best, image_tile, layers_of, rank_by, read_tiles
+from vit_lens.studies.paper.unknown import ANY_FIGURE, EQUATIONS, NO_INTERVAL, TOP_LIST, unknown_settings
+from vit_lens.studies.statistics import spearman
+
+ALPHAS = (1.5, 2.0, 5.0, 10.0, 25.0, 100.0)
+"""The ladder of figure 4; the paper's own value is not known."""
+MEAN_ANCHORED = "dsl-mean:alpha=5"
+_LAYERS_SHOWN = 12
+_BY_ANALOGY = {EQUATIONS: "LN(v) proj, by analogy with the Diffusion Lens for text (Toker et al. 2024)"}
+
+
+def residual_plate(setup: PaperSetup, image: Any, *, stride: int | None = None, command: str | None = None) -> Plate:
+    """Draw the Diffusion Lens on the residual stream, before the first layer and after each (figure 2).
+
+    Args:
+        setup: Pair and reference images.
+        image: What is shown.
+        stride: Take every so many layers, the last among them; by default as many as give about 12.
+        command: How to make the plate again.
+
+    Raises:
+        StudyError: The image is a reference image, or the stride skips all layers.
+    """
+    pixels, n_layers = setup.see(image), setup.model.cfg.n_layers
+    stride = -(-n_layers // _LAYERS_SHOWN) if stride is None else stride
+    if not 1 <= stride <= n_layers:
+        raise StudyError(f"stride {stride}; the model has {n_layers} layers: take 1 to {n_layers}")
+    layers = sorted(range(n_layers - 1, -1, -stride))
+    sites = [Site(0, "resid_pre"), *(Site(layer, "resid_post") for layer in layers)]
+    (reading,) = read_sites(setup, pixels, {"diffusion": DiffusionLens()}, sites)["diffusion"]
+    chosen = Chosen(sites=tuple(map(str, sites)), order=list(range(len(sites))), layers=layers_of(reading))
+    own, (tiles,) = read_tiles(setup, reading.clean, [chosen])
+    start = (image_tile("input", as_seen(setup.model, [image])[0]), own)
+    strip = Strip(title=lens_title(reading.lens), tiles=(*start, *tiles), words=lens_words(reading.lens))
+    shown = "every layer" if stride == 1 else f"every {stride} layers, the last among them"
+    return make_plate(
+        setup, "fig2", "Layer by layer: the residual stream under the Diffusion Lens",
+        f"The stream at the read-out token, before the first layer and after {shown}, read as if it were the last.",
+        [strip], _BY_ANALOGY | {"Layers shown": shown}, command, notes=(*ANY_FIGURE, NO_INTERVAL),
+    )  # fmt: skip
+
+
+def diffusion_plate(
+    setup: PaperSetup, image: Any, *, top: int = 6, by: str = "cos", command: str | None = None
+) -> Plate:
+    """Draw the heads most like the input under the Diffusion Lens (figure 3).
+
+    Args:
+        setup: Pair and reference images.
+        image: What is shown.
+        top: Heads.
+        by: What ranks them: ``cos``, ``S`` or ``picture``.
+        command: How to make the plate again.
+
+    Raises:
+        StudyError: The image is a reference image, there is no such ranking, or there are fewer heads.
+    """
+    strips = _top_strips(setup, image, {"diffusion": DiffusionLens()}, top, by)
+    return make_plate(
+        setup, "fig3", f"The {top} heads most like the input under the Diffusion Lens",
+        "What each head writes, read on its own.", strips, _BY_ANALOGY | _ranked(by), command,
+    )  # fmt: skip
+
+
+def ladder_plate(
+    setup: PaperSetup,
+    image: Any,
+    *,
+    alphas: Sequence[float | int] = ALPHAS,
+    top: int = 10,
+    by: str = "cos",
+    command: str | None = None,
+) -> Plate:
+    """Draw the heads most like the input under D1 at each strength, and under the mean-anchored lens (figure 4).
+
+    Args:
+        setup: Pair and reference images.
+        image: What is shown.
+        alphas: Strengths.
+        top: Heads of each.
+        by: What ranks them: ``cos``, ``S`` or ``picture``.
+        command: How to make the plate again.
+
+    Raises:
+        StudyError: No strength, equal ones, or as for :func:`diffusion_plate`.
+        LensError: A strength is not finite.
+    """
+    if not alphas or len(set(alphas)) < len(alphas):
+        raise StudyError(f"alphas {list(alphas)}: give different strengths, at least one")
+    lenses: dict[str, Lens] = {f"dsl:alpha={alpha!r}": DiffusionSteeringLens(alpha=alpha) for alpha in alphas}
+    lenses[MEAN_ANCHORED] = parse_lens(MEAN_ANCHORED, setup.means)
+    strips = _top_strips(setup, image, lenses, top, by)
+    return make_plate(
+        setup, "fig4", f"The {top} heads most like the input when each is made louder",
+        "D1 (reconstruction) at several strengths, each with its own list; last the mean-anchored form, which starts "
+        "from the average image.",
+        strips, _ranked(by) | {"Strength alpha": f"a ladder: {', '.join(f'{alpha:g}' for alpha in alphas)}"}, command,
+    )  # fmt: skip
+
+
+def _top_strips(setup: PaperSetup, image: Any, lenses: Mapping[str, Lens], top: int, by: str) -> list[Strip]:
+    sites = Site.heads(setup.model)
+    readings = [reading for (reading,) in read_sites(setup, setup.see(image), lenses, sites).values()]
+    scores = [rank_by(setup, reading, by) for reading in readings]
+    chosen = [
+        Chosen(sites=tuple(map(str, sites)), order=best(score, top), layers=layers_of(reading))
+        for reading, score in zip(readings, scores, strict=True)
+    ]
+    own, lists = read_tiles(setup, readings[0].clean, chosen)
+    start = (image_tile("input", as_seen(setup.model, [image])[0]), own)
+    return [
+        Strip(
+            title=lens_title(reading.lens), tiles=(*start, *tiles), words=lens_words(reading.lens),
+            facts=ranking_facts(score, reading, reading.control_S if by == "S" else reading.control_cos),
+        )
+        for reading, score, tiles in zip(readings, scores, lists, strict=True)
+    ]  # fmt: skip
+
+
+def ranking_facts(
+    score: Float[Tensor, " site"], reading: SiteReading, control: Float[Tensor, " site"]
+) -> dict[str, float | None]:
+    """Return how far a ranking follows what needs no lens: size alone, and random directions of equal norm."""
+    beside = {"with the size of what the lens adds": reading.size, "with the controls' own": control}
+    return {what: spearman(score.double().numpy(), other.double().numpy()) for what, other in beside.items()}
+
+
+def _ranked(by: str) -> dict[str, str]:
+    return {"Similarity that ranks heads": RANKS[by]}
+
+
+def lens_title(lens: Lens) -> str:
+    """Name a lens with its strength, and a reconstruction as one."""
+    said = lens.describe()
+    definition = str(said.settings.get("definition"))
+    return f"{definition}, {said.label.rpartition(', ')[2]}" if "reconstruction" in definition else said.label
+
+
+def lens_words(lens: Lens) -> str:
+    """Say what a lens draws."""
+    return lens.describe().words
+
+
+def make_plate(
+    setup: PaperSetup,
+    name: str,
+    title: str,
+    words: str,
+    strips: Sequence[Strip],
+    here: Mapping[str, str],
+    command: str | None,
+    *,
+    notes: tuple[str, ...] = (*ANY_FIGURE, TOP_LIST),
+) -> Plate:
+    """Return a plate with what is unknown of the paper, and ``here`` what stands in its place."""
+    return Plate(
+        name=name, title=title, words=words, strips=tuple(strips), settings=setup.describe(),
+        unknown=unknown_settings(setup, **here), notes=notes, command=command,
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""The command `vit-lens study planted`."""
+
+__all__ = ["planted"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_lens.cli import flags, intake
+from vit_lens.errors import StudyError
+from vit_lens.studies import command_parts as parts
+from vit_lens.studies.usual_lenses import DECODED, LENSES
+
+
+def planted(
+    study: parts.Study,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with a column image and one for each attribute, whose cells are captions, two for each "
+            "attribute. Default: scenes of the embedded pair's world."
+        ),
+    ] = None,
+    n: parts.N = 64,
+    out: flags.Out = Path("vit-lens-study-planted"),
+    decode: parts.Decode = None,
+    heads: Annotated[int, typer.Option(help="Heads that each attribute is planted in.")] = 3,
+    bar: Annotated[float, typer.Option(help="R2 with which such a head must tell the attribute.")] = 0.5,
+    n_plants_decoded: Annotated[int, typer.Option(help="Plants of each kind whose pictures are read.")] = 2,
+    n_decoded: parts.NDecoded = 8,
+) -> None:
+    """Plant attributes in heads: does a lens find the head that is known to tell them?
+
+    Of the images that are drawn, half are of each class.
+    """
+    from vit_lens.studies.planted.figures import planted_figure
+    from vit_lens.studies.planted.labelled import LabelledImages
+    from vit_lens.studies.planted.mini_set import labelled_images
+    from vit_lens.studies.planted.plant_tables import FINDS
+    from vit_lens.studies.planted.study import planted_study as run
+    from vit_lens.studies.score_figures import score_figure
+
+    pictures = study.decoder != "none"
+    if decode and not pictures:
+        raise StudyError("with --decoder none nothing is drawn: --decode has no effect")
+    seed = study.image_seed
+    known = labelled_images(n, seed=seed) if labels is None else LabelledImages.from_csv(labels, n, seed=seed)
+    lenses = flags.split_list(study.lens or ()) or list(LENSES)
+    decoded = flags.split_list(decode or ()) or [name for name in DECODED if name in lenses]
+    setup = parts.open_setup(study, known.images, out, lenses=lenses, judge_captions=known.captions)
+    result = run(
+        setup, intake.embed_captions(known.captions, study), known.attributes, n_heads=heads, bar=bar,
+        decoded=decoded if pictures else (), n_plants_decoded=n_plants_decoded, n_decoded=n_decoded,
+        command=intake.command_line(),
+    )  # fmt: skip
+    figures, table = {}, result.frame("heads")
+    for kind in table["kind"].unique():
+        title = f"Planted truth: does the lens find the head? ({kind} plants)"
+        figures[f"scores_{kind}"] = score_figure(result.frame(), f"{FINDS}, {kind} plants", title)
+        figures[f"heads_{kind}"] = planted_figure(table.loc[table["kind"] == kind], list(setup.lenses))
+    parts.finish(result, out, figures)
