@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `import vit_lens` and `vit-lens --help` stay fast.
 _HOME = {
+    "Address": "vit_lens.addresses",
     "Beside": "vit_lens.sweeping",
     "Budget": "vit_lens.sweeping",
     "Condition": "vit_lens.conditions",
