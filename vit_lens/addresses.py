@@ -37,6 +37,7 @@ __all__ = [
     "PositionKind",
     "Site",
     "SiteKind",
+    "Sites",
     "as_index",
     "as_indices",
     "find_address",
@@ -516,9 +517,7 @@ class Site:
         return self
 
     @classmethod
-    def resolve(
-        cls, sites: "Sequence[Site | Address | str] | Site | Address | str", cfg: HookedViTConfig
-    ) -> "list[Site]":
+    def resolve(cls, sites: "Sites", cfg: HookedViTConfig) -> "list[Site]":
         """Parse, check and list sites; groups ``heads``, ``attn``, ``mlp``, ``resid_post``... are expanded.
 
         The group ``heads`` ends with the heads of attention pooling, where there is any; so do ``attn`` and ``mlp``.
@@ -561,7 +560,10 @@ class Site:
         return f"{where}.{self.kind.removeprefix('pool_')}" if self.head is None else f"{where}H{self.head}"
 
 
-def listed(sites: Sequence[Site | Address | str] | Site | Address | str) -> list[Site | Address | str]:
+Sites = Sequence[Site | Address | str] | Site | Address | str  # of several, each text may be a group or a list
+
+
+def listed(sites: Sites) -> list[Site | Address | str]:
     """Return sites one by one: one is a list of one, and a text is split at commas.
 
     Raises:

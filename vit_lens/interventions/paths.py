@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.addresses import Address, Site, listed, spelled
+from vit_lens.addresses import Address, Site, Sites, listed, spelled
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.receivers import (
@@ -86,7 +86,7 @@ def patch_paths(
     base: Float[Tensor, "batch channel height width"],
     source: Float[Tensor, "_ channel height width"],
     metric: Metric,
-    senders: Sequence[Site | str] | Site | str = "heads",
+    senders: Sites = "heads",
     receivers: Sequence[Receiver] | Receiver = "final",
     *,
     through_mlps: bool = False,
@@ -244,7 +244,7 @@ def _set_input(act: Tensor, hook: HookPoint, *, changed: _Stream, place: int, he
     return out
 
 
-def _senders(model: HookedViT, senders: Sequence[Site | str] | Site | str) -> list[Site]:
+def _senders(model: HookedViT, senders: Sites) -> list[Site]:
     sites = Site.resolve(senders, model.cfg)
     named = {spelled(item) for item in listed(senders)}
     kept = [site for site in sites if not site.is_pool or str(site) in named]

@@ -4,11 +4,11 @@ __all__ = ["Input", "Receiver", "place_read", "place_written", "resolve_receiver
 
 from dataclasses import dataclass, replace
 
-from vit_lens.addresses import Site, find_address, spelled, split_addresses
+from vit_lens.addresses import Address, Site, find_address, spelled, split_addresses
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
 
-Receiver = Site | str
+Receiver = Site | Address | str
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.addresses import Indices, as_index, as_indices
+from vit_lens.addresses import Indices, Sites, as_index, as_indices
 from vit_lens.errors import InterventionError, expect
-from vit_lens.interventions.targets import Target, Targets, refuse_shadowed, resolve_targets
+from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens
@@ -22,7 +22,7 @@ Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
 
 
-def zero(model: HookedViT, sites: Targets, *, tokens: Tokens | None = None) -> Hooks:
+def zero(model: HookedViT, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
     """Return hooks that set sites to zero.
 
     For a head this is its ``z``: what it writes, and not the layer's ``b_O``. Zero is far from anything that the
@@ -41,7 +41,7 @@ def zero(model: HookedViT, sites: Targets, *, tokens: Tokens | None = None) -> H
     return _hooks(model, sites, tokens, lambda targets, rows: None, None)
 
 
-def mean(model: HookedViT, sites: Targets, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
+def mean(model: HookedViT, sites: Sites, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
     """Return hooks that set sites to their mean over a reference set, position by position.
 
     An attention block goes to what its mean ``z`` writes, so that its heads add up to it exactly.
@@ -73,7 +73,7 @@ def mean(model: HookedViT, sites: Targets, reference: ReferenceMeans, *, tokens:
 
 def patch(
     model: HookedViT,
-    sites: Targets,
+    sites: Sites,
     cache: ViTActivationCache,
     *,
     images: Indices | None = None,
@@ -111,7 +111,7 @@ def patch(
 
 def resample(
     model: HookedViT,
-    sites: Targets,
+    sites: Sites,
     cache: ViTActivationCache,
     *,
     seed: int = 0,
@@ -188,7 +188,7 @@ class _Held:
 
 def _hooks(
     model: HookedViT,
-    sites: Targets,
+    sites: Sites,
     tokens: Tokens | None,
     values: _Values,
     held: _Held | None,

@@ -1,19 +1,16 @@
 """What an intervention replaces: an address, as a slice of a hook point."""
 
-__all__ = ["Target", "Targets", "refuse_shadowed", "resolve_targets"]
+__all__ = ["Target", "refuse_shadowed", "resolve_targets"]
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from vit_lens.addresses import Address, Site, find_address, listed
+from vit_lens.addresses import Address, Site, Sites, find_address, listed
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
 from vit_lens.models import HookedViT
 from vit_lens.tokens import Tokens, resolve_tokens
-
-Targets = Sequence[Site | Address | str] | Site | Address | str
 
 _ORDER = {"resid_pre": 0, "head": 1, "attn": 2, "resid_mid": 3, "neuron": 4, "mlp": 5, "resid_post": 6}
 
@@ -69,7 +66,7 @@ class Target:
         return self.order[0] - (self.order[1] == _ORDER["resid_pre"])
 
 
-def resolve_targets(model: HookedViT, sites: Targets, tokens: Tokens | None = None) -> list[Target]:
+def resolve_targets(model: HookedViT, sites: Sites, tokens: Tokens | None = None) -> list[Target]:
     """Return the targets of sites; also of ``L3`` (attention and MLP), ``L3N17`` (a neuron), ``L3H4@cls``.
 
     Raises:
