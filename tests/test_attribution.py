@@ -214,7 +214,7 @@ def test_the_named_hooks_are_enough_and_needed(run):
 
 
 def test_sites_and_frame(run):
-    from vit_lens import Site
+    from vit_lens import Address, Site
     from vit_lens.attribution import split_embedding
 
     parts = split_embedding(run.cache)
@@ -222,6 +222,10 @@ def test_sites_and_frame(run):
     assert parts.sites[parts.labels.index("L2.mlp")] == Site(2, "mlp")
     assert parts.sites[parts.labels.index("embed")] is None
     torch.testing.assert_close(parts[Site(1, "head", 2)], parts["L1H2"])
+    for label in parts.labels:
+        address = Address.parse(label)
+        assert str(address) == label and parts[address] is not None and torch.equal(parts[label.upper()], parts[label])
+    assert parts.select("l1.B_o", Address.parse("L1H2"), "embed").labels[-2:] == ["L1H2", "L1.b_O"]
     frame = parts.to_frame()
     assert len(frame) == 2 * len(parts)
     np.testing.assert_allclose(frame.groupby("image")["share"].sum(), 1, atol=1e-10)

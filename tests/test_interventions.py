@@ -829,3 +829,77 @@ def test_the_guide_runs_as_written(tmp_path, monkeypatch, capsys):
     assert names["ablated"].tensor().shape == (8, 8, 2)
     assert names["by_patch"].maps().shape == (8, 4, 4, 1)
     assert names["paths"].tensor("final").shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize("tokens", ["cls", "patch1", "patches", "(0,1)", "3", "register0"])
+def test_a_position_in_the_address_is_that_of_tokens(tokens):
+    from vit_lens import interventions as iv
+    from vit_lens.addresses import Address
+
+    model = random_vit()
+    x, others = images(model), images(model, seed=1)
+    _, cache = model.run_with_cache(others)
+    for site in ("L1H2", "L0.mlp", "L1", "L1N4", "L1.resid_mid"):
+        asked = f"{site}@{tokens}"
+        for make in (iv.zero, lambda *given, **options: iv.patch(*given, cache, **options)):
+            expected = model.run_with_hooks(x, fwd_hooks=make(model, site, tokens=tokens))
+            for hooks in (
+                make(model, asked), make(model, Address.parse(asked.lower())), make(model, [asked], tokens=tokens)
+            ):  # fmt: skip
+                assert torch.equal(model.run_with_hooks(x, fwd_hooks=hooks), expected)
+
+
+def test_each_site_may_have_a_position_of_its_own(errors):
+    from vit_lens import interventions as iv
+
+    model = random_vit()
+    x = images(model)
+    apart = iv.zero(model, "L1H2", tokens="cls") + iv.zero(model, "L1H0", tokens=(0, 1)) + iv.zero(model, "L2.mlp")
+    expected = model.run_with_hooks(x, fwd_hooks=apart)
+    assert torch.equal(model.run_with_hooks(x, fwd_hooks=iv.zero(model, "L1H2@cls, L1H0@(0,1),L2.mlp")), expected)
+    iv.zero(model, ["L1H2@patches", "L1.attn@cls"])  # another token: neither overwrites the other
+    iv.zero(model, ["L1.mlp@cls", "L1.resid_post@patches"])
+    for sites in (["L1H2@cls", "L1.attn"], ["L1.mlp@cls", "L1.resid_post@cls"], ["L0H1@cls", "L2.resid_pre"]):
+        with pytest.raises(errors.InterventionError, match="would have no effect"):
+            iv.zero(model, sites)
+
+
+def test_positions_that_cannot_be_taken_are_refused(vit, pixels, pooling_vit, errors):
+    from vit_lens import interventions as iv
+
+    wrong, unknown = errors.InterventionError, errors.UnknownSiteError
+    with pytest.raises(wrong, match="tokens='patches' says others: give one"):
+        iv.zero(vit, "L0H1@cls", tokens="patches")
+    with pytest.raises(wrong, match="the model has none"):
+        iv.zero(vit, 'L0H1@"star"')
+    with pytest.raises(wrong, match="out of range"):
+        iv.zero(vit, "L0H1@patch99")
+    with pytest.raises(wrong, match="attention pooling has one row"):
+        iv.zero(pooling_vit, "poolH0@patches")
+    for site in ("L0H1~3", "vision:L0H1@cls", "L0.b_O", "L0H1.q", "D0H1", "L0.f3", "pool", "D0", "vision:L0"):
+        with pytest.raises(unknown):
+            iv.zero(vit, site)
+    for site in ("L0H1@cls", ["heads", "L0.mlp@(0,0)"]):
+        with pytest.raises(unknown, match="without tower, position or step"):
+            iv.ablate_each(vit, pixels, lambda e: e[:, 0], site, replacement="zero")
+
+
+def test_the_position_of_a_sender(vit, pixels, errors):
+    from vit_lens.interventions import patch_paths, path
+
+    _, ours = vit.run_with_cache(pixels)
+    _, theirs = vit.run_with_cache(pixels.flip(0))
+    runs = [
+        vit.run_with_hooks(pixels, fwd_hooks=path(vit, sender, "l2h2.V", ours, theirs, tokens=tokens))
+        for sender, tokens in [("L0H3@(1,0)", None), ("L0H3", (1, 0)), ("L0H3", None)]
+    ]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    for sender in ("heads", "L1", "L1N3"):
+        with pytest.raises(errors.InterventionError, match="expected one head"):
+            path(vit, sender, "final", ours, theirs)
+    found = patch_paths(vit, pixels, pixels.flip(0), lambda e: e[:, 0], "L0H1", ["FINAL", "l2h1.Q+L2h2.k"])
+    assert found.receivers == ("final", "L2H1.q + L2H2.k")
+    assert torch.equal(found.tensor("l2H1.q + L2H2.K"), found.tensor("L2H1.q + L2H2.k"))
+    for receiver in ("L2H1.q@cls", "embed", "D2H1", "L2.b_O", "L1N2"):
+        with pytest.raises((errors.InterventionError, errors.UnknownSiteError)):
+            path(vit, "L0H0", receiver, ours, theirs)

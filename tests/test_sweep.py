@@ -733,8 +733,13 @@ def test_one_part_scaled_is_the_steering_lens(vit, pixels, alpha):
 
 
 def test_a_sweep_stores_these_numbers(full, model, images):
+    from vit_lens import Address
+
     live = _live_of(model, model.preprocess(images[:2]))
     assert full.live.images == (0, 1) and full.live.labels == live.labels
+    assert [str(Address.parse(label)) for label in live.labels] == list(live.labels)
+    same = full.live.embed(0, {"L0H1": 2, "L0.attn": 3})
+    assert torch.equal(full.live.embed(0, {"l0h1": 2, "l0.ATTN": 3}), same)
     for name in ("contributions", "constant", "embedding", "gram", "along", "variance"):
         assert torch.allclose(getattr(full.live, name), getattr(live, name), atol=1e-5)
 
@@ -746,6 +751,8 @@ def test_parts_and_images_that_are_not_there_are_named(full):
         full.live.embed(5, {})
     with pytest.raises(UnknownSiteError, match=r"no part 'L0.mpl' to scale; nearest: 'L0.mlp'"):
         full.live.embed(0, {"L0.mpl": 2})
+    with pytest.raises(UnknownSiteError, match=r"no part 'L0.b_O' to scale; nearest"):  # its block's factor is its own
+        full.live.embed(0, {"L0.b_O": 2})
     with pytest.raises(RecordError, match="no row 9999"):
         full.readouts.of(9999)
 

@@ -5,6 +5,7 @@ from vit_lens.lazy import lazy
 __version__ = "0.1.0"
 
 _HOME = {
+    "Address": "vit_lens.addresses",
     "Beside": "vit_lens.sweeping",
     "Budget": "vit_lens.sweeping",
     "Condition": "vit_lens.conditions",

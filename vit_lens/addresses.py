@@ -1,12 +1,58 @@
-"""Sites: places in the model whose contribution is looked at, written as researchers write them."""
+"""Addresses: what a part of a model is called, in one grammar for every room, in records and on the command line.
 
-__all__ = ["POOL_KINDS", "RESIDUAL_KINDS", "Indices", "Site", "SiteKind", "as_index", "as_indices"]
+::
 
+    address  = [ tower ":" ] part [ "@" position ] [ "~" step ]  (* L5H2 vision:L3H4@cls t5:L3 S5H2~12 *)
+    part     = source | layer | double | single | pool
+    source   = "start" | "embed" | "pos_embed" | "final" | "ln_final.b" | "b_U" | "logit_bias"
+    layer    = "L" n [ "H" n [ fork ] | "N" n | ".attn" fork | ".b_O" | ".b_out" | inside ]
+                                                                 (* L3 L3H4 L2H1.q L3N17 L2.attn.v L0.b_O L3.mlp *)
+    double   = "D" n [ "H" n [ stream ] | "N" n stream | stream [ hook [ feature ] ] | feature ]
+                                                                 (* D5H2 D5H2.txt D5N17.img D5.img D5.img.attn *)
+    single   = "S" n [ "H" n | "N" n | stream [ hook [ feature ] ] | inside ]   (* S5H2 S5.mlp S5.img.resid_post *)
+    pool     = "pool" [ "H" n | ".b_V" | ".b_O" | ".ln_post.b" | inside ]       (* poolH3 pool.attn pool.b_V *)
+    inside   = hook [ feature ] | feature                        (* L5.resid_post L5.resid_post.f3796 L5.f3796 *)
+    hook     = ".attn" | ".mlp" | ".resid_pre" | ".resid_mid" | ".resid_post"
+    fork     = ".q" | ".k" | ".v"
+    stream   = ".img" | ".txt"
+    feature  = ".f" n
+    position = n | "cls" | "eos" | "pad" | "patches" | "registers" | "patch" n | "register" n
+             | "(" n "," n ")" | word                            (* L5H2@4 L5@(3,7) L5.mlp@patch17 t5:L3@"star" *)
+    step     = n | "s" number                                    (* D5.img.mlp~3 D5.img.mlp~s0.5 *)
+    tower    = letter { letter | digit | "_" }
+    word     = a JSON string, with quotes and escapes
+
+``L`` is a transformer block, ``D`` and ``S`` a double and a single block of a diffusion transformer, ``H`` a head,
+``N`` a neuron. Single blocks have no ``resid_mid``, attention pooling has ``attn`` and ``mlp`` alone. A position is a
+place on the token axis, in an image a patch as (row, column), in a prompt a word; a step is one of a denoising loop, by
+its index or its sigma. Capitals and small letters are the same, but in a word.
+"""
+
+__all__ = [
+    "POOL_KINDS",
+    "RESIDUAL_KINDS",
+    "Address",
+    "Indices",
+    "Position",
+    "PositionKind",
+    "Site",
+    "SiteKind",
+    "Sites",
+    "as_index",
+    "as_indices",
+    "find_address",
+    "listed",
+    "spelled",
+    "split_addresses",
+]
+
+import json
+import math
 import operator
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, SupportsIndex, get_args, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, SupportsIndex, get_args, runtime_checkable
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import UnknownSiteError, nearest
@@ -14,15 +60,48 @@ from vit_lens.errors import UnknownSiteError, nearest
 SiteKind = Literal[
     "head", "attn", "mlp", "resid_pre", "resid_mid", "resid_post", "pool_head", "pool_attn", "pool_mlp"
 ]  # fmt: skip
+PositionKind = Literal["index", "cls", "eos", "pad", "patches", "registers", "patch", "register", "place", "word"]
 Indices = SupportsIndex | Iterable[SupportsIndex]  # one whole number or several, of Python, numpy or torch
 RESIDUAL_KINDS = ("resid_pre", "resid_mid", "resid_post")
 POOL_KINDS = ("pool_head", "pool_attn", "pool_mlp")
 
-_HEAD = re.compile(r"L(\d+)H(\d+)", re.IGNORECASE)
-_OTHER = re.compile(r"L(\d+)\.(\w+)", re.IGNORECASE)
-_POOL = re.compile(r"pool(?:H(\d+)|\.(attn|mlp))", re.IGNORECASE)
-_HOOK = {
+_ACTIVATIONS = ("attn", "mlp", *RESIDUAL_KINDS)
+_SINGLE = ("attn", "mlp", "resid_pre", "resid_post")
+_HOOKS: dict[str, tuple[str, ...]] = {  # by block and unit; "" is all of it
+    "": ("start", "embed", "pos_embed", "final", "ln_final.b", "b_U", "logit_bias"),
+    "L": ("", *_ACTIVATIONS, "attn.q", "attn.k", "attn.v", "b_O", "b_out"),
+    "LH": ("", "q", "k", "v"),
+    "LN": ("",),
+    "D": ("", *(hook for s in ("img", "txt") for hook in (s, *(f"{s}.{name}" for name in _ACTIVATIONS)))),
+    "DH": ("", "img", "txt"),
+    "DN": ("img", "txt"),
+    "S": ("", *_SINGLE, *(hook for s in ("img", "txt") for hook in (s, *(f"{s}.{name}" for name in _SINGLE)))),
+    "SH": ("",),
+    "SN": ("",),
+    "pool": ("", "attn", "mlp", "b_V", "b_O", "ln_post.b"),
+    "poolH": ("",),
+}
+_SPELT = {
+    key: {(f".{hook}" if key and hook else hook).lower(): hook or None for hook in hooks}
+    for key, hooks in _HOOKS.items()
+}
+_N, _WORD = r"\d{1,18}", r'"(?:[^"\\]|\\.)*"'
+_FLAGS = re.IGNORECASE | re.ASCII | re.DOTALL
+_BLOCK = re.compile(rf"(?:(?P<tower>[a-z]\w*):)?(?:(?P<block>[LDS])(?P<layer>{_N})|(?P<pool>pool))?", _FLAGS)
+_ADDRESS = re.compile(
+    _BLOCK.pattern + rf"(?:H(?P<head>{_N})|N(?P<neuron>{_N}))?(?P<hook>[a-z_.]*?)(?:\.f(?P<feature>{_N}))?"
+    rf'(?:@(?P<position>{_WORD}|[^"~]*))?(?:~(?:(?P<step>{_N})|s(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)))?',
+    _FLAGS,
+)
+_POSITION = re.compile(
+    rf"(?P<index>{_N})|(?P<group>cls|eos|pad|patches|registers)|(?P<kind>patch|register)\s*(?P<number>{_N})"
+    rf"|\(\s*(?P<row>{_N})\s*,\s*(?P<column>{_N})\s*\)|(?P<word>{_WORD})",
+    _FLAGS,
+)
+_PIECE = re.compile(rf"{_WORD}|\([^()]*\)|.", _FLAGS)
+_POINT = {
     "head": "blocks.{}.attn.hook_z",
+    "neuron": "blocks.{}.mlp.hook_post",
     "attn": "blocks.{}.hook_attn_out",
     "mlp": "blocks.{}.hook_mlp_out",
     "resid_pre": "blocks.{}.hook_resid_pre",
@@ -53,6 +132,274 @@ def as_indices(value: object) -> list[int] | None:
     found = [as_index(item) for item in value]
     whole = [index for index in found if index is not None]
     return whole if len(whole) == len(found) else None
+
+
+def split_addresses(text: str, at: str = ",") -> list[str]:
+    """Split a list at commas (or ``+``), but not within a word of a prompt or a patch's (row, column).
+
+    >>> split_addresses('L5@(3,7),t5:L3@"a, b"')
+    ['L5@(3,7)', 't5:L3@"a, b"']
+    """
+    parts = [""]
+    for piece in _PIECE.findall(text):
+        if piece == at:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
+
+
+@dataclass(frozen=True)
+class Position:
+    r"""Where on the token axis: a number, a token by its role, a patch, or a word of the prompt.
+
+    Attributes:
+        kind: ``index`` for a place on the axis, ``place`` for a patch as (row, column), else as it is written.
+        value: The number, the (row, column) or the word; None for ``cls``, ``eos``, ``pad``, ``patches``,
+            ``registers``.
+
+    Raises:
+        UnknownSiteError: There is no such kind, or its value is of another one.
+
+    >>> Position.parse("(3, 7)")
+    Position(kind='place', value=(3, 7))
+    >>> str(Position("patch", 17)), str(Position("word", 'a "star"'))
+    ('patch17', '"a \\"star\\""')
+    """
+
+    kind: PositionKind
+    value: int | tuple[int, int] | str | None = None
+
+    def __post_init__(self) -> None:
+        _take(self, _read_position(str(self)))
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Read ``4``, ``cls``, ``eos``, ``pad``, ``patch17``, ``register2``, ``(3,7)``, ``"star"``, ``patches``...
+
+        Raises:
+            UnknownSiteError: The text is none of these.
+        """
+        if (found := _read_position(text)) is None:
+            known = ("cls", "eos", "pad", "patches", "registers", "patch17", "register2", "(3,7)", '"word"')
+            raise UnknownSiteError(
+                f"no position {text!r}; nearest: {nearest(text, known)}. A position is a number, 'cls', 'eos', 'pad', "
+                "'patch17', 'register2', a patch '(row,column)', a word of the prompt in double quotes, 'patches' or "
+                "'registers'"
+            )
+        return cls(**found)
+
+    def __str__(self) -> str:
+        if self.kind == "word":
+            return json.dumps(str(self.value), ensure_ascii=False)
+        value = "" if self.value is None else str(self.value).replace(" ", "")
+        return value if self.kind in ("index", "place") else f"{self.kind}{value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """A part of a model, and where and when it is looked at; the module's docstring has the grammar.
+
+    ``Address.parse(str(address)) == address``, always; what could not be read back is no address.
+
+    Attributes:
+        block: ``L``, ``D``, ``S`` or ``pool``; None for what stands outside of blocks (``embed``, ``b_U``, ...).
+        layer: Index of the block; None for ``pool`` and outside of blocks.
+        head: Index of a head.
+        neuron: Index of a neuron.
+        hook: What of it: ``attn``, ``img.mlp``, ``resid_post``, ``b_O``, of a head ``q``; None for all of it.
+        feature: Index in the dictionary that is spliced at ``hook``; see :meth:`resolve_feature`.
+        tower: Of several; None where there is one.
+        position: Which tokens; None for all.
+        step: Of denoising, by its index.
+        sigma: Of denoising, by its noise.
+
+    Raises:
+        UnknownSiteError: These do not make an address.
+
+    >>> Address.parse("vision:l3h4@cls")
+    Address('vision:L3H4@cls')
+    >>> str(Address(block="D", layer=5, hook="img.attn", step=3))
+    'D5.img.attn~3'
+    """
+
+    block: Literal["L", "D", "S", "pool"] | None = None
+    layer: int | None = None
+    head: int | None = None
+    neuron: int | None = None
+    hook: str | None = None
+    feature: int | None = None
+    tower: str | None = None
+    position: Position | None = None
+    step: int | None = None
+    sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        _take(self, _read_address(str(self)))
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Read an address; blanks around it and the case of its letters do not count.
+
+        Raises:
+            UnknownSiteError: The text is none; the message names the nearest.
+        """
+        if found := find_address(text):
+            return found
+        if (shape := _ADDRESS.fullmatch(text.strip())) and shape["position"] is not None:
+            Position.parse(shape["position"])
+        part = text.strip().partition("@")[0].partition("~")[0]
+        raise UnknownSiteError(
+            f"no address {text!r}; nearest: {nearest(part, _spellings(part))}. An address is for example 'L36H4', "
+            "'L12.mlp', 'L3', 'L3N17', 'L30.resid_post', 'L0.b_O', 'vision:L5H2@cls' (docs/addresses.md)"
+        )
+
+    def __str__(self) -> str:
+        block = f"{self.block or ''}{_said('', self.layer)}{_said('H', self.head)}{_said('N', self.neuron)}"
+        part = ".".join(piece for piece in (block, self.hook, _said("f", self.feature)) if piece)
+        sigma = "" if self.sigma is None else f"~s{float(self.sigma)!r}".replace("+", "")
+        tower = "" if self.tower is None else f"{self.tower}:"
+        return f"{tower}{part}{_said('@', self.position)}{_said('~', self.step)}{sigma}"
+
+    def __repr__(self) -> str:
+        return f"Address({str(self)!r})"
+
+    @property
+    def part(self) -> "Address":
+        """The same part, without tower, position and step."""
+        return replace(self, tower=None, position=None, step=None, sigma=None)
+
+    @property
+    def kind(self) -> str:
+        """``head``, ``neuron``, ``feature``, ``block``, or the hook (``mlp``, ``b_O``); with ``pool_`` for pooling."""
+        units = [name for name in ("feature", "head", "neuron") if getattr(self, name) is not None]
+        return ("pool_" if self.block == "pool" else "") + (units[0] if units else self.hook or "block")
+
+    @property
+    def site(self) -> "Site | None":
+        """The part as a site; None if it is none."""
+        whole = self.block in ("L", "pool") and (self.head is None or self.hook is None)
+        return Site(self.layer, self.kind, self.head) if whole and self.kind in get_args(SiteKind) else None  # pyright: ignore[reportArgumentType]
+
+    @property
+    def hook_name(self) -> str:
+        """The hook point of a vision transformer that holds it (``hook_z`` of a head, ``hook_post`` of a neuron).
+
+        Raises:
+            UnknownSiteError: It is neither a site nor a neuron of a transformer block.
+        """
+        if self.site is None and (self.block, self.kind) != ("L", "neuron"):
+            raise UnknownSiteError(f"{self} is no site or neuron, whose activation one hook point of a ViT would hold")
+        return _POINT[self.kind].format(self.layer)
+
+    def resolve_feature(self, spliced: "Iterable[Address | str]") -> "Address":
+        """Return the full address of a feature, ``L5.f3796`` as ``L5.resid_post.f3796``.
+
+        Args:
+            spliced: Where dictionaries are.
+
+        Raises:
+            UnknownSiteError: It is no feature, or there is not exactly one dictionary that it can be of.
+
+        >>> Address.parse("L5.f3796").resolve_feature(["L5.resid_post", "L6.mlp"])
+        Address('L5.resid_post.f3796')
+        """
+        if self.feature is None:
+            raise UnknownSiteError(f"{self} is no feature; one is for example 'L5.f3796' or 'L5.resid_post.f3796'")
+        held = list(dict.fromkeys(Address.parse(str(one)) for one in spliced))
+        found = [
+            one
+            for one in held
+            if (one.block, one.layer) == (self.block, self.layer)
+            and self.tower in (None, one.tower) and self.hook in (None, one.hook)
+        ]  # fmt: skip
+        if len(found) > 1:
+            raise UnknownSiteError(f"feature {self} is of several dictionaries, {', '.join(map(str, found))}: name one")
+        if not found:
+            names = ", ".join(map(str, held)) or "nowhere"
+            raise UnknownSiteError(f"feature {self}: no dictionary is spliced there; there are dictionaries at {names}")
+        return replace(self, hook=found[0].hook, tower=found[0].tower)
+
+
+def find_address(text: str) -> Address | None:
+    """Return the address that a text is; None if it is none."""
+    return None if (found := _read_address(text)) is None else Address(**found)
+
+
+def spelled(text: object) -> str:
+    """Return an address or site as ``str(Address)`` writes it; any other text as it came, for messages of its reader.
+
+    >>> spelled("l0.B_o"), spelled("nose")
+    ('L0.b_O', 'nose')
+    """
+    return str(find_address(str(text)) or text)
+
+
+def _said(sign: str, value: object) -> str:
+    return "" if value is None else f"{sign}{value}"
+
+
+def _take(self: Address | Position, read: Mapping[str, Any] | None) -> None:
+    """Hold what reads back: indices of Python, not of numpy or torch.
+
+    Raises:
+        UnknownSiteError: What is written does not read as what was given.
+    """
+    if read is None or any(read[name] != value for name, value in vars(self).items()):
+        said = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
+        raise UnknownSiteError(f"{said or 'nothing'} is no {type(self).__name__.lower()}: it would be written '{self}'")
+    for name, value in read.items():
+        object.__setattr__(self, name, value)
+
+
+def _read_address(text: str) -> dict[str, Any] | None:
+    if (m := _ADDRESS.fullmatch(text.strip())) is None:
+        return None
+    block = (m["block"] or m["pool"] or "").upper().replace("POOL", "pool")
+    unit = "H" if m["head"] else "N" if m["neuron"] else ""
+    hooks, spelling = _SPELT.get(block + unit, {}), m["hook"].lower()
+    hook, position = hooks.get(spelling), None if m["position"] is None else _read_position(m["position"])
+    takes_feature = block and not unit and (hook or "attn").rpartition(".")[2] in _ACTIVATIONS
+    sigma = None if m["sigma"] is None else float(m["sigma"])
+    if spelling not in hooks or (m["feature"] and not takes_feature) or sigma == math.inf:
+        return None
+    if position is None and m["position"] is not None:
+        return None
+    return {name: m[name] and int(m[name]) for name in ("layer", "head", "neuron", "feature", "step")} | {
+        "block": block or None, "hook": hook, "tower": m["tower"] and m["tower"].lower(), "sigma": sigma,
+        "position": position and Position(**position),
+    }  # fmt: skip
+
+
+def _read_position(text: str) -> dict[str, Any] | None:
+    if (m := _POSITION.fullmatch(text.strip())) is None:
+        return None
+    if m["word"]:
+        try:
+            return {"kind": "word", "value": json.loads(m["word"], strict=False)}
+        except json.JSONDecodeError:  # an escape that JSON has not
+            return None
+    if m["row"]:
+        return {"kind": "place", "value": (int(m["row"]), int(m["column"]))}
+    number = m["index"] or m["number"]
+    kind = (m["group"] or m["kind"] or "index").lower()
+    return {"kind": kind, "value": None if number is None else int(number)}
+
+
+def _spellings(part: str) -> list[str]:
+    """Return what a text may have meant: all that the block has with which it begins, or else of one block of each."""
+    start = _BLOCK.match(part)
+    said = {} if start is None else start.groupdict("")
+    own = (said.get("block") or said.get("pool", "")).upper()
+    found = []
+    for key, hooks in _HOOKS.items():
+        if own and key and not key.upper().startswith(own):
+            continue
+        block = key if key in ("", "pool", "poolH") else f"{key[0]}{said.get('layer') or 3}{key[1:]}"
+        block += "0" if key[-1:] in ("H", "N") else ""
+        found += [".".join(piece for piece in (block, hook) if piece) for hook in hooks]
+    tower = said.get("tower", "")
+    return [f"{tower}:{spelling}" if tower else spelling for spelling in found]
 
 
 @runtime_checkable
@@ -112,24 +459,29 @@ class Site:
         Raises:
             UnknownSiteError: The text is none of these.
         """
-        if m := _HEAD.fullmatch(text.strip()):
-            return cls(int(m[1]), "head", int(m[2]))
-        if m := _POOL.fullmatch(text.strip()):
-            return cls(None, "pool_head", int(m[1])) if m[1] else cls(None, f"pool_{m[2].lower()}")  # pyright: ignore
-        if (m := _OTHER.fullmatch(text.strip())) and m[2].lower() in ("attn", "mlp", *RESIDUAL_KINDS):
-            return cls(int(m[1]), m[2].lower())  # pyright: ignore[reportArgumentType]
-        layer = re.match(r"L\d+", text.strip(), re.IGNORECASE)
-        prefix = layer[0].upper() if layer else "L3"
-        examples = [prefix + s for s in ("H0", ".attn", ".mlp", ".resid_pre", ".resid_mid", ".resid_post")]
+        address = find_address(text)
+        if address is not None and address.site is not None:
+            if address != address.part:
+                raise UnknownSiteError(
+                    f"'{address}': a site alone is asked for, without tower, position or step: '{address.part}'; "
+                    "tokens= says where, or the address in zero, mean, patch, resample and path"
+                )
+            return address.site
+        known = [one for one in _spellings(text.strip()) if getattr(find_address(one), "site", None)]
         raise UnknownSiteError(
-            f"no site {text!r}; nearest: {nearest(text, [*examples, 'poolH0', 'pool.attn', 'pool.mlp'])}. A site is a "
+            f"no site {text!r}; nearest: {nearest(text, known)}. A site is a "
             "head 'L36H4', 'L12.attn', 'L12.mlp', or a residual 'L30.resid_pre', 'L30.resid_mid', 'L30.resid_post'."
         )
 
     @property
     def hook_name(self) -> str:
         """The hook point that holds the site's activation (``hook_z`` for a head)."""
-        return _HOOK[self.kind].format(self.layer)
+        return _POINT[self.kind].format(self.layer)
+
+    @property
+    def address(self) -> Address:
+        """The site as an address."""
+        return Address.parse(str(self))
 
     @property
     def is_pool(self) -> bool:
@@ -165,7 +517,7 @@ class Site:
         return self
 
     @classmethod
-    def resolve(cls, sites: "Sequence[Site | str] | Site | str", cfg: HookedViTConfig) -> "list[Site]":
+    def resolve(cls, sites: "Sites", cfg: HookedViTConfig) -> "list[Site]":
         """Parse, check and list sites; groups ``heads``, ``attn``, ``mlp``, ``resid_post``... are expanded.
 
         The group ``heads`` ends with the heads of attention pooling, where there is any; so do ``attn`` and ``mlp``.
@@ -173,22 +525,14 @@ class Site:
         Raises:
             UnknownSiteError: A site is unknown, out of range, or there is none.
         """
-        if not isinstance(sites, (str, Site, Iterable)):
-            raise UnknownSiteError(
-                f"{sites!r} is no site; expected sites such as 'L3H4', 'L3.mlp' or 'heads', or a list"
-            )
-        items = [sites] if isinstance(sites, (str, Site)) else list(sites)
-        items = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
         out: list[Site] = []
-        for item in items:
-            if not isinstance(item, (str, Site)):
-                raise UnknownSiteError(f"a site is a Site or a text such as 'L3H4', not {item!r}")
-            if isinstance(item, str) and item.strip().lower() in _GROUPS:
-                out += _group(cfg, _GROUPS[item.strip().lower()])
+        for item in listed(sites):
+            if isinstance(item, Site):
+                out.append(item.check(cfg))
+            elif (group := str(item).strip().lower()) in _GROUPS:
+                out += _group(cfg, _GROUPS[group])
             else:
-                out.append(_parsed(item, cfg) if isinstance(item, str) else item.check(cfg))
-        if not out:
-            raise UnknownSiteError("no sites given; for example sites=['heads', 'mlp'] or sites=['L3H4']")
+                out.append(_parsed(str(item), cfg))
         return list(dict.fromkeys(out))
 
     @classmethod
@@ -216,6 +560,25 @@ class Site:
         return f"{where}.{self.kind.removeprefix('pool_')}" if self.head is None else f"{where}H{self.head}"
 
 
+Sites = Sequence[Site | Address | str] | Site | Address | str  # of several, each text may be a group or a list
+
+
+def listed(sites: Sites) -> list[Site | Address | str]:
+    """Return sites one by one: one is a list of one, and a text is split at commas.
+
+    Raises:
+        UnknownSiteError: Something is no site and no text, or there is nothing.
+    """
+    if not isinstance(sites, (str, Site, Address, Iterable)):
+        raise UnknownSiteError(f"{sites!r} is no site; expected sites such as 'L3H4', 'L3.mlp' or 'heads', or a list")
+    items = [sites] if isinstance(sites, (str, Site, Address)) else list(sites)
+    if wrong := [item for item in items if not isinstance(item, (str, Site, Address))]:
+        raise UnknownSiteError(f"a site is a Site or a text such as 'L3H4', not {wrong[0]!r}")
+    if not items:
+        raise UnknownSiteError("no sites given; for example sites=['heads', 'mlp'] or sites=['L3H4']")
+    return [part for item in items for part in (split_addresses(item) if isinstance(item, str) else [item])]
+
+
 _GROUPS: dict[str, SiteKind] = {
     "heads": "head", "attn": "attn", "mlp": "mlp",
     "resid_pre": "resid_pre", "resid_mid": "resid_mid", "resid_post": "resid_post",
@@ -226,7 +589,7 @@ def _parsed(text: str, cfg: HookedViTConfig) -> Site:
     try:
         return Site.parse(text).check(cfg)
     except UnknownSiteError as error:
-        if re.match(r"\s*(L\d|pool)", text, re.IGNORECASE):
+        if (start := _BLOCK.match(text.strip())) and start[0]:
             raise
         raise UnknownSiteError(
             f"no site or group of sites {text!r}; nearest: {nearest(text, [*_GROUPS, 'L0H0', 'L0.attn', 'L0.mlp'])}. "

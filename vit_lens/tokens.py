@@ -1,22 +1,19 @@
-"""Tokens of an image, as researchers write them: ``cls``, ``register2``, ``patch17``, ``(row, column)``."""
+"""Tokens of an image: what the positions of addresses (``cls``, ``patch17``, ``(row, column)``) are in one tower."""
 
 __all__ = ["Token", "Tokens", "describe_position", "resolve_tokens"]
 
-import re
 from collections.abc import Sequence
 from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
-from vit_lens.addresses import as_index, as_indices
+from vit_lens.addresses import Position, as_index, as_indices
 from vit_lens.config import HookedViTConfig
-from vit_lens.errors import InterventionError
+from vit_lens.errors import InterventionError, UnknownSiteError
 
-Token = str | SupportsIndex | tuple[SupportsIndex, SupportsIndex]
+Token = Position | str | SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 Tokens = Token | Sequence[Token] | Tensor
-
-_NUMBERED = re.compile(r"(patch|register)\s*(\d+)", re.IGNORECASE)
 
 
 def resolve_tokens(tokens: Tokens, cfg: HookedViTConfig) -> list[int]:
@@ -29,6 +26,7 @@ def resolve_tokens(tokens: Tokens, cfg: HookedViTConfig) -> list[int]:
     ``"patches"``, ``"registers"``      all of them
     ``5``                               a position on the axis ``pos``, as everywhere in TransformerLens; where
                                         there is a class token, 0 is the class token and not a patch
+    ``"(3,7)"``, ``"5"``, a Position    the same, as addresses have them behind ``@``
     a bool tensor [rows columns]        the patches where it is True: a mask on the grid
     a list of these                     all of them
     =================================== ==================================================================
@@ -65,45 +63,43 @@ def _of_mask(mask: Tensor, cfg: HookedViTConfig) -> list[int]:
 
 
 def _positions(item: object, cfg: HookedViTConfig) -> list[int]:
-    if isinstance(item, str):
-        return _named(item, cfg)
-    if (position := as_index(item)) is not None:
-        return [_checked(position, cfg.n_ctx, 0, f"position {position}")]
-    place = as_indices(item) if isinstance(item, tuple) else None
-    if place is not None and len(place) == 2:
-        (row, column), (rows, columns) = place, cfg.grid
+    kind, value = _read(item)
+    if isinstance(value, tuple):
+        (row, column), (rows, columns) = value, cfg.grid
         if not (0 <= row < rows and 0 <= column < columns):
             raise InterventionError(
                 f"patch (row {row}, column {column}) lies outside the grid of {rows} rows and {columns} columns"
             )
         return [cfg.n_prefix + row * columns + column]
-    raise InterventionError(
-        f"tokens={item!r}; expected 'cls', 'patches', 'registers', (row, column), 'patch17', 'register0', "
-        "a position, a list of these, or a bool mask of the grid"
-    )
+    registers, patches = range(int(cfg.has_cls), cfg.n_prefix), range(cfg.n_prefix, cfg.n_ctx)
+    found = {
+        "index": range(cfg.n_ctx), "cls": range(int(cfg.has_cls)), "registers": registers, "register": registers,
+        "patches": patches, "patch": patches,
+    }.get(kind, range(0))  # fmt: skip
+    if isinstance(value, int):
+        if not 0 <= value < len(found):
+            name = f"position {value}" if kind == "index" else f"{kind}{value}"
+            raise InterventionError(f"{name} is out of range: there are {len(found)}, counted from 0")
+        return [found[value]]
+    if not found:
+        raise InterventionError(f"tokens={item!r}: the model has none")
+    return list(found)
 
 
-def _named(name: str, cfg: HookedViTConfig) -> list[int]:
-    key = name.strip().lower()
-    groups = {
-        "cls": range(int(cfg.has_cls)),
-        "registers": range(int(cfg.has_cls), cfg.n_prefix),
-        "patches": range(cfg.n_prefix, cfg.n_ctx),
-    }
-    if key in groups:
-        if not groups[key]:
-            raise InterventionError(f"tokens={name!r}: the model has none")
-        return list(groups[key])
-    if not (numbered := _NUMBERED.fullmatch(key)):
+def _read(item: object) -> tuple[str, int | tuple[int, ...] | str | None]:
+    """Return kind and value of a position, also of one that no tower has, such as -1."""
+    if (index := as_index(item)) is not None:
+        return "index", index
+    place = as_indices(item) if isinstance(item, tuple) else None
+    if place is not None and len(place) == 2:
+        return "place", tuple(place)
+    try:
+        position = Position.parse(item) if isinstance(item, str) else item
+    except UnknownSiteError:
+        position = None
+    if not isinstance(position, Position):
         raise InterventionError(
-            f"tokens={name!r}; expected 'cls', 'patches', 'registers', 'patch17' or 'register0', or a patch as "
-            "(row, column)"
+            f"tokens={item!r}; expected 'cls', 'patches', 'registers', (row, column), 'patch17', 'register0', "
+            "a position, a list of these, or a bool mask of the grid"
         )
-    group = groups["patches" if numbered[1] == "patch" else "registers"]
-    return [_checked(int(numbered[2]), len(group), group.start, name)]
-
-
-def _checked(index: int, n: int, offset: int, name: str) -> int:
-    if not 0 <= index < n:
-        raise InterventionError(f"{name} is out of range: there are {n}, counted from 0")
-    return offset + index
+    return position.kind, position.value

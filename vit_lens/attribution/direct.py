@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Indices
+from vit_lens.addresses import Address, Indices
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.frozen import check_cache
 from vit_lens.attribution.parts import Component, describe, split_embedding, with_index_columns
@@ -113,6 +113,6 @@ def direct_attribution(
     values = parts.values @ along.T / chosen.divisor(parts.total)[:, None]
     components = parts.components
     if chosen.bias:
-        components = (*components, Component("logit_bias", "constant"))
+        components = (*components, Component(Address(hook="logit_bias")))
         values = torch.cat([values, torch.full_like(values[:1], chosen.bias)])
     return Attribution(components, chosen.names, values, units)

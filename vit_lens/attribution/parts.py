@@ -15,14 +15,15 @@ __all__ = [
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Indices, Site, as_index, as_indices
+from vit_lens.addresses import Address, Indices, Site, as_index, as_indices, spelled
 from vit_lens.attribution.frozen import FrozenReadout, read_rows, same
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
@@ -44,23 +45,43 @@ class Component:
     """One term of an embedding.
 
     Attributes:
-        label: Its name: a site's (``L3H4``, ``L3.mlp``), or ``embed``, ``L3.b_O``, ``L3N17``, ``ln_final.b``.
-        kind: What it is.
-        layer: Of the block that wrote it.
-        head: Index of a head.
-        neuron: Index of a neuron.
+        address: Of the part that wrote it: a site (``L3H4``, ``L3.mlp``), ``embed``, ``L3.b_O``, ``L3N17``,
+            ``ln_final.b``, ...
     """
 
-    label: str
-    kind: PartKind
-    layer: int | None = None
-    head: int | None = None
-    neuron: int | None = None
+    address: Address
+
+    @property
+    def label(self) -> str:
+        """The address, as text."""
+        return str(self.address)
+
+    @property
+    def kind(self) -> PartKind:
+        """What it is."""
+        kinds = {"embed": "embed", "pos_embed": "embed", "b_O": "attn_bias", "b_out": "mlp_bias"}
+        kind = self.address.kind
+        return kinds.get(kind, kind if kind in get_args(PartKind) else "constant")  # pyright: ignore[reportReturnType]
+
+    @property
+    def layer(self) -> int | None:
+        """Of the block that wrote it."""
+        return self.address.layer
+
+    @property
+    def head(self) -> int | None:
+        """Index of a head."""
+        return self.address.head
+
+    @property
+    def neuron(self) -> int | None:
+        """Index of a neuron."""
+        return self.address.neuron
 
     @property
     def site(self) -> Site | None:
         """The component as a :class:`vit_lens.Site`, if it is one."""
-        return Site.parse(self.label) if self.kind in ("head", "mlp", "resid_pre", "pool_head", "pool_mlp") else None
+        return self.address.site
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,29 +114,31 @@ class EmbeddingParts:
     def __len__(self) -> int:
         return len(self.components)
 
-    def __getitem__(self, label: str | Site) -> Float[Tensor, "batch d_embed"]:
-        """Return the contribution of one component.
+    def __getitem__(self, label: str | Site | Address) -> Float[Tensor, "batch d_embed"]:
+        """Return the contribution of one component, by its address.
 
         Raises:
             UnknownSiteError: There is no such component.
         """
-        if str(label) not in self.labels:
-            raise UnknownSiteError(f"no component {str(label)!r}; nearest: {nearest(str(label), self.labels)}")
-        return self.values[self.labels.index(str(label))]
+        labels, name = self.labels, spelled(label)
+        if name not in labels:
+            raise UnknownSiteError(f"no component {name!r}; nearest: {nearest(name, labels)}")
+        return self.values[labels.index(name)]
 
-    def select(self, *wanted: str | Site) -> "EmbeddingParts":
-        """Return the components with these labels, sites or kinds, in their own order.
+    def select(self, *wanted: str | Site | Address) -> "EmbeddingParts":
+        """Return the components with these addresses or kinds, in their own order.
 
         Raises:
             UnknownSiteError: One of ``wanted`` names nothing.
         """
-        names = [str(item) for item in wanted]
-        known = {name for c in self.components for name in (c.label, c.kind)}
+        names = [spelled(item) for item in wanted]
+        own = [{c.label, c.kind} for c in self.components]
+        known = {name for spellings in own for name in spellings}
         if unknown := [name for name in names if name not in known] or ([] if names else ["(nothing)"]):
             raise UnknownSiteError(
                 f"no component or kind {unknown[0]!r}; nearest: {nearest(unknown[0], sorted(known))}"
             )
-        index = [i for i, c in enumerate(self.components) if c.label in names or c.kind in names]
+        index = [i for i, spellings in enumerate(own) if spellings & set(names)]
         return EmbeddingParts(tuple(self.components[i] for i in index), self.values[index])
 
     def to_frame(self) -> "pd.DataFrame":
@@ -179,7 +202,7 @@ def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), s
         found = found + reduced.sum(0)
     _check_whole(readout, found)
     for name, value in readout.constants.items():
-        components.append(Component(name, "pool_mlp" if name == "pool.mlp" else "constant"))
+        components.append(Component(Address.parse(name)))
         values.append(value[None])
     return EmbeddingParts(tuple(components), torch.cat(values))
 
@@ -254,15 +277,16 @@ def _reduced_parts(
         block = model.blocks[layer]
         z = readout.reduce(read_rows(cache, f"blocks.{layer}.attn.hook_z").flatten(2))
         z = rearrange(z, "b c (h k) -> b c h k", h=model.cfg.n_heads)
-        heads = [Component(f"L{layer}H{head}", "head", layer, head) for head in range(model.cfg.n_heads)]
+        part = partial(Address, block="L", layer=layer)
+        heads = [Component(part(head=head)) for head in range(model.cfg.n_heads)]
         yield heads, einsum(z, block.attn.W_O.detach().to(wide), "b c h k, h k d -> h b c d")
-        yield [Component(f"L{layer}.b_O", "attn_bias", layer)], (rows * block.attn.b_O.detach().to(wide))[None]
+        yield [Component(part(hook="b_O"))], (rows * block.attn.b_O.detach().to(wide))[None]
         if layer in neuron_layers:
             yield from _reduced_neurons(readout, layer, range(model.cfg.d_mlp))
-            yield [Component(f"L{layer}.b_out", "mlp_bias", layer)], (rows * block.mlp.b_out.detach().to(wide))[None]
+            yield [Component(part(hook="b_out"))], (rows * block.mlp.b_out.detach().to(wide))[None]
         else:
             mlp = readout.reduce(read_rows(cache, f"blocks.{layer}.hook_mlp_out"))
-            yield [Component(f"L{layer}.mlp", "mlp", layer)], mlp[None]
+            yield [Component(part(hook="mlp"))], mlp[None]
 
 
 def _reduced_start(
@@ -270,10 +294,10 @@ def _reduced_start(
 ) -> tuple[list[Component], Float[Tensor, "part batch pool_head d_model"]]:
     cache = readout.cache
     if layer == 0 and all(name in cache.cache_dict for name in _EMBEDS):
-        components = [Component(name.removeprefix("hook_"), "embed") for name in _EMBEDS]
+        components = [Component(Address(hook=name.removeprefix("hook_"))) for name in _EMBEDS]
         return components, torch.stack([readout.reduce(read_rows(cache, name)) for name in _EMBEDS])
     rows = read_rows(cache, f"blocks.{layer}.hook_resid_pre")
-    return [Component(f"L{layer}.resid_pre", "resid_pre", layer)], readout.reduce(rows)[None]
+    return [Component(Site(layer, "resid_pre").address)], readout.reduce(rows)[None]
 
 
 def _reduced_neurons(
@@ -284,7 +308,7 @@ def _reduced_neurons(
     chunk = max(1, _CHUNK_NUMBERS // (post.shape[0] * post.shape[1] * weight.shape[1]))
     for start in range(0, len(neurons), chunk):
         some = list(neurons[start : start + chunk])
-        components = [Component(f"L{layer}N{i}", "neuron", layer, neuron=i) for i in some]
+        components = [Component(Address(block="L", layer=layer, neuron=i)) for i in some]
         yield components, einsum(post[..., some], weight[some], "b c n, n d -> n b c d")
 
 

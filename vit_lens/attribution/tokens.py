@@ -10,7 +10,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Indices
+from vit_lens.addresses import Address, Indices
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.frozen import FrozenReadout, read_tokens
 from vit_lens.attribution.maps import PatchMap
@@ -151,10 +151,10 @@ def split_pooling(cache: ViTActivationCache) -> EmbeddingParts:
     """
     readout = FrozenReadout(cache)
     tokens = pool_token_parts(cache)
-    heads = [Component(f"poolH{head}", "pool_head", head=head) for head in range(tokens.shape[1])]
+    heads = [Component(Address(block="pool", head=head)) for head in range(tokens.shape[1])]
     inside = ("ln_final.b", "pool.b_V")
     rest = {name: value for name, value in readout.constants.items() if name not in inside}
-    others = [Component(name, "pool_mlp" if name == "pool.mlp" else "constant") for name in rest]
+    others = [Component(Address.parse(name)) for name in rest]
     values = torch.cat([tokens.sum(2).transpose(0, 1), torch.stack(list(rest.values()))])
     return EmbeddingParts((*heads, *others), values)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from vit_lens.addresses import split_addresses
 from vit_lens.errors import VitLensError, nearest
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def torch_device(name: str) -> "torch.device":
 
 def split_list(items: Sequence[str]) -> list[str]:
     """Split repeated and comma-separated values."""
-    return [part.strip() for item in items for part in item.split(",") if part.strip()]
+    return [part.strip() for item in items for part in split_addresses(item) if part.strip()]
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:

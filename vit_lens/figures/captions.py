@@ -13,7 +13,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Site, spelled
 from vit_lens.errors import LensError
 from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, TILE, dress, picture_uri, tile_figure
 from vit_lens.images import PreprocessSpec, load_image, to_display
@@ -169,7 +169,7 @@ def contact_sheet(
         GalleryError: The gallery's files are gone, or it was made from memory.
     """
     known = [str(site) for site in near.embeddings.sites]
-    chosen = known if sites is None else [str(site) for site in sites]
+    chosen = known if sites is None else [spelled(site) for site in sites]
     if missing := [site for site in chosen if site not in known]:
         raise LensError(f"{missing[0]} was not read; there are {', '.join(known[:8])}")
     controls = [control for one, control in near.index if one == form]

@@ -17,13 +17,21 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Address, Site, Sites, listed, spelled
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
-from vit_lens.interventions.receivers import Input, Receiver, place_read, place_written, resolve_receiver
+from vit_lens.interventions.receivers import (
+    Input,
+    Receiver,
+    place_read,
+    place_written,
+    resolve_receiver,
+    spelled_receiver,
+)
 from vit_lens.interventions.replacing import Hooks, check_cache
 from vit_lens.interventions.results import PathEffects
 from vit_lens.interventions.running import refuse_other_hooks, run_sets
+from vit_lens.interventions.targets import resolve_targets
 from vit_lens.models import HookedViT
 from vit_lens.tokens import Tokens, resolve_tokens
 from vit_lens.towers.cache import ViTActivationCache
@@ -33,7 +41,7 @@ _Stream = Callable[[int], Tensor]  # place on the residual stream -> [batch pos 
 
 def path(
     model: HookedViT,
-    sender: Site | str,
+    sender: Site | Address | str,
     receiver: Receiver,
     base: ViTActivationCache,
     source: ViTActivationCache,
@@ -48,7 +56,8 @@ def path(
 
     Args:
         model: The model.
-        sender: A head, attention block, MLP or residual (``L0.resid_pre``: the embedded image).
+        sender: A head, attention block, MLP or residual (``L0.resid_pre``: the embedded image); ``L3H4@cls`` also says
+            at which tokens.
         receiver: See :func:`resolve_receiver`.
         base: Cache of the images that are run.
         source: Cache of as many other images.
@@ -61,11 +70,15 @@ def path(
         InterventionError: The receiver does not come after the sender, or the caches do not fit.
         VitLensError: There are hooks on the model, and ``through_mlps`` has to run it.
     """
-    (site,) = Site.resolve(sender, model.cfg)
+    targets = resolve_targets(model, sender, tokens)
+    site = targets[0].site
+    if site is None or len(targets) > 1:
+        raise InterventionError(f"sender {sender}: expected one head, attention block, MLP or residual")
     inputs = resolve_receiver(receiver, model.cfg)
     if any(held.place < place_written(site) for held in inputs):
         raise InterventionError(f"there is no path from {site} to {receiver}: the receiver does not come after it")
-    return _hooks(inputs, _changed(model, site, base, source, through_mlps, tokens, place_read(inputs)))
+    positions = None if targets[0].positions is None else list(targets[0].positions)
+    return _hooks(inputs, _changed(model, site, base, source, through_mlps, positions, place_read(inputs)))
 
 
 def patch_paths(
@@ -73,7 +86,7 @@ def patch_paths(
     base: Float[Tensor, "batch channel height width"],
     source: Float[Tensor, "_ channel height width"],
     metric: Metric,
-    senders: Sequence[Site | str] | Site | str = "heads",
+    senders: Sites = "heads",
     receivers: Sequence[Receiver] | Receiver = "final",
     *,
     through_mlps: bool = False,
@@ -118,7 +131,7 @@ def patch_paths(
         embeds = _embeds(model, site, inputs, own, donors, through_mlps, tokens, batch_size, clean)
         values.append(torch.stack([measure(metric, one) for one in embeds]))
     return PathEffects(
-        senders=tuple(sites), receivers=tuple(map(str, names)), cfg=model.cfg, values=torch.stack(values),
+        senders=tuple(sites), receivers=tuple(map(spelled_receiver, names)), cfg=model.cfg, values=torch.stack(values),
         base=measure(metric, clean), source=measure(metric, other),
     )  # fmt: skip
 
@@ -231,11 +244,10 @@ def _set_input(act: Tensor, hook: HookPoint, *, changed: _Stream, place: int, he
     return out
 
 
-def _senders(model: HookedViT, senders: Sequence[Site | str] | Site | str) -> list[Site]:
+def _senders(model: HookedViT, senders: Sites) -> list[Site]:
     sites = Site.resolve(senders, model.cfg)
-    given = [senders] if isinstance(senders, (str, Site)) else list(senders)
-    named = {str(item).strip().lower() for item in given}
-    kept = [site for site in sites if not site.is_pool or str(site).lower() in named]
+    named = {spelled(item) for item in listed(senders)}
+    kept = [site for site in sites if not site.is_pool or str(site) in named]
     for site in kept:
         place_written(site)
     return kept

@@ -1,17 +1,14 @@
 """Where a path ends: the inputs of later heads and MLPs, or the end of the residual stream."""
 
-__all__ = ["Input", "Receiver", "place_read", "place_written", "resolve_receiver"]
+__all__ = ["Input", "Receiver", "place_read", "place_written", "resolve_receiver", "spelled_receiver"]
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Address, Site, find_address, spelled, split_addresses
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
 
-Receiver = Site | str
-
-_FORK = re.compile(r"(L\d+H\d+|L\d+\.attn)\.([qkv])", re.IGNORECASE)
+Receiver = Site | Address | str
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,16 @@ def resolve_receiver(receiver: Receiver, cfg: HookedViTConfig) -> list[Input]:
         UnknownSiteError: A layer or head is not one of the model's.
         InterventionError: It is none of these.
     """
-    parts = [part.strip() for part in receiver.split("+")] if isinstance(receiver, str) else [receiver]
+    parts = [part.strip() for part in split_addresses(receiver, "+")] if isinstance(receiver, str) else [receiver]
     found = [held for part in parts for held in _inputs(part, cfg)]
     if len(found) > 1 and any(held.place == 2 * cfg.n_layers for held in found):
         raise InterventionError(f"receiver {receiver!r}: 'final' lies behind all others and stands alone")
     return list(dict.fromkeys(found))
+
+
+def spelled_receiver(receiver: Receiver) -> str:
+    """Return a receiver as addresses are written, ``L2H1.q + L3H0.q``."""
+    return " + ".join(spelled(part) for part in split_addresses(str(receiver), "+"))
 
 
 def place_written(site: Site) -> int:
@@ -70,11 +72,13 @@ def place_read(inputs: list[Input]) -> int:
 
 
 def _inputs(part: Receiver, cfg: HookedViTConfig) -> list[Input]:
-    if isinstance(part, str) and part.lower() == "final":
-        return [Input(f"blocks.{cfg.n_layers - 1}.hook_resid_post", 2 * cfg.n_layers, None)]
-    forks = "qkv"
-    if isinstance(part, str) and (fork := _FORK.fullmatch(part)):
-        part, forks = fork[1], fork[2].lower()
+    address, forks = find_address(str(part)), "qkv"
+    if address is not None and address == address.part and address.hook is not None:
+        if address.hook == "final":
+            return [Input(f"blocks.{cfg.n_layers - 1}.hook_resid_post", 2 * cfg.n_layers, None)]
+        hook, _, fork = address.hook.rpartition(".")
+        if fork in forks:
+            part, forks = str(replace(address, hook=hook or None)), fork
     (site,) = Site.resolve(Site.parse(part) if isinstance(part, str) else part, cfg)
     if site.layer is None or site.is_residual:
         raise InterventionError(

@@ -10,19 +10,19 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.addresses import Indices, as_index, as_indices
+from vit_lens.addresses import Indices, Sites, as_index, as_indices
 from vit_lens.errors import InterventionError, expect
-from vit_lens.interventions.targets import Target, Targets, refuse_shadowed, resolve_targets
+from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
-from vit_lens.tokens import Tokens, resolve_tokens
+from vit_lens.tokens import Tokens
 from vit_lens.towers.cache import ViTActivationCache
 
 Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
 
 
-def zero(model: HookedViT, sites: Targets, *, tokens: Tokens | None = None) -> Hooks:
+def zero(model: HookedViT, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
     """Return hooks that set sites to zero.
 
     For a head this is its ``z``: what it writes, and not the layer's ``b_O``. Zero is far from anything that the
@@ -31,8 +31,8 @@ def zero(model: HookedViT, sites: Targets, *, tokens: Tokens | None = None) -> H
     Args:
         model: The model.
         sites: As ``Site.resolve`` takes them (``L3H4``, ``L3.attn``, ``heads``, ...), and ``L3`` for the attention
-            and MLP of a layer, ``L3N17`` for a neuron.
-        tokens: Where (see :func:`resolve_tokens`); None for every token.
+            and MLP of a layer, ``L3N17`` for a neuron; ``L3H4@cls`` also says where.
+        tokens: Where (see :func:`resolve_tokens`), of sites that do not say so; None for every token.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
@@ -41,7 +41,7 @@ def zero(model: HookedViT, sites: Targets, *, tokens: Tokens | None = None) -> H
     return _hooks(model, sites, tokens, lambda targets, rows: None, None)
 
 
-def mean(model: HookedViT, sites: Targets, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
+def mean(model: HookedViT, sites: Sites, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
     """Return hooks that set sites to their mean over a reference set, position by position.
 
     An attention block goes to what its mean ``z`` writes, so that its heads add up to it exactly.
@@ -64,7 +64,7 @@ def mean(model: HookedViT, sites: Targets, reference: ReferenceMeans, *, tokens:
     def values(targets: list[Target], rows: list[int] | None) -> Tensor:
         site = targets[0].site
         if site is None:
-            raise InterventionError(f"{targets[0].name}: reference means hold no neurons; resample it instead")
+            raise InterventionError(f"{targets[0].address}: reference means hold no neurons; resample it instead")
         held = reference.output(model, site) if site.head is None else reference.z_of(site)[:, _units(targets)]
         return (held if rows is None else held[rows])[None]
 
@@ -73,7 +73,7 @@ def mean(model: HookedViT, sites: Targets, reference: ReferenceMeans, *, tokens:
 
 def patch(
     model: HookedViT,
-    sites: Targets,
+    sites: Sites,
     cache: ViTActivationCache,
     *,
     images: Indices | None = None,
@@ -111,7 +111,7 @@ def patch(
 
 def resample(
     model: HookedViT,
-    sites: Targets,
+    sites: Sites,
     cache: ViTActivationCache,
     *,
     seed: int = 0,
@@ -187,21 +187,21 @@ class _Held:
 
 def _hooks(
     model: HookedViT,
-    sites: Targets,
+    sites: Sites,
     tokens: Tokens | None,
     values: _Values,
     held: _Held | None,
     for_any: bool = True,
 ) -> Hooks:
     """Return one hook for each hook point; ``for_any`` gives one value to any number of images."""
-    targets = resolve_targets(model, sites)
-    positions = None if tokens is None else resolve_tokens(tokens, model.cfg)
-    refuse_shadowed(targets, positions is None or len(positions) == model.cfg.n_ctx)
-    if positions is not None and (pooled := [t.name for t in targets if t.is_pool]):
+    targets = resolve_targets(model, sites, tokens)
+    refuse_shadowed(targets, model.cfg.n_ctx)
+    if pooled := [str(t.address) for t in targets if t.is_pool and t.positions is not None]:
         raise InterventionError(f"{', '.join(pooled)}: attention pooling has one row, so tokens= does not apply to it")
     hooks: Hooks = []
-    for name in dict.fromkeys(t.hook_name for t in targets):
-        some = [t for t in targets if t.hook_name == name]
+    for name, where in dict.fromkeys((t.hook_name, t.positions) for t in targets):
+        some = [t for t in targets if (t.hook_name, t.positions) == (name, where)]
+        positions = None if where is None else list(where)
         rows = positions if held is None or some[0].is_pool else held.index(positions)
         value = values(some, rows)
         units = None if some[0].unit is None else _units(some)

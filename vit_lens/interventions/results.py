@@ -12,6 +12,7 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError
+from vit_lens.interventions.receivers import spelled_receiver
 from vit_lens.tokens import describe_position
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class PathEffects(_Sweep):
 
     Attributes:
         senders: Along the first axis of ``values``.
-        receivers: Along its second axis, as they were written.
+        receivers: Along its second axis, written as addresses are.
         cfg: Of the model.
         values: The metric with each path patched; without ``batch`` for a metric that gives one number.
         base: The metric of the unedited run.
@@ -179,7 +180,7 @@ class PathEffects(_Sweep):
             InterventionError: The receiver is not one of these; it may be left out where there is only one.
         """
         names = list(self.receivers)
-        chosen = names[0] if receiver is None and len(names) == 1 else receiver
+        chosen = names[0] if receiver is None and len(names) == 1 else receiver and spelled_receiver(receiver)
         if chosen not in names:
             raise InterventionError(f"receiver={receiver!r}; expected one of {', '.join(names)}")
         column = names.index(chosen)

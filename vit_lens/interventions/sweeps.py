@@ -2,13 +2,13 @@
 
 __all__ = ["ablate_each", "patch_each"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Site, Sites
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
@@ -28,7 +28,7 @@ def patch_each(
     base: Float[Tensor, "batch channel height width"],
     source: Float[Tensor, "_ channel height width"],
     metric: Metric,
-    sites: Sequence[Site | str] | Site | str = "heads",
+    sites: Sites = "heads",
     *,
     each: str = "site",
     tokens: Tokens | None = None,
@@ -74,7 +74,7 @@ def ablate_each(
     model: HookedViT,
     pixels: Float[Tensor, "batch channel height width"],
     metric: Metric,
-    sites: Sequence[Site | str] | Site | str = "heads",
+    sites: Sites = "heads",
     *,
     replacement: str | ReferenceMeans | ViTActivationCache,
     seed: int = 0,
@@ -124,7 +124,7 @@ def ablate_each(
     return _sweep(model, pixels, metric, sites, hooks, each, tokens, batch_size, source=None)
 
 
-def _donors(model: HookedViT, pixels: _Pixels, sites: Sequence[Site | str] | Site | str) -> ViTActivationCache:
+def _donors(model: HookedViT, pixels: _Pixels, sites: Sites) -> ViTActivationCache:
     names = list(dict.fromkeys(site.hook_name for site in Site.resolve(sites, model.cfg)))
     with torch.no_grad():
         return model.run_with_cache(pixels, names_filter=names)[1]
@@ -134,7 +134,7 @@ def _sweep(
     model: HookedViT,
     pixels: _Pixels,
     metric: Metric,
-    sites: Sequence[Site | str] | Site | str,
+    sites: Sites,
     hooks: Callable[[Site, Tokens | None], Hooks],
     each: str,
     tokens: Tokens | None,

@@ -1,113 +1,120 @@
-"""What an intervention replaces: the slice of a hook point that a site, a layer or a neuron is."""
+"""What an intervention replaces: an address, as a slice of a hook point."""
 
-__all__ = ["Target", "Targets", "refuse_shadowed", "resolve_targets"]
+__all__ = ["Target", "refuse_shadowed", "resolve_targets"]
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Address, Site, Sites, find_address, listed
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
 from vit_lens.models import HookedViT
+from vit_lens.tokens import Tokens, resolve_tokens
 
-Targets = Sequence[Site | str] | Site | str
-
-_LAYER = re.compile(r"L(\d+)", re.IGNORECASE)
-_NEURON = re.compile(r"L(\d+)N(\d+)", re.IGNORECASE)
 _ORDER = {"resid_pre": 0, "head": 1, "attn": 2, "resid_mid": 3, "neuron": 4, "mlp": 5, "resid_post": 6}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A site, or one neuron of an MLP: a hook point and the index on the axis behind the positions.
+    """A site, or one neuron of an MLP, at some tokens: a hook point and the index on the axis behind the positions.
 
     Attributes:
-        name: As it is written.
-        hook_name: The hook point.
-        unit: Head or neuron; None for a whole activation.
-        site: None for a neuron.
-        order: When it runs: (layer, place in the block).
-        whole: What would overwrite it: the attention block of a head, the MLP of a neuron.
+        address: The part alone.
+        positions: On the axis ``pos``; None for every token.
     """
 
-    name: str
-    hook_name: str
-    unit: int | None
-    site: Site | None
-    order: tuple[int, int]
-    whole: str | None
+    address: Address
+    positions: tuple[int, ...] | None
+
+    @cached_property
+    def hook_name(self) -> str:
+        """The hook point."""
+        return self.address.hook_name
+
+    @property
+    def unit(self) -> int | None:
+        """Head or neuron; None for a whole activation."""
+        return self.address.neuron if self.address.head is None else self.address.head
+
+    @property
+    def site(self) -> Site | None:
+        """None for a neuron."""
+        return self.address.site
+
+    @cached_property
+    def whole(self) -> str | None:
+        """What would overwrite it: the attention block of a head, the MLP of a neuron."""
+        if self.unit is None:
+            return None
+        return replace(self.address, head=None, neuron=None, hook="mlp" if self.site is None else "attn").hook_name
 
     @property
     def is_pool(self) -> bool:
         """Whether it is part of attention pooling, which has one row and no token positions."""
-        return self.site is not None and self.site.is_pool
+        return self.address.block == "pool"
+
+    @cached_property
+    def order(self) -> tuple[float | int, int]:
+        """When it runs: (layer, place in the block)."""
+        layer = math.inf if self.address.layer is None else self.address.layer
+        return layer, _ORDER[self.address.kind.removeprefix("pool_")]
 
     @property
-    def stretch(self) -> int:
+    def stretch(self) -> float | int:
         """Which stretch between two attention layers it writes to: within one, no token reads another."""
         return self.order[0] - (self.order[1] == _ORDER["resid_pre"])
 
-    @classmethod
-    def of_site(cls, site: Site, cfg: HookedViTConfig) -> "Target":
-        """Return the target that a site is."""
-        kind = site.kind.removeprefix("pool_")
-        layer = cfg.n_layers if site.layer is None else site.layer
-        whole = None
-        if site.head is not None:
-            whole = Site(site.layer, "pool_attn" if site.is_pool else "attn").hook_name
-        return cls(str(site), site.hook_name, site.head, site, (layer, _ORDER[kind]), whole)
 
-
-def resolve_targets(model: HookedViT, sites: Targets) -> list[Target]:
-    """Return the targets of sites, and of two more spellings: ``L3`` (attention and MLP), ``L3N17`` (a neuron).
+def resolve_targets(model: HookedViT, sites: Sites, tokens: Tokens | None = None) -> list[Target]:
+    """Return the targets of sites; also of ``L3`` (attention and MLP), ``L3N17`` (a neuron), ``L3H4@cls``.
 
     Raises:
         UnknownSiteError: A site, layer or neuron is not one of the model's, or there is none.
+        InterventionError: A token is not one of the model's, or an address says others than ``tokens``.
     """
-    if not isinstance(sites, (str, Site, Iterable)) or not sites:
-        Site.resolve(sites, model.cfg)  # refuses it
-    items = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    items = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
-    found = [target for item in items for target in _targets(model, item)]
+    positions = None if tokens is None else tuple(resolve_tokens(tokens, model.cfg))
+    found: list[Target] = []
+    for item in listed(sites):
+        address, where = find_address(str(item)), positions
+        if address is not None and address.position is not None:
+            where = tuple(resolve_tokens(address.position, model.cfg))
+            if positions is not None and set(positions) != set(where):
+                raise InterventionError(f"{address} says at which tokens, and tokens={tokens!r} says others: give one")
+            item = replace(address, position=None)
+        found += [Target(part, where) for part in _parts(item, model.cfg)]
     return list(dict.fromkeys(found))
 
 
-def refuse_shadowed(targets: list[Target], every_token: bool) -> None:
+def refuse_shadowed(targets: list[Target], n_ctx: int) -> None:
     """Raise if one target would overwrite all that another changes.
 
     Args:
-        targets: Replaced at the same tokens.
-        every_token: Whether these are all; some tokens carry a change on through the others, from the next attention.
+        targets: Replaced in one run.
+        n_ctx: How many tokens there are; some carry a change on through the others, from the next attention.
 
     Raises:
         InterventionError: It would.
     """
-    hook_names = {t.hook_name: t.name for t in targets if t.unit is None}
-    residuals = [t for t in targets if t.site is not None and t.site.is_residual]
+    rows = {t: set(range(n_ctx) if t.positions is None else t.positions) for t in targets}
+    wholes = [t for t in targets if t.unit is None]
+    residuals = [t for t in wholes if t.site is not None and t.site.is_residual]
     for target in targets:
-        over = hook_names.get(target.whole or "")
-        later = [t for t in residuals if t.order > target.order and (every_token or t.stretch == target.stretch)]
-        if later:
-            over = max(later, key=lambda t: t.order).name
-        if over is not None:
-            raise InterventionError(f"{target.name} would have no effect: {over} is replaced too, and runs after it")
+        whole = [t for t in wholes if t.hook_name == target.whole and rows[t] >= rows[target]]
+        later = [t for t in residuals if t.order > target.order and rows[t] >= rows[target]]
+        later = [t for t in later if len(rows[t]) == n_ctx or t.stretch == target.stretch]
+        if later or whole:
+            last = max(later or whole, key=lambda t: t.order).address
+            raise InterventionError(f"{target.address} would have no effect: {last} is replaced too, and runs after it")
 
 
-def _targets(model: HookedViT, item: Site | str) -> list[Target]:
-    cfg = model.cfg
-    if isinstance(item, str):
-        text = item.strip()
-        if layer := _LAYER.fullmatch(text):
-            return [Target.of_site(Site(int(layer[1]), kind).check(cfg), cfg) for kind in ("attn", "mlp")]
-        if neuron := _NEURON.fullmatch(text):
-            return [_neuron(int(neuron[1]), int(neuron[2]), cfg)]
-    return [Target.of_site(site, cfg) for site in Site.resolve([item], cfg)]
-
-
-def _neuron(layer: int, unit: int, cfg: HookedViTConfig) -> Target:
-    whole = Site(layer, "mlp").check(cfg).hook_name
-    if unit >= cfg.d_mlp:
-        raise UnknownSiteError(f"neuron L{layer}N{unit}: the MLP has neurons N0 to N{cfg.d_mlp - 1}")
-    order = (layer, _ORDER["neuron"])
-    return Target(f"L{layer}N{unit}", f"blocks.{layer}.mlp.hook_post", unit, None, order, whole)
+def _parts(item: Site | Address | str, cfg: HookedViTConfig) -> list[Address]:
+    address = find_address(str(item))
+    if address is None or address != address.part or address.block != "L" or address.kind not in ("block", "neuron"):
+        return [site.address for site in Site.resolve(item, cfg)]
+    attn, mlp = (Site(address.layer, kind).check(cfg) for kind in ("attn", "mlp"))
+    if address.neuron is None:
+        return [attn.address, mlp.address]
+    if address.neuron >= cfg.d_mlp:
+        raise UnknownSiteError(f"neuron {address}: the MLP has neurons N0 to N{cfg.d_mlp - 1}")
+    return [address]

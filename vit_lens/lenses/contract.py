@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Site, Sites
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
@@ -33,7 +33,6 @@ from vit_lens.models import HookedViT
 from vit_lens.towers.cache import ViTActivationCache
 
 HookFn = Callable[..., Tensor]
-Sites = Sequence[Site | str] | Site | str
 
 
 @dataclass(frozen=True, kw_only=True)

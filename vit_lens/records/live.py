@@ -2,27 +2,30 @@
 
 __all__ = ["LIVE_BUDGET", "LiveNumbers", "live_bytes", "live_labels"]
 
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import Address, spelled
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import RecordError, UnknownSiteError, nearest
 
 LIVE_BUDGET = 8_000_000
 """Bytes of a page that live numbers take at most, as base64: one image of ViT-bigG, or a dozen of ViT-B."""
-_HEAD = re.compile(r"(L\d+)H\d+")
 
 
 def live_labels(cfg: HookedViTConfig) -> tuple[str, ...]:
     """Return the components of an embedding: ``start`` (tokens and positions), heads, ``b_O`` and MLPs by layer."""
     labels = ["start"]
     for layer in range(cfg.n_layers):
-        labels += [f"L{layer}H{head}" for head in range(cfg.n_heads)] + [f"L{layer}.b_O", f"L{layer}.mlp"]
+        part = partial(Address, block="L", layer=layer)
+        labels += [str(part(head=head)) for head in range(cfg.n_heads)]
+        labels += [str(part(hook=hook)) for hook in ("b_O", "mlp")]
     has_pool_mlp = cfg.attn_pool is not None and bool(cfg.attn_pool.d_mlp)
     return (*labels, "pool.mlp") if has_pool_mlp else tuple(labels)
 
@@ -106,18 +109,20 @@ class LiveNumbers:
         Raises:
             UnknownSiteError: A site is not one that can be scaled.
         """
-        known = dict.fromkeys(label.replace(".b_O", ".attn") for label in self.labels)
-        if unknown := [str(site) for site in factors if str(site) not in known]:
+        parts = [_scaled_with(label) for label in self.labels]
+        given = {spelled(site): float(factor) for site, factor in factors.items()}
+        known = dict.fromkeys(own for own, *_ in parts)
+        if unknown := [site for site in given if site not in known]:
             raise UnknownSiteError(f"no part {unknown[0]!r} to scale; nearest: {nearest(unknown[0], list(known))}")
-        given = {str(site): float(factor) for site, factor in factors.items()}
-        return torch.tensor([_factor(label, given) for label in self.labels], dtype=torch.float64)
+        found = [math.prod(given.get(site, 1.0) for site in part) for part in parts]
+        return torch.tensor(found, dtype=torch.float64)
 
 
-def _factor(label: str, given: Mapping[str, float]) -> float:
-    head = _HEAD.fullmatch(label)
-    if head:
-        return given.get(label, 1.0) * given.get(f"{head[1]}.attn", 1.0)
-    return given.get(label.replace(".b_O", ".attn"), 1.0)
+def _scaled_with(label: str) -> list[str]:
+    """Return the parts whose factors a component has: its own, a head's block's too; ``b_O`` its block's alone."""
+    part = Address.parse(label)
+    block = [str(Address(block="L", layer=part.layer, hook="attn"))] if part.kind in ("head", "b_O") else []
+    return block if part.kind == "b_O" else [label, *block]
 
 
 def _square(packed: Float[Tensor, " pair"], n: int) -> Float[Tensor, "component component"]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Site, Sites
 from vit_lens.errors import StudyError
 from vit_lens.studies.content.agreement import baseline_scores, reading_scores
 from vit_lens.studies.content.effects import Changes, caption_changes, direct_effects, total_effects
@@ -35,7 +35,7 @@ def content_study(
     pairs: AttributePairs,
     texts: TextBank,
     *,
-    sites: Sequence[Site | str] | Site | str = ("heads", "mlp"),
+    sites: Sites = ("heads", "mlp"),
     decoded: Sequence[str] | None = None,
     n_decoded: int = 6,
     n_largest: int = 24,

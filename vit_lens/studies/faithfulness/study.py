@@ -2,7 +2,7 @@
 
 __all__ = ["SITES", "faithfulness_study"]
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Site, Sites
 from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
@@ -61,7 +61,7 @@ class _Reading:
 def faithfulness_study(
     setup: StudySetup,
     *,
-    sites: Sequence[Site | str] | Site | str = SITES,
+    sites: Sites = SITES,
     n_shuffles: int = 200,
     command: str | None = None,
 ) -> StudyResult:
