@@ -9,16 +9,16 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
-    "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "convert",
-    "pretrained", "texts", "towers", "verification", "models", "conditions", "reference", "attribution",
+    "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "sources",
+    "texts", "towers", "verification", "models", "conditions", "reference", "attribution",
     "interventions", "lenses", "readers", "decoders", "metrics", "records", "engine", "sweeping", "figures", "report",
     "studies", "mini", "doctor", "cli",
 ]  # fmt: skip
 DOORS = {
-    "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself
-    "timm": {"pretrained"},
+    "open_clip": {"sources", "texts"},
+    "timm": {"sources"},
     "torchvision": set(),
-    "transformers": {"pretrained", "texts", "verification", "mini", "doctor"},
+    "transformers": {"sources", "texts", "mini", "doctor"},
     "diffusers": {"decoders", "mini", "doctor"},
     "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses"},
     "plotly": {"figures"},
@@ -39,7 +39,7 @@ DOORS = {
     "psutil": {"decoders"},
     "scipy": {"studies"},
     "typer": {"cli"},
-    "pickle": {"pretrained"},  # for the name of the error that torch.load(weights_only=True) raises
+    "pickle": {"sources"},  # for the name of the error that torch.load(weights_only=True) raises
 }
 
 

@@ -112,7 +112,7 @@ def read_captions(captions: str | None, tower: Tower) -> "TextBank":
 
 def embed_captions(captions: Sequence[str], tower: Tower) -> "TextBank":
     """Embed captions with the text tower of a model."""
-    from vit_lens.pretrained.registry import known_models
+    from vit_lens.sources import known_models
     from vit_lens.texts import TextBank
 
     name, tag = tower.model.removeprefix("open_clip/"), tower.tag
