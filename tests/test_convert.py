@@ -19,7 +19,7 @@ def convert():
     def by(family):
         def convert(state_dict, cfg, *, copy=True):
             tensors = {name: state_dict[key] for name, key in family.FAMILY.names(state_dict).items()}
-            recipe = family.recipe(cfg, tensors)
+            recipe = family.FAMILY.recipe(cfg, tensors)
             recipe.check(tensors)
             return build(recipe, tensors, copy=copy)
 
@@ -28,8 +28,8 @@ def convert():
     return SimpleNamespace(
         from_open_clip=by(open_clip),
         from_hf_clip=by(clip),
-        open_clip_recipe=open_clip.recipe,
-        hf_clip_recipe=clip.recipe,
+        open_clip_recipe=open_clip.FAMILY.recipe,
+        hf_clip_recipe=clip.FAMILY.recipe,
     )
 
 

@@ -233,3 +233,11 @@ def test_every_family_that_ships_is_asked_about_its_own():
     assert len(set(types)) == len(types) == 6
     for build in (towers.hf_tower, towers.siglip_model, towers.tiny_visual, towers.tiny_timm):
         assert sum(family.owns(build()) for family in shipped) == 1
+
+
+def test_other_rooms_know_the_face_alone():
+    """Whatever they need of sources is in ``vit_lens.sources`` itself."""
+    from test_architecture import PACKAGE, imports
+
+    found = {(str(path.relative_to(PACKAGE)), name) for path, room, name in imports() if room != "sources"}
+    assert not {pair for pair in found if pair[1].startswith("vit_lens.sources.")}

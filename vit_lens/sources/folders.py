@@ -1,6 +1,6 @@
 """Named files in a local directory, or in a repository on the Hugging Face Hub."""
 
-__all__ = ["Folder", "HubFolder", "LocalFolder", "TowerFolder", "split_subfolder"]
+__all__ = ["Folder", "HubFolder", "LocalFolder", "TowerFolder"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,9 +132,3 @@ class TowerFolder:
             if path is not None:
                 return PreprocessSpec.from_hf_preprocessor(read_json(path))
         return None
-
-
-def split_subfolder(name: str) -> tuple[str, str]:
-    """Split ``root:subfolder``; the subfolder is empty if there is none."""
-    root, _, subfolder = name.partition(":")
-    return root, subfolder.strip("/")

@@ -8,7 +8,7 @@ from pathlib import Path
 from vit_lens.errors import CheckpointError, nearest
 from vit_lens.identity import MINI_ENCODER
 from vit_lens.sources.catalogue import OpenClipName, known_models, require_tag
-from vit_lens.sources.folders import HubFolder, LocalFolder, TowerFolder, split_subfolder
+from vit_lens.sources.folders import HubFolder, LocalFolder, TowerFolder
 
 _FORMS = (
     '"mini"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
@@ -60,7 +60,8 @@ def embedded_encoder(name: str | Path) -> Path | None:
 def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path | None) -> TowerFolder:
     if (path := embedded_encoder(name)) is not None:
         return TowerFolder(LocalFolder(path), "", MINI_ENCODER, "mini")
-    root, subfolder = split_subfolder(str(name))
+    root, _, subfolder = str(name).partition(":")
+    subfolder = subfolder.strip("/")
     local = Path(root).expanduser()
     if isinstance(name, Path) or root.startswith((".", "/", "~")) or (local.is_dir() and not root.startswith("hf/")):
         _require_directory(local)

@@ -3,8 +3,7 @@
 __all__ = ["load_source", "verify"]
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,28 +112,20 @@ def load_source(
     from safetensors import SafetensorError
 
     found = resolve_name(name, tag=tag, revision=revision, cache_dir=cache_dir)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of the load reports of the libraries, what matters is checked here
     try:
-        with _quiet():
-            module = load_module(found, quick_gelu=model.cfg.act_fn == "quick_gelu", cache_dir=cache_dir)
+        module = load_module(found, quick_gelu=model.cfg.act_fn == "quick_gelu", cache_dir=cache_dir)
     except VitLensError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"the source of {name} cannot be loaded by its own library: {reason}") from error
+    finally:
+        logging.disable(before)
     tower = source_tower(module).to(device=model.device, dtype=model.dtype)
     tower.kind += f" of {found.told}"
     return tower
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the load reports of the libraries from the terminal: what matters in them is checked here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _dtypes(model: "HookedViT", dtypes: Sequence[torch.dtype] | None) -> list[torch.dtype]:

@@ -1,6 +1,6 @@
 """Hugging Face's DINOv2, with and without registers."""
 
-__all__ = ["FAMILY", "Dinov2", "recipe"]
+__all__ = ["FAMILY", "Dinov2"]
 
 from collections.abc import Mapping
 from functools import partial
@@ -108,37 +108,36 @@ class Dinov2(HuggingFace):
             has_proj_bias=False,
         )
         positions = interpolated(embeddings, image, 1 + cfg.n_patches, _put_positions)
-        return Blueprint(cfg, partial(recipe, cfg, positions=positions))
+        return Blueprint(cfg, partial(self.recipe, cfg, positions=positions))
+
+    def recipe(self, cfg: HookedViTConfig, tensors: Mapping[str, Tensor], *, positions: Positions) -> Recipe:
+        """Return how a tower of these sizes is converted; arguments are those of ``Clip.recipe``.
+
+        LayerScale is folded into ``W_O``, ``b_O``, ``W_out`` and ``b_out``, so memory cannot be shared.
+        """
+        steps, d = Recipe(_MASK_TOKEN), cfg.d_model
+        patch = "embeddings.patch_embeddings.projection"
+        steps.patches(f"{patch}.weight", d, cfg.patch_size, f"{patch}.bias")
+        steps.take("embed.cls_token", "embeddings.cls_token", (1, 1, d), lambda x: x[0, 0])
+        if cfg.n_registers:
+            steps.take("embed.registers", "embeddings.register_tokens", (1, cfg.n_registers, d), lambda x: x[0])
+        _take_positions(steps, cfg, tensors, positions)
+        steps.blocks(
+            cfg,
+            "encoder.layer",
+            norms=("norm1", "norm2"),
+            qkv=[f"attention.{letter}_proj." for letter in "qkv"],
+            out="attention.o_proj",
+            mlp=("mlp.fc1", "mlp.fc2"),
+            gains=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+        )
+        steps.norm("ln_final", "layernorm", d)
+        return steps
 
     def current_name(self, name: str) -> str:
         for old, new in _OLDER_NAMES.items():
             name = name.replace(old, new)
         return name
-
-
-def recipe(cfg: HookedViTConfig, tensors: Mapping[str, Tensor], *, positions: Positions) -> Recipe:
-    """Return how a tower of these sizes is converted; arguments as of :func:`vit_lens.sources.families.clip.recipe`.
-
-    LayerScale is folded into ``W_O``, ``b_O``, ``W_out`` and ``b_out``, so memory cannot be shared.
-    """
-    steps, d = Recipe(_MASK_TOKEN), cfg.d_model
-    patch = "embeddings.patch_embeddings.projection"
-    steps.patches(f"{patch}.weight", d, cfg.patch_size, f"{patch}.bias")
-    steps.take("embed.cls_token", "embeddings.cls_token", (1, 1, d), lambda x: x[0, 0])
-    if cfg.n_registers:
-        steps.take("embed.registers", "embeddings.register_tokens", (1, cfg.n_registers, d), lambda x: x[0])
-    _take_positions(steps, cfg, tensors, positions)
-    steps.blocks(
-        cfg,
-        "encoder.layer",
-        norms=("norm1", "norm2"),
-        qkv=[f"attention.{letter}_proj." for letter in "qkv"],
-        out="attention.o_proj",
-        mlp=("mlp.fc1", "mlp.fc2"),
-        gains=("layer_scale1.lambda1", "layer_scale2.lambda1"),
-    )
-    steps.norm("ln_final", "layernorm", d)
-    return steps
 
 
 def _take_positions(steps: Recipe, cfg: HookedViTConfig, tensors: Mapping[str, Tensor], positions: Positions) -> None:

@@ -1,19 +1,6 @@
 """What the vision towers of Hugging Face's transformers have in common."""
 
-__all__ = [
-    "ACTIVATIONS",
-    "HuggingFace",
-    "ModelType",
-    "Positions",
-    "embedding_positions",
-    "head_sizes",
-    "interpolated",
-    "plain_layers",
-    "stored_shape",
-    "stored_size",
-    "take_blocks",
-    "take_positions",
-]
+__all__ = ["ACTIVATIONS", "HuggingFace", "ModelType", "Positions", "interpolated", "stored_shape", "stored_size"]
 
 import copy
 from collections.abc import Callable, Collection, Mapping
@@ -25,13 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_lens.config import ActivationName, HookedViTConfig
+from vit_lens.config import ActivationName
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.families.family import Family
-from vit_lens.sources.families.plain_parts import require_scale, same_for_all
 from vit_lens.sources.folders import HubFolder, TowerFolder
-from vit_lens.sources.recipe import Heads, Recipe, Shape
+from vit_lens.sources.recipe import Shape
 from vit_lens.sources.refusals import kind, refuse
 from vit_lens.sources.source_tower import SourceTower
 from vit_lens.sources.supported import SupportedTower
@@ -152,38 +138,11 @@ def _embed(parts: Any, pixels: Tensor, options: dict[str, bool]) -> Tensor:
     return parts["project"](pooled)
 
 
-# ---- sizes ----------------------------------------------------------------------------------------------------------
-
-
 def stored_size(embeddings: Any) -> tuple[int, int]:
     """Return the image size (height, width) of a tower's stored positions."""
     size = getattr(embeddings, "patch_embeddings", embeddings).image_size
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
-
-
-def plain_layers(core: Any, layer_kind: str) -> tuple[list[Any], dict[str, Any]]:
-    """Return the layers of CLIP's or SigLIP's encoder, all of one class, and its norms by name."""
-    layers = list(core.encoder.layers)
-    found = same_for_all("layer type", (kind(layer) for layer in layers))
-    if found != layer_kind:
-        refuse(f"layers of type {found}")
-    norms = {"post_layernorm": core.post_layernorm}
-    for i, layer in enumerate(layers):
-        norms |= {f"layers.{i}.layer_norm1": layer.layer_norm1, f"layers.{i}.layer_norm2": layer.layer_norm2}
-    return layers, norms
-
-
-def head_sizes(layers: list[Any], d_model: int) -> Heads:
-    """Return the heads of CLIP's or SigLIP's layers as (number, width)."""
-    n_heads = same_for_all("head count", (layer.self_attn.num_heads for layer in layers))
-    if d_model % n_heads:
-        refuse(f"width {d_model} for {n_heads} heads")
-    require_scale((layer.self_attn.scale for layer in layers), d_model // n_heads)
-    return n_heads, d_model // n_heads
-
-
-# ---- positions of another image size --------------------------------------------------------------------------------
 
 
 def interpolated(
@@ -214,50 +173,9 @@ def interpolated(
     return positions
 
 
-def embedding_positions(embeddings: Any, cfg: HookedViTConfig) -> Positions | None:
-    """Return how CLIP's and SigLIP's stored positions become those of ``cfg.image_size``; None at their own size.
-
-    The function is the source's, as called by a forward pass with ``interpolate_pos_encoding=True``.
-    """
-    if cfg.image_size == stored_size(embeddings):
-        return None
-
-    def put(holder: Any, stored: Tensor) -> None:
-        holder.position_embedding = nn.Embedding.from_pretrained(stored)
-        holder.position_ids = torch.arange(len(stored), device=stored.device)[None]
-
-    return interpolated(embeddings, cfg.image_size, cfg.n_ctx, put)
-
-
-# ---- weights --------------------------------------------------------------------------------------------------------
-
-
-def take_positions(
-    recipe: Recipe, cfg: HookedViTConfig, tensors: Mapping[str, Tensor], positions: Positions | None
-) -> None:
-    """Take CLIP's or SigLIP's positions, fitted to ``cfg.image_size`` where that is another size."""
-    name, shape = "embeddings.position_embedding.weight", (cfg.n_ctx, cfg.d_model)
-    if positions is None:
-        recipe.take("pos_embed.W_pos", name, shape)
-    else:
-        recipe.compute("pos_embed.W_pos", {name: stored_shape(tensors, name, shape)}, lambda x: positions(x)[0])
-
-
 def stored_shape(tensors: Mapping[str, Tensor], name: str, shape: Shape) -> Shape:
     """Return the shape in which positions of another size are stored: any number of rows."""
     stored = tensors.get(name)
     if stored is None or stored.ndim != len(shape):
         return shape
     return (*shape[:-2], stored.shape[-2], shape[-1])
-
-
-def take_blocks(recipe: Recipe, cfg: HookedViTConfig) -> None:
-    """Take the layers of CLIP's or SigLIP's encoder."""
-    recipe.blocks(
-        cfg,
-        "encoder.layers",
-        norms=("layer_norm1", "layer_norm2"),
-        qkv=[f"self_attn.{letter}_proj." for letter in "qkv"],
-        out="self_attn.out_proj",
-        mlp=("mlp.fc1", "mlp.fc2"),
-    )

@@ -1,6 +1,6 @@
 """open_clip's vision towers: native ones, CoCa's, and those around a trunk of timm's."""
 
-__all__ = ["FAMILY", "OpenClip", "recipe"]
+__all__ = ["FAMILY", "OpenClip"]
 
 import functools
 import json
@@ -102,7 +102,32 @@ class OpenClip(Family):
             has_proj=visual.proj is not None,
             has_proj_bias=False,
         )
-        return Blueprint(cfg, partial(recipe, cfg))
+        return Blueprint(cfg, partial(self.recipe, cfg))
+
+    def recipe(self, cfg: HookedViTConfig, tensors: Mapping[str, Tensor]) -> Recipe:
+        """Return how a tower of these sizes is converted; the names of ``tensors`` say which optional parts it has."""
+        steps, d = Recipe(), cfg.d_model
+        steps.patches("conv1.weight", d, cfg.patch_size, None)
+        steps.take("embed.cls_token", "class_embedding", (d,))
+        steps.take("pos_embed.W_pos", "positional_embedding", (cfg.n_ctx, d))
+        if cfg.has_ln_pre:
+            steps.norm("ln_pre", "ln_pre", d)
+        steps.blocks(
+            cfg,
+            "transformer.resblocks",
+            norms=("ln_1", "ln_2"),
+            qkv=["attn.in_proj_"],
+            out="attn.out_proj",
+            mlp=("mlp.c_fc", "mlp.c_proj"),
+            gains=("ls_1.gamma", "ls_2.gamma") if any(name.endswith("ls_1.gamma") for name in tensors) else None,
+        )
+        if cfg.attn_pool is None:
+            steps.norm("ln_final", "ln_post", d)
+        else:
+            _take_pool(steps, cfg, cfg.attn_pool, tensors)
+        if cfg.has_proj:
+            steps.take("unembed.W_U", "proj", (cfg.d_pooled, cfg.d_embed))
+        return steps
 
     def listen(self, tower: Any) -> SourceTower:
         visual: Any = self.vision(tower)
@@ -156,32 +181,6 @@ class OpenClip(Family):
             tags = tuple(catalogue.tags_of(name))
             rows.append(SupportedTower(name=name, library="open_clip", tier=tier, reason=reason, tags=tags))
         return rows
-
-
-def recipe(cfg: HookedViTConfig, tensors: Mapping[str, Tensor]) -> Recipe:
-    """Return how a tower of these sizes is converted; ``tensors`` says by its names which optional parts there are."""
-    steps, d = Recipe(), cfg.d_model
-    steps.patches("conv1.weight", d, cfg.patch_size, None)
-    steps.take("embed.cls_token", "class_embedding", (d,))
-    steps.take("pos_embed.W_pos", "positional_embedding", (cfg.n_ctx, d))
-    if cfg.has_ln_pre:
-        steps.norm("ln_pre", "ln_pre", d)
-    steps.blocks(
-        cfg,
-        "transformer.resblocks",
-        norms=("ln_1", "ln_2"),
-        qkv=["attn.in_proj_"],
-        out="attn.out_proj",
-        mlp=("mlp.c_fc", "mlp.c_proj"),
-        gains=("ls_1.gamma", "ls_2.gamma") if any(name.endswith("ls_1.gamma") for name in tensors) else None,
-    )
-    if cfg.attn_pool is None:
-        steps.norm("ln_final", "ln_post", d)
-    else:
-        _take_pool(steps, cfg, cfg.attn_pool, tensors)
-    if cfg.has_proj:
-        steps.take("unembed.W_U", "proj", (cfg.d_pooled, cfg.d_embed))
-    return steps
 
 
 def _take_pool(steps: Recipe, cfg: HookedViTConfig, pool: AttentionPoolConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """timm's VisionTransformer, by itself or as the trunk of an open_clip tower: SigLIP, SigLIP 2, MobileCLIP2-L."""
 
-__all__ = ["ACTIVATIONS", "FAMILY", "Timm", "first_output", "recipe"]
+__all__ = ["ACTIVATIONS", "FAMILY", "Timm", "first_output"]
 
 from collections.abc import Mapping
 from functools import partial
@@ -76,7 +76,39 @@ class Timm(Family):
             has_proj=head is not None,
             has_proj_bias=head is not None and head.bias is not None,
         )
-        return Blueprint(cfg, partial(recipe, cfg))
+        return Blueprint(cfg, partial(self.recipe, cfg))
+
+    def recipe(self, cfg: HookedViTConfig, tensors: Mapping[str, Tensor]) -> Recipe:
+        """Return how a tower of these sizes is converted; the names of ``tensors`` say which optional parts it has."""
+        prefix = "trunk." if any(name.startswith("trunk.") for name in tensors) else ""
+        steps, d = Recipe(), cfg.d_model
+        patch = f"{prefix}patch_embed.proj"
+        steps.patches(f"{patch}.weight", d, cfg.patch_size, f"{patch}.bias" if cfg.has_patch_bias else None)
+        if cfg.has_cls:
+            steps.take("embed.cls_token", f"{prefix}cls_token", (1, 1, d), lambda x: x[0, 0])
+        if cfg.n_registers:
+            steps.take("embed.registers", f"{prefix}reg_token", (1, cfg.n_registers, d), lambda x: x[0])
+        _take_positions(steps, cfg, f"{prefix}pos_embed", tensors)
+        if cfg.has_ln_pre:
+            steps.norm("ln_pre", f"{prefix}norm_pre", d)
+        steps.blocks(
+            cfg,
+            f"{prefix}blocks",
+            norms=("norm1", "norm2"),
+            qkv=["attn.qkv."],
+            out="attn.proj",
+            mlp=("mlp.fc1", "mlp.fc2"),
+            gains=("ls1.gamma", "ls2.gamma") if any(name.endswith("ls1.gamma") for name in tensors) else None,
+        )
+        steps.norm("ln_final", f"{prefix}{'fc_norm' if cfg.ln_final == 'after_pool' else 'norm'}", d)
+        if cfg.attn_pool is not None:
+            _take_pool(steps, cfg, cfg.attn_pool, f"{prefix}attn_pool")
+        if cfg.has_proj:
+            head = "head.proj" if "head.proj.weight" in tensors else f"{prefix}head"
+            steps.take("unembed.W_U", f"{head}.weight", (cfg.d_embed, cfg.d_pooled), lambda x: x.T)
+            if cfg.has_proj_bias:
+                steps.take("unembed.b_U", f"{head}.bias", (cfg.d_embed,))
+        return steps
 
     def listen(self, tower: Any) -> SourceTower:
         trunk = getattr(tower, "trunk", tower)
@@ -93,39 +125,6 @@ def first_output(tower: Any, pixels: Tensor) -> Tensor:
     """Run a tower that gives an embedding; asked for tokens, open_clip's return these too."""
     out = tower(pixels)
     return out[0] if isinstance(out, tuple) else out
-
-
-def recipe(cfg: HookedViTConfig, tensors: Mapping[str, Tensor]) -> Recipe:
-    """Return how a tower of these sizes is converted; ``tensors`` says by its names which optional parts there are."""
-    prefix = "trunk." if any(name.startswith("trunk.") for name in tensors) else ""
-    steps, d = Recipe(), cfg.d_model
-    patch = f"{prefix}patch_embed.proj"
-    steps.patches(f"{patch}.weight", d, cfg.patch_size, f"{patch}.bias" if cfg.has_patch_bias else None)
-    if cfg.has_cls:
-        steps.take("embed.cls_token", f"{prefix}cls_token", (1, 1, d), lambda x: x[0, 0])
-    if cfg.n_registers:
-        steps.take("embed.registers", f"{prefix}reg_token", (1, cfg.n_registers, d), lambda x: x[0])
-    _take_positions(steps, cfg, f"{prefix}pos_embed", tensors)
-    if cfg.has_ln_pre:
-        steps.norm("ln_pre", f"{prefix}norm_pre", d)
-    steps.blocks(
-        cfg,
-        f"{prefix}blocks",
-        norms=("norm1", "norm2"),
-        qkv=["attn.qkv."],
-        out="attn.proj",
-        mlp=("mlp.fc1", "mlp.fc2"),
-        gains=("ls1.gamma", "ls2.gamma") if any(name.endswith("ls1.gamma") for name in tensors) else None,
-    )
-    steps.norm("ln_final", f"{prefix}{'fc_norm' if cfg.ln_final == 'after_pool' else 'norm'}", d)
-    if cfg.attn_pool is not None:
-        _take_pool(steps, cfg, cfg.attn_pool, f"{prefix}attn_pool")
-    if cfg.has_proj:
-        head = "head.proj" if "head.proj.weight" in tensors else f"{prefix}head"
-        steps.take("unembed.W_U", f"{head}.weight", (cfg.d_embed, cfg.d_pooled), lambda x: x.T)
-        if cfg.has_proj_bias:
-            steps.take("unembed.b_U", f"{head}.bias", (cfg.d_embed,))
-    return steps
 
 
 def _take_positions(steps: Recipe, cfg: HookedViTConfig, name: str, tensors: Mapping[str, Tensor]) -> None:
