@@ -123,9 +123,9 @@ def pooling_pixels():
 
 @pytest.fixture(scope="module")
 def pre():
-    import vit_lens.pretrained
+    import vit_lens.sources
 
-    return vit_lens.pretrained
+    return vit_lens.sources
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
-    "lazy", "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "convert",
-    "pretrained", "texts", "towers", "verification", "models", "conditions", "reference", "attribution",
+    "lazy", "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "sources",
+    "texts", "conditions", "towers", "verification", "models", "reference", "attribution",
     "interventions", "lenses", "readers", "decoders", "metrics", "records", "engine", "sweeping", "figures", "report",
     "mini", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip
 WINGS = ["mini.training", "studies"]  # they mount their commands; the main path does not know them
 DOORS = {
-    "open_clip": {"pretrained", "texts", "verification"},  # which compares with the source itself
-    "timm": {"pretrained"},
+    "open_clip": {"sources", "texts"},
+    "timm": {"sources"},
     "torchvision": set(),
-    "transformers": {"pretrained", "texts", "verification", "mini.training", "doctor"},
+    "transformers": {"sources", "texts", "mini.training", "doctor"},
     "diffusers": {"decoders", "mini.training", "doctor"},
     "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses"},
     "plotly": {"figures", "studies"},
@@ -40,7 +40,7 @@ DOORS = {
     "psutil": {"decoders"},
     "scipy": {"studies"},
     "typer": {"cli", "mini.training", "studies"},
-    "pickle": {"pretrained"},  # for the name of the error that torch.load(weights_only=True) raises
+    "pickle": {"sources"},  # for the name of the error that torch.load(weights_only=True) raises
 }
 
 

@@ -10,9 +10,27 @@ EXACT = 1e-9
 
 @pytest.fixture(scope="module")
 def convert():
-    import vit_lens.convert
+    """What the weight maps of the families make of a state dict."""
+    from types import SimpleNamespace
 
-    return vit_lens.convert
+    from vit_lens.sources import build
+    from vit_lens.sources.families import clip, open_clip
+
+    def by(family):
+        def convert(state_dict, cfg, *, copy=True):
+            tensors = {name: state_dict[key] for name, key in family.FAMILY.names(state_dict).items()}
+            recipe = family.FAMILY.recipe(cfg, tensors)
+            recipe.check(tensors)
+            return build(recipe, tensors, copy=copy)
+
+        return convert
+
+    return SimpleNamespace(
+        from_open_clip=by(open_clip),
+        from_hf_clip=by(clip),
+        open_clip_recipe=open_clip.FAMILY.recipe,
+        hf_clip_recipe=clip.FAMILY.recipe,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +42,7 @@ def errors():
 
 @pytest.fixture(scope="module")
 def read_module():
-    from vit_lens.pretrained import read_module
+    from vit_lens.sources import read_module
 
     return read_module
 

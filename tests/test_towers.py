@@ -569,7 +569,7 @@ def reads(monkeypatch):
     """Note what is read from files, how often they are opened, and how much of it is held at the next read."""
     import weakref
 
-    from vit_lens.pretrained import tensors
+    from vit_lens.sources import tensors
 
     held, record = [], {"names": [], "most": 0, "opened": 0}
     read = tensors._File.read
@@ -612,7 +612,7 @@ def saved(kind, path):
 @pytest.mark.parametrize("kind", ["hf", "safetensors", "pt", "old"])
 def test_tensors_are_read_one_at_a_time(kind, reads, monkeypatch, pre, tmp_path):
     """While one is read, at most the tensor that it is computed with is held, and none of the file's memory."""
-    from vit_lens.pretrained import tensors
+    from vit_lens.sources import tensors
 
     monkeypatch.setattr(tensors, "_OPEN_AGAIN_AFTER", 0)
     arguments, options = saved(kind, tmp_path)
@@ -663,7 +663,7 @@ def test_a_model_is_built_on_meta_from_its_config():
 
 
 def test_dtypes_that_are_none(errors):
-    from vit_lens.pretrained.checks import require_dtype
+    from vit_lens.sources.refusals import require_dtype
 
     assert require_dtype(torch.bfloat16) is torch.bfloat16
     for wrong, words in {

@@ -99,7 +99,7 @@ def read_captions(captions: str | None, tower: flags.Tower) -> "TextBank":
 
 def embed_captions(captions: Sequence[str], tower: flags.Tower) -> "TextBank":
     """Embed captions with the text tower of a model."""
-    from vit_lens.pretrained.registry import known_models
+    from vit_lens.sources import known_models
     from vit_lens.texts import TextBank
 
     name, tag = tower.model.removeprefix("open_clip/"), tower.tag

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vit_lens.pretrained import SupportedTower
+    from vit_lens.sources import SupportedTower
 
 _TIERS = {
     "A": "CLIP's own equations: class token or mean of the patches, GELU or QuickGELU",
@@ -23,10 +23,11 @@ def models(
     ] = False,
 ) -> None:
     """List the towers that HookedViT reproduces exactly, by tier, read from the installed open_clip."""
-    from vit_lens.pretrained import supported_towers
+    from vit_lens.sources import supported_towers
 
     rows = supported_towers()
-    for library, title in _LIBRARIES.items():
+    for library in dict.fromkeys([*_LIBRARIES, *(row.library for row in rows)]):
+        title = _LIBRARIES.get(library, library)
         typer.echo("\n".join(_section([row for row in rows if row.library == library], title, every)))
     if not every:
         typer.echo("--all adds the towers that are out, with the reason, and the names of all tags.")

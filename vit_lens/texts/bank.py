@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import TextError, nearest
 from vit_lens.identity import same_encoder
-from vit_lens.texts import files, sources
+from vit_lens.texts import files, whole_clips
 from vit_lens.texts.towers import Tokenizer, embed_captions, text_tower
 
 
@@ -104,7 +104,7 @@ class TextBank:
             TextError: There is no text tower of a known kind, or a caption cannot be tokenised whole.
             UnsupportedTowerError: Its image tower is not one that HookedViT reproduces.
         """
-        clip, tokenizer, encoder_id = sources.from_pretrained(
+        clip, tokenizer, encoder_id = whole_clips.from_pretrained(
             name, device=device, revision=revision, cache_dir=cache_dir
         )
         return cls.from_module(clip, tokenizer, captions, encoder_id=encoder_id, templates=templates, progress=progress)
@@ -131,7 +131,7 @@ class TextBank:
             TextError: A caption cannot be tokenised whole.
             CheckpointError: open_clip has no such model, or no such tag or file; or ``quick_gelu`` is needed.
         """
-        clip, tokenizer, encoder_id = sources.from_open_clip(
+        clip, tokenizer, encoder_id = whole_clips.from_open_clip(
             name, tag, quick_gelu=quick_gelu, device=device, cache_dir=cache_dir
         )
         return cls.from_module(clip, tokenizer, captions, encoder_id=encoder_id, templates=templates, progress=progress)
@@ -171,7 +171,7 @@ class TextBank:
             embeds=embed_captions(tower, captions, tuple(templates), progress=progress),
             logit_scale=tower.logit_scale,
             logit_bias=tower.logit_bias,
-            encoder_id=encoder_id or sources.encoder_id_of(clip),
+            encoder_id=encoder_id or whole_clips.encoder_id_of(clip),
             templates=tuple(templates),
         )
 

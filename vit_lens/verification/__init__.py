@@ -11,9 +11,8 @@ __all__ = [
     "verify",
 ]
 
+from vit_lens.sources import SourceTower, source_tower
 from vit_lens.verification.copying import exact_float32
-from vit_lens.verification.families import SourceTower, source_tower
-from vit_lens.verification.loading import load_source
 from vit_lens.verification.lockstep import Difference
 from vit_lens.verification.result import BARS, Verification
-from vit_lens.verification.verifying import verify
+from vit_lens.verification.verifying import load_source, verify

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_lens.errors import VitLensError
+from vit_lens.sources import SourceTower
 from vit_lens.towers.layers import LayerNorm
 from vit_lens.verification.copying import cast_while_running, working_copy
-from vit_lens.verification.families import SourceTower
 
 if TYPE_CHECKING:
     from vit_lens.models import HookedViT

@@ -1,7 +1,8 @@
 """Compare a model with the tower that it came from."""
 
-__all__ = ["verify"]
+__all__ = ["load_source", "verify"]
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_lens.errors import VitLensError
+from vit_lens.errors import CheckpointError, VitLensError
+from vit_lens.sources import SourceTower, load_module, resolve_name, source_tower
 from vit_lens.verification.copying import exact_float32
-from vit_lens.verification.families import SourceTower, source_tower
-from vit_lens.verification.loading import load_source
 from vit_lens.verification.lockstep import differences, norm_faults
 from vit_lens.verification.result import BARS, FOLDING_BAR, Verification
 
@@ -83,6 +83,49 @@ def verify(
         inputs=f"{_N_RANDOM} random images (seed {_SEED}){given}",
         notes=_notes(model),
     )
+
+
+def load_source(
+    name: str | Path,
+    model: "HookedViT",
+    *,
+    tag: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> SourceTower:
+    """Load the weights of a name with the library that published them, wherever ``model`` came from.
+
+    Args:
+        name: As for ``HookedViT.from_pretrained``.
+        model: What is to be compared; where a local open_clip checkpoint leaves the activation open, the model's is
+            taken.
+        tag: As for ``HookedViT.from_pretrained``.
+        revision: As for ``HookedViT.from_pretrained``.
+        cache_dir: As for ``HookedViT.from_pretrained``.
+
+    Returns:
+        The tower, of the model's dtype and on its device; ``kind`` says where it was loaded from.
+
+    Raises:
+        CheckpointError: There is nothing of this name, or that library cannot load it.
+    """
+    from safetensors import SafetensorError
+
+    found = resolve_name(name, tag=tag, revision=revision, cache_dir=cache_dir)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of the load reports of the libraries, what matters is checked here
+    try:
+        module = load_module(found, quick_gelu=model.cfg.act_fn == "quick_gelu", cache_dir=cache_dir)
+    except VitLensError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"the source of {name} cannot be loaded by its own library: {reason}") from error
+    finally:
+        logging.disable(before)
+    tower = source_tower(module).to(device=model.device, dtype=model.dtype)
+    tower.kind += f" of {found.told}"
+    return tower
 
 
 def _dtypes(model: "HookedViT", dtypes: Sequence[torch.dtype] | None) -> list[torch.dtype]:

@@ -9,10 +9,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vit_lens.errors import CheckpointError, TextError
-from vit_lens.identity import MINI_ENCODER, MINI_FILES, aliases
-from vit_lens.pretrained import read_module, registry
-from vit_lens.pretrained.open_clip_files import chosen_activation
+from vit_lens.errors import TextError
+from vit_lens.identity import MINI_ENCODER, aliases
+from vit_lens.sources import OpenClipName, embedded_encoder, open_clip_weights, read_module
 
 _OPEN_CLIP_HINT = "TextBank.from_open_clip(name, tag, captions) takes open_clip's names"
 
@@ -39,19 +38,14 @@ def from_open_clip(
     """
     import open_clip
 
-    config = registry.model_config(name)
-    known = bool(registry.tag_config(name, tag)) if isinstance(tag, str) else False
-    if not known and not Path(tag).expanduser().is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise CheckpointError(f"{tag} is neither a file nor a pretrained tag of {name} ({', '.join(tags) or 'none'})")
-    wanted = chosen_activation(name, tag, quick_gelu)
-    built = name.removesuffix("-quickgelu") if config.get("quick_gelu", False) and not wanted else name
-    path_or_tag = str(tag) if known else str(Path(tag).expanduser())
+    weights = open_clip_weights(OpenClipName(name, tag), quick_gelu)
+    wanted = weights.quick_gelu
+    built = name.removesuffix("-quickgelu") if weights.config.get("quick_gelu", False) and not wanted else name
     clip = open_clip.create_model(
-        built, pretrained=path_or_tag, force_quick_gelu=wanted, quick_gelu=wanted, device=device,
+        built, pretrained=weights.tag or str(weights.path), force_quick_gelu=wanted, quick_gelu=wanted, device=device,
         cache_dir=None if cache_dir is None else str(cache_dir),
     )  # fmt: skip
-    return clip.eval(), open_clip.get_tokenizer(name), registry.encoder_id_of_tag(name, str(tag)) if known else None
+    return clip.eval(), open_clip.get_tokenizer(name), weights.encoder_id
 
 
 def from_pretrained(
@@ -62,8 +56,8 @@ def from_pretrained(
     Raises:
         TextError: There is no model of these kinds under this name, or it cannot be read.
     """
-    if name in ("mini", MINI_ENCODER):
-        return *_load(MINI_FILES / "encoder", device=device), MINI_ENCODER
+    if (shipped := embedded_encoder(name)) is not None:
+        return *_load(shipped, device=device), MINI_ENCODER
     plain = str(name).removeprefix("hf/")
     local = Path(plain).expanduser()
     if ":" in plain:

@@ -2,13 +2,14 @@
 
 __all__ = ["Heads", "Recipe", "Shape", "StateDict", "build"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from vit_lens.config import HookedViTConfig
 from vit_lens.errors import CheckpointError
 
 StateDict = dict[str, Tensor]
@@ -105,11 +106,49 @@ class Recipe:
         self.take(f"{where}.W_{letter}", weight, (parts * width, d_in), lambda x: rows(x).transpose(1, 2))
         self.take(f"{where}.b_{letter}", bias, (parts * width,), rows)
 
+    def attention(self, target: str, stems: Sequence[str], heads: Heads, d_in: int) -> None:
+        """Take queries, keys and values from one linear map, or from three; ``stems`` are names up to ``weight``."""
+        for i, letter in enumerate("QKV"):
+            stem, *which = (stems[0], i, 3) if len(stems) == 1 else (stems[i], 0, 1)
+            self.projection(f"{target}.{letter}", (f"{stem}weight", f"{stem}bias"), heads, d_in, *which)
+
     def output(self, target: str, source: str, heads: Heads, d_out: int, gain: str | None = None) -> None:
         """Take the output map of attention."""
         shape = (d_out, heads[0] * heads[1])
         self.take(f"{target}.W_O", f"{source}.weight", shape, lambda x: x.T.unflatten(0, heads), gain=gain)
         self.take(f"{target}.b_O", f"{source}.bias", (d_out,), gain=gain)
+
+    def blocks(
+        self,
+        cfg: HookedViTConfig,
+        source: str,
+        *,
+        norms: tuple[str, str],
+        qkv: Sequence[str],
+        out: str,
+        mlp: tuple[str, str],
+        gains: tuple[str, str] | None = None,
+    ) -> None:
+        """Take every block from the names of its parts, which follow ``source`` and the block's number.
+
+        Args:
+            cfg: The tower's sizes.
+            source: Of the blocks.
+            norms: Before attention and before the MLP.
+            qkv: As ``stems`` of :meth:`attention`.
+            out: The output map of attention.
+            mlp: The two linear maps of the MLP.
+            gains: LayerScale after attention and after the MLP, which is folded in.
+        """
+        d, heads = cfg.d_model, (cfg.n_heads, cfg.d_head)
+        for layer in range(cfg.n_layers):
+            name, target = f"{source}.{layer}", f"blocks.{layer}"
+            scales = [self.gain(f"{name}.{gain}", d) for gain in gains] if gains else [None, None]
+            self.norm(f"{target}.ln1", f"{name}.{norms[0]}", d)
+            self.norm(f"{target}.ln2", f"{name}.{norms[1]}", d)
+            self.attention(f"{target}.attn", [f"{name}.{stem}" for stem in qkv], heads, d)
+            self.output(f"{target}.attn", f"{name}.{out}", heads, d, scales[0])
+            self.mlp(f"{target}.mlp", f"{name}.{mlp[0]}", f"{name}.{mlp[1]}", d, cfg.d_mlp, scales[1])
 
     def gain(self, name: str, width: int) -> str:
         """Require a LayerScale vector, which other steps fold in; returns its name."""

@@ -1,11 +1,11 @@
 """Read tensors from safetensors and PyTorch files, and nothing else from them: no code in a file is run."""
 
-__all__ = ["StoredTensors", "open_tower", "read_json"]
+__all__ = ["StoredTensors", "open_tensors", "read_json"]
 
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +58,13 @@ class StoredTensors:
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
-    def renamed(self, rename: Callable[[str], str]) -> "StoredTensors":
-        """Return the tensors under other names.
-
-        Raises:
-            CheckpointError: Two names become one.
-        """
-        places = {rename(name): place for name, place in self._places.items()}
-        if len(places) != len(self._places):
-            twice = sorted({n for n in self._places if rename(n) != n and rename(n) in self._places})
-            raise CheckpointError(f"tensors occur twice, under two names: {', '.join(twice[:8])}")
-        return StoredTensors(places)
+    def under(self, names: Mapping[str, str]) -> "StoredTensors":
+        """Return those tensors that ``names`` maps to, under the names that it maps from."""
+        return StoredTensors({name: self._places[key] for name, key in names.items()})
 
 
-def open_tower(paths: Sequence[Path], *, drop: tuple[str, ...], only_if: str = "") -> StoredTensors:
-    """Open every tensor of a checkpoint except those of the text side; only headers are read.
-
-    Args:
-        paths: One file, or the shards of one checkpoint.
-        drop: Prefixes of names that belong to the text side.
-        only_if: Prefix that must occur for anything to be dropped; a file without it holds the vision tower alone.
+def open_tensors(paths: Sequence[Path]) -> StoredTensors:
+    """Open the tensors of a checkpoint, which is one file or several shards; only headers are read.
 
     Raises:
         CheckpointError: A file is missing, truncated or not a checkpoint.
@@ -89,18 +76,12 @@ def open_tower(paths: Sequence[Path], *, drop: tuple[str, ...], only_if: str = "
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
         file = (_SafetensorsFile if path.suffix == ".safetensors" else _TorchFile)(path)
-        shard = {name: (file, key) for name, key in _kept(file.names(), drop, only_if).items()}
+        shard = {name: (file, key) for name, key in file.names().items()}
         twice = sorted(set(shard) & set(places))
         if twice:
             raise CheckpointError(f"{path} holds tensors that another shard holds too: {', '.join(twice[:8])}")
         places |= shard
     return StoredTensors(places)
-
-
-def _kept(names: Mapping[str, str], drop: tuple[str, ...], only_if: str) -> dict[str, str]:
-    if not any(name.startswith(only_if) for name in names):
-        return dict(names)
-    return {name: key for name, key in names.items() if not name.startswith(drop)}
 
 
 class _File:

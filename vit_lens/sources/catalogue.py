@@ -1,0 +1,309 @@
+"""open_clip's installed registry: what a model name, and a pretrained tag or a checkpoint of it, stand for."""
+
+__all__ = [
+    "OpenClipName",
+    "OpenClipWeights",
+    "build_visual",
+    "create_visual",
+    "is_timm",
+    "known_models",
+    "model_config",
+    "obstacle",
+    "open_clip_weights",
+    "require_tag",
+    "spec_of",
+]
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit_lens.errors import CheckpointError, nearest
+from vit_lens.images import PreprocessSpec
+from vit_lens.sources.refusals import refuse
+
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+_QUICKGELU_SUFFIX = "-quickgelu"
+# Families of timm's models, by module: what keeps them from being a plain ViT. Others are built and read.
+_TIMM_FAMILIES = {
+    "convnext": "ConvNeXt, a convolutional tower",
+    "eva": "EVA or PE-Core: rotary positions, SwiGLU, norms inside, or keys without bias",
+    "fastvit": "FastViT, a convolutional tower",
+    "swin_transformer": "Swin: windows of attention",
+    "vision_transformer_hybrid": "a ViT with a convolutional stem",
+    "vision_transformer_relpos": "a ViT with relative positions",
+    "vitamin": "ViTamin: convolutional stages",
+}
+
+
+def known_models() -> list[str]:
+    """Return every model name of the installed open_clip."""
+    import open_clip
+
+    return open_clip.list_models()
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """Return a copy of the config of a known model name.
+
+    Raises:
+        CheckpointError: The installed open_clip has no such name.
+    """
+    import open_clip
+
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise CheckpointError(f"open_clip has no model {model!r}; nearest: {nearest(model, open_clip.list_models())}")
+    return config
+
+
+def require_tag(model: str, tag: str | Path | None) -> str | Path:
+    """Return the tag or path that goes with a model name.
+
+    Raises:
+        CheckpointError: There is none; the message lists the tags.
+    """
+    if tag is None:
+        raise CheckpointError(
+            f"{model} needs tag=: one of its pretrained tags ({', '.join(tags_of(model)) or 'there are none'}) or the "
+            "path of a checkpoint"
+        )
+    return tag
+
+
+def tags_of(model: str) -> list[str]:
+    """Return the pretrained tags of a model name."""
+    import open_clip
+
+    return open_clip.list_pretrained_tags_by_model(model)
+
+
+@dataclass(frozen=True)
+class OpenClipName:
+    """One of open_clip's models, with a pretrained tag or the path of a checkpoint."""
+
+    model: str
+    tag: str | Path
+
+    @property
+    def told(self) -> str:
+        """How messages call it."""
+        return f"{self.model} ({self.tag})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipWeights:
+    """The weights that a name stands for; nothing is fetched yet.
+
+    Attributes:
+        model: The model's name.
+        config: Its config.
+        tag: The pretrained tag, or None for a file.
+        entry: What the registry says about the tag.
+        path: Of a file, or None for a tag.
+        quick_gelu: Whether they are to be run with QuickGELU.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    tag: str | None
+    entry: Mapping[str, Any]
+    path: Path | None
+    quick_gelu: bool
+
+    @property
+    def encoder_id(self) -> str | None:
+        """The id of a tag; a ``-quickgelu`` name has the id of the name without, for the same file."""
+        if self.tag is None:
+            return None
+        base, tag = self.model.removesuffix(_QUICKGELU_SUFFIX), self.tag.lower().replace("-", "_")
+        same = base != self.model and _entry(base, tag) == _entry(self.model, tag)
+        return f"open_clip/{base if same else self.model}/{tag}"
+
+    def spec(self, size: tuple[int, int]) -> PreprocessSpec | None:
+        """Return the preprocessing of a tag, or for a file the one that all tags agree on (open_clip's without tags).
+
+        None where they disagree.
+        """
+        entries = [self.entry] if self.tag else [_entry(self.model, tag) for tag in tags_of(self.model)] or [{}]
+        specs = {spec_of(entry, size) for entry in entries}
+        return specs.pop() if len(specs) == 1 else None
+
+    def fetch(self, cache_dir: str | Path | None) -> Path:
+        """Return the path of the file; a tag's may be downloaded.
+
+        Raises:
+            CheckpointError: It cannot be downloaded.
+        """
+        import open_clip
+
+        if self.path is not None:
+            return self.path
+        cache = None if cache_dir is None else str(cache_dir)
+        try:
+            path = open_clip.download_pretrained(dict(self.entry), cache_dir=cache)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.encoder_id} could not be downloaded ({error}). Check the connection, or download the file "
+                "elsewhere and pass its path as tag="
+            ) from error
+        if not path:
+            raise CheckpointError(
+                f"the registry of open_clip names no file for {self.encoder_id}; pass a checkpoint's path as tag="
+            )
+        return Path(path)
+
+
+def open_clip_weights(name: OpenClipName, quick_gelu: bool | None = None) -> OpenClipWeights:
+    """Look up a name.
+
+    Args:
+        name: A model name with a tag, or with the path of a checkpoint, which does not say its activation.
+        quick_gelu: What the caller says about the activation.
+
+    Raises:
+        CheckpointError: There is no such model, tag or file; or the caller contradicts the tag, or says nothing where
+            the model name leaves the activation open.
+    """
+    model, config = name.model, model_config(name.model)
+    entry = _entry(model, name.tag) if isinstance(name.tag, str) else {}
+    path = None if entry else Path(name.tag).expanduser()
+    if path is not None and not path.is_file():
+        known = ", ".join(tags_of(model)) or "none"
+        raise CheckpointError(f"{name.tag} is neither a file nor a pretrained tag of {model} ({known})")
+    if entry and quick_gelu is None:
+        quick_gelu = _trained_with(config, entry)
+        if quick_gelu and entry.get("quick_gelu") is None:
+            warnings.warn(
+                f"tag {name.tag!r} does not name its activation; the config of {model} says quick_gelu=True and is "
+                "used. Pass quick_gelu= to decide yourself",
+                UserWarning,
+                stacklevel=4,
+            )
+    elif quick_gelu is None:
+        choices = {_trained_with(config, {}), *(_trained_with(config, _entry(model, tag)) for tag in tags_of(model))}
+        if len(choices) > 1:
+            raise CheckpointError(
+                f"checkpoints of {model} exist with both activations and the file does not say which; pass "
+                "quick_gelu=True (weights from OpenAI, MetaCLIP, DFN and models fine-tuned from them) or "
+                "quick_gelu=False"
+            )
+        quick_gelu = choices.pop()
+    elif entry.get("quick_gelu") not in (None, quick_gelu):
+        raise CheckpointError(
+            f"{model} with tag {name.tag} was trained with quick_gelu={entry['quick_gelu']}; leave quick_gelu= out"
+        )
+    tag = str(name.tag) if entry else None
+    return OpenClipWeights(model=model, config=config, tag=tag, entry=entry, path=path, quick_gelu=quick_gelu)
+
+
+def spec_of(cfg: Mapping[str, Any], size: tuple[int, int]) -> PreprocessSpec:
+    """Return the preprocessing of a tag's config, at the size that the tower takes."""
+    chosen = {key: cfg[key] for key in _PREPROCESS_KEYS if cfg.get(key) is not None}
+    return PreprocessSpec.from_open_clip_cfg({**chosen, "size": size})
+
+
+def create_visual(name: OpenClipName, *, file_quick_gelu: bool, cache_dir: str | Path | None = None) -> nn.Module:
+    """Load a vision tower as open_clip does, but with the activation that the weights were trained with.
+
+    open_clip only warns where a tag's activation differs from the model's config.
+
+    Args:
+        name: A model with a tag or a file.
+        file_quick_gelu: The activation of a file, which does not say it.
+        cache_dir: Where downloads are kept.
+    """
+    from open_clip.transformer import QuickGELU
+
+    entry = _entry(name.model, name.tag) if isinstance(name.tag, str) else {}
+    pretrained = str(name.tag) if entry else str(Path(name.tag).expanduser())
+    quick_gelu = _trained_with(model_config(name.model), entry) if entry else file_quick_gelu
+    visual = open_clip_visual(name.model, pretrained, cache_dir=None if cache_dir is None else str(cache_dir))
+    if hasattr(visual, "transformer"):
+        for block in visual.transformer.resblocks:
+            block.mlp.gelu = QuickGELU() if quick_gelu else nn.GELU()
+    return visual
+
+
+def open_clip_visual(architecture: str, pretrained: str | None, *, cache_dir: str | None = None) -> Any:
+    """Load a vision tower exactly as open_clip does."""
+    import open_clip
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
+        return open_clip.create_model(architecture, pretrained=pretrained, cache_dir=cache_dir).visual
+
+
+def _entry(model: str, tag: str) -> dict[str, Any]:
+    """Return what the registry says about a pretrained tag; empty if there is no such tag."""
+    import open_clip
+
+    return dict(open_clip.get_pretrained_cfg(model, tag))
+
+
+def _trained_with(config: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether weights were trained with QuickGELU: a tag that says so overrides its model's config."""
+    said = entry.get("quick_gelu")
+    return bool(config.get("quick_gelu", False) if said is None else said)
+
+
+def build_visual(model_cfg: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
+    """Build the vision tower of a config without memory for its weights.
+
+    Only the vision tower: the text towers of some configs fetch files from the Hub when they are built.
+
+    Raises:
+        UnsupportedTowerError: The config is not one of a plain ViT.
+    """
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    vision = copy.deepcopy(dict(model_cfg["vision_cfg"]))
+    reason = obstacle(vision)
+    if reason:
+        refuse(reason)
+    if is_timm(model_cfg):
+        vision["timm_model_pretrained"] = False  # nothing is downloaded to learn sizes
+    with torch.device("meta"):
+        return _build_vision_tower(model_cfg["embed_dim"], CLIPVisionCfg(**vision), quick_gelu)
+
+
+def is_timm(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether the vision tower of a config is one of timm's models."""
+    return bool(model_cfg["vision_cfg"].get("timm_model_name"))
+
+
+def obstacle(vision_cfg: Mapping[str, Any]) -> str:
+    """Return what a config by itself says to keep its tower from being a plain ViT, or nothing.
+
+    Of timm's models it says the family; those of the plain family still have to be built and read.
+    """
+    if vision_cfg.get("timm_model_name"):
+        return _timm_obstacle(str(vision_cfg["timm_model_name"]))
+    if isinstance(vision_cfg.get("layers"), (list, tuple)):
+        return "ModifiedResNet (a convolutional tower)"
+    if isinstance(vision_cfg.get("attentional_pool"), str):
+        return f"attentional pooling of type {vision_cfg['attentional_pool']!r} (attn_pool_contrastive)"
+    options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+    custom = [name for name in options if vision_cfg.get(name)]
+    if custom or vision_cfg.get("block_type") == "custom":
+        return f"custom residual blocks ({', '.join(custom) or 'block_type=custom'})"
+    if vision_cfg.get("act_kwargs"):
+        return f"an activation with act_kwargs={vision_cfg['act_kwargs']}"
+    return ""
+
+
+def _timm_obstacle(name: str) -> str:
+    import timm
+
+    if not timm.is_model(name):
+        return f"a timm trunk ({name}, which the installed timm {timm.__version__} does not have)"
+    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    if family == "vision_transformer":
+        return ""
+    return f"a timm trunk ({name}: {_TIMM_FAMILIES.get(family, f'of the family {family}')})"

@@ -1,0 +1,182 @@
+"""What a family of towers is: how its towers are recognised, read, converted, loaded and run."""
+
+__all__ = ["Blueprint", "Family"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vit_lens.config import HookedViTConfig
+from vit_lens.errors import CheckpointError
+from vit_lens.images import PreprocessSpec
+from vit_lens.sources.folders import TowerFolder
+from vit_lens.sources.recipe import Recipe
+from vit_lens.sources.refusals import refuse
+from vit_lens.sources.source_tower import SourceTower
+from vit_lens.sources.supported import SupportedTower, Tier
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a family learns from a tower without looking at its values.
+
+    Attributes:
+        cfg: Its sizes and switches.
+        recipe: From the source's tensors (of which it reads names and shapes) to how they are converted.
+    """
+
+    cfg: HookedViTConfig
+    recipe: Callable[[Mapping[str, Tensor]], Recipe]
+
+
+class Family(ABC):
+    """One family of towers, which a file of its own knows and nothing else does.
+
+    From memory it needs :meth:`blueprint` and :meth:`listen`; for directories and Hub ids the attributes from
+    ``model_types`` on and :meth:`build`, and :meth:`load` to be verified by name.
+
+    Attributes:
+        towers: In words, for messages.
+        homes: Modules of Python, or packages, whose classes are of this family.
+        classes: Names of those classes, subclasses included; empty for every class of ``homes``.
+        tier: Of the table of towers.
+        unused: Prefixes of submodules of a whole model that its image embedding does not run through.
+        vision_prefix: What a whole model's tensors of the tower are called by.
+        text_prefixes: What its tensors that are not the tower's are called by.
+        config_file: The file that describes a tower in a directory.
+        model_types: What ``model_type`` in it says, each with what the family keeps about it.
+        weight_files: Names that weights are looked for by, the first that is there.
+    """
+
+    towers: str
+    homes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    tier: Tier = "B"
+    unused: tuple[str, ...] = ()
+    vision_prefix: str = ""
+    text_prefixes: tuple[str, ...] = ()
+    config_file: str = "config.json"
+    model_types: ClassVar[Mapping[str, Any]] = {}
+    weight_files: tuple[str, ...] = (
+        "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+    )  # fmt: skip
+
+    # ---- a tower in memory --------------------------------------------------------------------------------------
+
+    def owns(self, module: nn.Module) -> bool:
+        """Whether a module is of this family, seen from its class alone; nothing is imported."""
+        return any(
+            f"{cls.__module__}.".startswith(tuple(f"{home}." for home in self.homes))
+            and (not self.classes or cls.__name__ in self.classes)
+            for cls in type(module).__mro__
+        )
+
+    def vision(self, tower: Any) -> nn.Module:
+        """Return the part of a whole model whose code makes the image embedding."""
+        return tower
+
+    @abstractmethod
+    def blueprint(self, tower: Any, image_size: tuple[int, int] | None = None) -> Blueprint:
+        """Read sizes and weight map from a tower, which may be on the meta device.
+
+        Args:
+            tower: A module that the family owns.
+            image_size: To fit the positions to; None for the tower's own.
+
+        Raises:
+            UnsupportedTowerError: The tower would not be exact; the message names the part.
+        """
+
+    @abstractmethod
+    def listen(self, tower: Any) -> SourceTower:
+        """Return a tower as something to run and to compare with, block by block.
+
+        Raises:
+            UnsupportedTowerError: It cannot be run so.
+        """
+
+    def tensors(self, tower: Any) -> dict[str, Tensor]:
+        """Return the tensors of a tower in memory by the names of its recipe."""
+        stored = self.vision(tower).state_dict()
+        return {name: stored[key] for name, key in self.names(stored).items()}
+
+    def spec(self, tower: Any) -> PreprocessSpec | None:
+        """Return the preprocessing that a tower in memory carries, or None."""
+        return None
+
+    def size(
+        self, image_size: tuple[int, int] | None, spec: PreprocessSpec | None, what: str
+    ) -> tuple[int, int] | None:
+        """Return the image size to fit positions to; None for the tower's own.
+
+        Raises:
+            UnsupportedTowerError: One is asked for, and the family's towers cannot do so; ``what`` names the tower.
+        """
+        if image_size is not None:
+            refuse(f"image_size= for {what}, which has no interpolate_pos_encoding")
+        return None
+
+    # ---- a tower in files ---------------------------------------------------------------------------------------
+
+    def names(self, stored: Iterable[str]) -> dict[str, str]:
+        """Return the tower's tensors by the names of its recipe, each with its name in a file or a state dict.
+
+        Raises:
+            CheckpointError: Two tensors have one name.
+        """
+        keys = list(stored)
+        if any(key.startswith(self.vision_prefix) for key in keys):  # else the tower is alone
+            keys = [key for key in keys if not key.startswith(self.text_prefixes)]
+        found = {self.current_name(key.removeprefix(self.vision_prefix)): key for key in keys}
+        if twice := sorted(set(keys) - set(found.values())):
+            raise CheckpointError(f"tensors occur twice, under two names: {', '.join(twice[:8])}")
+        return found
+
+    def current_name(self, name: str) -> str:
+        """Return what the recipe calls a tensor that older files call otherwise."""
+        return name
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether the content of ``config_file`` describes a tower of this family.
+
+        Raises:
+            UnsupportedTowerError: It describes a relative that would not be exact.
+        """
+        return config.get("model_type") in self.model_types
+
+    def build(self, config: Mapping[str, Any], path: Path, names: Collection[str]) -> nn.Module:
+        """Build the tower that a config describes without memory for its weights, so that its parts can be asked.
+
+        Args:
+            config: The content of ``config_file``.
+            path: Of that file, for messages.
+            names: Of the tensors that there are, as by :meth:`names`.
+
+        Raises:
+            CheckpointError: The config is incomplete.
+            UnsupportedTowerError: The tower is not one that would be exact.
+        """
+        raise CheckpointError(f"{path}: {self.towers} are read from memory alone; hand over the module")
+
+    def stored_spec(self, folder: TowerFolder, config: Mapping[str, Any]) -> PreprocessSpec | None:
+        """Return the preprocessing that files carry; by default that of Hugging Face's image processor."""
+        return folder.preprocessor()
+
+    def load(self, folder: TowerFolder, config: Mapping[str, Any]) -> nn.Module:
+        """Load a tower with the library that published it, without the readers of weights of this package.
+
+        Raises:
+            CheckpointError: The library cannot load it whole.
+        """
+        raise CheckpointError(f"{folder.told}: {self.towers} are not loaded by name; hand over the module")
+
+    # ---- the table of towers ------------------------------------------------------------------------------------
+
+    def table(self) -> list[SupportedTower]:
+        """Return the family's rows of the table of towers, by default its classes."""
+        library = self.homes[0].split(".")[0]
+        return [SupportedTower(name=name, library=library, tier=self.tier) for name in self.classes]

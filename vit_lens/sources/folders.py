@@ -1,0 +1,134 @@
+"""Named files in a local directory, or in a repository on the Hugging Face Hub."""
+
+__all__ = ["Folder", "HubFolder", "LocalFolder", "TowerFolder"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_lens.errors import CheckpointError
+from vit_lens.images import PreprocessSpec
+from vit_lens.sources.tensors import read_json
+
+_PREPROCESSOR = "preprocessor_config.json"
+# Where pipelines that keep the tower in a subfolder keep its image processor.
+_PREPROCESSOR_FOLDERS = ("image_processor", "feature_extractor", "")
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A directory; the network is never touched."""
+
+    root: Path
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return str(self.root)
+
+    def find(self, name: str) -> Path | None:
+        """Return the path of a file, or None if there is no such file."""
+        return self.root / name if (self.root / name).is_file() else None
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """A repository on the Hugging Face Hub; files are fetched once and kept in the Hub's own cache."""
+
+    repo_id: str
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f"{self.repo_id} on the Hugging Face Hub"
+
+    def find(self, name: str) -> Path | None:
+        """Fetch a file; None if the repository has no such file.
+
+        Raises:
+            CheckpointError: The Hub cannot be reached, or the id or revision is unknown or not public.
+        """
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        advice = "Check the id and the connection, or download the files elsewhere and pass their directory"
+        try:
+            path = huggingface_hub.hf_hub_download(self.repo_id, name, revision=self.revision, cache_dir=self.cache_dir)
+        except RepositoryNotFoundError as error:
+            raise CheckpointError(f"the Hub has no public repository {self.repo_id!r}. {advice}") from error
+        except LocalEntryNotFoundError as error:
+            raise CheckpointError(f"the Hub could not be reached for {self.repo_id!r}: {error} {advice}") from error
+        except EntryNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.repo_id!r} could not be read from the Hub: {error}. {advice}") from error
+        return Path(path)
+
+
+Folder = LocalFolder | HubFolder
+
+
+@dataclass(frozen=True)
+class TowerFolder:
+    """Where the files of one tower are.
+
+    Attributes:
+        root: A directory or a repository on the Hub.
+        subfolder: In it; empty if there is none.
+        encoder_id: Of the weights; None for a local directory, where their content says it.
+        name: A short name for a local id.
+    """
+
+    root: Folder
+    subfolder: str
+    encoder_id: str | None
+    name: str
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return self.root.label + (f", subfolder {self.subfolder!r}" if self.subfolder else "")
+
+    @property
+    def told(self) -> str:
+        """The id of its weights if it is known, else how messages call it."""
+        return self.encoder_id or self.label
+
+    def find(self, name: str) -> Path | None:
+        """Return the path of a file, or None if there is no such file."""
+        return self.root.find(f"{self.subfolder}/{name}" if self.subfolder else name)
+
+    def weights(self, names: Sequence[str]) -> list[Path]:
+        """Return the first of these files that is there, or the shards that it lists.
+
+        Raises:
+            CheckpointError: There is none, or a shard is missing or lies outside.
+        """
+        path = next((path for name in names if (path := self.find(name)) is not None), None)
+        if path is None:
+            raise CheckpointError(f"{self.label} has no weights; expected one of {', '.join(names)}")
+        if path.suffix != ".json":
+            return [path]
+        shards = []
+        for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
+            if Path(shard).is_absolute() or ".." in Path(shard).parts:
+                raise CheckpointError(f"{self.label}: {path.name} names {shard!r}, which lies outside of its directory")
+            found = self.find(shard)
+            if found is None:
+                raise CheckpointError(f"{self.label} lacks {shard}, which {path.name} names")
+            shards.append(found)
+        return shards
+
+    def preprocessor(self) -> PreprocessSpec | None:
+        """Return what Hugging Face's image processor does, which may lie beside the tower's folder; None without one.
+
+        Raises:
+            PreprocessError: It does what cannot be reproduced.
+        """
+        for place in dict.fromkeys((self.subfolder, *(_PREPROCESSOR_FOLDERS if self.subfolder else ()))):
+            path = self.root.find(f"{place}/{_PREPROCESSOR}" if place else _PREPROCESSOR)
+            if path is not None:
+                return PreprocessSpec.from_hf_preprocessor(read_json(path))
+        return None

@@ -1,0 +1,127 @@
+"""Towers that are in memory: read as a model, or taken as a source to compare with."""
+
+__all__ = ["read_module", "source_tower"]
+
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vit_lens.errors import CheckpointError, UnsupportedTowerError
+from vit_lens.images import PreprocessSpec
+from vit_lens.sources.families import families, family_of
+from vit_lens.sources.families.family import Blueprint
+from vit_lens.sources.recipe import build
+from vit_lens.sources.refusals import kind, refuse, size_pair, supported_kinds
+from vit_lens.sources.source_tower import SourceTower
+from vit_lens.sources.tower_source import TowerSource, source_of
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def read_module(
+    tower: nn.Module,
+    *,
+    encoder_id: str | None = None,
+    copy: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    preprocess_spec: PreprocessSpec | None = None,
+) -> TowerSource:
+    """Read a model of a known family, or its vision tower.
+
+    The weights are copied: the tower is left as it is, in training mode too, and later training does not reach
+    the copy. Dtype and device are those of the patch embedding; of a mixed half-precision model the float32
+    norms are cast as well.
+
+    Args:
+        tower: open_clip's ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` or their ``.visual``; timm's
+            ``VisionTransformer``; Hugging Face's CLIP, SigLIP and DINOv2 models and vision models.
+        encoder_id: The id of the weights if it is known; else one made from their content.
+        copy: False makes the result share the tower's memory: nothing is copied, and an edit or a training step
+            of either shows in the other. Towers whose conversion computes (LayerScale, CoCa's query) refuse it.
+        image_size: For Hugging Face towers: the size at which their own ``interpolate_pos_encoding`` gives the
+            positions. None: the size of ``preprocess_spec`` for DINOv2, else the tower's own.
+        preprocess_spec: Used instead of what the source says about preprocessing.
+
+    Raises:
+        UnsupportedTowerError: The tower is not a plain ViT, or hooks or other code are on it.
+        CheckpointError: The tower has no weights, parts that the conversion does not know, or cannot be shared.
+    """
+    size = size_pair(image_size)
+    family = family_of(tower)
+    if family is None:
+        refuse(f"a {kind(tower)} from {type(tower).__module__}; hand over the model itself, not a wrapper around it")
+    blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {kind(tower)}"))
+    _require_own_code(family.vision(tower), family.unused)
+    state_dict = _converted(blueprint, family.tensors(tower), copy)
+    spec = preprocess_spec or family.spec(tower)
+    return source_of(blueprint.cfg, state_dict, spec, encoder_id=encoder_id, label="module")
+
+
+def source_tower(module: nn.Module) -> SourceTower:
+    """Return a tower in memory as something to listen to. The module is not changed.
+
+    Raises:
+        UnsupportedTowerError: It is of no known kind, or hooks or other code are on it, which a copy would not run.
+    """
+    if isinstance(module, SourceTower):
+        _require_own_code(module.parts)
+        return module
+    family = family_of(module)
+    if family is None:
+        raise UnsupportedTowerError(
+            f"cannot verify against a {kind(module)} from {type(module).__module__}; known are {supported_kinds()}. "
+            "Hand over the model itself, not a wrapper (torch.compile, DataParallel, an adapter) around it"
+        )
+    found = family.listen(module)
+    _require_own_code(family.vision(module), family.unused)
+    return found
+
+
+def _require_own_code(tower: nn.Module, unused: tuple[str, ...] = ()) -> None:
+    """Check that the vision tower runs the code of its library: weights and sizes do not show what was put on top.
+
+    That is a forward hook, a ``forward`` set on one module, or a part of a class that no library of towers made.
+
+    Raises:
+        UnsupportedTowerError: The message names the parts.
+    """
+    libraries = {"torch", *(home.split(".")[0] for family in families() for home in family.homes)}
+    parts = {name: part for name, part in tower.named_modules() if not name.startswith(unused)}
+    found = [f"{name or kind(part)} ({why})" for name, part in parts.items() if (why := _foreign_code(part, libraries))]
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        refuse(f"code on the tower that HookedViT would not run: {', '.join(found[:3])}{more}; remove it first")
+
+
+def _foreign_code(part: nn.Module, libraries: set[str]) -> str:
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    # transformers keeps hooks of its own on models that were asked for hidden states.
+    if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
+        return "a forward hook"
+    if "forward" in vars(part):
+        return "a forward of its own"
+    is_linear = type(part) in (nn.Linear, NonDynamicallyQuantizableLinear) or not isinstance(part, nn.Linear)
+    if not is_linear or type(part).__module__.split(".")[0] not in libraries:
+        return f"of type {type(part).__module__}.{kind(part)}"
+    return ""
+
+
+def _converted(blueprint: Blueprint, tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
+    recipe = blueprint.recipe(tensors)
+    embedding = next((step.sources[0] for step in recipe.steps if step.target == "embed.W_E"), "")
+    like = tensors.get(embedding, next(iter(tensors.values())))  # says which dtype a tower of several has
+    if like.is_meta:
+        raise CheckpointError("the tower is on the meta device and has no weights; load them first")
+    if like.dtype not in _FLOATS:
+        raise CheckpointError(
+            f"the tower's weights are {like.dtype}; expected a floating-point tower, not a quantised one"
+        )
+    recipe.check(tensors)
+    mixed = sorted({str(tensors[name].dtype) for name in recipe.shapes} - {str(like.dtype)})
+    if mixed and not copy:
+        raise CheckpointError(
+            f"copy=False cannot share memory with a tower of several dtypes ({like.dtype}, {', '.join(mixed)}): some "
+            "would have to be cast; leave copy=True"
+        )
+    return build(recipe, tensors, dtype=like.dtype, copy=copy)

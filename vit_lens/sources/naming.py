@@ -1,0 +1,115 @@
+"""Find out what a name means; nothing is read and nothing fetched."""
+
+__all__ = ["embedded_encoder", "resolve_name"]
+
+from pathlib import Path
+
+from vit_lens.errors import CheckpointError, nearest
+from vit_lens.identity import MINI_ENCODER, MINI_FILES
+from vit_lens.sources.catalogue import OpenClipName, known_models, require_tag
+from vit_lens.sources.folders import HubFolder, LocalFolder, TowerFolder
+
+_FORMS = (
+    '"mini"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
+    "a local directory"
+)
+
+
+def resolve_name(
+    name: str | Path,
+    *,
+    tag: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> OpenClipName | TowerFolder:
+    """Say what a name means, by the rules of :func:`vit_lens.sources.read_pretrained`.
+
+    Raises:
+        CheckpointError: The name is unknown or ambiguous, or has no tag where it needs one.
+    """
+    if not isinstance(name, (str, Path)):
+        raise CheckpointError(f"name={name!r} is a {type(name).__name__}; expected {_FORMS}")
+    model, found_tag = _open_clip_name(name, tag)
+    if model is not None:
+        if revision is not None:
+            raise CheckpointError(f"revision= belongs to Hub ids; {model} is an open_clip name, choose with tag=")
+        return OpenClipName(model, require_tag(model, found_tag))
+    if tag is not None:
+        raise CheckpointError(f"tag= belongs to open_clip names; {name} is none, nearest: {_near(str(name))}")
+    found = _folder_name(name, revision, cache_dir)
+    if revision is not None and isinstance(found.root, LocalFolder):
+        raise CheckpointError(f"revision= belongs to Hub ids; {name} is a directory here and has one content")
+    return found
+
+
+def embedded_encoder(name: str | Path) -> Path | None:
+    """Return the directory of the encoder that ships with the package, if a name is its name; else None.
+
+    Raises:
+        CheckpointError: It is not in this installation.
+    """
+    if name not in ("mini", MINI_ENCODER):
+        return None
+    path = MINI_FILES / "encoder"
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"the embedded encoder is not in this installation ({path}); install it again")
+    return path
+
+
+def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path | None) -> TowerFolder:
+    if (path := embedded_encoder(name)) is not None:
+        return TowerFolder(LocalFolder(path), "", MINI_ENCODER, "mini")
+    root, _, subfolder = str(name).partition(":")
+    subfolder = subfolder.strip("/")
+    local = Path(root).expanduser()
+    if isinstance(name, Path) or root.startswith((".", "/", "~")) or (local.is_dir() and not root.startswith("hf/")):
+        _require_directory(local)
+        label = local.resolve().name + (f":{subfolder}" if subfolder else "")
+        return TowerFolder(LocalFolder(local), subfolder, None, label)
+    repo_id = root.removeprefix("hf/")
+    if repo_id.count("/") != 1:
+        raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest open_clip names: {_near(root)}")
+    hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
+    return TowerFolder(HubFolder(repo_id, revision, cache_dir), subfolder, hub_id, repo_id)
+
+
+def _require_directory(path: Path) -> None:
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file; for an open_clip checkpoint pass the model name, and the file as tag="
+        )
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory")
+
+
+def _open_clip_name(name: str | Path, tag: str | Path | None) -> tuple[str | None, str | Path | None]:
+    """Return (model, tag) if the name is one of open_clip's, else (None, None)."""
+    if isinstance(name, Path):
+        return None, None
+    explicit = name.startswith("open_clip/")
+    plain = name.removeprefix("open_clip/")
+    if not explicit and (name.startswith((".", "/", "~", "hf/")) or embedded_encoder(name) is not None):
+        return None, None
+    models = known_models()
+    if plain in models:
+        return plain, tag
+    model, _, found = plain.rpartition("/")
+    if model in models:
+        return model, _one_tag(name, found, tag, explicit=explicit)
+    if explicit:
+        raise CheckpointError(f"open_clip has no model {plain!r}; nearest: {nearest(plain, models)}")
+    return None, None
+
+
+def _one_tag(name: str, found: str, tag: str | Path | None, *, explicit: bool) -> str:
+    if tag is not None:
+        raise CheckpointError(f"{name!r} already names the tag {found!r}; leave tag={str(tag)!r} out")
+    if not explicit and Path(name).is_dir():
+        raise CheckpointError(
+            f"{name!r} is a directory here and an open_clip tag; write './{name}' or 'open_clip/{name}'"
+        )
+    return found
+
+
+def _near(name: str) -> str:
+    return nearest(name, known_models())

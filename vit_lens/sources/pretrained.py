@@ -1,0 +1,183 @@
+"""Read a tower by name, one tensor at a time; or load it with its own library, to compare with."""
+
+__all__ = ["load_module", "read_pretrained"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_lens.errors import CheckpointError
+from vit_lens.images import PreprocessSpec
+from vit_lens.sources.catalogue import OpenClipName, build_visual, create_visual, is_timm, open_clip_weights
+from vit_lens.sources.families import families, family_of
+from vit_lens.sources.families.family import Blueprint, Family
+from vit_lens.sources.folders import TowerFolder
+from vit_lens.sources.naming import resolve_name
+from vit_lens.sources.recipe import build
+from vit_lens.sources.refusals import kind, refuse, require_dtype, size_pair
+from vit_lens.sources.tensors import StoredTensors, open_tensors, read_json
+from vit_lens.sources.tower_source import TowerSource, source_of
+
+Size = tuple[int, int]
+
+
+def read_pretrained(
+    name: str | Path,
+    *,
+    tag: str | Path | None = None,
+    quick_gelu: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    preprocess_spec: PreprocessSpec | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> TowerSource:
+    """Read a tower by name. Local paths never touch the network.
+
+    A name is read as the first of these that fits: ``mini``; ``open_clip/...`` and ``hf/...``, which leave nothing
+    open; an open_clip model name with ``tag=``, or ``model/tag``; a path (a ``Path``, or a string that starts with
+    ``.``, ``/`` or ``~`` or names a directory here); a Hub id. Directories and Hub ids take ``:subfolder``.
+
+    Args:
+        name: See above.
+        tag: For an open_clip name: a pretrained tag, or the path of a checkpoint (a ``Path`` is always a path).
+        quick_gelu: The activation of a local open_clip checkpoint, where its model name leaves that open.
+        dtype: Of the weights.
+        device: Of the weights; on ``meta`` names and shapes are checked and no value is read.
+        preprocess_spec: Used instead of what the source says about preprocessing.
+        revision: Branch, tag or commit on the Hub.
+        cache_dir: Where downloads are kept, instead of the default.
+        image_size: For Hugging Face towers: the size at which their own ``interpolate_pos_encoding`` gives the
+            positions. None: what DINOv2's image processor crops, else the size in the config.
+
+    Raises:
+        CheckpointError: The name is unknown or ambiguous, files cannot be had, or tensors do not fit.
+        UnsupportedTowerError: The tower is not a plain ViT.
+        PreprocessError: The source's preprocessing is one that cannot be reproduced.
+    """
+    size, dtype = size_pair(image_size), require_dtype(dtype)
+    found = resolve_name(name, tag=tag, revision=revision, cache_dir=cache_dir)
+    if isinstance(found, OpenClipName):
+        opened = _named(found, quick_gelu, preprocess_spec, size, cache_dir)
+    elif quick_gelu is None:
+        opened = _folder(found, preprocess_spec, size)
+    else:
+        raise CheckpointError(
+            f"quick_gelu= belongs to open_clip checkpoints; the config of {name} names the activation"
+        )
+    state_dict, label = _fitted(opened, dtype, device), f"local/{opened.label}"
+    return source_of(opened.blueprint.cfg, state_dict, opened.spec, encoder_id=opened.encoder_id, label=label)
+
+
+def load_module(
+    found: OpenClipName | TowerFolder, *, quick_gelu: bool, cache_dir: str | Path | None = None
+) -> nn.Module:
+    """Load a tower with the library that published it, and none of our readers of weights.
+
+    Args:
+        found: What a name means, by :func:`vit_lens.sources.resolve_name`.
+        quick_gelu: The activation of a local open_clip checkpoint, which does not say it.
+        cache_dir: Where open_clip's downloads are kept.
+
+    Raises:
+        CheckpointError: There is nothing there that a family knows, or its library misses weights.
+    """
+    if isinstance(found, OpenClipName):
+        return create_visual(found, file_quick_gelu=quick_gelu, cache_dir=cache_dir)
+    family, _, config = _recognised(found)
+    return family.load(found, config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A tower whose values are not read yet."""
+
+    blueprint: Blueprint
+    tensors: StoredTensors
+    paths: Sequence[Path]
+    spec: PreprocessSpec | None
+    encoder_id: str | None
+    label: str
+
+
+def _named(
+    name: OpenClipName,
+    quick_gelu: bool | None,
+    spec: PreprocessSpec | None,
+    size: Size | None,
+    cache_dir: str | Path | None,
+) -> _Opened:
+    weights = open_clip_weights(name, quick_gelu)
+    if quick_gelu is not None and is_timm(weights.config):
+        raise CheckpointError(
+            f"quick_gelu={quick_gelu} would have no effect on {name.model}: a timm trunk has its own activation"
+        )
+    tower = build_visual(weights.config, quick_gelu=weights.quick_gelu)
+    family = family_of(tower)
+    if family is None:
+        refuse(f"a {kind(tower)} from {type(tower).__module__}")
+    blueprint = family.blueprint(tower, family.size(size, spec, f"the open_clip tower {name.model}"))
+    path = weights.fetch(cache_dir)
+    tensors = open_tensors([path])
+    return _Opened(
+        blueprint=blueprint,
+        tensors=tensors.under(family.names(tensors.header)),
+        paths=[path],
+        spec=spec or weights.spec(blueprint.cfg.image_size),
+        encoder_id=weights.encoder_id,
+        label=path.name,
+    )
+
+
+def _folder(folder: TowerFolder, given: PreprocessSpec | None, size: Size | None) -> _Opened:
+    family, path, config = _recognised(folder)
+    spec = given or family.stored_spec(folder, config)
+    positions = family.size(size, spec, f"the tower in {folder.label}")
+    if spec is not None and size not in (None, spec.size):
+        if given is not None:
+            raise CheckpointError(f"preprocess_spec of size {given.size} with image_size={size}; give one size")
+        spec = spec.at(size)
+    paths = folder.weights(family.weight_files)
+    tensors = open_tensors(paths)
+    tensors = tensors.under(family.names(tensors.header))
+    blueprint = family.blueprint(family.build(config, path, tensors.header), positions)
+    return _Opened(
+        blueprint=blueprint, tensors=tensors, paths=paths, spec=spec, encoder_id=folder.encoder_id, label=folder.name
+    )
+
+
+def _recognised(folder: TowerFolder) -> tuple[Family, Path, Mapping[str, Any]]:
+    """Return the family that a folder's config describes a tower of, the config's path and its content."""
+    for name in dict.fromkeys(family.config_file for family in families()):
+        path = folder.find(name)
+        if path is None:
+            continue
+        config, members = read_json(path), [family for family in families() if family.config_file == name]
+        for family in members:
+            if family.reads(config):
+                return family, path, config
+        known = ", ".join(repr(model_type) for family in members for model_type in family.model_types)
+        refuse(f"{folder.label} of model_type {str(config.get('model_type'))!r}; expected {known}")
+    raise CheckpointError(f"{folder.label} has no config.json; expected a tower in Hugging Face's format")
+
+
+def _fitted(opened: _Opened, dtype: torch.dtype, device: str | torch.device) -> dict[str, Tensor]:
+    """Check names and shapes from the headers, then read, cast and place one tensor at a time.
+
+    On the meta device no value is read.
+
+    Raises:
+        CheckpointError: The tensors do not fit; the message names the file.
+    """
+    try:
+        recipe = opened.blueprint.recipe(opened.tensors.header)
+        recipe.check(opened.tensors.header)
+    except CheckpointError as error:
+        raise CheckpointError(f"{', '.join(map(str, opened.paths))}: {error}") from None
+    is_meta = torch.device(device).type == "meta"
+    return build(recipe, opened.tensors.header if is_meta else opened.tensors, dtype=dtype, device=device)

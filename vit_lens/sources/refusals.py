@@ -1,0 +1,60 @@
+"""How towers are refused, and checks of what a caller asks for."""
+
+__all__ = ["kind", "reason_of", "refuse", "require_dtype", "size_pair", "supported_kinds"]
+
+from typing import Any, NoReturn
+
+import torch
+
+from vit_lens.errors import CheckpointError, UnsupportedTowerError
+from vit_lens.sources.families import families
+
+_PREFIX, _ADVICE = "unsupported: ", ". HookedViT reproduces plain ViTs: "
+
+
+def refuse(what: str) -> NoReturn:
+    """Raise, naming exactly what is unsupported."""
+    raise UnsupportedTowerError(f"{_PREFIX}{what}{_ADVICE}{supported_kinds()}; `vit-lens models` lists them")
+
+
+def reason_of(error: UnsupportedTowerError) -> str:
+    """Return what :func:`refuse` was told, without the advice around it."""
+    return str(error).removeprefix(_PREFIX).partition(_ADVICE)[0]
+
+
+def supported_kinds() -> str:
+    """Return the families in words."""
+    return ", ".join(family.towers for family in families())
+
+
+def kind(thing: object) -> str:
+    """Return the name of a thing's class."""
+    return type(thing).__name__
+
+
+def require_dtype(dtype: Any) -> torch.dtype:
+    """Return a floating-point dtype.
+
+    Raises:
+        CheckpointError: It is none; a name such as ``"float32"`` is text.
+    """
+    if not isinstance(dtype, torch.dtype):
+        advice = f"torch.{dtype}" if isinstance(getattr(torch, str(dtype), None), torch.dtype) else "torch.float32"
+        raise CheckpointError(f"dtype={dtype!r} is a {kind(dtype)}; expected a torch.dtype such as {advice}")
+    if not dtype.is_floating_point:
+        raise CheckpointError(f"dtype={dtype}; expected a floating-point type such as torch.float32")
+    return dtype
+
+
+def size_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return a size as (height, width).
+
+    Raises:
+        CheckpointError: A side is not a positive number.
+    """
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise CheckpointError(f"image_size={size}; expected a side or (height, width), in pixels")
+    return pair

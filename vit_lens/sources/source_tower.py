@@ -1,0 +1,48 @@
+"""A tower of another library to run and to listen to."""
+
+__all__ = ["SourceTower"]
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Embed = Callable[[Any, Tensor], Tensor]
+
+
+class SourceTower(nn.Module):
+    """A tower of another library: pixels in, embedding out.
+
+    Args:
+        kind: Library and class, for people.
+        parts: What the embedding is computed with, and nothing else.
+        embed: From ``parts`` and pixels to the embedding; it must not close over modules, which are copied.
+        blocks: The transformer blocks.
+        final_norm: The LayerNorm that HookedViT calls ``ln_final``.
+        is_folded: Whether HookedViT multiplies weights of it with each other when it loads them, which rounds once
+            more; LayerScale is found by itself.
+        tokens_first: Whether blocks pass [pos batch d_model].
+        own_size: Image size (height, width) of its stored positions, where it interpolates them to another.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        parts: nn.Module,
+        embed: Embed,
+        *,
+        blocks: Iterable[nn.Module],
+        final_norm: nn.Module,
+        is_folded: bool = False,
+        tokens_first: bool = False,
+        own_size: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.kind, self.parts, self.embed = kind, parts, embed
+        self.blocks, self.final_norm = nn.ModuleList(blocks), final_norm
+        self.tokens_first, self.own_size = tokens_first, own_size
+        self.is_folded = is_folded or any(type(part).__name__.endswith("LayerScale") for part in parts.modules())
+
+    def forward(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch d_embed"]:
+        return self.embed(self.parts, pixels)
