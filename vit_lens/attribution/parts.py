@@ -15,7 +15,7 @@ __all__ = [
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -51,7 +51,7 @@ class Component:
 
     address: Address
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The address, as text."""
         return str(self.address)
