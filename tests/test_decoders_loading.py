@@ -197,7 +197,7 @@ def test_mini_is_package_data(saved, tmp_path, monkeypatch):
     from vit_lens.decoders import loading
     from vit_lens.errors import DecoderError
 
-    monkeypatch.setattr(loading, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(loading, "MINI_FILES", tmp_path / "vit_lens" / "mini" / "pair")
     with pytest.raises(DecoderError, match="lacks the embedded pair 'mini'"):
         load("mini")
     shutil.copytree(saved, tmp_path / "vit_lens" / "mini" / "pair" / "decoder")

@@ -1,13 +1,11 @@
 """The shipped pair: its size, its formats, and its bars on held-out scenes, measured again."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from vit_lens.mini import PAIR
 from vit_lens.mini.training import evaluate
-
-PAIR = Path(evaluate.__file__).parent / "pair"
 
 
 @pytest.fixture(scope="module")

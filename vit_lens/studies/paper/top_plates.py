@@ -5,7 +5,6 @@ __all__ = [
     "diffusion_plate",
     "ladder_plate",
     "lens_title",
-    "lens_words",
     "make_plate",
     "ranking_facts",
     "residual_plate",
@@ -57,7 +56,7 @@ def residual_plate(setup: PaperSetup, image: Any, *, stride: int | None = None, 
     chosen = Chosen(sites=tuple(map(str, sites)), order=list(range(len(sites))), layers=layers_of(reading))
     own, (tiles,) = read_tiles(setup, reading.clean, [chosen])
     start = (image_tile("input", as_seen(setup.model, [image])[0]), own)
-    strip = Strip(title=lens_title(reading.lens), tiles=(*start, *tiles), words=lens_words(reading.lens))
+    strip = Strip(title=lens_title(reading.lens), tiles=(*start, *tiles), words=reading.lens.describe().words)
     shown = "every layer" if stride == 1 else f"every {stride} layers, the last among them"
     return make_plate(
         setup, "fig2", "Layer by layer: the residual stream under the Diffusion Lens",
@@ -136,7 +135,7 @@ def _top_strips(setup: PaperSetup, image: Any, lenses: Mapping[str, Lens], top: 
     start = (image_tile("input", as_seen(setup.model, [image])[0]), own)
     return [
         Strip(
-            title=lens_title(reading.lens), tiles=(*start, *tiles), words=lens_words(reading.lens),
+            title=lens_title(reading.lens), tiles=(*start, *tiles), words=reading.lens.describe().words,
             facts=ranking_facts(score, reading, reading.control_S if by == "S" else reading.control_cos),
         )
         for reading, score, tiles in zip(readings, scores, lists, strict=True)
@@ -160,11 +159,6 @@ def lens_title(lens: Lens) -> str:
     said = lens.describe()
     definition = str(said.settings.get("definition"))
     return f"{definition}, {said.label.rpartition(', ')[2]}" if "reconstruction" in definition else said.label
-
-
-def lens_words(lens: Lens) -> str:
-    """Say what a lens draws."""
-    return lens.describe().words
 
 
 def make_plate(
