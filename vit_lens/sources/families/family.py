@@ -146,7 +146,7 @@ class Family(ABC):
         Raises:
             UnsupportedTowerError: It describes a relative that would not be exact.
         """
-        return config.get("model_type") in self.model_types
+        return str(config.get("model_type")) in self.model_types
 
     def build(self, config: Mapping[str, Any], path: Path, names: Collection[str]) -> nn.Module:
         """Build the tower that a config describes without memory for its weights, so that its parts can be asked.
