@@ -24,11 +24,11 @@ __all__ = [
 
 from vit_lens.sources.catalogue import OpenClipName, known_models, open_clip_weights
 from vit_lens.sources.families import register_family
-from vit_lens.sources.families.family import Blueprint, Family
+from vit_lens.sources.families.family import Blueprint, Family, SupportedTower
 from vit_lens.sources.modules import read_module, source_tower
 from vit_lens.sources.naming import embedded_encoder, resolve_name
 from vit_lens.sources.pretrained import load_module, read_pretrained
 from vit_lens.sources.recipe import Recipe, build
 from vit_lens.sources.source_tower import SourceTower
-from vit_lens.sources.supported import SupportedTower, supported_open_clip, supported_towers
+from vit_lens.sources.supported import supported_open_clip, supported_towers
 from vit_lens.sources.tower_source import TowerSource

@@ -12,8 +12,9 @@ from vit_lens.images import PreprocessSpec
 from vit_lens.sources.families import families, family_of
 from vit_lens.sources.families.family import Blueprint
 from vit_lens.sources.recipe import build
-from vit_lens.sources.refusals import kind, refuse, size_pair, supported_kinds
+from vit_lens.sources.refusals import kind, refuse, size_pair
 from vit_lens.sources.source_tower import SourceTower
+from vit_lens.sources.supported import supported_kinds
 from vit_lens.sources.tower_source import TowerSource, source_of
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -50,7 +51,10 @@ def read_module(
     size = size_pair(image_size)
     family = family_of(tower)
     if family is None:
-        refuse(f"a {kind(tower)} from {type(tower).__module__}; hand over the model itself, not a wrapper around it")
+        refuse(
+            f"a {kind(tower)} from {type(tower).__module__}; known are {supported_kinds()}: hand over the model itself, "
+            "not a wrapper around it"
+        )
     blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {kind(tower)}"))
     _require_own_code(family.vision(tower), family.unused)
     state_dict = _converted(blueprint, family.tensors(tower), copy)

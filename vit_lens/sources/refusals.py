@@ -1,30 +1,24 @@
 """How towers are refused, and checks of what a caller asks for."""
 
-__all__ = ["kind", "reason_of", "refuse", "require_dtype", "size_pair", "supported_kinds"]
+__all__ = ["kind", "reason_of", "refuse", "require_dtype", "size_pair"]
 
 from typing import Any, NoReturn
 
 import torch
 
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
-from vit_lens.sources.families import families
 
-_PREFIX, _ADVICE = "unsupported: ", ". HookedViT reproduces plain ViTs: "
+_PREFIX, _ADVICE = "unsupported: ", ". HookedViT reproduces plain ViTs; `vit-lens models` lists them"
 
 
 def refuse(what: str) -> NoReturn:
     """Raise, naming exactly what is unsupported."""
-    raise UnsupportedTowerError(f"{_PREFIX}{what}{_ADVICE}{supported_kinds()}; `vit-lens models` lists them")
+    raise UnsupportedTowerError(f"{_PREFIX}{what}{_ADVICE}")
 
 
 def reason_of(error: UnsupportedTowerError) -> str:
     """Return what :func:`refuse` was told, without the advice around it."""
     return str(error).removeprefix(_PREFIX).partition(_ADVICE)[0]
-
-
-def supported_kinds() -> str:
-    """Return the families in words."""
-    return ", ".join(family.towers for family in families())
 
 
 def kind(thing: object) -> str:

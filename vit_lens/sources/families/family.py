@@ -1,12 +1,12 @@
 """What a family of towers is: how its towers are recognised, read, converted, loaded and run."""
 
-__all__ = ["Blueprint", "Family"]
+__all__ = ["Blueprint", "Family", "SupportedTower", "Tier"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -17,7 +17,33 @@ from vit_lens.sources.folders import TowerFolder
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import refuse
 from vit_lens.sources.source_tower import SourceTower
-from vit_lens.sources.supported import SupportedTower, Tier
+
+Tier = Literal["A", "B"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupportedTower:
+    """A row of the table of towers.
+
+    Attributes:
+        name: open_clip's model name, or a class of another library.
+        library: Where the name is from.
+        tier: ``A``: CLIP's own equations (CLS or mean pooling, GELU or QuickGELU). ``B``: attention pooling, no class
+            token, registers, a patch bias or tanh GELU as well. None: not covered.
+        reason: Why a tower is not covered; empty where it is.
+        tags: Pretrained tags of open_clip.
+    """
+
+    name: str
+    library: str
+    tier: Tier | None
+    reason: str = ""
+    tags: tuple[str, ...] = ()
+
+    @property
+    def supported(self) -> bool:
+        """Whether HookedViT covers it."""
+        return self.tier is not None
 
 
 @dataclass(frozen=True)

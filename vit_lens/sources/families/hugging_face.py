@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from vit_lens.config import ActivationName
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
 from vit_lens.images import PreprocessSpec
-from vit_lens.sources.families.family import Family
+from vit_lens.sources.families.family import Family, SupportedTower
 from vit_lens.sources.folders import HubFolder, TowerFolder
 from vit_lens.sources.recipe import Shape
 from vit_lens.sources.refusals import kind, refuse
 from vit_lens.sources.source_tower import SourceTower
-from vit_lens.sources.supported import SupportedTower
 
 Positions = Callable[[Tensor], Tensor]
 ACTIVATIONS: Mapping[str, ActivationName] = {

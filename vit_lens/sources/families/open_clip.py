@@ -17,13 +17,12 @@ from vit_lens.errors import CheckpointError, UnsupportedTowerError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources import catalogue
 from vit_lens.sources.families import timm
-from vit_lens.sources.families.family import Blueprint, Family
+from vit_lens.sources.families.family import Blueprint, Family, SupportedTower, Tier
 from vit_lens.sources.families.plain_parts import activation_of, common_eps, grid_of, patch_of, same_for_all
 from vit_lens.sources.folders import TowerFolder
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, reason_of, refuse
 from vit_lens.sources.source_tower import SourceTower
-from vit_lens.sources.supported import SupportedTower, Tier
 
 _ACTIVATIONS: Mapping[str, ActivationName] = {"open_clip.QuickGELU": "quick_gelu"}
 _POOL: dict[str, Literal["cls", "avg"]] = {"tok": "cls", "avg": "avg"}

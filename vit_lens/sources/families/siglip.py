@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from vit_lens.config import AttentionPoolConfig, HookedViTConfig
 from vit_lens.sources.families.clip import Clip
+from vit_lens.sources.families.family import SupportedTower
 from vit_lens.sources.families.hugging_face import ModelType, Positions
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, refuse
-from vit_lens.sources.supported import SupportedTower
 
 _NAFLEX = (
     "Siglip2Model takes patches of any resolution (NaFlex), which HookedViT does not; fixed-resolution SigLIP 2 "

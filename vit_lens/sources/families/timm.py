@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_lens.config import ActivationName, AttentionPoolConfig, HookedViTConfig
-from vit_lens.sources.families.family import Blueprint, Family
+from vit_lens.sources.families.family import Blueprint, Family, SupportedTower
 from vit_lens.sources.families.plain_parts import (
     activation_of,
     common_eps,
@@ -22,7 +22,6 @@ from vit_lens.sources.families.plain_parts import (
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, refuse
 from vit_lens.sources.source_tower import SourceTower
-from vit_lens.sources.supported import SupportedTower
 
 ACTIVATIONS: Mapping[str, ActivationName] = {
     "timm.GELU": "gelu",
