@@ -52,8 +52,8 @@ def read_module(
     family = family_of(tower)
     if family is None:
         refuse(
-            f"a {kind(tower)} from {type(tower).__module__}; known are {supported_kinds()}: hand over the model itself, "
-            "not a wrapper around it"
+            f"a {kind(tower)} from {type(tower).__module__}; known are {supported_kinds()}: hand over the model "
+            "itself, not a wrapper around it"
         )
     blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {kind(tower)}"))
     _require_own_code(family.vision(tower), family.unused)
