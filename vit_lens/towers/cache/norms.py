@@ -1,6 +1,6 @@
 """The LayerNorms as linear maps: with the scale of the run frozen, each is a matrix on every contribution."""
 
-__all__ = ["NormedActivations", "Reading"]
+__all__ = ["FrozenNorm", "Norms", "Reading", "Stack", "images_of"]
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,10 @@ from torch import Tensor
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.errors import BatchAxisError, LensError, VitLensError
-from vit_lens.towers.cache.held import HeldActivations, as_slice, cut
+from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need, readout_rows
 from vit_lens.towers.layers import LayerNorm
+
+Stack = Float[Tensor, "component *batch_pos out"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,106 @@ class Reading:
         return self.scaled(self.fold(x, x))
 
 
-class NormedActivations(HeldActivations):
-    """A cache that applies the model's norms to parts of the residual stream."""
+@dataclass(frozen=True)
+class FrozenNorm:
+    """The norm that reads the stream at the input of a layer, at the scale that it had in a run.
+
+    Attributes:
+        cache: Of the run.
+        layer: The block whose input this is; ``n_layers`` means ``ln_final``.
+        mlp_input: The block's ``ln2`` instead of its ``ln1``.
+    """
+
+    cache: HeldActivations
+    layer: int
+    mlp_input: bool = False
+
+    @property
+    def name(self) -> str:
+        """The norm's name."""
+        if self.layer == self.cache.model.cfg.n_layers:
+            return "ln_final"
+        return f"blocks.{self.layer}.{'ln2' if self.mlp_input else 'ln1'}"
+
+    @property
+    def module(self) -> LayerNorm:
+        """The norm."""
+        if self.name == "ln_final":
+            return self.cache.model.ln_final
+        block = self.cache.model.blocks[self.layer]
+        return block.ln2 if self.mlp_input else block.ln1
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the norm reads the mean over the patches."""
+        return self.name == "ln_final" and self.cache.model.cfg.ln_final == "after_pool"
+
+    def names(self, apply_ln: bool = True) -> list[str]:
+        """Return what the scale is read from: itself, or where it is not cached, the stream; nothing for no norm."""
+        resid = f"blocks.{self.layer}.hook_resid_{'mid' if self.mlp_input else 'pre'}"
+        if self.name == "ln_final":
+            resid = f"blocks.{self.layer - 1}.hook_resid_post"
+        scale, held = f"{self.name}.hook_scale", self.cache.cache_dict
+        is_lost = self.is_pooled and self.cache.rows == "cut"
+        return [scale if scale in held or resid not in held or is_lost else resid] * apply_ln
+
+    def scale(self, pos: Slice, batch: Slice) -> Float[Tensor, "*batch_pos 1"]:
+        """Return the scale, cut as the components are that it divides.
+
+        Raises:
+            LensError: It has no one scale, or not of the rows that the cache holds.
+        """
+        cache = self.cache
+        if cache.rows == "readout" and cache.model.cfg.readout == "pooled" and not self.is_pooled:
+            raise LensError(
+                f"{self.name} acts on every token, and a cache with rows='readout' of this tower holds their mean; "
+                "make the cache without rows="
+            )
+        (key,) = self.names()
+        (scale,) = need(cache, [key], f"a norm at its frozen scale ({self.name})")
+        if not key.endswith("hook_scale"):
+            scale = self.module.split(readout_rows(cache, scale) if self.is_pooled else scale)[1]
+        if scale.ndim != 2 + cache.has_batch_dim:
+            raise LensError(
+                f"{self.name}.hook_scale has one scale per head (a switch or hook splits its input): no one norm reads "
+                "a sum"
+            )
+        if self.is_pooled:  # one row, whatever positions were kept
+            scale = scale[..., 0, :] if pos.mode == "int" else scale
+        else:
+            scale = cut(scale, pos, -2, "positions")
+        return cut(scale, batch, 0, "images") if cache.has_batch_dim else scale
+
+    def reading(
+        self, pos: Slice, apply_ln: bool = True, project: Float[Tensor, "d_model out"] | None = None
+    ) -> Reading:
+        """Return what the norm, unless ``apply_ln`` is False, and then a projection make of contributions."""
+        d_model = self.cache.model.cfg.d_model
+        if project is not None and (project.ndim != 2 or len(project) != d_model):
+            raise VitLensError(
+                f"project_output_onto of shape {tuple(project.shape)}; expected [d_model] or [d_model out], with "
+                f"d_model={d_model}"
+            )
+        if not apply_ln:
+            return Reading(None, None, project)
+        return Reading(self.module.w, self.scale(pos, as_slice(None)), project)
+
+    def of(
+        self, stack: Stack, pos: Slice, batch: Slice, *, weight: bool = True, incl_bias: bool = False
+    ) -> Float[Tensor, "component_out *batch_pos out"]:
+        """Return components of some of the images through the norm."""
+        norm, scale = self.module, self.scale(pos, batch)
+        _check_fits(stack, scale)
+        out = Reading(norm.w if weight else torch.ones_like(norm.w), scale, None)(stack)
+        return torch.cat([out, norm.b.to(out).expand(1, *out.shape[1:])]) if incl_bias else out
+
+    def recomputed(self, stack: Stack) -> Stack:
+        """Return the norm of every component, with its own statistics."""
+        return self.module.read(stack.to(torch.promote_types(stack.dtype, torch.float32))).to(stack.dtype)
+
+
+class Norms(HeldActivations):
+    """What the norms of the run make of parts of the residual stream."""
 
     def apply_ln_to_stack(
         self,
@@ -117,84 +217,27 @@ class NormedActivations(HeldActivations):
             )
         if recompute_ln and not weight:
             raise VitLensError("recompute_ln=True applies the whole norm; leave weight=True")
-        layer = self._layer(layer, mlp_input)
+        norm = FrozenNorm(self, input_of(self, layer, mlp_input), mlp_input)
         pos, batch = as_slice(pos_slice), as_slice(batch_slice)
-        stack = self._images_of(residual_stack, pos, batch, has_batch_dim)
-        _, norm, _ = self._norm(layer, mlp_input)
+        stack = images_of(self, residual_stack, pos, batch, has_batch_dim)
         if recompute_ln:
-            return norm.read(stack.to(torch.promote_types(stack.dtype, torch.float32))).to(stack.dtype)
-        scale = self._scale(layer, mlp_input, pos, batch)
-        _check_fits(stack, scale)
-        out = Reading(norm.w if weight else torch.ones_like(norm.w), scale, None)(stack)
-        return torch.cat([out, norm.b.to(out).expand(1, *out.shape[1:])]) if incl_bias else out
+            return norm.recomputed(stack)
+        return norm.of(stack, pos, batch, weight=weight, incl_bias=incl_bias)
 
-    def _images_of(self, stack: Tensor, pos: Slice, batch: Slice, has_batch_dim: bool) -> Tensor:
-        """Return the components of some of the images; how many axes they have is checked first."""
-        if not self.has_batch_dim and batch.mode != "identity":
-            raise BatchAxisError("the cache has no batch axis, so batch_slice has nothing to slice")
-        of_batch = has_batch_dim and self.has_batch_dim
-        axes = ["component", *["batch"] * of_batch, *["pos"] * (pos.mode != "int"), "d_model"]
-        if stack.ndim != len(axes) or stack.shape[-1] != self.model.cfg.d_model:
-            raise VitLensError(
-                f"components of shape {tuple(stack.shape)}; expected [{' '.join(axes)}] with "
-                f"d_model={self.model.cfg.d_model}. With pos_slice, cut the components too; without a batch axis, say "
-                "has_batch_dim=False and batch_slice=<int>"
-            )
-        return cut(stack, batch, 1, "images") if of_batch else stack
 
-    def _norm(self, layer: int, mlp_input: bool) -> tuple[str, LayerNorm, str]:
-        """Return a norm's name, the norm, and the name of the residual stream that it reads."""
-        if layer == self.model.cfg.n_layers:
-            return "ln_final", self.model.ln_final, f"blocks.{layer - 1}.hook_resid_post"
-        block = self.model.blocks[layer]
-        if mlp_input:
-            return f"blocks.{layer}.ln2", block.ln2, f"blocks.{layer}.hook_resid_mid"
-        return f"blocks.{layer}.ln1", block.ln1, f"blocks.{layer}.hook_resid_pre"
-
-    def _reading(
-        self, layer: int, mlp_input: bool, pos: Slice, apply_ln: bool, project: Float[Tensor, "d_model out"] | None
-    ) -> Reading:
-        if project is not None and (project.ndim != 2 or len(project) != self.model.cfg.d_model):
-            raise VitLensError(
-                f"project_output_onto of shape {tuple(project.shape)}; expected [d_model] or [d_model out], with "
-                f"d_model={self.model.cfg.d_model}"
-            )
-        if not apply_ln:
-            return Reading(None, None, project)
-        _, norm, _ = self._norm(layer, mlp_input)
-        return Reading(norm.w, self._scale(layer, mlp_input, pos, as_slice(None)), project)
-
-    def _norm_names(self, layer: int, mlp_input: bool, apply_ln: bool = True) -> list[str]:
-        """Return what the scale of a norm is read from: itself, or where it is not cached, what the norm read."""
-        name, _, resid = self._norm(layer, mlp_input)
-        scale, is_lost = f"{name}.hook_scale", self._is_pooled(name) and self.rows == "cut"
-        return [scale if scale in self.cache_dict or resid not in self.cache_dict or is_lost else resid] * apply_ln
-
-    def _is_pooled(self, name: str) -> bool:
-        """Whether a norm reads the mean over the patches."""
-        return name == "ln_final" and self.model.cfg.ln_final == "after_pool"
-
-    def _scale(self, layer: int, mlp_input: bool, pos: Slice, batch: Slice) -> Float[Tensor, "*batch_pos 1"]:
-        name, norm, resid = self._norm(layer, mlp_input)
-        is_pooled = self._is_pooled(name)
-        if self.rows == "readout" and self.model.cfg.readout == "pooled" and not is_pooled:
-            raise LensError(
-                f"{name} acts on every token, and a cache with rows='readout' of this tower holds their mean; make "
-                "the cache without rows="
-            )
-        (key,) = self._norm_names(layer, mlp_input)
-        (scale,) = self._need([key], f"a norm at its frozen scale ({name})")
-        if key == resid:
-            scale = norm.split(self._readout_rows(scale) if is_pooled else scale)[1]
-        if scale.ndim != 2 + self.has_batch_dim:
-            raise LensError(
-                f"{name}.hook_scale has one scale per head (a switch or hook splits its input): no one norm reads a sum"
-            )
-        if is_pooled:  # one row, whatever positions were kept
-            scale = scale[..., 0, :] if pos.mode == "int" else scale
-        else:
-            scale = cut(scale, pos, -2, "positions")
-        return cut(scale, batch, 0, "images") if self.has_batch_dim else scale
+def images_of(cache: HeldActivations, stack: Tensor, pos: Slice, batch: Slice, has_batch_dim: bool) -> Tensor:
+    """Return the components of some of the images; how many axes they have is checked first."""
+    if not cache.has_batch_dim and batch.mode != "identity":
+        raise BatchAxisError("the cache has no batch axis, so batch_slice has nothing to slice")
+    of_batch = has_batch_dim and cache.has_batch_dim
+    axes = ["component", *["batch"] * of_batch, *["pos"] * (pos.mode != "int"), "d_model"]
+    if stack.ndim != len(axes) or stack.shape[-1] != cache.model.cfg.d_model:
+        raise VitLensError(
+            f"components of shape {tuple(stack.shape)}; expected [{' '.join(axes)}] with "
+            f"d_model={cache.model.cfg.d_model}. With pos_slice, cut the components too; without a batch axis, say "
+            "has_batch_dim=False and batch_slice=<int>"
+        )
+    return cut(stack, batch, 1, "images") if of_batch else stack
 
 
 def _check_fits(stack: Tensor, scale: Tensor) -> None:
