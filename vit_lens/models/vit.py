@@ -17,7 +17,6 @@ from vit_lens.errors import PreprocessError
 from vit_lens.hooking import is_hooked
 from vit_lens.identity import aliases
 from vit_lens.images import PreprocessSpec, preprocess
-from vit_lens.models.vocabulary import Vocabulary
 from vit_lens.sources import TowerSource, read_module, read_pretrained
 from vit_lens.towers.inputs import check_input, whole_mask
 from vit_lens.towers.layers import Embed, PosEmbed, PreNorm
@@ -26,7 +25,7 @@ from vit_lens.towers.tower import HookedTower
 from vit_lens.verification import Verification, verify
 
 
-class HookedViT(HookedTower, Vocabulary):
+class HookedViT(HookedTower):
     """A vision tower: pixels in, image embedding out, every step a hook point.
 
     Hook points, in the order in which they fire (B images, T tokens, H heads; those of ``attn_pool`` exist where

@@ -4,23 +4,19 @@ __all__ = ["CachingRootModule"]
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.config import TowerConfig
 from vit_lens.errors import UnfiredHookError, VitLensError
-from vit_lens.hooking import LoudHookedRootModule, Name
+from vit_lens.hooking import Activations, Keeper, LoudHookedRootModule, Name, is_hooked
 from vit_lens.towers.cache import Rows, ViTActivationCache
 from vit_lens.towers.cache.held import as_slice, cut
 from vit_lens.towers.readout import Readout
-
-if TYPE_CHECKING:
-    from vit_lens.models import HookedViT
 
 _SWITCH = {  # gated points, and the switch that turns each on for every run
     "hook_result": "use_attn_result",
@@ -55,6 +51,7 @@ class CachingRootModule(LoudHookedRootModule):
         clear_contexts: bool = False,
         pos_slice: Any = None,
         rows: Rows = "all",
+        at_steps: Sequence[int] | None = None,
         return_cache_object: bool = True,
         **model_kwargs: Any,
     ) -> tuple[Tensor, Any]:
@@ -74,18 +71,17 @@ class CachingRootModule(LoudHookedRootModule):
             pos_slice: An int, tuple, list, array or ``Slice`` of positions.
             rows: ``readout`` keeps what lenses need, at the positions that the embedding is read from: a few
                 MB per image even for ViT-bigG.
+            at_steps: Of a run in steps (:meth:`step`), the indices of those to keep; None keeps all.
             return_cache_object: False returns a plain dict.
             **model_kwargs: Of :meth:`forward`.
 
         Returns:
-            The model's output and the cache.
+            The model's output and the cache; of a run in steps a :class:`vit_lens.hooking.SteppedCache`.
 
         Raises:
             UnknownHookError: ``names_filter`` selects nothing.
             UnfiredHookError: It names a point before ``start_at_layer`` or behind ``stop_at_layer``.
         """
-        if incl_bwd and not torch.is_grad_enabled():
-            raise VitLensError("incl_bwd=True needs gradients, and they are switched off: torch.set_grad_enabled(True)")
         if rows not in ("all", "readout"):
             raise VitLensError(f"rows={rows!r}; expected 'all' or 'readout'")
         if rows == "readout":
@@ -95,20 +91,14 @@ class CachingRootModule(LoudHookedRootModule):
                 )
         start, stop = model_kwargs.get("start_at_layer"), model_kwargs.get("stop_at_layer")
         names = self._names_to_cache(self.is_readout_part if rows == "readout" else names_filter, start, stop)
-        cache, fwd, bwd = self.get_caching_hooks(
-            names, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice, rows=rows
-        )
-        with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
-            out = self(*model_args, **model_kwargs)
-            if incl_bwd and not out.requires_grad:
-                raise VitLensError("incl_bwd=True: nothing requires a gradient; model.requires_grad_(True)")
-            if incl_bwd:
-                out.sum().backward()
-        if not return_cache_object:
-            return out, cache
-        model = cast("HookedViT", self)
-        held = rows if pos_slice is None else "cut"
-        return out, ViTActivationCache(cache, model, not remove_batch_dim, held, start)
+        keeper = self._keeper(names, None, device, remove_batch_dim, pos_slice, rows, at_steps, model_args)
+        of_one: Callable[[dict[str, Tensor]], Any] = Activations
+        if return_cache_object:
+            held = rows if pos_slice is None else "cut"
+            of_one = partial(
+                ViTActivationCache, model=self, has_batch_dim=not remove_batch_dim, rows=held, start_at_layer=start
+            )
+        return self._run_keeping(keeper, of_one, incl_bwd, reset_hooks_end, clear_contexts, model_args, model_kwargs)
 
     def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -119,46 +109,49 @@ class CachingRootModule(LoudHookedRootModule):
         cache: dict[str, Tensor] | None = None,
         pos_slice: Any = None,
         rows: Rows = "all",
+        *,
+        at_steps: Sequence[int] | None = None,
     ) -> tuple[dict[str, Tensor], list, list]:
-        """Return a dict and the hooks that fill it; see ``HookedRootModule.get_caching_hooks``."""
-        cache = {} if cache is None else cache
-        block, readout = _Block(), self.readout_of()
-        part = as_slice(pos_slice)
-        if part.mode == "int":  # the axis stays, with one position
-            part = Slice([part.slice])  # pyright: ignore[reportArgumentType]
-
-        def save(tensor: Tensor, hook: HookPoint, suffix: str) -> None:
-            name = str(hook.name)
-            value = tensor.detach()
-            if rows == "readout" and self.pos_axis(name) is not None:
-                value = block.copy(readout.gradient_rows(value) if suffix else readout.rows(value), len(names))
-            elif pos_slice is not None and (axis := self.pos_axis(name)) is not None:
-                value = cut(value, part, axis, "positions")
-            value = value if device is None else value.to(device)
-            if remove_batch_dim and len(value) != 1:
-                raise VitLensError(f"remove_batch_dim=True needs one image, not {len(value)}")
-            cache[name + suffix] = value[0] if remove_batch_dim else value
-
+        """Return a dict and the hooks that fill it once; see :meth:`LoudHookedRootModule.get_caching_hooks`."""
         names = self.select_names(names_filter) or self._names_to_cache(None, None, None)
-        keep, keep_gradient = partial(save, suffix=""), partial(save, suffix="_grad")
-        keep.only_reads = True  # pyright: ignore[reportAttributeAccessIssue]
-        return cache, [(name, keep) for name in names], [(name, keep_gradient) for name in names] if incl_bwd else []
+        keeper = self._keeper(names, cache, device, remove_batch_dim, pos_slice, rows, at_steps)
+        return keeper.cache, *keeper.hooks(incl_bwd)
 
-    def add_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _keeper(
         self,
-        names_filter: Name | Sequence[str] | None = None,
-        incl_bwd: bool = False,
-        device: str | torch.device | None = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Add hooks that fill a dict in every run until ``reset_hooks``; see ``HookedRootModule``."""
-        cache, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
-        for name, hook in fwd:
-            self.add_hook(name, hook, "fwd")
-        for name, hook in bwd:
-            self.add_hook(name, hook, "bwd")
-        return cache
+        names: list[str],
+        cache: dict[str, Tensor] | None,
+        device: str | torch.device | None,
+        remove_batch_dim: bool,
+        pos_slice: Any,
+        rows: Rows,
+        at_steps: Sequence[int] | None,
+        model_args: tuple[Any, ...] = (),
+    ) -> Keeper:
+        block, readout, positions = _Block(), self.readout_of(*model_args), as_slice(pos_slice)
+        if positions.mode == "int":  # the axis stays, with one position
+            positions = Slice([positions.slice])  # pyright: ignore[reportArgumentType]
+
+        def part(value: Tensor, name: str, is_gradient: bool) -> Tensor:
+            axis = self.pos_axis(name)
+            if axis is None or (rows == "all" and pos_slice is None):
+                return value
+            if rows == "all":
+                return cut(value, positions, axis, "positions")
+            return block.copy(readout.gradient_rows(value) if is_gradient else readout.rows(value), len(names))
+
+        return Keeper(
+            self, names, cache, part=part, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps
+        )
+
+    def firings(self, name: str) -> int:
+        """Return how often a hook point fires in one pass: with inputs split by head ``ln1`` does three times.
+
+        For queries, keys and values in turn; a cache keeps what it gave for the values, and the gradient of that.
+        """
+        block, _, part = name.partition(".ln1.")
+        splits = [self.hook_dict[f"{block}.hook_{x}_input"] for x in "qkv"] if part else []
+        return 3 if part and (self.cfg.use_split_qkv_input or any(map(is_hooked, splits))) else 1
 
     def _names_to_cache(
         self,

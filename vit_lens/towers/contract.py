@@ -1,11 +1,12 @@
-"""What lenses, caches, attribution, interventions and verification need of a transformer."""
+"""What lenses, caches, attribution, interventions and verification need of a transformer, and of captions."""
 
-__all__ = ["Tower"]
+__all__ = ["CaptionBank", "Tower"]
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -14,6 +15,22 @@ from vit_lens.config import TowerConfig
 from vit_lens.towers.layers import LayerNorm, TransformerBlock
 from vit_lens.towers.readout import Readout
 from vit_lens.towers.streams import Stream
+
+
+@runtime_checkable
+class CaptionBank(Protocol):
+    """Captions with their text embeddings, such as :class:`vit_lens.TextBank`."""
+
+    @property
+    def unit(self) -> Float[Tensor, "caption d_embed"]: ...
+
+    def logits(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]: ...
+
+    def index(self, caption: str) -> int: ...
+
+    def check(self, model: Any) -> "CaptionBank":
+        """Return the bank itself if it is of this model's encoder; raise otherwise."""
+        ...
 
 
 @runtime_checkable
@@ -48,6 +65,20 @@ class Tower(Protocol):
     def stream_of(self, site: Site) -> Stream: ...
     @property
     def device(self) -> torch.device: ...
+    @property
+    def W_U(self) -> Float[Tensor, "d_pooled d_embed"]: ...
+    @property
+    def b_U(self) -> Float[Tensor, " d_embed"]: ...
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]: ...
+    def blocks_to_run(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> range: ...
+    def is_readout_part(self, name: str) -> bool: ...
+
+    @property
+    def vocabulary(self) -> CaptionBank | None: ...
+    def to_single_token(self, caption: str) -> int: ...
+    def tokens_to_residual_directions(self, tokens: int | str | Tensor) -> Float[Tensor, "*tokens d_pooled"]: ...
 
     def run_with_cache(self, *model_args: Any, **model_kwargs: Any) -> tuple[Tensor, Any]: ...
     def run_with_hooks(self, *model_args: Any, **model_kwargs: Any) -> Any: ...

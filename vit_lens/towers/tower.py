@@ -3,6 +3,7 @@
 __all__ = ["HookedTower"]
 
 import operator
+from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, SupportsIndex
@@ -17,10 +18,12 @@ from vit_lens.config import TowerConfig
 from vit_lens.errors import VitLensError
 from vit_lens.identity import fingerprint
 from vit_lens.towers.caching import CachingRootModule
+from vit_lens.towers.contract import Tower
 from vit_lens.towers.layers import AttentionPool, LayerNorm, RelativeBias, TransformerBlock, Unembed, norm_of
 from vit_lens.towers.readout import Readout, readout_of
 from vit_lens.towers.stacked import StackedWeights
 from vit_lens.towers.streams import PoolingStream, ResidualStream, Stream
+from vit_lens.towers.vocabulary import Vocabulary
 
 _POOLED = ("hook_pooled", "hook_image_embeds")
 _PER_QUERY = ("hook_attn_scores", "hook_pattern")
@@ -36,7 +39,7 @@ _POOL_PARTS = tuple(
 )
 
 
-class HookedTower(CachingRootModule, StackedWeights):
+class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
     """Blocks, a final norm and a read-out with hook points, cached runs, stacked weights and an identity.
 
     A subclass makes the modules that embed its inputs, then calls :meth:`add_blocks`; its ``forward`` embeds, then
@@ -321,3 +324,6 @@ class HookedTower(CachingRootModule, StackedWeights):
             block.cfg = block.attn.cfg = self.cfg
         if self.attn_pool is not None:
             self.attn_pool.attn.cfg = self.cfg
+
+
+ABCMeta.register(Tower, HookedTower)  # since Python 3.12 a protocol does not find a module's submodules by itself

@@ -1,12 +1,12 @@
 """What a cache holds: looking activations up, cutting them, and saying what is missing."""
 
-__all__ = ["HeldActivations", "Rows", "as_slice", "cut"]
+__all__ = ["HeldActivations", "Rows", "as_slice", "cut", "input_of", "need", "readout_rows"]
 
 import logging
 import numbers
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.errors import BatchAxisError, LensError, UnknownHookError, VitLensError, nearest
-
-if TYPE_CHECKING:
-    from vit_lens.models import HookedViT
+from vit_lens.towers.contract import Tower
 
 Rows = Literal["all", "readout", "cut"]
 Held = TypeVar("Held", bound="HeldActivations")
@@ -29,21 +27,20 @@ _GRAD = "_grad"
 class HeldActivations(ActivationCache):
     """Activations by hook name, with the shorthand ``cache["z", 3]`` and the model that made them."""
 
-    model: "HookedViT"  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: Tower  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
         cache_dict: dict[str, Tensor],
-        model: "HookedViT",
+        model: Any,
         has_batch_dim: bool = True,
         rows: Rows = "all",
         start_at_layer: SupportsIndex | None = None,
     ):
-        # Upstream types its models structurally; HookedViT offers what the cache's methods read.
-        super().__init__(cache_dict, model, has_batch_dim=has_batch_dim)  # pyright: ignore[reportArgumentType]
+        super().__init__(cache_dict, model, has_batch_dim=has_batch_dim)
         self.rows: Rows = rows
         self.start_at_layer = start_at_layer
-        self._first = model.blocks_to_run(start_at_layer, None).start
+        self.first_layer = model.blocks_to_run(start_at_layer, None).start
 
     def __getitem__(self, key: Any) -> Tensor:
         try:
@@ -67,30 +64,11 @@ class HeldActivations(ActivationCache):
         images = f"{' or '.join(map(str, counts))} images" if self.has_batch_dim else "1 image, no batch axis"
         size = sum(t.numel() * t.element_size() for t in tensors) / 1e6
         places = ", ".join(sorted({f"{str(t.dtype).removeprefix('torch.')} on {t.device}" for t in tensors}))
-        start = "" if self.start_at_layer is None else f", from layer {self._first}"
+        start = "" if self.start_at_layer is None else f", from layer {self.first_layer}"
         shown = ", ".join(names if len(names) <= _FEW else [*names[:2], "...", *names[-2:]])
         return (
             f"{type(self).__name__}({images}, {self.rows} rows{start}; {len(names)} activations, {size:.1f} MB, "
             f"{places}: {shown})"
-        )
-
-    # ---- asking for what is there -------------------------------------------------------------------------
-
-    def _need(self, names: Iterable[str], purpose: str) -> list[Tensor]:
-        """Return activations by full name.
-
-        Raises:
-            UnknownHookError: Some are missing; the message lists them and a ``names_filter`` that keeps all.
-        """
-        names = list(dict.fromkeys(names))
-        missing = [n for n in names if n not in self.cache_dict]
-        if not missing:
-            return [self.cache_dict[n] for n in names]
-        listed = f"{', '.join(map(repr, missing[:_FEW]))}{f' and {len(missing) - _FEW} more' * (len(missing) > _FEW)}"
-        hint = "" if self.rows != "readout" else "a cache with rows='readout' keeps a fixed set: leave rows= and "
-        raise UnknownHookError(
-            f"{purpose} reads {listed}, which this cache does not hold; {hint}make it with "
-            f"names_filter={_filter_for(names)}, without a stop_at_layer before them"
         )
 
     def readout(self, name: str) -> Float[Tensor, "batch row *axes"]:
@@ -101,17 +79,7 @@ class HeldActivations(ActivationCache):
         """
         if not self.has_batch_dim:
             raise LensError("the cache has no batch axis; lenses need one (leave remove_batch_dim=False)")
-        return self._readout_rows(self[name])
-
-    def _readout_rows(self, value: Float[Tensor, "*batch_pos_axes"]) -> Float[Tensor, "*batch_row_axes"]:
-        if self.rows == "cut":
-            raise LensError(
-                "the cache was cut by pos_slice, so the read-out rows may be missing; lenses need a cache without "
-                "pos_slice, or with rows='readout'"
-            )
-        if self.rows == "readout":
-            return value
-        return self.model.readout_rows(value) if self.has_batch_dim else self.model.readout_rows(value[None])[0]
+        return readout_rows(self, self[name])
 
     # ---- images and devices -------------------------------------------------------------------------------
 
@@ -173,18 +141,53 @@ class HeldActivations(ActivationCache):
         self.cache_dict = {name: value.to(device) for name, value in self.cache_dict.items()}
         return self
 
-    # ---- layers -------------------------------------------------------------------------------------------
 
-    def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
-        """Return the layer whose input is meant; None and -1 mean the end of the residual stream."""
-        n_layers = self.model.cfg.n_layers
-        layer = n_layers if layer is None or layer == -1 else operator.index(layer)
-        if not self._first <= layer <= n_layers:
-            start = f", since the run started at layer {self._first}" if self._first else ""
-            raise VitLensError(f"layer={layer}: expected {self._first} to {n_layers}{start}, or -1 or None for the end")
-        if mlp_input and layer == n_layers:
-            raise VitLensError(f"mlp_input=True is the input of a block's MLP: layer must be below {n_layers}")
-        return layer
+def need(cache: HeldActivations, names: Iterable[str], purpose: str) -> list[Tensor]:
+    """Return activations by full name.
+
+    Raises:
+        UnknownHookError: Some are missing; the message lists them and a ``names_filter`` that keeps all.
+    """
+    names = list(dict.fromkeys(names))
+    missing = [n for n in names if n not in cache.cache_dict]
+    if not missing:
+        return [cache.cache_dict[n] for n in names]
+    listed = f"{', '.join(map(repr, missing[:_FEW]))}{f' and {len(missing) - _FEW} more' * (len(missing) > _FEW)}"
+    hint = "" if cache.rows != "readout" else "a cache with rows='readout' keeps a fixed set: leave rows= and "
+    raise UnknownHookError(
+        f"{purpose} reads {listed}, which this cache does not hold; {hint}make it with "
+        f"names_filter={_filter_for(names)}, without a stop_at_layer before them"
+    )
+
+
+def readout_rows(cache: HeldActivations, value: Float[Tensor, "*batch_pos_axes"]) -> Float[Tensor, "*batch_row_axes"]:
+    """Return an activation, as the cache holds it, at the rows that the read-out uses.
+
+    Raises:
+        LensError: Positions were cut.
+    """
+    if cache.rows == "cut":
+        raise LensError(
+            "the cache was cut by pos_slice, so the read-out rows may be missing; lenses need a cache without "
+            "pos_slice, or with rows='readout'"
+        )
+    if cache.rows == "readout":
+        return value
+    return cache.model.readout.rows(value) if cache.has_batch_dim else cache.model.readout.rows(value[None])[0]
+
+
+def input_of(cache: HeldActivations, layer: int | None, mlp_input: bool = False) -> int:
+    """Return the layer whose input is meant; None and -1 mean the end of the residual stream."""
+    n_layers = cache.model.cfg.n_layers
+    index = n_layers if layer is None or layer == -1 else operator.index(layer)
+    if not cache.first_layer <= index <= n_layers:
+        start = f", since the run started at layer {cache.first_layer}" if cache.first_layer else ""
+        raise VitLensError(
+            f"layer={index}: expected {cache.first_layer} to {n_layers}{start}, or -1 or None for the end"
+        )
+    if mlp_input and index == n_layers:
+        raise VitLensError(f"mlp_input=True is the input of a block's MLP: layer must be below {n_layers}")
+    return index
 
 
 def as_slice(value: Any) -> Slice:

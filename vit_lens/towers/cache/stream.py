@@ -1,6 +1,9 @@
 """The residual stream, and what each layer wrote to it."""
 
-__all__ = ["LabelledStack", "Stack", "StreamActivations", "labelled"]
+__all__ = [
+    "LabelledStack", "Parts", "Streams", "labelled", "no_parts", "remainder_name", "sources", "stacked",
+    "stream_until", "with_remainder",
+]  # fmt: skip
 
 from typing import Any, Literal, get_args
 
@@ -13,20 +16,18 @@ from transformer_lens.utilities import (
 )
 
 from vit_lens.errors import VitLensError
-from vit_lens.towers.cache.held import as_slice, cut
-from vit_lens.towers.cache.normed import NormedActivations, Reading
+from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need
+from vit_lens.towers.cache.norms import FrozenNorm, Reading, Stack
 
 Mode = Literal["all", "mlp", "attn"]
-Stack = Float[Tensor, "component *batch_pos out"]
-LabelledStack = Stack | tuple[Stack, list[str]]
+Parts = tuple[Stack, list[str]]
+LabelledStack = Stack | Parts
 
 _STREAM = ("hook_embed", "hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 
 
-class StreamActivations(NormedActivations):
-    """A cache that stacks the residual stream, and what layers wrote to it."""
-
-    # ---- the stream and its layers ------------------------------------------------------------------------
+class Streams(HeldActivations):
+    """Stacks of the residual stream, and of what layers wrote to it."""
 
     def accumulated_resid(
         self,
@@ -51,29 +52,16 @@ class StreamActivations(NormedActivations):
         Raises:
             UnknownHookError: The cache lacks something; the message says what to cache.
         """
-        layer, pos = self._layer(layer, mlp_input), as_slice(pos_slice)
-        named = self._stream_until(layer, incl_mid)
+        layer, pos = input_of(self, layer, mlp_input), as_slice(pos_slice)
+        named = stream_until(self, layer, incl_mid)
         if mlp_input:
             named[f"{layer}_mid"] = f"blocks.{layer}.hook_resid_mid"
-        recompute = layer == self.model.cfg.n_layers
-        self._need(
-            [*named.values(), *self._norm_names(layer, mlp_input, apply_ln and not recompute)], "accumulated_resid"
-        )
-        stack = self._stack(named.values(), pos, "accumulated_resid")
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos, recompute_ln=recompute)
+        is_end = layer == self.model.cfg.n_layers
+        norm, is_frozen = FrozenNorm(self, layer, mlp_input), apply_ln and not is_end
+        need(self, [*named.values(), *norm.names(is_frozen)], "accumulated_resid")
+        stack = norm.reading(pos, is_frozen)(stacked(self, named.values(), pos, "accumulated_resid"))
+        stack = norm.recomputed(stack) if apply_ln and is_end else stack
         return labelled(stack, list(named), return_labels)
-
-    def _stream_until(self, layer: int, incl_mid: bool) -> dict[str, str]:
-        n_layers, named = self.model.cfg.n_layers, {}
-        for index in range(self._first, layer + 1):
-            if index == n_layers:
-                named["final_post"] = f"blocks.{n_layers - 1}.hook_resid_post"
-                continue
-            named[f"{index}_pre"] = f"blocks.{index}.hook_resid_pre"
-            if incl_mid and index < layer:
-                named[f"{index}_mid"] = f"blocks.{index}.hook_resid_mid"
-        return named
 
     def decompose_resid(
         self,
@@ -105,24 +93,17 @@ class StreamActivations(NormedActivations):
         """
         if mode not in get_args(Mode):
             raise VitLensError(f"mode={mode!r}; expected one of {', '.join(get_args(Mode))}")
-        layer, pos = self._layer(layer, mlp_input), as_slice(pos_slice)
-        named = self._sources() if incl_embeds else {}
+        layer, pos = input_of(self, layer, mlp_input), as_slice(pos_slice)
+        named = sources(self) if incl_embeds else {}
         parts = [part for part in ("attn", "mlp") if mode in ("all", part)]
-        for index in range(self._first, layer):
+        for index in range(self.first_layer, layer):
             named |= {f"{index}_{part}_out": f"blocks.{index}.hook_{part}_out" for part in parts}
         if mlp_input and "attn" in parts:
             named[f"{layer}_attn_out"] = f"blocks.{layer}.hook_attn_out"
-        self._need([*named.values(), *self._norm_names(layer, mlp_input, apply_ln)], "decompose_resid")
-        stack = self._stack(named.values(), pos, "decompose_resid")
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos)
+        norm = FrozenNorm(self, layer, mlp_input)
+        need(self, [*named.values(), *norm.names(apply_ln)], "decompose_resid")
+        stack = norm.reading(pos, apply_ln)(stacked(self, named.values(), pos, "decompose_resid"))
         return labelled(stack, list(named), return_labels)
-
-    def _sources(self) -> dict[str, str]:
-        """Return what the stream begins with, by label."""
-        if self.start_at_layer is None:
-            return {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
-        return {"resid_in": f"blocks.{self._first}.hook_resid_pre"}
 
     def stack_activation(
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
@@ -132,25 +113,75 @@ class StreamActivations(NormedActivations):
         Raises:
             UnknownHookError: The cache lacks a layer.
         """
-        layers = range(self._first, self._layer(layer))
+        layers = range(self.first_layer, input_of(self, layer))
         names = [get_act_name(activation_name, index, sublayer_type) for index in layers]
         if unknown := [name for name in names if name not in self.model.hook_dict]:
             self[unknown[0]]  # raises, with the nearest names
         if not names:
             raise VitLensError(f"layer={layer}: there is no layer before it to stack")
-        return torch.stack(self._need(names, f"stack_activation({activation_name!r})"))
+        return torch.stack(need(self, names, f"stack_activation({activation_name!r})"))
 
-    # ---- shared -------------------------------------------------------------------------------------------
 
-    def _stack(self, names: Any, pos: Slice, purpose: str) -> Float[Tensor, "component *batch_pos d_model"]:
-        parts = [cut(x, pos, -2, "positions") for x in self._need(names, purpose)]
-        return torch.stack(parts) if parts else self._empty(pos, Reading(None, None, None))
+def stream_until(cache: HeldActivations, layer: int, incl_mid: bool) -> dict[str, str]:
+    """Return the states of the stream up to the input of a layer, by label."""
+    n_layers, named = cache.model.cfg.n_layers, {}
+    for index in range(cache.first_layer, layer + 1):
+        if index == n_layers:
+            named["final_post"] = f"blocks.{n_layers - 1}.hook_resid_post"
+            continue
+        named[f"{index}_pre"] = f"blocks.{index}.hook_resid_pre"
+        if incl_mid and index < layer:
+            named[f"{index}_mid"] = f"blocks.{index}.hook_resid_mid"
+    return named
 
-    def _empty(self, pos: Slice, reading: Reading) -> Float[Tensor, "0 *batch_pos out"]:
-        """Return no components, in the shape that they would have."""
-        held = [n for n in self.cache_dict if n.rsplit(".", 1)[-1] in _STREAM and not n.startswith("attn_pool.")]
-        (x,) = self._need(held[:1] or ["hook_embed"], "the shape of an empty stack")
-        return reading(cut(x, pos, -2, "positions")[None])[:0]
+
+def sources(cache: HeldActivations) -> dict[str, str]:
+    """Return what the stream begins with, by label."""
+    if cache.start_at_layer is None:
+        return {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+    return {"resid_in": f"blocks.{cache.first_layer}.hook_resid_pre"}
+
+
+def stacked(
+    cache: HeldActivations, names: Any, pos: Slice, purpose: str
+) -> Float[Tensor, "component *batch_pos d_model"]:
+    """Stack activations of width d_model."""
+    parts = [cut(x, pos, -2, "positions") for x in need(cache, names, purpose)]
+    return torch.stack(parts) if parts else no_parts(cache, pos, Reading(None, None, None))
+
+
+def no_parts(cache: HeldActivations, pos: Slice, reading: Reading) -> Float[Tensor, "0 *batch_pos out"]:
+    """Return no components, in the shape that they would have."""
+    held = [n for n in cache.cache_dict if n.rsplit(".", 1)[-1] in _STREAM and not n.startswith("attn_pool.")]
+    (x,) = need(cache, held[:1] or ["hook_embed"], "the shape of an empty stack")
+    return reading(cut(x, pos, -2, "positions")[None])[:0]
+
+
+def remainder_name(cache: HeldActivations, layer: int, mlp_input: bool, apply_ln: bool, wanted: bool) -> str | None:
+    """Return the state of the stream that a stack with its remainder adds up to; None if none is wanted."""
+    if not wanted:
+        return None
+    if mlp_input:
+        return f"blocks.{layer}.hook_resid_mid"
+    if layer > cache.first_layer:
+        return f"blocks.{layer - 1}.hook_resid_post"
+    if cache.first_layer or apply_ln:
+        raise VitLensError(
+            f"layer={layer} has nothing before it: with incl_remainder, TransformerLens means the whole stream by "
+            "layer=0, which is no input of that layer's norm. Take layer=-1, or cache['resid_pre', layer]"
+        )
+    return f"blocks.{cache.model.cfg.n_layers - 1}.hook_resid_post"
+
+
+def with_remainder(
+    cache: HeldActivations, name: str | None, parts: Parts, pos: Slice, reading: Reading
+) -> tuple[Float[Tensor, "component_out *batch_pos out"], list[str]]:
+    """Append what a state of the stream has beyond components; no name leaves them as they are."""
+    if name is None:
+        return parts
+    stack, labels = parts
+    rest = reading(cut(cache.cache_dict[name], pos, -2, "positions")) - stack.sum(0)
+    return torch.cat([stack, rest[None]]), [*labels, "remainder"]
 
 
 def labelled(stack: Tensor, labels: list[str], return_labels: bool) -> Any:

@@ -8,28 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_lens.config import HookedViTConfig
 from vit_lens.errors import VitLensError
-from vit_lens.texts import TextBank
+from vit_lens.towers.contract import CaptionBank
 
 
 class Vocabulary(nn.Module):
     """What TransformerLens' tools ask of a model's tokens, for a model that has ``W_U``."""
 
-    cfg: HookedViTConfig
-    _vocabulary: TextBank | None = None
+    _vocabulary: CaptionBank | None = None
 
     if TYPE_CHECKING:  # what the model has
 
         @property
         def W_U(self) -> Float[Tensor, "d_pooled d_embed"]: ...
-        @property
-        def encoder_id(self) -> str: ...
-        @property
-        def fingerprint(self) -> str: ...
 
     @property
-    def vocabulary(self) -> TextBank | None:
+    def vocabulary(self) -> CaptionBank | None:
         """Captions that :meth:`to_single_token` and the cache's ``logit_attrs`` and ``logit_lens`` know.
 
         Raises:
@@ -38,8 +32,8 @@ class Vocabulary(nn.Module):
         return self._vocabulary
 
     @vocabulary.setter
-    def vocabulary(self, bank: TextBank | None) -> None:
-        if bank is not None and not isinstance(bank, TextBank):
+    def vocabulary(self, bank: CaptionBank | None) -> None:
+        if bank is not None and not isinstance(bank, CaptionBank):
             raise VitLensError(f"a vocabulary is a TextBank, not {type(bank).__name__}: TextBank.from_open_clip(...)")
         self._vocabulary = None if bank is None else bank.check(self)
 

@@ -1,61 +1,60 @@
-"""Loud hooks: TransformerLens' hook interface in which nothing is ignored in silence.
+"""``LoudHookedRootModule``: a module whose hooks, caches and steps leave nothing unsaid."""
 
-An unknown name raises with the nearest names; a filter that matches nothing raises; a hook that changes a
-shape or dtype raises with both; a hook that cannot fire in a call raises before the call.
-"""
+__all__ = ["LoudHookedRootModule"]
 
-__all__ = ["LoudHookedRootModule", "as_pairs", "check_hook_result", "is_hooked"]
-
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.errors import HookShapeError, UnfiredHookError, UnknownHookError, VitLensError, nearest
-
-Direction = Literal["fwd", "bwd"]
-Name = str | Callable[[str], bool]
-
-
-class _Guard:
-    """A user's hook function, which works on a copy and may not change what flows through the model but in value.
-
-    A copy, because activations share memory with each other and with weights (``hook_resid_post`` is the next
-    ``hook_resid_pre``; positions are the same for all images): an edit in place would reach what was cached before.
-    """
-
-    def __init__(self, hook: Callable, name: str, direction: Direction):
-        if not callable(hook):
-            raise UnknownHookError(f"the hook on {name!r} is {hook!r}; expected a function of (tensor, hook)")
-        if direction not in get_args(Direction):
-            raise UnknownHookError(f"dir={direction!r}; expected 'fwd' or 'bwd'")
-        self.hook, self.name, self.fired = hook, name, 0
-        self.direction: Direction = direction
-        self.only_reads = direction == "bwd" or getattr(hook, "only_reads", False)
-
-    def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:
-        self.fired += 1
-        given = tensor if self.only_reads else tensor.clone()
-        result = self.hook(given, hook=hook)
-        value = result[0] if self.direction == "bwd" and isinstance(result, tuple) and len(result) == 1 else result
-        if value is None:
-            return None if self.only_reads else given
-        check_hook_result(value, tensor, self.name)
-        return result
-
-    def __repr__(self) -> str:
-        # The arguments of a partial can be large tensors, and TransformerLens asks for this at every add_hook.
-        return f"partial({self.hook.func!r}, ...)" if isinstance(self.hook, partial) else repr(self.hook)
+from vit_lens.errors import UnfiredHookError, UnknownHookError, VitLensError, nearest
+from vit_lens.hooking.guard import Direction, Guard, Name, as_pairs, is_hooked
+from vit_lens.hooking.keeping import Keeper
+from vit_lens.hooking.stepped import Activations, Step
 
 
 class LoudHookedRootModule(HookedRootModule):
-    """``HookedRootModule`` with the guarantees of this module's docstring."""
+    """``HookedRootModule`` with the guarantees of :mod:`vit_lens.hooking`."""
+
+    current_step: Step | None = None
+    """The step that the model is in, for hook functions to read; None outside of :meth:`step`."""
+
+    @contextmanager
+    def step(self, index: SupportsIndex, *, sigma: float | Tensor | None = None) -> Iterator[Step]:
+        """Say that the pass inside the ``with`` block is one of several through the same blocks.
+
+        A model that runs its blocks several times says so in its ``forward``, around each pass; or whoever calls it
+        several times does. Caches then keep every step.
+
+        Args:
+            index: Which pass; each index once in a run.
+            sigma: The noise level that it runs at.
+
+        Raises:
+            VitLensError: The model is in a step already, of this run or of one beside it.
+        """
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
+            raise VitLensError(f"step index={index!r}; expected a whole number")
+        if self.current_step is not None:
+            raise VitLensError(
+                f"step {operator.index(index)} begins inside of step {self.current_step.index}; steps follow each "
+                "other, in one run at a time"
+            )
+        self.current_step = Step(operator.index(index), None if sigma is None else float(sigma))
+        try:
+            yield self.current_step
+        finally:
+            self.current_step = None
+
+    def firings(self, name: str) -> int:
+        """Return how often a hook point fires in one pass; a cache keeps what it gave last, and its gradient."""
+        return 1
 
     def hook_points_named(self, name: Name) -> list[tuple[str, HookPoint]]:
         """Return the hook points that a name or predicate selects.
@@ -119,12 +118,12 @@ class LoudHookedRootModule(HookedRootModule):
     ) -> None:
         """Add a hook to every point that ``name`` selects; see ``HookedRootModule.add_hook``."""
         for point_name, point in self.hook_points_named(name):
-            guard = _Guard(hook, point_name, dir)
+            guard = Guard(hook, point_name, dir)
             self.check_and_add_hook(point, point_name, guard, dir, is_permanent, level, prepend)
 
-    def _guard(self, hooks: Iterable[tuple[Name, Callable]], direction: Direction) -> list[_Guard]:
+    def _guard(self, hooks: Iterable[tuple[Name, Callable]], direction: Direction) -> list[Guard]:
         points = [(point, hook) for name, hook in as_pairs(hooks) for point, _ in self.hook_points_named(name)]
-        return [hook if isinstance(hook, _Guard) else _Guard(hook, point, direction) for point, hook in points]
+        return [hook if isinstance(hook, Guard) else Guard(hook, point, direction) for point, hook in points]
 
     @contextmanager
     def hooks(
@@ -191,6 +190,106 @@ class LoudHookedRootModule(HookedRootModule):
                 raise UnfiredHookError(f"these hooks never fired in this call: {silent}")
         return out
 
+    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *model_args: Any,
+        names_filter: Name | Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        at_steps: Sequence[int] | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """Run the model and keep its activations; see ``HookedRootModule.run_with_cache``.
+
+        Args:
+            *model_args: Of ``forward``.
+            names_filter: A name, a list of names, or a predicate; None keeps every point.
+            device: Where to keep activations.
+            remove_batch_dim: Drop the batch axis; for one input only.
+            incl_bwd: Also keep gradients of the sum of the output, as ``<name>_grad``.
+            reset_hooks_end: Remove the caching hooks afterwards.
+            clear_contexts: Empty the hook points' contexts.
+            at_steps: Of a run in steps (:meth:`step`), the indices of those to keep; None keeps all.
+            **model_kwargs: Of ``forward``.
+
+        Returns:
+            The model's output, and a dict of activations; of a run in steps a
+            :class:`vit_lens.hooking.SteppedCache`.
+
+        Raises:
+            UnknownHookError: ``names_filter`` selects nothing.
+            VitLensError: A point fired several times, and the model did not say in which steps.
+        """
+        names = self.select_names(names_filter) or list(self.hook_dict)
+        keeper = Keeper(self, names, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps)
+        return self._run_keeping(
+            keeper, Activations, incl_bwd, reset_hooks_end, clear_contexts, model_args, model_kwargs
+        )
+
+    def _run_keeping(
+        self,
+        keeper: Keeper,
+        of_one: Callable[[dict[str, Tensor]], Any],
+        incl_bwd: bool,
+        reset_hooks_end: bool,
+        clear_contexts: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Any]:
+        if incl_bwd and not torch.is_grad_enabled():
+            raise VitLensError("incl_bwd=True needs gradients, and they are switched off: torch.set_grad_enabled(True)")
+        with self.hooks(*keeper.hooks(incl_bwd), reset_hooks_end, clear_contexts):
+            out = self(*args, **kwargs)
+            if incl_bwd and not out.requires_grad:
+                raise VitLensError("incl_bwd=True: nothing requires a gradient; model.requires_grad_(True)")
+            if incl_bwd:
+                out.sum().backward()
+        return out, keeper.result(of_one)
+
+    def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        names_filter: Name | Sequence[str] | None = None,
+        incl_bwd: bool = False,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        *,
+        at_steps: Sequence[int] | None = None,
+    ) -> tuple[dict[str, Tensor], list, list]:
+        """Return a dict and the hooks that fill it; see ``HookedRootModule.get_caching_hooks``.
+
+        They fill it once: empty the dict between runs. In a step, activations are kept as ``<name>~<index>``.
+
+        Raises:
+            UnknownHookError: ``names_filter`` selects nothing.
+        """
+        names = self.select_names(names_filter) or list(self.hook_dict)
+        keeper = Keeper(self, names, cache, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps)
+        return keeper.cache, *keeper.hooks(incl_bwd)
+
+    def add_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        names_filter: Name | Sequence[str] | None = None,
+        incl_bwd: bool = False,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        *,
+        at_steps: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Add the hooks of :meth:`get_caching_hooks` until ``reset_hooks``; see ``HookedRootModule``."""
+        cache, fwd, bwd = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, cache, at_steps=at_steps
+        )
+        for name, hook in fwd:
+            self.add_hook(name, hook, "fwd")
+        for name, hook in bwd:
+            self.add_hook(name, hook, "bwd")
+        return cache
+
     def check_hooks_can_fire(self, reachable: Callable[[str], bool], why: str) -> None:
         """Raise if a temporary hook sits on a point that this call will not reach.
 
@@ -206,42 +305,5 @@ class LoudHookedRootModule(HookedRootModule):
             raise UnfiredHookError(f"hooks on {stuck[:4]}{'...' if len(stuck) > 4 else ''} cannot fire: {why}")
 
 
-def as_pairs(hooks: Any) -> list[tuple[Name, Callable]]:
-    """Return hooks as pairs.
-
-    Raises:
-        UnknownHookError: They are a pair of their own, or a hook without a name.
-    """
-    found: list[Any] = [hooks] if isinstance(hooks, str) or not isinstance(hooks, Iterable) else list(hooks)
-    for item in found:
-        if not (isinstance(item, (tuple, list)) and len(item) == 2 and callable(item[1])):
-            raise UnknownHookError(f"hooks are a list of (name, function) pairs; {item!r} is none")
-    return [(name, hook) for name, hook in found]
-
-
-def _silent(guards: list[_Guard]) -> list[str]:
+def _silent(guards: list[Guard]) -> list[str]:
     return sorted({guard.name for guard in guards if not guard.fired})
-
-
-def check_hook_result(value: Any, tensor: Tensor, name: str) -> None:
-    """Raise unless what a hook returned can stand in the place of what it was given.
-
-    Raises:
-        HookShapeError: Its shape, dtype, device or type is another.
-    """
-    if not isinstance(value, Tensor):
-        raise HookShapeError(f"the hook on {name!r} returned {type(value).__name__}; return a tensor or None")
-    if value.shape != tensor.shape or value.dtype != tensor.dtype or value.device != tensor.device:
-        raise HookShapeError(
-            f"the hook on {name!r} returned {_describe(value)} for {_describe(tensor)}; "
-            "a hook must keep shape, dtype and device"
-        )
-
-
-def is_hooked(point: HookPoint) -> bool:
-    """Whether any hook, forward or backward, sits on a hook point."""
-    return bool(point.fwd_hooks or point.bwd_hooks)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {torch.device(tensor.device)}"

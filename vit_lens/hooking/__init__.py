@@ -1,0 +1,23 @@
+"""Loud hooks: TransformerLens' hook interface in which nothing is ignored in silence.
+
+An unknown name raises with the nearest names; a filter that matches nothing raises; a hook that changes a
+shape or dtype raises with both; a hook that cannot fire in a call raises before the call; a cache keeps every
+pass of a model that runs its blocks several times, and never the last only.
+"""
+
+__all__ = [
+    "Activations",
+    "Keeper",
+    "LoudHookedRootModule",
+    "Name",
+    "Step",
+    "SteppedCache",
+    "as_pairs",
+    "check_hook_result",
+    "is_hooked",
+]
+
+from vit_lens.hooking.guard import Name, as_pairs, check_hook_result, is_hooked
+from vit_lens.hooking.keeping import Keeper
+from vit_lens.hooking.root import LoudHookedRootModule
+from vit_lens.hooking.stepped import Activations, Step, SteppedCache

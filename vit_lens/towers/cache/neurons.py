@@ -1,0 +1,122 @@
+"""What each neuron wrote to the residual stream, built for the slice that is asked for alone."""
+
+__all__ = ["Neurons", "neuron_parts", "two_axes"]
+
+import operator
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
+
+from vit_lens.errors import VitLensError
+from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need
+from vit_lens.towers.cache.norms import FrozenNorm, Reading
+from vit_lens.towers.cache.stream import LabelledStack, Parts, labelled, no_parts, remainder_name, with_remainder
+
+
+class Neurons(HeldActivations):
+    """Stacks of what neurons wrote."""
+
+    def get_neuron_results(
+        self,
+        layer: int,
+        neuron_slice: Any = None,
+        pos_slice: Any = None,
+        project_output_onto: Float[Tensor, " d_model"] | Float[Tensor, "d_model out"] | None = None,
+    ) -> Float[Tensor, "*batch_pos_neuron_out"]:
+        """Return what each neuron of a layer wrote, or its projection; see ``ActivationCache.get_neuron_results``.
+
+        Args:
+            layer: The block.
+            neuron_slice: Neurons to keep; an int drops the axis.
+            pos_slice: Positions to keep; an int drops the axis.
+            project_output_onto: [d_model] or [d_model out]; then nothing of width d_model is built but weights.
+
+        Returns:
+            [*batch *pos neuron d_model], or ``out`` in place of d_model, or neither for a [d_model] projection.
+
+        Raises:
+            UnknownHookError: The cache lacks the layer's ``mlp.hook_post``.
+        """
+        project, squeeze = two_axes(project_output_onto)
+        reading = FrozenNorm(self, self.model.cfg.n_layers).reading(as_slice(None), False, project)
+        if not 0 <= operator.index(layer) < self.model.cfg.n_layers:
+            raise VitLensError(f"layer={layer}: expected 0 to {self.model.cfg.n_layers - 1}")
+        post, weight = _neurons_of(
+            self, layer, as_slice(neuron_slice), as_slice(pos_slice), reading, "get_neuron_results"
+        )
+        out = post[..., None] * weight
+        return out[..., 0] if squeeze else out
+
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: Any = None,
+        neuron_slice: Any = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: Float[Tensor, " d_model"] | Float[Tensor, "d_model out"] | None = None,
+        mlp_input: bool = False,
+    ) -> LabelledStack:
+        """Stack what each neuron before ``layer`` wrote; see ``ActivationCache.stack_neuron_results``.
+
+        For all neurons of a large tower this is immense: cut positions and neurons, or project.
+
+        Args:
+            layer: Neurons of all layers before; None or -1: all. 0 with ``incl_remainder`` is the whole stream, as
+                upstream.
+            pos_slice: Positions to keep; an int drops the axis.
+            neuron_slice: Neurons to keep, of every layer; an int keeps one.
+            return_labels: Also return ``L0N0``, ``L0N1``, ...
+            incl_remainder: Append the rest of the stream that enters ``layer`` (or its MLP).
+            apply_ln: Apply the norm that reads the stream there (:meth:`apply_ln_to_stack`).
+            project_output_onto: [d_model] or [d_model out], applied after the norm; no tensor of neurons x d_model
+                is built but the weights.
+            mlp_input: The remainder, and the norm, are those of the input of the MLP of ``layer``.
+
+        Raises:
+            UnknownHookError: The cache lacks something; the message says what to cache.
+        """
+        layer, pos = input_of(self, layer, mlp_input), as_slice(pos_slice)
+        project, squeeze = two_axes(project_output_onto)
+        rest = remainder_name(self, layer, mlp_input, apply_ln, incl_remainder)
+        names = [f"blocks.{n}.mlp.hook_post" for n in range(self.first_layer, layer)]
+        norm = FrozenNorm(self, layer, mlp_input)
+        names += norm.names(apply_ln)
+        need(self, [*names, *([rest] if rest else [])], "stack_neuron_results")
+        reading = norm.reading(pos, apply_ln, project)
+        parts = neuron_parts(self, layer, as_slice(neuron_slice), pos, reading)
+        stack, labels = with_remainder(self, rest, parts, pos, reading)
+        return labelled(stack[..., 0] if squeeze else stack, labels, return_labels)
+
+
+def neuron_parts(cache: HeldActivations, layer: int, which: Slice, pos: Slice, reading: Reading) -> Parts:
+    """Stack what is read of neurons of every layer before one."""
+    layers = range(cache.first_layer, layer)
+    if which.mode == "int":
+        which = Slice([int(which.slice)])  # pyright: ignore[reportArgumentType]
+    kept = cut(torch.arange(cache.model.cfg.d_mlp), which, 0, "neurons").tolist()
+    parts = []
+    for n in layers:
+        post, weight = _neurons_of(cache, n, which, pos, reading, "stack_neuron_results")
+        parts.append(einsum(reading.scaled(post), weight, "... n, n d -> n ... d"))
+    labels = [f"L{n}N{neuron}" for n in layers for neuron in kept]
+    return torch.cat(parts) if parts else no_parts(cache, pos, reading), labels
+
+
+def _neurons_of(
+    cache: HeldActivations, layer: int, which: Slice, pos: Slice, reading: Reading, purpose: str
+) -> tuple[Float[Tensor, "*batch_pos_neuron"], Float[Tensor, "*neuron out"]]:
+    (post,) = need(cache, [f"blocks.{layer}.mlp.hook_post"], purpose)
+    post = cut(cut(post, pos, -2, "positions"), which, -1, "neurons")
+    weight = reading.fold(cut(cache.model.blocks[layer].mlp.W_out, which, 0, "neurons"), post)
+    return post.to(weight.dtype), weight
+
+
+def two_axes(project: Tensor | None) -> tuple[Tensor | None, bool]:
+    """Return a projection as [d_model out], and whether it was a direction, whose axis ``out`` is to be dropped."""
+    return (project[:, None], True) if project is not None and project.ndim == 1 else (project, False)
