@@ -145,7 +145,7 @@ def sweep(
     from vit_lens.mini.shipped import MINI_NOTE, mini_beside
     from vit_lens.readers import Gallery, ReadoutMeans
     from vit_lens.records import budget_words
-    from vit_lens.sweeping import Budget, Drawing, Execution, plan, running
+    from vit_lens.sweeping import Budget, Drawing, Execution, plan, run
     from vit_lens.sweeping import Controls as Against
 
     started, found, part = time.monotonic(), find_given(paths, images), parse_shard(shard)
@@ -188,7 +188,7 @@ def sweep(
     if only_plan:
         typer.echo(str(made))
         return
-    record = running.run(
+    record = run(
         made, out, started=started, progress=True,
         on_pass=_growing_page() if page and allowance is not None else None, command=command_line(),
         notes=[MINI_NOTE] if is_mini else [],

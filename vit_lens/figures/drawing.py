@@ -13,7 +13,7 @@ import PIL.Image
 
 from vit_lens.errors import OutputError
 from vit_lens.files import make_directory, write_atomic
-from vit_lens.records.pictures import encode_png
+from vit_lens.records import encode_png
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -17,10 +17,7 @@ from markupsafe import Markup
 
 from vit_lens.errors import OutputError
 from vit_lens.files import make_directory, write_atomic
-from vit_lens.records import Reading, Record, budget_words, unfinished_words
-from vit_lens.records.live import LIVE_BUDGET
-from vit_lens.records.pictures import is_whole_png
-from vit_lens.records.schema import picture_name
+from vit_lens.records import LIVE_BUDGET, Reading, Record, budget_words, is_whole_png, picture_name, unfinished_words
 from vit_lens.report.data import page_data
 
 EMBEDDED_ENCODER = "vit_lens/mini"

@@ -20,9 +20,8 @@ from vit_lens.errors import OutputError
 from vit_lens.files import make_directory, write_atomic
 from vit_lens.identity import MINI_ENCODER
 from vit_lens.metrics import DRAWN_THRESHOLD
-from vit_lens.records.pictures import encode_png
+from vit_lens.records import encode_png, thumbnail_uri
 from vit_lens.records.plates import PLATE_NUMBERS, Plate, Strip, Tile, number_text
-from vit_lens.records.thumbnails import thumbnail_uri
 
 _SHARP = 96  # smaller pictures go in whole
 _WIDE, _QUALITY = 240, 84

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_lens.errors import TextError
-from vit_lens.texts.tokens import HFTokens, check_open_clip_tokens, hf_tokens
+from vit_lens.texts.tokenising import HFTokens, check_open_clip_tokens, hf_tokens
 
 Tokenizer = Callable[..., Any]
 
