@@ -83,19 +83,19 @@ def site_embeddings(
     return SiteEmbeddings(tuple(chosen), lens, values)
 
 
-def sites_of_each(model: HookedViT, lenses: Sequence[Lens], sites: Sites) -> list[tuple[Lens, list[Site]]]:
-    """Return the sites that each lens reads: one alone must read all, of several each those that it is defined on.
+def sites_of_each(model: HookedViT, lens: Lens | Sequence[Lens], sites: Sites) -> list[tuple[Lens, list[Site]]]:
+    """Return the sites that each lens reads: one alone must read all, of a list each those that it is defined on.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
         LensError: No lens is defined on a site.
     """
     wanted = Site.resolve(sites, model.cfg)
-    if len(lenses) == 1:
-        return [(lenses[0], lenses[0].check_sites(model, wanted))]
-    own = [(lens, [site for site in wanted if lens.reads(site)]) for lens in lenses]
+    if isinstance(lens, Lens):
+        return [(lens, lens.check_sites(model, wanted))]
+    own = [(one, [site for site in wanted if one.reads(site)]) for one in lens]
     if unread := [str(site) for site in wanted if not any(site in some for _, some in own)]:
         raise LensError(
             f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens() for residual sites"
         )
-    return [(lens, lens.check_sites(model, some)) for lens, some in own if some]
+    return [(one, one.check_sites(model, some)) for one, some in own if some]

@@ -110,7 +110,7 @@ def read_sites(
     lenses = [lens] if isinstance(lens, Lens) else list(lens)
     means = [check_means(mean) for mean in (means if isinstance(means, Sequence) else [means])]
     captions, neighbours = [], []
-    for place, (one, own) in enumerate(sites_of_each(cache.model, lenses, sites)):
+    for place, (one, own) in enumerate(sites_of_each(cache.model, lens, sites)):
         mean = next((m for m in means if m.reads(one)), None)
         common: dict[str, Any] = {"lens": one, "means": mean, "controls": controls}
         if bank is not None:

@@ -70,7 +70,7 @@ def make_readings(model: HookedViT, lenses: Sequence[Lens], sites: Sites, contro
             the same of themselves.
     """
     found: list[LensReading] = []
-    for lens, own in sites_of_each(model, lenses, sites):
+    for lens, own in sites_of_each(model, lenses[0] if len(lenses) == 1 else lenses, sites):
         reading = LensReading(lens, own, record_reading(lens))
         if any(reading.reading.id == other.reading.id for other in found):
             raise LensError(
