@@ -390,7 +390,7 @@ def peak_of_one_pass(decoder: Any, options: argparse.Namespace, device: torch.de
 def floor(decoder: Any, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Time this UNet's convolutions, one UNet evaluation, MoVQ and a sweep."""
     from vit_lens.decoders.costs import decoding_cost
-    from vit_lens.decoders.parts import movq_output, unet_output
+    from vit_lens.decoders.kandinsky_parts import movq_output, unet_output
 
     chosen = settings(decoder, options, **({} if options.steps else EQUAL))
     size = min(decoder.batch_size_for(chosen), options.rows or SWEEP_ROWS)

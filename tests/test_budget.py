@@ -447,7 +447,7 @@ def clock(monkeypatch):
     import vit_lens.sweeping as sweeping
     import vit_lens.sweeping.budget as budget
     import vit_lens.sweeping.ledger as drawing
-    import vit_lens.sweeping.running as running
+    import vit_lens.sweeping.stages as running
 
     now = types.SimpleNamespace(seconds=1000.0)
     fake = types.SimpleNamespace(monotonic=lambda: now.seconds)

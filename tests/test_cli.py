@@ -227,12 +227,12 @@ def test_another_encoder_for_the_decoder_is_refused(vit_lens, photo, tmp_path):
 
 
 def test_an_interruption_says_how_to_go_on(vit_lens, photo, tmp_path, monkeypatch):
-    from vit_lens.sweeping import running
+    from vit_lens.sweeping import stages
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "_embed_stage", interrupt)
+    monkeypatch.setattr(stages, "embed_input", interrupt)
     status, _, error = vit_lens("sweep", photo, "--sites", "L0H0", "--out", tmp_path / "out")
     assert status == 130 and "run the same command again to go on" in error
 

@@ -157,16 +157,16 @@ def test_half_precision_keeps_float32_latents_and_finite_pictures():
 
 def test_what_passes_between_steps_is_float32_and_of_one_batch_size(monkeypatch):
     """Seen from inside: latents stay float32 under a bfloat16 UNet, and a short batch is padded as asked."""
-    from vit_lens.decoders import running
+    from vit_lens.decoders import decode_call
 
     seen = []
-    original = running.unet_output
+    original = decode_call.unet_output
 
     def spy(unet, latents, timestep, embeds):
         seen.append((latents.dtype, len(latents)))
         return original(unet, latents, timestep, embeds)
 
-    monkeypatch.setattr(running, "unet_output", spy)
+    monkeypatch.setattr(decode_call, "unet_output", spy)
     half = build(dtype=torch.bfloat16)
     embeds, negative = tiny_kandinsky.embeddings(5)
     pictures = half.decode(embeds, negative=negative, settings=small(half, steps=2, guidance=1.0), batch_size=3)

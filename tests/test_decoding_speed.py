@@ -216,7 +216,7 @@ def test_counted_operations_are_those_of_a_run(decoder, overrides):
 @pytest.mark.parametrize("part", ["unet", "movq"])
 def test_counted_memory_is_what_the_allocator_hands_out(decoder, part):
     from vit_lens.decoders.costs import decoding_cost
-    from vit_lens.decoders.parts import movq_output, unet_output
+    from vit_lens.decoders.kandinsky_parts import movq_output, unet_output
 
     settings = small(decoder, height=32, width=32, guidance=1.0)
     rows = 8
@@ -262,7 +262,7 @@ class NothingReadsTheDevice(TorchDispatchMode):
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++"])
 def test_the_host_never_waits_inside_the_loop(name, guidance):
-    from vit_lens.decoders.running import Run
+    from vit_lens.decoders.decode_call import Run
 
     decoder = build()
     embeds, negative = tiny_kandinsky.embeddings(3)
@@ -280,7 +280,7 @@ def test_the_host_never_waits_inside_the_loop(name, guidance):
 
 @pytest.mark.parametrize("interval", [None, (0.5, 1.0)])
 def test_the_shared_half_of_the_first_step_changes_nothing(interval):
-    from vit_lens.decoders.running import Run
+    from vit_lens.decoders.decode_call import Run
 
     decoder = build(torch.float64, prediction_type="epsilon")
     embeds, negative = tiny_kandinsky.embeddings(3)
@@ -297,7 +297,7 @@ def test_the_shared_half_of_the_first_step_changes_nothing(interval):
 def test_movq_without_its_loss_is_movq(norm_type):
     import diffusers
 
-    from vit_lens.decoders.parts import movq_output
+    from vit_lens.decoders.kandinsky_parts import movq_output
 
     movq = diffusers.VQModel(**(tiny_kandinsky.MOVQ | {"norm_type": norm_type})).eval()
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -337,12 +337,12 @@ def test_bytes_are_those_of_the_floats(decoder):
 
 
 def test_channels_last_changes_the_layout_alone(monkeypatch):
-    from vit_lens.decoders import running
+    from vit_lens.decoders import decode_call
 
     decoder = build()
     expected, fingerprint = decode(decoder, n=2), build().fingerprint
     assert not decoder.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(running, "CHANNELS_LAST", ("cpu",))
+    monkeypatch.setattr(decode_call, "CHANNELS_LAST", ("cpu",))
     pictures = decode(decoder, n=2)
     for part in (decoder.unet.mid_block.resnets[0].conv1, decoder.movq.decoder.conv_in):
         assert part.weight.is_contiguous(memory_format=torch.channels_last)
@@ -372,7 +372,7 @@ def test_a_compiled_decoder_draws_the_same_and_compiles_each_shape_once(monkeypa
 
 
 def test_a_compiled_movq_gets_one_shape(decoder):
-    from vit_lens.decoders.running import Run
+    from vit_lens.decoders.decode_call import Run
 
     parts = decoder.unet, decoder.movq, decoder.scheduler, small(decoder)
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1))

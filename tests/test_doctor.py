@@ -261,14 +261,14 @@ def test_a_wrong_scheduler_flag(pair, monkeypatch, flag):
 
 
 def test_other_noise_than_the_pipelines(pair, monkeypatch):
-    from vit_lens.decoders import running
+    from vit_lens.decoders import decode_call
 
-    honest = running.draw_noise
+    honest = decode_call.draw_noise
 
     def draw(shape, timesteps, settings, **where):
         return honest(shape, timesteps, dataclasses.replace(settings, seed=9), **where)
 
-    monkeypatch.setattr(running, "draw_noise", draw)
+    monkeypatch.setattr(decode_call, "draw_noise", draw)
     assert failures(examine(pair)) == UNTRAINED | {"stock pipeline"}
 
 

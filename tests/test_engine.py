@@ -138,7 +138,7 @@ def test_threads_are_the_recorded_ones_within_the_block():
 
 def test_control_directions_are_an_inputs_own():
     from vit_lens import DiffusionLens
-    from vit_lens.sweeping.readings import make_readings
+    from vit_lens.sweeping.lens_readings import make_readings
 
     model = tiny_sweep.tower()
     _, cache = model.run_with_cache(torch.zeros(1, 3, *model.cfg.image_size))

@@ -77,7 +77,7 @@ def test_a_control_is_drawn_with_its_own_picture(record):
     import base64
 
     from vit_lens.figures import top_sites
-    from vit_lens.records.pictures import encode_png
+    from vit_lens.records.encoding import encode_png
 
     sites = _rows(record, input=1, lens="dsl", control="")
     controls = _rows(record, input=1, lens="dsl", control="random").set_index("site")
@@ -116,7 +116,7 @@ def test_a_picture_in_a_figure_is_the_picture_of_its_site(record):
     import base64
 
     from vit_lens.figures import top_sites
-    from vit_lens.records.pictures import encode_png
+    from vit_lens.records.encoding import encode_png
 
     rows = _rows(record, input=0, lens="dsl", control="")
     best = int(rows.loc[rows["cos_input"].idxmax(), "row"])

@@ -403,9 +403,9 @@ def test_a_directory_of_other_files_is_loaded_by_name(model, pair, tmp_path, mon
 
     from safetensors.torch import load_file, save_file
 
-    from vit_lens.decoders import load_decoder, reads_layout, registry
+    from vit_lens.decoders import by_name, load_decoder, reads_layout
 
-    monkeypatch.setattr(registry, "_BY_PIPELINE", dict(registry._BY_PIPELINE))
+    monkeypatch.setattr(by_name, "_BY_PIPELINE", dict(by_name._BY_PIPELINE))
     grid, _ = pair
 
     @reads_layout("GridPipeline")

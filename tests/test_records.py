@@ -737,7 +737,7 @@ def test_a_faster_compression_keeps_the_picture(tmp_path):
 
     import PIL.Image
 
-    from vit_lens.records.pictures import encode_png
+    from vit_lens.records.encoding import encode_png
 
     picture = factory.picture(8)
     for level in (0, 1, 9):
@@ -785,7 +785,7 @@ def _own_readings():
     """Two lenses of a class of one's own, as a sweep describes them."""
     from vit_lens.conditions import Condition
     from vit_lens.lenses import Lens
-    from vit_lens.sweeping.readings import record_reading
+    from vit_lens.sweeping.lens_readings import record_reading
 
     class Mine(Lens):
         """Reads what I like."""
@@ -892,7 +892,7 @@ def test_figures_pair_each_twin_with_its_own_control(twins):
     import base64
 
     from vit_lens.figures import head_map, top_sites
-    from vit_lens.records.pictures import encode_png
+    from vit_lens.records.encoding import encode_png
 
     pair, record, rows = twins
     for one in pair:
@@ -960,7 +960,7 @@ def test_settings_do_not_cover_columns(tmp_path):
 
 @pytest.fixture
 def parts_of_8(monkeypatch):
-    monkeypatch.setattr("vit_lens.records.parts._MOST_ROWS", 8)
+    monkeypatch.setattr("vit_lens.records.row_files._MOST_ROWS", 8)
 
 
 def _bits(condition):
@@ -998,7 +998,7 @@ def _tokens(n, seed=0):
     ],
 )
 def test_a_part_is_at_most_32_mib(shapes, rows):
-    from vit_lens.records.parts import rows_per_part
+    from vit_lens.records.row_files import rows_per_part
 
     size = 4 * sum(math.prod(shape) for shape in shapes.values())
     assert rows_per_part(shapes) == rows
@@ -1035,7 +1035,7 @@ def test_conditions_with_tokens_read_back_to_the_bit(tmp_path, monkeypatch, most
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
-    monkeypatch.setattr("vit_lens.records.parts._MOST_ROWS", most)
+    monkeypatch.setattr("vit_lens.records.row_files._MOST_ROWS", most)
     table = factory.rows(("cup.png",), **SMALL, numbers=False)
     writer = _writer(tmp_path / "r", table, decoder=False)
     written = {"lens": _tokens(len(table), 1), "clean": _tokens(1, 2), "negative": _tokens(1, 3)}
@@ -1540,7 +1540,7 @@ def test_a_budget_of_format_1_in_words(tmp_path):
 def test_what_stood_beside_a_record_of_format_1_is_read(tmp_path):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
-    from vit_lens.records.extras import readouts_bytes
+    from vit_lens.records.answers import readouts_bytes
 
     path, rows = _old_record(tmp_path / "r", readouts={"k": 4, "texts": {}})
     with pytest.raises(RecordError, match="has lost its readouts"):

@@ -572,7 +572,7 @@ def test_killed_a_full_sweep_goes_on_to_the_same_bits(model, images, lenses, bes
 def test_shards_join_to_the_captions_neighbours_and_numbers_of_the_whole(
     model, images, lenses, beside, tmp_path, monkeypatch
 ):
-    import vit_lens.sweeping.beside as readouts
+    import vit_lens.sweeping.beside_pictures as readouts
     from vit_lens.records import merge
 
     monkeypatch.setattr(readouts, "n_live_images", lambda model: 2)  # a page that carries two of three
@@ -647,7 +647,7 @@ def test_a_bank_gallery_or_means_of_another_model_or_lens_are_refused(model, ima
 
 
 def _live_of(model, pixels):
-    from vit_lens.sweeping.live import gather_live, live_part
+    from vit_lens.sweeping.live_parts import gather_live, live_part
 
     parts = []
     for image in range(len(pixels)):
@@ -759,7 +759,7 @@ def test_parts_and_images_that_are_not_there_are_named(full):
 
 def test_a_page_carries_a_few_images_and_a_record_no_more(vit):
     from vit_lens.records.live import LIVE_BUDGET, live_bytes
-    from vit_lens.sweeping.live import n_live_images
+    from vit_lens.sweeping.live_parts import n_live_images
 
     assert live_bytes(1 + 48 * 18, 1280, recomputed=True) <= LIVE_BUDGET  # ViT-bigG, the largest
     live = _live_of(vit, torch.zeros(1, 3, 22, 22).double())

@@ -197,7 +197,7 @@ def test_a_training_model_is_read_in_evaluation_and_left_training(bank_class, hf
 
 
 def test_batches_of_captions_change_nothing(bank_class, hf_model, tokenizer, monkeypatch):
-    from vit_lens.texts import towers as text_towers
+    from vit_lens.texts import text_towers
 
     whole = bank_class.from_module(hf_model, tokenizer, WORDS, templates=["{}", "a {}"])
     monkeypatch.setattr(text_towers, "_BATCH", 2)

@@ -367,7 +367,7 @@ def test_a_site_of_a_table_is_written_as_everywhere(cache, bank):
 @pytest.mark.parametrize("templates", [(), ("a {}", "the {}")], ids=["plain", "templates"])
 @pytest.mark.parametrize("apart", [0, 300], ids=["one batch", "two batches"])
 def test_captions_that_are_the_same_to_the_tower_are_refused(templates, apart, errors, monkeypatch):
-    from vit_lens.texts import towers
+    from vit_lens.texts import text_towers as towers
 
     calls = []
 

@@ -1,20 +1,26 @@
 """Files that are whole or absent: every write goes to a temporary file beside the target, then takes its name."""
 
-__all__ = ["clear_temporary", "exclusive", "make_directory", "open_tensors", "save_tensors", "to_bytes", "write_atomic"]
+__all__ = [
+    "check_fields", "clear_temporary", "damaged", "exclusive", "file_tensors", "load_fields", "make_directory",
+    "open_tensors", "save_fields", "save_tensors", "to_bytes", "write_atomic",
+]  # fmt: skip
 
 import contextlib
+import dataclasses
+import json
 import os
+import types
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from vit_lens.errors import OutputError, VitLensError
+from vit_lens.errors import OutputError, VitLensError, nearest
 
 _TEMP_PREFIX = ".vit_lens-"
 
@@ -101,15 +107,74 @@ def open_tensors(
     """
     if not path.is_file():
         raise error(f"no {what.removeprefix('a ')} at {path}; {advice}")
+    with damaged(error, f"{path} is not a whole safetensors file of {what}", advice), safe_open(path, "pt") as file:
+        meta = file.metadata() or {}
+        if meta.get("format") not in formats:
+            raise error(
+                f"{path} does not hold {what} (format {meta.get('format')!r}, expected {formats[-1]!r}); {advice}"
+            )
+        yield file, meta
+
+
+@contextlib.contextmanager
+def damaged(error: type[VitLensError], said: str, advice: str) -> Iterator[None]:
+    """Say of whatever goes wrong in a block that reads a file that the file is damaged.
+
+    Raises:
+        VitLensError: ``error``, with what was ``said``, the reason and the advice.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") not in formats:
-                raise error(
-                    f"{path} does not hold {what} (format {meta.get('format')!r}, expected {formats[-1]!r}); {advice}"
-                )
-            yield file, meta
+        yield
     except VitLensError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as damage:
-        raise error(f"{path} is not a whole safetensors file of {what} ({damage}); {advice}") from damage
+    except (SafetensorError, OSError, SyntaxError, KeyError, TypeError, ValueError) as damage:
+        raise error(f"{said} ({damage}); {advice}") from damage
+
+
+def save_fields(held: Any, path: Path, form: str, key: str = "fields") -> Path:
+    """Write a dataclass: its tensors as safetensors, everything else as JSON in the metadata, under a key.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    tensors = {name: value for name, value in vars(held).items() if isinstance(value, Tensor)}
+    plain = {name: value for name, value in vars(held).items() if name not in tensors}
+    return save_tensors(tensors, path, {"format": form, key: json.dumps(plain, default=str)})
+
+
+def load_fields(
+    cls: type, path: Path, form: str, key: str = "fields", *, what: str, error: type[VitLensError], advice: str
+) -> dict[str, Any]:
+    """Read what :func:`save_fields` wrote of a dataclass: what it is made of; see :func:`open_tensors`."""
+    with open_tensors(path, [form], what=what, error=error, advice=advice) as (file, meta):
+        return check_fields(cls, json.loads(meta[key]) | file_tensors(file), str(path), error)
+
+
+def file_tensors(file: Any) -> dict[str, Tensor]:
+    """Return all tensors of an open safetensors file."""
+    return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def check_fields(cls: type, found: Any, where: str, error: type[VitLensError]) -> dict[str, Any]:
+    """Return what a file says of a dataclass, lists as tuples where it has tuples, to make one of.
+
+    Raises:
+        VitLensError: ``error``: a field is unknown or missing, or a value is of another kind. True is no number.
+    """
+    if not isinstance(found, dict):
+        raise error(f"{where} holds a {type(found).__name__}, expected a JSON object")
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    needed = [one.name for one in dataclasses.fields(cls) if one.default is one.default_factory is dataclasses.MISSING]
+    wrong = [f"unknown key {name!r}; nearest: {nearest(str(name), kinds)}" for name in found if name not in kinds]
+    wrong += [f"{name} is missing" for name in needed if name not in found]
+    if wrong:
+        raise error(f"{where} holds the fields {sorted(found)}: {'; '.join(wrong)}")
+    made: dict[str, Any] = {}
+    for name, value in found.items():
+        kind, origin = kinds[name], get_origin(kinds[name])
+        allowed: tuple[Any, ...] = get_args(kind) if origin is types.UnionType else (origin or kind,)
+        allowed = tuple(list if one is tuple else one for one in allowed) + (int,) * (float in allowed)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise error(f"{where}: {name} is {value!r}, which is not of the expected type")
+        made[name] = tuple(found[name]) if origin is tuple else value
+    return made

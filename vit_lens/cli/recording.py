@@ -111,7 +111,7 @@ def sweep(
     from vit_lens.mini import mini_beside, mini_notes
     from vit_lens.readers import Gallery, ReadoutMeans
     from vit_lens.records import budget_words
-    from vit_lens.sweeping import Budget, Drawing, Execution, plan, running
+    from vit_lens.sweeping import Budget, Drawing, Execution, plan, run
     from vit_lens.sweeping import Controls as Against
 
     started, found, part = time.monotonic(), intake.find_given(paths, images), flags.parse_shard(shard)
@@ -157,7 +157,7 @@ def sweep(
     if only_plan:
         typer.echo(str(made))
         return
-    record = running.run(
+    record = run(
         made, out, started=started, progress=True,
         on_pass=_growing_page() if page and allowance is not None else None, command=intake.command_line(),
         notes=mini_notes(vit),

@@ -3,6 +3,7 @@
 __all__ = ["DecodingCost", "decoding_cost", "step_rows", "unet_cost"]
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit_lens.decoders.contract import Cost
+from vit_lens.decoders.kandinsky_parts import PixelLayout, movq_output, unet_output
 from vit_lens.decoders.memory import MovqChunk
-from vit_lens.decoders.parts import PixelLayout, movq_output, unet_output
 from vit_lens.decoders.settings import DecodeSettings
 from vit_lens.errors import DecoderError
 
@@ -28,37 +30,22 @@ class HasParts(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingCost:
-    """What it takes to decode some rows in one pass.
+class DecodingCost(Cost):
+    """What it takes to decode some rows in one pass, part by part.
 
     Attributes:
-        rows: pictures of the pass.
-        flops: all floating-point operations, a multiplication and an addition counting as two.
         unet_flops: those of the UNet, all steps together.
         movq_flops: those of MoVQ's decoder.
         unet_rows: rows that the UNet evaluates in all steps together; a guided step evaluates a row twice.
-        weight_bytes: of the parameters of both parts.
         unet_peak_bytes: most memory that activations of a UNet call hold at once.
         movq_peak_bytes: most memory that activations of a MoVQ call hold at once.
     """
 
-    rows: int
     unet_flops: int
     movq_flops: int
     unet_rows: int
-    weight_bytes: int
     unet_peak_bytes: int
     movq_peak_bytes: int
-
-    @property
-    def flops(self) -> int:
-        """All floating-point operations."""
-        return self.unet_flops + self.movq_flops
-
-    @property
-    def peak_bytes(self) -> int:
-        """Most memory that activations hold at once; weights and workspaces of convolutions come on top."""
-        return max(self.unet_peak_bytes, self.movq_peak_bytes)
 
 
 def step_rows(settings: DecodeSettings, rows: int, *, shared_start: bool = True) -> list[int]:
@@ -91,57 +78,48 @@ def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> Dec
     latent = decoder.layout.latent_shape(settings.height, settings.width)
     counts = step_rows(settings, rows)
     unet_flops, unet_peak = unet_cost(decoder.unet, latent, max(counts))
+    unet_flops = unet_flops * sum(counts) // max(counts)
     at_once = min(rows, MovqChunk().rows(settings))
-    movq_flops, movq_peak = _run_movq(decoder.movq, latent, at_once)
+    latents = torch.empty(at_once, *latent, device="meta", dtype=decoder.movq.dtype)
+    movq_flops, movq_peak = _count(decoder.movq, lambda movq: movq_output(movq, latents).float())
+    movq_flops = movq_flops * rows // at_once
     return DecodingCost(
-        rows=rows,
-        unet_flops=unet_flops * sum(counts) // max(counts),
-        movq_flops=movq_flops * rows // at_once,
-        unet_rows=sum(counts),
+        flops=unet_flops + movq_flops, unet_flops=unet_flops, movq_flops=movq_flops, unet_rows=sum(counts),
         weight_bytes=sum(p.numel() * p.element_size() for m in (decoder.unet, decoder.movq) for p in m.parameters()),
-        unet_peak_bytes=unet_peak,
-        movq_peak_bytes=movq_peak,
-    )
+        peak_bytes=max(unet_peak, movq_peak), unet_peak_bytes=unet_peak, movq_peak_bytes=movq_peak,
+    )  # fmt: skip
 
 
 def unet_cost(unet: Any, latent: tuple[int, int, int], rows: int) -> tuple[int, int]:
     """Run a UNet once on the meta device; return its FLOPs and the peak of its activations in bytes."""
 
-    class Call(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = unet
+    def call(unet: Any) -> Tensor:
+        latents = torch.empty(rows, *latent, device="meta", dtype=torch.promote_types(unet.dtype, torch.float32))
+        embeds = torch.empty(rows, unet.config.encoder_hid_dim, device="meta", dtype=latents.dtype)
+        return unet_output(unet, latents, torch.empty((), dtype=torch.int64, device="meta"), embeds)
 
-        def forward(self) -> Tensor:
-            latents = torch.empty(rows, *latent, device="meta", dtype=torch.promote_types(unet.dtype, torch.float32))
-            embeds = torch.empty(rows, unet.config.encoder_hid_dim, device="meta", dtype=latents.dtype)
-            return unet_output(self.part, latents, torch.empty((), dtype=torch.int64, device="meta"), embeds)
-
-    return _count(Call())
+    return _count(unet, call)
 
 
-def _run_movq(movq: Any, latent: tuple[int, int, int], rows: int) -> tuple[int, int]:
-    class Call(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = movq
+class _Call(nn.Module):
+    """A computation with a part, whose parameters can be replaced by others."""
 
-        def forward(self) -> Tensor:
-            latents = torch.empty(rows, *latent, device="meta", dtype=movq.dtype)
-            return movq_output(self.part, latents).float()
+    def __init__(self, part: nn.Module, call: Callable[[Any], Tensor]):
+        super().__init__()
+        self.part, self._run = part, call
 
-    return _count(Call())
+    def forward(self) -> Tensor:
+        return self._run(self.part)
 
 
-def _count(call: nn.Module) -> tuple[int, int]:
-    """Run a call with meta parameters; return its FLOPs and the peak of its activations in bytes."""
-    meta = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in [*call.named_parameters(), *call.named_buffers()]
-    }
+def _count(part: nn.Module, call: Callable[[Any], Tensor]) -> tuple[int, int]:
+    """Run a call of a part with meta parameters; return its FLOPs and the peak of its activations in bytes."""
+    module = _Call(part, call)
+    held = [*module.named_parameters(), *module.named_buffers()]
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in held}
     # In inference mode the modes see whole operations: what is inside of fused ones is not taken for an activation.
     with torch.inference_mode(), FlopCounterMode(display=False) as flops, _LivePeak() as live:
-        torch.func.functional_call(call, meta)
+        torch.func.functional_call(module, meta)
     return flops.get_total_flops(), live.peak
 
 

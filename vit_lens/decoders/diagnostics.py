@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.decoders.kandinsky import KandinskyDecoder
-from vit_lens.decoders.parts import PartInventory, unet_output
+from vit_lens.decoders.kandinsky_parts import PartInventory, unet_output
 from vit_lens.decoders.sampling import predicted_noise
 from vit_lens.errors import DecoderError
 

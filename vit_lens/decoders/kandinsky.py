@@ -4,7 +4,7 @@ __all__ = ["KandinskyDecoder"]
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +13,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vit_lens.conditions import Condition
+from vit_lens.decoders.by_name import reads_layout
 from vit_lens.decoders.contract import Cost, Decoder
 from vit_lens.decoders.costs import decoding_cost
-from vit_lens.decoders.loading import default_settings, find_decoder, load_part, load_scheduler, read_card
+from vit_lens.decoders.decode_call import Passes, Run
+from vit_lens.decoders.kandinsky_files import default_settings, find_decoder, load_part, load_scheduler, read_card
+from vit_lens.decoders.kandinsky_parts import PartInventory, PixelLayout, check_parts, count_parts
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, agreed_encoder, check_scale, encoder_id_of
 from vit_lens.decoders.memory import MovqChunk
-from vit_lens.decoders.parts import PartInventory, PixelLayout, check_parts, count_parts
-from vit_lens.decoders.passes import Passes
-from vit_lens.decoders.registry import reads_layout
-from vit_lens.decoders.running import Run
 from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
 from vit_lens.identity import fingerprint
@@ -224,11 +223,13 @@ class KandinskyDecoder(Decoder):
             DecoderError: the settings cannot be run, or one row does not fit into memory.
         """
         self.check(condition, encoder)
-        embeds = self._pooled(condition)
-        empty = None
+        embeds, empty = Condition.of(condition).flat, None
         if negative is not None:
-            self._check_negative(negative)
-            empty = self._pooled(negative)
+            try:
+                self.check(negative)
+            except ContractError as error:
+                raise ContractError(str(error).replace("embeds ", "negative ", 1)) from None
+            empty = Condition.of(negative).flat
             check_scale(embeds, empty.to(embeds.device))
         settings = settings or self.defaults
         if any(settings.guided_steps) and empty is None:
@@ -240,22 +241,10 @@ class KandinskyDecoder(Decoder):
             raise DecoderError(f"batch_size must be at least 1, got {batch_size}")
         if output not in ("uint8", "float"):
             raise DecoderError(f"output must be 'uint8' or 'float', got {output!r}")
-        run = self._run(settings)
-        pictures = run.empty_pictures(len(embeds), output)
         size = batch_size or min(len(embeds), self.batch_size_for(settings))
         padded = batch_size is not None or self._compiled is not None
-        passes = Passes(run, self._movq_chunk, padded=padded, on_smaller=on_smaller)
-        passes.decode(embeds, empty, pictures, size=size, progress=progress)
-        return pictures
-
-    def _pooled(self, given: Condition | Tensor) -> Float[Tensor, "batch d_embed"]:
-        return given if isinstance(given, Tensor) else given.flat
-
-    def _check_negative(self, negative: Condition | Tensor) -> None:
-        try:
-            self.check(negative)
-        except ContractError as error:
-            raise ContractError(str(error).replace("embeds ", "negative ", 1)) from None
+        passes = Passes(self._run(settings), self._movq_chunk, padded, on_smaller)
+        return passes.decode(embeds, empty, output, size=size, progress=progress)
 
     def cost(self, settings: DecodeSettings, rows: int) -> Cost:
         """Count what one pass costs; see :func:`vit_lens.decoders.costs.decoding_cost`.
@@ -266,8 +255,7 @@ class KandinskyDecoder(Decoder):
         # The seed changes nothing of it.
         key = (self.dtype, settings.height, settings.width, settings.guided_steps, rows)
         if key not in self._costs:
-            found = decoding_cost(self, settings, rows)
-            self._costs[key] = Cost(flops=found.flops, peak_bytes=found.peak_bytes, weight_bytes=found.weight_bytes)
+            self._costs[key] = decoding_cost(self, settings, rows)
         return self._costs[key]
 
     def compile(self, *, backend: str = "inductor") -> "KandinskyDecoder":
@@ -280,11 +268,8 @@ class KandinskyDecoder(Decoder):
         Args:
             backend: of ``torch.compile``.
         """
-        unet, movq_decoder = (
-            torch.compile(part, fullgraph=True, dynamic=False, backend=backend)
-            for part in (self.unet, self.movq.decoder)
-        )
-        self._compiled = unet, movq_decoder
+        compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
+        self._compiled = compiled(self.unet), compiled(self.movq.decoder)
         return self
 
     def parameter_inventory(self) -> list[PartInventory]:

@@ -12,7 +12,7 @@ __all__ = [
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,15 +32,15 @@ class SharedNoise:
     steps: tuple[Float[Tensor, "1 channel height width"], ...]
 
 
-@runtime_checkable
-class Stepper(Protocol):
-    """One run of a sampler."""
+class Stepper:
+    """One run of a deterministic sampler of diffusers, which adds no noise."""
 
-    timesteps: list[int]
+    def __init__(self, sampler: Any, timesteps: list[int]):
+        self.timesteps, self._sampler = timesteps, sampler
 
     def step(self, output: Tensor, index: int, latents: Tensor, noise: SharedNoise) -> Tensor:
         """Return the latents after step ``index``, given what the model predicts before it."""
-        ...
+        return self._sampler.step(output, self.timesteps[index], latents, return_dict=False)[0]
 
 
 def draw_noise(
@@ -91,7 +91,7 @@ def make_stepper(scheduler: Any, settings: DecodeSettings) -> Stepper:
             f"steps={settings.steps} with scheduler {settings.scheduler!r} starts at timestep {max(timesteps)}, "
             f"but the decoder's last is {config.num_train_timesteps - 1}; take fewer steps"
         )
-    return _DdpmStepper(sampler, timesteps) if settings.scheduler == "ddpm" else _LibraryStepper(sampler, timesteps)
+    return (_DdpmStepper if settings.scheduler == "ddpm" else Stepper)(sampler, timesteps)
 
 
 def predicted_start(kind: str, output: Tensor, latents: Tensor, alpha: float) -> Tensor:
@@ -112,31 +112,20 @@ def predicted_noise(kind: str, output: Tensor, latents: Tensor, alpha: float) ->
     return (latents - alpha**0.5 * output) / (1 - alpha) ** 0.5
 
 
-class _LibraryStepper:
-    """A deterministic sampler of diffusers; it adds no noise."""
-
-    def __init__(self, sampler: Any, timesteps: list[int]):
-        self.timesteps = timesteps
-        self._sampler = sampler
-
-    def step(self, output: Tensor, index: int, latents: Tensor, noise: SharedNoise) -> Tensor:
-        return self._sampler.step(output, self.timesteps[index], latents, return_dict=False)[0]
-
-
-class _DdpmStepper:
+class _DdpmStepper(Stepper):
     """Ancestral sampling, equation 7 of arXiv 2006.11239, with the clamp of diffusers.
 
     diffusers draws other noise for each row inside its step; all else here equals it.
     """
 
     def __init__(self, sampler: Any, timesteps: list[int]):
+        super().__init__(sampler, timesteps)
         config = sampler.config
         if config.variance_type != "fixed_small" or config.thresholding:
             raise DecoderError(
                 "'ddpm' runs with variance_type 'fixed_small' and no dynamic threshold, this decoder's scheduler has "
                 f"{config.variance_type!r} and thresholding={config.thresholding}; use 'ddim' or 'dpm++'"
             )
-        self.timesteps = timesteps
         self._kind = config.prediction_type
         self._limit = config.clip_sample_range if config.clip_sample else None
         self._alphas = [float(sampler.alphas_cumprod[t]) for t in timesteps] + [1.0]

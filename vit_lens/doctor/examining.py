@@ -15,8 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.conditions import Condition
-from vit_lens.decoders import Decoder, KandinskyDecoder, check_decoder, load_decoder, settings_dict
-from vit_lens.decoders.matching import EncoderRef, encoder_id_of
+from vit_lens.decoders import (
+    Decoder,
+    EncoderRef,
+    KandinskyDecoder,
+    check_decoder,
+    encoder_id_of,
+    load_decoder,
+    settings_dict,
+)
 from vit_lens.doctor import decoder_checks, encoder_checks, kandinsky_checks, machine
 from vit_lens.doctor.reporting import Check, Report, dtype_name
 from vit_lens.errors import VitLensError

@@ -11,10 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.decoders import DecodeSettings, KandinskyDecoder, denoising_error
-from vit_lens.decoders.loading import find_decoder
-from vit_lens.decoders.settings import SCHEDULER_CLASSES
-from vit_lens.decoders.weights import read_json
+from vit_lens.decoders import (
+    SCHEDULER_CLASSES,
+    DecodeSettings,
+    KandinskyDecoder,
+    denoising_error,
+    find_decoder,
+    read_json,
+)
 from vit_lens.doctor.published import DENOISING_FACTOR, FLAT_PICTURE, KANDINSKY_22, PIPELINE_BAR, published_decoder
 from vit_lens.doctor.reporting import Check, dtype_name
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_lens.config import HookedViTConfig
-from vit_lens.decoders import Decoder, KandinskyDecoder
-from vit_lens.decoders.matching import PUBLISHED
+from vit_lens.decoders import PUBLISHED, Decoder, KandinskyDecoder
 from vit_lens.identity import KANDINSKY_22_ENCODER, same_encoder
 
 PIPELINE_BAR = 1e-4

@@ -15,8 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vit_lens.conditions import Condition
-from vit_lens.decoders import Decoder
-from vit_lens.decoders.contract import check_pictures
+from vit_lens.decoders import Decoder, check_pictures
 from vit_lens.errors import ContractError
 from vit_lens.models import HookedViT
 
@@ -43,12 +42,9 @@ class Bench:
     @property
     def recipe(self) -> dict[str, Any] | None:
         """How another process makes this bench: names and settings; None where something was made in memory."""
-        sources = {
-            "model": self.model.source,
-            "decoder": getattr(self.decoder, "source", None),
-            **{name: reader.source for name, reader in self.readers.items()},
-        }
-        return None if any(source is None for source in sources.values()) else sources
+        parts = {"model": self.model, "decoder": self.decoder, **self.readers}
+        sources = {name: getattr(part, "source", None) for name, part in parts.items()}
+        return None if None in sources.values() else sources
 
     @torch.no_grad()
     def draw(

@@ -1,9 +1,14 @@
 """Executors run tasks, here or elsewhere, in any order; whoever asked keeps the results. They register by name."""
 
-__all__ = ["EXECUTORS", "Executor", "Local", "executor", "make_executor"]
+__all__ = ["EXECUTORS", "Executor", "Local", "draw", "executor", "make_executor"]
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from tqdm import tqdm
 
 from vit_lens.conditions import Condition
 from vit_lens.engine.bench import Bench
@@ -53,12 +58,10 @@ def make_executor(given: Executor | str) -> Executor:
     name, _, rest = given.partition(":")
     if name not in EXECUTORS:
         raise VitLensError(f"no executor {name!r}; nearest: {nearest(name, EXECUTORS)}")
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise VitLensError(f"executor {given!r}: write options as {name}:key=value,key=value")
-        options[key.strip()] = value.strip()
+    pairs = [part.split("=", 1) for part in rest.split(",") if part]
+    if any(len(pair) < 2 for pair in pairs):
+        raise VitLensError(f"executor {given!r}: write options as {name}:key=value,key=value")
+    options = {key.strip(): value.strip() for key, value in pairs}
     try:
         return EXECUTORS[name](**options)
     except TypeError as error:
@@ -100,3 +103,37 @@ class Local:
                     task=task, rows=rows, pictures=pictures, seen=seen, size=size, change=change or "".join(told[:1])
                 )
                 left, change = left[size:], ""
+
+
+def draw(
+    bench: Bench,
+    condition: Condition,
+    settings: Any,
+    size: int,
+    *,
+    keep: Callable[[Drawn], object] | None = None,
+    label: str = "pictures",
+    progress: bool = False,
+) -> tuple[UInt8[Tensor, "row height width 3"], dict[str, Condition]]:
+    """Draw every row and read the pictures again.
+
+    Args:
+        bench: What draws and looks.
+        condition: What is drawn.
+        settings: Of the decoder.
+        size: Rows that run together; the last are filled up to as many.
+        keep: Called with what is finished, batch by batch.
+        label: Of the bar.
+        progress: Show a bar.
+    """
+    condition, found = condition.kept(), []
+    batches = (range(len(condition))[start : start + size] for start in range(0, len(condition), size))
+    tasks = (Task(rows=tuple(rows), settings=settings, size=size) for rows in batches)
+    with tqdm(total=len(condition), desc=label, unit="picture", disable=not progress) as bar:
+        for drawn in Local().run(bench, tasks, lambda rows: condition[list(rows)]):
+            found.append(drawn)
+            bar.update(len(drawn.rows))
+            if keep is not None:
+                keep(drawn)
+    seen = {name: Condition.cat([one.seen[name] for one in found]) for name in found[0].seen}
+    return torch.cat([one.pictures for one in found]), seen

@@ -3,7 +3,6 @@
 __all__ = ["Drawn", "Task", "work"]
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +73,22 @@ def work(task: Task) -> Drawn:
             "cannot load: load both by name (from_pretrained), or draw with executor='local'"
         )
     condition = Record.load(task.folder).conditions["lens"][list(task.rows)]
-    bench = _bench(repr(sorted(task.recipe.items())), _Held(task.recipe))
+    bench = _bench(task.recipe)
     with recorded_threads(task.threads or 1):
         pictures = bench.draw(condition, task.settings, task.size)
         return Drawn(task=task, rows=task.rows, pictures=pictures, seen=bench.look(pictures, task.size), size=task.size)
 
 
-@dataclass(frozen=True)
-class _Held:
-    recipe: dict[str, Any] = field(compare=False, hash=False)
+_BENCHES: dict[str, Bench] = {}  # the last that was loaded
 
 
-@lru_cache(maxsize=1)
-def _bench(key: str, held: _Held) -> Bench:
-    sources = dict(held.recipe)
-    model = HookedViT.from_pretrained(**sources.pop("model")).requires_grad_(False)
-    decoder = load_decoder(**sources.pop("decoder"))
-    readers = {name: HookedViT.from_pretrained(**source) for name, source in sources.items()}
-    return Bench(model=model, decoder=decoder, negative=decoder.negative(model), readers=readers)
+def _bench(recipe: dict[str, Any]) -> Bench:
+    key = repr(sorted(recipe.items()))
+    if key not in _BENCHES:
+        _BENCHES.clear()
+        sources = dict(recipe)
+        model = HookedViT.from_pretrained(**sources.pop("model")).requires_grad_(False)
+        decoder = load_decoder(**sources.pop("decoder"))
+        readers = {name: HookedViT.from_pretrained(**source) for name, source in sources.items()}
+        _BENCHES[key] = Bench(model=model, decoder=decoder, negative=decoder.negative(model), readers=readers)
+    return _BENCHES[key]

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from vit_lens.errors import OutputError
 from vit_lens.files import make_directory, write_atomic
-from vit_lens.records.pictures import encode_png
+from vit_lens.records import encode_png
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 DIVERGING = [[0.0, "#2368a6"], [0.5, "#f4f1ea"], [1.0, "#c4520f"]]

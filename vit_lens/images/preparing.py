@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vit_lens.errors import PreprocessError
-from vit_lens.images.loading import ImageSource, Layout, load_image
+from vit_lens.images.load import ImageSource, Layout, load_image
 from vit_lens.images.spec import INTERPOLATIONS, PreprocessSpec
 
 

@@ -1,6 +1,6 @@
 """The lens embeddings of sites, beside those of controls."""
 
-__all__ = ["BANK_ADVICE", "CONTROLS", "SiteEmbeddings", "site_embeddings"]
+__all__ = ["BANK_ADVICE", "CONTROLS", "SiteEmbeddings", "site_embeddings", "sites_of_each"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from vit_lens.addresses import Site
 from vit_lens.errors import LensError, expect, nearest
 from vit_lens.lenses import DiffusionLens, Lens
 from vit_lens.lenses.contract import Sites, check_cache
+from vit_lens.models import HookedViT
 from vit_lens.towers.cache import ViTActivationCache
 
 CONTROLS = ("random", "other")
@@ -80,3 +81,21 @@ def site_embeddings(
         if "other" in controls:
             values["other"] = lens.other_image(cache, chosen)
     return SiteEmbeddings(tuple(chosen), lens, values)
+
+
+def sites_of_each(model: HookedViT, lens: Lens | Sequence[Lens], sites: Sites) -> list[tuple[Lens, list[Site]]]:
+    """Return the sites that each lens reads: one alone must read all, of a list each those that it is defined on.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        LensError: No lens is defined on a site.
+    """
+    wanted = Site.resolve(sites, model.cfg)
+    if isinstance(lens, Lens):
+        return [(lens, lens.check_sites(model, wanted))]
+    own = [(one, [site for site in wanted if one.reads(site)]) for one in lens]
+    if unread := [str(site) for site in wanted if not any(site in some for _, some in own)]:
+        raise LensError(
+            f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens() for residual sites"
+        )
+    return [(one, one.check_sites(model, some)) for one, some in own if some]

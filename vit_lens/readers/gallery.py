@@ -2,7 +2,6 @@
 
 __all__ = ["Gallery", "picture_hash"]
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import GalleryError
-from vit_lens.files import open_tensors, save_tensors
+from vit_lens.files import load_fields, save_fields
 from vit_lens.images import load_image
 from vit_lens.models import HookedViT
 from vit_lens.readers.centring import deviations
-from vit_lens.readers.indexing import Entries, index_folder, index_images, picture_hash
+from vit_lens.readers.indexing import Entries, Entry, index_folder, index_images, picture_hash
 from vit_lens.readers.searching import nearest_rows
 
 _FORMAT = "vit_lens.gallery.1"
@@ -151,19 +150,7 @@ class Gallery:
         Raises:
             OutputError: The file cannot be written.
         """
-        names = (
-            "encoder_id",
-            "fingerprint",
-            "preprocess",
-            "folder",
-            "names",
-            "hashes",
-            "stamps",
-            "skipped",
-            "complete",
-        )
-        fields = {name: getattr(self, name) for name in names}
-        return save_tensors({"embeds": self.embeds}, Path(path), {"format": _FORMAT, "fields": json.dumps(fields)})
+        return save_fields(self, Path(path), _FORMAT)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -285,11 +272,7 @@ class Gallery:
 
     @classmethod
     def _load(cls, path: Path) -> "Gallery":
-        with open_tensors(path, [_FORMAT], what="a gallery", error=GalleryError, advice=_ADVICE) as (file, meta):
-            fields = json.loads(meta["fields"])
-            for name in ("names", "hashes", "stamps"):
-                fields[name] = tuple(fields[name])
-            return cls(embeds=file.get_tensor("embeds"), **fields)
+        return cls(**load_fields(cls, path, _FORMAT, what="a gallery", error=GalleryError, advice=_ADVICE))
 
     @classmethod
     def _resume(cls, model: HookedViT, root: Path, path: Path | None) -> Entries:
@@ -298,13 +281,10 @@ class Gallery:
         kept = cls._load(path).check(model)
         if kept.folder != str(root):
             raise GalleryError(f"{path} is the gallery of {kept.folder}, not of {root}; choose another file")
-        return Entries.of(kept.names, kept.hashes, kept.stamps, kept.embeds)
+        parts = zip(kept.names, kept.hashes, kept.stamps, kept.embeds, strict=True)
+        return Entries({name: Entry(digest, stamp, embed) for name, digest, stamp, embed in parts})
 
 
 def _preprocess_of(model: HookedViT) -> dict[str, Any]:
     spec = model.preprocess_spec
-    return {} if spec is None else {name: _plain(value) for name, value in spec.to_dict().items()}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return {} if spec is None else spec.to_dict()

@@ -40,18 +40,6 @@ class Entries:
     rows: dict[str, Entry] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        names: Sequence[str],
-        hashes: Sequence[str],
-        stamps: Sequence[str],
-        embeds: Float[Tensor, "image d_embed"],
-    ) -> "Entries":
-        """Take a saved gallery apart."""
-        parts = zip(names, hashes, stamps, embeds, strict=True)
-        return cls({name: Entry(digest, stamp, embed) for name, digest, stamp, embed in parts})
-
 
 def picture_hash(picture: Image.Image) -> str:
     """Return 32 digits that identify a picture as the tower sees it (of ``vit_lens.images.to_display``)."""

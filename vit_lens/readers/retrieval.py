@@ -17,7 +17,7 @@ from vit_lens.lenses.contract import Sites
 from vit_lens.models import HookedViT
 from vit_lens.readers.embeddings import SiteEmbeddings, site_embeddings
 from vit_lens.readers.gallery import Gallery, picture_hash
-from vit_lens.readers.means import ReadoutMeans, check_means
+from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:

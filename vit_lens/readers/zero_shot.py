@@ -1,6 +1,6 @@
 """The zero-shot lens: what captions say about every layer, head, attention block and MLP."""
 
-__all__ = ["FORMS", "ZeroShot", "top_captions", "zero_shot_lens"]
+__all__ = ["ZeroShot", "top_captions", "zero_shot_lens"]
 
 import math
 from collections.abc import Sequence
@@ -16,14 +16,12 @@ from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites
 from vit_lens.readers.centring import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
-from vit_lens.readers.means import ReadoutMeans, check_means
+from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.texts import TextBank
 from vit_lens.towers.cache import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMS = ("raw", "centred")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,17 +1,28 @@
 """What stands beside the pictures of a record: captions and nearest images of every row, raw and centred."""
 
-__all__ = ["FORMS", "Found", "Readouts"]
+__all__ = ["FORMS", "READOUTS_FILE", "Found", "Readouts", "gallery_name", "load_readouts", "readouts_bytes"]
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.errors import RecordError
+from vit_lens.files import to_bytes
+from vit_lens.records.opening import read_tensors
 
 FORMS = ("raw", "centred")
+READOUTS_FILE = "readouts.safetensors"
+_WHAT = {"captions": "by_caption", "images": "by_image"}
+
+
+def gallery_name(index: int) -> str:
+    """Return where a small copy of a gallery's picture lies, relative to the record."""
+    return f"gallery/{index:06d}.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +88,33 @@ class Readouts:
             raise RecordError(f"no row {row}; the record has {len(found.index)} rows")
         pairs = zip(found.index[row].tolist(), found.cosine[row].tolist(), strict=True)
         return [(index, cosine) for index, cosine in pairs if index >= 0]
+
+
+def readouts_bytes(readouts: Readouts) -> bytes:
+    """Return captions and neighbours as the bytes of a file."""
+    tensors = {} if readouts.texts is None else {"texts": readouts.texts}
+    for what, attribute in _WHAT.items():
+        for form, found in getattr(readouts, attribute).items():
+            tensors |= {f"{what}.{form}.{name}": value for name, value in vars(found).items()}
+    said = {name: value for name, value in vars(readouts).items() if name not in ("texts", *_WHAT.values())}
+    said |= {"groups": dict(readouts.groups), "names": sorted(readouts.names.items())}
+    return to_bytes(tensors, {"described": json.dumps(said)})
+
+
+def load_readouts(path: Path, n_rows: int) -> Readouts | None:
+    """Read captions and neighbours; None if the record has none, RecordError if they are damaged."""
+    if (read := read_tensors(path / READOUTS_FILE)) is None:
+        return None
+    tensors, said = read
+    by: dict[str, Any] = {
+        attribute: {
+            form: Found(tensors[f"{what}.{form}.index"], tensors[f"{what}.{form}.cosine"])
+            for form in FORMS
+            if f"{what}.{form}.index" in tensors
+        }
+        for what, attribute in _WHAT.items()
+    }
+    if wrong := {len(found.index) for of in by.values() for found in of.values()} - {n_rows}:
+        raise RecordError(f"{path / READOUTS_FILE} has {wrong.pop()} rows, the table {n_rows}; sweep again")
+    said |= {"captions": tuple(said["captions"]), "names": dict(map(tuple, said["names"]))}
+    return Readouts(texts=tensors.get("texts"), **by, **said)

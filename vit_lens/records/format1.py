@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors
-import safetensors.torch
+from safetensors.torch import load_file
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
-from vit_lens.records.opening import check_table, read_bytes
-from vit_lens.records.readings import Reading, told_apart
+from vit_lens.files import damaged
+from vit_lens.records.named_readings import Reading, told_apart
+from vit_lens.records.opening import DAMAGED, check_table, read_bytes
 from vit_lens.records.schema import COLUMNS, csv_rows, to_table
 
 _COLUMNS = (
@@ -22,19 +22,11 @@ _COLUMNS = (
     *("alpha", "share", "anchor", "seed", "norm_h", "cos_lens_clean", "cos_lens_control", "leak", "faithfulness"),
     *("cos_input", "label", "picture", "drawn", "same_as"),
 )
-# Earlier versions lack the last, or both, of these groups.
-_ADDED = (("cos_lens_control", "leak"), ("drawn", "same_as"))
+# Earlier versions lack drawn and same_as, the first of them cos_lens_control and leak as well.
+_EARLIER = tuple(name for name in _COLUMNS if name not in ("drawn", "same_as"))
+_VERSIONS = (_COLUMNS, _EARLIER, tuple(name for name in _EARLIER if name not in ("cos_lens_control", "leak")))
 _KEYS = (
-    "model",
-    "decoder",
-    "lenses",
-    "images",
-    "versions",
-    "batch_plan",
-    "seeds",
-    "command",
-    "complete",
-    "shard",
+    *("model", "decoder", "lenses", "images", "versions", "batch_plan", "seeds", "command", "complete", "shard"),
     "notes",
 )
 _LENS = ("lens", "definition", "alpha", "share", "anchor")
@@ -55,7 +47,8 @@ def load_format_1(path: Path, old: dict[str, Any]) -> tuple[dict[str, Any], pd.D
     if missing := [key for key in _KEYS if key not in old]:
         raise RecordError(f"{path / 'record.json'}: the manifest lacks {', '.join(missing)}; the record is damaged")
     data = read_bytes(path / "table.csv")
-    columns = [name for name in _COLUMNS if name not in _absent(data)]
+    head = data.split(b"\n", 1)[0].decode(errors="replace").strip("\r").split(",")
+    columns = next((list(known) for known in _VERSIONS if list(known) == head), list(_COLUMNS))
     rows = csv_rows(data, where, columns)
     readings, named = _readings(rows, old["lenses"], hashlib.sha256(json.dumps(old).encode()).hexdigest()[:8])
     table = to_table(
@@ -78,16 +71,6 @@ def load_format_1(path: Path, old: dict[str, Any]) -> tuple[dict[str, Any], pd.D
     return manifest, check_table(table, manifest, where), _embeddings(path, len(table), bool(old["complete"]))
 
 
-def _absent(data: bytes) -> set[str]:
-    head = data.split(b"\n", 1)[0].decode(errors="replace").split(",")
-    gone: set[str] = set()
-    for group in reversed(_ADDED):
-        if set(group) & set(head):
-            break
-        gone |= set(group)
-    return gone
-
-
 def _readings(
     rows: list[dict[str, str]], lenses: list[dict[str, Any]], unknown: str
 ) -> tuple[list[Reading], list[str]]:
@@ -103,9 +86,8 @@ def _readings(
         if row["anchor"] == "mean":
             known = fits[turn].get("reference_content") if turn < len(fits) else None
             settings["reference"] = known or f"unknown, of the record {unknown} (reading {turn})"
-        reading = Reading(id="", lens=row["lens"], settings=settings, label=_label(row["lens"], settings))
-        digits = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-        reading = Reading(**{**reading.to_dict(), "id": f"{row['lens']}-{digits}"})
+        lens, digits = row["lens"], hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        reading = Reading(id=f"{lens}-{digits}", lens=lens, settings=settings, label=_label(lens, settings))
         if row["control"] or row["kind"] == "control":
             reading = reading.controlled(row["control"] or "control")
         found.setdefault(reading.id, reading)
@@ -141,14 +123,10 @@ def _embeddings(path: Path, n_rows: int, complete: bool) -> dict[str, Condition]
     file = path / "embeddings.safetensors"
     if not file.exists():
         if complete:
-            raise RecordError(
-                f"{path} is complete but has no embeddings.safetensors; the record is damaged, sweep again"
-            )
+            raise RecordError(f"{path} is complete but has no embeddings.safetensors; {DAMAGED}")
         return {}
-    try:
-        found = safetensors.torch.load(file.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise RecordError(f"{file} cannot be read ({error}); the record is damaged, sweep again") from error
+    with damaged(RecordError, f"{file} cannot be read", DAMAGED):
+        found = load_file(file)
     for name in ("lens", "reencoded"):
         if name in found and len(found[name]) != n_rows:
             raise RecordError(f"{file}: {name!r} has {len(found[name])} rows, the table {n_rows}; sweep again")

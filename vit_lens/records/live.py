@@ -1,11 +1,13 @@
 """The numbers behind the live page: an embedding as a function of a factor for every part of the tower."""
 
-__all__ = ["LIVE_BUDGET", "LiveNumbers", "live_bytes", "live_labels"]
+__all__ = ["LIVE_BUDGET", "LIVE_FILE", "LiveNumbers", "live_bytes", "live_bytes_of", "live_labels", "load_live"]
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -14,7 +16,10 @@ from torch import Tensor
 from vit_lens.addresses import Address, spelled
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import RecordError, UnknownSiteError, nearest
+from vit_lens.files import to_bytes
+from vit_lens.records.opening import read_tensors
 
+LIVE_FILE = "live.safetensors"
 LIVE_BUDGET = 8_000_000
 """Bytes of a page that live numbers take at most, as base64: one image of ViT-bigG, or a dozen of ViT-B."""
 
@@ -79,6 +84,26 @@ class LiveNumbers:
     def __repr__(self) -> str:
         return f"LiveNumbers({len(self.labels)} parts, {len(self.images)} images)"
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what there is for each image, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def by_image(self) -> dict[int, dict[str, Tensor]]:
+        """Return the tensors of each image, without their first axis."""
+        return {
+            image: {name: value[place] for name, value in self.tensors().items()}
+            for place, image in enumerate(self.images)
+        }
+
+    def holding(self, found: Mapping[int, Mapping[str, Tensor]]) -> "LiveNumbers":
+        """Return the numbers of other images, as :meth:`by_image` has them."""
+        order = sorted(found)
+        tensors = {
+            name: torch.stack([found[image][name] for image in order]) if order else value[:0]
+            for name, value in self.tensors().items()
+        }
+        return replace(self, images=tuple(order), **tensors)
+
     def embed(self, image: int, factors: Mapping[str, float | int]) -> Float[Tensor, " d_embed"]:
         """Return the embedding of an image with parts scaled, in float64.
 
@@ -116,6 +141,21 @@ class LiveNumbers:
             raise UnknownSiteError(f"no part {unknown[0]!r} to scale; nearest: {nearest(unknown[0], list(known))}")
         found = [math.prod(given.get(site, 1.0) for site in part) for part in parts]
         return torch.tensor(found, dtype=torch.float64)
+
+
+def live_bytes_of(live: LiveNumbers) -> bytes:
+    """Return live numbers as the bytes of a file."""
+    said = {name: getattr(live, name) for name in ("labels", "images", "recomputed", "eps")}
+    return to_bytes(live.tensors(), {"described": json.dumps(said)})
+
+
+def load_live(path: Path) -> LiveNumbers | None:
+    """Read live numbers; None if the record has none, RecordError if they are damaged."""
+    if (read := read_tensors(path / LIVE_FILE)) is None:
+        return None
+    tensors, said = read
+    said |= {name: tuple(said[name]) for name in ("labels", "images")}
+    return LiveNumbers(**tensors, **said)
 
 
 def _scaled_with(label: str) -> list[str]:

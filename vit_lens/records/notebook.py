@@ -3,35 +3,20 @@
 __all__ = ["record_html"]
 
 import html
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import PIL.Image
 
 from vit_lens.errors import RecordError
-from vit_lens.records.readings import Reading
-from vit_lens.records.thumbnails import thumbnail_uri
+from vit_lens.records.encoding import thumbnail_uri
+from vit_lens.records.record import Record
 
 N_INPUTS, N_PICTURES = 3, 8
 
 
-@runtime_checkable
-class _Record(Protocol):
-    @property
-    def manifest(self) -> dict[str, Any]: ...
-
-    @property
-    def table(self) -> pd.DataFrame: ...
-
-    @property
-    def readings(self) -> dict[str, Reading]: ...
-
-    def picture(self, row: int) -> PIL.Image.Image: ...
-
-    def input(self, index: int) -> PIL.Image.Image: ...
-
-
-def record_html(record: _Record) -> str:
+def record_html(record: Record) -> str:
     """Return a small table: one line for each of the first inputs, then its pictures most like the input."""
     manifest = record.manifest
     decoder = manifest["decoder"]["decoder_id"] if manifest["decoder"] else "no decoder"
@@ -46,17 +31,17 @@ def record_html(record: _Record) -> str:
     )
 
 
-def _line(record: _Record, entry: dict[str, Any]) -> str:
+def _line(record: Record, entry: dict[str, Any]) -> str:
     table = record.table
     sites = [reading.id for reading in record.readings.values() if not reading.control]
     rows = table.loc[(table["input"] == entry["index"]) & table["reading"].isin(sites)]
     by = "cos_input" if rows["cos_input"].notna().any() else "cos_lens_clean"
     best = rows.sort_values(by, ascending=False, kind="stable").head(N_PICTURES)
-    cells = [_figure(_input(record, entry["index"]), str(entry["name"]), "input")]
+    cells = [_figure(_uri(record.input, entry["index"]), str(entry["name"]), "input")]
     for row in best.to_dict("records"):
         title = f"{row['site']}: {record.readings[row['reading']].label}"
         number = "" if pd.isna(row[by]) else f" {row[by]:.2f}"
-        cells.append(_figure(_picture(record, row["row"]), title, f"{row['site']}{number}"))
+        cells.append(_figure(_uri(record.picture, row["row"]), title, f"{row['site']}{number}"))
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -66,15 +51,8 @@ def _figure(uri: str, title: str, caption: str) -> str:
     return f'<td style="text-align:center">{picture}<br><small>{text}</small></td>'
 
 
-def _picture(record: _Record, row: int) -> str:
+def _uri(read: Callable[[int], PIL.Image.Image], index: int) -> str:
     try:
-        return thumbnail_uri(record.picture(row))
-    except RecordError:
-        return ""
-
-
-def _input(record: _Record, index: int) -> str:
-    try:
-        return thumbnail_uri(record.input(index))
+        return thumbnail_uri(read(index))
     except RecordError:
         return ""

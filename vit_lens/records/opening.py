@@ -1,16 +1,21 @@
 """Reading the files of a record with their checks."""
 
-__all__ = ["read_manifest", "read_table"]
+__all__ = ["DAMAGED", "check_table", "read_bytes", "read_manifest", "read_table", "read_tensors"]
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import safe_open
+from torch import Tensor
 
 from vit_lens.errors import RecordError
-from vit_lens.records.readings import Reading
+from vit_lens.files import damaged, file_tensors
+from vit_lens.records.named_readings import Reading
 from vit_lens.records.schema import DRAWN, check_manifest, csv_to_table, picture_name
+
+DAMAGED = "the record is damaged, sweep again"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -22,9 +27,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path} holds no record.json ({error.strerror}); give the directory of a sweep") from error
     except ValueError as error:
         raise RecordError(f"{file} is not readable JSON ({error}); the record is damaged, sweep again") from error
-    return (
-        manifest if isinstance(manifest, dict) and manifest.get("format") == 1 else check_manifest(manifest, str(file))
-    )
+    is_old = isinstance(manifest, dict) and manifest.get("format") == 1
+    return manifest if is_old else check_manifest(manifest, str(file))
 
 
 def read_bytes(file: Path) -> bytes:
@@ -33,6 +37,14 @@ def read_bytes(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise RecordError(f"{file} cannot be read ({error.strerror}); run the same sweep again") from error
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read a file's tensors and what describes them; None if there is none, RecordError if it is damaged."""
+    if not file.exists():
+        return None
+    with damaged(RecordError, f"{file} cannot be read", DAMAGED), safe_open(file, "pt") as opened:
+        return file_tensors(opened), json.loads(opened.metadata()["described"])
 
 
 def read_table(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import pandas as pd
 import PIL.Image
@@ -15,51 +15,16 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError, nearest
-from vit_lens.records.answers import Readouts
-from vit_lens.records.extras import gallery_name, load_live, load_readouts
+from vit_lens.records.answers import Readouts, gallery_name, load_readouts
+from vit_lens.records.encoding import read_png
 from vit_lens.records.format1 import load_format_1
-from vit_lens.records.live import LiveNumbers
-from vit_lens.records.notebook import record_html
+from vit_lens.records.live import LiveNumbers, load_live
+from vit_lens.records.named_readings import Reading
 from vit_lens.records.opening import read_manifest, read_table
-from vit_lens.records.parts import read_conditions, stored_length
-from vit_lens.records.pictures import read_png
-from vit_lens.records.readings import Reading
+from vit_lens.records.row_files import StoredConditions
 from vit_lens.records.schema import input_name, picture_name
 
-
-class StoredConditions(Mapping[str, Condition]):
-    """Conditions of a record by name, read when they are asked for."""
-
-    def __init__(self, path: Path, manifest: Mapping[str, Any]):
-        said = manifest["conditions"] or {"shapes": {}, "rows_per_part": 1}
-        n_rows, n_inputs = manifest["batch_plan"]["n_rows"], len(manifest["inputs"])
-        self._lengths = {"lens": n_rows, "reencoded": n_rows, "clean": n_inputs, "negative": 1}
-        self._path, self.shapes, self._per_part = path, said["shapes"], said["rows_per_part"]
-        self._read: dict[str, Condition] = {}
-
-    def __getitem__(self, name: str) -> Condition:
-        if name not in self._read:
-            self._read[name] = read_conditions(self._path, name, *self._where(name))
-        return self._read[name]
-
-    def _where(self, name: str) -> tuple[int, int, Mapping[str, Any]]:
-        if name not in self.shapes:
-            raise KeyError(f"no conditions {name!r}; there are {list(self.shapes)}")
-        return self._lengths[name], self._per_part, self.shapes[name]
-
-    def check(self, names: tuple[str, ...]) -> None:
-        """Raise if a name is not there whole, or a file does not hold what the manifest says: RecordError."""
-        for name in names:
-            if name not in self.shapes or stored_length(self._path, name, *self._where(name)) < self._lengths[name]:
-                raise RecordError(
-                    f"{self._path} is complete but its {name!r} embeddings are not; the record is damaged, sweep again"
-                )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
+_T = TypeVar("_T")
 
 
 class _Pooled(Mapping[str, Tensor]):
@@ -80,10 +45,10 @@ class _Pooled(Mapping[str, Tensor]):
         return (name for name in held if "pooled" in parts[name])
 
     def __contains__(self, name: object) -> bool:
-        return any(name == one for one in self)
+        return name in list(self)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(list(iter(self)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -111,12 +76,12 @@ class Record:
         path = Path(path)
         manifest = read_manifest(path)
         if manifest["format"] == 1:
-            manifest, table, held = load_format_1(path, manifest)
-            return cls(path=path, manifest=manifest, table=table, readings=_readings(path, manifest), conditions=held)
-        table, conditions = read_table(path, manifest), StoredConditions(path, manifest)
-        if manifest["complete"] and len(table):
-            conditions.check(("lens", "clean", *(("reencoded",) if manifest["decoder"] else ())))
-        readings = _readings(path, manifest)
+            manifest, table, conditions = load_format_1(path, manifest)
+        else:
+            table, conditions = read_table(path, manifest), StoredConditions(path, manifest)
+            if manifest["complete"] and len(table):
+                conditions.check(("lens", "clean", *(("reencoded",) if manifest["decoder"] else ())))
+        readings = {found["id"]: Reading.from_dict(found, str(path)) for found in manifest["readings"]}
         return cls(path=path, manifest=manifest, table=table, readings=readings, conditions=conditions)
 
     @property
@@ -173,17 +138,16 @@ class Record:
     def readouts(self) -> Readouts | None:
         """Captions and nearest images of every row; None in a record without. RecordError if they are damaged."""
         found = load_readouts(self.path, len(self.table))
-        kept = (self.manifest["beside"] or {}).keys() & {"texts", "gallery"}
-        if found is None and self.complete and len(self.table) and kept:
-            raise RecordError(f"{self.path} has lost its readouts.safetensors; the record is damaged, sweep again")
-        return found
+        return self._unless_lost(found, "readouts", {"texts", "gallery"})
 
     @cached_property
     def live(self) -> LiveNumbers | None:
         """The numbers of the live page; None in a record without. RecordError if they are damaged."""
-        found = load_live(self.path)
-        if found is None and self.complete and len(self.table) and (self.manifest["beside"] or {}).get("live"):
-            raise RecordError(f"{self.path} has lost its live.safetensors; the record is damaged, sweep again")
+        return self._unless_lost(load_live(self.path), "live", {"live"})
+
+    def _unless_lost(self, found: _T, file: str, kept: set[str]) -> _T:
+        if found is None and self.complete and len(self.table) and kept & (self.manifest["beside"] or {}).keys():
+            raise RecordError(f"{self.path} has lost its {file}.safetensors; the record is damaged, sweep again")
         return found
 
     def neighbour(self, index: SupportsIndex) -> PIL.Image.Image:
@@ -195,8 +159,6 @@ class Record:
         return f"Record({str(self.path)!r}, {len(self.table)} rows, {len(self.manifest['inputs'])} inputs, {state})"
 
     def _repr_html_(self) -> str:
+        from vit_lens.records.notebook import record_html
+
         return record_html(self)
-
-
-def _readings(path: Path, manifest: Mapping[str, Any]) -> dict[str, Reading]:
-    return {found["id"]: Reading.from_dict(found, str(path)) for found in manifest["readings"]}

@@ -114,8 +114,7 @@ def check_manifest(manifest: object, where: str) -> dict[str, Any]:
             f"{where}: record format {manifest.get('format')!r}, this version reads formats 1 and {FORMAT}; "
             "use the version of vit_lens that wrote it, or sweep again"
         )
-    missing = [key for key in MANIFEST_KEYS if key not in manifest]
-    if missing:
+    if missing := [key for key in MANIFEST_KEYS if key not in manifest]:
         raise RecordError(f"{where}: the manifest lacks {', '.join(missing)}; the record is damaged, sweep again")
     if missing := [name for name in NEEDED_COLUMNS if manifest["columns"].get(name) != COLUMNS[name]]:
         raise RecordError(
@@ -127,18 +126,11 @@ def check_manifest(manifest: object, where: str) -> dict[str, Any]:
     return manifest
 
 
-def to_table(
-    rows: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | None = None
-) -> pd.DataFrame:
+def to_table(rows: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] = COLUMNS) -> pd.DataFrame:
     """Return ``rows`` as a table with every column, by default of `COLUMNS`, typed; what is not given is left empty."""
-    columns = COLUMNS if columns is None else columns
-    if isinstance(rows, pd.DataFrame):
-        n_rows, given = len(rows), {str(name): list(rows[name]) for name in rows.columns}
-    else:
-        n_rows, names = len(rows), dict.fromkeys(name for row in rows for name in row)
-        given = {name: [row.get(name) for row in rows] for name in names}
-    unknown = [name for name in given if name not in columns]
-    if unknown:
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
+    n_rows, given = len(frame), {str(name): list(frame[name]) for name in frame.columns}
+    if unknown := [name for name in given if name not in columns]:
         raise RecordError(f"unknown table columns {', '.join(unknown)}; known: {', '.join(columns)}")
     missing = [name for name, kind in columns.items() if kind == "int" and name not in given]
     if n_rows and missing:
@@ -149,20 +141,13 @@ def to_table(
     return pd.DataFrame(typed)
 
 
-def table_to_csv(table: pd.DataFrame, columns: Mapping[str, Kind] | None = None) -> bytes:
+def table_to_csv(table: pd.DataFrame, columns: Mapping[str, Kind] = COLUMNS) -> bytes:
     """Return the table as CSV; floats are written so that they read back to the same bits, missing ones empty."""
-    columns = COLUMNS if columns is None else columns
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-    writer.writerow(columns)
-    for values in zip(*(table[name] for name in columns), strict=True):
-        writer.writerow([_cell(value, kind) for value, kind in zip(values, columns.values(), strict=True)])
-    return text.getvalue().encode()
+    return table[list(columns)].to_csv(index=False, lineterminator="\n").encode()
 
 
-def csv_to_table(data: bytes, where: str, columns: Mapping[str, Kind] | None = None) -> pd.DataFrame:
+def csv_to_table(data: bytes, where: str, columns: Mapping[str, Kind] = COLUMNS) -> pd.DataFrame:
     """Read what `table_to_csv` wrote; RecordError where a line is cut short or a value cannot be read."""
-    columns = COLUMNS if columns is None else columns
     return to_table(csv_rows(data, where, list(columns)), columns)
 
 
@@ -187,12 +172,13 @@ def csv_rows(data: bytes, where: str, columns: list[str]) -> list[dict[str, str]
 
 def differing(old: Any, new: Any, key: str, where: tuple[str, str] = ("on disk", "now")) -> str:
     """Say where and how two manifests differ, and which is where; empty if they do not."""
+    inner = None
     if isinstance(old, dict) and isinstance(new, dict):
         inner = (differing(old.get(k), new.get(k), f"{key}.{k}", where) for k in dict.fromkeys([*old, *new]))
-        return next((text for text in inner if text), "")
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         inner = (differing(a, b, f"{key}[{i}]", where) for i, (a, b) in enumerate(zip(old, new, strict=True)))
-        return next((text for text in inner if text), "")
+    if inner is not None:
+        return next(filter(None, inner), "")
     key = {"batch_plan.n_rows": "the number of rows (other sites, inputs or seeds)"}.get(key, key)
     return "" if old == new else f"{key} is {_short(old)} {where[0]}, {_short(new)} {where[1]}"
 
@@ -216,14 +202,6 @@ def _empty(value: Any) -> bool:
 
 def _printable(value: Any) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode()
-
-
-def _cell(value: Any, kind: Kind) -> str:
-    if kind == "text":
-        return str(value)
-    if pd.isna(value):
-        return ""
-    return repr(float(value)) if kind == "float" else str(int(value))
 
 
 def _short(value: Any) -> str:

@@ -2,9 +2,7 @@
 
 __all__ = ["RecordWriter"]
 
-import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +18,11 @@ from torch import Tensor
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
 from vit_lens.files import clear_temporary, make_directory, write_atomic
-from vit_lens.records.answers import Readouts
-from vit_lens.records.extras import LIVE_FILE, READOUTS_FILE, gallery_name, live_bytes_of, readouts_bytes
-from vit_lens.records.live import LiveNumbers
+from vit_lens.records.answers import READOUTS_FILE, Readouts, gallery_name, readouts_bytes
+from vit_lens.records.encoding import encode_png, is_whole_png, read_png
+from vit_lens.records.live import LIVE_FILE, LiveNumbers, live_bytes_of
 from vit_lens.records.opening import read_manifest, read_table
-from vit_lens.records.parts import make_folders, read_conditions, rows_per_part, write_conditions
-from vit_lens.records.pictures import encode_png, is_whole_png, read_png
+from vit_lens.records.row_files import StoredConditions, rows_per_part, write_conditions
 from vit_lens.records.schema import (
     IDENTITY_KEYS,
     PLAN_COLUMNS,
@@ -93,6 +90,9 @@ class RecordWriter:
 
     def _put(self, name: str, data: bytes) -> None:
         write_atomic(self.path / name, data)
+        self._note(name, data)
+
+    def _note(self, name: str, data: bytes) -> None:
         self._files[name] = (len(data), hashlib.sha256(data).hexdigest())
 
     def write_input(self, index: int, picture: Picture) -> None:
@@ -186,16 +186,14 @@ class RecordWriter:
 
     def _list(self) -> bytes:
         """Return path, size, hash and media type of every file, those that an earlier run wrote included."""
-        text = io.StringIO(newline="")
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(("path", "size", "sha256", "media_type"))
+        lines = []
         for file in sorted({file for pattern in _LISTED for file in self.path.glob(pattern)}):
             name = file.relative_to(self.path).as_posix()
             if name not in self._files:
-                data = file.read_bytes()
-                self._files[name] = (len(data), hashlib.sha256(data).hexdigest())
-            lines.writerow((name, *self._files[name], _MEDIA[file.suffix]))
-        return text.getvalue().encode()
+                self._note(name, file.read_bytes())
+            lines.append((name, *self._files[name], _MEDIA[file.suffix]))
+        table = pd.DataFrame(lines, columns=["path", "size", "sha256", "media_type"])
+        return table.to_csv(index=False, lineterminator="\n").encode()
 
     def _amend(self, **changes: Any) -> None:
         manifest = {**self.manifest, **changes}
@@ -222,13 +220,10 @@ class RecordWriter:
             self._read_conditions()
 
     def _read_conditions(self) -> None:
-        said = self.manifest["conditions"]
-        make_folders(self.path, said["shapes"])
-        lengths = {"clean": len(self.manifest["inputs"]), "negative": 1}
-        self.conditions = {
-            name: read_conditions(self.path, name, lengths.get(name, len(self.table)), said["rows_per_part"], shapes)
-            for name, shapes in said["shapes"].items()
-        }
+        stored = StoredConditions(self.path, self.manifest)
+        for name in stored:
+            make_directory(self.path / "embeddings" / name)
+        self.conditions = dict(stored)
 
 
 def _planned(manifest: Mapping[str, Any], key: str) -> Any:

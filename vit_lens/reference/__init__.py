@@ -2,5 +2,5 @@
 
 __all__ = ["ReferenceMeans", "Stability"]
 
-from vit_lens.reference.means import ReferenceMeans
+from vit_lens.reference.reference_means import ReferenceMeans
 from vit_lens.reference.stability import Stability

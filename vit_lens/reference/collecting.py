@@ -1,6 +1,6 @@
 """One pass over a reference set: sums, and the snapshots from which stability is read."""
 
-__all__ = ["Collected", "collect", "hook_points"]
+__all__ = ["collect", "hook_points"]
 
 import math
 from collections.abc import Callable
@@ -31,19 +31,13 @@ class _Sums:
     squares: float = 0.0
     snapshots: dict[int, Tensor] = field(default_factory=dict)
 
-    def add(self, act: Float[Tensor, "batch row *axes"], first: int) -> None:
-        act = act.detach().cpu().double()
+    def add(
+        self, act: Float[Tensor, "batch *axes"], hook: Any, *, rows: Callable[[Tensor], Tensor], first: int
+    ) -> None:
+        act = rows(act).detach().cpu().double()
         self.total = self.total + act.sum(0)
         self.even = self.even + act[first % 2 :: 2].sum(0)
         self.squares += float(act.square().sum())
-
-
-@dataclass(frozen=True)
-class Collected:
-    """Means by hook point, and their stability."""
-
-    means: dict[str, Tensor]
-    stability: Stability
 
 
 def hook_points(model: HookedViT) -> dict[str, list[str]]:
@@ -60,16 +54,18 @@ def hook_points(model: HookedViT) -> dict[str, list[str]]:
 
 def collect(
     model: HookedViT, images: Any, *, positions: Positions, batch_size: int, progress: bool, dtype: torch.dtype
-) -> Collected:
-    """Run the model over images and average; the order of the images is that of the snapshots."""
+) -> tuple[dict[str, Tensor], Stability]:
+    """Return means by hook point, and their stability; the order of the images is that of the snapshots."""
     n = len(images)
     kinds = hook_points(model)
     sums = {name: _Sums() for names in kinds.values() for name in names}
+    whole = [name for name in sums if positions == "all" or model.pos_axis(name) is None]
+    rows = dict.fromkeys(sums, model.readout.rows) | dict.fromkeys(whole, _all)
     checkpoints = [n >> k for k in range(1, _CHECKPOINTS + 1) if n >> k]
     batches = pixel_batches(model, images, batch_size, label="reference means", progress=progress, ends=checkpoints)
     for start, pixels in batches:
         stop = start + len(pixels)
-        hooks = [(name, _adder(model, held, name, positions, start)) for name, held in sums.items()]
+        hooks = [(name, partial(held.add, rows=rows[name], first=start)) for name, held in sums.items()]
         with torch.no_grad():
             model.run_with_hooks(pixels, fwd_hooks=hooks)
         if stop in checkpoints:
@@ -77,16 +73,11 @@ def collect(
                 held.snapshots[stop] = (held.total / stop).to(dtype)
     means = {name: held.total / n for name, held in sums.items()}
     stability = _stability(n, kinds, sums, means, checkpoints, torch.finfo(model.dtype).eps)
-    return Collected({name: mean.to(dtype) for name, mean in means.items()}, stability)
+    return {name: mean.to(dtype) for name, mean in means.items()}, stability
 
 
-def _adder(model: HookedViT, held: _Sums, name: str, positions: Positions, first: int) -> Callable[..., None]:
-    rows = model.readout.rows if positions == "readout" and model.pos_axis(name) is not None else None
-    return partial(_add, held=held, rows=rows, first=first)
-
-
-def _add(act: Tensor, hook: Any, *, held: _Sums, rows: Callable[[Tensor], Tensor] | None, first: int) -> None:
-    held.add(act if rows is None else rows(act), first)
+def _all(act: Tensor) -> Tensor:
+    return act
 
 
 def _stability(
@@ -97,14 +88,17 @@ def _stability(
     checkpoints: list[int],
     eps: float,
 ) -> Stability:
-    def each(distance: Callable[[str], float]) -> dict[str, tuple[float, ...]]:
-        return {kind: tuple(distance(name) for name in names) for kind, names in kinds.items()}
+    def each(of: Callable[[str], float]) -> dict[str, tuple[float, ...]]:
+        return {kind: tuple(of(name) for name in names) for kind, names in kinds.items()}
 
     def spread(name: str) -> float:
         size = float(means[name].square().sum())
         variance = sums[name].squares / n - size
         floor = max((_ROUNDING * eps) ** 2, 64 * torch.finfo(torch.float64).eps)
         return math.sqrt(variance * n / (n - 1)) if n > 1 and variance > floor * size else 0.0
+
+    def distance(name: str, m: int) -> float:
+        return float((sums[name].snapshots[m].double() - means[name]).norm())
 
     def halves(name: str) -> float:
         even = sums[name].even
@@ -114,10 +108,9 @@ def _stability(
     return Stability(
         n=n,
         spread=each(spread),
-        distance={m: each(lambda name, m=m: _distance(sums[name].snapshots[m], means[name])) for m in checkpoints},
+        distance={
+            m: each(lambda name, m=m: float((sums[name].snapshots[m].double() - means[name]).norm()))
+            for m in checkpoints
+        },
         halves=each(halves) if n > 1 else {},
     )
-
-
-def _distance(snapshot: Tensor, mean: Tensor) -> float:
-    return float((snapshot.double() - mean).norm())

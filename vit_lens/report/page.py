@@ -12,10 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from vit_lens.identity import MINI_ENCODER
-from vit_lens.records import Reading, Record, budget_words, unfinished_words
-from vit_lens.records.live import LIVE_BUDGET
-from vit_lens.records.pictures import is_whole_png
-from vit_lens.records.schema import picture_name
+from vit_lens.records import LIVE_BUDGET, Reading, Record, budget_words, is_whole_png, picture_name, unfinished_words
 from vit_lens.report.data import page_data
 from vit_lens.report.one_file import page_path, write_page
 

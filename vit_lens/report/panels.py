@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_lens.records import LiveNumbers, Record
-from vit_lens.records.answers import Found
-from vit_lens.records.live import LIVE_BUDGET
+from vit_lens.records import LIVE_BUDGET, Found, LiveNumbers, Record
 from vit_lens.report.thumbs import inline_pictures
 
 _NEIGHBOURS = 2_000_000  # bytes of small copies of the gallery's pictures

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import PIL.Image
 
 from vit_lens.errors import RecordError
-from vit_lens.records.thumbnails import thumbnail_uri
+from vit_lens.records import thumbnail_uri
 
 BUDGET = 11_000_000
 """Bytes of thumbnails that a page carries at most; the whole page then stays below 15 MB."""

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_lens.errors import StudyError
-from vit_lens.images import load_image
-from vit_lens.images.loading import source_name
+from vit_lens.images import load_image, source_name
 
 _MEANS_AT_MOST = 512
 _MEANS_AT_LEAST = 8

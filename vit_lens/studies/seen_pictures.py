@@ -15,8 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vit_lens.conditions import Condition
-from vit_lens.decoders import Decoder, check_decoder, seeded, settings_dict
-from vit_lens.decoders.matching import check_encoder
+from vit_lens.decoders import Decoder, check_decoder, check_encoder, seeded, settings_dict
 from vit_lens.engine import OWN, Bench, draw
 from vit_lens.errors import StudyError
 from vit_lens.identity import same_encoder

@@ -1,17 +1,9 @@
 """Sweeps: sites x inputs, read by lenses, decoded into pictures, kept as a record."""
 
 __all__ = [
-    "DEFAULT_SITES",
-    "Beside",
-    "Budget",
-    "Controls",
-    "Drawing",
-    "Execution",
-    "Inputs",
-    "Plan",
-    "plan",
+    "DEFAULT_SITES", "Beside", "Budget", "Controls", "Drawing", "Execution", "Inputs", "Plan", "plan", "run",
     "sweep",
-]
+]  # fmt: skip
 
 import os
 import time
@@ -24,11 +16,11 @@ from vit_lens.lenses.contract import Sites
 from vit_lens.models import HookedViT
 from vit_lens.records import Record
 from vit_lens.reference import ReferenceMeans
-from vit_lens.sweeping.beside import Beside
+from vit_lens.sweeping.beside_pictures import Beside
 from vit_lens.sweeping.budget import Budget
-from vit_lens.sweeping.options import Controls, Drawing, Execution, Inputs, check_kind
 from vit_lens.sweeping.plan import DEFAULT_SITES, Plan, plan
-from vit_lens.sweeping.running import run
+from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, check_kind
+from vit_lens.sweeping.stages import run
 
 
 def sweep(

@@ -12,8 +12,8 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.metrics import cosine, leak_index
-from vit_lens.sweeping.options import Controls
-from vit_lens.sweeping.readings import LensReading
+from vit_lens.sweeping.lens_readings import LensReading
+from vit_lens.sweeping.request import Controls
 from vit_lens.towers.cache import ViTActivationCache
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
@@ -18,11 +19,11 @@ from vit_lens.lenses.contract import checked_clean, run_for
 from vit_lens.lenses.residual import site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
-from vit_lens.sweeping.beside import BesideModel
+from vit_lens.sweeping.beside_pictures import BesideModel
 from vit_lens.sweeping.controls import control_numbers
-from vit_lens.sweeping.live import LivePart, live_part
-from vit_lens.sweeping.options import Controls, Inputs
-from vit_lens.sweeping.readings import LensReading
+from vit_lens.sweeping.lens_readings import LensReading
+from vit_lens.sweeping.live_parts import live_part
+from vit_lens.sweeping.request import Controls, Inputs
 
 _SITES_AT_ONCE = 64
 
@@ -41,7 +42,7 @@ class Embedded:
     read: Condition
     clean: Condition
     numbers: dict[str, list[float]]
-    live: LivePart | None
+    live: dict[str, Tensor] | None
 
 
 def read_input(model: HookedViT, inputs: Inputs, index: int) -> tuple[dict[str, Any], Image.Image]:

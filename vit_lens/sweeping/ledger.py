@@ -1,6 +1,6 @@
 """The one place that writes a sweep's record: what was embedded, what was drawn, when it is stored and shown."""
 
-__all__ = ["Ledger", "memory_notes"]
+__all__ = ["Ledger"]
 
 import time
 from collections.abc import Callable, Iterable
@@ -14,12 +14,10 @@ from vit_lens.conditions import Condition
 from vit_lens.engine import OWN, Drawn, Task
 from vit_lens.errors import ContractError
 from vit_lens.metrics import cosine
-from vit_lens.records import Record, RecordWriter
-from vit_lens.records.schema import DRAWN, picture_name
-from vit_lens.sweeping.beside import Collected
+from vit_lens.records import DRAWN, Record, RecordWriter, load_live, load_readouts, picture_name
+from vit_lens.sweeping.beside_pictures import BesideModel, Collected
 from vit_lens.sweeping.embedding import Embedded
 from vit_lens.sweeping.threads import PictureThreads
-from vit_lens.texts import ZeroShotLabels
 
 _CHECKPOINT_SECONDS = 10.0
 _SHOW_SECONDS = 30.0
@@ -37,27 +35,23 @@ class Ledger:
 
     Args:
         writer: Of the record.
-        collected: Captions, neighbours and live numbers.
-        labels: Words for the pictures.
+        beside: Captions, neighbours, live numbers, and words for the pictures.
         on_pass: Called with the record now and then.
     """
 
-    def __init__(
-        self,
-        writer: RecordWriter,
-        collected: Collected,
-        labels: ZeroShotLabels | None,
-        on_pass: Callable[[Record], object] | None,
-    ):
-        self._writer, self._collected, self._labels, self._on_pass = writer, collected, labels, on_pass
+    def __init__(self, writer: RecordWriter, beside: BesideModel, on_pass: Callable[[Record], object] | None):
+        self._writer, self._labels, self._on_pass = writer, beside.labels, on_pass
         self.table = writer.table.copy()
+        self.folder, self.threads = writer.path.resolve(), writer.manifest["threads"]
+        n_rows = len(self.table)
+        self._collected = Collected.of(beside, n_rows, load_readouts(writer.path, n_rows), load_live(writer.path))
         self.ending: dict[str, float] = {}
         """Seconds that storing everything, and showing it, took the last time."""
         self._held = {name: held.map(torch.clone) for name, held in writer.conditions.items()}
         self._changed: dict[str, set[int]] = {}
         self._embedding_changed = False
         self._finished: dict[str, frozenset[int]] = {}
-        self._threads: PictureThreads | None = None
+        self._pictures: PictureThreads | None = None
         now = time.monotonic()
         self._due = {"save": now + _CHECKPOINT_SECONDS, "show": now + _SHOW_SECONDS}
         self._place = {entry["index"]: k for k, entry in enumerate(writer.manifest["inputs"])}
@@ -97,12 +91,9 @@ class Ledger:
 
     def _begin(self, found: Embedded, negative: Condition | None) -> None:
         if not self._held:
-            clean = found.clean.shapes()
-            shapes = {"lens": found.read.shapes(), "clean": clean}
-            if self._writer.manifest["decoder"]:
-                shapes["reencoded"] = clean
-            if negative is not None:
-                shapes["negative"] = negative.shapes()
+            shapes = {"lens": found.read.shapes(), "clean": found.clean.shapes()}
+            shapes |= {"reencoded": found.clean.shapes()} if self._writer.manifest["decoder"] else {}
+            shapes |= {} if negative is None else {"negative": negative.shapes()}
             self._writer.begin_conditions(shapes)
             self._held = {name: held.map(torch.clone) for name, held in self._writer.conditions.items()}
         if negative is not None and self._held["negative"].flat.isnan().any():
@@ -116,8 +107,8 @@ class Ledger:
     # ---- drawing
 
     def __enter__(self) -> "Ledger":
-        self._threads = PictureThreads(self._writer)
-        self._threads.__enter__()
+        self._pictures = PictureThreads(self._writer)
+        self._pictures.__enter__()
         shared = self.table["same_as"].dropna()
         self._twins: dict[int, list[int]] = {}
         for row, first in shared.items():
@@ -125,19 +116,15 @@ class Ledger:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._threads is not None:
-            self._threads.__exit__(*error)
+        if self._pictures is not None:
+            self._pictures.__exit__(*error)
 
     def conditions(self, rows: Iterable[int]) -> Condition:
         """Return what rows ask for."""
         return self._held["lens"][list(rows)]
 
-    def missing(self, task: Task) -> list[int]:
-        """Return the rows of a task, or sharing one's picture, whose picture does not lie on disk."""
-        return self.missing_rows(task.rows, task.drawn)
-
-    def missing_rows(self, rows: Iterable[int], drawn: str) -> list[int]:
-        """Return the same for rows of a pass."""
+    def missing(self, rows: Iterable[int], drawn: str) -> list[int]:
+        """Return those of some rows, and of those that share their pictures, whose picture does not lie on disk."""
         if drawn not in self._finished:
             self._finished[drawn] = self._writer.finished_rows(drawn)
         return [row for row in self._members(rows) if row not in self._finished[drawn]]
@@ -153,19 +140,25 @@ class Ledger:
 
     def keep(self, drawn: Drawn) -> None:
         """Keep pictures with their numbers; those that lie on disk are not written again."""
-        task, threads = drawn.task, self._threads
+        task = drawn.task
         if drawn.change:
-            self._writer.add_change(
-                {"row": drawn.rows[0], "pass": task.drawn, "batch_size": drawn.size, "why": drawn.change}
-            )
+            self.change(drawn.rows[0], task.drawn, drawn.size, drawn.change)
         members = self._members(drawn.rows)
-        place = [index for index, first in enumerate(drawn.rows) for _ in (first, *self._twins.get(first, []))]
+        place = [index for index, first in enumerate(drawn.rows) for _ in self._members([first])]
         on_disk = self._finished.get(task.drawn, frozenset())
         for row, index in zip(members, place, strict=True):
-            if row not in on_disk and threads is not None:
-                threads.write(row, drawn.pictures[index], task.drawn)
+            if row not in on_disk and self._pictures is not None:
+                self._pictures.write(row, drawn.pictures[index], task.drawn)
         self._note(task, members, drawn.seen[OWN][place])
         self._keep()
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return which batches were drawn otherwise than planned."""
+        return self._writer.manifest["batch_plan"].get("changes", [])
+
+    def change(self, row: int, drawn: str, size: int, why: str) -> None:
+        """Store that from a row of a pass on batches are smaller than planned."""
+        self._writer.add_change({"row": row, "pass": drawn, "batch_size": size, "why": why})
 
     def _members(self, rows: Iterable[int]) -> list[int]:
         return [row for first in rows for row in (first, *self._twins.get(first, []))]
@@ -192,14 +185,14 @@ class Ledger:
         """Store the numbers so far, and show the record, where that is due."""
         if time.monotonic() >= self._due["save"]:
             self.save()
-            if self._threads is not None and time.monotonic() >= self._due["show"]:
+            if self._pictures is not None and time.monotonic() >= self._due["show"]:
                 self.show()
 
     def save(self) -> None:
         """Store what has changed; the table comes last, since it says what there is."""
         started = time.monotonic()
-        if self._threads is not None:
-            self._threads.settle()
+        if self._pictures is not None:
+            self._pictures.settle()
         for name, rows in self._changed.items():
             self._writer.write_conditions(name, self._held[name], rows)
         if self._embedding_changed:
@@ -207,6 +200,10 @@ class Ledger:
         self._changed, self._embedding_changed = {}, False
         self._writer.write_table(self.table)
         self._took("save", started, _CHECKPOINT_SECONDS)
+
+    def finish(self) -> None:
+        """Close the record, with a note where memory ran short."""
+        self._writer.finish(_memory_notes(self._writer.manifest["batch_plan"]["batch_size"], self.changes()))
 
     def show(self) -> None:
         """Call whoever wants to see the record as far as it is."""
@@ -221,15 +218,12 @@ class Ledger:
         self._due[what] = ended + max(least, _SHARE * (ended - started))
 
 
-def memory_notes(manifest: dict[str, Any]) -> list[str]:
+def _memory_notes(planned: int, changes: list[dict[str, Any]]) -> list[str]:
     """Say which pictures were drawn in smaller batches than planned, and what that may change."""
-    plan = manifest["batch_plan"]
-    last = {(change["pass"], change["row"]): change for change in plan.get("changes", [])}
-    if not last:
-        return []
+    last = {(change["pass"], change["row"]): change for change in changes}
     words = [
         f"{'coarse ' if drawn == 'coarse' else ''}pictures {'were drawn ' * (number == 0)}{change['batch_size']} at a "
         f"time{', through MoVQ fewer,' if 'MoVQ' in change['why'] else ''} from row {row} on"
         for number, ((drawn, row), change) in enumerate(last.items())
     ]
-    return [f"Memory ran short: {', '.join(words)}, instead of {plan['batch_size']}. {_TOLERANCE}"]
+    return [f"Memory ran short: {', '.join(words)}, instead of {planned}. {_TOLERANCE}"] if last else []

@@ -12,24 +12,19 @@ import pandas as pd
 
 from vit_lens import __version__
 from vit_lens.addresses import as_index
-from vit_lens.decoders import Decoder, check_decoder, seeded, settings_dict
-from vit_lens.decoders.matching import check_encoder
-from vit_lens.decoders.memory import free_memory
-from vit_lens.engine import machine_kind
-from vit_lens.engine.estimates import duration_words, flops_per_second, size_words
+from vit_lens.decoders import Decoder, check_decoder, check_encoder, free_memory, seeded, settings_dict
+from vit_lens.engine import duration_words, flops_per_second, machine_kind, size_words
 from vit_lens.errors import ContractError, RecordError, VitLensError
 from vit_lens.lenses import Lens, parse_lenses
 from vit_lens.lenses.contract import Sites
 from vit_lens.models import HookedViT
-from vit_lens.records import COLUMNS, FORMAT
-from vit_lens.records.schema import to_table
-from vit_lens.records.shards import ranges
+from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
 from vit_lens.reference import ReferenceMeans
-from vit_lens.sweeping.beside import Beside, BesideModel
+from vit_lens.sweeping.beside_pictures import Beside, BesideModel
 from vit_lens.sweeping.budget import Budget
-from vit_lens.sweeping.options import Controls, Drawing, Execution, Inputs, check_kind
+from vit_lens.sweeping.lens_readings import LensReading, make_readings
 from vit_lens.sweeping.order import Batch, batches_in_order, share_of
-from vit_lens.sweeping.readings import LensReading, make_readings
+from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, check_kind
 
 DEFAULT_SITES = ("L0.resid_pre", "resid_post", "heads", "attn", "mlp")
 """Every layer, head, attention block and MLP."""

@@ -3,4 +3,4 @@
 __all__ = ["TextBank", "ZeroShotLabels"]
 
 from vit_lens.texts.bank import TextBank
-from vit_lens.texts.labels import ZeroShotLabels
+from vit_lens.texts.zero_shot_labels import ZeroShotLabels

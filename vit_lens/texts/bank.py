@@ -15,9 +15,14 @@ from torch import Tensor, nn
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import TextError, nearest
+from vit_lens.files import load_fields, save_fields
 from vit_lens.identity import same_encoder
-from vit_lens.texts import files, whole_clips
-from vit_lens.texts.towers import Tokenizer, embed_captions, text_tower
+from vit_lens.texts import whole_clips
+from vit_lens.texts.captions import check_captions, mini_captions
+from vit_lens.texts.text_towers import Tokenizer, embed_captions, text_tower
+
+_FORMAT = "vit_lens.text_bank.1"
+_ADVICE = "make one with TextBank.from_pretrained(...).save(path)"
 
 
 @runtime_checkable
@@ -53,7 +58,7 @@ class TextBank:
     templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        files.check_captions(self.captions)
+        check_captions(self.captions)
         if len(self.captions) != len(self.embeds):
             raise TextError(f"{len(self.captions)} captions need as many embeddings, not {len(self.embeds)}")
         norms = self.embeds.norm(dim=-1)
@@ -74,7 +79,7 @@ class TextBank:
         Raises:
             TextError: A caption has a word that the pair's tokenizer does not know; the message lists its words.
         """
-        return cls.from_pretrained("mini", files.mini_captions() if captions is None else captions, templates=templates)
+        return cls.from_pretrained("mini", mini_captions() if captions is None else captions, templates=templates)
 
     @classmethod
     def from_pretrained(
@@ -164,7 +169,7 @@ class TextBank:
         """
         if isinstance(captions, str):
             raise TextError(f"captions={captions!r} is one text; give a list of texts")
-        captions = files.check_captions(tuple(captions))
+        captions = check_captions(tuple(captions))
         tower = text_tower(clip, tokenizer)
         return cls(
             captions=captions,
@@ -182,8 +187,7 @@ class TextBank:
         Raises:
             TextError: The file is missing, truncated, or not one of these.
         """
-        embeds, fields = files.read_bank(Path(path))
-        return cls(embeds=embeds, **fields)
+        return cls(**load_fields(cls, Path(path), _FORMAT, "bank", what="a text bank", error=TextError, advice=_ADVICE))
 
     def save(self, path: str | Path) -> Path:
         """Write the bank as safetensors, whole or not at all.
@@ -191,10 +195,7 @@ class TextBank:
         Raises:
             OutputError: The file cannot be written.
         """
-        return files.write_bank(
-            Path(path), self.embeds, captions=self.captions, logit_scale=self.logit_scale, logit_bias=self.logit_bias,
-            encoder_id=self.encoder_id, templates=self.templates,
-        )  # fmt: skip
+        return save_fields(self, Path(path), _FORMAT, "bank")
 
     # ---- what it says ------------------------------------------------------------------------------------
 

@@ -326,4 +326,5 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
             self.attn_pool.attn.cfg = self.cfg
 
 
-ABCMeta.register(Tower, HookedTower)  # since Python 3.12 a protocol does not find a module's submodules by itself
+# Since Python 3.12 a protocol does not find a module's submodules by itself.
+ABCMeta.register(Tower, HookedTower)  # pyright: ignore[reportArgumentType]

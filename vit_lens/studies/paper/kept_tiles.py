@@ -18,7 +18,7 @@ from vit_lens.decoders import settings_dict
 from vit_lens.engine import OWN, Drawn
 from vit_lens.files import make_directory, write_atomic
 from vit_lens.metrics import cosine
-from vit_lens.records.pictures import encode_png, is_whole_png
+from vit_lens.records import encode_png, is_whole_png
 from vit_lens.studies.paper.paper_setup import PaperSetup
 
 

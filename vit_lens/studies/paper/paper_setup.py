@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
-from vit_lens.images.loading import source_name
+from vit_lens.images import source_name
 from vit_lens.models import HookedViT
 from vit_lens.models.batches import pixel_batches
 from vit_lens.reference import ReferenceMeans

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from vit_lens.figures import picture_uri
 from vit_lens.identity import MINI_ENCODER
 from vit_lens.metrics import DRAWN_THRESHOLD
-from vit_lens.records.thumbnails import thumbnail_uri
+from vit_lens.records import thumbnail_uri
 from vit_lens.report import page_path, write_page
 from vit_lens.studies.paper.plate import PLATE_NUMBERS, Plate, Strip, Tile, number_text
 

@@ -14,15 +14,12 @@ from torch import Tensor
 
 from vit_lens.errors import GalleryError, LensError, VitLensError
 from vit_lens.models import HookedViT
-from vit_lens.readers import Gallery, ReadoutMeans, picture_hash
-from vit_lens.readers.centring import deviations
-from vit_lens.records import LiveNumbers, Readouts, RecordWriter
-from vit_lens.records.answers import FORMS, Found
-from vit_lens.records.extras import gallery_name
+from vit_lens.readers import Gallery, ReadoutMeans, deviations, picture_hash, top_captions
+from vit_lens.records import FORMS, Found, LiveNumbers, Readouts, RecordWriter, gallery_name
 from vit_lens.sweeping.controls import Centre
-from vit_lens.sweeping.live import LivePart, gather_live, live_parts, n_live_images
-from vit_lens.sweeping.options import check_kind
-from vit_lens.sweeping.readings import LensReading
+from vit_lens.sweeping.lens_readings import LensReading
+from vit_lens.sweeping.live_parts import gather_live, n_live_images
+from vit_lens.sweeping.request import check_kind
 from vit_lens.texts import TextBank, ZeroShotLabels
 
 _K = 4  # captions, and images, beside every picture
@@ -137,22 +134,25 @@ class BesideModel(Beside):
     def read(
         self, embeds: Float[Tensor, "row d_embed"], seen: Image.Image
     ) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-        """Return the answers to the rows of one image, by what and form; its own picture is not one of them."""
+        """Return the answers to the rows of one image, by kind and form; its own picture is not one of them."""
         origins = self._origins(embeds)
         found: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
         if self.texts is not None:
-            k = min(_K, len(self.texts))
-            found["captions", "raw"] = _best(self.texts.cosines(embeds), k)
+            found["by_caption", "raw"] = self._best(embeds, self.texts)
             if origins is not None:
-                found["captions", "centred"] = _best(self.texts.cosines(deviations(embeds, origins)), k)
+                found["by_caption", "centred"] = self._best(deviations(embeds, origins), self.texts)
         if self.gallery is not None:
             k = min(_K, len(self.gallery.distinct) - 1)
             leave_out = [picture_hash(seen)] * len(embeds)
             middle = self.gallery.mean.to(embeds)[None].expand_as(embeds)
             centres = middle if origins is None else torch.where(origins.isnan(), middle, origins)
             for form, origin in zip(FORMS, (None, centres), strict=True):
-                found["images", form] = self.gallery.nearest(embeds, k, origins=origin, leave_out=leave_out)
+                found["by_image", form] = self.gallery.nearest(embeds, k, origins=origin, leave_out=leave_out)
         return {key: (index.int().cpu(), cosine.float().cpu()) for key, (index, cosine) in found.items()}
+
+    def _best(self, embeds: Float[Tensor, "row d_embed"], bank: TextBank) -> tuple[Tensor, Tensor]:
+        top = top_captions(bank.cosines(embeds), bank, min(_K, len(bank)))
+        return top.index.masked_fill(top.cosine.isnan(), -1), top.cosine
 
     def centre(self, reading: LensReading) -> Centre | None:
         """Return what S takes away, means over other images: known with ``means`` of the lens and a gallery."""
@@ -190,61 +190,44 @@ class Collected:
 
     beside: BesideModel
     n_rows: int
-    found: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    live: dict[int, LivePart] = field(default_factory=dict)
+    by: dict[str, dict[str, Found]] = field(default_factory=dict)
+    live: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, beside: BesideModel, n_rows: int, readouts: Readouts | None, live: LiveNumbers | None) -> "Collected":
         """Go on with what a record holds."""
-        found = {
-            (what, form): (held.index.clone(), held.cosine.clone())
-            for what, by in (("captions", readouts.by_caption), ("images", readouts.by_image))
-            for form, held in by.items()
-        } if readouts is not None else {}  # fmt: skip
-        return cls(beside, n_rows, found, {} if live is None else dict(zip(live.images, live_parts(live), strict=True)))
+        found = cls(beside, n_rows, live={} if live is None else live.by_image())
+        for what in ("by_caption", "by_image"):
+            held = {} if readouts is None else getattr(readouts, what)
+            found.by[what] = {form: Found(one.index.clone(), one.cosine.clone()) for form, one in held.items()}
+        return found
 
     def add(self, vectors: Float[Tensor, "row d_embed"], seen: Image.Image, rows: list[int], of: list[int]) -> None:
         """Read one image's embeddings, and keep the answer to ``of[i]`` for the record's row ``rows[i]``."""
         if not self.beside.reads or not rows:
             return
-        for key, (index, cosine) in self.beside.read(vectors, seen).items():
-            if key not in self.found:
-                shape = (self.n_rows, index.shape[1])
-                self.found[key] = (torch.full(shape, -1, dtype=index.dtype), torch.full(shape, torch.nan))
-            self.found[key][0][rows], self.found[key][1][rows] = index[of], cosine[of]
+        for (what, form), (index, cosine) in self.beside.read(vectors, seen).items():
+            shape = (self.n_rows, index.shape[1])
+            empty = Found(torch.full(shape, -1, dtype=index.dtype), torch.full(shape, torch.nan))
+            held = self.by[what].setdefault(form, empty)
+            held.index[rows], held.cosine[rows] = index[of], cosine[of]
 
     def write(self, writer: RecordWriter) -> None:
         """Store everything: pictures first, then what refers to them."""
-        beside = self.beside
+        beside, bank, names = self.beside, self.beside.texts, {}
         if beside.live:
-            order = sorted(self.live)
-            writer.write_live(gather_live(beside.model, order, [self.live[image] for image in order]))
+            writer.write_live(gather_live(beside.model, list(self.live), list(self.live.values())))
         if not beside.reads:
             return
-        by: dict[str, dict[str, Found]] = {"captions": {}, "images": {}}
-        for (what, form), answers in self.found.items():
-            by[what][form] = Found(*answers)
-        names = {}
-        if beside.gallery is not None and by["images"]:
-            used = torch.cat([found.index.flatten() for found in by["images"].values()]).unique().tolist()
+        if beside.gallery is not None and self.by["by_image"]:
+            used = torch.cat([found.index.flatten() for found in self.by["by_image"].values()]).unique().tolist()
             names = {int(index): beside.gallery.names[index] for index in used if index >= 0}
             _copy_pictures(beside.gallery, names, writer)
-        bank = beside.texts
-        writer.write_readouts(
-            Readouts(
-                captions=() if bank is None else bank.captions, texts=None if bank is None else bank.unit.float().cpu(),
-                logit_scale=None if bank is None else bank.logit_scale,
-                logit_bias=None if bank is None else bank.logit_bias, groups=beside.group_indices(), names=names,
-                means=beside.words(), by_caption=by["captions"], by_image=by["images"],
-            )
-        )  # fmt: skip
-
-
-def _best(cosines: Float[Tensor, "row caption"], k: int) -> tuple[Tensor, Tensor]:
-    unknown = cosines.isnan()
-    best = cosines.masked_fill(unknown, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    found = cosines.gather(-1, best)
-    return best.masked_fill(found.isnan(), -1), found
+        said: dict[str, Any] = {"groups": beside.group_indices(), "names": names, "means": beside.words(), **self.by}
+        if bank is not None:
+            said |= {name: getattr(bank, name) for name in ("captions", "logit_scale", "logit_bias")}
+            said["texts"] = bank.unit.float().cpu()
+        writer.write_readouts(Readouts(**said))
 
 
 def _copy_pictures(gallery: Gallery, names: Mapping[int, str], writer: RecordWriter) -> None:

@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 
 from vit_lens.decoders.contract import Decoder
-from vit_lens.decoders.loading import find_index
+from vit_lens.decoders.kandinsky_files import find_index
 from vit_lens.decoders.matching import EncoderRef
-from vit_lens.decoders.weights import read_json
+from vit_lens.decoders.weight_files import read_json
 from vit_lens.errors import DecoderError, nearest
 
 _BY_PIPELINE: dict[str, type[Decoder]] = {}

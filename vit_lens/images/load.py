@@ -7,6 +7,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,9 +90,14 @@ def _file_bytes(path: Path) -> bytes:
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:
+    with _whole(name), Image.open(io.BytesIO(data)) as image:
+        return _flatten(image, name)
+
+
+@contextmanager
+def _whole(name: str) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _flatten(image, name)
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -103,10 +110,8 @@ def _flatten(image: Image.Image, name: str) -> Image.Image:
     """Reduce any Pillow image to RGB or L; the source is left as it is."""
     _warn_of_frames(image, name)
     is_png = image.format == "PNG"
-    try:
+    with _whole(name):
         upright = ImageOps.exif_transpose(image)
-    except (Image.DecompressionBombError, *_DAMAGE) as error:
-        raise ImageError(f"{name} cannot be read whole ({error}); is it truncated?") from error
     if 0 in upright.size:
         raise ImageError(f"{name} has no pixels: width {upright.width}, height {upright.height}")
     if upright.mode in ("RGB", "L") and "transparency" not in upright.info:

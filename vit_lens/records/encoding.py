@@ -1,7 +1,8 @@
-"""Pictures as PNG files, and whether one is whole."""
+"""Pictures as bytes: PNG files, whether one is whole, and thumbnails as data URIs for pages and notebooks."""
 
-__all__ = ["encode_png", "is_whole_png", "read_png"]
+__all__ = ["encode_png", "is_whole_png", "read_png", "thumbnail_uri"]
 
+import base64
 import io
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vit_lens.errors import RecordError
+from vit_lens.files import damaged
 
 
 def encode_png(
@@ -46,10 +48,17 @@ def is_whole_png(path: Path) -> bool:
 
 def read_png(path: Path) -> PIL.Image.Image:
     """Return the picture in a PNG file; RecordError if it is missing or damaged."""
-    try:
+    if not path.exists():
+        raise RecordError(f"{path} does not exist; the sweep is unfinished, run the same command again")
+    with damaged(RecordError, f"{path} is damaged", "run the same sweep again"):
         with PIL.Image.open(path, formats=["PNG"]) as picture:
             return picture.convert("RGB")
-    except FileNotFoundError:
-        raise RecordError(f"{path} does not exist; the sweep is unfinished, run the same command again") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RecordError(f"{path} is damaged ({error}); run the same sweep again") from error
+
+
+def thumbnail_uri(picture: PIL.Image.Image, size: int = 96, quality: int = 85) -> str:
+    """Return the picture, at most ``size`` pixels wide and high, as a JPEG data URI."""
+    small = picture.convert("RGB")
+    small.thumbnail((size, size), PIL.Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_lens.errors import TextError
-from vit_lens.texts.tokens import HFTokens, check_open_clip_tokens, hf_tokens
+from vit_lens.texts.tokenising import HFTokens, check_open_clip_tokens, hf_tokens
 
 Tokenizer = Callable[..., Any]
 
@@ -49,9 +49,9 @@ def text_tower(clip: nn.Module, tokenizer: Tokenizer) -> TextTower:
     kinds = {cls.__name__ for cls in type(clip).__mro__}
     module: Any = clip
     if "open_clip" in packages and hasattr(clip, "encode_text"):
-        encode, tokenise = partial(_encode_open_clip, module, tokenizer), partial(_tokens_open_clip, tokenizer)
+        encode, tokens = _encode_open_clip, lambda texts: tokenizer(texts).tolist()
     elif "transformers" in packages and kinds.intersection(_HF_KINDS):
-        encode, tokenise = partial(_encode_hf, module, tokenizer), partial(_tokens_hf, tokenizer)
+        encode, tokens = _encode_hf, lambda texts: tokenizer(texts, verbose=False)["input_ids"]
     else:
         raise TextError(
             f"a {type(clip).__name__} from {type(clip).__module__} has no text tower that is known; hand over the "
@@ -59,8 +59,8 @@ def text_tower(clip: nn.Module, tokenizer: Tokenizer) -> TextTower:
         )
     bias = getattr(module, "logit_bias", None)
     return TextTower(
-        encode=encode,
-        tokenise=tokenise,
+        encode=partial(encode, module, tokenizer),
+        tokenise=tokens,
         logit_scale=float(module.logit_scale.detach().double().exp()),
         logit_bias=None if bias is None else float(bias.detach().double()),
     )
@@ -101,14 +101,6 @@ def _refuse_same(captions: Sequence[str], tokens: list[list[int]]) -> None:
             raise TextError(
                 f"the captions {same!r} and {caption!r} are the same tokens to the text tower; leave one out"
             )
-
-
-def _tokens_open_clip(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts).tolist()
-
-
-def _tokens_hf(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, verbose=False)["input_ids"]
 
 
 def _encode_open_clip(clip: Any, tokenizer: Tokenizer, texts: list[str]) -> Float[Tensor, "text d_embed"]:

@@ -13,8 +13,8 @@ from vit_lens.errors import LensError
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites, checked_read, no_control
 from vit_lens.models import HookedViT
-from vit_lens.records import Reading
-from vit_lens.records.readings import told_apart
+from vit_lens.readers import sites_of_each
+from vit_lens.records import Reading, told_apart
 from vit_lens.towers.cache import ViTActivationCache
 
 
@@ -69,13 +69,9 @@ def make_readings(model: HookedViT, lenses: Sequence[Lens], sites: Sites, contro
         LensError: No lens is defined on some site, a lens has no control where they are asked for, or two lenses say
             the same of themselves.
     """
-    resolved, several = Site.resolve(sites, model.cfg), len(lenses) > 1
     found: list[LensReading] = []
-    for lens in lenses:
-        own = [site for site in resolved if lens.reads(site)] if several else lens.check_sites(model, resolved)
-        if not own:
-            continue
-        reading = LensReading(lens, lens.check_sites(model, own), record_reading(lens))
+    for lens, own in sites_of_each(model, lenses[0] if len(lenses) == 1 else lenses, sites):
+        reading = LensReading(lens, own, record_reading(lens))
         if any(reading.reading.id == other.reading.id for other in found):
             raise LensError(
                 f"two lenses say the same of themselves: {reading.reading.label}, {dict(reading.reading.settings)}. "
@@ -88,10 +84,4 @@ def make_readings(model: HookedViT, lenses: Sequence[Lens], sites: Sites, contro
                 raise no_control(lens)
             found.append(LensReading(lens, free, reading.reading.controlled("random")))
     told = told_apart([one.reading for one in found])
-    found = [replace(one, reading=reading) for one, reading in zip(found, told, strict=True)]
-    read = {site for reading in found for site in reading.sites}
-    if unread := [str(site) for site in resolved if site not in read]:
-        raise LensError(
-            f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens() for residual sites"
-        )
-    return found
+    return [replace(one, reading=reading) for one, reading in zip(found, told, strict=True)]

@@ -1,29 +1,24 @@
 """From a name to the parts of a Kandinsky decoder: files found, checked against the model, then loaded."""
 
 __all__ = [
-    "Card",
-    "Located",
-    "default_settings",
-    "find_decoder",
-    "find_index",
-    "load_part",
-    "load_scheduler",
-    "read_card",
-]
+    "Card", "Located", "default_settings", "find_decoder", "find_index", "load_part", "load_scheduler", "read_card",
+]  # fmt: skip
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vit_lens.decoders.parts import PixelLayout
+from vit_lens.decoders.kandinsky_parts import PixelLayout
 from vit_lens.decoders.settings import DecodeSettings, override
-from vit_lens.decoders.weights import WEIGHTS, check_weights, open_weights, read_json, weights_fingerprint
-from vit_lens.errors import DecoderError, nearest
+from vit_lens.decoders.weight_files import WEIGHTS, check_weights, open_weights, read_json, weights_fingerprint
+from vit_lens.errors import DecoderError
+from vit_lens.files import check_fields
 from vit_lens.identity import MINI_ENCODER, MINI_FILES
 
 _PART_CLASSES = {"unet": "UNet2DConditionModel", "movq": "VQModel"}
@@ -58,16 +53,12 @@ def find_index(name: str | Path) -> Path:
     Raises:
         DecoderError: there is no such decoder, or it cannot be fetched.
     """
-    from huggingface_hub import hf_hub_download
-
     directory = Path(name).expanduser()
-    if name == "mini" or directory.is_dir() or isinstance(name, Path) or not _HUB_ID.fullmatch(name):
-        folder = directory if directory.is_dir() and name != "mini" else find_decoder(name).directory
-        return folder / "model_index.json"
-    try:
-        return Path(hf_hub_download(name, "model_index.json"))
-    except (OSError, ValueError) as error:
-        raise DecoderError(f"decoder {name!r} cannot be fetched from the Hub: {error}") from error
+    if directory.is_dir() and name != "mini":
+        return directory / "model_index.json"
+    if not _is_hub_id(name):
+        return find_decoder(name).directory / "model_index.json"
+    return _fetched(str(name), lambda hub: hub.hf_hub_download(name, "model_index.json"))
 
 
 def find_decoder(name: str | Path) -> Located:
@@ -86,12 +77,12 @@ def find_decoder(name: str | Path) -> Located:
     directory = Path(name).expanduser()
     if directory.is_dir():
         return Located(directory, f"local/{directory.resolve().name}@{weights_fingerprint(directory)}")
-    if isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+    if not _is_hub_id(name):
         raise DecoderError(
             f"no decoder {str(name)!r}: it is not an existing directory; expected 'mini', a directory with unet/, "
             "movq/ and scheduler/, or a Hub id such as 'kandinsky-community/kandinsky-2-2-decoder'"
         )
-    return Located(_fetch(name), f"hf/{name}", hub_id=name)
+    return Located(_fetch(str(name)), f"hf/{name}", hub_id=str(name))
 
 
 def read_card(directory: Path) -> Card | None:
@@ -103,18 +94,7 @@ def read_card(directory: Path) -> Card | None:
     path = directory / "vit_lens.json"
     if not path.is_file():
         return None
-    values = read_json(path)
-    known = [field.name for field in fields(Card)]
-    for key in values:
-        if key not in known:
-            raise DecoderError(f"{path}: unknown key {key!r}; nearest: {nearest(key, known)}")
-    kinds = {"encoder_id": str, "scheduler": str, "guidance": (int, float)}
-    for key, value in values.items():
-        if not isinstance(value, kinds.get(key, int)) or isinstance(value, bool):
-            raise DecoderError(f"{path}: {key} is {value!r}, which is not of the expected type")
-    if "encoder_id" not in values:
-        raise DecoderError(f"{path}: encoder_id is missing; it names the encoder that the decoder was made for")
-    return Card(**values)
+    return Card(**check_fields(Card, read_json(path), str(path), DecoderError))
 
 
 def load_scheduler(directory: Path) -> Any:
@@ -154,12 +134,9 @@ def load_part(directory: Path, part: str, *, dtype: torch.dtype) -> Any:
     with ExitStack() as stack:
         check_weights(directory / part, empty, open_weights(directory / part, stack))
     return cls.from_pretrained(
-        directory / part,
-        torch_dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
+        directory / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True,
         low_cpu_mem_usage=find_spec("accelerate") is not None,
-    )
+    )  # fmt: skip
 
 
 def _from_config(cls: Any, config: dict[str, Any], path: Path) -> Any:
@@ -170,14 +147,22 @@ def _from_config(cls: Any, config: dict[str, Any], path: Path) -> Any:
 
 
 def _fetch(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = ["model_index.json", "vit_lens.json", "scheduler/scheduler_config.json"]
     for part in _PART_CLASSES:
         wanted += [f"{part}/{name}" for name in ("config.json", WEIGHTS, f"{WEIGHTS}.index.json")]
         wanted.append(f"{part}/diffusion_pytorch_model-*-of-*.safetensors")
+    return _fetched(hub_id, lambda hub: hub.snapshot_download(hub_id, allow_patterns=wanted))
+
+
+def _is_hub_id(name: str | Path) -> bool:
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
+
+
+def _fetched(hub_id: str, fetch: Callable[[Any], str]) -> Path:
+    import huggingface_hub
+
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+        return Path(fetch(huggingface_hub))
     except (OSError, ValueError) as error:
         raise DecoderError(f"decoder {hub_id!r} cannot be fetched from the Hub: {error}") from error
 

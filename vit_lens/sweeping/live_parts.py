@@ -1,9 +1,9 @@
 """The numbers that let a page scale parts of a tower: contributions, and what LayerNorm's scale is made of."""
 
-__all__ = ["LivePart", "gather_live", "live_part", "live_parts", "n_live_images"]
+__all__ = ["gather_live", "live_part", "n_live_images"]
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,23 +14,10 @@ from vit_lens.attribution import split_embedding
 from vit_lens.attribution.frozen import read_rows
 from vit_lens.lenses.residual import site_outputs
 from vit_lens.models import HookedViT
-from vit_lens.records import LiveNumbers
-from vit_lens.records.live import LIVE_BUDGET, live_bytes, live_labels
+from vit_lens.records import LIVE_BUDGET, LiveNumbers, live_bytes, live_labels
 from vit_lens.towers.cache import ViTActivationCache
 
 _START = ("embed", "pos_embed", "L0.resid_pre")
-
-
-@dataclass(frozen=True, eq=False)
-class LivePart:
-    """The live numbers of one image; see :class:`vit_lens.records.LiveNumbers`."""
-
-    contributions: Float[Tensor, "component d_embed"]
-    constant: Float[Tensor, " d_embed"]
-    embedding: Float[Tensor, " d_embed"]
-    gram: Float[Tensor, " pair"] | None
-    along: Float[Tensor, " component"] | None
-    variance: Float[Tensor, ""] | None
 
 
 def n_live_images(model: HookedViT) -> int:
@@ -39,8 +26,8 @@ def n_live_images(model: HookedViT) -> int:
     return LIVE_BUDGET // size
 
 
-def live_part(model: HookedViT, cache: ViTActivationCache, clean: Float[Tensor, "1 d_embed"]) -> LivePart:
-    """Return the live numbers of one image.
+def live_part(model: HookedViT, cache: ViTActivationCache, clean: Float[Tensor, "1 d_embed"]) -> dict[str, Tensor]:
+    """Return the live numbers of one image; see :meth:`vit_lens.records.LiveNumbers.by_image`.
 
     Args:
         model: The model.
@@ -55,37 +42,22 @@ def live_part(model: HookedViT, cache: ViTActivationCache, clean: Float[Tensor, 
     contributions = torch.stack([values[label] for label in labels])
     embedding = clean[0].double().to(contributions)
     constant = terms.sum(0) - contributions.sum(0)
-    gram = along = variance = None
+    found = {"contributions": contributions, "constant": constant, "embedding": embedding}
     if _is_recomputed(model):
-        gram, along, variance = _scale_numbers(model, cache)
-    scale = (None if x is None else x.float().cpu() for x in (gram, along, variance))
-    return LivePart(contributions.float().cpu(), constant.float().cpu(), embedding.float().cpu(), *scale)
+        found |= zip(("gram", "along", "variance"), _scale_numbers(model, cache), strict=True)
+    return {name: value.float().cpu() for name, value in found.items()}
 
 
-def gather_live(model: HookedViT, images: Sequence[int], parts: Sequence[LivePart]) -> LiveNumbers:
+def gather_live(model: HookedViT, images: Sequence[int], parts: Sequence[Mapping[str, Tensor]]) -> LiveNumbers:
     """Put the live numbers of several images together."""
     labels, recomputed, d_embed = live_labels(model.cfg), _is_recomputed(model), model.cfg.d_embed
     n = len(labels)
     shapes = {"contributions": (n, d_embed), "constant": (d_embed,), "embedding": (d_embed,)}
     if recomputed:
         shapes |= {"gram": (n * (n + 1) // 2,), "along": (n,), "variance": ()}
-    tensors = {
-        name: torch.stack([getattr(part, name) for part in parts]) if parts else torch.zeros(0, *shape)
-        for name, shape in shapes.items()
-    }
-    return LiveNumbers(
-        labels=labels, images=tuple(images), recomputed=recomputed, eps=float(model.cfg.eps), **tensors
-    )  # fmt: skip
-
-
-def live_parts(live: LiveNumbers) -> list[LivePart]:
-    """Return the live numbers of each image."""
-    names = [f.name for f in fields(LivePart)]
-    held = {name: getattr(live, name) for name in names}
-    return [
-        LivePart(**{name: values if values is None else values[place] for name, values in held.items()})  # pyright: ignore[reportArgumentType]
-        for place in range(len(live.images))
-    ]
+    none: dict[str, Any] = {name: torch.zeros(0, *shape) for name, shape in shapes.items()}
+    empty = LiveNumbers(labels=labels, images=(), recomputed=recomputed, eps=float(model.cfg.eps), **none)
+    return empty.holding(dict(zip(images, parts, strict=True)))
 
 
 def _is_recomputed(model: HookedViT) -> bool:

@@ -1,16 +1,18 @@
-"""One decode call: noise drawn once, then every batch denoised with it and turned into pictures."""
+"""One decode call: noise drawn once, some rows at a time denoised with it; where memory runs out, fewer."""
 
-__all__ = ["Run", "deliver", "progress_bar"]
+__all__ = ["Passes", "Run", "deliver"]
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
-from vit_lens.decoders.parts import PixelLayout, movq_output, unet_output
+from vit_lens.decoders.kandinsky_parts import PixelLayout, movq_output, unet_output
+from vit_lens.decoders.memory import MovqChunk, guarded
 from vit_lens.decoders.sampling import draw_noise, make_stepper
 from vit_lens.decoders.settings import DecodeSettings
 from vit_lens.errors import DecoderError
@@ -71,8 +73,7 @@ class Run:
         """Turn latents into pictures, of which [-1, 1] is to be kept, ``chunk`` at a time."""
         parts = []
         for part in latents.to(self._movq.dtype).split(chunk):
-            missing = min(chunk, len(latents)) - len(part) if self._one_shape else 0
-            given = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]) if missing else part
+            given = _pad(part, min(chunk, len(latents))) if self._one_shape else part
             parts.append(movq_output(self._movq, given, self._movq_decoder)[: len(part)].float())
         return torch.cat(parts)
 
@@ -117,10 +118,85 @@ def _to_uint8(pictures: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, 
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-@contextmanager
-def progress_bar(show: bool) -> Iterator[Any]:
-    """Yield a bar of steps on the standard error stream, whose total is still to be set."""
-    from tqdm import tqdm
+@dataclass
+class Passes:
+    """One decode call: which rows run together, and what happens when they are too many.
 
-    with tqdm(disable=not show, desc="decoding", unit="step") as bar:
-        yield bar
+    Attributes:
+        run: the call's settings and noise.
+        chunk: of MoVQ; it outlives the call.
+        padded: whether a short pass is filled up with copies of its last row.
+        on_smaller: told the rows per pass from here on, each time that memory ran out.
+    """
+
+    run: Run
+    chunk: MovqChunk
+    padded: bool
+    on_smaller: Callable[[int], object] | None
+
+    def decode(
+        self,
+        embeds: Float[Tensor, "batch d_embed"],
+        negative: Float[Tensor, "1 d_embed"] | None,
+        output: str,
+        *,
+        size: int,
+        progress: bool,
+    ) -> UInt8[Tensor, "batch height width 3"] | Float[Tensor, "batch 3 height width"]:
+        """Decode every row; rows that are done are never decoded again.
+
+        Raises:
+            DecoderError: memory does not suffice for one row, or a picture is not finite.
+        """
+        steps, done = self.run.settings.steps, 0
+        # Made outside of the block: tensors made in inference mode cannot enter autograd later.
+        pictures = self.run.empty_pictures(len(embeds), output)
+        with torch.inference_mode(), tqdm(disable=not progress, desc="decoding", unit="step") as bar:
+            while done < len(embeds):
+                bar.total = bar.n + steps * -(-(len(embeds) - done) // size)
+                rows = given = embeds[done : done + size]
+                if self.padded:
+                    given = _pad(rows, size)
+                said = self._pass(given.to(self.run.device), negative, pictures[done : done + len(rows)], bar)
+                if said:
+                    size = self._smaller(min(size, len(given)), said)
+                else:
+                    done += len(rows)
+        return pictures
+
+    def _pass(self, embeds: Tensor, negative: Tensor | None, pictures: Tensor, bar: Any) -> str:
+        """Decode one pass into its rows of the result; return what was said where memory ran out, else nothing."""
+        run = self.run
+
+        def finish(latents: Tensor) -> bool:
+            made = run.pictures(latents, self.chunk.rows(run.settings))
+            deliver(made[: len(pictures)], pictures, run.dtypes)
+            return True
+
+        latents, said = guarded(lambda: run.latents(embeds, negative, bar.update), run.device)
+        while latents is not None:
+            made, said = guarded(lambda: finish(latents), run.device)
+            if made or not self.chunk.halve(run.settings, len(embeds)):
+                break
+            self._tell(len(embeds))
+        return said
+
+    def _smaller(self, size: int, said: str) -> int:
+        if size == 1:
+            settings, (unet, movq) = self.run.settings, self.run.dtypes
+            raise DecoderError(
+                f"one picture of {settings.height} x {settings.width} does not fit into the memory of "
+                f"{self.run.device} (UNet in {unet}, MoVQ in {movq}): {said}; take a smaller height and width, "
+                "guidance=1, dtype=torch.bfloat16 or another device, or free memory"
+            )
+        self._tell(size // 2)
+        return size // 2
+
+    def _tell(self, size: int) -> None:
+        if self.on_smaller is not None:
+            self.on_smaller(size)
+
+
+def _pad(rows: Tensor, size: int) -> Tensor:
+    """Return ``size`` rows: those there are, then copies of the last."""
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])]) if len(rows) < size else rows

@@ -15,8 +15,8 @@ from vit_lens.lenses import DiffusionLens
 from vit_lens.lenses.contract import Sites, check_cache
 from vit_lens.readers.centring import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE
-from vit_lens.readers.means import ReadoutMeans, check_means
 from vit_lens.readers.patches import check_residual, patch_embeddings
+from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.readers.zero_shot import top_captions
 from vit_lens.texts import TextBank
 from vit_lens.towers.cache import ViTActivationCache

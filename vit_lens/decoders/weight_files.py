@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vit_lens.errors import CheckpointError, DecoderError
+from vit_lens.files import damaged
 from vit_lens.identity import fingerprint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -49,7 +50,7 @@ def open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing, truncated or of another format.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     index = folder / f"{WEIGHTS}.index.json"
     names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [WEIGHTS]
@@ -59,10 +60,8 @@ def open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} is missing; a decoder's weights are safetensors (pickled .bin is never read)"
             )
-        try:
+        with damaged(CheckpointError, f"{path} is truncated or not safetensors", "download it again"):
             file = stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is truncated or not safetensors ({error}); download it again") from error
         opened |= dict.fromkeys(file.keys(), file)
     return opened
 

@@ -12,8 +12,9 @@ from vit_lens.addresses import Site
 from vit_lens.errors import LensError
 from vit_lens.lenses import Lens
 from vit_lens.lenses.contract import Sites
+from vit_lens.readers.embeddings import sites_of_each
 from vit_lens.readers.gallery import Gallery
-from vit_lens.readers.means import ReadoutMeans, check_means
+from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.readers.retrieval import retrieval_lens
 from vit_lens.readers.zero_shot import zero_shot_lens
 from vit_lens.texts import TextBank
@@ -109,7 +110,7 @@ def read_sites(
     lenses = [lens] if isinstance(lens, Lens) else list(lens)
     means = [check_means(mean) for mean in (means if isinstance(means, Sequence) else [means])]
     captions, neighbours = [], []
-    for place, (one, own) in enumerate(_readings(cache, lenses, sites, isinstance(lens, Lens))):
+    for place, (one, own) in enumerate(sites_of_each(cache.model, lens, sites)):
         mean = next((m for m in means if m.reads(one)), None)
         common: dict[str, Any] = {"lens": one, "means": mean, "controls": controls}
         if bank is not None:
@@ -122,18 +123,6 @@ def read_sites(
         raise LensError(f"{unused[0]!r} belongs to none of the lenses {[one.describe().label for one in lenses]}")
     tables = [pd.concat(parts, ignore_index=True) if parts else None for parts in (captions, neighbours)]
     return SiteReadouts(*tables)
-
-
-def _readings(
-    cache: ViTActivationCache, lenses: list[Lens], sites: Sites, alone: bool
-) -> list[tuple[Lens, list[Site]]]:
-    wanted = Site.resolve(sites, cache.model.cfg)
-    if alone:
-        return [(lenses[0], lenses[0].check_sites(cache.model, wanted))]
-    readings = [(lens, [site for site in wanted if lens.reads(site)]) for lens in lenses]
-    if unread := [str(site) for site in wanted if not any(site in own for _, own in readings)]:
-        raise LensError(f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens()")
-    return [(lens, own) for lens, own in readings if own]
 
 
 def _seeded(seed: int) -> torch.Generator:

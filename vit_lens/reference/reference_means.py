@@ -87,14 +87,14 @@ class ReferenceMeans:
             raise VitLensError("reference means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
         dtype = torch.promote_types(model.dtype, torch.float32)
-        found = collect(model, images, positions=positions, batch_size=batch_size, progress=progress, dtype=dtype)
-        stacked = {
-            kind: torch.stack([found.means[name] for name in names]) for kind, names in hook_points(model).items()
-        }
+        means, stability = collect(
+            model, images, positions=positions, batch_size=batch_size, progress=progress, dtype=dtype
+        )
+        stacked = {kind: torch.stack([means[name] for name in names]) for kind, names in hook_points(model).items()}
         return cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=n, positions=positions,
             resid_pre=stacked["resid_pre"][0], z=stacked["z"], mlp_out=stacked["mlp_out"],
-            stability=found.stability, **{kind: stacked[kind][0] for kind in _POOL if kind in stacked},
+            stability=stability, **{kind: stacked[kind][0] for kind in _POOL if kind in stacked},
         )  # fmt: skip
 
     @classmethod

@@ -2,7 +2,6 @@
 
 __all__ = ["ReadoutMeans", "check_means"]
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError, ReferenceMismatchError, expect
-from vit_lens.files import open_tensors, save_tensors
+from vit_lens.files import load_fields, save_fields
 from vit_lens.lenses import DiffusionLens, Lens
 from vit_lens.lenses.contract import Sites
 from vit_lens.models import HookedViT
@@ -119,12 +118,8 @@ class ReadoutMeans:
         Raises:
             LensError: The file is missing, truncated, or not one of these.
         """
-        with open_tensors(Path(path), [_FORMAT], what="read-out means", error=LensError, advice=_ADVICE) as opened:
-            file, meta = opened
-            fields = json.loads(meta["fields"])
-            fields["lens"] = _plain(fields["lens"])
-            fields["sites"] = tuple(Site.parse(site) for site in fields["sites"])
-            return cls(values=file.get_tensor("values"), **fields)
+        fields = load_fields(cls, Path(path), _FORMAT, what="read-out means", error=LensError, advice=_ADVICE)
+        return cls(**fields | {"lens": _plain(fields["lens"]), "sites": tuple(map(Site.parse, fields["sites"]))})
 
     def save(self, path: str | Path) -> Path:
         """Write the means as safetensors, atomically.
@@ -132,11 +127,7 @@ class ReadoutMeans:
         Raises:
             OutputError: The file cannot be written.
         """
-        fields = {
-            "encoder_id": self.encoder_id, "fingerprint": self.fingerprint, "n": self.n, "lens": self.lens,
-            "sites": [str(site) for site in self.sites], "patches": self.patches,
-        }  # fmt: skip
-        return save_tensors({"values": self.values}, Path(path), {"format": _FORMAT, "fields": json.dumps(fields)})
+        return save_fields(self, Path(path), _FORMAT)
 
     def __repr__(self) -> str:
         what = "patches of " if self.patches else ""

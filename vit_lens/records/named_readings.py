@@ -1,0 +1,67 @@
+"""What rows were read with: the readings of a record."""
+
+__all__ = ["Reading", "told_apart"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from vit_lens.errors import RecordError
+
+CONTROL_WORDS = {"random": "Control: a random direction of the same length stands in for what the site writes."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One lens with its settings, or the control of one; everything that shows or compares rows goes by it.
+
+    Attributes:
+        id: Names it in the column ``reading``; equal ids are equal readings, in every record.
+        lens: Name of the lens.
+        settings: What changes what it reads, the content of reference means included.
+        control: Empty, or what stands in for a site's output: ``random``.
+        of: Of a control, the id of the reading that it belongs to; empty for others.
+        label: For legends and menus.
+        words: What it shows, in a sentence or two.
+    """
+
+    id: str
+    lens: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    control: str = ""
+    of: str = ""
+    label: str
+    words: str = ""
+
+    def controlled(self, control: str) -> "Reading":
+        """Return the reading of a control."""
+        words = " ".join(filter(None, [self.words, CONTROL_WORDS.get(control, f"Control: {control}.")]))
+        return replace(self, id=f"{self.id}.{control}", control=control, of=self.id, words=words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a manifest."""
+        return asdict(self) | {"settings": dict(self.settings)}
+
+    @classmethod
+    def from_dict(cls, found: object, where: str) -> "Reading":
+        """Read what :meth:`to_dict` gave.
+
+        Raises:
+            RecordError: It is something else.
+        """
+        texts = ("id", "lens", "control", "of", "label", "words")
+        if isinstance(found, dict) and found.keys() == {*texts, "settings"} and isinstance(found["settings"], dict):
+            if all(isinstance(found[name], str) for name in texts):
+                return cls(**found)
+        raise RecordError(f"{where}: a reading of the manifest is damaged; sweep again")
+
+
+def told_apart(readings: Sequence[Reading]) -> list[Reading]:
+    """Return the readings with labels that differ: equal ones end with the digits of their id."""
+    ids: dict[str, set[str]] = {}
+    for one in readings:
+        ids.setdefault(one.label, set()).add(one.of or one.id)
+    return [
+        replace(one, label=f"{one.label} ({(one.of or one.id).rpartition('-')[2]})") if len(ids[one.label]) > 1 else one
+        for one in readings
+    ]
