@@ -20,7 +20,7 @@ from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.sources import TowerSource, read_module, read_pretrained
 from vit_lens.towers.inputs import check_input, whole_mask
 from vit_lens.towers.layers import Embed, PosEmbed, PreNorm
-from vit_lens.towers.processing import WeightProcessing, process
+from vit_lens.towers.processing import process
 from vit_lens.towers.tower import HookedTower
 from vit_lens.verification import Verification, verify
 
@@ -76,8 +76,6 @@ class HookedViT(HookedTower):
     """
 
     cfg: HookedViTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    processing: WeightProcessing | None = None
-    """What :meth:`process_weights` did to this model, and which hook points changed; None for one as it was loaded."""
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from vit_lens.identity import fingerprint
 from vit_lens.towers.caching import CachingRootModule
 from vit_lens.towers.contract import Tower
 from vit_lens.towers.layers import AttentionPool, LayerNorm, RelativeBias, TransformerBlock, Unembed, norm_of
+from vit_lens.towers.processing import WeightProcessing
 from vit_lens.towers.readout import Readout, readout_of
 from vit_lens.towers.stacked import StackedWeights
 from vit_lens.towers.streams import PoolingStream, ResidualStream, Stream
@@ -53,6 +54,8 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
 
     cfg: TowerConfig
     blocks: Sequence[TransformerBlock]
+    processing: WeightProcessing | None = None
+    """What was done to the weights, and which hook points changed; None for a tower as it was loaded."""
 
     def __init__(self, cfg: TowerConfig, *, encoder_id: str | None = None):
         super().__init__()
@@ -75,6 +78,14 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         self.eval()
 
     # ---- running it -------------------------------------------------------------------------------------
+
+    def preprocess(self, images: Any) -> Tensor:
+        """Return what ``forward`` takes; a kind of tower says how.
+
+        Raises:
+            VitLensError: It does not.
+        """
+        raise VitLensError(f"a {type(self).__name__} takes tensors as its forward pass does; it preprocesses nothing")
 
     def run_blocks(
         self, resid: Float[Tensor, "batch pos d_model"], blocks: range, mask: Tensor | None = None

@@ -5,7 +5,7 @@ __all__ = ["Difference", "differences", "norm_faults"]
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from vit_lens.errors import VitLensError
 from vit_lens.sources import SourceTower
 from vit_lens.towers.layers import LayerNorm
+from vit_lens.towers.tower import HookedTower
 from vit_lens.verification.copying import cast_while_running, working_copy
-
-if TYPE_CHECKING:
-    from vit_lens.models import HookedViT
 
 _FINAL_NORM = "ln_final.hook_normalized"
 
@@ -44,7 +42,7 @@ class Difference:
 
 @torch.no_grad()
 def differences(
-    model: "HookedViT", source: SourceTower, pixels: Float[Tensor, "batch channel height width"], dtype: torch.dtype
+    model: HookedTower, source: SourceTower, pixels: Float[Tensor, "batch channel height width"], dtype: torch.dtype
 ) -> list[Difference]:
     """Compare what enters block 0, what leaves every block, the final norm and the embedding.
 
@@ -83,7 +81,7 @@ def differences(
     return run.found
 
 
-def norm_faults(model: "HookedViT", source: SourceTower) -> list[str]:
+def norm_faults(model: HookedTower, source: SourceTower) -> list[str]:
     """Return the LayerNorms of the model whose eps the source does not have: float32 may not show it in numbers."""
     known = sorted({float(part.eps) for part in source.modules() if isinstance(part, nn.LayerNorm)})
     told = ", ".join(f"{eps:g}" for eps in known)
@@ -96,7 +94,7 @@ class _Lockstep:
 
     def __init__(
         self,
-        model: "HookedViT",
+        model: HookedTower,
         source: SourceTower,
         pixels: Float[Tensor, "batch channel height width"],
         casts: tuple[torch.dtype, ...],

@@ -5,27 +5,26 @@ __all__ = ["load_source", "verify"]
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_lens.config import HookedViTConfig
 from vit_lens.errors import CheckpointError, VitLensError
 from vit_lens.sources import SourceTower, load_module, resolve_name, source_tower
+from vit_lens.towers import HookedTower
 from vit_lens.verification.copying import exact_float32
 from vit_lens.verification.lockstep import differences, norm_faults
 from vit_lens.verification.result import BARS, FOLDING_BAR, Verification
-
-if TYPE_CHECKING:
-    from vit_lens.models import HookedViT
 
 _N_RANDOM = 2
 _SEED = 0
 
 
 def verify(
-    model: "HookedViT",
+    model: HookedTower,
     source: nn.Module | str | Path,
     *,
     tag: str | Path | None = None,
@@ -87,7 +86,7 @@ def verify(
 
 def load_source(
     name: str | Path,
-    model: "HookedViT",
+    model: HookedTower,
     *,
     tag: str | Path | None = None,
     revision: str | None = None,
@@ -128,7 +127,7 @@ def load_source(
     return tower
 
 
-def _dtypes(model: "HookedViT", dtypes: Sequence[torch.dtype] | None) -> list[torch.dtype]:
+def _dtypes(model: HookedTower, dtypes: Sequence[torch.dtype] | None) -> list[torch.dtype]:
     if dtypes is None:
         if model.dtype == torch.float64:
             return [torch.float64]
@@ -140,8 +139,8 @@ def _dtypes(model: "HookedViT", dtypes: Sequence[torch.dtype] | None) -> list[to
     return list(dict.fromkeys(dtypes))
 
 
-def _pixels(model: "HookedViT", images: Any) -> Float[Tensor, "batch channel height width"]:
-    noise = torch.randn(_N_RANDOM, 3, *model.cfg.image_size, generator=torch.Generator().manual_seed(_SEED))
+def _pixels(model: HookedTower, images: Any) -> Float[Tensor, "batch channel height width"]:
+    noise = torch.randn(_N_RANDOM, 3, *_size(model), generator=torch.Generator().manual_seed(_SEED))
     noise = noise.to(model.device, model.dtype)
     if images is None:
         return noise
@@ -152,14 +151,14 @@ def _pixels(model: "HookedViT", images: Any) -> Float[Tensor, "batch channel hei
     return torch.cat([noise, pixels.to(noise)])
 
 
-def _bar(dtype: torch.dtype, model: "HookedViT", tower: SourceTower) -> float:
-    is_resized = tower.own_size not in (None, model.cfg.image_size)  # positions were interpolated at load
+def _bar(dtype: torch.dtype, model: HookedTower, tower: SourceTower) -> float:
+    is_resized = tower.own_size not in (None, _size(model))  # positions were interpolated at load
     if not (tower.is_folded or is_resized or model.processing):
         return BARS[dtype]
     return max(BARS[dtype], FOLDING_BAR * torch.finfo(model.dtype).eps)
 
 
-def _notes(model: "HookedViT") -> list[str]:
+def _notes(model: HookedTower) -> list[str]:
     steps = model.processing.steps if model.processing else ()
     notes = []
     if "center_writing_weights" in steps:
@@ -167,3 +166,9 @@ def _notes(model: "HookedViT") -> list[str]:
     if "fold_ln" in steps:
         notes.append("LayerNorms are folded: the final norm means something else and is not compared")
     return notes
+
+
+def _size(model: HookedTower) -> tuple[int, int]:
+    if not isinstance(model.cfg, HookedViTConfig):
+        raise VitLensError(f"a {type(model).__name__} sees no images; what is compared so far is image towers")
+    return model.cfg.image_size
