@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from vit_lens.towers.layers import LayerNorm, TransformerBlock
+from vit_lens.towers.layers import TransformerBlock
 
 
 @runtime_checkable
@@ -32,7 +32,6 @@ class CachedTower(Protocol):
     """
 
     blocks: Sequence[TransformerBlock]
-    ln_final: LayerNorm
 
     @property
     def cfg(self) -> Any:
@@ -47,6 +46,8 @@ class CachedTower(Protocol):
 
     @property
     def vocabulary(self) -> CaptionBank | None: ...
+
+    def get_submodule(self, target: str) -> nn.Module: ...
 
     def to_single_token(self, caption: str) -> int: ...
 
