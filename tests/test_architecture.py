@@ -1,6 +1,7 @@
 """The layout tells the truth: rooms import one way, and each third-party package enters by its doors."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,12 @@ def test_public_names_exist_and_are_documented():
         value = getattr(vit_lens, name)
         assert name == "__version__" or (value.__doc__ or "").strip(), name
     assert set(vit_lens.__all__) <= set(dir(vit_lens))
+
+
+def test_a_cache_names_no_model_and_no_captions():
+    """Not even for type checkers: it asks for a contract, so that any tower and any captions will do."""
+    paths = [PACKAGE / "towers" / "caching.py", *(PACKAGE / "towers" / "cache").glob("*.py")]
+    assert len(paths) > 5
+    assert not [
+        p.name for p in paths if re.search(r"import.*(models|texts)|from vit_lens\.(models|texts)", p.read_text())
+    ]

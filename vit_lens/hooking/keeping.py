@@ -33,6 +33,7 @@ class Keeper:
         model: The model, which says its steps.
         names: Of the hook points to keep.
         cache: The dict; ``<name>~<index>`` in a step, ``<name>`` outside of steps; gradients under ``<name>_grad``.
+        incl_bwd: Also keep gradients.
         part: Cuts an activation, or (True) a gradient, of a name.
         device: Where to keep them.
         remove_batch_dim: Drop the batch axis, of one image.
@@ -44,13 +45,14 @@ class Keeper:
         model: Stepping,
         names: Sequence[str],
         cache: dict[str, Tensor] | None = None,
+        incl_bwd: bool = False,
         *,
         part: Callable[[Tensor, str, bool], Tensor] | None = None,
         device: str | torch.device | None = None,
         remove_batch_dim: bool = False,
         at_steps: Sequence[int] | None = None,
     ):
-        self.model, self.names, self.part, self.device = model, names, part, device
+        self.model, self.names, self.incl_bwd, self.part, self.device = model, names, incl_bwd, part, device
         self.cache: dict[str, Tensor] = {} if cache is None else cache
         self.remove_batch_dim, self.at_steps = remove_batch_dim, _indices(at_steps)
         self._seen: dict[int, Step] = {}
@@ -58,11 +60,12 @@ class Keeper:
         self._awaited: dict[str, list[Step | None]] = {}  # firings whose gradients have not come, by point
         self._reached: set[str] = set()  # points that gradients came to
 
-    def hooks(self, incl_bwd: bool) -> tuple[list, list]:
+    def hooks(self) -> tuple[list, list]:
         """Return forward and backward hooks, as (name, function) pairs."""
         keep = partial(self._keep)
         keep.only_reads = True  # pyright: ignore[reportAttributeAccessIssue]
-        return [(n, keep) for n in self.names], [(n, self._keep_gradient) for n in self.names] if incl_bwd else []
+        backward = self.names if self.incl_bwd else []
+        return [(name, keep) for name in self.names], [(name, self._keep_gradient) for name in backward]
 
     def _keep(self, tensor: Tensor, hook: HookPoint) -> None:
         step, name = self.model.current_step, str(hook.name)
@@ -95,9 +98,9 @@ class Keeper:
         allowed = self.model.firings(name)
         times = self._times.get(key, allowed) if key in self.cache else 0
         if times >= allowed:
-            where = "in one run" if step is None else f"in step {step.index}"
+            where = "" if step is None else f" in step {step.index}"
             raise VitLensError(
-                f"{name!r} fired again {where}, and a cache keeps one value. A model that runs its blocks several "
+                f"{name!r} fired again{where}, and a cache keeps one value. A model that runs its blocks several "
                 "times says so: `with model.step(index):` around each pass. A dict that an earlier run has filled is "
                 "emptied first: cache.clear()"
             )

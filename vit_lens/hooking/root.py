@@ -224,28 +224,22 @@ class LoudHookedRootModule(HookedRootModule):
             VitLensError: A point fired several times, and the model did not say in which steps.
         """
         names = self.select_names(names_filter) or list(self.hook_dict)
-        keeper = Keeper(self, names, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps)
-        return self._run_keeping(
-            keeper, Activations, incl_bwd, reset_hooks_end, clear_contexts, model_args, model_kwargs
+        keeper = Keeper(
+            self, names, None, incl_bwd, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps
         )
+        return self._run_keeping(keeper, Activations, (reset_hooks_end, clear_contexts), model_args, model_kwargs)
 
     def _run_keeping(
-        self,
-        keeper: Keeper,
-        of_one: Callable[[dict[str, Tensor]], Any],
-        incl_bwd: bool,
-        reset_hooks_end: bool,
-        clear_contexts: bool,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, keeper: Keeper, of_one: Callable[..., Any], ends: tuple[bool, bool], args: Any, kwargs: Any
     ) -> tuple[Any, Any]:
-        if incl_bwd and not torch.is_grad_enabled():
+        """Run the model once; ``ends`` says whether hooks are removed, and contexts emptied, behind it."""
+        if keeper.incl_bwd and not torch.is_grad_enabled():
             raise VitLensError("incl_bwd=True needs gradients, and they are switched off: torch.set_grad_enabled(True)")
-        with self.hooks(*keeper.hooks(incl_bwd), reset_hooks_end, clear_contexts):
+        with self.hooks(*keeper.hooks(), *ends):
             out = self(*args, **kwargs)
-            if incl_bwd and not out.requires_grad:
+            if keeper.incl_bwd and not out.requires_grad:
                 raise VitLensError("incl_bwd=True: nothing requires a gradient; model.requires_grad_(True)")
-            if incl_bwd:
+            if keeper.incl_bwd:
                 out.sum().backward()
         return out, keeper.result(of_one)
 
@@ -267,8 +261,10 @@ class LoudHookedRootModule(HookedRootModule):
             UnknownHookError: ``names_filter`` selects nothing.
         """
         names = self.select_names(names_filter) or list(self.hook_dict)
-        keeper = Keeper(self, names, cache, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps)
-        return keeper.cache, *keeper.hooks(incl_bwd)
+        keeper = Keeper(
+            self, names, cache, incl_bwd, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps
+        )
+        return keeper.cache, *keeper.hooks()
 
     def add_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

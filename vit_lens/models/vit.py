@@ -65,7 +65,7 @@ class HookedViT(HookedTower):
     A gated point costs memory, so ``run_with_cache`` leaves it out unless it is named or its switch is on
     (``set_use_attn_result``, ``set_use_attn_in``, ``set_use_split_qkv_input``, ``set_use_hook_mlp_in``); a
     hook on it always fires. With inputs split by head, ``ln1`` fires for queries, keys and values in turn, and a
-    cache keeps what it gave for the values.
+    cache keeps what it gave for the values (:meth:`firings`).
 
     Weights are zero until loaded; use :meth:`from_pretrained` or :meth:`from_module`.
 

@@ -91,14 +91,17 @@ class CachingRootModule(LoudHookedRootModule):
                 )
         start, stop = model_kwargs.get("start_at_layer"), model_kwargs.get("stop_at_layer")
         names = self._names_to_cache(self.is_readout_part if rows == "readout" else names_filter, start, stop)
-        keeper = self._keeper(names, None, device, remove_batch_dim, pos_slice, rows, at_steps, model_args)
+        part = self._part(pos_slice, rows, len(names), model_args)
+        keeper = Keeper(
+            self, names, None, incl_bwd, part=part, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps
+        )
         of_one: Callable[[dict[str, Tensor]], Any] = Activations
         if return_cache_object:
             held = rows if pos_slice is None else "cut"
             of_one = partial(
                 ViTActivationCache, model=self, has_batch_dim=not remove_batch_dim, rows=held, start_at_layer=start
             )
-        return self._run_keeping(keeper, of_one, incl_bwd, reset_hooks_end, clear_contexts, model_args, model_kwargs)
+        return self._run_keeping(keeper, of_one, (reset_hooks_end, clear_contexts), model_args, model_kwargs)
 
     def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -114,35 +117,31 @@ class CachingRootModule(LoudHookedRootModule):
     ) -> tuple[dict[str, Tensor], list, list]:
         """Return a dict and the hooks that fill it once; see :meth:`LoudHookedRootModule.get_caching_hooks`."""
         names = self.select_names(names_filter) or self._names_to_cache(None, None, None)
-        keeper = self._keeper(names, cache, device, remove_batch_dim, pos_slice, rows, at_steps)
-        return keeper.cache, *keeper.hooks(incl_bwd)
+        keeper = Keeper(
+            self, names, cache, incl_bwd, part=self._part(pos_slice, rows, len(names)), device=device,
+            remove_batch_dim=remove_batch_dim, at_steps=at_steps,
+        )  # fmt: skip
+        return keeper.cache, *keeper.hooks()
 
-    def _keeper(
-        self,
-        names: list[str],
-        cache: dict[str, Tensor] | None,
-        device: str | torch.device | None,
-        remove_batch_dim: bool,
-        pos_slice: Any,
-        rows: Rows,
-        at_steps: Sequence[int] | None,
-        model_args: tuple[Any, ...] = (),
-    ) -> Keeper:
+    def _part(
+        self, pos_slice: Any, rows: Rows, n: int, model_args: tuple[Any, ...] = ()
+    ) -> Callable[[Tensor, str, bool], Tensor] | None:
+        """Return what cuts the ``n`` activations of a run, and their gradients, to what is kept; None keeps all."""
+        if rows == "all" and pos_slice is None:
+            return None
         block, readout, positions = _Block(), self.readout_of(*model_args), as_slice(pos_slice)
         if positions.mode == "int":  # the axis stays, with one position
             positions = Slice([positions.slice])  # pyright: ignore[reportArgumentType]
 
         def part(value: Tensor, name: str, is_gradient: bool) -> Tensor:
             axis = self.pos_axis(name)
-            if axis is None or (rows == "all" and pos_slice is None):
+            if axis is None:
                 return value
             if rows == "all":
                 return cut(value, positions, axis, "positions")
-            return block.copy(readout.gradient_rows(value) if is_gradient else readout.rows(value), len(names))
+            return block.copy(readout.gradient_rows(value) if is_gradient else readout.rows(value), n)
 
-        return Keeper(
-            self, names, cache, part=part, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps
-        )
+        return part
 
     def firings(self, name: str) -> int:
         """Return how often a hook point fires in one pass: with inputs split by head ``ln1`` does three times.

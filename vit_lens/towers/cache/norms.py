@@ -3,7 +3,7 @@
 __all__ = ["FrozenNorm", "Norms", "Reading", "Stack", "images_of"]
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -79,17 +79,13 @@ class FrozenNorm:
     @property
     def name(self) -> str:
         """The norm's name."""
-        if self.layer == self.cache.model.cfg.n_layers:
-            return "ln_final"
-        return f"blocks.{self.layer}.{'ln2' if self.mlp_input else 'ln1'}"
+        is_last = self.layer == self.cache.model.cfg.n_layers
+        return "ln_final" if is_last else f"blocks.{self.layer}.{'ln2' if self.mlp_input else 'ln1'}"
 
     @property
     def module(self) -> LayerNorm:
         """The norm."""
-        if self.name == "ln_final":
-            return self.cache.model.ln_final
-        block = self.cache.model.blocks[self.layer]
-        return block.ln2 if self.mlp_input else block.ln1
+        return cast("LayerNorm", self.cache.model.get_submodule(self.name))
 
     @property
     def is_pooled(self) -> bool:
