@@ -51,19 +51,11 @@ def room_of(module):
 
 
 def imports():
-    """Every (file, room, imported module), function bodies included, type-checking blocks left out."""
+    """Every (file, room, imported module), function bodies and names for type checkers included."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         tree = ast.parse(path.read_text())
-        skipped = {
-            inner
-            for node in ast.walk(tree)
-            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-            for inner in ast.walk(node)
-        }
         for node in ast.walk(tree):
-            if node in skipped:
-                continue
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}: relative import"
                 names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "vit_lens" else [node.module]
@@ -158,3 +150,57 @@ def test_a_cache_names_no_model_and_no_captions():
     assert not [
         p.name for p in paths if re.search(r"import.*(models|texts)|from vit_lens\.(models|texts)", p.read_text())
     ]
+
+
+def _edges():
+    """Every (file, file or face that it imports), names for type checkers and function bodies included."""
+    modules = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(("vit_lens", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        modules[name] = path
+    trees = {name: ast.parse(path.read_text()) for name, path in modules.items()}
+    offered = {name: _offered(tree) for name, tree in trees.items()}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            named = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                known = offered.get(node.module, ())  # plan, the function that the face offers, and not plan.py
+                whole = [node.module if a.name in known else f"{node.module}.{a.name}" for a in node.names]
+                named = [each if each in modules else node.module for each in whole]
+            elif isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            yield from ((name, each) for each in named if each in modules and each != name)
+
+
+def _offered(tree):
+    """The names on a face: those of its ``__all__``, or of the table that it loads them by."""
+    found = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+    keys = found[0].elts if found else [key for n in ast.walk(tree) if isinstance(n, ast.Dict) for key in n.keys]
+    return {each.value for each in keys if isinstance(each, ast.Constant)}
+
+
+def test_no_file_comes_back_to_itself():
+    """No circle, of names for type checkers neither: what a file needs can be read from the ground up."""
+    below = {}
+    for name, other in _edges():
+        below.setdefault(name, set()).add(other)
+    reached = {name: set(others) for name, others in below.items()}
+    while True:
+        grown = {
+            name: set().union(found, *(reached.get(each, ()) for each in found)) for name, found in reached.items()
+        }
+        if grown == reached:
+            break
+        reached = grown
+    assert not sorted(name for name, found in reached.items() if name in found)
+
+
+def test_rooms_are_entered_by_their_faces():
+    """What a room offers is on its face; nobody reaches past it. Its own files, and tests, may."""
+    wrong = []
+    for name, other in _edges():
+        own, room = name.split(".")[1:2], other.split(".")[1:2]
+        is_past = len(other.split(".")) > 2 and own != room and name != "vit_lens"
+        if is_past and other != "vit_lens.cli.flags":  # of which a mounted command is made
+            wrong.append(f"{name} imports {other}")
+    assert not wrong

@@ -14,6 +14,7 @@ __all__ = [
     "neuron_parts",
     "pool_attention_map",
     "pool_token_parts",
+    "read_rows",
     "split_embedding",
     "split_pooling",
     "token_attribution",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 from vit_lens.attribution.direct import Attribution, direct_attribution
-from vit_lens.attribution.frozen import FrozenReadout
+from vit_lens.attribution.frozen import FrozenReadout, read_rows
 from vit_lens.attribution.maps import PatchMap, attention_map, pool_attention_map
 from vit_lens.attribution.parts import Component, EmbeddingParts, hook_names, neuron_parts, split_embedding
 from vit_lens.attribution.placing import Placement

@@ -15,7 +15,7 @@ from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.frozen import check_cache
 from vit_lens.attribution.parts import Component, describe, split_embedding, with_index_columns
 from vit_lens.texts import TextBank
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import LensError
-from vit_lens.towers.cache import ViTActivationCache
-from vit_lens.towers.readout import FrozenAttentionPooling, FrozenTokens, Readout
+from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, Readout, ViTActivationCache
 
 
 class FrozenReadout:

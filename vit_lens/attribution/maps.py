@@ -13,7 +13,7 @@ from vit_lens.attribution.frozen import check_cache, read_tokens
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import InterventionError, LensError
 from vit_lens.tokens import Token, describe_position, resolve_tokens
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 Query = Token
 

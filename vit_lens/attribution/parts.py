@@ -28,7 +28,7 @@ from vit_lens.attribution.frozen import FrozenReadout, read_rows, same
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
 from vit_lens.models import HookedViT
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

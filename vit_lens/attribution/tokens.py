@@ -18,7 +18,7 @@ from vit_lens.attribution.parts import Component, EmbeddingParts, check_layers
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import LensError
 from vit_lens.texts import TextBank
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 
 def token_parts(

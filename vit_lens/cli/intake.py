@@ -47,7 +47,7 @@ def check_lenses(specs: Sequence[str], reference: Path | None) -> None:
         VitLensError: No lens needs the file ``reference``.
         LensError: A text names no lens.
     """
-    from vit_lens.lenses.spelling import check_spelling
+    from vit_lens.lenses import check_spelling
 
     if reference is not None and not any(spec.startswith("dsl-mean") for spec in specs):
         raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")

@@ -21,6 +21,7 @@ __all__ = [
     "resample",
     "resolve_receiver",
     "resolve_tokens",
+    "run_and_read",
     "run_many",
     "zero",
 ]
@@ -30,6 +31,6 @@ from vit_lens.interventions.paths import patch_paths, path
 from vit_lens.interventions.receivers import resolve_receiver
 from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
 from vit_lens.interventions.results import Effects, PathEffects
-from vit_lens.interventions.running import run_many
+from vit_lens.interventions.running import run_and_read, run_many
 from vit_lens.interventions.sweeps import ablate_each, patch_each
 from vit_lens.tokens import resolve_tokens

@@ -34,7 +34,7 @@ from vit_lens.interventions.running import refuse_other_hooks, run_sets
 from vit_lens.interventions.targets import resolve_targets
 from vit_lens.models import HookedViT
 from vit_lens.tokens import Tokens, resolve_tokens
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 _Stream = Callable[[int], Tensor]  # place on the residual stream -> [batch pos d_model]
 

@@ -16,7 +16,7 @@ from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targ
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]

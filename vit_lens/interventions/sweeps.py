@@ -17,7 +17,7 @@ from vit_lens.interventions.running import refuse_other_hooks, run_and_read, run
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens, resolve_tokens
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 _EACH = ("site", "token", "patch")
 _Pixels = Float[Tensor, "batch channel height width"]

@@ -6,11 +6,31 @@ __all__ = [
     "DiffusionSteeringLens",
     "Lens",
     "LensDescription",
+    "ResidualLens",
+    "Sites",
+    "centred_norm",
+    "check_cache",
+    "check_spelling",
+    "checked_clean",
+    "checked_read",
+    "no_control",
     "parse_lens",
     "parse_lenses",
+    "run_for",
+    "site_outputs",
 ]
 
-from vit_lens.lenses.contract import Lens, LensDescription
+from vit_lens.lenses.contract import (
+    Lens,
+    LensDescription,
+    Sites,
+    check_cache,
+    checked_clean,
+    checked_read,
+    no_control,
+    run_for,
+)
 from vit_lens.lenses.diffusion_lens import DiffusionLens
-from vit_lens.lenses.spelling import DEFAULT_LENSES, parse_lens, parse_lenses
+from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
+from vit_lens.lenses.spelling import DEFAULT_LENSES, check_spelling, parse_lens, parse_lenses
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens

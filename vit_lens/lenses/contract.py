@@ -30,7 +30,7 @@ from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
 from vit_lens.models import HookedViT
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 HookFn = Callable[..., Tensor]
 

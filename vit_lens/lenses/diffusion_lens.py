@@ -12,8 +12,7 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.addresses import Site
 from vit_lens.lenses.contract import HookFn
 from vit_lens.lenses.residual import ResidualLens, check_batch
-from vit_lens.towers.cache import ViTActivationCache
-from vit_lens.towers.streams import write_of
+from vit_lens.towers import ViTActivationCache, write_of
 
 
 @dataclass(frozen=True)

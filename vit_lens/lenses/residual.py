@@ -23,8 +23,7 @@ from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.lenses.contract import HookFn, Lens, Sites, check_cache
-from vit_lens.towers.cache import ViTActivationCache
-from vit_lens.towers.streams import Stream, by_stream, read_wide
+from vit_lens.towers import Stream, ViTActivationCache, by_stream, read_wide
 
 _Change = Callable[[Tensor, Tensor | None, list[Site]], Tensor]  # of outputs, their origin and their sites
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise

@@ -25,8 +25,7 @@ from vit_lens.lenses.residual import (
 )
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
-from vit_lens.towers.cache import ViTActivationCache
-from vit_lens.towers.streams import write_of
+from vit_lens.towers import ViTActivationCache, write_of
 
 Anchor = Literal["clean", "mean"]
 

@@ -18,10 +18,7 @@ from vit_lens.hooking import is_hooked
 from vit_lens.identity import aliases
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.sources import TowerSource, read_module, read_pretrained
-from vit_lens.towers.inputs import check_input, whole_mask
-from vit_lens.towers.layers import Embed, PosEmbed, PreNorm
-from vit_lens.towers.processing import process
-from vit_lens.towers.tower import HookedTower
+from vit_lens.towers import Embed, HookedTower, PosEmbed, PreNorm, check_input, process, whole_mask
 from vit_lens.verification import Verification, verify
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError, expect, nearest
-from vit_lens.lenses import DiffusionLens, Lens
-from vit_lens.lenses.contract import Sites, check_cache
+from vit_lens.lenses import DiffusionLens, Lens, Sites, check_cache
 from vit_lens.models import HookedViT
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 CONTROLS = ("random", "other")
 BANK_ADVICE = "TextBank.from_pretrained(name, captions) and TextBank.from_open_clip(name, tag, captions) make one"

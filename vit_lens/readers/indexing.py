@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from vit_lens.errors import GalleryError, ImageError, PreprocessError
 from vit_lens.images import images_in, load_image, to_display
-from vit_lens.models import HookedViT
-from vit_lens.models.batches import batch_starts
+from vit_lens.models import HookedViT, batch_starts
 
 _CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT_SHARE = 20  # keeping takes at most a twentieth of the time, however large the gallery

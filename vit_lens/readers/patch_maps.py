@@ -11,15 +11,14 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError, TextError, expect
-from vit_lens.lenses import DiffusionLens
-from vit_lens.lenses.contract import Sites, check_cache
+from vit_lens.lenses import DiffusionLens, Sites, check_cache
 from vit_lens.readers.centring import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.readers.patches import check_residual, patch_embeddings
 from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.readers.zero_shot import top_captions
 from vit_lens.texts import TextBank
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

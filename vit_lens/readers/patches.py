@@ -9,10 +9,9 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError
-from vit_lens.lenses import DiffusionLens, Lens
-from vit_lens.lenses.contract import Sites
+from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 
 def check_residual(model: HookedViT, lens: Lens, sites: Sites) -> list[Site]:

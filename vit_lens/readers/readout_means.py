@@ -14,10 +14,8 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError, ReferenceMismatchError, expect
 from vit_lens.files import load_fields, save_fields
-from vit_lens.lenses import DiffusionLens, Lens
-from vit_lens.lenses.contract import Sites
-from vit_lens.models import HookedViT
-from vit_lens.models.batches import pixel_batches, several
+from vit_lens.lenses import DiffusionLens, Lens, Sites
+from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.gallery import Gallery
 from vit_lens.readers.patches import check_residual, patch_embeddings
 

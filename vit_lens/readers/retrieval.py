@@ -12,13 +12,12 @@ from torch import Tensor
 
 from vit_lens.errors import GalleryError, LensError, expect
 from vit_lens.images import to_display
-from vit_lens.lenses import Lens
-from vit_lens.lenses.contract import Sites
+from vit_lens.lenses import Lens, Sites
 from vit_lens.models import HookedViT
 from vit_lens.readers.embeddings import SiteEmbeddings, site_embeddings
 from vit_lens.readers.gallery import Gallery, picture_hash
 from vit_lens.readers.readout_means import ReadoutMeans, check_means
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,15 +10,14 @@ import torch
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError
-from vit_lens.lenses import Lens
-from vit_lens.lenses.contract import Sites
+from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.embeddings import sites_of_each
 from vit_lens.readers.gallery import Gallery
 from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.readers.retrieval import retrieval_lens
 from vit_lens.readers.zero_shot import zero_shot_lens
 from vit_lens.texts import TextBank
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,11 +13,10 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.attribution import hook_names, split_embedding, split_pooling
 from vit_lens.errors import LensError, TextError, UnknownSiteError, expect, nearest
-from vit_lens.models import HookedViT
-from vit_lens.models.batches import pixel_batches, several
+from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.texts import TextBank
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,13 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.errors import LensError, TextError, expect
-from vit_lens.lenses import Lens
-from vit_lens.lenses.contract import Sites
+from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.centring import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
 from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.texts import TextBank
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.models import HookedViT
-from vit_lens.models.batches import pixel_batches
+from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference.stability import Stability
 
 Positions = Literal["readout", "all"]

@@ -15,8 +15,7 @@ from vit_lens.addresses import RESIDUAL_KINDS, Site
 from vit_lens.errors import ReferenceMismatchError, VitLensError
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
-from vit_lens.models import HookedViT
-from vit_lens.models.batches import several
+from vit_lens.models import HookedViT, several
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
 

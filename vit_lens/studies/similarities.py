@@ -10,11 +10,10 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
-from vit_lens.lenses import Lens
-from vit_lens.lenses.contract import run_for
+from vit_lens.lenses import Lens, run_for
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 _BATCH = 64
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens, parse_lens
-from vit_lens.models import HookedViT
-from vit_lens.models.batches import pixel_batches
+from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.images import StudyImages
 from vit_lens.studies.seen_pictures import Judge, Pictures

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_lens.decoders import Decoder
-from vit_lens.lenses import Lens
-from vit_lens.lenses.contract import Sites
+from vit_lens.lenses import Lens, Sites
 from vit_lens.models import HookedViT
 from vit_lens.records import Record
 from vit_lens.reference import ReferenceMeans

@@ -14,7 +14,7 @@ from vit_lens.conditions import Condition
 from vit_lens.metrics import cosine, leak_index
 from vit_lens.sweeping.lens_readings import LensReading
 from vit_lens.sweeping.request import Controls
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 
 @dataclass(frozen=True, eq=False)

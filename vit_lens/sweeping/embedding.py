@@ -15,8 +15,7 @@ from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.images import load_with_hash, to_display
-from vit_lens.lenses.contract import checked_clean, run_for
-from vit_lens.lenses.residual import site_outputs
+from vit_lens.lenses import checked_clean, run_for, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.sweeping.beside_pictures import BesideModel

@@ -10,12 +10,11 @@ import torch
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
-from vit_lens.lenses import Lens
-from vit_lens.lenses.contract import Sites, checked_read, no_control
+from vit_lens.lenses import Lens, Sites, checked_read, no_control
 from vit_lens.models import HookedViT
 from vit_lens.readers import sites_of_each
 from vit_lens.records import Reading, told_apart
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.attribution import split_embedding
-from vit_lens.attribution.frozen import read_rows
-from vit_lens.lenses.residual import site_outputs
+from vit_lens.attribution import read_rows, split_embedding
+from vit_lens.lenses import site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.records import LIVE_BUDGET, LiveNumbers, live_bytes, live_labels
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 _START = ("embed", "pos_embed", "L0.resid_pre")
 

@@ -15,8 +15,7 @@ from vit_lens.addresses import as_index
 from vit_lens.decoders import Decoder, check_decoder, check_encoder, free_memory, seeded, settings_dict
 from vit_lens.engine import duration_words, flops_per_second, machine_kind, size_words
 from vit_lens.errors import ContractError, RecordError, VitLensError
-from vit_lens.lenses import Lens, parse_lenses
-from vit_lens.lenses.contract import Sites
+from vit_lens.lenses import Lens, Sites, parse_lenses
 from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
 from vit_lens.reference import ReferenceMeans

@@ -6,11 +6,16 @@ __all__ = [
     "AttentionPool",
     "AttentionPooling",
     "ClassToken",
+    "Embed",
     "EndOfText",
+    "FrozenAttentionPooling",
+    "FrozenTokens",
     "HookedTower",
     "LayerNorm",
     "MeanOfPatches",
     "PooledMean",
+    "PosEmbed",
+    "PreNorm",
     "Readout",
     "Rows",
     "Stream",
@@ -18,18 +23,25 @@ __all__ = [
     "TransformerBlock",
     "ViTActivationCache",
     "by_stream",
+    "check_input",
+    "process",
     "read_wide",
+    "whole_mask",
     "write_of",
 ]
 
 from vit_lens.towers.cache import Rows, ViTActivationCache
 from vit_lens.towers.contract import Tower
-from vit_lens.towers.layers import Attention, AttentionPool, LayerNorm, TransformerBlock
+from vit_lens.towers.inputs import check_input, whole_mask
+from vit_lens.towers.layers import Attention, AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock
+from vit_lens.towers.processing import process
 from vit_lens.towers.readout import (
     AllTokens,
     AttentionPooling,
     ClassToken,
     EndOfText,
+    FrozenAttentionPooling,
+    FrozenTokens,
     MeanOfPatches,
     PooledMean,
     Readout,

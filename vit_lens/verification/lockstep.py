@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from vit_lens.errors import VitLensError
 from vit_lens.sources import SourceTower
-from vit_lens.towers.layers import LayerNorm
-from vit_lens.towers.tower import HookedTower
+from vit_lens.towers import HookedTower, LayerNorm
 from vit_lens.verification.copying import cast_while_running, working_copy
 
 _FINAL_NORM = "ln_final.hook_normalized"

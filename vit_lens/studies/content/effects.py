@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from vit_lens.addresses import Site
 from vit_lens.interventions import patch, run_many
-from vit_lens.lenses.residual import site_outputs
+from vit_lens.lenses import site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.studies.content.pairs import AttributePairs
 from vit_lens.texts import TextBank
-from vit_lens.towers.streams import by_stream
+from vit_lens.towers import by_stream
 
 _BATCH = 64
 

@@ -21,7 +21,7 @@ from vit_lens.studies.content.pairs import AttributePairs
 from vit_lens.studies.similarities import caches
 from vit_lens.studies.study_setup import StudySetup
 from vit_lens.texts import TextBank
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 STREAM = 1
 """Of the random numbers of this study, behind the seed of its setup."""

@@ -10,13 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.attribution.frozen import FrozenReadout
+from vit_lens.attribution import FrozenReadout
 from vit_lens.errors import StudyError
-from vit_lens.lenses import Lens
-from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
+from vit_lens.lenses import Lens, ResidualLens, centred_norm, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.reference import ReferenceMeans
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 BASELINES = (
     "norm of h", "norm of h minus its mean", "direct attribution", "cosine with the residual", "layer index"

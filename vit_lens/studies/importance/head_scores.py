@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.addresses import Site
-from vit_lens.lenses import Lens
-from vit_lens.lenses.residual import site_outputs
+from vit_lens.lenses import Lens, site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.studies.importance.head_effects import Effect, direct_effects
 from vit_lens.studies.importance.head_outputs import Origins, Written, measured, no_content, other_image, placebo

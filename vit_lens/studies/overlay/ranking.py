@@ -13,16 +13,14 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.lenses import Lens
-from vit_lens.lenses.residual import site_outputs
+from vit_lens.lenses import Lens, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.overlay.pasting import Overlay, as_seen, mean_colour, paste, pixels_of_seen
 from vit_lens.studies.similarities import caches, read_lens
 from vit_lens.studies.study_setup import StudySetup
-from vit_lens.towers.cache import ViTActivationCache
-from vit_lens.towers.streams import by_stream
+from vit_lens.towers import ViTActivationCache, by_stream
 
 _Read = Callable[[ViTActivationCache], Tensor]  # -> [image site *features]
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.addresses import Site
-from vit_lens.interventions import mean
-from vit_lens.interventions.running import run_and_read
+from vit_lens.interventions import mean, run_and_read
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans

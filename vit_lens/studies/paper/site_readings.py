@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.lenses import DiffusionSteeringLens, Lens
-from vit_lens.lenses.residual import centred_norm, site_outputs
+from vit_lens.lenses import DiffusionSteeringLens, Lens, centred_norm, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.studies.paper.paper_setup import PaperSetup
 from vit_lens.studies.similarities import caches, centred_similarity
-from vit_lens.towers.cache import ViTActivationCache
+from vit_lens.towers import ViTActivationCache
 
 N_DRAWS = 20
 """Random directions of equal norm for each site."""

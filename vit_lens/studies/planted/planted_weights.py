@@ -19,7 +19,7 @@ from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.models import HookedViT
 from vit_lens.texts import TextBank
-from vit_lens.towers.readout import ClassToken
+from vit_lens.towers import ClassToken
 
 _WRITES = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 

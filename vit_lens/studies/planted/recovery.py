@@ -13,8 +13,7 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
 from vit_lens.interventions import patch_each
-from vit_lens.lenses import Lens
-from vit_lens.lenses.residual import centred_norm, site_outputs
+from vit_lens.lenses import Lens, centred_norm, site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.soil import Plant
