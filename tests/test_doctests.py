@@ -1,0 +1,67 @@
+"""The examples in docstrings run, and every public name has one or says why it needs none."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import vit_lens
+
+# Public names whose meaning an example would not show, by room.
+UNSHOWN = {
+}  # fmt: skip
+
+
+def rooms():
+    """The faces of rooms, and modules that are rooms of their own."""
+    return sorted(each.name for each in pkgutil.iter_modules(vit_lens.__path__) if each.name not in ("axes", "lazy"))
+
+
+def public(room):
+    """The names on a room's face with a docstring of their own: classes and functions."""
+    face = importlib.import_module(f"vit_lens.{room}")
+    found = {name: getattr(face, name) for name in face.__all__}
+    return {name: thing for name, thing in found.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """What every example may use."""
+    import numpy as np
+    import torch
+
+    import vit_lens as vl
+    from vit_lens.mini import sample_images
+
+    model = vl.HookedViT.from_pretrained("mini").requires_grad_(False)
+    images = sample_images()[:2]
+    pixels = model.preprocess(images)
+    captions = ["a red star", "a blue star", "a red ring", "a blue ring", "a green cross", "a yellow square"]
+    return {
+        "vl": vl, "torch": torch, "np": np, "model": model, "images": images, "pixels": pixels,
+        "cache": model.run_with_cache(pixels)[1], "bank": vl.TextBank.from_pretrained("mini", captions),
+        "decoder": vl.load_decoder("mini"), "tmp": tmp_path_factory.mktemp("examples"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_examples_run(room, names):
+    finder, flags = doctest.DocTestFinder(recurse=True), doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    runner, failed = doctest.DocTestRunner(verbose=False, optionflags=flags), []
+    for name, thing in public(room).items():
+        for example in finder.find(thing, name, globs=vars(inspect.getmodule(thing)) | names):
+            told = []
+            runner.run(example, out=told.append, clear_globs=False)
+            failed += told
+    assert not failed, "".join(failed)
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_public_names_show_an_example(room):
+    finder = doctest.DocTestFinder(recurse=True)
+    for name, thing in public(room).items():
+        has = any(each.examples for each in finder.find(thing, name, globs={}))
+        both = f"{room}.{name}: {'an example and' if has else 'neither an example nor'} a place in UNSHOWN"
+        assert has != (name in UNSHOWN.get(room, ())), both
