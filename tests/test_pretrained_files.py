@@ -387,11 +387,11 @@ def test_an_unknown_repository(pre, errors, monkeypatch):
 
 def test_mini(pre, errors, monkeypatch, tmp_path):
     """The name resolves inside the package, whatever lies in the working directory."""
-    import importlib.resources
+    from vit_lens.sources import naming
 
     tower = towers.hf_clip().half()
     tower.save_pretrained(tmp_path / "mini" / "pair" / "encoder")
-    monkeypatch.setattr(importlib.resources, "files", lambda package: {"vit_lens": tmp_path}[package])
+    monkeypatch.setattr(naming, "MINI_FILES", tmp_path / "mini" / "pair")
     monkeypatch.chdir(tmp_path)
     for name in ("mini", "vit_lens/mini"):
         source = pre.read_pretrained(name)

@@ -54,7 +54,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, SupportsIndex, get_args, runtime_checkable
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import UnknownSiteError, nearest
 
 SiteKind = Literal[
@@ -405,7 +405,7 @@ def _spellings(part: str) -> list[str]:
 @runtime_checkable
 class _HasConfig(Protocol):
     @property
-    def cfg(self) -> HookedViTConfig: ...
+    def cfg(self) -> TowerConfig: ...
 
 
 @dataclass(frozen=True)
@@ -493,7 +493,7 @@ class Site:
         """Whether the site is the residual stream itself, not something written to it."""
         return self.kind in RESIDUAL_KINDS
 
-    def check(self, cfg: HookedViTConfig) -> "Site":
+    def check(self, cfg: TowerConfig) -> "Site":
         """Return the site if the model has it.
 
         Raises:
@@ -507,7 +507,7 @@ class Site:
             raise UnknownSiteError(f"site {self}: layer {self.layer} has heads H0 to H{cfg.n_heads - 1}")
         return self
 
-    def _check_pool(self, cfg: HookedViTConfig) -> "Site":
+    def _check_pool(self, cfg: TowerConfig) -> "Site":
         if cfg.attn_pool is None:
             raise UnknownSiteError(f"site {self}: the model has no attention pooling (pool={cfg.pool!r})")
         if self.head is not None and self.head >= cfg.attn_pool.n_heads:
@@ -517,7 +517,7 @@ class Site:
         return self
 
     @classmethod
-    def resolve(cls, sites: "Sites", cfg: HookedViTConfig) -> "list[Site]":
+    def resolve(cls, sites: "Sites", cfg: TowerConfig) -> "list[Site]":
         """Parse, check and list sites; groups ``heads``, ``attn``, ``mlp``, ``resid_post``... are expanded.
 
         The group ``heads`` ends with the heads of attention pooling, where there is any; so do ``attn`` and ``mlp``.
@@ -585,7 +585,7 @@ _GROUPS: dict[str, SiteKind] = {
 }  # fmt: skip
 
 
-def _parsed(text: str, cfg: HookedViTConfig) -> Site:
+def _parsed(text: str, cfg: TowerConfig) -> Site:
     try:
         return Site.parse(text).check(cfg)
     except UnknownSiteError as error:
@@ -597,7 +597,7 @@ def _parsed(text: str, cfg: HookedViTConfig) -> Site:
         ) from error
 
 
-def _group(cfg: HookedViTConfig, kind: SiteKind) -> list[Site]:
+def _group(cfg: TowerConfig, kind: SiteKind) -> list[Site]:
     pool = cfg.attn_pool
     if kind == "head":
         heads = [Site(layer, "head", head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]

@@ -17,7 +17,7 @@ __all__ = [
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from vit_lens.errors import VitLensError
 
@@ -250,6 +250,11 @@ class TowerConfig(BlocksConfig, ReadoutConfig):
         super().__post_init__()
         self.check_readout(self.d_model)
 
+    if TYPE_CHECKING:  # a kind of tower says it
+
+        @property
+        def n_ctx(self) -> int: ...
+
     @property
     def d_pooled(self) -> int:
         """Width of the pooled vector, which the projection reads."""
@@ -257,7 +262,7 @@ class TowerConfig(BlocksConfig, ReadoutConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HookedViTConfig(TowerConfig, PatchEmbedConfig):
+class HookedViTConfig(PatchEmbedConfig, TowerConfig):
     """Sizes and switches of one vision tower: :class:`PatchEmbedConfig`, :class:`BlocksConfig`, :class:`ReadoutConfig`.
 
     >>> sizes = dict(n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, act_fn="gelu", eps=1e-5)

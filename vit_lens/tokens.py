@@ -1,6 +1,6 @@
 """Tokens of an image: what the positions of addresses (``cls``, ``patch17``, ``(row, column)``) are in one tower."""
 
-__all__ = ["Token", "Tokens", "describe_position", "resolve_tokens"]
+__all__ = ["Token", "Tokens", "describe_position", "image_config", "resolve_tokens"]
 
 from collections.abc import Sequence
 from typing import SupportsIndex
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from vit_lens.addresses import Position, as_index, as_indices
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import PatchEmbedConfig, TowerConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
 
 Token = Position | str | SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 Tokens = Token | Sequence[Token] | Tensor
 
 
-def resolve_tokens(tokens: Tokens, cfg: HookedViTConfig) -> list[int]:
+def resolve_tokens(tokens: Tokens, cfg: TowerConfig) -> list[int]:
     """Return positions on the axis ``pos``, in order of appearance, each once.
 
     =================================== ==================================================================
@@ -35,7 +35,7 @@ def resolve_tokens(tokens: Tokens, cfg: HookedViTConfig) -> list[int]:
         InterventionError: A token that the model has not, or no token.
     """
     if isinstance(tokens, Tensor) and as_index(tokens) is None:
-        return _of_mask(tokens, cfg)
+        return _of_mask(tokens, image_config(cfg, "a mask of tokens"))
     items = list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, (str, tuple)) else [tokens]
     found = [position for item in items for position in _positions(item, cfg)]
     if not found:
@@ -43,8 +43,10 @@ def resolve_tokens(tokens: Tokens, cfg: HookedViTConfig) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def describe_position(position: int, cfg: HookedViTConfig) -> str:
+def describe_position(position: int, cfg: TowerConfig) -> str:
     """Return how a position is written: ``cls``, ``register0``, ``(2, 3)``."""
+    if not isinstance(cfg, PatchEmbedConfig):
+        return str(position)
     if cfg.has_cls and position == 0:
         return "cls"
     if position < cfg.n_prefix:
@@ -52,7 +54,18 @@ def describe_position(position: int, cfg: HookedViTConfig) -> str:
     return str(divmod(position - cfg.n_prefix, cfg.grid[1]))
 
 
-def _of_mask(mask: Tensor, cfg: HookedViTConfig) -> list[int]:
+def image_config(cfg: TowerConfig, wanted: object) -> PatchEmbedConfig:
+    """Return the config as that of a tower which sees patches, for something that is ``wanted`` of them.
+
+    Raises:
+        InterventionError: The tower sees none.
+    """
+    if not isinstance(cfg, PatchEmbedConfig):
+        raise InterventionError(f"{wanted}: this tower sees no patches; give positions, 0 to {cfg.n_ctx - 1}")
+    return cfg
+
+
+def _of_mask(mask: Tensor, cfg: PatchEmbedConfig) -> list[int]:
     if mask.dtype != torch.bool or tuple(mask.shape) != cfg.grid:
         raise InterventionError(
             f"a mask of tokens is a bool tensor of the grid's shape {cfg.grid}, not {mask.dtype} {tuple(mask.shape)}"
@@ -62,28 +75,34 @@ def _of_mask(mask: Tensor, cfg: HookedViTConfig) -> list[int]:
     return [cfg.n_prefix + int(i) for i in mask.flatten().nonzero()]
 
 
-def _positions(item: object, cfg: HookedViTConfig) -> list[int]:
+def _positions(item: object, cfg: TowerConfig) -> list[int]:
     kind, value = _read(item)
+    if kind == "index":
+        return [_checked(value, range(cfg.n_ctx), f"position {value}")]
+    image = image_config(cfg, f"tokens={item!r}")
     if isinstance(value, tuple):
-        (row, column), (rows, columns) = value, cfg.grid
+        (row, column), (rows, columns) = value, image.grid
         if not (0 <= row < rows and 0 <= column < columns):
             raise InterventionError(
                 f"patch (row {row}, column {column}) lies outside the grid of {rows} rows and {columns} columns"
             )
-        return [cfg.n_prefix + row * columns + column]
-    registers, patches = range(int(cfg.has_cls), cfg.n_prefix), range(cfg.n_prefix, cfg.n_ctx)
+        return [image.n_prefix + row * columns + column]
+    registers, patches = range(int(image.has_cls), image.n_prefix), range(image.n_prefix, image.n_ctx)
     found = {
-        "index": range(cfg.n_ctx), "cls": range(int(cfg.has_cls)), "registers": registers, "register": registers,
-        "patches": patches, "patch": patches,
+        "cls": range(int(image.has_cls)), "registers": registers, "register": registers, "patches": patches,
+        "patch": patches,
     }.get(kind, range(0))  # fmt: skip
     if isinstance(value, int):
-        if not 0 <= value < len(found):
-            name = f"position {value}" if kind == "index" else f"{kind}{value}"
-            raise InterventionError(f"{name} is out of range: there are {len(found)}, counted from 0")
-        return [found[value]]
+        return [_checked(value, found, f"{kind}{value}")]
     if not found:
         raise InterventionError(f"tokens={item!r}: the model has none")
     return list(found)
+
+
+def _checked(index: object, found: range, name: str) -> int:
+    if not isinstance(index, int) or not 0 <= index < len(found):
+        raise InterventionError(f"{name} is out of range: there are {len(found)}, counted from 0")
+    return found[index]
 
 
 def _read(item: object) -> tuple[str, int | tuple[int, ...] | str | None]:

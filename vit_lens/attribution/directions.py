@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import LensError
-from vit_lens.models import HookedViT
 from vit_lens.texts import TextBank
+from vit_lens.towers import Tower
 
 Units = Literal["dot", "cosine", "logit"]
 
@@ -37,7 +37,7 @@ class Directions:
     @classmethod
     def of(
         cls,
-        model: HookedViT,
+        model: Tower,
         directions: Tensor | TextBank,
         *,
         captions: Sequence[str] | None = None,
@@ -104,7 +104,7 @@ class Directions:
         norm = embedding.norm(dim=-1)
         return torch.ones_like(norm) if self.units == "dot" else norm
 
-    def _check(self, model: HookedViT) -> "Directions":
+    def _check(self, model: Tower) -> "Directions":
         if self.vectors.shape[1] != model.cfg.d_embed:
             raise LensError(
                 f"directions of width {self.vectors.shape[1]}; the embeddings of {model.encoder_id} have "

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.attribution.frozen import check_cache, read_tokens
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError, LensError
-from vit_lens.tokens import Token, describe_position, resolve_tokens
+from vit_lens.tokens import Token, describe_position, image_config, resolve_tokens
 from vit_lens.towers import ViTActivationCache
 
 Query = Token
@@ -42,19 +42,20 @@ class PatchMap:
     def of_tokens(
         cls,
         tokens: Float[Tensor, "batch token"],
-        cfg: HookedViTConfig,
+        cfg: TowerConfig,
         *,
         title: str,
         units: str,
         signed: bool,
     ) -> "PatchMap":
         """Lay out one number per token, in the order of the model's tokens."""
-        rows, columns = cfg.grid
-        if tokens.shape[1] != cfg.n_ctx:
-            raise LensError(f"{tokens.shape[1]} numbers per image; the model has {cfg.n_ctx} tokens")
-        values = rearrange(tokens[:, cfg.n_prefix :], "b (y x) -> b y x", y=rows, x=columns)
-        prefix = {describe_position(i, cfg): tokens[:, i] for i in range(cfg.n_prefix)}
-        return cls(values, prefix, title, units, signed, cfg.patch_size)
+        image = image_config(cfg, "a map")
+        rows, columns = image.grid
+        if tokens.shape[1] != image.n_ctx:
+            raise LensError(f"{tokens.shape[1]} numbers per image; the model has {image.n_ctx} tokens")
+        values = rearrange(tokens[:, image.n_prefix :], "b (y x) -> b y x", y=rows, x=columns)
+        prefix = {describe_position(i, cfg): tokens[:, i] for i in range(image.n_prefix)}
+        return cls(values, prefix, title, units, signed, image.patch_size)
 
     @property
     def total(self) -> Float[Tensor, " batch"]:
@@ -101,7 +102,7 @@ def pool_attention_map(cache: ViTActivationCache, head: int) -> PatchMap:
     return PatchMap.of_tokens(pattern, cfg, title=f"attention of {site}", units="attention", signed=False)
 
 
-def _position(query: Query, cfg: HookedViTConfig) -> int:
+def _position(query: Query, cfg: TowerConfig) -> int:
     try:
         found = resolve_tokens(query, cfg)
     except InterventionError as error:

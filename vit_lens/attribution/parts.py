@@ -25,10 +25,9 @@ from torch import Tensor
 
 from vit_lens.addresses import Address, Indices, Site, as_index, as_indices, spelled
 from vit_lens.attribution.frozen import FrozenReadout, read_rows, same
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
-from vit_lens.models import HookedViT
-from vit_lens.towers import ViTActivationCache
+from vit_lens.towers import Tower, ViTActivationCache
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,7 +225,7 @@ def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Indices
 
 
 def hook_names(
-    model: HookedViT, *, tokens: bool = False, neuron_layers: Indices = (), layers: Indices | None = None
+    model: Tower, *, tokens: bool = False, neuron_layers: Indices = (), layers: Indices | None = None
 ) -> list[str]:
     """Return what attribution reads, for ``run_with_cache(names_filter=...)``.
 
@@ -331,7 +330,7 @@ def _check_whole(readout: FrozenReadout, found: Float[Tensor, "batch pool_head d
             )
 
 
-def check_layer(cfg: HookedViTConfig, layer: int) -> int:
+def check_layer(cfg: TowerConfig, layer: int) -> int:
     """Return a layer of the model.
 
     Raises:
@@ -343,7 +342,7 @@ def check_layer(cfg: HookedViTConfig, layer: int) -> int:
     return found
 
 
-def check_layers(cfg: HookedViTConfig, layers: Indices) -> list[int]:
+def check_layers(cfg: TowerConfig, layers: Indices) -> list[int]:
     """Return layers of the model as a list; one is a list of one.
 
     Raises:

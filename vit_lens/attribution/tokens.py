@@ -15,7 +15,7 @@ from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.frozen import FrozenReadout, read_tokens
 from vit_lens.attribution.maps import PatchMap
 from vit_lens.attribution.parts import Component, EmbeddingParts, check_layers
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
@@ -77,7 +77,7 @@ class TokenAttribution:
     layers: tuple[int, ...]
     names: tuple[str, ...]
     units: Units
-    cfg: HookedViTConfig
+    cfg: TowerConfig
 
     def map(self, *, layer: int | None = None, head: int | None = None, direction: int | str = 0) -> PatchMap:
         """Lay the tokens out as they lie in the image, summed over layers and heads that are not named.
@@ -191,7 +191,7 @@ def _mass_and_values(
     return einsum(readout.weights, rows, "b c r, b r h t -> b c h t"), v
 
 
-def _layers(cfg: HookedViTConfig, layers: Indices | None) -> list[int]:
+def _layers(cfg: TowerConfig, layers: Indices | None) -> list[int]:
     chosen = list(range(cfg.n_layers)) if layers is None else check_layers(cfg, layers)
     if not chosen:
         raise LensError(f"layers={layers!r}: at least one is needed, of 0 to {cfg.n_layers - 1}; None means all")

@@ -32,15 +32,14 @@ from vit_lens.interventions.replacing import Hooks, check_cache
 from vit_lens.interventions.results import PathEffects
 from vit_lens.interventions.running import refuse_other_hooks, run_sets
 from vit_lens.interventions.targets import resolve_targets
-from vit_lens.models import HookedViT
 from vit_lens.tokens import Tokens, resolve_tokens
-from vit_lens.towers import ViTActivationCache
+from vit_lens.towers import Tower, ViTActivationCache
 
 _Stream = Callable[[int], Tensor]  # place on the residual stream -> [batch pos d_model]
 
 
 def path(
-    model: HookedViT,
+    model: Tower,
     sender: Site | Address | str,
     receiver: Receiver,
     base: ViTActivationCache,
@@ -82,7 +81,7 @@ def path(
 
 
 def patch_paths(
-    model: HookedViT,
+    model: Tower,
     base: Float[Tensor, "batch channel height width"],
     source: Float[Tensor, "_ channel height width"],
     metric: Metric,
@@ -137,7 +136,7 @@ def patch_paths(
 
 
 def _embeds(
-    model: HookedViT,
+    model: Tower,
     site: Site,
     receivers: list[list[Input]],
     base: ViTActivationCache,
@@ -163,12 +162,12 @@ def _embeds(
         embeds.update(zip(runs, found, strict=True))
     for i in set(open_to) - set(runs):
         with torch.no_grad():
-            embeds[i] = model.embed_rows(model.readout_rows(changed(end))).to(clean)
+            embeds[i] = model.readout.read(model.readout.rows(changed(end))).to(clean)
     return list(embeds.values())
 
 
 def _changed(
-    model: HookedViT,
+    model: Tower,
     site: Site,
     base: ViTActivationCache,
     source: ViTActivationCache,
@@ -196,7 +195,7 @@ def _changed(
 
 
 def _delta(
-    model: HookedViT, site: Site, base: ViTActivationCache, source: ViTActivationCache, tokens: Tokens | None
+    model: Tower, site: Site, base: ViTActivationCache, source: ViTActivationCache, tokens: Tokens | None
 ) -> Float[Tensor, "batch pos d_model"]:
     """Return what a sender writes more in ``source`` than in ``base``."""
     ours, theirs = base[site.hook_name], source[site.hook_name]
@@ -215,7 +214,7 @@ def _delta(
     return out
 
 
-def _stream(model: HookedViT, cache: ViTActivationCache, place: int) -> Float[Tensor, "batch pos d_model"]:
+def _stream(model: Tower, cache: ViTActivationCache, place: int) -> Float[Tensor, "batch pos d_model"]:
     layer, n_layers = place // 2, model.cfg.n_layers
     if layer == n_layers:
         return cache[f"blocks.{n_layers - 1}.hook_resid_post"].to(model.device)
@@ -244,7 +243,7 @@ def _set_input(act: Tensor, hook: HookPoint, *, changed: _Stream, place: int, he
     return out
 
 
-def _senders(model: HookedViT, senders: Sites) -> list[Site]:
+def _senders(model: Tower, senders: Sites) -> list[Site]:
     sites = Site.resolve(senders, model.cfg)
     named = {spelled(item) for item in listed(senders)}
     kept = [site for site in sites if not site.is_pool or str(site) in named]
@@ -254,7 +253,7 @@ def _senders(model: HookedViT, senders: Sites) -> list[Site]:
 
 
 def _run(
-    model: HookedViT, pixels: Tensor, sites: list[Site], receivers: list[list[Input]], through_mlps: bool
+    model: Tower, pixels: Tensor, sites: list[Site], receivers: list[list[Input]], through_mlps: bool
 ) -> tuple[Tensor, ViTActivationCache]:
     last = model.cfg.n_layers - 1
     names = {site.hook_name for site in sites} | {f"blocks.{last}.hook_resid_post"}

@@ -5,7 +5,7 @@ __all__ = ["Input", "Receiver", "place_read", "place_written", "resolve_receiver
 from dataclasses import dataclass, replace
 
 from vit_lens.addresses import Address, Site, find_address, spelled, split_addresses
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError
 
 Receiver = Site | Address | str
@@ -26,7 +26,7 @@ class Input:
     head: int | None
 
 
-def resolve_receiver(receiver: Receiver, cfg: HookedViTConfig) -> list[Input]:
+def resolve_receiver(receiver: Receiver, cfg: TowerConfig) -> list[Input]:
     """Return the inputs of a receiver.
 
     ============================ =============================================================================
@@ -71,7 +71,7 @@ def place_read(inputs: list[Input]) -> int:
     return max(held.place for held in inputs)
 
 
-def _inputs(part: Receiver, cfg: HookedViTConfig) -> list[Input]:
+def _inputs(part: Receiver, cfg: TowerConfig) -> list[Input]:
     address, forks = find_address(str(part)), "qkv"
     if address is not None and address == address.part and address.hook is not None:
         if address.hook == "final":

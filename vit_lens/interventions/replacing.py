@@ -13,16 +13,15 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.addresses import Indices, Sites, as_index, as_indices
 from vit_lens.errors import InterventionError, expect
 from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
-from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens
-from vit_lens.towers import ViTActivationCache
+from vit_lens.towers import Tower, ViTActivationCache
 
 Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
 
 
-def zero(model: HookedViT, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
+def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
     """Return hooks that set sites to zero.
 
     For a head this is its ``z``: what it writes, and not the layer's ``b_O``. Zero is far from anything that the
@@ -41,7 +40,7 @@ def zero(model: HookedViT, sites: Sites, *, tokens: Tokens | None = None) -> Hoo
     return _hooks(model, sites, tokens, lambda targets, rows: None, None)
 
 
-def mean(model: HookedViT, sites: Sites, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
+def mean(model: Tower, sites: Sites, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
     """Return hooks that set sites to their mean over a reference set, position by position.
 
     An attention block goes to what its mean ``z`` writes, so that its heads add up to it exactly.
@@ -72,7 +71,7 @@ def mean(model: HookedViT, sites: Sites, reference: ReferenceMeans, *, tokens: T
 
 
 def patch(
-    model: HookedViT,
+    model: Tower,
     sites: Sites,
     cache: ViTActivationCache,
     *,
@@ -110,7 +109,7 @@ def patch(
 
 
 def resample(
-    model: HookedViT,
+    model: Tower,
     sites: Sites,
     cache: ViTActivationCache,
     *,
@@ -164,7 +163,7 @@ def derangement(n: int, *, seed: int = 0) -> Int[Tensor, " batch"]:
 class _Held:
     """The positions that means or a cache hold, and how they are indexed."""
 
-    def __init__(self, model: HookedViT, rows: str, what: str, advice: str):
+    def __init__(self, model: Tower, rows: str, what: str, advice: str):
         self.what, self.advice, self.cut = what, advice, rows == "cut"
         self.every = range(model.cfg.n_ctx)
         self.positions = self.every if rows == "all" else model.readout.positions(model.cfg.n_ctx)
@@ -186,7 +185,7 @@ class _Held:
 
 
 def _hooks(
-    model: HookedViT,
+    model: Tower,
     sites: Sites,
     tokens: Tokens | None,
     values: _Values,
@@ -237,7 +236,7 @@ def _units(targets: list[Target]) -> list[int]:
     return [target.unit for target in targets if target.unit is not None]
 
 
-def check_cache(model: HookedViT, cache: ViTActivationCache) -> None:
+def check_cache(model: Tower, cache: ViTActivationCache) -> None:
     """Raise unless a cache is whole and of this model.
 
     Raises:

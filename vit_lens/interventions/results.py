@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.receivers import spelled_receiver
-from vit_lens.tokens import describe_position
+from vit_lens.tokens import describe_position, image_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ class _Sweep:
         source: The metric of the run that activations come from; None for ablation.
     """
 
-    cfg: HookedViTConfig
+    cfg: TowerConfig
     values: Float[Tensor, "site place *batch"]
     base: Float[Tensor, "*batch"]
     source: Float[Tensor, "*batch"] | None
@@ -124,7 +124,7 @@ class Effects(_Sweep):
         Raises:
             InterventionError: Not every patch was swept.
         """
-        cfg = self.cfg
+        cfg = image_config(self.cfg, "maps")
         held = {position: column for column, position in enumerate(self.positions or ())}
         if missing := [p for p in range(cfg.n_prefix, cfg.n_ctx) if p not in held]:
             raise InterventionError(
@@ -145,8 +145,9 @@ class Effects(_Sweep):
         return self._table(labels)
 
     def _token(self, position: int) -> dict[str, Any]:
-        patch = position - self.cfg.n_prefix
-        row, column = divmod(patch, self.cfg.grid[1]) if patch >= 0 else (None, None)
+        image = image_config(self.cfg, "a table of tokens")
+        patch = position - image.n_prefix
+        row, column = divmod(patch, image.grid[1]) if patch >= 0 else (None, None)
         return {"token": describe_position(position, self.cfg), "pos": position, "row": row, "column": column}
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.errors import InterventionError
 from vit_lens.hooking import Name, check_hook_result
-from vit_lens.models import HookedViT
+from vit_lens.towers import Tower
 
 _PIXELS = -1  # stands for a run from the pixels
 _Stream = Callable[[int], Tensor]
@@ -21,7 +21,7 @@ HookSet = Sequence[tuple[Name, Callable]]
 
 @torch.no_grad()
 def run_many(
-    model: HookedViT,
+    model: Tower,
     pixels: Float[Tensor, "batch channel height width"],
     hook_sets: Sequence[HookSet],
     *,
@@ -56,7 +56,7 @@ def run_many(
 
 @torch.no_grad()
 def run_and_read(
-    model: HookedViT, pixels: Tensor, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
+    model: Tower, pixels: Tensor, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "set *read"]:
     """Do what :func:`run_many` does, and keep of each set's embeddings what ``read`` makes of them."""
     refuse_other_hooks(model)
@@ -74,7 +74,7 @@ def run_and_read(
 
 @torch.no_grad()
 def run_sets(
-    model: HookedViT,
+    model: Tower,
     stream: _Stream,
     hook_sets: Sequence[HookSet],
     batch_size: int,
@@ -100,7 +100,7 @@ def _is_set(hooks: object) -> bool:
     return all(isinstance(pair, (list, tuple)) and len(pair) == 2 and callable(pair[1]) for pair in pairs)
 
 
-def refuse_other_hooks(model: HookedViT) -> None:
+def refuse_other_hooks(model: Tower) -> None:
     """Raise if hooks are on the model, which side by side runs would confuse.
 
     Raises:
@@ -109,7 +109,7 @@ def refuse_other_hooks(model: HookedViT) -> None:
     model.refuse_hooks("a sweep of interventions")
 
 
-def _start(model: HookedViT, name: Name) -> int:
+def _start(model: Tower, name: Name) -> int:
     if not isinstance(name, str):
         raise InterventionError("a sweep needs hooks with plain names, not predicates")
     model.hook_points_named(name)

@@ -14,17 +14,16 @@ from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
 from vit_lens.interventions.results import Effects
 from vit_lens.interventions.running import refuse_other_hooks, run_and_read, run_many
-from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
-from vit_lens.tokens import Tokens, resolve_tokens
-from vit_lens.towers import ViTActivationCache
+from vit_lens.tokens import Tokens, image_config, resolve_tokens
+from vit_lens.towers import Tower, ViTActivationCache
 
 _EACH = ("site", "token", "patch")
 _Pixels = Float[Tensor, "batch channel height width"]
 
 
 def patch_each(
-    model: HookedViT,
+    model: Tower,
     base: Float[Tensor, "batch channel height width"],
     source: Float[Tensor, "_ channel height width"],
     metric: Metric,
@@ -71,7 +70,7 @@ def patch_each(
 
 
 def ablate_each(
-    model: HookedViT,
+    model: Tower,
     pixels: Float[Tensor, "batch channel height width"],
     metric: Metric,
     sites: Sites = "heads",
@@ -124,14 +123,14 @@ def ablate_each(
     return _sweep(model, pixels, metric, sites, hooks, each, tokens, batch_size, source=None)
 
 
-def _donors(model: HookedViT, pixels: _Pixels, sites: Sites) -> ViTActivationCache:
+def _donors(model: Tower, pixels: _Pixels, sites: Sites) -> ViTActivationCache:
     names = list(dict.fromkeys(site.hook_name for site in Site.resolve(sites, model.cfg)))
     with torch.no_grad():
         return model.run_with_cache(pixels, names_filter=names)[1]
 
 
 def _sweep(
-    model: HookedViT,
+    model: Tower,
     pixels: _Pixels,
     metric: Metric,
     sites: Sites,
@@ -147,7 +146,8 @@ def _sweep(
     places: list[Tokens | None] = [tokens]
     if each != "site":
         chosen = range(model.cfg.n_ctx) if tokens is None else resolve_tokens(tokens, model.cfg)
-        places = [position for position in chosen if each == "token" or position >= model.cfg.n_prefix]
+        first = 0 if each == "token" else image_config(model.cfg, "each='patch'").n_prefix
+        places = [position for position in chosen if position >= first]
         if not places:
             raise InterventionError(f"tokens={tokens!r} holds no patch, and each='patch'")
     sets = [hooks(site, place) for site in found for place in places]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from vit_lens.addresses import Address, Site, Sites, find_address, listed
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
-from vit_lens.models import HookedViT
 from vit_lens.tokens import Tokens, resolve_tokens
+from vit_lens.towers import Tower
 
 _ORDER = {"resid_pre": 0, "head": 1, "attn": 2, "resid_mid": 3, "neuron": 4, "mlp": 5, "resid_post": 6}
 
@@ -66,7 +66,7 @@ class Target:
         return self.order[0] - (self.order[1] == _ORDER["resid_pre"])
 
 
-def resolve_targets(model: HookedViT, sites: Sites, tokens: Tokens | None = None) -> list[Target]:
+def resolve_targets(model: Tower, sites: Sites, tokens: Tokens | None = None) -> list[Target]:
     """Return the targets of sites; also of ``L3`` (attention and MLP), ``L3N17`` (a neuron), ``L3H4@cls``.
 
     Raises:
@@ -108,7 +108,7 @@ def refuse_shadowed(targets: list[Target], n_ctx: int) -> None:
             raise InterventionError(f"{target.address} would have no effect: {last} is replaced too, and runs after it")
 
 
-def _parts(item: Site | Address | str, cfg: HookedViTConfig) -> list[Address]:
+def _parts(item: Site | Address | str, cfg: TowerConfig) -> list[Address]:
     address = find_address(str(item))
     if address is None or address != address.part or address.block != "L" or address.kind not in ("block", "neuron"):
         return [site.address for site in Site.resolve(item, cfg)]

@@ -29,8 +29,7 @@ from vit_lens.addresses import Site, Sites
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
-from vit_lens.models import HookedViT
-from vit_lens.towers import ViTActivationCache
+from vit_lens.towers import Tower, ViTActivationCache
 
 HookFn = Callable[..., Tensor]
 
@@ -192,7 +191,7 @@ class Lens(ABC):
             raise LensError(f"{self.describe().label} reads {found.words()}, no pooled embedding: use read()")
         return found.pooled
 
-    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
+    def check_sites(self, model: Tower, sites: Sites) -> list[Site]:
         """Return the sites, parsed and in range, if the lens is defined on all of them for this model.
 
         Raises:
@@ -214,7 +213,7 @@ def no_control(lens: Lens) -> LensError:
 
 
 def run_for(
-    model: HookedViT, pixels: Float[Tensor, "batch channel height width"], lenses: Iterable[Lens]
+    model: Tower, pixels: Float[Tensor, "batch channel height width"], lenses: Iterable[Lens]
 ) -> tuple[Float[Tensor, "batch d_embed"], ViTActivationCache]:
     """Run a model and keep what lenses need: the parts of the residual stream, at the positions that they read."""
     if all(lens.rows == "readout" for lens in lenses):

@@ -8,8 +8,8 @@ from vit_lens.errors import LensError, nearest
 from vit_lens.lenses.contract import Lens, check_lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
-from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
+from vit_lens.towers import Tower
 
 # docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
 DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
@@ -60,7 +60,7 @@ def check_spelling(text: str) -> tuple[str, dict[str, float]]:
 
 
 def parse_lenses(
-    given: Sequence[Lens | str] | Lens | str | None, model: HookedViT, reference: ReferenceMeans | None = None
+    given: Sequence[Lens | str] | Lens | str | None, model: Tower, reference: ReferenceMeans | None = None
 ) -> list[Lens]:
     """Return lenses as they are, and read their spellings.
 

@@ -23,9 +23,8 @@ from vit_lens.lenses.residual import (
     freeze,
     site_outputs,
 )
-from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
-from vit_lens.towers import ViTActivationCache, write_of
+from vit_lens.towers import Tower, ViTActivationCache, write_of
 
 Anchor = Literal["clean", "mean"]
 
@@ -111,7 +110,7 @@ class DiffusionSteeringLens(ResidualLens):
         """Whether the site is something written to the residual stream, not the stream itself."""
         return not site.is_residual
 
-    def check_sites(self, model: HookedViT, sites: Sites) -> list[Site]:
+    def check_sites(self, model: Tower, sites: Sites) -> list[Site]:
         """Return the sites if they are heads, attention blocks or MLPs of the model.
 
         Raises:

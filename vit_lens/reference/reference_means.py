@@ -18,6 +18,7 @@ from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
 from vit_lens.models import HookedViT, several
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
+from vit_lens.towers import Tower
 
 _FORMAT = "vit_lens.reference_means.2"
 _FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
@@ -116,7 +117,7 @@ class ReferenceMeans:
             )  # fmt: skip
 
     @classmethod
-    def shipped(cls, model: HookedViT) -> "ReferenceMeans | None":
+    def shipped(cls, model: Tower) -> "ReferenceMeans | None":
         """Return the means that ship with the package for a model; None where there are none."""
         return cls.load("mini") if model.encoder_id == MINI_ENCODER else None
 
@@ -144,7 +145,7 @@ class ReferenceMeans:
             return f"ReferenceMeans({self.encoder_id!r}, n={self.n}, {where}; stability unknown)"
         return f"ReferenceMeans({self.encoder_id!r}, n={self.n}, {where})\n{self.stability}"
 
-    def check(self, model: HookedViT, positions: Positions | None = "readout") -> "ReferenceMeans":
+    def check(self, model: Tower, positions: Positions | None = "readout") -> "ReferenceMeans":
         """Return the means if they are the model's own.
 
         Args:
@@ -173,7 +174,7 @@ class ReferenceMeans:
             )
         return self
 
-    def at_readout(self, model: HookedViT) -> "ReferenceMeans":
+    def at_readout(self, model: Tower) -> "ReferenceMeans":
         """Return the means at the read-out rows, from means at every position.
 
         Raises:
@@ -203,15 +204,15 @@ class ReferenceMeans:
         """
         return self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)
 
-    def attn_out(self, model: HookedViT, layer: int) -> Float[Tensor, "row d_model"]:
+    def attn_out(self, model: Tower, layer: int) -> Float[Tensor, "row d_model"]:
         """Mean attention output of a layer: all heads and ``b_O``."""
         return self.output(model, Site(layer, "attn"))
 
-    def head_out(self, model: HookedViT, layer: int, head: int) -> Float[Tensor, "row d_model"]:
+    def head_out(self, model: Tower, layer: int, head: int) -> Float[Tensor, "row d_model"]:
         """Mean output of one head in the residual stream."""
         return self.output(model, Site(layer, "head", head))
 
-    def output(self, model: HookedViT, site: Site) -> Float[Tensor, "row d_model"]:
+    def output(self, model: Tower, site: Site) -> Float[Tensor, "row d_model"]:
         """Mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
 
         Raises:
@@ -229,7 +230,7 @@ class ReferenceMeans:
             return z[:, site.head] @ attn.W_O[site.head].detach().to(z)
         return einsum(z, attn.W_O.detach().to(z), "row h k, h k d -> row d") + attn.b_O.detach().to(z)
 
-    def resid(self, model: HookedViT, layer: int, kind: str = "resid_post") -> Float[Tensor, "row d_model"]:
+    def resid(self, model: Tower, layer: int, kind: str = "resid_post") -> Float[Tensor, "row d_model"]:
         """Mean residual stream at a place: the sum of the mean outputs before it, negative layers from the end.
 
         Raises:
@@ -244,11 +245,11 @@ class ReferenceMeans:
         written += [self.output(model, Site(below, "mlp")) for below in range(n_mlp)]
         return torch.stack([self.resid_pre.to(model.device), *written]).sum(0)
 
-    def resid_final(self, model: HookedViT) -> Float[Tensor, "row d_model"]:
+    def resid_final(self, model: Tower) -> Float[Tensor, "row d_model"]:
         """Mean residual after the last block: the sum of all mean outputs."""
         return self.resid(model, model.cfg.n_layers - 1)
 
-    def last_state(self, model: HookedViT, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
+    def last_state(self, model: Tower, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
         """Mean of what outputs add up to: the last residual, or with ``pooled`` what attention pooling adds up.
 
         Raises:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import TextError, nearest
 from vit_lens.files import load_fields, save_fields
 from vit_lens.identity import same_encoder
@@ -32,7 +32,7 @@ class _Encoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
     @property
-    def cfg(self) -> HookedViTConfig: ...
+    def cfg(self) -> TowerConfig: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
