@@ -155,3 +155,28 @@ def test_a_text_tower_keeps_the_contract(clip):
     assert issubclass(HookedViT, HookedTower)
     assert [type(stream).__name__ for stream in tower.streams] == ["ResidualStream"]
     assert len(tower.fingerprint) == 16 and tower.encoder_id.startswith("module@")
+
+
+def test_lenses_and_attribution_read_a_text_where_it_ends(clip, ids):
+    from vit_lens import DiffusionLens, DiffusionSteeringLens, Site
+    from vit_lens.attribution import split_embedding
+    from vit_lens.interventions import patch, zero
+
+    _, tower = clip
+    out, cache = tower.run_with_cache(ids)
+    torch.testing.assert_close(split_embedding(cache).total, out, **EXACT)
+    torch.testing.assert_close(DiffusionLens().embed(cache, "L2.resid_post")[:, 0], out, **EXACT)
+    kept = tower.run_with_cache(ids, rows="readout")[1]
+    for lens in (DiffusionLens(), DiffusionSteeringLens(alpha=3.0)):
+        sites = [site for site in (*Site.heads(tower), *Site.mlps(tower)) if lens.reads(site)]
+        closed = lens.embed(cache, sites)
+        torch.testing.assert_close(lens.embed(kept, sites), closed, **EXACT)
+        torch.testing.assert_close(lens.embed(cache.apply_slice_to_batch_dim([2, 0]), sites), closed[[2, 0]], **EXACT)
+        for at, site in enumerate(sites):
+            hooked = tower.run_with_hooks(ids, fwd_hooks=lens.hooks(cache, site))
+            torch.testing.assert_close(hooked, closed[:, at], **EXACT)
+    torch.testing.assert_close(tower.run_with_hooks(ids, fwd_hooks=patch(tower, "L1.mlp", cache)), out, **EXACT)
+    off = zero(tower, "L1H2", tokens=[4, 7, 10])
+    assert (tower.run_with_hooks(ids, fwd_hooks=off) - out).abs().max() > 1e-3
+    with pytest.raises(Exception, match=r"tokens='cls': this tower sees no patches; give positions, 0 to 10"):
+        zero(tower, "L1H2@cls")

@@ -42,12 +42,12 @@ class FrozenReadout:
     def __init__(self, cache: ViTActivationCache):
         self.cache = check_cache(cache)
         self.model = cache.model
-        readout, self._norm = self.model.readout, self.model.ln_final
+        readout, self._norm = cache.read_out, self.model.ln_final
         self._final = read_rows(cache, f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
         self.scale: Float[Tensor, "batch row 1"] = self._scale(readout)
         self._ends = readout.frozen(cache)
         if isinstance(self._ends, FrozenTokens):
-            raise LensError("this read-out has an output for every token: model.readout.frozen(cache) maps them apart")
+            raise LensError("this read-out has an output for every token: cache.read_out.frozen(cache) maps them apart")
         self.weights: Float[Tensor, "batch pool_head row"] = self._ends.weights(self.scale[..., 0])
         constants = self._ends.constants(self._wide(self._norm.b), len(self.weights))
         self.constants: dict[str, Float[Tensor, "batch d_embed"]] = {
@@ -110,7 +110,7 @@ class FrozenReadout:
         """
         if not isinstance(self._ends, FrozenAttentionPooling):
             raise LensError(
-                f"this tower reads its embedding from {self.model.readout.words}, not by attention pooling; "
+                f"this tower reads its embedding from {self.cache.read_out.words}, not by attention pooling; "
                 "split_embedding and token_parts are for every tower"
             )
         return self._ends.pattern

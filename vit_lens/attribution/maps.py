@@ -92,7 +92,7 @@ def pool_attention_map(cache: ViTActivationCache, head: int) -> PatchMap:
         UnknownSiteError: The head is out of range.
         UnknownHookError: The cache lacks ``attn_pool.attn.hook_pattern``.
     """
-    cfg, readout = check_cache(cache).model.cfg, cache.model.readout
+    cfg, readout = check_cache(cache).model.cfg, cache.read_out
     if readout.attn_pool is None:
         raise LensError(f"this tower reads its embedding from {readout.words}: attention_map(cache, layer, head)")
     site = Site(None, "pool_head", head).check(cfg)

@@ -186,7 +186,7 @@ def _mass_and_values(
 ) -> tuple[Float[Tensor, "batch pool_head head token"], Float[Tensor, "batch token head d_head"]]:
     """Return how much of each token the read-out sees through each head, and the tokens' values."""
     pattern = read_tokens(readout.cache, f"blocks.{layer}.attn.hook_pattern").to(readout.weights)
-    rows = readout.model.readout.rows(pattern.transpose(1, 2))
+    rows = readout.cache.read_out.rows(pattern.transpose(1, 2))
     v = read_tokens(readout.cache, f"blocks.{layer}.attn.hook_v").to(readout.weights)
     return einsum(readout.weights, rows, "b c r, b r h t -> b c h t"), v
 

@@ -78,7 +78,7 @@ def _put(cache: ViTActivationCache, name: str, head: int | None = None) -> HookF
 
     def put(act: Tensor, hook: HookPoint) -> Tensor:
         check_batch(act, rows, name)
-        out = cache.model.readout.with_rows(act, rows)
+        out = cache.read_out.with_rows(act, rows)
         if head is not None:
             out[:, :, :head] = 0
             out[:, :, head + 1 :] = 0

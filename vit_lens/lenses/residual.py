@@ -141,7 +141,7 @@ def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
     def set_cached(act: Tensor, hook: HookPoint) -> Tensor:
         check_batch(act, value, name)
         if cache.rows == "readout":
-            return cache.model.readout.with_rows(act, value)
+            return cache.read_out.with_rows(act, value)
         if act.shape != value.shape:
             raise LensError(
                 f"{name}: the cache holds {tuple(value.shape)}, the run has {tuple(act.shape)}; make the cache "
@@ -160,7 +160,7 @@ def check_same_run(
     Raises:
         LensError: They differ by more than rounding.
     """
-    live = cache.model.readout.rows(act).to(rows)
+    live = cache.read_out.rows(act).to(rows)
     allowed = min(1e4 * torch.finfo(act.dtype).eps, 0.1) * rows.abs().amax()
     if not (live - rows).abs().amax() <= allowed:  # so that NaN is a difference too
         raise LensError(

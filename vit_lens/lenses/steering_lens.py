@@ -221,6 +221,6 @@ def _set_rows(
     def set_rows(act: Tensor, hook: HookPoint) -> Tensor:
         if of_images:
             check_batch(act, rows, name)
-        return cache.model.readout.with_rows(act, rows)
+        return cache.read_out.with_rows(act, rows)
 
     return set_rows

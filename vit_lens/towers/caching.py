@@ -99,7 +99,12 @@ class CachingRootModule(LoudHookedRootModule):
         if return_cache_object:
             held = rows if pos_slice is None else "cut"
             of_one = partial(
-                ViTActivationCache, model=self, has_batch_dim=not remove_batch_dim, rows=held, start_at_layer=start
+                ViTActivationCache,
+                model=self,
+                has_batch_dim=not remove_batch_dim,
+                rows=held,
+                start_at_layer=start,
+                read_out=self.readout_of(*model_args) if start is None else None,
             )
         return self._run_keeping(keeper, of_one, (reset_hooks_end, clear_contexts), model_args, model_kwargs)
 

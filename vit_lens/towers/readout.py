@@ -21,13 +21,14 @@ __all__ = [
 ]
 
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.conditions import Condition
 from vit_lens.config import TowerConfig
@@ -51,6 +52,8 @@ class Activations(Protocol):
 
     @property
     def model(self) -> _Placed: ...
+    @property
+    def read_out(self) -> "Readout": ...
     def __getitem__(self, key: str) -> Tensor: ...
     def readout(self, name: str) -> Tensor: ...
 
@@ -128,6 +131,12 @@ class Readout(ABC):
             return pooled
         out = pooled @ self.unembed.W_U.to(pooled)
         return out if self.unembed.b_U is None else out + self.unembed.b_U.to(pooled)
+
+    def of(self, images: Slice) -> "Readout":
+        """Return the read-out of some of the images or texts of a run."""
+        if self.ends is None or images.mode == "int":
+            return self
+        return replace(self, ends=images.apply(self.ends, dim=0))
 
     def condition(self, rows: Float[Tensor, "*batch row d_model"]) -> Condition:
         """Return what :meth:`read` gives as a decoder takes it: a pooled vector for each entry of the batch."""

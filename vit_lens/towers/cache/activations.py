@@ -39,6 +39,7 @@ class ViTActivationCache(Norms, Streams, Heads, Neurons, Scores):
         has_batch_dim: Whether activations have a batch axis.
         rows: ``all`` positions, only those that the model's ``readout`` uses, or ``cut`` by ``pos_slice``.
         start_at_layer: Of the run.
+        read_out: How the output of the run was read; the model's own by default.
     """
 
     model: Any  # of the type that made the cache; what the methods above ask of it is ``Tower``

@@ -16,6 +16,7 @@ from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImp
 
 from vit_lens.errors import BatchAxisError, LensError, UnknownHookError, VitLensError, nearest
 from vit_lens.towers.contract import Tower
+from vit_lens.towers.readout import Readout
 
 Rows = Literal["all", "readout", "cut"]
 Held = TypeVar("Held", bound="HeldActivations")
@@ -36,10 +37,12 @@ class HeldActivations(ActivationCache):
         has_batch_dim: bool = True,
         rows: Rows = "all",
         start_at_layer: SupportsIndex | None = None,
+        read_out: Readout | None = None,
     ):
         super().__init__(cache_dict, model, has_batch_dim=has_batch_dim)
         self.rows: Rows = rows
         self.start_at_layer = start_at_layer
+        self.read_out: Readout = model.readout if read_out is None else read_out
         self.first_layer = model.blocks_to_run(start_at_layer, None).start
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -134,7 +137,7 @@ class HeldActivations(ActivationCache):
             for name, value in self.cache_dict.items()
         }
         has_batch_dim = self.has_batch_dim and part.mode != "int"
-        return type(self)(held, self.model, has_batch_dim, self.rows, self.start_at_layer)
+        return type(self)(held, self.model, has_batch_dim, self.rows, self.start_at_layer, self.read_out.of(part))
 
     def to(self: Held, device: str | torch.device) -> Held:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move every activation, in place; methods bring the model's weights to where the activations are."""
@@ -173,7 +176,7 @@ def readout_rows(cache: HeldActivations, value: Float[Tensor, "*batch_pos_axes"]
         )
     if cache.rows == "readout":
         return value
-    return cache.model.readout.rows(value) if cache.has_batch_dim else cache.model.readout.rows(value[None])[0]
+    return cache.read_out.rows(value) if cache.has_batch_dim else cache.read_out.rows(value[None])[0]
 
 
 def input_of(cache: HeldActivations, layer: int | None, mlp_input: bool = False) -> int:

@@ -90,7 +90,7 @@ class FrozenNorm:
     @property
     def is_pooled(self) -> bool:
         """Whether the norm reads the mean over the patches."""
-        return self.name == "ln_final" and self.cache.model.readout.pools_first
+        return self.name == "ln_final" and self.cache.read_out.pools_first
 
     def names(self, apply_ln: bool = True) -> list[str]:
         """Return what the scale is read from: itself, or where it is not cached, the stream; nothing for no norm."""
@@ -108,7 +108,7 @@ class FrozenNorm:
             LensError: It has no one scale, or not of the rows that the cache holds.
         """
         cache = self.cache
-        if cache.rows == "readout" and cache.model.readout.pools_first and not self.is_pooled:
+        if cache.rows == "readout" and cache.read_out.pools_first and not self.is_pooled:
             raise LensError(
                 f"{self.name} acts on every token, and a cache with rows='readout' of this tower holds their mean; "
                 "make the cache without rows="

@@ -64,7 +64,7 @@ class Scores(HeldActivations):
             LensError: The tower pools by attention: there a token is not read by projection alone.
             VitLensError: Shapes do not fit, or a caption is unknown.
         """
-        if not self.model.readout.is_linear:
+        if not self.read_out.is_linear:
             raise LensError(
                 "this tower pools tokens by attention, so no direction of the residual stream belongs to a caption; "
                 "look at cache['attn_pool.hook_attn_out'], or embed states with cache.logit_lens or model.embed_rows"
@@ -142,7 +142,7 @@ class Scores(HeldActivations):
         named = stream_until(self, self.model.cfg.n_layers, incl_mid)
         labels = _chosen(list(named), layers)
         states = need(self, [named[label] for label in labels], "logit_lens")
-        embeds = [self.model.readout.read(readout_rows(self, state)) for state in states]
+        embeds = [self.read_out.read(readout_rows(self, state)) for state in states]
         self._check_read_out(labels, embeds)
         logits = bank.logits(torch.stack(embeds))
         return (logits, labels) if return_labels else logits
