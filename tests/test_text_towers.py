@@ -160,6 +160,7 @@ def test_a_text_tower_keeps_the_contract(clip):
 def test_lenses_and_attribution_read_a_text_where_it_ends(clip, ids):
     from vit_lens import DiffusionLens, DiffusionSteeringLens, Site
     from vit_lens.attribution import split_embedding
+    from vit_lens.errors import InterventionError
     from vit_lens.interventions import patch, zero
 
     _, tower = clip
@@ -178,5 +179,5 @@ def test_lenses_and_attribution_read_a_text_where_it_ends(clip, ids):
     torch.testing.assert_close(tower.run_with_hooks(ids, fwd_hooks=patch(tower, "L1.mlp", cache)), out, **EXACT)
     off = zero(tower, "L1H2", tokens=[4, 7, 10])
     assert (tower.run_with_hooks(ids, fwd_hooks=off) - out).abs().max() > 1e-3
-    with pytest.raises(Exception, match=r"tokens='cls': this tower sees no patches; give positions, 0 to 10"):
+    with pytest.raises(InterventionError, match=r"tokens=cls: this tower sees no patches; give positions, 0 to 10"):
         zero(tower, "L1H2@cls")

@@ -77,9 +77,10 @@ def _of_mask(mask: Tensor, cfg: PatchEmbedConfig) -> list[int]:
 
 def _positions(item: object, cfg: TowerConfig) -> list[int]:
     kind, value = _read(item)
+    told = f"tokens={str(item) if isinstance(item, Position) else item!r}"
     if kind == "index":
         return [_checked(value, range(cfg.n_ctx), f"position {value}")]
-    image = image_config(cfg, f"tokens={item!r}")
+    image = image_config(cfg, told)
     if isinstance(value, tuple):
         (row, column), (rows, columns) = value, image.grid
         if not (0 <= row < rows and 0 <= column < columns):
@@ -95,7 +96,7 @@ def _positions(item: object, cfg: TowerConfig) -> list[int]:
     if isinstance(value, int):
         return [_checked(value, found, f"{kind}{value}")]
     if not found:
-        raise InterventionError(f"tokens={item!r}: the model has none")
+        raise InterventionError(f"{told}: the model has none")
     return list(found)
 
 
