@@ -179,5 +179,5 @@ def test_lenses_and_attribution_read_a_text_where_it_ends(clip, ids):
     torch.testing.assert_close(tower.run_with_hooks(ids, fwd_hooks=patch(tower, "L1.mlp", cache)), out, **EXACT)
     off = zero(tower, "L1H2", tokens=[4, 7, 10])
     assert (tower.run_with_hooks(ids, fwd_hooks=off) - out).abs().max() > 1e-3
-    with pytest.raises(InterventionError, match=r"tokens=cls: this tower sees no patches; give positions, 0 to 10"):
+    with pytest.raises(InterventionError, match=r"tokens='cls': this tower sees no patches; give positions, 0 to 10"):
         zero(tower, "L1H2@cls")
