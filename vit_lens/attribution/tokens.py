@@ -171,7 +171,7 @@ def pool_token_parts(cache: ViTActivationCache) -> Float[Tensor, "batch head tok
     """
     readout = FrozenReadout(cache)
     pattern, normed = readout.pattern, readout.normed
-    attn = readout.model.streams[-1].attention(None)
+    attn = readout.model.attention_of(Site(None, "pool_attn"))
     W_V, b_V, W_O = (x.detach().to(normed) for x in (attn.W_V, attn.b_V, attn.W_O))
     out = pattern.new_empty(*pattern.shape, readout.model.cfg.d_embed)
     for head in range(pattern.shape[1]):

@@ -90,7 +90,7 @@ def _put(cache: ViTActivationCache, name: str, head: int | None = None) -> HookF
 def _own_hooks(cache: ViTActivationCache, site: Site, own: str) -> list[tuple[str, HookFn]]:
     if site.head is None:
         return [(own, _put(cache, own))]
-    bias = cache.model.stream_of(site).attention(site.layer).b_O
+    bias = cache.model.attention_of(site).b_O
 
     def without_bias(act: Tensor, hook: HookPoint) -> Tensor:
         return act - bias

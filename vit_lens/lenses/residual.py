@@ -122,7 +122,7 @@ def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, 
         heads = [s for s in sites if s.hook_name == name and s.head is not None]
         index = [s.head for s in heads]
         z = read_wide(cache, name)[:, :, index]
-        weight = cache.model.stream_of(heads[0]).attention(heads[0].layer).W_O.detach()[index].to(z)
+        weight = cache.model.attention_of(heads[0]).W_O.detach()[index].to(z)
         found.update(zip(heads, einsum(z, weight, "b row h k, h k d -> h b row d"), strict=True))
     for site in sites:
         if site.head is None:

@@ -224,7 +224,7 @@ class ReferenceMeans:
             return mlp_out.to(model.device)
         if site.layer is not None and site.is_residual:
             return self.resid(model, site.layer, site.kind)
-        attn = model.stream_of(site).attention(site.layer)
+        attn = model.attention_of(site)
         z = self.z_of(site).to(model.device)
         if site.head is not None:
             return z[:, site.head] @ attn.W_O[site.head].detach().to(z)

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
 from vit_lens.config import TowerConfig
-from vit_lens.towers.layers import LayerNorm, TransformerBlock
+from vit_lens.towers.layers import Attention, LayerNorm, TransformerBlock
 from vit_lens.towers.readout import Readout
 from vit_lens.towers.streams import Stream
 
@@ -63,6 +63,7 @@ class Tower(Protocol):
     @property
     def streams(self) -> tuple[Stream, ...]: ...
     def stream_of(self, site: Site) -> Stream: ...
+    def attention_of(self, site: Site) -> Attention: ...
     @property
     def device(self) -> torch.device: ...
     @property

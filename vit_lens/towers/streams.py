@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_lens.addresses import Site
-from vit_lens.errors import LensError
-from vit_lens.towers.layers import Attention, AttentionPool
+from vit_lens.towers.layers import AttentionPool
 from vit_lens.towers.readout import Activations, Readout
 
 
@@ -28,11 +27,14 @@ class Stream(ABC):
 
     start: str | None = None
     """The hook point of what the stream begins with; None where it begins with nothing."""
-    writes: tuple[str, ...]
-    """The hook points of what is added to it, in order."""
 
     def __init__(self, readout: Readout):
         self.readout = readout
+
+    @property
+    @abstractmethod
+    def writes(self) -> tuple[str, ...]:
+        """The hook points of what is added to the stream, in order."""
 
     @abstractmethod
     def last(self, cache: Activations) -> Float[Tensor, "batch row d"]:
@@ -41,10 +43,6 @@ class Stream(ABC):
     @abstractmethod
     def read(self, states: Float[Tensor, "*batch row d"]) -> Float[Tensor, "*batch d_embed"]:
         """Return the outputs of ends of the stream, without hooks and with fresh statistics."""
-
-    @abstractmethod
-    def attention(self, layer: int | None) -> Attention:
-        """Return the attention of a layer."""
 
     @abstractmethod
     def rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
@@ -65,22 +63,21 @@ class ResidualStream(Stream):
 
     start = "blocks.0.hook_resid_pre"
 
-    def __init__(self, readout: Readout, attentions: Sequence[Attention]):
+    def __init__(self, readout: Readout, blocks: nn.ModuleList):
         super().__init__(readout)
-        self.attentions = attentions
-        layers, parts = range(len(attentions)), ("attn_out", "mlp_out")
-        self.writes = tuple(f"blocks.{layer}.hook_{part}" for layer in layers for part in parts)
+        self.blocks = blocks
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The attention and MLP output of every block."""
+        layers, parts = range(len(self.blocks)), ("attn_out", "mlp_out")
+        return tuple(f"blocks.{layer}.hook_{part}" for layer in layers for part in parts)
 
     def last(self, cache: Activations) -> Float[Tensor, "batch row d_model"]:
-        return read_wide(cache, f"blocks.{len(self.attentions) - 1}.hook_resid_post")
+        return read_wide(cache, f"blocks.{len(self.blocks) - 1}.hook_resid_post")
 
     def read(self, states: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_embed"]:
         return self.readout.read(states)
-
-    def attention(self, layer: int | None) -> Attention:
-        if layer is None:
-            raise LensError("the model has no attention pooling")
-        return self.attentions[layer]
 
     def rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
         return self.readout.rows(x)
@@ -92,16 +89,17 @@ class PoolingStream(Stream):
     def __init__(self, readout: Readout, pool: AttentionPool):
         super().__init__(readout)
         self.pool = pool
-        self.writes = ("attn_pool.hook_attn_out", *["attn_pool.hook_mlp_out"] * (pool.mlp is not None))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The attention's output and, where there is an MLP, its."""
+        return ("attn_pool.hook_attn_out", *["attn_pool.hook_mlp_out"] * (self.pool.mlp is not None))
 
     def last(self, cache: Activations) -> Float[Tensor, "batch 1 d_pooled"]:
         return torch.stack([read_wide(cache, name) for name in self.writes]).sum(0)
 
     def read(self, states: Float[Tensor, "*batch 1 d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
         return self.readout.read_pooled(self.pool.finish(states[..., 0, :]))
-
-    def attention(self, layer: int | None) -> Attention:
-        return self.pool.attn
 
     def rows(self, x: Float[Tensor, "batch 1 *axes"]) -> Float[Tensor, "batch 1 *axes"]:
         return x

@@ -15,11 +15,11 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
 from vit_lens.config import TowerConfig
-from vit_lens.errors import VitLensError
+from vit_lens.errors import LensError, VitLensError
 from vit_lens.identity import fingerprint
 from vit_lens.towers.caching import CachingRootModule
 from vit_lens.towers.contract import Tower
-from vit_lens.towers.layers import AttentionPool, LayerNorm, RelativeBias, TransformerBlock, Unembed, norm_of
+from vit_lens.towers.layers import Attention, AttentionPool, LayerNorm, RelativeBias, TransformerBlock, Unembed, norm_of
 from vit_lens.towers.processing import WeightProcessing
 from vit_lens.towers.readout import Readout, readout_of
 from vit_lens.towers.stacked import StackedWeights
@@ -129,7 +129,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """What parts add up in: the residual stream, and behind it that of attention pooling, where there is any."""
         readout = self.readout
         pool = () if self.attn_pool is None else (PoolingStream(readout, self.attn_pool),)
-        return ResidualStream(readout, [block.attn for block in self.blocks]), *pool
+        return ResidualStream(readout, self.blocks), *pool  # pyright: ignore[reportArgumentType]
 
     def stream_of(self, site: Site) -> Stream:
         """Return the stream that a site writes to.
@@ -138,6 +138,18 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
             UnknownSiteError: The site is not one of the model's.
         """
         return self.streams[site.check(self.cfg).is_pool]  # pyright: ignore[reportArgumentType]
+
+    def attention_of(self, site: Site) -> Attention:
+        """Return the attention that a head, attention block or site of attention pooling belongs to.
+
+        Raises:
+            LensError: It is one of attention pooling, and the model has none.
+        """
+        if site.layer is not None:
+            return self.blocks[site.layer].attn
+        if self.attn_pool is None:
+            raise LensError(f"site {site}: {self.encoder_id} has no attention pooling")
+        return self.attn_pool.attn
 
     def readout_rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:
         """Return a copy of the rows of a residual-like activation that the output is read from.

@@ -142,7 +142,7 @@ class Soil:
 
     def _size(self, site: Site) -> float:
         """Return the root mean square of a head's deviation from its mean."""
-        weight = self.bare.stream_of(site).attention(site.layer).W_O[site.head].detach().double().cpu().numpy()
+        weight = self.bare.attention_of(site).W_O[site.head].detach().double().cpu().numpy()
         written = self.z[:, site.layer, site.head] @ weight
         deviation = written - written.mean(0)
         deviation -= deviation.mean(1, keepdims=True)  # LayerNorm is blind to it
