@@ -11,6 +11,8 @@ import vit_lens
 
 # Public names whose meaning an example would not show, by room.
 UNSHOWN = {
+    # Sweeps write with it, from a manifest of dozens of keys that a plan gives.
+    "records": ("RecordWriter",),
 }  # fmt: skip
 
 
