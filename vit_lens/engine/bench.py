@@ -29,9 +29,15 @@ class Bench:
 
     Attributes:
         model: The encoder that the decoder was made for; it reads the pictures again.
-        decoder: Draws.
-        negative: Where guidance leads away from; None for none.
+        decoder: What draws.
+        negative: Where guidance leads away from; None for nothing.
         readers: Other encoders that look at the pictures, by name.
+
+    >>> from vit_lens.conditions import Condition
+    >>> bench = vl.engine.Bench(model=model, decoder=decoder, negative=decoder.negative(model))
+    >>> pictures = bench.draw(Condition(pooled=model(pixels)), decoder.settings(steps=1), 2)
+    >>> pictures.shape, bench.look(pictures, 2)["own"]
+    (torch.Size([2, 64, 64, 3]), Condition([2] rows of pooled [128]))
     """
 
     model: HookedViT
@@ -81,7 +87,11 @@ class Bench:
 
 
 def machine_kind(device: torch.device) -> str:
-    """Return the kind of device that decides bits: of a CPU its instructions, of a GPU its name."""
+    """Return the kind of device that decides bits: of a CPU its instructions, of a GPU its name.
+
+    >>> vl.engine.machine_kind(torch.device("cpu"))
+    'cpu (...)'
+    """
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -91,7 +101,12 @@ def machine_kind(device: torch.device) -> str:
 
 @contextmanager
 def recorded_threads(n: int) -> Iterator[None]:
-    """Compute with as many threads as a record says, within the block."""
+    """Compute with as many threads as a record says, within the block.
+
+    >>> with vl.engine.recorded_threads(1):
+    ...     torch.get_num_threads()
+    1
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
