@@ -71,7 +71,7 @@ def examine(
             photographs: the published denoising errors are then not judged.
         encoder_dtype: The type of the encoder's weights.
         decoder_dtype: The type of the decoder's weights.
-        device: Where all weights are.
+        device: The device of all weights.
         steps: Denoising steps; None takes the decoder's default.
         progress: Whether bars are shown on the standard error stream.
 

@@ -30,7 +30,7 @@ class Bench:
     Attributes:
         model: The encoder that the decoder was made for; it reads the pictures again.
         decoder: What draws.
-        negative: Where guidance leads away from; None for nothing.
+        negative: The condition that guidance leads away from; None for nothing.
         readers: Other encoders that look at the pictures, by name.
 
     >>> from vit_lens.conditions import Condition

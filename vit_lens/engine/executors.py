@@ -149,7 +149,7 @@ def draw(
         condition: What is drawn, a picture for each row.
         settings: The decoder's settings, the noise seed included.
         size: How many rows run together; the last are filled up to as many.
-        keep: Called with what is finished, batch by batch.
+        keep: A function that is called with what is finished, batch by batch; None keeps nothing.
         label: The words before the bar.
         progress: Whether a bar is shown.
 

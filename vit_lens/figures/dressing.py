@@ -63,9 +63,9 @@ def dress(figure: go.Figure, title: str, width: int, height: int) -> go.Figure:
 
     Args:
         figure: The figure, which is changed and returned.
-        title: Its title, in plotly's HTML.
-        width: Its width in pixels, at least 420.
-        height: Its height in pixels.
+        title: The title, in plotly's HTML.
+        width: The width in pixels; 420 if it is less.
+        height: The height in pixels.
 
     >>> import plotly.graph_objects as go
     >>> vl.figures.dress(go.Figure(), "Heads", 300, 200).layout.width

@@ -34,8 +34,8 @@ class Found:
     """The best answers of every row of a record, best first.
 
     Attributes:
-        index: Which captions, or which pictures of the gallery; -1 where an embedding has no direction.
-        cosine: Their cosines with the row's embedding, -1 to 1; nan where it has no direction.
+        index: The indices of the captions, or of the gallery's pictures; -1 where an embedding has no direction.
+        cosine: The cosines of these with the row's embedding, -1 to 1; nan where it has no direction.
 
     >>> texts = vl.Beside(texts=bank)
     >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="mlp", beside=texts, out=tmp / "found")
@@ -55,7 +55,7 @@ class Readouts:
 
     Attributes:
         captions: The texts that were compared.
-        texts: Their embeddings at length 1; None without captions.
+        texts: The embeddings of the captions at length 1; None without captions.
         logit_scale: The factor that turns cosines into logits; None without captions.
         logit_bias: The number that is added to them where the model takes sigmoids; None where it takes a softmax.
         groups: Indices of captions that are alternatives of each other, by name: what a softmax runs over.

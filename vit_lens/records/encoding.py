@@ -23,7 +23,7 @@ def encode_png(
 
     Args:
         picture: A PIL image, or pixels 0 to 255.
-        compress_level: From 0 (fast, large) to 9; the picture is the same.
+        compress_level: The effort of compression, from 0 (fast, large) to 9; the picture is the same.
 
     Raises:
         RecordError: Pixels are not uint8 [height width 3].

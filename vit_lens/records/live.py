@@ -131,8 +131,8 @@ class LiveNumbers:
         """Return the embedding of an image with parts scaled, in float64.
 
         Args:
-            image: Its index in the record.
-            factors: By site: heads, attention blocks (a head's factor is its own times its block's), MLPs,
+            image: The index of the image in the record.
+            factors: Factors by site: heads, attention blocks (a head's factor is its own times its block's), MLPs,
                 ``start`` and ``pool.mlp``; parts that are not named keep the factor 1.
 
         Raises:

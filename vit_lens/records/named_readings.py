@@ -52,7 +52,7 @@ class Reading:
         """Read what :meth:`to_dict` gave.
 
         Raises:
-            RecordError: It is something else.
+            RecordError: The value is no reading.
         """
         texts = ("id", "lens", "control", "of", "label", "words")
         if isinstance(found, dict) and found.keys() == {*texts, "settings"} and isinstance(found["settings"], dict):

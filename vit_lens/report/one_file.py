@@ -56,7 +56,7 @@ def write_page(
         template: Package and name of a Jinja template, which gets ``policy``, ``style``, ``script`` and ``values``.
         styles: Packages and names of style sheets, which are joined.
         scripts: Packages and names of scripts, which are joined.
-        images: Where images may come from, in the words of a Content-Security-Policy.
+        images: The sources that images may come from, in the words of a Content-Security-Policy.
         filters: Filters of the template, by name.
         values: What the template shows, by name.
 

@@ -49,7 +49,7 @@ def sweep(
 
     Args:
         model: The encoder.
-        decoder: Draws the pictures; None keeps embeddings and their numbers alone.
+        decoder: The decoder that draws the pictures; None keeps embeddings and their numbers alone.
         inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`.
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
             must be defined on every site, of several each reads the sites that it is defined on.
@@ -58,8 +58,9 @@ def sweep(
             ``resid_mid``, ``resid_post``.
         out: The directory of the record: new, empty, or this same sweep's, which then goes on.
         drawing: The decoder's settings, noise seeds and batch size; None takes the decoder's own.
-        controls: Draw, beside every row that is not a residual, a control of equal norm and random direction. The
-            table says without it, before decoding, what twenty of them are like (``cos_lens_control``, ``leak``).
+        controls: Whether a control of equal norm and random direction is drawn beside every row that is not a
+            residual, or :class:`Controls` that say which. The table says without it, before decoding, what twenty of
+            them are like (``cos_lens_control``, ``leak``).
         beside: Captions, neighbours and live numbers to keep beside the pictures; None keeps none.
         budget: What this call may spend: ``"60s"`` of wall time, or 200 pictures; see :class:`Budget`. Every row is
             first drawn coarsely, where the decoder has coarse settings, then refined; in both the most informative
@@ -67,7 +68,8 @@ def sweep(
             unfinished until all is refined; the same call again goes on for another budget, and without one to the end.
         execution: The executor, the part of a divided sweep, and the number of threads; None draws all of it here.
         progress: Whether bars are shown, and with a budget what it will cover.
-        on_pass: Called with the record as far as it is, after each pass, now and then in between, and at the end.
+        on_pass: A function that is called with the record as far as it is, after each pass, now and then in between,
+            and at the end.
         command: The command that makes this record again, for its manifest; None leaves it out.
         notes: Sentences that are shown with the record.
 

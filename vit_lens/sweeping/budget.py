@@ -58,7 +58,7 @@ class Budget:
         """Return a budget as it is, or read ``"60s"``, ``"2m"``, ``"1h"`` of time, ``"200"`` or 200 for pictures.
 
         Raises:
-            VitLensError: It is none of these.
+            VitLensError: The text is none of these.
         """
         if isinstance(given, Budget):
             return given

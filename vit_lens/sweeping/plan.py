@@ -50,7 +50,7 @@ def plan(
 
     Args:
         model: The encoder.
-        decoder: Draws the pictures; None keeps embeddings and their numbers alone.
+        decoder: The decoder that draws the pictures; None keeps embeddings and their numbers alone.
         inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`.
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
             must be defined on every site, of several each reads the sites that it is defined on.
@@ -141,7 +141,7 @@ class Plan:
 
     Attributes:
         model: The encoder.
-        decoder: Draws the pictures; None where nothing is drawn.
+        decoder: The decoder that draws the pictures; None where nothing is drawn.
         inputs: The images that are read.
         readings: The lenses on their sites, controls among them.
         seeds: The noise seeds; every row is drawn with each.

@@ -48,7 +48,8 @@ def run(
         out: The directory of the record: new, empty, or this same plan's, which then goes on.
         started: When the call began, by ``time.monotonic``, for a budget of time; None for now.
         progress: Whether bars are shown.
-        on_pass: Called with the record as far as it is, after each pass, now and then in between, and at the end.
+        on_pass: A function that is called with the record as far as it is, after each pass, now and then in between,
+            and at the end.
         command: The command that makes the record again, for its manifest; None leaves it out.
         notes: Sentences that are shown with the record.
 

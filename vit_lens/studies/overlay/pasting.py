@@ -28,10 +28,10 @@ class Overlay:
 
     Attributes:
         name: What tables call it.
-        rgba: Its pixels, 0 to 255, the last channel its opacity.
+        rgba: The pixels, 0 to 255, the last channel their opacity.
         at: ``top left``, ``top right``, ``bottom left``, ``bottom right``, ``centre``, or ``full``: stretched over the
             whole image.
-        scale: Its width as a share of the image's, more than 0 and at most 1; None keeps its own pixels.
+        scale: The overlay's width as a share of the image's, more than 0 and at most 1; None keeps its own pixels.
 
     Raises:
         StudyError: It is wholly transparent, the position is unknown, or the scale is no share.
