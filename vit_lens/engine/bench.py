@@ -56,7 +56,21 @@ class Bench:
     def draw(
         self, condition: Condition, settings: Any, size: int, on_smaller: Callable[[int], object] | None = None
     ) -> UInt8[Tensor, "row height width 3"]:
-        """Draw at most ``size`` rows, filled up to ``size``: a picture does not depend on how many there are."""
+        """Draw rows, filled up to ``size``: a picture does not depend on how many there are.
+
+        Args:
+            condition: What is drawn, at most ``size`` rows.
+            settings: The decoder's settings, the noise seed included.
+            size: How many rows run together.
+            on_smaller: A function that is called with a smaller size where memory runs out, as
+                :meth:`vit_lens.Decoder.decode` says; None for none.
+
+        Returns:
+            Pictures, 0 to 255.
+
+        Raises:
+            ContractError: The decoder did not return a picture for each row.
+        """
         device = self.decoder.device
         negative = None if self.negative is None else self.negative.to(device)
         pictures = self.decoder.decode(
@@ -67,7 +81,15 @@ class Bench:
 
     @torch.no_grad()
     def look(self, pictures: UInt8[Tensor, "row height width 3"], size: int) -> dict[str, Condition]:
-        """Read pictures again: as the decoder's conditions (``own``), and by every reader."""
+        """Read pictures again: as the decoder's conditions (``own``), and by every reader under its name.
+
+        Args:
+            pictures: At most ``size`` pictures, 0 to 255.
+            size: How many are read together; fewer are filled up, so that bits do not depend on their number.
+
+        Raises:
+            ContractError: The decoder's ``read`` did not return a row for each picture.
+        """
         found = {OWN: self._read(self.model, pictures, size, self.decoder.read)}
         for name, reader in self.readers.items():
             found[name] = self._read(reader, pictures, size, lambda model, pixels: Condition(pooled=model(pixels)))

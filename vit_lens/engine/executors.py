@@ -44,11 +44,11 @@ _E = TypeVar("_E", bound=Callable[..., Executor])
 def executor(name: str) -> Callable[[_E], _E]:
     """Register what makes an executor of its options under a name.
 
-    >>> @vl.engine.executor("loud")
-    ... class Loud(vl.engine.Local):
+    >>> @vl.engine.executor("repeated")
+    ... class Repeated(vl.engine.Local):
     ...     def __init__(self, times: str = "1"):
     ...         self.times = int(times)
-    >>> vl.engine.make_executor("loud:times=3").times
+    >>> vl.engine.make_executor("repeated:times=3").times
     3
     """
 

@@ -115,7 +115,12 @@ class Record:
         """Return the table with columns that say what each row was read with.
 
         ``lens``, ``control``, ``reading_label``, and every setting of the lenses under its name (``lens_NAME`` where
-        there is a column of that name).
+        there is a column of that name). A setting that a row's lens does not have is missing (None or nan).
+
+        >>> lenses = ["dsl:alpha=10", "diffusion"]
+        >>> record = vl.sweep(model, None, images[:1], lens=lenses, sites=["L7H0", "L7.resid_post"], out=tmp / "frame")
+        >>> record.frame()[["site", "lens", "alpha"]].values.tolist()
+        [['L7H0', 'dsl', 10.0], ['L7H0', 'diffusion', nan], ['L7.resid_post', 'diffusion', nan]]
         """
         taken = {*self.table.columns, "lens", "control", "reading_label"}
         said = {

@@ -130,6 +130,9 @@ class StudyResult:
     def frame(self, table: str | None = None) -> "pd.DataFrame":
         """Return the scores, or one of the tables, as a table.
 
+        Args:
+            table: The name of the table; None for the scores, one a row, with nulls and controls in columns.
+
         Raises:
             StudyError: There is no such table.
         """
@@ -142,7 +145,7 @@ class StudyResult:
         return pd.DataFrame([_flat(score) for score in self.scores])
 
     def score(self, measure: str, reading: str, level: str) -> Score:
-        """Return one score.
+        """Return the score of a measure, reading and level, as :class:`Score` has them.
 
         Raises:
             StudyError: There is none, or more than one.
@@ -177,7 +180,13 @@ class StudyResult:
         }  # fmt: skip
 
     def save(self, directory: Path) -> Path:
-        """Write ``result.json`` and ``scores.csv``, and every table as ``<name>.csv``; returns the JSON's path.
+        """Write ``result.json`` and ``scores.csv``, and every table as ``<name>.csv``.
+
+        Args:
+            directory: The folder for the files, which is made where there is none.
+
+        Returns:
+            The path of ``result.json``, which :func:`load_result` reads.
 
         Raises:
             OutputError: They cannot be written.

@@ -165,7 +165,7 @@ class Pictures:
         )
 
     def draw(self, asked: Condition | Tensor, *, noise_seed: int, label: str = "pictures", **options: Any) -> DrawnRows:
-        """Return the pictures themselves, and what is read of them; they are not kept. See :func:`engine.draw`."""
+        """Return the pictures and what is read of them, and keep neither; see :func:`vit_lens.engine.draw`."""
         asked = Condition.of(asked)
         self.decoder.check(asked)
         settings = seeded(self.settings, noise_seed)

@@ -59,6 +59,12 @@ class Budget:
 
         Raises:
             VitLensError: The text is none of these.
+
+        >>> vl.Budget.parse(200)
+        Budget(seconds=None, pictures=200, same_above=0.9999)
+        >>> vl.Budget.parse("1.5")
+        Traceback (most recent call last):
+        vit_lens.errors.VitLensError: budget '1.5': write seconds, minutes or hours as 60s, 2m, 1h, or pictures as 200
         """
         if isinstance(given, Budget):
             return given
