@@ -11,6 +11,16 @@ import vit_lens
 
 # Public names whose meaning an example would not show, by room.
 UNSHOWN = {
+    # The program itself: README and docs show its commands.
+    "cli": ("main",),
+    # An executor makes it; the example of Local shows one.
+    "engine": ("Drawn",),
+    # Sweeps write with it, from a manifest of dozens of keys that a plan gives.
+    "records": ("RecordWriter",),
+    # It needs a template and a style sheet in a package, which write_report and plates have.
+    "report": ("write_page",),
+    # A study runs for minutes; its command and docs/trust.md show it.
+    "studies": ("content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study"),
 }  # fmt: skip
 
 

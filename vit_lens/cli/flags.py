@@ -138,6 +138,7 @@ class Tower:
     device: Device = "cpu"
 
     def load(self, dtype: str = "float32") -> "HookedViT":
+        """Return the model that the options name, in this dtype."""
         from vit_lens import HookedViT
 
         where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
@@ -155,6 +156,7 @@ class Pair(Tower):
     guidance: Guidance = None
 
     def load_decoder(self, dtype: str) -> "AnyDecoder":
+        """Return the decoder that the options name, in this dtype."""
         from vit_lens import load_decoder
 
         where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
@@ -190,7 +192,7 @@ def one(values: Sequence[T] | None, option: str) -> T | None:
     """Return the value of an option that may be repeated in other commands, or None.
 
     Raises:
-        VitLensError: It has several.
+        VitLensError: The option has several values.
     """
     if values and len(values) > 1:
         raise VitLensError(f"{option} is given {len(values)} values; this command takes one")
@@ -201,7 +203,7 @@ def torch_dtype(name: str) -> "torch.dtype":
     """Return a torch dtype by name.
 
     Raises:
-        VitLensError: It is none of those offered.
+        VitLensError: The name is none of those offered.
     """
     import torch
 

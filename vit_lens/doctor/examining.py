@@ -64,19 +64,23 @@ def examine(
         model: A model, or its name as for ``HookedViT.from_pretrained``. One in memory has no source to be compared
             with: that is ``model.verify(source)``.
         decoder: A decoder of any kind, or its name as for ``load_decoder``; None examines the encoder alone.
-        tag: As for ``HookedViT.from_pretrained``.
-        quick_gelu: As for ``HookedViT.from_pretrained``.
+        tag: The pretrained tag, as for ``HookedViT.from_pretrained``.
+        quick_gelu: The activation, as for ``HookedViT.from_pretrained``.
         encoder: The id of the encoder that the decoder was made for, where its files do not say it.
         images: Photographs, as ``model.preprocess`` takes them; by default pictures of the mini world, which are no
             photographs: the published denoising errors are then not judged.
-        encoder_dtype: Of the encoder's weights.
-        decoder_dtype: Of the decoder's weights.
-        device: Of all weights.
-        steps: Denoising steps, instead of the decoder's default.
-        progress: Show bars on the standard error stream.
+        encoder_dtype: The type of the encoder's weights.
+        decoder_dtype: The type of the decoder's weights.
+        device: The device of all weights.
+        steps: Denoising steps; None takes the decoder's default.
+        progress: Whether bars are shown on the standard error stream.
 
     Raises:
         VitLensError: The device is not there.
+
+    >>> report = vl.doctor.examine(model, None, images=images)
+    >>> report.passed, report["sample images"].given
+    (True, '2 images')
     """
     started, device = time.monotonic(), torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():

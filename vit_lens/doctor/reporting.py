@@ -23,11 +23,15 @@ class Check:
 
     Attributes:
         name: What was looked at.
-        passed: None where there is nothing to judge, or a check could not run because an earlier one failed.
-        given: What was found.
-        expected: What was asked for.
+        passed: Whether it is as it should be; None where there is nothing to judge, or a check could not run because an
+            earlier one failed.
+        given: What was found, in words.
+        expected: What was asked for, in words; empty where nothing was.
         detail: More, in a sentence.
-        values: The numbers behind it.
+        values: The numbers behind it, by name.
+
+    >>> vl.doctor.Check("parity", True, "0", "at most 1e-5").passed
+    True
     """
 
     name: str
@@ -40,15 +44,22 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All findings, with what they were found on.
+    """All findings, with what they were found on; ``report["parity"]`` is the first of that name.
 
     Attributes:
-        checks: In the order in which they ran.
+        checks: The findings, in the order in which they ran.
         subject: Encoder and decoder: ids, fingerprint, dtype, settings; as far as they could be loaded.
-        machine: Where it ran.
-        versions: Of the packages that matter.
-        command: What repeats it; empty where something was made in memory.
+        machine: The machine that it ran on.
+        versions: Versions of the packages that matter.
+        command: The command that repeats it; empty where something was made in memory.
         seconds: Wall time.
+
+    >>> checks = [vl.doctor.Check("parity", True, "0", "at most 1e-5"), vl.doctor.Check("images", None, "2 images")]
+    >>> report = vl.doctor.Report(checks=checks, subject={}, machine={}, versions={}, command="", seconds=1.0)
+    >>> report.passed, report["images"].given
+    (True, '2 images')
+    >>> report.to_text().splitlines()[-1]
+    '1 passed, 0 failed, 1 without a verdict, 1 s: PASS'
     """
 
     checks: Sequence[Check]

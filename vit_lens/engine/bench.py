@@ -29,9 +29,15 @@ class Bench:
 
     Attributes:
         model: The encoder that the decoder was made for; it reads the pictures again.
-        decoder: Draws.
-        negative: Where guidance leads away from; None for none.
+        decoder: What draws.
+        negative: The condition that guidance leads away from; None for nothing.
         readers: Other encoders that look at the pictures, by name.
+
+    >>> from vit_lens.conditions import Condition
+    >>> bench = vl.engine.Bench(model=model, decoder=decoder, negative=decoder.negative(model))
+    >>> pictures = bench.draw(Condition(pooled=model(pixels)), decoder.settings(steps=1), 2)
+    >>> pictures.shape, bench.look(pictures, 2)["own"]
+    (torch.Size([2, 64, 64, 3]), Condition([2] rows of pooled [128]))
     """
 
     model: HookedViT
@@ -50,7 +56,21 @@ class Bench:
     def draw(
         self, condition: Condition, settings: Any, size: int, on_smaller: Callable[[int], object] | None = None
     ) -> UInt8[Tensor, "row height width 3"]:
-        """Draw at most ``size`` rows, filled up to ``size``: a picture does not depend on how many there are."""
+        """Draw rows, filled up to ``size``: a picture does not depend on how many there are.
+
+        Args:
+            condition: What is drawn, at most ``size`` rows.
+            settings: The decoder's settings, the noise seed included.
+            size: How many rows run together.
+            on_smaller: A function that is called with a smaller size where memory runs out, as
+                :meth:`vit_lens.Decoder.decode` says; None for none.
+
+        Returns:
+            Pictures, 0 to 255.
+
+        Raises:
+            ContractError: The decoder did not return a picture for each row.
+        """
         device = self.decoder.device
         negative = None if self.negative is None else self.negative.to(device)
         pictures = self.decoder.decode(
@@ -61,7 +81,15 @@ class Bench:
 
     @torch.no_grad()
     def look(self, pictures: UInt8[Tensor, "row height width 3"], size: int) -> dict[str, Condition]:
-        """Read pictures again: as the decoder's conditions (``own``), and by every reader."""
+        """Read pictures again: as the decoder's conditions (``own``), and by every reader under its name.
+
+        Args:
+            pictures: At most ``size`` pictures, 0 to 255.
+            size: How many are read together; fewer are filled up, so that bits do not depend on their number.
+
+        Raises:
+            ContractError: The decoder's ``read`` did not return a row for each picture.
+        """
         found = {OWN: self._read(self.model, pictures, size, self.decoder.read)}
         for name, reader in self.readers.items():
             found[name] = self._read(reader, pictures, size, lambda model, pixels: Condition(pooled=model(pixels)))
@@ -81,7 +109,11 @@ class Bench:
 
 
 def machine_kind(device: torch.device) -> str:
-    """Return the kind of device that decides bits: of a CPU its instructions, of a GPU its name."""
+    """Return the kind of device that decides bits: of a CPU its instructions, of a GPU its name.
+
+    >>> vl.engine.machine_kind(torch.device("cpu"))
+    'cpu (...)'
+    """
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -91,7 +123,12 @@ def machine_kind(device: torch.device) -> str:
 
 @contextmanager
 def recorded_threads(n: int) -> Iterator[None]:
-    """Compute with as many threads as a record says, within the block."""
+    """Compute with as many threads as a record says, within the block.
+
+    >>> with vl.engine.recorded_threads(1):
+    ...     torch.get_num_threads()
+    1
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:

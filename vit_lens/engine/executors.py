@@ -18,7 +18,11 @@ from vit_lens.errors import VitLensError, nearest
 
 @runtime_checkable
 class Executor(Protocol):
-    """Whatever runs tasks."""
+    """Whatever runs tasks: any object with this method.
+
+    >>> isinstance(vl.engine.Local(), vl.engine.Executor)
+    True
+    """
 
     def run(
         self, bench: Bench, tasks: Iterable[Task], conditions: Callable[[tuple[int, ...]], Condition]
@@ -26,9 +30,9 @@ class Executor(Protocol):
         """Yield what comes of every task, in any order.
 
         Args:
-            bench: For executors of this process; others go by the tasks' recipes.
-            tasks: Pulled one by one; the next is made when it is asked for.
-            conditions: What rows ask for, for executors of this process.
+            bench: The decoder and encoder, for executors of this process; others go by the tasks' recipes.
+            tasks: The tasks, pulled one by one; the next is made when it is asked for.
+            conditions: Returns what rows ask for, for executors of this process.
         """
         ...
 
@@ -38,7 +42,15 @@ _E = TypeVar("_E", bound=Callable[..., Executor])
 
 
 def executor(name: str) -> Callable[[_E], _E]:
-    """Register what makes an executor of its options under a name."""
+    """Register what makes an executor of its options under a name.
+
+    >>> @vl.engine.executor("repeated")
+    ... class Repeated(vl.engine.Local):
+    ...     def __init__(self, times: str = "1"):
+    ...         self.times = int(times)
+    >>> vl.engine.make_executor("repeated:times=3").times
+    3
+    """
 
     def register(make: _E) -> _E:
         EXECUTORS[name] = make
@@ -52,6 +64,12 @@ def make_executor(given: Executor | str) -> Executor:
 
     Raises:
         VitLensError: There is no such executor, or an option is not one of its.
+
+    >>> type(vl.engine.make_executor("local"))
+    <class 'vit_lens.engine.executors.Local'>
+    >>> vl.engine.make_executor("local:gpus=2")
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: executor 'local:gpus=2': Local() takes no arguments
     """
     if not isinstance(given, str):
         return given
@@ -74,7 +92,16 @@ class _Smaller(Exception):  # how decode's callback leaves the batch that has to
 
 @executor("local")
 class Local:
-    """Runs tasks one after the other in this process; where memory runs out, the rest in smaller batches."""
+    """Runs tasks one after the other in this process; where memory runs out, the rest in smaller batches.
+
+    >>> from vit_lens.conditions import Condition
+    >>> asked = Condition(pooled=model(pixels))
+    >>> bench = vl.engine.Bench(model=model, decoder=decoder, negative=None)
+    >>> task = vl.engine.Task(rows=(1,), settings=decoder.settings(steps=1, guidance=1.0), size=1)
+    >>> [drawn] = vl.engine.Local().run(bench, [task], lambda rows: asked[list(rows)])
+    >>> drawn.rows, drawn.pictures.shape
+    ((1,), torch.Size([1, 64, 64, 3]))
+    """
 
     def run(
         self, bench: Bench, tasks: Iterable[Task], conditions: Callable[[tuple[int, ...]], Condition]
@@ -119,12 +146,22 @@ def draw(
 
     Args:
         bench: What draws and looks.
-        condition: What is drawn.
-        settings: Of the decoder.
-        size: Rows that run together; the last are filled up to as many.
-        keep: Called with what is finished, batch by batch.
-        label: Of the bar.
-        progress: Show a bar.
+        condition: What is drawn, a picture for each row.
+        settings: The decoder's settings, the noise seed included.
+        size: How many rows run together; the last are filled up to as many.
+        keep: A function that is called with what is finished, batch by batch; None keeps nothing.
+        label: The words before the bar.
+        progress: Whether a bar is shown.
+
+    Returns:
+        The pictures, and what they are read as, by reader; see :meth:`Bench.look`.
+
+    >>> from vit_lens.conditions import Condition
+    >>> bench = vl.engine.Bench(model=model, decoder=decoder, negative=None)
+    >>> settings = decoder.settings(steps=1, guidance=1.0)
+    >>> pictures, seen = vl.engine.draw(bench, Condition(pooled=model(pixels)), settings, 2)
+    >>> pictures.shape, list(seen)
+    (torch.Size([2, 64, 64, 3]), ['own'])
     """
     condition, found = condition.kept(), []
     batches = (range(len(condition))[start : start + size] for start in range(0, len(condition), size))

@@ -19,16 +19,20 @@ from vit_lens.records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Rows of one batch.
+    """The rows of one batch. It holds no tensor, so that it can be sent to another process.
 
     Attributes:
-        rows: Of the record, or of what is drawn.
-        settings: Of the decoder, the noise seed included.
-        size: Rows that run together; fewer are filled up.
-        drawn: What the record calls this pass.
-        folder: Of the record that holds the conditions; None where they are held in memory.
-        threads: That compute; None: as many as there are.
-        recipe: Of the bench; see :attr:`Bench.recipe`.
+        rows: The numbers of the rows, in the record or in what is drawn.
+        settings: The decoder's settings, the noise seed included.
+        size: How many rows run together; fewer are filled up.
+        drawn: What the record calls this pass: ``coarse`` or ``full``.
+        folder: The folder of the record that holds the conditions; None where they are held in memory.
+        threads: How many threads compute; None for as many as there are.
+        recipe: How another process makes the bench; see :attr:`Bench.recipe`. None where it cannot.
+
+    >>> task = vl.engine.Task(rows=(4, 5), settings=decoder.settings(steps=1), size=2)
+    >>> task.drawn, task.folder
+    ('full', None)
     """
 
     rows: tuple[int, ...]
@@ -46,10 +50,10 @@ class Drawn:
 
     Attributes:
         task: The task.
-        rows: Of the pictures.
-        pictures: One for each row.
+        rows: The numbers of the rows that were drawn.
+        pictures: One picture for each row, 0 to 255.
         seen: The pictures read again, by reader; see :meth:`Bench.look`.
-        size: Rows that ran together.
+        size: How many rows ran together.
         change: Why they are fewer than planned; empty where they are not.
     """
 
@@ -66,6 +70,10 @@ def work(task: Task) -> Drawn:
 
     Raises:
         VitLensError: The task has no recipe or no folder.
+
+    >>> vl.engine.work(vl.engine.Task(rows=(0,), settings=None, size=1))
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: this task was made of a model or decoder in memory, ...
     """
     if task.recipe is None or task.folder is None:
         raise VitLensError(

@@ -1,8 +1,8 @@
 """Plotly figures: each function returns a figure, and none shows it."""
 
 __all__ = [
-    "DIVERGING", "SEQUENTIAL", "SUFFIXES", "attribution_bars", "attribution_map", "caption_atlas", "contact_sheet",
-    "dress", "head_map", "patch_overlay", "picture_uri", "residual_strip", "save", "top_sites", "zero_shot_layers",
+    "DIVERGING", "SEQUENTIAL", "attribution_bars", "attribution_map", "caption_atlas", "contact_sheet", "dress",
+    "head_map", "patch_overlay", "picture_uri", "residual_strip", "save", "top_sites", "zero_shot_layers",
     "zero_shot_patches",
 ]  # fmt: skip
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 from vit_lens.errors import nearest
 from vit_lens.figures.attribution import attribution_bars, attribution_map, patch_overlay
 from vit_lens.figures.captions import caption_atlas, contact_sheet, zero_shot_layers, zero_shot_patches
-from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, SUFFIXES, dress, picture_uri, save
+from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, dress, picture_uri, save
 from vit_lens.figures.records import head_map, residual_strip, top_sites
 
 _MOVED = {

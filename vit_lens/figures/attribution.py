@@ -32,11 +32,19 @@ def patch_overlay(
 
     Args:
         picture: The original: a path, a Pillow image or an array.
-        patch_map: Of :func:`vit_lens.attribution.attention_map` or ``TokenAttribution.map``.
-        spec: The tower's preprocessing (``model.preprocess_spec``).
-        image: Index of the picture in the map's run.
-        layout: Order of an array's axes.
-        opacity: Of the map, 0 to 1.
+        patch_map: A map of :func:`vit_lens.attribution.attention_map` or ``TokenAttribution.map``.
+        spec: The tower's preprocessing (``model.preprocess_spec``); None for pictures that were not resized.
+        image: The index of the picture in the map's run.
+        layout: The order of an array's axes, as ``model.preprocess`` takes it; None lets it be found out.
+        opacity: The opacity of the map, 0 to 1.
+
+    Raises:
+        LensError: There is no such image.
+
+    >>> seen = vl.attribution.attention_map(cache, layer=3, head=1)
+    >>> figure = vl.figures.patch_overlay(images[0], seen, model.preprocess_spec)
+    >>> [trace.type for trace in figure.data]
+    ['image', 'heatmap']
     """
     _check_image(image, len(patch_map.values))
     place = Placement.of(picture, spec, layout=layout)
@@ -82,6 +90,19 @@ def attribution_map(attribution: Attribution, image: int = 0, direction: int | s
     """Draw what every head and MLP contributes as a layer x head heat map, coloured around zero.
 
     What is neither (embeddings, biases, constants) is added up in the title, so that nothing is left out.
+
+    Args:
+        attribution: Contributions, of :func:`vit_lens.attribution.direct_attribution`.
+        image: The index of the image in the run.
+        direction: The name of the direction, such as a caption, or its index.
+
+    Raises:
+        LensError: There is no such image or direction, or nothing was attributed to heads and MLPs.
+
+    >>> found = vl.attribution.direct_attribution(cache, bank, captions=["a blue star"])
+    >>> figure = vl.figures.attribution_map(found, direction="a blue star")
+    >>> len(figure.data[0].y), figure.data[0].x
+    (8, ('0', '1', '2', '3', '4', '5', '6', '7', 'MLP'))
     """
     values, name = _column(attribution, image, direction)
     cells: dict[tuple[int, str], float] = {}
@@ -109,7 +130,22 @@ def attribution_map(attribution: Attribution, image: int = 0, direction: int | s
 
 
 def attribution_bars(attribution: Attribution, image: int = 0, direction: int | str = 0, k: int = 20) -> go.Figure:
-    """Draw the ``k`` components with the largest contributions, by absolute value, and the sum of the others."""
+    """Draw the components with the largest contributions, by absolute value, and the sum of the others.
+
+    Args:
+        attribution: Contributions, of :func:`vit_lens.attribution.direct_attribution`.
+        image: The index of the image in the run.
+        direction: The name of the direction, such as a caption, or its index.
+        k: How many components have a bar of their own, at least 1.
+
+    Raises:
+        LensError: There is no such image or direction, or ``k`` is below 1.
+
+    >>> found = vl.attribution.direct_attribution(cache, bank, captions=["a blue star"])
+    >>> figure = vl.figures.attribution_bars(found, k=3)
+    >>> len(figure.data[0].y)
+    4
+    """
     if k < 1:
         raise LensError(f"k is {k}; ask for at least one component")
     values, name = _column(attribution, image, direction)

@@ -31,15 +31,20 @@ def zero_shot_layers(
     An empty line is a site that holds the same for all images: nothing is left when its mean is removed.
 
     Args:
-        read: Of :func:`vit_lens.readers.zero_shot_lens`.
-        image: Index of the image.
+        read: What :func:`vit_lens.readers.zero_shot_lens` returned.
+        image: The index of the image in the run.
         value: ``prob`` or ``cosine``.
-        captions: Which; by default the twelve that are highest at any site, in the raw form.
-        control: Draw this control in place of the sites.
+        captions: The captions to show; None shows the twelve that are highest at any site, in the raw form.
+        control: The control to draw in place of the sites, such as ``random``; empty draws the sites.
 
     Raises:
         LensError: There is no such image, value, or control.
         TextError: A caption is unknown.
+
+    >>> from vit_lens.readers import zero_shot_lens
+    >>> figure = vl.figures.zero_shot_layers(zero_shot_lens(cache, bank), captions=["a red ring", "a blue star"])
+    >>> figure.data[0].x
+    ('a red ring', 'a blue star')
     """
     forms = [form for form, of in read.cosines if of == control]
     tables = [_numbers(read, value, image, form, control) for form in forms]
@@ -70,8 +75,20 @@ def zero_shot_layers(
 def caption_atlas(read: ZeroShot, image: int = 0, *, form: str = "raw", control: str = "") -> go.Figure:
     """Draw every head's best caption in a layer x head grid, coloured by its cosine.
 
+    Args:
+        read: What :func:`vit_lens.readers.zero_shot_lens` returned for heads.
+        image: The index of the image in the run.
+        form: ``raw`` or ``centred``.
+        control: The control to draw in place of the heads, such as ``random``; empty draws the heads.
+
     Raises:
         LensError: No head was read, or there is no such image, form or control.
+
+    >>> from vit_lens.readers import zero_shot_lens
+    >>> heads = zero_shot_lens(cache, bank, ["L6H0", "L7H0", "L7H1"], lens=vl.DiffusionSteeringLens(alpha=10))
+    >>> figure = vl.figures.caption_atlas(heads)
+    >>> figure.data[0].y, figure.data[0].x
+    (('6', '7'), ('0', '1'))
     """
     cosines = _one_image(read.of(form, control), image)
     silent = cosines.isnan().any(-1)
@@ -112,17 +129,23 @@ def zero_shot_patches(
     """Draw one caption's patch maps over the picture that the tower sees: a column per site, a row per form.
 
     Args:
-        maps: Of :func:`vit_lens.readers.zero_shot_maps`.
-        picture: The original image.
-        caption: Of the bank.
+        maps: What :func:`vit_lens.readers.zero_shot_maps` returned.
+        picture: The original image: a path, a Pillow image or an array.
+        caption: A caption of the bank.
         spec: The tower's preprocessing (``model.preprocess_spec``).
-        image: Index of the picture in the maps' run.
+        image: The index of the picture in the maps' run.
         value: ``cosine`` or ``prob``.
-        opacity: Of the maps, 0 to 1.
+        opacity: The opacity of the maps, 0 to 1.
 
     Raises:
         LensError: There is no such image or value.
         TextError: The caption is unknown.
+
+    >>> from vit_lens.readers import zero_shot_maps
+    >>> maps = zero_shot_maps(cache, bank, ["L3.resid_post", "L7.resid_post"])
+    >>> figure = vl.figures.zero_shot_patches(maps, images[0], "a blue star", model.preprocess_spec)
+    >>> [trace.type for trace in figure.data]
+    ['image', 'heatmap', 'image', 'heatmap']
     """
     seen = to_display([load_image(picture)], spec)[0]
     index, forms = maps.bank.index(caption), list(maps.cosines)
@@ -158,15 +181,22 @@ def contact_sheet(
     """Draw the nearest pictures of the gallery: a line for each site, and below it one for each of its controls.
 
     Args:
-        near: Of :func:`vit_lens.readers.retrieval_lens`.
+        near: What :func:`vit_lens.readers.retrieval_lens` returned.
         picture: The image that was read, which begins each line.
-        image: Its index.
+        image: The index of that image in the run.
         form: ``raw`` or ``centred``.
-        sites: Which of those that were read; None means all.
+        sites: The sites to show, of those that were read; None shows all.
 
     Raises:
         LensError: There is no such image, form or site.
         GalleryError: The gallery's files are gone, or it was made from memory.
+
+    >>> from vit_lens.readers import Gallery, retrieval_lens
+    >>> gallery = Gallery.from_folder(model, images[0].parent)
+    >>> near = retrieval_lens(cache, gallery, ["L7.resid_post"], images=images, k=1, lens=vl.DiffusionLens())
+    >>> figure = vl.figures.contact_sheet(near, images[0])
+    >>> figure.layout.annotations[0].text
+    'L7.resid_post'
     """
     known = [str(site) for site in near.embeddings.sites]
     chosen = known if sites is None else [spelled(site) for site in sites]

@@ -26,7 +26,25 @@ _LINE = 15  # pixels of a line of a caption
 
 
 def save(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as .png, .svg, .pdf (these need a Chrome or Chromium browser) or .html; returns the path."""
+    """Write a figure to a file whose name says how.
+
+    Args:
+        figure: The figure.
+        path: A name that ends in .png, .svg, .pdf (these need a Chrome or Chromium browser and kaleido) or .html.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: The name ends otherwise, the browser is missing, or the file cannot be written.
+
+    >>> import plotly.graph_objects as go
+    >>> vl.figures.save(go.Figure(), tmp / "figure.html").name
+    'figure.html'
+    >>> vl.figures.save(go.Figure(), tmp / "figure.jpeg")
+    Traceback (most recent call last):
+    vit_lens.errors.OutputError: cannot save a figure as 'figure.jpeg'; the name must end in .png, .svg, .pdf, .html
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -41,7 +59,18 @@ def save(figure: go.Figure, path: str | os.PathLike[str]) -> Path:
 
 
 def dress(figure: go.Figure, title: str, width: int, height: int) -> go.Figure:
-    """Give a figure its title, size and type face; every figure of the package passes here."""
+    """Give a figure its title, size and type face; every figure of the package passes here.
+
+    Args:
+        figure: The figure, which is changed and returned.
+        title: The title, in plotly's HTML.
+        width: The width in pixels; 420 if it is less.
+        height: The height in pixels.
+
+    >>> import plotly.graph_objects as go
+    >>> vl.figures.dress(go.Figure(), "Heads", 300, 200).layout.width
+    420
+    """
     figure.update_layout(
         title={"text": title, "font": {"size": 15}},
         template="plotly_white",
@@ -120,7 +149,12 @@ def tile_figure(tiles: list[tuple[PIL.Image.Image, str]], title: str, columns: i
 
 
 def picture_uri(picture: PIL.Image.Image) -> str:
-    """Return a picture as text that a figure can carry."""
+    """Return a picture as a PNG data URI, which a figure can carry.
+
+    >>> import PIL.Image
+    >>> vl.figures.picture_uri(PIL.Image.open(images[0]))[:22]
+    'data:image/png;base64,'
+    """
     return f"data:image/png;base64,{base64.b64encode(encode_png(picture)).decode('ascii')}"
 
 

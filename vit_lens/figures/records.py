@@ -26,10 +26,18 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
     Numbers of pictures are means over noise seeds.
 
     Args:
-        record: the record.
-        input: index of the input.
-        value: a number of the table: cos_input, cos_lens_clean, cos_lens_control, leak, faithfulness or norm_h.
-        lens: which reading, as `vit_lens.records.select` takes it; None is the first steering lens.
+        record: The record.
+        input: The index of the input.
+        value: A number of the table: cos_input, cos_lens_clean, cos_lens_control, leak, faithfulness or norm_h.
+        lens: The reading, as :func:`vit_lens.records.select` takes it; None is the first steering lens.
+
+    Raises:
+        RecordError: There is no such input, reading or number.
+
+    >>> record = vl.sweep(model, None, images[:1], lens="dsl:alpha=10", sites=["heads", "mlp"], out=tmp / "map")
+    >>> figure = vl.figures.head_map(record, value="cos_lens_clean")
+    >>> figure.data[0].x
+    ('0', '1', '2', '3', '4', '5', '6', '7', 'MLP')
     """
     number = _number(value)
     rows = over_seeds(select(record, input=input, lens=lens, types=MAPPED))
@@ -44,10 +52,28 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
 
 
 def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0, lens: str | None = None) -> go.Figure:
-    """Draw the input and the pictures of the ``k`` sites with the largest ``by``, best first, each before its control.
+    """Draw the input and the pictures of the sites with the largest of a number, best first, each before its control.
 
     The input begins each line. Where the record holds no drawn control, the figure says so. Pictures are those of the
     first noise seed, their numbers means over all, with the range of their faithfulness.
+
+    Args:
+        record: The record.
+        k: How many sites are shown, at least 1.
+        by: The number that ranks them, as in :func:`head_map`.
+        input: The index of the input.
+        lens: The reading, as :func:`vit_lens.records.select` takes it; None is the first steering lens.
+
+    Raises:
+        RecordError: There is no such input, reading or number, no site has the number yet, or ``k`` is below 1.
+
+    >>> drawing = vl.Drawing(settings=decoder.settings(steps=1), batch_size=2)
+    >>> record = vl.sweep(
+    ...     model, decoder, images[:1], lens="dsl:alpha=10", sites=["L7H0", "L7H1"], drawing=drawing, out=tmp / "top"
+    ... )
+    >>> figure = vl.figures.top_sites(record, k=1)
+    >>> len(figure.data), figure.layout.annotations[0].text
+    (2, 'input')
     """
     if k < 1:
         raise RecordError(f"k is {k}; ask for at least one site")
@@ -75,7 +101,25 @@ def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0,
 
 
 def residual_strip(record: Record, input: int = 0, by: str = "cos_input") -> go.Figure:
-    """Draw the Diffusion Lens over layers, the input first."""
+    """Draw the Diffusion Lens over layers, the input first.
+
+    Args:
+        record: A record that was read with the Diffusion Lens.
+        input: The index of the input.
+        by: The number that stands below each picture, as in :func:`head_map`.
+
+    Raises:
+        RecordError: There is no such input or number, no residual was read, or a picture is missing.
+
+    >>> drawing = vl.Drawing(settings=decoder.settings(steps=1), batch_size=2)
+    >>> sites = ["L3.resid_post", "L7.resid_post"]
+    >>> record = vl.sweep(
+    ...     model, decoder, images[:1], lens="diffusion", sites=sites, drawing=drawing, out=tmp / "strip"
+    ... )
+    >>> figure = vl.figures.residual_strip(record)
+    >>> [annotation.text.split("  ")[0] for annotation in figure.layout.annotations]
+    ['input', 'L3.resid_post', 'L7.resid_post']
+    """
     _number(by)
     types = ("resid_post", "resid_pre")
     rows = over_seeds(select(record, input=input, lens="diffusion", types=types))

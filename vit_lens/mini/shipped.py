@@ -31,12 +31,25 @@ _SCENES, _SCENE_SEED = 96, 2024
 
 
 def sample_images() -> list[Path]:
-    """Return the bundled scenes; no training run drew them."""
+    """Return the paths of the bundled scenes, 64 x 64 pixels each; no training run drew them.
+
+    >>> from vit_lens.mini import sample_images
+    >>> [path.name for path in sample_images()][:2]
+    ['1_star.png', '2_heart.png']
+    """
     return sorted((_HERE / "samples").glob("*.png"))
 
 
 def mini_labels(texts: TextBank | None = None) -> ZeroShotLabels:
-    """Return the world's attributes as zero-shot labels, embedded by the pair's own text tower."""
+    """Return the world's attributes as zero-shot labels, embedded by the pair's own text tower.
+
+    Args:
+        texts: Captions that hold the prompts of the world; None takes those that ship with the pair.
+
+    >>> from vit_lens.mini import mini_labels
+    >>> list(mini_labels().names)[:3]
+    ['shape', 'colour', 'texture']
+    """
     texts = TextBank.mini() if texts is None else texts
     order = ("overlay", *OVERLAY_ATTRIBUTES)
     shown = [name for name in PROBES if name not in order] + list(order)
@@ -48,7 +61,12 @@ def mini_labels(texts: TextBank | None = None) -> ZeroShotLabels:
 
 
 def mini_groups() -> dict[str, list[str]]:
-    """Return the captions of the world that exclude each other, by attribute."""
+    """Return the captions of the world that exclude each other, by attribute.
+
+    >>> from vit_lens.mini import mini_groups
+    >>> mini_groups()["size"]
+    ['a small object', 'a medium object', 'a large object']
+    """
     return {name: world.prompts(name) for name in PROBES}
 
 
@@ -58,6 +76,11 @@ def mini_beside(model: HookedViT, *, drawn: bool = True) -> Beside:
     Args:
         model: The encoder.
         drawn: Whether there are pictures, which labels describe.
+
+    >>> from vit_lens.mini import mini_beside
+    >>> beside = mini_beside(model)
+    >>> beside.live, len(beside.groups), mini_beside(model, drawn=False).groups is None
+    (True, 11, True)
     """
     if model.encoder_id != MINI_ENCODER or not drawn:
         return Beside(live=True)
@@ -66,13 +89,24 @@ def mini_beside(model: HookedViT, *, drawn: bool = True) -> Beside:
 
 
 def mini_notes(model: HookedViT) -> list[str]:
-    """Return what a record of the embedded pair says of itself; nothing for another encoder."""
+    """Return what a record of the embedded pair says of itself; nothing for another encoder.
+
+    >>> from vit_lens.mini import mini_notes
+    >>> mini_notes(model)[0][:47]
+    'Embedded pair: a small CLIP and decoder trained'
+    """
     return [_NOTE] if model.encoder_id == MINI_ENCODER else []
 
 
 @contextmanager
 def mini_gallery(model: HookedViT) -> Iterator[Gallery]:
-    """Give a gallery of 96 scenes of the world, always the same, whose pictures can be read inside the block."""
+    """Give a gallery of 96 scenes of the world, always the same, whose pictures can be read inside the block.
+
+    >>> from vit_lens.mini import mini_gallery
+    >>> with mini_gallery(model) as gallery:
+    ...     len(gallery.names), gallery.picture(0).size
+    (96, (64, 64))
+    """
     scenes = world.sample_scenes(_SCENES, np.random.default_rng(_SCENE_SEED), held_out=True)
     with tempfile.TemporaryDirectory() as folder:
         for number, (scene, pixels) in enumerate(zip(scenes, world.render(scenes), strict=True)):

@@ -21,13 +21,27 @@ _WHAT = {"captions": "by_caption", "images": "by_image"}
 
 
 def gallery_name(index: int) -> str:
-    """Return where a small copy of a gallery's picture lies, relative to the record."""
+    """Return where a small copy of a gallery's picture lies, relative to the record.
+
+    >>> vl.records.gallery_name(12)
+    'gallery/000012.png'
+    """
     return f"gallery/{index:06d}.png"
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best answers of every row, best first; index -1 and cosine nan where an embedding has no direction."""
+    """The best answers of every row of a record, best first.
+
+    Attributes:
+        index: The indices of the captions, or of the gallery's pictures; -1 where an embedding has no direction.
+        cosine: The cosines of these with the row's embedding, -1 to 1; nan where it has no direction.
+
+    >>> texts = vl.Beside(texts=bank)
+    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="mlp", beside=texts, out=tmp / "found")
+    >>> record.readouts.by_caption["raw"].index.shape
+    torch.Size([8, 4])
+    """
 
     index: Int[Tensor, "row k"]
     cosine: Float[Tensor, "row k"]
@@ -37,16 +51,27 @@ class Found:
 class Readouts:
     """Captions and nearest images of every row of a record, without the text tower and the gallery.
 
+    ``raw`` and ``centred`` are the forms: embeddings as they are, or with a mean taken away.
+
     Attributes:
-        captions: The texts.
-        texts: Their embeddings at length 1.
-        logit_scale: Turns cosines into logits.
-        logit_bias: Added to them, where the model takes sigmoids; None where it takes a softmax.
-        groups: Captions that are alternatives of each other, by name: what a softmax runs over.
-        names: Of the gallery's pictures that occur in an answer, by their index in the gallery.
+        captions: The texts that were compared.
+        texts: The embeddings of the captions at length 1; None without captions.
+        logit_scale: The factor that turns cosines into logits; None without captions.
+        logit_bias: The number that is added to them where the model takes sigmoids; None where it takes a softmax.
+        groups: Indices of captions that are alternatives of each other, by name: what a softmax runs over.
+        names: Names of the gallery's pictures that occur in an answer, by their index in the gallery.
         means: What the centred form takes away, in words.
-        by_caption: By form: which captions.
-        by_image: By form: which pictures of the gallery.
+        by_caption: The best captions of every row, by form.
+        by_image: The nearest pictures of the gallery of every row, by form.
+
+    >>> texts = vl.Beside(texts=bank)
+    >>> record = vl.sweep(
+    ...     model, None, images[:1], lens="diffusion", sites="resid_post", beside=texts, out=tmp / "words"
+    ... )
+    >>> record.readouts
+    Readouts(6 captions, 0 pictures)
+    >>> record.readouts.of(7)["captions"]["raw"][0]["caption"]
+    'a blue star'
     """
 
     captions: tuple[str, ...] = ()
@@ -102,7 +127,22 @@ def readouts_bytes(readouts: Readouts) -> bytes:
 
 
 def load_readouts(path: Path, n_rows: int) -> Readouts | None:
-    """Read captions and neighbours; None if the record has none, RecordError if they are damaged."""
+    """Read the captions and neighbours that lie in a record's folder.
+
+    Args:
+        path: The folder of the record.
+        n_rows: The rows of its table.
+
+    Returns:
+        What stands beside the pictures; None if the record has none.
+
+    Raises:
+        RecordError: The file is damaged, or has another number of rows.
+
+    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="resid_post", out=tmp / "without words")
+    >>> vl.records.load_readouts(record.path, len(record.table)) is None
+    True
+    """
     if (read := read_tensors(path / READOUTS_FILE)) is None:
         return None
     tensors, said = read

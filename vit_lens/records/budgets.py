@@ -9,7 +9,17 @@ _OLD = "The record has format 1, in which this version does not go on: sweep int
 
 
 def budget_words(record: Record) -> str:
-    """Say what a budget was, what was drawn of it, and how to go on; empty for a record without one."""
+    """Say what a budget was, what was drawn of it, and how to go on; empty for a record without one.
+
+    >>> record = vl.sweep(
+    ...     model, decoder, images[:1], lens="dsl:alpha=10", sites=["L7H0", "L7H1"], budget=1, out=tmp / "budget",
+    ...     drawing=vl.Drawing(settings=decoder.settings(steps=5), batch_size=1),
+    ... )
+    >>> print(vl.records.budget_words(record))
+    Drawn to a budget of 1 pictures. 1 of 2 pictures are refined (5 steps, guidance 1.5), 1 are coarse (3 steps, no
+    guidance). Pictures of 1 of 1 input: 2 of 2 sites. Run the same command again to refine more, or without the budget
+    to refine all.
+    """
     plan, table = record.manifest["batch_plan"].get("budget"), record.table
     if plan is None:
         return ""
@@ -31,7 +41,12 @@ def budget_words(record: Record) -> str:
 
 
 def unfinished_words(record: Record) -> str:
-    """Say how to go on with a sweep that was interrupted."""
+    """Say how to go on with a sweep that was interrupted.
+
+    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="L7.resid_post", out=tmp / "interrupted")
+    >>> vl.records.unfinished_words(record)
+    'Run the same command again to go on, then write this page anew.'
+    """
     if record.manifest["format"] == 1:
         return _OLD
     return "Run the same command again to go on, then write this page anew."

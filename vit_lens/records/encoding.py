@@ -19,11 +19,17 @@ def encode_png(
     picture: PIL.Image.Image | UInt8[Tensor, "height width 3"] | UInt8[np.ndarray, "height width 3"],
     compress_level: int = 6,
 ) -> bytes:
-    """Return the picture as the bytes of a PNG file.
+    """Return a picture as the bytes of a PNG file.
 
     Args:
-        picture: It.
-        compress_level: From 0 (fast, large) to 9; the picture is the same.
+        picture: A PIL image, or pixels 0 to 255.
+        compress_level: The effort of compression, from 0 (fast, large) to 9; the picture is the same.
+
+    Raises:
+        RecordError: Pixels are not uint8 [height width 3].
+
+    >>> vl.records.encode_png(np.zeros((4, 4, 3), np.uint8))[1:4]
+    b'PNG'
     """
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu().numpy()
@@ -37,7 +43,13 @@ def encode_png(
 
 
 def is_whole_png(path: Path) -> bool:
-    """Return whether ``path`` is a PNG file that ends where it should, every checksum right."""
+    """Return whether a path is a PNG file that ends where it should, every checksum right.
+
+    >>> cut = tmp / "cut.png"
+    >>> _ = cut.write_bytes(images[0].read_bytes()[:100])
+    >>> vl.records.is_whole_png(images[0]), vl.records.is_whole_png(cut)
+    (True, False)
+    """
     try:
         with PIL.Image.open(path, formats=["PNG"]) as picture:
             picture.verify()
@@ -56,7 +68,17 @@ def read_png(path: Path) -> PIL.Image.Image:
 
 
 def thumbnail_uri(picture: PIL.Image.Image, size: int = 96, quality: int = 85) -> str:
-    """Return the picture, at most ``size`` pixels wide and high, as a JPEG data URI."""
+    """Return a picture as a JPEG data URI for a page.
+
+    Args:
+        picture: The picture, which stays as it is.
+        size: The most pixels of the thumbnail's width and height.
+        quality: The quality of the JPEG, 1 to 95.
+
+    >>> import PIL.Image
+    >>> vl.records.thumbnail_uri(PIL.Image.open(images[0]))[:23]
+    'data:image/jpeg;base64,'
+    """
     small = picture.convert("RGB")
     small.thumbnail((size, size), PIL.Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -25,7 +25,12 @@ LIVE_BUDGET = 8_000_000
 
 
 def live_labels(cfg: HookedViTConfig) -> tuple[str, ...]:
-    """Return the components of an embedding: ``start`` (tokens and positions), heads, ``b_O`` and MLPs by layer."""
+    """Return the components of an embedding: ``start`` (tokens and positions), heads, ``b_O`` and MLPs by layer.
+
+    >>> labels = vl.records.live_labels(model.cfg)
+    >>> len(labels), labels[:3], labels[-2:]
+    (81, ('start', 'L0H0', 'L0H1'), ('L7.b_O', 'L7.mlp'))
+    """
     labels = ["start"]
     for layer in range(cfg.n_layers):
         part = partial(Address, block="L", layer=layer)
@@ -36,7 +41,16 @@ def live_labels(cfg: HookedViTConfig) -> tuple[str, ...]:
 
 
 def live_bytes(n_components: int, d_embed: int, *, recomputed: bool) -> int:
-    """Return how much of a page one image takes."""
+    """Return how many bytes of a page the live numbers of one image take, as base64.
+
+    Args:
+        n_components: The number of components; see :func:`live_labels`.
+        d_embed: The width of the embedding.
+        recomputed: Whether LayerNorm's scale follows the factors, which needs products of all pairs of components.
+
+    >>> vl.records.live_bytes(81, 128, recomputed=True)
+    74812
+    """
     numbers = (n_components + 2) * d_embed
     if recomputed:
         numbers += n_components * (n_components + 3) // 2 + 1
@@ -58,16 +72,25 @@ class LiveNumbers:
     false and the scale stays that of the image.
 
     Attributes:
-        labels: Of the components, see :func:`live_labels`.
-        images: Indices of the images, in the record.
+        labels: The names of the components; see :func:`live_labels`.
+        images: The indices of the images in the record.
         recomputed: Whether LayerNorm's scale follows the factors.
-        eps: Of LayerNorm.
-        contributions: Of each component to the embedding, with the image's own scale.
-        constant: What no component causes: biases.
-        embedding: Of the image.
-        gram: Scalar products of the centred parts, over d_model: the upper triangle, row by row.
-        along: Scalar products of the centred parts with their sum, over d_model.
-        variance: Of the last residual, with eps.
+        eps: The epsilon of LayerNorm.
+        contributions: What each component adds to the embedding, with the image's own scale.
+        constant: The part of the embedding that no component causes: biases.
+        embedding: The embedding of each image.
+        gram: Scalar products of the centred parts, over d_model: the upper triangle, row by row. None where the scale
+            stays.
+        along: Scalar products of the centred parts with their sum, over d_model. None where the scale stays.
+        variance: The variance of the last residual, eps included. None where the scale stays.
+
+    >>> live = vl.Beside(live=True)
+    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="mlp", beside=live, out=tmp / "live")
+    >>> record.live
+    LiveNumbers(81 parts, 1 images)
+    >>> unchanged, without = record.live.embed(0, {}), record.live.embed(0, {"L7H0": 0, "L3.mlp": 0})
+    >>> torch.allclose(unchanged.float(), model(pixels[:1])[0], atol=1e-5), without.shape
+    (True, torch.Size([128]))
     """
 
     labels: tuple[str, ...]
@@ -108,8 +131,8 @@ class LiveNumbers:
         """Return the embedding of an image with parts scaled, in float64.
 
         Args:
-            image: Its index in the record.
-            factors: By site: heads, attention blocks (a head's factor is its own times its block's), MLPs,
+            image: The index of the image in the record.
+            factors: Factors by site: heads, attention blocks (a head's factor is its own times its block's), MLPs,
                 ``start`` and ``pool.mlp``; parts that are not named keep the factor 1.
 
         Raises:
@@ -150,7 +173,15 @@ def live_bytes_of(live: LiveNumbers) -> bytes:
 
 
 def load_live(path: Path) -> LiveNumbers | None:
-    """Read live numbers; None if the record has none, RecordError if they are damaged."""
+    """Read the live numbers that lie in a record's folder; None if it has none.
+
+    Raises:
+        RecordError: They are damaged.
+
+    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="L7.resid_post", out=tmp / "not live")
+    >>> vl.records.load_live(record.path) is None
+    True
+    """
     if (read := read_tensors(path / LIVE_FILE)) is None:
         return None
     tensors, said = read

@@ -16,13 +16,18 @@ class Reading:
     """One lens with its settings, or the control of one; everything that shows or compares rows goes by it.
 
     Attributes:
-        id: Names it in the column ``reading``; equal ids are equal readings, in every record.
-        lens: Name of the lens.
+        id: The name of the reading in the column ``reading``; equal ids are equal readings, in every record.
+        lens: The name of the lens.
         settings: What changes what it reads, the content of reference means included.
         control: Empty, or what stands in for a site's output: ``random``.
-        of: Of a control, the id of the reading that it belongs to; empty for others.
-        label: For legends and menus.
+        of: The id of the reading that a control belongs to; empty for others.
+        label: A short name for legends and menus.
         words: What it shows, in a sentence or two.
+
+    >>> reading = vl.records.Reading(id="diffusion-0", lens="diffusion", label="Diffusion Lens")
+    >>> control = reading.controlled("random")
+    >>> control.id, control.of
+    ('diffusion-0.random', 'diffusion-0')
     """
 
     id: str
@@ -34,7 +39,7 @@ class Reading:
     words: str = ""
 
     def controlled(self, control: str) -> "Reading":
-        """Return the reading of a control."""
+        """Return the reading of a control of this one, such as ``random``."""
         words = " ".join(filter(None, [self.words, CONTROL_WORDS.get(control, f"Control: {control}.")]))
         return replace(self, id=f"{self.id}.{control}", control=control, of=self.id, words=words)
 
@@ -47,7 +52,7 @@ class Reading:
         """Read what :meth:`to_dict` gave.
 
         Raises:
-            RecordError: It is something else.
+            RecordError: The value is no reading.
         """
         texts = ("id", "lens", "control", "of", "label", "words")
         if isinstance(found, dict) and found.keys() == {*texts, "settings"} and isinstance(found["settings"], dict):
@@ -57,7 +62,12 @@ class Reading:
 
 
 def told_apart(readings: Sequence[Reading]) -> list[Reading]:
-    """Return the readings with labels that differ: equal ones end with the digits of their id."""
+    """Return the readings with labels that differ: equal ones end with the digits of their id.
+
+    >>> two = [vl.records.Reading(id=f"dsl-{digits}", lens="dsl", label="DSL") for digits in ("a1", "b2")]
+    >>> [reading.label for reading in vl.records.told_apart(two)]
+    ['DSL (a1)', 'DSL (b2)']
+    """
     ids: dict[str, set[str]] = {}
     for one in readings:
         ids.setdefault(one.label, set()).add(one.of or one.id)

@@ -19,7 +19,15 @@ DAMAGED = "the record is damaged, sweep again"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read ``record.json`` of any format; RecordError if it is missing or damaged."""
+    """Read the manifest ``record.json`` in a record's folder, of any format.
+
+    Raises:
+        RecordError: It is missing or damaged.
+
+    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="L7.resid_post", out=tmp / "manifest")
+    >>> vl.records.read_manifest(record.path)["model"]["encoder_id"]
+    'vit_lens/mini'
+    """
     file = path / "record.json"
     try:
         manifest = json.loads(file.read_bytes())

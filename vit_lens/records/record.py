@@ -56,12 +56,20 @@ class Record:
     """What a sweep stored; an unfinished one has ``complete`` false and lacks some pictures and numbers.
 
     Attributes:
-        path: Its directory.
-        manifest: See :mod:`vit_lens.records.schema`.
-        table: The rows; the column ``reading`` names one of the readings.
+        path: The directory that holds it.
+        manifest: What made it, by key: model, decoder, inputs, seeds, versions; see :mod:`vit_lens.records.schema`.
+        table: The rows, one for each picture, with the columns :data:`vit_lens.records.COLUMNS`; the column
+            ``reading`` names one of the readings.
         readings: What rows were read with, by id.
         conditions: What was asked of the decoder (``lens``) and what its pictures are (``reencoded``), by row; what
-            the inputs are (``clean``), by input; ``negative``.
+            the inputs are (``clean``), by input; ``negative``, where guidance leads away from.
+
+    >>> _ = vl.sweep(model, None, images, lens="diffusion", sites="resid_post", out=tmp / "record")
+    >>> record = vl.Record.load(tmp / "record")
+    >>> record.complete, len(record.table), record.conditions["clean"].pooled.shape
+    (True, 16, torch.Size([2, 128]))
+    >>> record.input(1).size
+    (64, 64)
     """
 
     path: Path
@@ -72,7 +80,11 @@ class Record:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Record":
-        """Read the record in the directory ``path``; RecordError if it is missing, damaged or truncated."""
+        """Read the record in the directory ``path``; tensors are read when they are asked for.
+
+        Raises:
+            RecordError: It is missing, damaged or truncated.
+        """
         path = Path(path)
         manifest = read_manifest(path)
         if manifest["format"] == 1:
@@ -103,7 +115,12 @@ class Record:
         """Return the table with columns that say what each row was read with.
 
         ``lens``, ``control``, ``reading_label``, and every setting of the lenses under its name (``lens_NAME`` where
-        there is a column of that name).
+        there is a column of that name). A setting that a row's lens does not have is missing (None or nan).
+
+        >>> lenses = ["dsl:alpha=10", "diffusion"]
+        >>> record = vl.sweep(model, None, images[:1], lens=lenses, sites=["L7H0", "L7.resid_post"], out=tmp / "frame")
+        >>> record.frame()[["site", "lens", "alpha"]].values.tolist()
+        [['L7H0', 'dsl', 10.0], ['L7H0', 'diffusion', nan], ['L7.resid_post', 'diffusion', nan]]
         """
         taken = {*self.table.columns, "lens", "control", "reading_label"}
         said = {
@@ -118,11 +135,15 @@ class Record:
 
     @property
     def embeddings(self) -> Mapping[str, Tensor]:
-        """The pooled parts of :attr:`conditions`."""
+        """The pooled parts of :attr:`conditions`, float32: ``lens`` and ``reencoded`` by row, ``clean`` by input."""
         return _Pooled(self.conditions)
 
     def picture(self, row: SupportsIndex) -> PIL.Image.Image:
-        """Return the best picture of ``row`` there is, that of its numbers; RecordError if it is missing or damaged."""
+        """Return the best picture of a row there is, that of its numbers.
+
+        Raises:
+            RecordError: There is no such row, it is not drawn yet or damaged, or the record has no decoder.
+        """
         row = row.__index__()
         if self.manifest["decoder"] is None:
             raise RecordError(f"{self.path} was made without a decoder: it holds embeddings and numbers, no pictures")
@@ -131,18 +152,30 @@ class Record:
         return read_png(self.path / (self.table["picture"].iloc[row] or picture_name(row)))
 
     def input(self, index: SupportsIndex) -> PIL.Image.Image:
-        """Return what the model saw of an image, by its index; RecordError if it is missing or damaged."""
+        """Return what the model saw of an image, by its index over the whole sweep.
+
+        Raises:
+            RecordError: The picture is missing or damaged.
+        """
         return read_png(self.path / input_name(index.__index__()))
 
     @cached_property
     def readouts(self) -> Readouts | None:
-        """Captions and nearest images of every row; None in a record without. RecordError if they are damaged."""
+        """Captions and nearest images of every row; None in a record without.
+
+        Raises:
+            RecordError: They are damaged.
+        """
         found = load_readouts(self.path, len(self.table))
         return self._unless_lost(found, "readouts", {"texts", "gallery"})
 
     @cached_property
     def live(self) -> LiveNumbers | None:
-        """The numbers of the live page; None in a record without. RecordError if they are damaged."""
+        """The numbers of the live page; None in a record without.
+
+        Raises:
+            RecordError: They are damaged.
+        """
         return self._unless_lost(load_live(self.path), "live", {"live"})
 
     def _unless_lost(self, found: _T, file: str, kept: set[str]) -> _T:
@@ -151,7 +184,11 @@ class Record:
         return found
 
     def neighbour(self, index: SupportsIndex) -> PIL.Image.Image:
-        """Return the small copy of a gallery's picture; RecordError if there is none or it is damaged."""
+        """Return the small copy of a gallery's picture, by its index in the gallery.
+
+        Raises:
+            RecordError: There is none, or it is damaged.
+        """
         return read_png(self.path / gallery_name(index.__index__()))
 
     def __repr__(self) -> str:

@@ -23,15 +23,22 @@ def select(
     """Return the rows of one input and one reading.
 
     Args:
-        record: Whose.
-        input: Index of the input.
+        record: The record that holds them.
+        input: The index of the input.
         lens: Id or label of a reading, the beginning of a label if only one fits, or the name of its lens; None takes
             the first lens that is not ``diffusion``, or the first when there is no other.
-        control: Of the reading: empty for sites, or ``random``.
-        types: Site types to keep; empty keeps all.
+        control: The kind of the reading: empty for sites, ``random`` for their controls.
+        types: Site types to keep (``head``, ``attn``, ``mlp``, ``resid_post``); empty keeps all.
 
     Raises:
         RecordError: There is no such input or reading, or ``lens`` fits several.
+
+    >>> lenses = ["dsl:alpha=10", "diffusion"]
+    >>> record = vl.sweep(model, None, images, lens=lenses, sites=["L7H0", "L7.resid_post"], out=tmp / "select")
+    >>> vl.records.select(record, input=1)[["input_name", "site"]].values.tolist()
+    [['2_heart.png', 'L7H0']]
+    >>> vl.records.select(record, lens="diffusion")["site"].tolist()
+    ['L7H0', 'L7.resid_post']
     """
     table = record.table
     if input not in set(table["input"]):
@@ -69,7 +76,14 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     were drawn (0 in a record without pictures). Everything else, the picture included, is that of the first seed.
 
     Args:
-        table: That of a record, or rows of it.
+        table: The table of a record, or rows of it.
+
+    >>> twice = vl.Drawing(settings=decoder.settings(steps=1), seeds=[0, 1], batch_size=1)
+    >>> record = vl.sweep(
+    ...     model, decoder, images[:1], lens="dsl:alpha=10", sites="L7H0", drawing=twice, out=tmp / "seeds"
+    ... )
+    >>> vl.records.over_seeds(record.table)[["site", "n_seeds"]].values.tolist()
+    [['L7H0', 2]]
     """
     if table.empty:
         return table.assign(faithfulness_low=[], faithfulness_high=[], n_seeds=[])

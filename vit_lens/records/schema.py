@@ -86,7 +86,15 @@ MANIFEST_KEYS = (*IDENTITY_KEYS, "threads", "conditions", "files", "command", "n
 
 
 def picture_name(row: int, drawn: str = "full") -> str:
-    """Return where the picture of ``row`` lies, relative to the record; those of the coarse pass lie apart."""
+    """Return where the picture of a row lies, relative to the record; those of the coarse pass lie apart.
+
+    Args:
+        row: The number of the row.
+        drawn: ``full``, or ``coarse`` for the first pass of a budget.
+
+    >>> vl.records.picture_name(12), vl.records.picture_name(12, "coarse")
+    ('pictures/000012.png', 'pictures/coarse/000012.png')
+    """
     return f"pictures/{'coarse/' if drawn == 'coarse' else ''}{row:06d}.png"
 
 
@@ -127,7 +135,19 @@ def check_manifest(manifest: object, where: str) -> dict[str, Any]:
 
 
 def to_table(rows: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] = COLUMNS) -> pd.DataFrame:
-    """Return ``rows`` as a table with every column, by default of `COLUMNS`, typed; what is not given is left empty."""
+    """Return rows as a table with every column, typed; what is not given is left empty.
+
+    Args:
+        rows: The rows by column, numbered 0, 1, 2, ... in the column ``row``.
+        columns: The kind of every column; by default those of a sweep.
+
+    Raises:
+        RecordError: A column is unknown, a number of every row is missing, or a value is not of its column's kind.
+
+    >>> table = vl.records.to_table([{"row": 0, "input": 0, "site": "L7H0", "layer": 7}])
+    >>> table[["site", "layer", "head"]].values.tolist()
+    [['L7H0', 7, <NA>]]
+    """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
     n_rows, given = len(frame), {str(name): list(frame[name]) for name in frame.columns}
     if unknown := [name for name in given if name not in columns]:

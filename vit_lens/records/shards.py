@@ -23,7 +23,11 @@ SHARED_KEYS = tuple(key for key in IDENTITY_KEYS if key not in ("inputs", "shard
 
 
 def ranges(rows: Iterable[int]) -> list[list[int]]:
-    """Return increasing numbers as ranges [start, stop)."""
+    """Return increasing numbers as ranges [start, stop).
+
+    >>> vl.records.ranges([0, 1, 2, 5, 6])
+    [[0, 3], [5, 7]]
+    """
     numbers = list(rows)
     if not numbers:
         return []
@@ -37,10 +41,22 @@ def expand(given: Iterable[Sequence[int]]) -> list[int]:
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Record:
-    """Write the record of all parts to ``out``: every row in its place of the whole sweep, pictures copied.
+    """Write the record of all parts of a divided sweep: every row in its place of the whole sweep, pictures copied.
+
+    Args:
+        paths: The directories of all parts, in any order.
+        out: The directory of the whole: new, empty, or that of the same merge.
 
     Raises:
-        RecordError: a part is unfinished, missing, given twice, of another sweep, or of format 1.
+        RecordError: A part is unfinished, missing, given twice, of another sweep, or of format 1.
+        OutputError: ``out`` cannot be written.
+
+    >>> for part in (0, 1):
+    ...     of_two = vl.Execution(shard=(part, 2))
+    ...     _ = vl.sweep(model, None, images, lens="diffusion", sites="mlp", execution=of_two, out=tmp / f"part {part}")
+    >>> whole = vl.records.merge([tmp / "part 0", tmp / "part 1"], tmp / "whole")
+    >>> whole.complete, len(whole.table)
+    (True, 16)
     """
     parts = [Record.load(path) for path in paths]
     places = _places(parts)

@@ -44,8 +44,9 @@ Picture = PIL.Image.Image | UInt8[Tensor, "height width 3"] | UInt8[np.ndarray, 
 class RecordWriter:
     """A record directory that is being written: created anew, or continued if it holds the same sweep.
 
-    ``manifest``, ``table`` and ``conditions`` are what lies on disk now; of a continued sweep they hold
-    what the earlier run had stored. ``resumed`` says which of the two it is.
+    :func:`vit_lens.sweep` writes with it; :meth:`finish` marks the record complete. ``manifest``, ``table`` and
+    ``conditions`` are what lies on disk now; of a continued sweep they hold what the earlier run had stored.
+    ``resumed`` says which of the two it is.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class RecordWriter:
         """Open ``path`` for the sweep that ``manifest`` and the plan columns of ``rows`` describe.
 
         Raises:
-            RecordError: the directory holds another sweep, or files that are not a record.
-            OutputError: it cannot be created or written.
+            RecordError: The directory holds another sweep, or files that are not a record.
+            OutputError: It cannot be created or written.
         """
         self.path = Path(path)
         manifest = check_manifest(json.loads(json_bytes(manifest)), "new record")

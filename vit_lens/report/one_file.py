@@ -24,6 +24,12 @@ def page_path(out: str | os.PathLike[str]) -> Path:
 
     Raises:
         OutputError: The name does not end in .html.
+
+    >>> vl.report.page_path("sites.html").name
+    'sites.html'
+    >>> vl.report.page_path("sites.pdf")
+    Traceback (most recent call last):
+    vit_lens.errors.OutputError: the page is an HTML file, not 'sites.pdf'; give a path that ends in .html
     """
     target = Path(out)
     if target.suffix.lower() not in (".html", ".htm"):
@@ -41,16 +47,18 @@ def write_page(
     filters: Mapping[str, Callable[..., str]] = _NO_FILTERS,
     **values: Any,
 ) -> Path:
-    """Write a page, whole or not at all; return its path.
+    """Write a page as one file, whole or not at all; return its path.
+
+    Nothing is loaded from a network: a policy in the page allows its own style and script, and ``images``.
 
     Args:
-        target: Of :func:`page_path`.
+        target: The file to write, as :func:`page_path` gives it.
         template: Package and name of a Jinja template, which gets ``policy``, ``style``, ``script`` and ``values``.
-        styles: Packages and names of style sheets.
-        scripts: Packages and names of scripts.
-        images: Where images may come from.
-        filters: Of the template, by name.
-        values: Of the template.
+        styles: Packages and names of style sheets, which are joined.
+        scripts: Packages and names of scripts, which are joined.
+        images: The sources that images may come from, in the words of a Content-Security-Policy.
+        filters: Filters of the template, by name.
+        values: What the template shows, by name.
 
     Raises:
         OutputError: The page cannot be written.

@@ -24,13 +24,20 @@ def write_report(record: Record | str | os.PathLike[str], out: str | os.PathLike
     """Write the page of a record and return its path.
 
     Args:
-        record: a record, or the directory that holds one; an unfinished one is shown as far as it goes.
-        out: the file to write, ending in .html; None writes ``report.html`` beside the pictures. The page
-            links the full-size pictures relative to where it lies.
+        record: A record, or the directory that holds one; an unfinished one is shown as far as it goes.
+        out: The file to write, ending in .html; None writes ``report.html`` beside the pictures. The page links the
+            full-size pictures relative to where it lies.
 
     Raises:
-        RecordError: the directory holds no readable record.
-        OutputError: the page cannot be written, or ``out`` is not an .html file.
+        RecordError: The directory holds no readable record.
+        OutputError: The page cannot be written, or ``out`` is not an .html file.
+
+    >>> drawing = vl.Drawing(settings=decoder.settings(steps=1), batch_size=2)
+    >>> record = vl.sweep(
+    ...     model, decoder, images[:1], lens="dsl:alpha=10", sites=["L7H0", "L7H1"], drawing=drawing, out=tmp / "page"
+    ... )
+    >>> vl.write_report(record).relative_to(tmp).as_posix()
+    'page/report.html'
     """
     record = record if isinstance(record, Record) else Record.load(record)
     target = page_path(record.path / "report.html" if out is None else out)

@@ -27,7 +27,17 @@ _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", 
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """What a score is when the lens has nothing to say: the mean and the 95% band of its draws."""
+    """What a score is when the lens has nothing to say: the mean and the 95% band of its draws.
+
+    Attributes:
+        mean: The mean of the draws; None without any.
+        low: The 2.5% quantile of the draws; None without any.
+        high: The 97.5% quantile of the draws; None without any.
+        n_draws: How many draws are defined.
+
+    >>> print(vl.studies.Null.of([0.0, 0.1, 0.2, None]))
+    +0.10 [+0.01, +0.20] (3 draws)
+    """
 
     mean: float | None
     low: float | None
@@ -55,13 +65,20 @@ class Score:
 
     Attributes:
         measure: What was measured, in words that stay the same over encoders.
-        reading: Lens with its strength, as the command line spells it, or the baseline's name.
+        reading: The lens with its strength, as the command line spells it, or the baseline's name.
         level: ``embedding`` (before decoding) or ``decoded`` (read off pictures).
-        estimate: Value and interval.
-        n: Units that the interval is over.
+        estimate: The value and its 95% interval.
+        n: How many units the interval is over.
         unit: What those are: images, pairs, sites.
-        nulls: By name, such as ``equal-norm placebo``.
-        controls: Single numbers by name, such as ``same site, other image``.
+        nulls: What the score is where the lens has nothing to say, by name, such as ``equal-norm placebo``.
+        controls: Single numbers by name, such as ``same site, other image``; None where one is undefined.
+
+    >>> from vit_lens.studies.statistics import Estimate
+    >>> score = vl.studies.Score(
+    ...     measure="AUC", reading="diffusion", level="embedding", estimate=Estimate(0.7, 0.6, 0.8), n=50, unit="images"
+    ... )
+    >>> print(score)
+    diffusion, embedding: +0.70 [+0.60, +0.80] (n = 50 images)
     """
 
     measure: str
@@ -82,16 +99,24 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """A study of one encoder.
+    """A study of one encoder, or several studies pooled.
 
     Attributes:
-        study: ``content``, ``importance``, ``overlay``, ``planted``, ``faithfulness`` or ``pool``.
-        setup: Model, decoder, judge, images, seeds, decoder settings: see ``StudySetup.describe``.
+        study: The study: ``content``, ``importance``, ``overlay``, ``planted``, ``faithfulness`` or ``pool``.
+        setup: Model, decoder, judge, images, seeds, decoder settings: see :meth:`StudySetup.describe`.
         options: The study's own settings.
-        scores: What it found.
+        scores: The numbers that it found.
         tables: Further tables by name, as lists of rows: per site, per attribute, per step.
-        notes: What a reader must know.
-        command: How to make it again.
+        notes: What a reader must know, in sentences.
+        command: The command that makes it again; None where there is none.
+
+    >>> from vit_lens.studies.statistics import Estimate
+    >>> score = vl.studies.Score(
+    ...     measure="AUC", reading="diffusion", level="embedding", estimate=Estimate(0.7, 0.6, 0.8), n=50, unit="images"
+    ... )
+    >>> result = vl.studies.StudyResult(study="overlay", setup={"encoder": "mine"}, options={}, scores=(score,))
+    >>> result.frame()[["reading", "value", "low", "high"]].values.tolist()
+    [['diffusion', 0.7, 0.6, 0.8]]
     """
 
     study: str
@@ -105,6 +130,9 @@ class StudyResult:
     def frame(self, table: str | None = None) -> "pd.DataFrame":
         """Return the scores, or one of the tables, as a table.
 
+        Args:
+            table: The name of the table; None for the scores, one a row, with nulls and controls in columns.
+
         Raises:
             StudyError: There is no such table.
         """
@@ -117,7 +145,7 @@ class StudyResult:
         return pd.DataFrame([_flat(score) for score in self.scores])
 
     def score(self, measure: str, reading: str, level: str) -> Score:
-        """Return one score.
+        """Return the score of a measure, reading and level, as :class:`Score` has them.
 
         Raises:
             StudyError: There is none, or more than one.
@@ -152,7 +180,13 @@ class StudyResult:
         }  # fmt: skip
 
     def save(self, directory: Path) -> Path:
-        """Write ``result.json`` and ``scores.csv``, and every table as ``<name>.csv``; returns the JSON's path.
+        """Write ``result.json`` and ``scores.csv``, and every table as ``<name>.csv``.
+
+        Args:
+            directory: The folder for the files, which is made where there is none.
+
+        Returns:
+            The path of ``result.json``, which :func:`load_result` reads.
 
         Raises:
             OutputError: They cannot be written.
@@ -173,8 +207,16 @@ class StudyResult:
 def load_result(path: Path) -> StudyResult:
     """Read what :meth:`StudyResult.save` wrote.
 
+    Args:
+        path: The file ``result.json``, or the folder that holds it.
+
     Raises:
         StudyError: The file is missing, damaged or something else.
+
+    >>> result = vl.studies.StudyResult(study="overlay", setup={"encoder": "mine"}, options={}, scores=())
+    >>> _ = result.save(tmp / "study")
+    >>> vl.studies.load_result(tmp / "study").setup
+    {'encoder': 'mine'}
     """
     path = path / "result.json" if path.is_dir() else path
     try:

@@ -21,13 +21,21 @@ class StudyImages:
     """Three sets of images of which no two share one, so that no mean knows what it is held against.
 
     Attributes:
-        test: What is studied.
-        anchor: Their means are the anchor of mean-anchored lenses, and what scores are centred on.
-        ablation: Their means replace what is ablated.
+        test: The images that are studied.
+        anchor: The images whose means are the anchor of mean-anchored lenses, and what scores are centred on.
+        ablation: The images whose means replace what is ablated.
 
     Raises:
         StudyError: A set is empty, or two sets share an image.
         ImageError: An image cannot be read.
+
+    >>> pictures = [np.full((8, 8, 3), shade, np.uint8) for shade in range(20)]
+    >>> split = vl.studies.StudyImages.split(pictures, 4)
+    >>> len(split.test), len(split.anchor), len(split.ablation)
+    (4, 8, 8)
+    >>> vl.studies.StudyImages(test=pictures[:2], anchor=pictures[1:3], ablation=pictures[3:])
+    Traceback (most recent call last):
+    vit_lens.errors.StudyError: anchor image 0 (...) is the same picture as test image 1 (...); ...
     """
 
     test: Sequence[Any]
@@ -52,12 +60,17 @@ class StudyImages:
 
     @classmethod
     def split(cls, images: Sequence[Any], n: int, *, seed: int = 0) -> "StudyImages":
-        """Draw ``n`` test images at random; the others are shared between the two sets of means.
+        """Draw test images at random; the others are shared between the two sets of means, at most 512 each.
 
         Copies of one picture count once.
 
+        Args:
+            images: Paths, Pillow images or uint8 arrays [height width 3].
+            n: How many images are tested.
+            seed: The seed of the draw.
+
         Raises:
-            StudyError: Too few are left for the means.
+            StudyError: Too few are left for the means, which need 8 each.
         """
         distinct = list({content_of(image): image for image in images}.values())
         order = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]

@@ -12,13 +12,17 @@ _STREAMS = {"test": 11, "anchor": 12, "ablation": 13}
 
 
 def study_images(n: int, *, seed: int, overlay: float = 0.5, n_means: int = _MEANS) -> StudyImages:
-    """Draw ``n`` held-out scenes to test, and training scenes for the two sets of means; no scene twice.
+    """Draw held-out scenes to test, and training scenes for the two sets of means; no scene twice.
 
     Args:
-        n: Test scenes.
-        seed: Of all three draws.
-        overlay: The share of scenes with an overlay, in all sets.
-        n_means: Scenes in each set of means.
+        n: How many scenes are tested.
+        seed: The seed of all three draws.
+        overlay: The share of scenes with an overlay, in all sets, 0 to 1.
+        n_means: How many scenes each set of means has.
+
+    >>> scenes = vl.studies.study_images(2, seed=0, n_means=8)
+    >>> len(scenes.test), len(scenes.anchor), scenes.test[0].shape
+    (2, 8, (64, 64, 3))
     """
     seen: set[bytes] = set()
     sets = {}

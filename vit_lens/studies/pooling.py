@@ -23,11 +23,23 @@ def pool(results: Sequence[StudyResult], *, command: str | None = None) -> Study
     that of each score minus the mean of each of its nulls.
 
     Args:
-        results: Of the same study with the same settings, each of another encoder.
-        command: How to make it again.
+        results: Results of the same study with the same settings, each of another encoder; two or more.
+        command: The command that makes it again; None where there is none.
 
     Raises:
         StudyError: There are fewer than two, they are of different studies or settings, or an encoder comes twice.
+
+    >>> from vit_lens.studies.statistics import Estimate
+    >>> said = {"measure": "AUC", "reading": "diffusion", "level": "embedding", "n": 50, "unit": "images"}
+    >>> results = [
+    ...     vl.studies.StudyResult(
+    ...         study="overlay", setup={"encoder": name, "fingerprint": name}, options={},
+    ...         scores=(vl.studies.Score(estimate=Estimate(value), **said),),
+    ...     )
+    ...     for name, value in {"first": 0.6, "second": 0.8}.items()
+    ... ]
+    >>> print(vl.studies.pool(results).scores[0])
+    diffusion, embedding: +0.70 [-0.57, +1.97] (n = 2 encoders)
     """
     _check(results)
     keys = dict.fromkeys((s.measure, s.reading, s.level) for result in results for s in result.scores)

@@ -20,12 +20,20 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
     """Draw the scores of one measure: a dot and its interval for every reading, null bands and controls beside it.
 
     Args:
-        frame: As ``StudyResult.frame()`` gives it.
+        frame: The table that :meth:`StudyResult.frame` returns.
         measure: One of its measures.
-        title: Of the figure; by default the measure.
+        title: The title of the figure; None takes the measure.
 
     Raises:
         RecordError: The table has no such measure, or no value in it.
+
+    >>> from vit_lens.studies.statistics import Estimate
+    >>> score = vl.studies.Score(
+    ...     measure="AUC", reading="diffusion", level="embedding", estimate=Estimate(0.7, 0.6, 0.8), n=50, unit="images"
+    ... )
+    >>> result = vl.studies.StudyResult(study="overlay", setup={}, options={}, scores=(score,))
+    >>> vl.studies.score_figure(result.frame(), "AUC").data[0].y
+    ('diffusion (embedding)',)
     """
     rows = frame.loc[frame["measure"] == measure]
     known = rows.loc[rows["value"].notna()]

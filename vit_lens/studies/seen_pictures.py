@@ -35,10 +35,19 @@ class Judge:
 
     Attributes:
         model: The encoder.
-        texts: Its captions, for studies that read attributes; None where none do.
+        texts: Captions embedded by it, for studies that read attributes; None where none do.
 
     Raises:
         TextError: The captions are another encoder's.
+
+    >>> from vit_lens.mini import JUDGE
+    >>> judge = vl.studies.Judge(
+    ...     vl.HookedViT.from_pretrained(JUDGE).requires_grad_(False),
+    ...     vl.TextBank.from_pretrained(JUDGE, ["a star", "a heart"]),
+    ... )
+    >>> seen = judge.model(judge.model.preprocess(images))
+    >>> (judge.contrast(seen, ["a star", "a star"], ["a heart", "a heart"]) > 0).tolist()
+    [True, False]
     """
 
     model: HookedViT
@@ -52,6 +61,11 @@ class Judge:
         self, seen: Float[Tensor, "*batch d_embed"], toward: Sequence[str], away: Sequence[str]
     ) -> Float[Tensor, "*batch"]:
         """Return the zero-shot logit of one caption minus that of another, one pair of captions for each row.
+
+        Args:
+            seen: Embeddings of the judge.
+            toward: The caption whose logit counts, for each row.
+            away: The caption whose logit is taken away, for each row.
 
         Raises:
             StudyError: The judge has no captions.
@@ -67,7 +81,17 @@ class Judge:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Pictures read again: as the decoder's own conditions, and by the judge (None without one)."""
+    """Pictures read again.
+
+    Attributes:
+        own: The pictures as the decoder's own conditions, a row for each.
+        judge: The judge's embeddings of them; None without a judge.
+
+    >>> from vit_lens.conditions import Condition
+    >>> seen = vl.studies.Seen(own=Condition(pooled=model(pixels)), judge=None)
+    >>> seen.by("own").shape
+    torch.Size([2, 128])
+    """
 
     own: Condition
     judge: Float[Tensor, "row d_judge"] | None
@@ -91,16 +115,24 @@ class Pictures:
 
     Attributes:
         model: The encoder that the decoder was made for.
-        decoder: Draws.
-        judge: Reads, too; None for no judge.
-        settings: Of the decoder; the seed is given with each call.
-        folder: Where finished rows are kept.
+        decoder: What draws.
+        judge: An encoder that reads the pictures, too; None for no judge.
+        settings: The decoder's settings; the seed is given with each call.
+        folder: The folder where finished rows are kept.
         batch_size: Pictures drawn together. Batches are filled up, so that a row does not depend on the others.
-        progress: Show a bar.
+        progress: Whether a bar is shown.
 
     Raises:
         ContractError: The decoder was made for another encoder.
         StudyError: The judge is the encoder itself.
+
+    >>> drawing = vl.studies.Pictures(
+    ...     model=model, decoder=decoder, judge=None, settings=decoder.settings(steps=1), folder=tmp / "seen",
+    ...     batch_size=2,
+    ... )
+    >>> seen = drawing.see(model(pixels), noise_seed=0)
+    >>> seen.own, seen.judge is None
+    (Condition([2] rows of pooled [128]), True)
     """
 
     model: HookedViT
@@ -133,14 +165,20 @@ class Pictures:
         )
 
     def draw(self, asked: Condition | Tensor, *, noise_seed: int, label: str = "pictures", **options: Any) -> DrawnRows:
-        """Return the pictures themselves, and what is read of them; they are not kept. See :func:`engine.draw`."""
+        """Return the pictures and what is read of them, and keep neither; see :func:`vit_lens.engine.draw`."""
         asked = Condition.of(asked)
         self.decoder.check(asked)
         settings = seeded(self.settings, noise_seed)
         return draw(self.bench, asked, settings, self.batch_size, label=label, progress=self.progress, **options)
 
     def see(self, asked: Condition | Tensor, *, noise_seed: int, label: str = "pictures") -> Seen:
-        """Draw every row and read its picture again; a tensor counts as pooled."""
+        """Draw every row and read its picture again; a tensor counts as pooled.
+
+        Args:
+            asked: What is drawn, a picture for each row.
+            noise_seed: The seed of the decoder's noise, the same for all rows.
+            label: The words before the bar.
+        """
         asked = Condition.of(asked).kept()
         parts = []
         for start in range(0, len(asked), _CHUNK):
@@ -153,7 +191,7 @@ class Pictures:
         return Seen(Condition.cat([part.own for part in parts]), torch.cat(judged) if judged else None)
 
     def see_each(self, asked: Condition | Tensor, noise: Sequence[int], *, label: str = "pictures") -> Seen:
-        """Do the same with a noise seed for each row."""
+        """Draw every row with a noise seed of its own and read its picture again; see :meth:`see`."""
         rows = {seed: [row for row, own in enumerate(noise) if own == seed] for seed in dict.fromkeys(noise)}
         parts = [self.see(asked[some], noise_seed=seed, label=f"{label}, noise {seed}") for seed, some in rows.items()]
         order = torch.tensor([row for some in rows.values() for row in some]).argsort()

@@ -24,23 +24,31 @@ from vit_lens.texts import TextBank
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StudySetup:
-    """Of one study on one encoder; see :func:`make_setup`.
+    """What one study on one encoder starts from; :func:`make_setup` makes it.
 
     Attributes:
         model: The encoder.
         images: Test, anchor and ablation images, disjoint.
         pixels: The test images, preprocessed.
-        clean: Their embeddings.
+        clean: The embeddings of the test images.
         anchor: Means at the read-out rows over the anchor images.
         anchor_pixels: The anchor images, preprocessed.
-        centre: Mean embedding of the anchor images.
+        centre: The mean embedding of the anchor images.
         ablation: Means at every position over the ablation images.
-        lenses: By spelling, such as ``dsl-mean:alpha=5``.
-        pictures: Draws and judges; None for a study before decoding.
-        noise_seeds: Of the decoder.
-        seed: Of everything that is drawn at random.
-        out: Where the study's files go.
-        progress: Show bars.
+        lenses: The lenses by their spelling, such as ``dsl-mean:alpha=5``.
+        pictures: What draws and judges; None for a study before decoding.
+        noise_seeds: The seeds of the decoder's noise, all different.
+        seed: The seed of everything else that is drawn at random.
+        out: The folder for the study's files.
+        progress: Whether bars are shown.
+
+    >>> scenes = vl.studies.study_images(3, seed=0, n_means=8)
+    >>> setup = vl.studies.make_setup(model, scenes, lenses=["diffusion"], out=tmp / "study setup")
+    >>> setup.clean.shape, setup.noise_of([0, 1, 2])
+    (torch.Size([3, 128]), [0, 1, 0])
+    >>> setup.drawing("content")
+    Traceback (most recent call last):
+    vit_lens.errors.StudyError: study content reads decoded pictures and needs a decoder: pass decoder= (--decoder)
     """
 
     model: HookedViT
@@ -156,19 +164,26 @@ def make_setup(
         model: The encoder, without hooks.
         images: Disjoint test, anchor and ablation images.
         lenses: Spellings (``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``), or lenses.
-        out: Where the study's files go.
-        decoder: Draws pictures; None for a study before decoding.
-        judge: Reads pictures; goes with a decoder.
-        settings: Of the decoder; its own by default.
-        noise_seeds: Of the decoder's noise.
-        seed: Of everything that is drawn at random.
-        batch_size: Images in one run, and pictures drawn together.
-        progress: Show bars.
+        out: The folder for the study's files.
+        decoder: What draws pictures; None for a study before decoding.
+        judge: What reads pictures beside the encoder; goes with a decoder. None for no judge.
+        settings: The decoder's settings; None takes its own.
+        noise_seeds: The seeds of the decoder's noise, all different.
+        seed: The seed of everything else that is drawn at random.
+        batch_size: How many images run together, and how many pictures are drawn together.
+        progress: Whether bars are shown.
 
     Raises:
         StudyError: A judge without a decoder, or equal noise seeds.
         LensError: A spelling names no lens.
         ContractError: The decoder was made for another encoder.
+
+    >>> scenes = vl.studies.study_images(2, seed=0, n_means=8)
+    >>> setup = vl.studies.make_setup(
+    ...     model, scenes, lenses=["diffusion", "dsl-mean:alpha=5"], decoder=decoder, out=tmp / "make setup"
+    ... )
+    >>> list(setup.lenses), setup.describe()["n_anchor"]
+    (['diffusion', 'dsl-mean:alpha=5'], 8)
     """
     if decoder is None and (judge is not None or settings is not None):
         raise StudyError("without a decoder there are no pictures, so judge= and settings= would have no effect")

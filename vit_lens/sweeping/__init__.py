@@ -49,27 +49,32 @@ def sweep(
 
     Args:
         model: The encoder.
-        decoder: Draws the pictures; None keeps embeddings and their numbers alone.
-        inputs: Images, or :class:`Inputs`.
+        decoder: The decoder that draws the pictures; None keeps embeddings and their numbers alone.
+        inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`.
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
             must be defined on every site, of several each reads the sites that it is defined on.
         reference: Means for the spelling ``dsl-mean``; by default those that ship with the model.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
             ``resid_mid``, ``resid_post``.
-        out: Directory of the record: new, empty, or this same sweep's.
-        drawing: Settings, noise seeds, batch size.
-        controls: Draw, beside every row that is not a residual, a control of equal norm and random direction. The
-            table says without it, before decoding, what twenty of them are like (``cos_lens_control``, ``leak``).
-        beside: Captions, neighbours and live numbers.
+        out: The directory of the record: new, empty, or this same sweep's, which then goes on.
+        drawing: The decoder's settings, noise seeds and batch size; None takes the decoder's own.
+        controls: Whether a control of equal norm and random direction is drawn beside every row that is not a
+            residual, or :class:`Controls` that say which. The table says without it, before decoding, what twenty of
+            them are like (``cos_lens_control``, ``leak``).
+        beside: Captions, neighbours and live numbers to keep beside the pictures; None keeps none.
         budget: What this call may spend: ``"60s"`` of wall time, or 200 pictures; see :class:`Budget`. Every row is
             first drawn coarsely, where the decoder has coarse settings, then refined; in both the most informative
             come first, evenly over the inputs (:func:`vit_lens.sweeping.order.refining_groups`). The record stays
             unfinished until all is refined; the same call again goes on for another budget, and without one to the end.
-        execution: Executor, shard, threads.
-        progress: Show bars, and with a budget what it will cover.
-        on_pass: Called with the record as far as it is, after each pass, now and then in between, and at the end.
-        command: How to make this record again, for its manifest.
-        notes: Shown with the record.
+        execution: The executor, the part of a divided sweep, and the number of threads; None draws all of it here.
+        progress: Whether bars are shown, and with a budget what it will cover.
+        on_pass: A function that is called with the record as far as it is, after each pass, now and then in between,
+            and at the end.
+        command: The command that makes this record again, for its manifest; None leaves it out.
+        notes: Sentences that are shown with the record.
+
+    Returns:
+        The record in ``out``. Its rows are numbered by input, then noise seed, then reading and site.
 
     Raises:
         ImageError: An image cannot be read.
@@ -82,12 +87,14 @@ def sweep(
         RecordError: ``out`` holds something else.
         OutputError: ``out`` cannot be written.
 
-    >>> import tempfile, vit_lens as vl
-    >>> from vit_lens.mini.shipped import sample_images
-    >>> model, images = vl.HookedViT.from_pretrained("mini"), sample_images()[:1]
-    >>> record = vl.sweep(model, None, images, lens="diffusion", sites="L7H0", out=tempfile.mkdtemp())
+    >>> settings = vl.Drawing(settings=decoder.settings(steps=1), batch_size=2)
+    >>> record = vl.sweep(
+    ...     model, decoder, images[:1], lens="dsl:alpha=10", sites=["L7H0", "L7H1"], drawing=settings, out=tmp / "sweep"
+    ... )
     >>> record.table["site"].tolist()
-    ['L7H0']
+    ['L7H0', 'L7H1']
+    >>> record.picture(0).size
+    (64, 64)
     """
     started = time.monotonic()
     check_kind("out", out, (str, os.PathLike), "a path")

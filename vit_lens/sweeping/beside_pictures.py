@@ -31,19 +31,26 @@ class Beside:
     """What a sweep keeps beside the pictures.
 
     Args:
-        labels: Puts zero-shot words beside every picture.
-        texts: Captions of this encoder: the nearest stand beside every picture, and the live page gives their
-            probabilities.
+        labels: Zero-shot labels whose words stand beside every picture; None for no words.
+        texts: Captions embedded by this encoder: the nearest stand beside every picture, and the live page gives their
+            probabilities; None for no captions.
         groups: Captions that exclude each other, by name: the live page takes a softmax over each group. By default
             all captions are one group.
-        gallery: Images of this encoder, among which the nearest to every lens embedding are sought; small copies of
-            those that are found go into the record.
-        means: Of the lenses: what the centred form of captions and neighbours takes away. Without them neighbours
-            are centred on the gallery's mean, and captions are not.
-        live: Keep the numbers of the live page, for as many of the first images as a page can carry (8 MB).
+        gallery: Images embedded by this encoder, among which the nearest to every lens embedding are sought; small
+            copies of those that are found go into the record. None seeks none.
+        means: The means of the lenses, which the centred form of captions and neighbours takes away. Without them
+            neighbours are centred on the gallery's mean, and captions are not.
+        live: Whether the numbers of the live page are kept, for as many of the first images as a page can carry (8 MB).
 
     Raises:
         VitLensError: An argument would have no effect.
+
+    >>> beside = vl.Beside(texts=bank, groups={"shape": bank.captions[:4]}, live=True)
+    >>> record = vl.sweep(model, None, images, lens="diffusion", sites="resid_post", beside=beside, out=tmp / "beside")
+    >>> [answer["caption"] for answer in record.readouts.of(7)["captions"]["raw"]][:1]
+    ['a blue star']
+    >>> record.live
+    LiveNumbers(81 parts, 2 images)
     """
 
     labels: ZeroShotLabels | None = None

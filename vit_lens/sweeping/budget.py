@@ -17,8 +17,9 @@ class Budget:
     """What one run of a sweep may spend: a first pass draws every row coarsely, then the most informative are refined.
 
     Attributes:
-        seconds: Wall time of the whole call, the last page included.
-        pictures: Drawn at full settings after the coarse pass, rounded up to whole batches.
+        seconds: Wall time of the whole call, the last page included; None for no bound.
+        pictures: How many pictures may be drawn at full settings after the coarse pass, rounded up to whole batches;
+            None for no bound.
         same_above: Embeddings that are all but equal are decoded once: those of one noise seed whose cosine is at
             least this, and whose norms differ by at most as much (relative) as this lacks to 1. On the embedded pair,
             pictures of rows that .9999 merges are the same when they are drawn apart (re-embedded they have a cosine of
@@ -27,6 +28,14 @@ class Budget:
 
     Raises:
         VitLensError: There is no bound, or one is out of range.
+
+    >>> str(vl.Budget(seconds=120, pictures=200))
+    '120s and 200 pictures'
+    >>> vl.Budget.parse("2m").seconds
+    120.0
+    >>> vl.Budget()
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: a budget without seconds and pictures bounds nothing; give one of them, or no budget
     """
 
     seconds: float | int | None = None
@@ -46,10 +55,16 @@ class Budget:
 
     @classmethod
     def parse(cls, given: Union["Budget", str, int, float]) -> "Budget":
-        """Return a budget as it is, or read ``"60s"``, ``"2m"``, ``"1h"``, or ``"200"`` and 200 for pictures.
+        """Return a budget as it is, or read ``"60s"``, ``"2m"``, ``"1h"`` of time, ``"200"`` or 200 for pictures.
 
         Raises:
-            VitLensError: It is none of these.
+            VitLensError: The text is none of these.
+
+        >>> vl.Budget.parse(200)
+        Budget(seconds=None, pictures=200, same_above=0.9999)
+        >>> vl.Budget.parse("1.5")
+        Traceback (most recent call last):
+        vit_lens.errors.VitLensError: budget '1.5': write seconds, minutes or hours as 60s, 2m, 1h, or pictures as 200
         """
         if isinstance(given, Budget):
             return given

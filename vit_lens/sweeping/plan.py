@@ -50,18 +50,18 @@ def plan(
 
     Args:
         model: The encoder.
-        decoder: Draws the pictures; None keeps embeddings and their numbers alone.
-        inputs: Images, or :class:`Inputs`.
+        decoder: The decoder that draws the pictures; None keeps embeddings and their numbers alone.
+        inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`.
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
             must be defined on every site, of several each reads the sites that it is defined on.
         reference: Means for the spelling ``dsl-mean``; by default those that ship with the model.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
             ``resid_mid``, ``resid_post``.
-        drawing: Settings, noise seeds, batch size.
-        controls: Whether random directions are drawn beside every site, and which.
-        beside: Captions, neighbours, live numbers.
-        budget: What one call may spend.
-        execution: Executor, shard, threads.
+        drawing: The decoder's settings, noise seeds and batch size; None takes the decoder's own.
+        controls: Whether random directions are drawn beside every site, or :class:`Controls` that say which.
+        beside: Captions, neighbours and live numbers to keep beside the pictures; None keeps none.
+        budget: What one call may spend, as :meth:`Budget.parse` reads it; None for no bound.
+        execution: The executor, the part of a divided sweep, and the number of threads; None draws all of it here.
 
     Raises:
         UnknownSiteError: A site is not the model's.
@@ -72,6 +72,12 @@ def plan(
         ContractError: The decoder was made for another encoder, or keeps no decoder's contract.
         DecoderError: The decoder cannot run the settings.
         VitLensError: An argument would have no effect.
+
+    >>> print(vl.plan(model, None, images, lens="dsl:alpha=10", sites="heads", controls=True))
+    inputs: 2
+    readings: DSL, clean-anchored, alpha 10; 64 sites and 64 controls an input
+    rows: 256
+    pictures: none; disk: about 195 kB
     """
     check_kind("model", model, HookedViT, "a HookedViT, such as HookedViT.from_pretrained('mini')")
     check_kind("drawing", drawing, Drawing, "vit_lens.Drawing(settings=..., seeds=..., batch_size=...)")
@@ -131,20 +137,30 @@ def plan(
 class Plan:
     """What a sweep would do. Rows are numbered by input, then noise seed, then reading and site.
 
+    :func:`vit_lens.plan` makes it, :func:`vit_lens.sweeping.run` runs it; printed, it says what that takes.
+
     Attributes:
         model: The encoder.
-        decoder: Draws; None for nothing.
-        inputs: What is read.
-        readings: Lenses on their sites, controls among them.
-        seeds: Noise seeds.
-        settings: Of the decoder.
-        size: Rows that are drawn together.
+        decoder: The decoder that draws the pictures; None where nothing is drawn.
+        inputs: The images that are read.
+        readings: The lenses on their sites, controls among them.
+        seeds: The noise seeds; every row is drawn with each.
+        settings: The decoder's settings; None without a decoder.
+        size: How many rows are drawn together.
         controls: What sites are held against.
         beside: What is kept beside the pictures.
         drawing: How pictures are drawn, as it was asked for.
         budget: What this call may spend; None for all there is.
         within: What a record keeps of its budgets: they decide twins and order for good; None for a sweep without.
         execution: Who draws which part.
+
+    >>> plan = vl.plan(model, decoder, images, lens="diffusion", sites="resid_post")
+    >>> plan
+    <Plan of 16 rows of 2 inputs; print it for time, memory and disk>
+    >>> plan.per_input, plan.place(9)
+    (8, (1, 0, 1))
+    >>> plan.table([9])[["input_name", "site"]].values.tolist()
+    [['2_heart.png', 'L1.resid_post']]
     """
 
     model: HookedViT
@@ -163,12 +179,12 @@ class Plan:
 
     @property
     def per_input(self) -> int:
-        """Rows of one input and noise seed."""
+        """How many rows one input has with one noise seed."""
         return sum(len(reading.sites) for reading in self.readings)
 
     @property
     def n_rows(self) -> int:
-        """Rows of the whole sweep, whatever part of it this is."""
+        """How many rows the whole sweep has, whatever part of it this is."""
         return len(self.inputs) * len(self.seeds) * self.per_input
 
     @cached_property
@@ -196,7 +212,7 @@ class Plan:
         return index, turn, within
 
     def table(self, rows: Sequence[int]) -> pd.DataFrame:
-        """Return the plan columns of some rows of the whole, numbered anew."""
+        """Return the columns that say what some rows of the whole are, with the rows numbered anew from 0."""
         said = [
             {
                 "reading": reading.reading.id, "site": str(site), "site_type": site.kind, "layer": site.layer,
@@ -235,10 +251,10 @@ class Plan:
         """Return what identifies the sweep, and what a reader of its record must know.
 
         Args:
-            rows: Of the whole, that this record holds.
-            described: Of the inputs that they are of.
-            threads: That compute.
-            more: Command, notes.
+            rows: The rows of the whole sweep that this record holds.
+            described: What identifies the inputs that these rows are of, by index.
+            threads: How many threads compute.
+            more: The command and the notes.
         """
         model, decoder = self.model, self.decoder
         batches: dict[str, Any] = {"n_rows": len(rows), "batch_size": self.size, "order": "row", "padded": True}

@@ -41,10 +41,14 @@ class Inputs:
     """What a sweep reads.
 
     Args:
-        images: Paths (of a folder: the images in it), PIL images or uint8 arrays, one or several.
+        images: Paths (of a folder: the images in it), PIL images or uint8 arrays [height width 3], one or several.
 
     Raises:
         ImageError: There is none, or a folder holds none.
+
+    >>> inputs = vl.Inputs(images)
+    >>> len(inputs), inputs.name(0)
+    (2, '1_star.png')
     """
 
     images: Any
@@ -69,7 +73,7 @@ class Inputs:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Return what tables call an input."""
+        """Return what tables call an input: the file's name, or its number where it came from memory."""
         image = self.images[index]
         return Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {index}"
 
@@ -79,13 +83,17 @@ class Drawing:
     """How pictures are drawn.
 
     Args:
-        settings: Of the decoder; its own defaults if None.
-        seeds: Noise seeds; every row is drawn once with each. If None that of the settings.
-        batch_size: Pictures that are drawn together, the last batch filled up; if None the decoder's constant for
+        settings: The decoder's settings, as ``decoder.settings(...)`` makes them; None takes its own defaults.
+        seeds: Noise seeds, all different; every row is drawn once with each. None takes the one of the settings.
+        batch_size: Pictures that are drawn together, the last batch filled up; None takes the decoder's constant for
             these settings, which memory may lower. A record says so then, since another size is other bits.
 
     Raises:
         VitLensError: Seeds are equal or missing, or the batch holds nothing.
+
+    >>> drawing = vl.Drawing(settings=decoder.settings(steps=2), seeds=[0, 1])
+    >>> vl.plan(model, decoder, images[:1], lens="diffusion", sites="resid_post", drawing=drawing).n_rows
+    16
     """
 
     settings: Any = None
@@ -103,15 +111,19 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Controls:
-    """What sites are held against: random directions of equal norm.
+    """What sites are held against: random directions, each as long as what its site writes.
 
     Args:
-        drawn: Draw one beside every row that is not a residual.
-        seed: Of the directions.
-        draws: How many directions stand behind ``cos_lens_control`` and ``leak``, which need no drawing.
+        drawn: Whether a control is drawn beside every row that is not a residual.
+        seed: The seed of the directions, 0 or more; they follow from it and from the image alone.
+        draws: How many directions stand behind ``cos_lens_control`` and ``leak``, which need no drawing; at least 1.
 
     Raises:
-        VitLensError: There would be none.
+        VitLensError: A number is out of range.
+
+    >>> plan = vl.plan(model, None, images[:1], lens="dsl:alpha=10", sites=["L7H0"], controls=vl.Controls(seed=1))
+    >>> plan.table(plan.rows)["reading"].str.endswith("random").tolist()
+    [False, True]
     """
 
     drawn: bool = True
@@ -134,16 +146,22 @@ class Controls:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Who draws, and which part.
+    """Who draws, and which part of the sweep.
 
     Args:
         executor: An executor, or the name of one with its options: ``"local"``.
-        shard: (i, n) takes the i-th of n parts of the batches, so that several can share one image;
-            ``vit_lens.records.merge`` joins the parts to the bits of the whole. A part may be empty.
-        threads: Of the processor; if None as many as PyTorch has now. A record goes on with those it was begun with.
+        shard: (i, n) takes the i-th of n parts of the batches, counted from 0, so that several can share one image;
+            :func:`vit_lens.records.merge` joins the parts to the bits of the whole. A part may be empty. None: all.
+        threads: Threads of the processor; None takes as many as PyTorch has now. A record goes on with those it was
+            begun with.
 
     Raises:
         VitLensError: A number is out of range.
+
+    >>> second = vl.Execution(shard=(1, 2))
+    >>> four = vl.Drawing(batch_size=4)
+    >>> vl.plan(model, None, images, lens="diffusion", sites="resid_post", drawing=four, execution=second).rows
+    [4, 5, 6, 7, 12, 13, 14, 15]
     """
 
     executor: Executor | str = "local"

@@ -45,12 +45,13 @@ def run(
 
     Args:
         plan: What to do.
-        out: Directory of the record.
-        started: When the call began, by ``time.monotonic``, for a budget of time.
-        progress: Show bars.
-        on_pass: Called with the record now and then.
-        command: How to make the record again.
-        notes: Shown with the record.
+        out: The directory of the record: new, empty, or this same plan's, which then goes on.
+        started: When the call began, by ``time.monotonic``, for a budget of time; None for now.
+        progress: Whether bars are shown.
+        on_pass: A function that is called with the record as far as it is, after each pass, now and then in between,
+            and at the end.
+        command: The command that makes the record again, for its manifest; None leaves it out.
+        notes: Sentences that are shown with the record.
 
     Raises:
         ImageError: An image cannot be read.
@@ -58,6 +59,11 @@ def run(
         LensError: A lens does not read what it has to.
         RecordError: ``out`` holds something else.
         OutputError: ``out`` cannot be written.
+
+    >>> from vit_lens.sweeping import run
+    >>> record = run(vl.plan(model, None, images, lens="diffusion", sites="resid_post"), tmp / "run")
+    >>> record.complete, record.embeddings["lens"].shape
+    (True, torch.Size([16, 128]))
     """
     started = time.monotonic() if started is None else started
     stored = read_manifest(Path(out)) if (Path(out) / "record.json").exists() else None

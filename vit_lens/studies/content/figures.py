@@ -21,9 +21,9 @@ def content_matrices(matrix: pd.DataFrame, reading: str, *, drawn_as: str | None
     whole image's change is shown on hovering.
 
     Args:
-        matrix: Table ``matrix`` of the study's result.
-        reading: A column of it, such as ``dsl-mean:alpha=5, decoded``.
-        drawn_as: Which sites: ``top``, ``largest``, ``random``; None for all that have this reading.
+        matrix: The table ``matrix`` of the study's result.
+        reading: The reading, a column of the table such as ``dsl-mean:alpha=5, decoded``.
+        drawn_as: The sites to draw: ``top``, ``largest`` or ``random``; None for all that have this reading.
 
     Raises:
         RecordError: The table is another study's, or has no such reading or sites.

@@ -24,8 +24,8 @@ def study_pairs(n: int, *, seed: int) -> AttributePairs:
     Partners may be scenes that encoders were trained on; bases never are.
 
     Args:
-        n: Base scenes.
-        seed: Of scenes and of what attributes change to.
+        n: How many base scenes are drawn.
+        seed: The seed of the scenes and of what attributes change to.
     """
     generator = np.random.default_rng([seed, _STREAM])
     scenes = world.sample_scenes(n, generator, overlay=1.0, held_out=True)

@@ -25,15 +25,23 @@ class AttributePairs:
 
     Attributes:
         images: Bases and partners; these are the test images of a study.
-        base: Of each pair, the index of its base in ``images``.
-        partner: Of each pair, the index of its partner.
-        attribute: In which the two differ.
-        caption: What is true of the base, such as "a red object".
-        partner_caption: What is true of the partner instead, such as "a blue object".
+        base: For each pair, the index of its base in ``images``, counted from 0.
+        partner: For each pair, the index of its partner.
+        attribute: For each pair, the name of what the two differ in.
+        caption: For each pair, what is true of the base, such as "a red object".
+        partner_caption: For each pair, what is true of the partner instead, such as "a blue object".
 
     Raises:
         StudyError: A caption is missing or the two are the same, there are fewer than three attributes, or an index
             is not one of the images'.
+
+    >>> pairs = vl.studies.AttributePairs(
+    ...     images=["cup.png", "blue.png", "large.png", "plate.png"], base=(0, 0, 0), partner=(1, 2, 3),
+    ...     attribute=("colour", "size", "shape"), caption=("a red object", "a small object", "a cup"),
+    ...     partner_caption=("a blue object", "a large object", "a plate"),
+    ... )
+    >>> len(pairs), pairs.attributes, pairs.bases
+    (3, ('colour', 'size', 'shape'), (0,))
     """
 
     images: Sequence[Any]
@@ -108,7 +116,7 @@ class AttributePairs:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Their names, in order of appearance."""
+        """The names of the attributes, in order of appearance."""
         return tuple(dict.fromkeys(self.attribute))
 
     @property

@@ -55,19 +55,20 @@ def content_study(
     size cancels), averaged over sites.
 
     Args:
-        setup: Its test images are ``pairs.images``; with a decoder it has a judge, and every lens is read.
-        pairs: Bases and partners.
-        texts: The encoder's captions.
-        sites: All lenses must be defined on them.
-        decoded: Which lenses are read off pictures; by default those of :data:`DECODED` that the setup has.
+        setup: The setup, whose test images are ``pairs.images``; with a decoder it has a judge. Every lens is read.
+        pairs: Base images and their partners, with captions for each attribute.
+        texts: Captions embedded by the encoder, those of the pairs among them.
+        sites: The sites that are read, or groups of them; all lenses must be defined on them.
+        decoded: Spellings of the lenses that are read off pictures; None takes those of :data:`DECODED` that the setup
+            has.
         n_decoded: How many bases are drawn with their partners, at most.
         n_largest: How many sites with the largest total effects are drawn.
         n_random: How many of the other sites are drawn, at random.
         top: How many sites with the largest total effects are also scored by themselves; of these the placebo is
             drawn.
-        n_placebo: Draws of the equal-norm placebo before decoding.
-        n_shuffles: Draws of the null of shuffled sites.
-        command: How to make this result again.
+        n_placebo: How many draws the equal-norm placebo has before decoding.
+        n_shuffles: How many draws the null of shuffled sites has.
+        command: The command that makes this result again; None where there is none.
 
     Raises:
         StudyError: The test images are others than the pairs', a caption is missing, there is no judge, a lens is not

@@ -71,10 +71,10 @@ def faithfulness_study(
     best), and pictures held against the embedding of another site or of another image (what all of them share).
 
     Args:
-        setup: With a decoder; with a judge, its readings are tested too. Every lens of it is drawn.
-        sites: Each lens reads those that it is defined on.
-        n_shuffles: Draws of each null.
-        command: How to make this result again.
+        setup: The setup, with a decoder; with a judge, its readings are tested too. Every lens of it is drawn.
+        sites: The sites that are drawn, or groups of them; each lens reads those that it is defined on.
+        n_shuffles: How many draws each null has.
+        command: The command that makes this result again; None where there is none.
 
     Raises:
         StudyError: No decoder, fewer than two images, or a lens that reads fewer than three of the sites.

@@ -23,10 +23,10 @@ def importance_scores(
     """Draw the correlations of one kind of score with one effect, baselines without a lens first, decoded ones last.
 
     Args:
-        scores: As ``StudyResult.frame()`` of study importance gives it.
-        effect: Such as ``direct effect, resample ablation``.
+        scores: The table that ``StudyResult.frame()`` of study importance returns.
+        effect: The effect, such as ``direct effect, resample ablation``.
         kind: ``raw similarity`` or ``centred similarity``.
-        given: Those given the norms.
+        given: Whether the correlations are those given the norms.
 
     Raises:
         RecordError: There are none.
@@ -60,9 +60,9 @@ def importance_heads(
     """Draw every head: how much it resembles the input under a lens, against its effect, coloured by its size.
 
     Args:
-        heads: Table ``heads`` of the study's result.
-        lens: One of its lenses.
-        effect: Such as ``direct effect, resample ablation``.
+        heads: The table ``heads`` of the study's result.
+        lens: The spelling of one of its lenses.
+        effect: The effect, such as ``direct effect, resample ablation``.
         kind: ``raw similarity`` or ``centred similarity``.
 
     Raises:

@@ -66,13 +66,13 @@ def importance_study(
     a decoder; baselines that need no lens. Effects: total and direct, of mean, resample and zero ablation.
 
     Args:
-        setup: Its lenses are scored at the embedding level.
-        n_decoded: The first of the test images, whose pictures are drawn; unused without a decoder.
-        decoded: Lenses of the setup whose pictures are drawn.
-        draws: Of each null at the embedding level.
-        picture_draws: Of the equal-norm placebo's pictures.
-        untrained: Score a model with random weights beside it, at the embedding level.
-        command: How to make the result again.
+        setup: The setup, whose lenses are scored at the embedding level.
+        n_decoded: How many of the test images, from the first on, are drawn; unused without a decoder.
+        decoded: Spellings of the setup's lenses whose pictures are drawn.
+        draws: How many draws each null has at the embedding level.
+        picture_draws: How many draws the equal-norm placebo has among the pictures.
+        untrained: Whether a model with random weights is scored beside it, at the embedding level.
+        command: The command that makes the result again; None where there is none.
 
     Raises:
         StudyError: There are too few images, too few draws, or a lens to decode is not one of the setup's.

@@ -24,7 +24,7 @@ def trajectory_figure(frame: pd.DataFrame, value: str = "T", title: str | None =
     Args:
         frame: The table ``trajectories`` of an overlay study.
         value: ``T``, ``left``, ``to_base`` or ``to_overlay``.
-        title: Of the figure.
+        title: The title of the figure.
     """
     figure = go.Figure()
     random = frame.loc[frame["reading"] == "random"]

@@ -27,14 +27,22 @@ class Overlay:
     """A picture with transparency, and where on an image it goes.
 
     Attributes:
-        name: In tables.
-        rgba: Its pixels.
+        name: What tables call it.
+        rgba: The pixels, 0 to 255, the last channel their opacity.
         at: ``top left``, ``top right``, ``bottom left``, ``bottom right``, ``centre``, or ``full``: stretched over the
             whole image.
-        scale: Its width as a share of the image's; None keeps its own pixels.
+        scale: The overlay's width as a share of the image's, more than 0 and at most 1; None keeps its own pixels.
 
     Raises:
         StudyError: It is wholly transparent, the position is unknown, or the scale is no share.
+
+    >>> red = np.zeros((4, 4, 4), np.uint8)
+    >>> red[..., [0, 3]] = 255
+    >>> vl.studies.Overlay("red", red, at="centre").at
+    'centre'
+    >>> vl.studies.Overlay("red", red, at="center")
+    Traceback (most recent call last):
+    vit_lens.errors.StudyError: overlay 'red': no position 'center'; nearest: 'centre'...
     """
 
     name: str
@@ -83,10 +91,16 @@ class Overlay:
 
 
 def paste(base: UInt8[np.ndarray, "height width 3"], overlay: Overlay) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the image with the overlay on it.
+    """Return the image with the overlay on it, as a new array.
 
     Raises:
         StudyError: The overlay is larger than the image.
+
+    >>> red = np.zeros((4, 4, 4), np.uint8)
+    >>> red[..., [0, 3]] = 255
+    >>> pasted = vl.studies.paste(np.zeros((8, 8, 3), np.uint8), vl.studies.Overlay("red", red, at="bottom right"))
+    >>> pasted[3, 3].tolist(), pasted[4, 4].tolist()
+    ([0, 0, 0], [255, 0, 0])
     """
     rgba = _fitted(overlay, base.shape[:2])
     top, left = _corner(overlay, rgba.shape[:2], base.shape[:2])

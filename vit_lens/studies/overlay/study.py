@@ -56,18 +56,19 @@ def overlay_study(
     overlay: means over images that hold one put it back.
 
     Args:
-        setup: Model, images, lenses; with a decoder unless ``decoded`` is empty.
-        overlays: Pasted on every image.
-        n: Bases.
-        decoded: Lenses that are ranked by decoded pictures, too.
-        decoded_placebos: Of these, which have a decoded placebo: as many pictures again. None: ``dsl-mean:alpha=5``, if
-            it is one.
+        setup: The setup, with a decoder unless ``decoded`` is empty.
+        overlays: Pictures with transparency, each of which is pasted on every image.
+        n: How many of the test images, from the first on, are bases.
+        decoded: Spellings of the lenses that are ranked by decoded pictures, too.
+        decoded_placebos: Those of ``decoded`` that have a decoded placebo: as many pictures again. None takes
+            ``dsl-mean:alpha=5``, if it is one.
         n_rank: Selection images on which lenses and norms rank heads; pictures are of these, with and without each
             overlay, at every head.
-        greedy_steps: Heads that are chosen greedily; the others follow by their own effect.
-        draws: Random orders, and draws of the equal-norm placebo of each lens before decoding.
-        untrained: Take heads away from a model with random weights, too: a control of what is ranked by embeddings.
-        command: How to make the result again.
+        greedy_steps: How many heads are chosen greedily; the others follow by their own effect.
+        draws: How many random orders there are, and draws of the equal-norm placebo of each lens before decoding.
+        untrained: Whether heads are taken away from a model with random weights, too: a control of what is ranked by
+            embeddings.
+        command: The command that makes the result again; None where there is none.
 
     Raises:
         StudyError: Too few images, no overlay or two of one name, an overlay that does not fit, an unknown lens, or

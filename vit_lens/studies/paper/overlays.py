@@ -41,12 +41,12 @@ def overlay_plate(
     """Draw the heads whose lens result shows an overlay most, with it and without it (figure 5).
 
     Args:
-        setup: Pair and reference images.
-        image: Without the overlay.
-        overlay: What is pasted on it.
-        lenses: Spellings, one strip for each.
-        top: Heads of each.
-        command: How to make the plate again.
+        setup: The pair and the reference images.
+        image: The image without the overlay.
+        overlay: The picture with transparency that is pasted on it.
+        lenses: Spellings of the lenses, one strip for each.
+        top: How many heads are shown of each.
+        command: The command that makes the plate again; None where there is none.
 
     Raises:
         StudyError: The image is a reference image, the overlay is larger than it or does not show on it, or there are

@@ -25,17 +25,17 @@ _AT_LEAST = 8
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PaperSetup:
-    """Of the paper's figures on one pair; see :func:`make_paper`.
+    """What the paper's figures start from on one pair; :func:`make_paper` makes it.
 
     Attributes:
         model: The encoder.
-        pictures: Draws.
-        means: Of the reference images, at the read-out rows: where mean-anchored lenses start.
+        pictures: What draws and keeps pictures.
+        means: Means over the reference images, at the read-out rows: where mean-anchored lenses start.
         pixels: The reference images, preprocessed.
-        centre: Mean embedding of the reference images.
-        names: Of the reference images, by content.
-        seed: Of random directions.
-        out: Where pictures are kept, so that none is drawn twice.
+        centre: The mean embedding of the reference images.
+        names: The names of the reference images, by content.
+        seed: The seed of random directions.
+        out: The folder where pictures are kept, so that none is drawn twice.
     """
 
     model: HookedViT
@@ -51,8 +51,8 @@ class PaperSetup:
         """Return the pixels of an image that is no reference image.
 
         Raises:
-            StudyError: It is one.
-            ImageError: It cannot be read.
+            StudyError: The image is a reference image.
+            ImageError: The image cannot be read.
         """
         known = self.names.get(content_of(image))
         if known is not None:
@@ -87,13 +87,13 @@ def make_paper(
 
     Args:
         model: The encoder, without hooks.
-        decoder: Made for it.
+        decoder: A decoder that was made for it.
         reference: Images to compare with, none of which is shown; a few hundred.
-        out: Where pictures are kept.
-        settings: Of the decoder, noise seed included; its own by default.
-        seed: Of random directions.
-        batch_size: Images in one run, and pictures drawn together.
-        progress: Show bars.
+        out: The folder where pictures are kept.
+        settings: The decoder's settings, noise seed included; None takes its own.
+        seed: The seed of random directions.
+        batch_size: How many images run together, and how many pictures are drawn together.
+        progress: Whether bars are shown.
 
     Raises:
         StudyError: Fewer than 8 different reference images.

@@ -53,9 +53,10 @@ class Tile:
     """One picture with its numbers, and what stands below it to compare with.
 
     Attributes:
-        label: Above all the site.
+        label: What stands under the picture, above all the site.
         picture: The picture.
-        numbers: By the keys of ``PLATE_NUMBERS``; None says "undefined". Empty for an image that is no drawing.
+        numbers: The picture's numbers, by the keys of ``PLATE_NUMBERS``; None says "undefined". Empty for an image that
+            is no drawing.
         below: The site's control, a random direction of equal norm drawn with the same noise; or more.
     """
 
@@ -89,9 +90,9 @@ class Strip:
 
     Attributes:
         title: Lens and settings, in words.
-        tiles: From left to right.
-        words: What to know of this line.
-        facts: Numbers of the line as a whole; None says "undefined".
+        tiles: The pictures, from left to right.
+        words: What a reader must know of this line.
+        facts: Numbers of the line as a whole, by name; None says "undefined".
     """
 
     title: str
@@ -105,14 +106,14 @@ class Plate:
     """A figure of strips.
 
     Attributes:
-        name: Of its files.
-        title: Headline.
-        words: What it shows.
-        strips: From top to bottom.
+        name: The name of its files, without an ending.
+        title: The headline.
+        words: What the figure shows, in sentences.
+        strips: The lines of pictures, from top to bottom.
         settings: Model, decoder, images, seeds: what another run needs.
         unknown: What the original does not say, and what stands here instead, in pairs.
-        notes: What a reader must know.
-        command: How to make it again.
+        notes: What a reader must know, in sentences.
+        command: The command that makes it again; None where there is none.
     """
 
     name: str

@@ -38,10 +38,11 @@ def residual_plate(setup: PaperSetup, image: Any, *, stride: int | None = None, 
     """Draw the Diffusion Lens on the residual stream, before the first layer and after each (figure 2).
 
     Args:
-        setup: Pair and reference images.
-        image: What is shown.
-        stride: Take every so many layers, the last among them; by default as many as give about 12.
-        command: How to make the plate again.
+        setup: The pair and the reference images.
+        image: The image that is shown.
+        stride: How many layers lie between two pictures, the last layer among them; None takes as many as give about
+            12 pictures.
+        command: The command that makes the plate again; None where there is none.
 
     Raises:
         StudyError: The image is a reference image, or the stride skips all layers.
@@ -71,11 +72,11 @@ def diffusion_plate(
     """Draw the heads most like the input under the Diffusion Lens (figure 3).
 
     Args:
-        setup: Pair and reference images.
-        image: What is shown.
-        top: Heads.
+        setup: The pair and the reference images.
+        image: The image that is shown.
+        top: How many heads are shown.
         by: What ranks them: ``cos``, ``S`` or ``picture``.
-        command: How to make the plate again.
+        command: The command that makes the plate again; None where there is none.
 
     Raises:
         StudyError: The image is a reference image, there is no such ranking, or there are fewer heads.
@@ -99,12 +100,12 @@ def ladder_plate(
     """Draw the heads most like the input under D1 at each strength, and under the mean-anchored lens (figure 4).
 
     Args:
-        setup: Pair and reference images.
-        image: What is shown.
-        alphas: Strengths.
-        top: Heads of each.
+        setup: The pair and the reference images.
+        image: The image that is shown.
+        alphas: The strengths of D1, all different.
+        top: How many heads are shown of each.
         by: What ranks them: ``cos``, ``S`` or ``picture``.
-        command: How to make the plate again.
+        command: The command that makes the plate again; None where there is none.
 
     Raises:
         StudyError: No strength, equal ones, or as for :func:`diffusion_plate`.

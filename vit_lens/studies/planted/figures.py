@@ -23,7 +23,7 @@ def planted_figure(heads: pd.DataFrame, lenses: Sequence[str]) -> go.Figure:
 
     Args:
         heads: The table ``heads`` of the study.
-        lenses: Its columns to draw.
+        lenses: The lenses to draw, which are columns of the table.
 
     Raises:
         RecordError: The table is empty, or lacks a column.

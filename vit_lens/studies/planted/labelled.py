@@ -21,13 +21,18 @@ class LabelledAttribute:
     """Two classes of an attribute, each with its caption, and the class of every image.
 
     Attributes:
-        name: Of the attribute.
-        captions: Of class 0 and of class 1, in the words of the encoder and of the judge.
-        anchor: Class of each anchor image, -1 for neither.
-        test: Class of each test image, -1 for neither.
+        name: The name of the attribute.
+        captions: The captions of class 0 and of class 1, in the words of the encoder and of the judge.
+        anchor: The class of each anchor image, -1 for neither; at least 8 images of each class.
+        test: The class of each test image, -1 for neither; at least 4 images of each class.
 
     Raises:
         StudyError: The captions are not two, a label is none of these, or a class has too few images.
+
+    >>> classes = np.array([0, 1] * 8)
+    >>> vl.studies.LabelledAttribute(name="size", captions=("small", "large"), anchor=classes, test=classes[:6])
+    Traceback (most recent call last):
+    vit_lens.errors.StudyError: attribute 'size': 3 test images say 'small' and 3 'large'; at least 4 of each ...
     """
 
     name: str
@@ -55,8 +60,17 @@ class LabelledAttribute:
 class LabelledImages:
     """The images of a study with the attributes that are known of them.
 
+    Attributes:
+        images: Test, anchor and ablation images, disjoint.
+        attributes: What is known of the test and anchor images.
+
     Raises:
         StudyError: There are no attributes, two have one name, or an attribute labels other numbers of images.
+
+    >>> scenes, classes = vl.studies.study_images(8, seed=0, n_means=16), np.array([0, 1] * 8)
+    >>> size = vl.studies.LabelledAttribute(name="size", captions=("small", "large"), anchor=classes, test=classes[:8])
+    >>> vl.studies.LabelledImages(scenes, (size,)).captions
+    ['small', 'large']
     """
 
     images: StudyImages
@@ -83,8 +97,12 @@ class LabelledImages:
     def from_csv(cls, path: Path, n: int, *, seed: int = 0) -> "LabelledImages":
         """Read a table with a column ``image`` and one column for each attribute, whose cells are captions.
 
-        Each attribute has two captions; an empty cell is an image of which it is not known. Paths are relative to the
-        file. ``n`` images are drawn to test, the others are shared between the two sets of means.
+        Each attribute has two captions; an empty cell is an image of which it is not known.
+
+        Args:
+            path: A CSV file; image paths are relative to it.
+            n: How many images are drawn to test; the others are shared between the two sets of means.
+            seed: The seed of that draw.
 
         Raises:
             StudyError: The file cannot be read, lacks a column or an image, or an attribute has not two captions.

@@ -19,9 +19,9 @@ def labelled_images(n: int, *, seed: int, n_means: int = _MEANS) -> LabelledImag
     What else a scene has is free. Test scenes are held out from training, no scene comes twice.
 
     Args:
-        n: Test scenes.
-        seed: Of all draws.
-        n_means: Scenes in each set of means.
+        n: How many scenes are tested.
+        seed: The seed of all draws.
+        n_means: How many scenes each set of means has.
     """
     values = {name: _indices(name) for name in _CLASSES}
     codes, seen = {}, set()

@@ -48,17 +48,18 @@ def planted_study(
     ``quiet``, with the size that the head had, so that size does not give it away.
 
     Args:
-        setup: With a decoder and a judge unless ``decoded`` is empty; the judge has the attributes' captions.
-        texts: Captions of the encoder itself, with those of the attributes.
-        attributes: Labels of the test and anchor images.
-        n_heads: Heads that each attribute is planted in, drawn at random from those that can tell it.
-        bar: R2 with which a probe of a head must tell the attribute, for a head that it is planted in.
-        n_draws: Of each null.
-        decoded: Lenses whose pictures are read, of those in the setup; none for a study before decoding.
-        n_plants_decoded: Plants of each kind whose pictures are drawn.
-        n_decoded: Images whose pictures are drawn, half of each class.
-        n_heads_decoded: Heads whose pictures are drawn: the planted one, others at random.
-        command: How to make the result again.
+        setup: The setup, with a decoder and a judge unless ``decoded`` is empty; the judge has the attributes'
+            captions.
+        texts: Captions embedded by the encoder itself, with those of the attributes.
+        attributes: The attributes, with their labels of the test and anchor images.
+        n_heads: How many heads each attribute is planted in, drawn at random from those that can tell it.
+        bar: The R2, 0 to 1, with which a probe of a head must tell the attribute, for a head that it is planted in.
+        n_draws: How many draws each null has.
+        decoded: Spellings of the setup's lenses whose pictures are read; none for a study before decoding.
+        n_plants_decoded: How many plants of each kind are drawn.
+        n_decoded: How many images are drawn, half of each class.
+        n_heads_decoded: How many heads are drawn: the planted one, others at random.
+        command: The command that makes the result again; None where there is none.
 
     Raises:
         StudyError: Nothing can be planted, or what the options ask for is not there.
