@@ -33,7 +33,16 @@ _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for the outputs that are
 class ResidualLens(Lens):
     """A lens whose sites' outputs are seen in a last residual (of attention pooling: its sum), read by the model.
 
-    Subclasses say which (:meth:`_read`), and from where an output is measured (:meth:`_origin`).
+    Subclasses say which (:meth:`_read`), and from where an output is measured (:meth:`_origin`). Controls and batches
+    of sites come with it.
+
+    >>> lens = vl.DiffusionLens()
+    >>> isinstance(lens, vl.lenses.ResidualLens)
+    True
+    >>> lens.placebo(cache, "L3H4", generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1, 128])
+    >>> lens.other_image(cache, "L3H4").shape
+    torch.Size([2, 1, 128])
     """
 
     @abstractmethod
@@ -116,6 +125,14 @@ def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, 
 
     It lies on the model's device, wherever the cache is kept. Sites of attention pooling have one row, of the
     pooled width, and go together.
+
+    Args:
+        cache: The cache of one run; ``rows="readout"`` is enough.
+        sites: Parsed sites, as :meth:`Lens.check_sites` returns them.
+
+    >>> sites = vl.Site.resolve("L3H4, L5.mlp", model.cfg)
+    >>> vl.lenses.site_outputs(cache, sites).shape
+    torch.Size([2, 2, 1, 128])
     """
     found: dict[Site, Tensor] = {}
     for name in dict.fromkeys(s.hook_name for s in sites if s.head is not None):
@@ -198,5 +215,9 @@ def check_speaks(
 
 
 def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:
-    """Return the norm after mean removal over d_model, taken over all rows."""
+    """Return the norm after mean removal over d_model, taken over all rows: what a LayerNorm sees of a size.
+
+    >>> vl.lenses.centred_norm(torch.tensor([[4.0, 10.0]]))  # one row of width 2, whose mean is 7
+    tensor(4.2426)
+    """
     return (x - x.mean(-1, keepdim=True)).flatten(-2).norm(dim=-1)
