@@ -32,16 +32,27 @@ class ReferenceMeans:
     Attention outputs are not kept: they follow from ``z``, so that heads add up exactly.
 
     Attributes:
-        encoder_id: The model.
-        fingerprint: Of its weights.
-        n: Images.
-        resid_pre: Of block 0.
-        z: Of every head.
-        mlp_out: Of every layer.
-        positions: ``readout`` or ``all``: what the axis ``row`` holds.
-        pool_z: Of every head of attention pooling; None where the model has none.
-        pool_mlp_out: Of its MLP.
-        stability: Against ``n``; None for files of an earlier version, and where positions were left out later.
+        encoder_id: The id of the model, such as ``vit_lens/mini``.
+        fingerprint: Digits that identify the model's weights by content.
+        n: The number of images.
+        resid_pre: The mean residual stream that enters block 0.
+        z: The mean ``z`` of every head.
+        mlp_out: The mean output of every layer's MLP.
+        positions: What the axis ``row`` holds: ``readout`` or ``all``.
+        pool_z: The mean ``z`` of every head of attention pooling; None where the model has none.
+        pool_mlp_out: The mean output of the pool's MLP; None where the model has none.
+        stability: How far means over fewer images lie from these; None for files of an earlier version, and where
+            positions were left out later.
+
+    >>> means = vl.ReferenceMeans.from_images(model, images)
+    >>> means.save(tmp / "means.safetensors").name
+    'means.safetensors'
+    >>> vl.ReferenceMeans.load(tmp / "means.safetensors").content == means.content
+    True
+    >>> means.output(model, vl.Site.parse("L3H4")).shape
+    torch.Size([1, 128])
+    >>> vl.ReferenceMeans.shipped(model).n
+    512
     """
 
     encoder_id: str
@@ -69,10 +80,11 @@ class ReferenceMeans:
 
         Args:
             model: The model, without hooks.
-            images: In random order, so that :attr:`stability` tells something.
-            positions: ``readout`` keeps what lenses need; ``all`` what mean ablation of whole sites needs.
-            batch_size: Images in one run.
-            progress: Show a bar.
+            images: A few hundred images, in random order, so that :attr:`stability` tells something.
+            positions: Which positions to keep: ``readout`` what lenses need, ``all`` what mean ablation of whole sites
+                needs.
+            batch_size: The number of images in one run.
+            progress: Whether to show a bar.
 
         Raises:
             ImageError: An image cannot be read.
@@ -148,8 +160,8 @@ class ReferenceMeans:
         """Return the means if they are the model's own.
 
         Args:
-            model: The model.
-            positions: Which positions the caller reads; None for one that handles both.
+            model: The model whose means they have to be.
+            positions: Which positions the caller reads, ``readout`` or ``all``; None for one that handles both.
 
         Raises:
             ReferenceMismatchError: They were made with other weights.
@@ -196,7 +208,7 @@ class ReferenceMeans:
         return fingerprint(self._tensors())
 
     def z_of(self, site: Site) -> Float[Tensor, "row head d_head"]:
-        """Mean ``z`` of all heads of the attention that a site belongs to.
+        """Return the mean ``z`` of all heads of the attention that a site belongs to.
 
         Raises:
             VitLensError: The model has no attention pooling.
@@ -204,15 +216,15 @@ class ReferenceMeans:
         return self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)
 
     def attn_out(self, model: HookedViT, layer: int) -> Float[Tensor, "row d_model"]:
-        """Mean attention output of a layer: all heads and ``b_O``."""
+        """Return the mean attention output of a layer: all heads and ``b_O``."""
         return self.output(model, Site(layer, "attn"))
 
     def head_out(self, model: HookedViT, layer: int, head: int) -> Float[Tensor, "row d_model"]:
-        """Mean output of one head in the residual stream."""
+        """Return the mean output of one head in the residual stream."""
         return self.output(model, Site(layer, "head", head))
 
     def output(self, model: HookedViT, site: Site) -> Float[Tensor, "row d_model"]:
-        """Mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
+        """Return the mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
 
         Raises:
             UnknownSiteError: The site is not one of the model's.
@@ -230,7 +242,12 @@ class ReferenceMeans:
         return einsum(z, attn.W_O.detach().to(z), "row h k, h k d -> row d") + attn.b_O.detach().to(z)
 
     def resid(self, model: HookedViT, layer: int, kind: str = "resid_post") -> Float[Tensor, "row d_model"]:
-        """Mean residual stream at a place: the sum of the mean outputs before it, negative layers from the end.
+        """Return the mean residual stream at a place: the sum of the mean outputs before it.
+
+        Args:
+            model: The model that the means are of.
+            layer: The index of the block, counted from 0; negative from the end.
+            kind: The place in the block: ``resid_pre``, ``resid_mid`` or ``resid_post``.
 
         Raises:
             VitLensError: There is no such place.
@@ -245,11 +262,15 @@ class ReferenceMeans:
         return torch.stack([self.resid_pre.to(model.device), *written]).sum(0)
 
     def resid_final(self, model: HookedViT) -> Float[Tensor, "row d_model"]:
-        """Mean residual after the last block: the sum of all mean outputs."""
+        """Return the mean residual stream after the last block: the sum of all mean outputs."""
         return self.resid(model, model.cfg.n_layers - 1)
 
     def last_state(self, model: HookedViT, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
-        """Mean of what outputs add up to: the last residual, or with ``pooled`` what attention pooling adds up.
+        """Return the mean of what outputs add up to: the last residual, or what attention pooling adds up.
+
+        Args:
+            model: The model that the means are of.
+            pooled: Whether the outputs are those of attention pooling.
 
         Raises:
             UnknownSiteError: The model has no attention pooling.
