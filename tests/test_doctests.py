@@ -13,6 +13,8 @@ import vit_lens
 UNSHOWN = {
     # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
     "lenses": ("check_cache", "checked_clean", "checked_read", "no_control"),
+    # It registers a class for the rest of the process; docs/own_decoder.md shows it on saved files.
+    "decoders": ("reads_layout",),
 }  # fmt: skip
 
 
