@@ -73,7 +73,11 @@ class Placement:
         return cls(size=size, seen=spec.size, offset=(top * step[0], left * step[1]), step=step)
 
     def boxes(self, patch_map: PatchMap) -> Float[np.ndarray, "grid_row grid_column 4"]:
-        """Return each patch's box in the original as (top, left, bottom, right); negative and larger is padding."""
+        """Return each patch's box in the original as (top, left, bottom, right); negative and larger is padding.
+
+        Raises:
+            PreprocessError: The map's grid is not that of a tower with this preprocessing.
+        """
         rows, columns = self.edges(patch_map)
         grid = np.empty((len(rows) - 1, len(columns) - 1, 4))
         grid[..., 0], grid[..., 2] = rows[:-1, None], rows[1:, None]

@@ -231,7 +231,7 @@ def check_decoder(decoder: object) -> Decoder:
     """Return the decoder, if it keeps the contract as far as can be seen without running it.
 
     Raises:
-        ContractError: It is no subclass of ``Decoder``, or lacks something that one must say.
+        ContractError: The object is no subclass of ``Decoder``, or lacks something that one must say.
 
     >>> vl.decoders.check_decoder(decoder) is decoder
     True
@@ -272,7 +272,7 @@ def check_pictures(decoder: Decoder, pictures: object, n: int) -> UInt8[Tensor, 
         n: The number of rows that were to be drawn.
 
     Raises:
-        ContractError: It is something else.
+        ContractError: The decoder drew something else.
 
     >>> vl.decoders.check_pictures(decoder, torch.zeros(2, 4, 4, 3, dtype=torch.uint8), 2).shape
     torch.Size([2, 4, 4, 3])

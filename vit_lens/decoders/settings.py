@@ -69,7 +69,7 @@ class DecodeSettings:
 
     @property
     def guided_steps(self) -> tuple[bool, ...]:
-        """Which steps run with guidance: those whose middle lies in the interval."""
+        """Whether each step runs with guidance: those do whose middle lies in the interval."""
         start, stop = self.guidance_interval or (0.0, 1.0)
         on = self.guidance > 1
         return tuple(on and start <= (i + 0.5) / self.steps < stop for i in range(self.steps))

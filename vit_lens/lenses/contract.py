@@ -197,6 +197,10 @@ class Lens(ABC):
     def embed(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
         """Return the pooled part of :meth:`read`: the lens embedding of every site.
 
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+
         Raises:
             UnknownSiteError: A site is not one of the model's.
             LensError: The lens is not defined on a site, or reads tokens alone.
@@ -206,7 +210,12 @@ class Lens(ABC):
     def placebo(
         self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
     ) -> Float[Tensor, "batch site d_embed"]:
-        """Return the pooled part of :meth:`read_control`.
+        """Return the pooled part of :meth:`read_control`: the control's embedding of every site.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+            generator: The source of the random directions, on the CPU.
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
@@ -305,7 +314,7 @@ def checked_read(lens: Lens, found: Any, n_batch: int, n_sites: int) -> Conditio
         n_sites: The number of sites that were read.
 
     Raises:
-        LensError: It is no condition, or has other rows than the cache and the sites.
+        LensError: What was returned is no condition, lacks a part, or has other rows than the cache and the sites.
     """
     if not isinstance(found, Condition):
         raise LensError(
@@ -335,7 +344,7 @@ def checked_clean(lens: Lens, found: Any, n_batch: int) -> Condition:
         n_batch: The number of images in the cache.
 
     Raises:
-        LensError: It is no condition, or has other rows than the cache.
+        LensError: What was returned is no condition, or has other rows than the cache.
     """
     if not isinstance(found, Condition) or found.rows != (n_batch,):
         said = f"rows {list(found.rows)}" if isinstance(found, Condition) else f"a {type(found).__name__}"

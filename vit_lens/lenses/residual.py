@@ -56,7 +56,12 @@ class ResidualLens(Lens):
         return None
 
     def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
-        """Return the lens embedding of every site, pooled, from the cached run alone."""
+        """Return the lens embedding of every site, pooled, from the cached run alone.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site, or the cache is not one of a run of the model.
+        """
         return self._change(cache, sites, lambda outputs, origin, sites: outputs)
 
     def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
@@ -64,6 +69,10 @@ class ResidualLens(Lens):
 
         The norm is that of the output after mean removal over d_model (LayerNorm is blind to the mean), for
         ``anchor="mean"`` that of its deviation from the reference mean. One direction for each site and image.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site, or the cache is not one of a run of the model.
         """
 
         def random_like(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:

@@ -170,7 +170,7 @@ class Gallery:
         """Return the gallery if its embeddings are the model's own.
 
         Raises:
-            GalleryError: They were made with other weights or another preprocessing.
+            GalleryError: The embeddings were made with other weights or another preprocessing.
         """
         if self.fingerprint != model.fingerprint:
             raise GalleryError(
@@ -208,7 +208,7 @@ class Gallery:
         """Return where an image lies.
 
         Raises:
-            GalleryError: It was handed over from memory, the file is gone, or its name leads out of the folder.
+            GalleryError: The image was handed over from memory, its file is gone, or its name leads out of the folder.
         """
         name = Path(self.names[index])
         if self.folder and (name.is_absolute() or ".." in name.parts):
@@ -222,7 +222,7 @@ class Gallery:
         """Return an image of the gallery, in RGB.
 
         Raises:
-            GalleryError: It was handed over from memory, or the file is gone.
+            GalleryError: The image was handed over from memory, or its file is gone.
             ImageError: The file is damaged.
         """
         return load_image(self.path(index)).convert("RGB")

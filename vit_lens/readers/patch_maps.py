@@ -53,7 +53,7 @@ class ZeroShotMaps:
         """Return the cosines of one form.
 
         Raises:
-            LensError: It was not computed.
+            LensError: That form was not computed.
         """
         if form not in self.cosines:
             raise LensError(f"no form {form!r} here; there are {list(self.cosines)}. The centred form needs means=")

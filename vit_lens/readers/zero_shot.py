@@ -56,8 +56,12 @@ class ZeroShot:
     def of(self, form: str = "raw", control: str = "") -> Float[Tensor, "batch site caption"]:
         """Return the cosines of one form and control.
 
+        Args:
+            form: The form: ``raw``, or ``centred`` where there were means.
+            control: The control: ``""`` for the site itself, ``random`` or ``other`` where they were asked for.
+
         Raises:
-            LensError: It was not computed.
+            LensError: That form or control was not computed.
         """
         if (form, control) not in self.cosines:
             raise LensError(

@@ -164,8 +164,8 @@ class ReferenceMeans:
             positions: Which positions the caller reads, ``readout`` or ``all``; None for one that handles both.
 
         Raises:
-            ReferenceMismatchError: They were made with other weights.
-            VitLensError: They hold other positions.
+            ReferenceMismatchError: The means were made with other weights.
+            VitLensError: The means hold other positions.
         """
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
@@ -189,7 +189,7 @@ class ReferenceMeans:
         """Return the means at the read-out rows, from means at every position.
 
         Raises:
-            ReferenceMismatchError: They were made with other weights.
+            ReferenceMismatchError: The means were made with other weights.
         """
         self.check(model, None)
         if self.positions == "readout":
