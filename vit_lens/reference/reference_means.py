@@ -216,15 +216,15 @@ class ReferenceMeans:
         return self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)
 
     def attn_out(self, model: HookedViT, layer: int) -> Float[Tensor, "row d_model"]:
-        """Return the mean attention output of a layer: all heads and ``b_O``."""
+        """Mean attention output of a layer: all heads and ``b_O``."""
         return self.output(model, Site(layer, "attn"))
 
     def head_out(self, model: HookedViT, layer: int, head: int) -> Float[Tensor, "row d_model"]:
-        """Return the mean output of one head in the residual stream."""
+        """Mean output of one head in the residual stream."""
         return self.output(model, Site(layer, "head", head))
 
     def output(self, model: HookedViT, site: Site) -> Float[Tensor, "row d_model"]:
-        """Return the mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
+        """Mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
 
         Raises:
             UnknownSiteError: The site is not one of the model's.
@@ -242,7 +242,7 @@ class ReferenceMeans:
         return einsum(z, attn.W_O.detach().to(z), "row h k, h k d -> row d") + attn.b_O.detach().to(z)
 
     def resid(self, model: HookedViT, layer: int, kind: str = "resid_post") -> Float[Tensor, "row d_model"]:
-        """Return the mean residual stream at a place: the sum of the mean outputs before it.
+        """Mean residual stream at a place: the sum of the mean outputs before it, negative layers from the end.
 
         Args:
             model: The model that the means are of.
@@ -262,11 +262,11 @@ class ReferenceMeans:
         return torch.stack([self.resid_pre.to(model.device), *written]).sum(0)
 
     def resid_final(self, model: HookedViT) -> Float[Tensor, "row d_model"]:
-        """Return the mean residual stream after the last block: the sum of all mean outputs."""
+        """Mean residual after the last block: the sum of all mean outputs."""
         return self.resid(model, model.cfg.n_layers - 1)
 
     def last_state(self, model: HookedViT, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
-        """Return the mean of what outputs add up to: the last residual, or what attention pooling adds up.
+        """Mean of what outputs add up to: the last residual, or with ``pooled`` what attention pooling adds up.
 
         Args:
             model: The model that the means are of.
