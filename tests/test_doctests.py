@@ -21,6 +21,10 @@ UNSHOWN = {
     "report": ("write_page",),
     # A study runs for minutes; its command and docs/trust.md show it.
     "studies": ("content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study"),
+    # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
+    "lenses": ("check_cache", "checked_clean", "checked_read", "no_control"),
+    # It registers a class for the rest of the process; docs/own_decoder.md shows it on saved files.
+    "decoders": ("reads_layout",),
 }  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def test_hooks_act_on_the_named_tokens_alone(tokens):
 
 
 def test_a_mask_of_the_grid_names_patches():
-    from vit_lens.interventions import resolve_tokens
+    from vit_lens.tokens import resolve_tokens
 
     cfg = random_vit().cfg
     mask = torch.tensor([[False, True, False], [False, False, True]])

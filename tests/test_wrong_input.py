@@ -112,14 +112,14 @@ def test_tokens_that_are_all_tokens_carry_nothing_on(vit, errors):
     "tokens", [np.int64(2), torch.tensor(2), [np.int32(2)], (np.int64(0), torch.tensor(1))], ids=str
 )
 def test_tokens_are_whole_numbers_of_any_kind(vit, tokens):
-    from vit_lens.interventions import resolve_tokens
+    from vit_lens.tokens import resolve_tokens
 
     assert resolve_tokens(tokens, vit.cfg) == [2]
 
 
 @pytest.mark.parametrize("tokens", [1.0, np.float64(1), torch.tensor(True), (0, 1.0), (True, 0), [np.True_]], ids=str)
 def test_tokens_that_are_none_are_refused(vit, tokens, errors):
-    from vit_lens.interventions import resolve_tokens
+    from vit_lens.tokens import resolve_tokens
 
     with pytest.raises(errors.InterventionError, match=r"expected 'cls'|mask of tokens"):
         resolve_tokens(tokens, vit.cfg)

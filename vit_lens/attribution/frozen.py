@@ -23,20 +23,27 @@ class FrozenReadout:
     wider, on the model's device.
 
     Args:
-        cache: Of a run with ``rows="readout"`` or ``rows="all"``, or with the names of
+        cache: The cache of a run with ``rows="readout"`` or ``rows="all"``, or with the names of
             :func:`vit_lens.attribution.hook_names`.
 
     Attributes:
-        cache: The cache.
-        model: Its model.
-        scale: What the last LayerNorm divided by.
+        cache: The cache that was given.
+        model: The model that the cache is of.
+        scale: What the last LayerNorm divided each read-out row by.
         weights: What each read-out row counts for each pooling head, divided by the frozen scale.
         constants: Terms of the embedding that no part of the residual causes, by name: biases, and what the MLP
             of attention pooling adds.
 
     Raises:
-        LensError: The cache is no cache, or was cut.
+        LensError: The cache is no cache, or was cut; or the read-out has an output for every token.
         UnknownHookError: The cache lacks an activation; the message names it.
+
+    >>> readout = vl.attribution.FrozenReadout(cache)
+    >>> last = vl.attribution.read_rows(cache, "blocks.7.hook_resid_post")
+    >>> torch.allclose(readout(last) + readout.constant, model(pixels), atol=1e-4)
+    True
+    >>> readout.pull_back(bank.embeds).shape  # what to look for in the last residual, caption by caption
+    torch.Size([6, 2, 1, 128])
     """
 
     def __init__(self, cache: ViTActivationCache):
@@ -122,7 +129,7 @@ class FrozenReadout:
 
     @property
     def eps(self) -> float:
-        """Rounding of the run's own numbers."""
+        """The relative rounding of the run's own numbers: eps of their dtype."""
         return torch.finfo(self.cache[f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"].dtype).eps
 
     def _wide(self, x: Tensor) -> Tensor:
@@ -151,7 +158,18 @@ def check_cache(cache: object) -> ViTActivationCache:
 
 
 def read_rows(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row *axes"]:
-    """Return an activation at the read-out rows, in float32 or wider, on the model's device."""
+    """Return an activation at the read-out rows, in float32 or wider, on the model's device.
+
+    Args:
+        cache: The cache of one run.
+        name: The full name of a hook point.
+
+    Raises:
+        UnknownHookError: The cache lacks the activation.
+
+    >>> vl.attribution.read_rows(cache, "blocks.3.attn.hook_z").shape
+    torch.Size([2, 1, 8, 16])
+    """
     rows = cache.readout(name).detach()
     return rows.to(device=cache.model.device, dtype=torch.promote_types(rows.dtype, torch.float32))
 

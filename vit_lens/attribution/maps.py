@@ -23,12 +23,19 @@ class PatchMap:
     """One number per patch, for several images, and one per token that is no patch.
 
     Attributes:
-        values: On the grid of patches.
-        prefix: On ``cls`` and ``register0``, ``register1``, ... where the tower has them.
-        title: What the numbers are.
-        units: Of the numbers.
-        signed: Whether they are drawn around zero.
-        patch_size: (height, width) of a patch, in pixels that the tower sees.
+        values: The numbers of the patches, where these lie in the image.
+        prefix: The numbers of ``cls`` and ``register0``, ``register1``, ... where the tower has them.
+        title: A few words on what the numbers are.
+        units: The units of the numbers, such as ``attention`` or ``cosine``.
+        signed: Whether the numbers are drawn around zero.
+        patch_size: The (height, width) of a patch, in pixels that the tower sees.
+
+    >>> numbers = torch.arange(17.0).repeat(2, 1)  # one for each token of mini: cls, then 4 x 4 patches
+    >>> found = vl.attribution.PatchMap.of_tokens(numbers, model.cfg, title="place", units="tokens", signed=False)
+    >>> found.values[0, 1]
+    tensor([5., 6., 7., 8.])
+    >>> found.prefix["cls"], found.total
+    (tensor([0., 0.]), tensor([136., 136.]))
     """
 
     values: Float[Tensor, "batch grid_row grid_column"]
@@ -48,7 +55,18 @@ class PatchMap:
         units: str,
         signed: bool,
     ) -> "PatchMap":
-        """Lay out one number per token, in the order of the model's tokens."""
+        """Lay out one number per token, in the order of the model's tokens.
+
+        Args:
+            tokens: The numbers, of the prefix tokens first.
+            cfg: The configuration of the model that the tokens are of.
+            title: A few words on what the numbers are.
+            units: The units of the numbers.
+            signed: Whether the numbers are drawn around zero.
+
+        Raises:
+            LensError: There is another number of tokens than the model has.
+        """
         image = image_config(cfg, "a map")
         rows, columns = image.grid
         if tokens.shape[1] != image.n_ctx:
@@ -67,14 +85,22 @@ def attention_map(cache: ViTActivationCache, layer: int, head: int, query: Query
     """Return where one token's attention goes.
 
     Args:
-        cache: With ``blocks.{layer}.attn.hook_pattern`` of every token.
-        layer: Of the block.
-        head: Index of the head.
-        query: Who looks: ``cls``, ``register0``, ``patch17``, a patch as (row, column) of the grid, or a position.
+        cache: A cache with ``blocks.{layer}.attn.hook_pattern`` of every token.
+        layer: The index of the block, counted from 0.
+        head: The index of the head, counted from 0.
+        query: The token that looks: ``cls``, ``register0``, ``patch17``, a patch as (row, column) of the grid, or a
+            position.
 
     Raises:
-        LensError: There is no such token, layer or head, or the cache holds only some positions.
+        LensError: There is no such token, or the cache holds only some positions.
+        UnknownSiteError: There is no such layer or head.
         UnknownHookError: The cache lacks the pattern.
+
+    >>> found = vl.attribution.attention_map(cache, layer=3, head=4, query=(0, 2))
+    >>> found.title, found.values.shape
+    ('attention of L3H4 from patch (0, 2)', torch.Size([2, 4, 4]))
+    >>> found.total.round(decimals=3)
+    tensor([1., 1.])
     """
     cfg = check_cache(cache).model.cfg
     site = Site(layer, "head", head).check(cfg)
@@ -87,10 +113,21 @@ def attention_map(cache: ViTActivationCache, layer: int, head: int, query: Query
 def pool_attention_map(cache: ViTActivationCache, head: int) -> PatchMap:
     """Return where a head of attention pooling looks: the one learned query has a pattern over all tokens.
 
+    Args:
+        cache: A cache with ``attn_pool.attn.hook_pattern``.
+        head: The index of the pooling head, counted from 0.
+
     Raises:
         LensError: The tower does not pool by attention, or the cache has lost its batch axis.
         UnknownSiteError: The head is out of range.
         UnknownHookError: The cache lacks ``attn_pool.attn.hook_pattern``.
+
+    >>> import dataclasses, vit_lens.config
+    >>> pool = vit_lens.config.AttentionPoolConfig(n_heads=2, d_head=7, d_model=128, d_mlp=None, has_ln_post=True)
+    >>> pooling = vl.HookedViT(dataclasses.replace(model.cfg, pool="attn", attn_pool=pool))  # weights of zero
+    >>> _, pooled = pooling.run_with_cache(pixels)
+    >>> vl.attribution.pool_attention_map(pooled, head=1).title
+    'attention of poolH1'
     """
     cfg, readout = check_cache(cache).model.cfg, cache.read_out
     if readout.attn_pool is None:

@@ -41,11 +41,17 @@ _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for what neurons write
 
 @dataclass(frozen=True)
 class Component:
-    """One term of an embedding.
+    """One term of an embedding: the part of the model that wrote it.
 
     Attributes:
-        address: Of the part that wrote it: a site (``L3H4``, ``L3.mlp``), ``embed``, ``L3.b_O``, ``L3N17``,
+        address: The address of that part: a site (``L3H4``, ``L3.mlp``), ``embed``, ``L3.b_O``, ``L3N17``,
             ``ln_final.b``, ...
+
+    >>> component = vl.attribution.Component(vl.Address.parse("L3H4"))
+    >>> component.label, component.kind, component.layer, component.head
+    ('L3H4', 'head', 3, 4)
+    >>> vl.attribution.Component(vl.Address.parse("L3.b_O")).kind
+    'attn_bias'
     """
 
     address: Address
@@ -57,39 +63,45 @@ class Component:
 
     @property
     def kind(self) -> PartKind:
-        """What it is."""
+        """What kind of part it is, such as ``head``, ``attn_bias``, ``mlp``, ``neuron`` or ``constant``."""
         kinds = {"embed": "embed", "pos_embed": "embed", "b_O": "attn_bias", "b_out": "mlp_bias"}
         kind = self.address.kind
         return kinds.get(kind, kind if kind in get_args(PartKind) else "constant")  # pyright: ignore[reportReturnType]
 
     @property
     def layer(self) -> int | None:
-        """Of the block that wrote it."""
+        """The index of the block that wrote it, counted from 0; None for what lies before or behind the blocks."""
         return self.address.layer
 
     @property
     def head(self) -> int | None:
-        """Index of a head."""
+        """The index of the head in its layer (or in attention pooling), counted from 0; None for other parts."""
         return self.address.head
 
     @property
     def neuron(self) -> int | None:
-        """Index of a neuron."""
+        """The index of the neuron in its layer, counted from 0; None for other parts."""
         return self.address.neuron
 
     @property
     def site(self) -> Site | None:
-        """The component as a :class:`vit_lens.Site`, if it is one."""
+        """The component as a :class:`vit_lens.Site`; None if it is none."""
         return self.address.site
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingParts:
-    """What each component contributes to the embeddings of one run.
+    """What each component contributes to the embeddings of one run; :func:`split_embedding` makes it.
 
     Attributes:
-        components: The terms.
-        values: Their contributions.
+        components: The parts of the model that wrote the terms, in the order of the component axis.
+        values: The vector that each component adds to each image's embedding, in units of the embedding.
+
+    >>> parts = vl.attribution.split_embedding(cache)
+    >>> len(parts), parts["L3H4"].shape, parts.select("mlp").labels[:2]
+    (83, torch.Size([2, 128]), ['L0.mlp', 'L1.mlp'])
+    >>> parts.to_frame().columns.tolist()
+    ['component', 'layer', 'head', 'kind', 'image', 'norm', 'share']
     """
 
     components: tuple[Component, ...]
@@ -127,6 +139,12 @@ class EmbeddingParts:
     def select(self, *wanted: str | Site | Address) -> "EmbeddingParts":
         """Return the components with these addresses or kinds, in their own order.
 
+        Args:
+            *wanted: Addresses (``L3H4``, ``embed``) and kinds (``head``, ``mlp``), in any mixture.
+
+        Args:
+            *wanted: Addresses (``L3H4``, ``embed``) and kinds (``head``, ``mlp``), in any mixture.
+
         Raises:
             UnknownSiteError: One of ``wanted`` names nothing.
         """
@@ -142,6 +160,8 @@ class EmbeddingParts:
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per component and image: its norm, and its share of the total.
+
+        Columns: component, layer, head, kind, image, norm, share.
 
         The share is the component's projection on the total, in units of the total: shares add up to 1 and can be
         negative.
@@ -172,11 +192,11 @@ def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), s
     :func:`hook_names`). Memory: terms x images x d_embed, and one layer's heads.
 
     Args:
-        cache: Of the run.
-        neuron_layers: Layers whose MLP is split into its neurons ``L3N17`` and ``b_out``: d_mlp terms for each.
-        start_layer: What earlier blocks wrote stays in one term, ``L{start_layer}.resid_pre``. With 0, the
-            embeddings are one term ``L0.resid_pre`` where the cache does not hold ``hook_embed`` and
-            ``hook_pos_embed``.
+        cache: The cache of the run.
+        neuron_layers: The layers whose MLP is split into its neurons ``L3N17`` and ``b_out``: d_mlp terms for each.
+        start_layer: The first layer that is split. What earlier blocks wrote stays in one term,
+            ``L{start_layer}.resid_pre``. With 0, the embeddings are one term ``L0.resid_pre`` where the cache does not
+            hold ``hook_embed`` and ``hook_pos_embed``.
 
     Raises:
         LensError: The run was edited so that its parts do not add up to its embedding; or a layer is out of
@@ -184,6 +204,12 @@ def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), s
         UnknownHookError: The cache lacks an activation; the message names it.
 
     Source: Gandelsman et al. 2024 (arXiv 2310.05916), section 3, there with the mean over heads' tokens.
+
+    >>> parts = vl.attribution.split_embedding(cache)
+    >>> torch.allclose(parts.total, model(pixels), atol=1e-4)
+    True
+    >>> parts.labels[:3], parts.labels[-2:]
+    (['embed', 'pos_embed', 'L0H0'], ['L7.mlp', 'ln_final.b'])
     """
     readout = FrozenReadout(cache)
     start_layer = check_layer(readout.model.cfg, start_layer)
@@ -209,11 +235,19 @@ def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), s
 def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Indices = slice(None)) -> EmbeddingParts:
     """Return what single neurons of one MLP contribute; all of them and ``b_out`` add up to the MLP's term.
 
-    Needs ``blocks.{layer}.mlp.hook_post`` and the last residual. Memory: neurons x images x d_embed.
+    Memory: neurons x images x d_embed.
+
+    Args:
+        cache: A cache with ``blocks.{layer}.mlp.hook_post`` and the last residual, at the read-out rows at least.
+        layer: The index of the block, counted from 0.
+        neurons: The indices of neurons, counted from 0, or a slice of them; by default all.
 
     Raises:
         LensError: The layer or a neuron is out of range.
         UnknownHookError: The cache lacks an activation; the message names it.
+
+    >>> vl.attribution.neuron_parts(cache, layer=3, neurons=[4, 17]).labels
+    ['L3N4', 'L3N17']
     """
     readout = FrozenReadout(cache)
     layer = check_layer(readout.model.cfg, layer)
@@ -227,16 +261,21 @@ def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Indices
 def hook_names(
     model: Tower, *, tokens: bool = False, neuron_layers: Indices = (), layers: Indices | None = None
 ) -> list[str]:
-    """Return what attribution reads, for ``run_with_cache(names_filter=...)``.
+    """Return the names of the hook points that attribution reads, for ``run_with_cache(names_filter=...)``.
 
     Args:
-        model: The model.
-        tokens: Also what :func:`token_parts`, :func:`attention_map` and :func:`token_attribution` read.
-        neuron_layers: Layers whose neurons are wanted.
-        layers: Restrict the hooks of ``tokens`` to these layers; None means all.
+        model: The model that will be run.
+        tokens: Whether to add what :func:`token_parts`, :func:`attention_map` and :func:`token_attribution` read.
+        neuron_layers: The layers whose neurons are wanted.
+        layers: The layers that the hooks of ``tokens`` are restricted to; None means all.
 
     Raises:
         LensError: A layer is out of range, or ``layers`` without ``tokens`` would have no effect.
+
+    >>> names = vl.attribution.hook_names(model, tokens=True, layers=[6, 7])
+    >>> _, few = model.run_with_cache(pixels, names_filter=names)
+    >>> vl.attribution.token_parts(few, layers=[6, 7]).shape
+    torch.Size([2, 2, 8, 17, 128])
     """
     cfg = model.cfg
     if layers is not None and not tokens:

@@ -21,10 +21,16 @@ class Placement:
     (right) edge of the last. What lies outside the original is padding.
 
     Attributes:
-        size: (height, width) of the original, after its EXIF rotation.
-        seen: (height, width) that the tower sees.
-        offset: Of the tower's upper left corner, in the original's pixels, as (vertical, horizontal).
-        step: Original pixels per pixel of the tower, as (vertical, horizontal).
+        size: The (height, width) of the original in pixels, after its EXIF rotation.
+        seen: The (height, width) in pixels that the tower sees.
+        offset: Where the tower's upper left corner lies, in the original's pixels, as (vertical, horizontal).
+        step: The original's pixels per pixel of the tower, as (vertical, horizontal).
+
+    >>> place = vl.attribution.Placement.of_size((128, 128), model.preprocess_spec)
+    >>> place.step, place.visible
+    ((2.0, 2.0), (0.0, 0.0, 128.0, 128.0))
+    >>> place.boxes(vl.attribution.attention_map(cache, layer=3, head=4))[0, 1].tolist()
+    [0.0, 32.0, 32.0, 64.0]
     """
 
     size: tuple[int, int]
@@ -39,7 +45,7 @@ class Placement:
         Args:
             image: A path, a Pillow image or an array, as for :meth:`vit_lens.HookedViT.preprocess`.
             spec: The tower's preprocessing (``model.preprocess_spec``).
-            layout: Order of an array's axes.
+            layout: The order of an array's axes; None where the array itself shows it, or for other images.
 
         Raises:
             ImageError: The picture cannot be read.
@@ -54,8 +60,12 @@ class Placement:
     def of_size(cls, size: tuple[int, int], spec: PreprocessSpec) -> "Placement":
         """Return where the pixels of a picture of ``size`` (height, width) go.
 
+        Args:
+            size: The (height, width) of the picture in pixels.
+            spec: The tower's preprocessing (``model.preprocess_spec``).
+
         Raises:
-            PreprocessError: It is too narrow.
+            PreprocessError: The picture is too narrow to be resized.
         """
         resized = resized_size(size, spec)
         step = size[0] / resized[0], size[1] / resized[1]
@@ -63,7 +73,11 @@ class Placement:
         return cls(size=size, seen=spec.size, offset=(top * step[0], left * step[1]), step=step)
 
     def boxes(self, patch_map: PatchMap) -> Float[np.ndarray, "grid_row grid_column 4"]:
-        """Return each patch's box in the original as (top, left, bottom, right); negative and larger is padding."""
+        """Return each patch's box in the original as (top, left, bottom, right); negative and larger is padding.
+
+        Raises:
+            PreprocessError: The map's grid is not that of a tower with this preprocessing.
+        """
         rows, columns = self.edges(patch_map)
         grid = np.empty((len(rows) - 1, len(columns) - 1, 4))
         grid[..., 0], grid[..., 2] = rows[:-1, None], rows[1:, None]

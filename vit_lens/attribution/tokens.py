@@ -37,15 +37,22 @@ def token_parts(
     a few ``layers`` at a time, or use :func:`token_attribution`, which never builds it.
 
     Args:
-        cache: With every token's ``pattern`` and ``v``, for example of
+        cache: A cache with every token's ``pattern`` and ``v``, for example of
             ``run_with_cache(pixels, names_filter=hook_names(model, tokens=True))``.
-        layers: Which; None means all.
+        layers: The indices of the layers, counted from 0; None means all.
 
     Raises:
         LensError: The cache holds only some positions, or a layer is out of range.
         UnknownHookError: The cache lacks an activation; the message names it.
 
     Source: Gandelsman et al. 2024 (arXiv 2310.05916), equation 6.
+
+    >>> parts = vl.attribution.token_parts(cache, layers=7)
+    >>> parts.shape
+    torch.Size([2, 1, 8, 17, 128])
+    >>> head = vl.attribution.split_embedding(cache)["L7H3"]
+    >>> torch.allclose(parts[:, 0, 3].sum(1), head, atol=1e-4)
+    True
     """
     readout = FrozenReadout(cache)
     cfg, chosen = readout.model.cfg, _layers(readout.model.cfg, layers)
@@ -63,14 +70,20 @@ def token_parts(
 
 @dataclass(frozen=True, eq=False)
 class TokenAttribution:
-    """What each token sends along each direction, through each head.
+    """What each token sends along each direction, through each head; :func:`token_attribution` makes it.
 
     Attributes:
-        values: In :attr:`units`.
-        layers: Of the layer axis.
-        names: Of the directions.
-        units: ``dot``, ``cosine`` or ``logit``.
-        cfg: Of the model.
+        values: The contributions in :attr:`units`; over the tokens they add up to the head's.
+        layers: The index of each layer on the layer axis.
+        names: The name of each direction.
+        units: What the values are shares of: ``dot``, ``cosine`` or ``logit``.
+        cfg: The configuration of the model.
+
+    >>> found = vl.attribution.token_attribution(cache, bank, layers=[6, 7])
+    >>> found.values.shape
+    torch.Size([2, 2, 8, 17, 6])
+    >>> found.map(layer=7, direction="a blue ring").title
+    'tokens through L7, all heads, to a blue ring'
     """
 
     values: Float[Tensor, "batch layer head token direction"]
@@ -81,6 +94,16 @@ class TokenAttribution:
 
     def map(self, *, layer: int | None = None, head: int | None = None, direction: int | str = 0) -> PatchMap:
         """Lay the tokens out as they lie in the image, summed over layers and heads that are not named.
+
+        Args:
+            layer: The index of a layer in :attr:`layers`; None sums over them.
+            head: The index of a head, counted from 0; None sums over them.
+            direction: The name of a direction, or its place on the last axis.
+
+        Args:
+            layer: The index of a layer in :attr:`layers`; None sums over them.
+            head: The index of a head, counted from 0; None sums over them.
+            direction: The name of a direction, or its place on the last axis.
 
         Raises:
             LensError: A layer, head or direction is not in here.
@@ -115,16 +138,22 @@ def token_attribution(
     The directions are pulled back to the values, so that nothing of width ``d_embed`` is built per token.
 
     Args:
-        cache: As for :func:`token_parts`.
-        directions: As for :func:`vit_lens.attribution.direct_attribution`.
-        captions: As there.
-        minus: As there.
-        units: As there; the sum over tokens of a head is its value there.
-        layers: Which; None means all.
+        cache: A cache with every token's ``pattern`` and ``v``, as for :func:`token_parts`.
+        directions: A text bank or embeddings, as for :func:`vit_lens.attribution.direct_attribution`.
+        captions: The captions of a bank, or names for the rows of a tensor, as there; None for all.
+        minus: The caption or embedding that is subtracted, as there; None for none.
+        units: The units, as there; the sum over tokens of a head is its value there.
+        layers: The indices of the layers, counted from 0; None means all.
 
     Raises:
         LensError: The cache holds only some positions, or the directions or layers do not fit.
         UnknownHookError: The cache lacks an activation; the message names it.
+
+    >>> found = vl.attribution.token_attribution(cache, bank, captions=["a blue star"], layers=7)
+    >>> whole = vl.attribution.direct_attribution(cache, bank, captions=["a blue star"])
+    >>> head = [component.label for component in whole.components].index("L7H3")
+    >>> torch.allclose(found.values[:, 0, 3].sum(1), whole.values[head], atol=1e-5)
+    True
     """
     readout = FrozenReadout(cache)
     cfg, chosen = readout.model.cfg, _layers(readout.model.cfg, layers)
@@ -145,9 +174,19 @@ def split_pooling(cache: ViTActivationCache) -> EmbeddingParts:
     Terms: ``poolH{i}`` for each head (its value bias and the last LayerNorm's bias go through it), the pool's output
     bias, its MLP, and the biases that follow. They sum to the embedding (1e-10 in float64).
 
+    Args:
+        cache: The cache of a run, with :func:`hook_names` at least.
+
     Raises:
         LensError: The tower does not pool by attention.
         UnknownHookError: The cache lacks an activation; the message names it.
+
+    >>> import dataclasses, vit_lens.config
+    >>> pool = vit_lens.config.AttentionPoolConfig(n_heads=2, d_head=7, d_model=128, d_mlp=None, has_ln_post=True)
+    >>> pooling = vl.HookedViT(dataclasses.replace(model.cfg, pool="attn", attn_pool=pool))  # weights of zero
+    >>> _, pooled = pooling.run_with_cache(pixels)
+    >>> vl.attribution.split_pooling(pooled).labels
+    ['poolH0', 'poolH1', 'pool.b_O', 'pool.ln_post.b']
     """
     readout = FrozenReadout(cache)
     tokens = pool_token_parts(cache)
@@ -165,9 +204,19 @@ def pool_token_parts(cache: ViTActivationCache) -> Float[Tensor, "batch head tok
     The value bias and the last LayerNorm's bias are spread over the tokens by the pattern. The sum over tokens is
     the head's term of :func:`split_pooling`.
 
+    Args:
+        cache: The cache of a run, with :func:`hook_names` at least.
+
     Raises:
         LensError: The tower does not pool by attention.
         UnknownHookError: The cache lacks an activation; the message names it.
+
+    >>> import dataclasses, vit_lens.config
+    >>> pool = vit_lens.config.AttentionPoolConfig(n_heads=2, d_head=7, d_model=128, d_mlp=None, has_ln_post=True)
+    >>> pooling = vl.HookedViT(dataclasses.replace(model.cfg, pool="attn", attn_pool=pool))  # weights of zero
+    >>> _, pooled = pooling.run_with_cache(pixels)
+    >>> vl.attribution.pool_token_parts(pooled).shape
+    torch.Size([2, 2, 17, 128])
     """
     readout = FrozenReadout(cache)
     pattern, normed = readout.pattern, readout.normed

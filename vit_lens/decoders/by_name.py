@@ -19,7 +19,11 @@ _D = TypeVar("_D", bound=type[Decoder])
 
 
 def reads_layout(*pipelines: str) -> Callable[[_D], _D]:
-    """Register a class with ``from_pretrained`` as the one that reads what pipelines of diffusers have saved."""
+    """Register a class with ``from_pretrained`` as the one that reads what pipelines of diffusers have saved.
+
+    Args:
+        *pipelines: The pipelines' names, as ``model_index.json`` says them under ``_class_name``.
+    """
 
     def register(decoder: _D) -> _D:
         _BY_PIPELINE.update(dict.fromkeys(pipelines, decoder))
@@ -39,14 +43,21 @@ def load_decoder(
 
     Args:
         name: "mini", a local directory in a published layout, or a Hub id.
-        encoder: The encoder that it was made for, where its files do not say it.
-        dtype: Of its weights.
-        device: Of its weights.
+        encoder: The encoder that the decoder was made for, as a model or an id, where its files do not say it; None
+            where they do.
+        dtype: The dtype of its weights.
+        device: The device of its weights.
 
     Raises:
-        DecoderError: There is none, its pipeline is not known here, or something is wrong with its files.
+        DecoderError: There is no such decoder, its pipeline is not known here, or something is wrong with its files.
         ContractError: No encoder is known, or the given one is not the decoder's.
         CheckpointError: Weights are missing, truncated, extra or misshapen.
+
+    >>> vl.load_decoder("mini").encoder_id
+    'vit_lens/mini'
+    >>> vl.load_decoder("minni")
+    Traceback (most recent call last):
+    vit_lens.errors.DecoderError: no decoder 'minni': it is not an existing directory; expected 'mini', a directory ...
     """
     index = find_index(name)
     kind = str(read_json(index).get("_class_name")) if index.is_file() else next(iter(_BY_PIPELINE))

@@ -29,9 +29,13 @@ class Cost:
     """What it takes to decode some rows in one pass.
 
     Attributes:
-        flops: Floating-point operations; a multiplication and an addition count as two.
-        peak_bytes: Most memory that activations hold at once; weights come on top.
-        weight_bytes: Of the weights.
+        flops: The floating-point operations; a multiplication and an addition count as two.
+        peak_bytes: The most memory, in bytes, that activations hold at once; weights come on top.
+        weight_bytes: The memory of the weights, in bytes.
+
+    >>> cost = decoder.cost(decoder.settings(steps=2), rows=1)
+    >>> isinstance(cost, vl.decoders.Cost), cost.flops > 10**9, cost.peak_bytes < cost.weight_bytes
+    (True, True, True)
     """
 
     flops: int
@@ -46,11 +50,23 @@ class Decoder(ABC):
     and not on what the others hold. Rounding does depend on these, so sweeps draw whole batches as they were planned.
 
     Attributes:
-        decoder_id: Its name in records.
-        encoder_id: The encoder that it was made for; None: not known, and not checked.
+        decoder_id: The decoder's name in records.
+        encoder_id: The id of the encoder that it was made for; None where it is not known, and not checked.
         takes: The parts of a condition that it draws, with the width of each: ``{"pooled": 1280}``.
-        defaults: Settings of a plain decode, a frozen dataclass of the decoder's own type. One with a field ``seed``
-            draws noise, and is drawn with several seeds where that is asked for.
+        defaults: The settings of a plain decode, a frozen dataclass of the decoder's own type. A decoder whose settings
+            have a field ``seed`` draws noise, and draws with several seeds where that is asked for.
+
+    >>> import dataclasses
+    >>> Settings = dataclasses.make_dataclass("Settings", [("size", int, 8)], frozen=True)
+    >>> class Grey(vl.Decoder):
+    ...     "Draws how long an embedding is."
+    ...     decoder_id, fingerprint, takes, defaults = "grey", "0" * 16, {"pooled": 128}, Settings()
+    ...     def decode(self, condition, *, negative, settings, batch_size, on_smaller=None):
+    ...         grey = condition.pooled.norm(dim=-1).clamp(0, 255).to(torch.uint8)
+    ...         return grey[:, None, None, None].repeat(1, settings.size, settings.size, 3)
+    >>> grey, embeds = Grey(), vl.Condition(pooled=model(pixels))
+    >>> grey.decode(embeds, negative=None, settings=grey.settings(size=4), batch_size=2).shape
+    torch.Size([2, 4, 4, 3])
     """
 
     decoder_id: str
@@ -65,12 +81,12 @@ class Decoder(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """The dtype of its weights."""
         return torch.float32
 
     @abstractmethod
@@ -86,11 +102,13 @@ class Decoder(ABC):
         """Return one picture for each row, on the CPU.
 
         Args:
-            condition: At most ``batch_size`` rows; sweeps fill a short batch up, so that rows are always as many.
-            negative: Of :meth:`negative`.
-            settings: Of the decoder's own type.
-            batch_size: Rows that run together.
-            on_smaller: Called with the rows per pass from here on where memory ran out and fewer will run together.
+            condition: What to draw, at most ``batch_size`` rows; sweeps fill a short batch up, so that rows are always
+                as many.
+            negative: What :meth:`negative` returned, one row that guidance leads away from, or None.
+            settings: Settings of the decoder's own type.
+            batch_size: The number of rows that run together.
+            on_smaller: A function called with the rows per pass from here on where memory ran out and fewer will run
+                together; None for none.
         """
 
     # ---- what may stay as it is
@@ -107,7 +125,7 @@ class Decoder(ABC):
         """Refuse settings that this decoder cannot run, before anything is drawn.
 
         Raises:
-            DecoderError: They are of another type; subclasses look further.
+            DecoderError: The settings are of another type; subclasses look further.
         """
         if not isinstance(settings, type(self.defaults)):
             raise DecoderError(
@@ -165,8 +183,13 @@ class Decoder(ABC):
     def check(self, condition: Condition | Tensor, encoder: EncoderRef | None = None) -> None:
         """Refuse conditions that this decoder was not made for; a tensor counts as pooled.
 
+        Args:
+            condition: What is to be drawn.
+            encoder: The encoder that it comes from, as a model or an id; None where that is not to be checked.
+
         Raises:
-            ContractError: Another encoder, parts or width, or values that are not finite.
+            ContractError: The condition comes from another encoder, has other parts or another width, or holds values
+                that are not finite.
         """
         if encoder is not None and self.encoder_id is not None:
             check_encoder(self.decoder_id, self.encoder_id, encoder)
@@ -208,7 +231,13 @@ def check_decoder(decoder: object) -> Decoder:
     """Return the decoder, if it keeps the contract as far as can be seen without running it.
 
     Raises:
-        ContractError: It is no subclass of ``Decoder``, or lacks something that one must say.
+        ContractError: The object is no subclass of ``Decoder``, or lacks something that one must say.
+
+    >>> vl.decoders.check_decoder(decoder) is decoder
+    True
+    >>> vl.decoders.check_decoder(model)
+    Traceback (most recent call last):
+    vit_lens.errors.ContractError: HookedViT is not a decoder: subclass vit_lens.Decoder, which asks for decoder_id, ...
     """
     if not isinstance(decoder, Decoder):
         raise ContractError(
@@ -237,8 +266,19 @@ def check_decoder(decoder: object) -> Decoder:
 def check_pictures(decoder: Decoder, pictures: object, n: int) -> UInt8[Tensor, "row height width 3"]:
     """Return what a decoder drew, if it is ``n`` pictures.
 
+    Args:
+        decoder: The decoder that drew them.
+        pictures: What its ``decode`` returned.
+        n: The number of rows that were to be drawn.
+
     Raises:
-        ContractError: It is something else.
+        ContractError: The decoder drew something else.
+
+    >>> vl.decoders.check_pictures(decoder, torch.zeros(2, 4, 4, 3, dtype=torch.uint8), 2).shape
+    torch.Size([2, 4, 4, 3])
+    >>> vl.decoders.check_pictures(decoder, torch.zeros(2, 4, 4, 3), 2)
+    Traceback (most recent call last):
+    vit_lens.errors.ContractError: decoder vit_lens/mini drew torch.float32 [2, 4, 4, 3] for 2 rows; expected ...
     """
     if isinstance(pictures, Tensor) and pictures.dtype == torch.uint8 and pictures.ndim == 4:
         if pictures.shape[0] == n and pictures.shape[3] == 3 and pictures.numel() and pictures.device.type == "cpu":
@@ -251,6 +291,10 @@ def check_pictures(decoder: Decoder, pictures: object, n: int) -> UInt8[Tensor, 
 
 
 def seeded(settings: Any, seed: int) -> Any:
-    """Return settings with another noise seed; as they are, where the decoder draws no noise."""
+    """Return settings with another noise seed; as they are, where the decoder draws no noise.
+
+    >>> vl.decoders.seeded(decoder.defaults, 7).seed
+    7
+    """
     draws_noise = any(field.name == "seed" for field in dataclasses.fields(settings))
     return dataclasses.replace(settings, seed=seed) if draws_noise else settings

@@ -34,11 +34,11 @@ class DecodingCost(Cost):
     """What it takes to decode some rows in one pass, part by part.
 
     Attributes:
-        unet_flops: those of the UNet, all steps together.
-        movq_flops: those of MoVQ's decoder.
-        unet_rows: rows that the UNet evaluates in all steps together; a guided step evaluates a row twice.
-        unet_peak_bytes: most memory that activations of a UNet call hold at once.
-        movq_peak_bytes: most memory that activations of a MoVQ call hold at once.
+        unet_flops: Those of the UNet, all steps together.
+        movq_flops: Those of MoVQ's decoder.
+        unet_rows: Rows that the UNet evaluates in all steps together; a guided step evaluates a row twice.
+        unet_peak_bytes: Most memory that activations of a UNet call hold at once.
+        movq_peak_bytes: Most memory that activations of a MoVQ call hold at once.
     """
 
     unet_flops: int
@@ -66,12 +66,12 @@ def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> Dec
     convolution, is not. Attention counts as fused.
 
     Args:
-        decoder: its parts may be on any device, the meta device included.
-        settings: of the decode.
-        rows: pictures of the pass.
+        decoder: Its parts may be on any device, the meta device included.
+        settings: Of the decode.
+        rows: Pictures of the pass.
 
     Raises:
-        DecoderError: rows below 1, or a size that the decoder cannot run.
+        DecoderError: Rows below 1, or a size that the decoder cannot run.
     """
     if rows < 1:
         raise DecoderError(f"rows must be at least 1, got {rows}")

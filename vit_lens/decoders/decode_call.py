@@ -25,10 +25,10 @@ class Run:
     """One decode call: settings checked, noise drawn once for all its batches.
 
     Args:
-        unet: runs the steps; compiled or not.
-        movq: its decoder turns latents into pictures.
-        scheduler: that the UNet was trained with.
-        settings: of the call.
+        unet: Runs the steps; compiled or not.
+        movq: Its decoder turns latents into pictures.
+        scheduler: That the UNet was trained with.
+        settings: Of the call.
         movq_decoder: MoVQ's decoder, compiled, where the UNet is as well. Both then get one shape for each number of
             rows: what is the same for all rows is computed for each of them.
     """
@@ -95,7 +95,7 @@ def deliver(
     """Write pictures into a result: floats in [-1, 1], or bytes made on the pictures' own device and copied once.
 
     Raises:
-        DecoderError: a picture is not finite.
+        DecoderError: A picture is not finite.
     """
     finite = torch.isfinite(pictures).all()
     made = pictures.clamp(-1, 1)
@@ -123,10 +123,10 @@ class Passes:
     """One decode call: which rows run together, and what happens when they are too many.
 
     Attributes:
-        run: the call's settings and noise.
-        chunk: of MoVQ; it outlives the call.
-        padded: whether a short pass is filled up with copies of its last row.
-        on_smaller: told the rows per pass from here on, each time that memory ran out.
+        run: The call's settings and noise.
+        chunk: Of MoVQ; it outlives the call.
+        padded: Whether a short pass is filled up with copies of its last row.
+        on_smaller: Told the rows per pass from here on, each time that memory ran out.
     """
 
     run: Run
@@ -146,7 +146,7 @@ class Passes:
         """Decode every row; rows that are done are never decoded again.
 
         Raises:
-            DecoderError: memory does not suffice for one row, or a picture is not finite.
+            DecoderError: Memory does not suffice for one row, or a picture is not finite.
         """
         steps, done = self.run.settings.steps, 0
         # Made outside of the block: tensors made in inference mode cannot enter autograd later.

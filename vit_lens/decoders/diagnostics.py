@@ -24,20 +24,26 @@ def denoising_error(
 ) -> dict[int, float]:
     """Return the mean squared error of the predicted noise at each timestep, without guidance.
 
-    A public run of the Kandinsky 2.2 weights has .284, .075, .021, .0046 and .00065 at the default timesteps;
-    a
-    model that is loaded wrongly is far above.
+    A public run of the Kandinsky 2.2 weights has .284, .075, .021, .0046 and .00065 at the default timesteps; a model
+    that is loaded wrongly is far above.
 
     Args:
-        decoder: with the weights in question.
-        images: pictures in [-1, 1]; noise is added to their latents.
-        embeds: the encoder's raw embeddings of the same pictures.
-        timesteps: where to measure.
-        seed: of the noise; each picture has its own, the same at every timestep.
+        decoder: The decoder with the weights in question.
+        images: Pictures in [-1, 1]; noise is added to their latents.
+        embeds: The encoder's raw embeddings of the same pictures.
+        timesteps: The timesteps to measure at.
+        seed: The seed of the noise; each picture has its own, the same at every timestep.
 
     Raises:
-        ContractError: the embeddings are not for this decoder.
-        DecoderError: numbers of pictures and embeddings differ, or a size or timestep is out of range.
+        ContractError: The embeddings are not for this decoder.
+        DecoderError: The numbers of pictures and embeddings differ, or a size or timestep is out of range.
+
+    >>> from vit_lens.images import to_display
+    >>> seen = np.stack([np.asarray(picture) for picture in to_display(images, model.preprocess_spec)])
+    >>> pictures = torch.from_numpy(seen).permute(0, 3, 1, 2) / 127.5 - 1
+    >>> errors = vl.decoders.denoising_error(decoder, pictures, model(pixels), timesteps=(100, 900))
+    >>> errors[100] > errors[900]
+    True
     """
     decoder.check(embeds)
     n_timesteps = decoder.scheduler.config.num_train_timesteps

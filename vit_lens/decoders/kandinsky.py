@@ -41,15 +41,23 @@ class KandinskyDecoder(Decoder):
     Args:
         unet: ``UNet2DConditionModel`` conditioned on image embeddings; set to evaluation mode.
         movq: ``VQModel``; set to evaluation mode.
-        scheduler: the diffusers scheduler that the UNet was trained with, for its betas, clamp and prediction
+        scheduler: The diffusers scheduler that the UNet was trained with, for its betas, clamp and prediction
             type.
-        encoder: the encoder that it was made for, as a model or id; None: not known, and not checked.
-        decoder_id: name for records; by default made from the weights.
-        defaults: settings of a plain :meth:`decode`; by default those of Kandinsky 2.2 at the UNet's own
+        encoder: The encoder that it was made for, as a model or id; None where it is not known, and not checked.
+        decoder_id: The decoder's name in records; None makes one from the weights.
+        defaults: The settings of a plain :meth:`decode`; None takes those of Kandinsky 2.2 at the UNet's own
             size.
 
     Raises:
-        DecoderError: the parts are not those of such a decoder.
+        DecoderError: The parts are not those of such a decoder.
+
+    >>> decoder.defaults.steps, decoder.takes
+    (10, {'pooled': 128})
+    >>> decoder.decode(model(pixels), negative=None, settings=decoder.settings(steps=2, guidance=1.0)).shape
+    torch.Size([2, 64, 64, 3])
+    >>> decoder.decode(torch.zeros(2, 768), negative=None)
+    Traceback (most recent call last):
+    vit_lens.errors.ContractError: embeds are 768 wide, but the decoder takes 128: another encoder?
     """
 
     def __init__(
@@ -88,15 +96,15 @@ class KandinskyDecoder(Decoder):
 
         Args:
             name: "mini", a local directory, or a Hub id.
-            encoder: the encoder it was made for, as a model or id; needed where neither the table of
+            encoder: The encoder it was made for, as a model or id; needed where neither the table of
                 published decoders nor a card ``vit_lens.json`` beside the weights says it.
-            dtype: of UNet and MoVQ.
-            device: of UNet and MoVQ.
+            dtype: The dtype of UNet and MoVQ.
+            device: The device of UNet and MoVQ.
 
         Raises:
-            ContractError: no encoder is known, or the given one is not the decoder's.
-            CheckpointError: weights are missing, truncated, extra or misshapen.
-            DecoderError: anything else is wrong with the files.
+            ContractError: No encoder is known, or the given one is not the decoder's.
+            CheckpointError: Weights are missing, truncated, extra or misshapen.
+            DecoderError: Anything else is wrong with the files.
         """
         located = find_decoder(name)
         published = PUBLISHED.get(located.hub_id or "")
@@ -124,12 +132,12 @@ class KandinskyDecoder(Decoder):
 
     @property
     def device(self) -> torch.device:
-        """Device of the UNet."""
+        """The device of the UNet."""
         return self.unet.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the UNet; latents are never below float32."""
+        """The dtype of the UNet; latents are never below float32."""
         return self.unet.dtype
 
     @property
@@ -147,7 +155,10 @@ class KandinskyDecoder(Decoder):
         ``benchmarks/bench_decode.py`` states gain and price together.
 
         Args:
-            **overrides: settings to take instead.
+            **overrides: Settings to take instead, by name.
+
+        Raises:
+            DecoderError: A name is not a setting, or a value is out of its range.
         """
         return override(self.defaults, FAST | overrides)
 
@@ -155,7 +166,7 @@ class KandinskyDecoder(Decoder):
         """Refuse settings that this decoder cannot run, before anything is drawn.
 
         Raises:
-            DecoderError: the size is not a multiple of the decoder's own, or the scheduler cannot be run so.
+            DecoderError: The size is not a multiple of the decoder's own, or the scheduler cannot be run so.
         """
         super().check_settings(settings)
         self._run(settings)
@@ -205,22 +216,23 @@ class KandinskyDecoder(Decoder):
         """Decode one picture per embedding.
 
         Args:
-            condition: pooled, or a tensor [batch d_embed]: raw image embeddings, not normalised.
-            negative: the encoder's embedding of an all-zero pixel tensor (``encoder.zero_embedding()``);
+            condition: What to draw: a pooled condition, or a tensor [batch d_embed] of raw image embeddings, not
+                normalised.
+            negative: The encoder's embedding of an all-zero pixel tensor (``encoder.zero_embedding()``);
                 needed where guidance is above 1.
-            encoder: where the embeddings come from, to check it; a model or an encoder id.
-            settings: default: the decoder's own.
-            batch_size: rows per pass. Said explicitly, a shorter batch is padded to it, so that a row's bits
+            encoder: The encoder that the embeddings come from, as a model or an id; None where it is not to be checked.
+            settings: How to draw; None for the decoder's own :attr:`defaults`.
+            batch_size: The rows per pass. Said explicitly, a shorter batch is padded to it, so that a row's bits
                 do not depend on how many others there are; by default :meth:`batch_size_for`, unpadded.
                 Where memory runs out, the pass and those after it run with half as many rows.
-            on_smaller: called with the rows per pass from here on, each time that memory ran out; the same number
-                again where it sufficed to let MoVQ turn fewer latents at a time into pictures.
-            progress: show a bar on the standard error stream.
-            output: "uint8" on the CPU, or "float" in [-1, 1] on the decoder's device.
+            on_smaller: A function called with the rows per pass from here on, each time that memory ran out; the same
+                number again where it sufficed to let MoVQ turn fewer latents at a time into pictures.
+            progress: Whether to show a bar on the standard error stream.
+            output: The form of the pictures: "uint8" on the CPU, or "float" in [-1, 1] on the decoder's device.
 
         Raises:
-            ContractError: the embeddings are not for this decoder, or the negative is missing.
-            DecoderError: the settings cannot be run, or one row does not fit into memory.
+            ContractError: The embeddings are not for this decoder, or the negative is missing.
+            DecoderError: The settings cannot be run, or one row does not fit into memory.
         """
         self.check(condition, encoder)
         embeds, empty = Condition.of(condition).flat, None
@@ -250,7 +262,7 @@ class KandinskyDecoder(Decoder):
         """Count what one pass costs; see :func:`vit_lens.decoders.costs.decoding_cost`.
 
         Raises:
-            DecoderError: the settings' size does not fit.
+            DecoderError: The settings' size does not fit.
         """
         # The seed changes nothing of it.
         key = (self.dtype, settings.height, settings.width, settings.guided_steps, rows)
@@ -266,7 +278,7 @@ class KandinskyDecoder(Decoder):
         the uncompiled decoder to rounding.
 
         Args:
-            backend: of ``torch.compile``.
+            backend: The backend of ``torch.compile``.
         """
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
         self._compiled = compiled(self.unet), compiled(self.movq.decoder)

@@ -28,7 +28,13 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 @dataclass(frozen=True)
 class Located:
-    """Where a decoder's files lie, and the names it goes by."""
+    """Where a decoder's files lie, and the names it goes by.
+
+    Attributes:
+        directory: The folder with unet/, movq/ and scheduler/.
+        decoder_id: The decoder's name in records.
+        hub_id: Its id on the Hub; None where it did not come from there.
+    """
 
     directory: Path
     decoder_id: str
@@ -51,7 +57,7 @@ def find_index(name: str | Path) -> Path:
     """Return where the file lies that says which pipeline a decoder was saved by; no weights are looked at.
 
     Raises:
-        DecoderError: there is no such decoder, or it cannot be fetched.
+        DecoderError: There is no such decoder, or it cannot be fetched.
     """
     directory = Path(name).expanduser()
     if directory.is_dir() and name != "mini":
@@ -62,10 +68,14 @@ def find_index(name: str | Path) -> Path:
 
 
 def find_decoder(name: str | Path) -> Located:
-    """Find a decoder: "mini", a local directory in the published layout, or a Hub id.
+    """Find a decoder: "mini", a local directory in the published layout, or a Hub id (which is fetched).
 
     Raises:
-        DecoderError: there is none, or it cannot be fetched.
+        DecoderError: There is no such decoder, or it cannot be fetched.
+
+    >>> found = vl.decoders.find_decoder("mini")
+    >>> found.decoder_id, sorted(folder.name for folder in found.directory.iterdir() if folder.is_dir())
+    ('vit_lens/mini', ['movq', 'scheduler', 'unet'])
     """
     if name == "mini":
         directory = MINI_FILES / "decoder"
@@ -89,7 +99,7 @@ def read_card(directory: Path) -> Card | None:
     """Read ``vit_lens.json``, or return None where there is none.
 
     Raises:
-        DecoderError: it is not such a card.
+        DecoderError: It is not such a card.
     """
     path = directory / "vit_lens.json"
     if not path.is_file():
@@ -101,7 +111,7 @@ def load_scheduler(directory: Path) -> Any:
     """Load the scheduler that a decoder was trained with.
 
     Raises:
-        DecoderError: its file is missing, broken or of another kind.
+        DecoderError: Its file is missing, broken or of another kind.
     """
     import diffusers
 
@@ -119,8 +129,8 @@ def load_part(directory: Path, part: str, *, dtype: torch.dtype) -> Any:
     diffusers itself fills missing tensors with random values and goes on.
 
     Raises:
-        DecoderError: the configuration is missing, broken or of another class.
-        CheckpointError: weights are missing, truncated, extra or misshapen.
+        DecoderError: The configuration is missing, broken or of another class.
+        CheckpointError: Weights are missing, truncated, extra or misshapen.
     """
     import diffusers
 

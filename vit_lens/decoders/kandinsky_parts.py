@@ -13,7 +13,17 @@ from vit_lens.errors import DecoderError
 
 
 class PartInventory(NamedTuple):
-    """How much one part of a model holds."""
+    """How much one part of a model holds.
+
+    Attributes:
+        part: The name of the part, such as ``unet`` or ``movq.decoder``.
+        tensors: The number of its tensors.
+        parameters: The number of its parameters.
+        dtype: The dtype of its weights, such as ``float32``.
+
+    >>> decoder.parameter_inventory()[0]
+    PartInventory(part='unet', tensors=280, parameters=6078664, dtype='float32')
+    """
 
     part: str
     tensors: int
@@ -26,10 +36,10 @@ class PixelLayout:
     """How pixels and latents correspond.
 
     Attributes:
-        channels: of the latents.
-        factor: pixels per latent, along each side.
-        multiple: what height and width must be multiples of, so that the UNet can halve the latents.
-        default_size: height and width that the UNet was trained for.
+        channels: Of the latents.
+        factor: Pixels per latent, along each side.
+        multiple: What height and width must be multiples of, so that the UNet can halve the latents.
+        default_size: Height and width that the UNet was trained for.
     """
 
     channels: int
@@ -54,7 +64,7 @@ class PixelLayout:
         """Return the shape of one row's latents; the published pipeline rounds other sizes up silently.
 
         Raises:
-            DecoderError: a side is not a multiple of what the decoder needs.
+            DecoderError: A side is not a multiple of what the decoder needs.
         """
         for name, size in (("height", height), ("width", width)):
             if size % self.multiple:
@@ -68,7 +78,7 @@ def check_parts(unet: Any, movq: Any, scheduler: Any) -> None:
     """Refuse parts that are not those of a Kandinsky 2.2 text-to-image decoder.
 
     Raises:
-        DecoderError: with what is different.
+        DecoderError: With what is different.
     """
     import diffusers
 
@@ -126,9 +136,9 @@ def movq_output(
     host to the device at every call.
 
     Args:
-        movq: the whole of it.
-        latents: in its dtype.
-        decoder: its decoder, compiled; None: as it is.
+        movq: The whole of it.
+        latents: In its dtype.
+        decoder: Its decoder, compiled; None: as it is.
     """
     run = movq.decoder if decoder is None else decoder
     return run(movq.post_quant_conv(latents), latents if movq.config.norm_type == "spatial" else None)

@@ -59,7 +59,11 @@ PUBLISHED: dict[str, PublishedDecoder] = {
 
 
 def encoder_id_of(encoder: EncoderRef) -> str:
-    """Return the id of an encoder given as a model or as its id."""
+    """Return the id of an encoder given as a model or as its id.
+
+    >>> vl.decoders.encoder_id_of(model), vl.decoders.encoder_id_of("open_clip:ViT-B-32/openai")
+    ('vit_lens/mini', 'open_clip:ViT-B-32/openai')
+    """
     return canonical_encoder_id(encoder if isinstance(encoder, str) else encoder.encoder_id)
 
 
@@ -67,7 +71,7 @@ def agreed_encoder(decoder_id: str, declared: str | None, said: EncoderRef | Non
     """Return the encoder that a decoder was made for, from its card or table and from what the caller says.
 
     Raises:
-        ContractError: neither says it, or they disagree.
+        ContractError: Neither says it, or they disagree.
     """
     if said is not None:
         if declared is not None:
@@ -84,8 +88,18 @@ def agreed_encoder(decoder_id: str, declared: str | None, said: EncoderRef | Non
 def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
     """Refuse an encoder that a decoder was not made for; warn of one whose weights were changed since.
 
+    Args:
+        decoder_id: The decoder's name, for the message.
+        made_for: The id of the encoder that it was made for.
+        given: The encoder that the embeddings come from, as a model or an id.
+
     Raises:
-        ContractError: the ids name different weights.
+        ContractError: The ids name different weights.
+
+    >>> vl.decoders.check_encoder(decoder.decoder_id, decoder.encoder_id, model)
+    >>> vl.decoders.check_encoder(decoder.decoder_id, decoder.encoder_id, "open_clip:ViT-B-32/openai")
+    Traceback (most recent call last):
+    vit_lens.errors.ContractError: decoder vit_lens/mini was made for encoder 'vit_lens/mini', but the embeddings ...
     """
     given_id = encoder_id_of(given)
     if not same_encoder(made_for, given_id):
@@ -107,7 +121,7 @@ def check_scale(embeds: Float[Tensor, "batch d_embed"], negative: Float[Tensor, 
     """Refuse L2-normalised embeddings: the decoder was trained on raw ones and mostly ignores short ones.
 
     Raises:
-        ContractError: every row has norm 1 while the negative is far longer.
+        ContractError: Every row has norm 1 while the negative is far longer.
     """
     norms = embeds.double().norm(dim=1)
     raw = float(negative.double().norm())

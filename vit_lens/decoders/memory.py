@@ -49,7 +49,10 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes that a computation on a device can still get, with what torch's cache holds unused.
 
     Raises:
-        DecoderError: the kind of device does not say.
+        DecoderError: The kind of device does not say.
+
+    >>> vl.decoders.free_memory(torch.device("cpu")) > 0
+    True
     """
     if device.type == "cpu":
         return psutil.virtual_memory().available

@@ -66,7 +66,7 @@ def make_stepper(scheduler: Any, settings: DecodeSettings) -> Stepper:
     """Start one run of a sampler on the betas, prediction type and clamp of a decoder's own scheduler.
 
     Raises:
-        DecoderError: the scheduler's configuration cannot be run so, or has fewer steps.
+        DecoderError: The scheduler's configuration cannot be run so, or has fewer steps.
     """
     import diffusers
 

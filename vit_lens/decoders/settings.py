@@ -28,16 +28,23 @@ class DecodeSettings:
     """Everything that, with the embedding, decides a picture.
 
     Attributes:
-        steps: denoising steps.
-        guidance: classifier-free guidance; at 1 or below it is off, as in the published pipeline.
-        guidance_interval: part of the steps with guidance, as fractions (0 = first step, 1 = end); None: all.
-        scheduler: sampler, "ddpm", "ddim" or "dpm++".
-        seed: of the initial and the per-step noise, which every row of a batch shares.
-        height: pixel rows of the picture.
-        width: pixel columns of the picture.
+        steps: The number of denoising steps, at least 1.
+        guidance: The strength of classifier-free guidance; at 1 or below it is off, as in the published pipeline.
+        guidance_interval: The part of the steps with guidance, as fractions (0 = first step, 1 = end); None means all.
+        scheduler: The sampler: "ddpm", "ddim" or "dpm++".
+        seed: The seed of the initial and the per-step noise, which every row of a batch shares.
+        height: The height of the picture in pixels.
+        width: The width of the picture in pixels.
 
     Raises:
-        DecoderError: a value is out of its range.
+        DecoderError: A value is out of its range.
+
+    >>> settings = decoder.settings(steps=4, guidance=2.0, guidance_interval=(0.5, 1.0))
+    >>> settings.guided_steps
+    (False, False, True, True)
+    >>> decoder.settings(step=4)
+    Traceback (most recent call last):
+    vit_lens.errors.DecoderError: no decoder setting 'step'; nearest: 'steps', 'seed'
     """
 
     steps: int
@@ -62,7 +69,7 @@ class DecodeSettings:
 
     @property
     def guided_steps(self) -> tuple[bool, ...]:
-        """Which steps run with guidance: those whose middle lies in the interval."""
+        """Whether each step runs with guidance: those do whose middle lies in the interval."""
         start, stop = self.guidance_interval or (0.0, 1.0)
         on = self.guidance > 1
         return tuple(on and start <= (i + 0.5) / self.steps < stop for i in range(self.steps))
@@ -73,7 +80,14 @@ class DecodeSettings:
 
 
 def settings_dict(settings: Any) -> dict[str, Any]:
-    """Return settings as plain values for a record."""
+    """Return settings as plain values for a record.
+
+    Args:
+        settings: A dataclass, of any decoder's own type.
+
+    >>> vl.decoders.settings_dict(decoder.settings(guidance_interval=(0.2, 0.6)))["guidance_interval"]
+    [0.2, 0.6]
+    """
     found = dataclasses.asdict(settings)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -82,7 +96,7 @@ def override(settings: _S, overrides: dict[str, Any]) -> _S:
     """Return the settings with some of them replaced.
 
     Raises:
-        DecoderError: a name is not a setting, or a value is out of its range.
+        DecoderError: A name is not a setting, or a value is out of its range.
     """
     known = [field.name for field in dataclasses.fields(settings)]  # pyright: ignore[reportArgumentType]
     for name in overrides:

@@ -48,7 +48,7 @@ def open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Open a part's weight files; return the open file of each tensor.
 
     Raises:
-        CheckpointError: a file is missing, truncated or of another format.
+        CheckpointError: A file is missing, truncated or of another format.
     """
     from safetensors import safe_open
 
@@ -70,7 +70,7 @@ def check_weights(folder: Path, model: nn.Module, opened: dict[str, Any]) -> Non
     """Compare names and shapes of a part's files with those of its model.
 
     Raises:
-        CheckpointError: tensors are missing, extra or misshapen.
+        CheckpointError: Tensors are missing, extra or misshapen.
     """
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: list(file.get_slice(name).get_shape()) for name, file in opened.items()}
@@ -92,7 +92,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DecoderError: the file is missing or holds something else.
+        DecoderError: The file is missing or holds something else.
+
+    >>> path = tmp / "card.json"
+    >>> path.write_text('{"encoder_id": "vit_lens/mini"}') > 0
+    True
+    >>> vl.decoders.read_json(path)
+    {'encoder_id': 'vit_lens/mini'}
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -20,7 +20,6 @@ __all__ = [
     "path",
     "resample",
     "resolve_receiver",
-    "resolve_tokens",
     "run_and_read",
     "run_many",
     "zero",
@@ -33,4 +32,3 @@ from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, re
 from vit_lens.interventions.results import Effects, PathEffects
 from vit_lens.interventions.running import run_and_read, run_many
 from vit_lens.interventions.sweeps import ablate_each, patch_each
-from vit_lens.tokens import resolve_tokens

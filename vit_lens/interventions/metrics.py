@@ -14,10 +14,17 @@ Metric = Callable[[Tensor], Tensor]  # [batch d_embed] -> [batch], or a scalar o
 
 
 def cosine_to(target: Float[Tensor, "*batch d_embed"]) -> Metric:
-    """Return the cosine of each image's embedding with one embedding, or with one for each image.
+    """Return a metric: the cosine of each image's embedding with one embedding, or with one for each image.
+
+    Args:
+        target: The embedding to compare with, of any length; one [d_embed], or one for each image.
 
     Raises:
         InterventionError: An embedding is zero or not finite; or, when the metric is used, of another width.
+
+    >>> metric = vl.interventions.cosine_to(bank.embeds[1])  # "a blue star"
+    >>> torch.allclose(metric(model(pixels)), bank.cosines(model(pixels))[:, 1], atol=1e-5)
+    True
     """
     if not isinstance(target, Tensor):
         raise InterventionError(f"the target is a {type(target).__name__}; expected an embedding, a tensor [d_embed]")
@@ -39,12 +46,20 @@ def cosine_to(target: Float[Tensor, "*batch d_embed"]) -> Metric:
 def logit_difference(
     toward: Float[Tensor, "*batch d_embed"], away: Float[Tensor, "*batch d_embed"], logit_scale: float | int = 1.0
 ) -> Metric:
-    """Return the difference of two zero-shot logits: ``logit_scale * (cos(e, toward) - cos(e, away))``.
+    """Return a metric: the difference of two zero-shot logits, ``logit_scale * (cos(e, toward) - cos(e, away))``.
 
     Args:
-        toward: Text embedding, of any length; one, or one for each image.
-        away: The other.
+        toward: A text embedding, of any length; one, or one for each image.
+        away: The text embedding whose logit is taken away, of the same form.
         logit_scale: CLIP's factor, already exponentiated (about 100); 1 measures in cosines.
+
+    Raises:
+        InterventionError: An embedding is zero or not finite; or, when the metric is used, of another width.
+
+    >>> blue, red = bank.embeds[1], bank.embeds[0]  # "a blue star" and "a red star"
+    >>> metric = vl.interventions.logit_difference(blue, red, bank.logit_scale)
+    >>> metric(model(pixels)) > 0
+    tensor([ True, False])
     """
     first, second = cosine_to(toward), cosine_to(away)
 

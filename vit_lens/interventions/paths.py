@@ -54,20 +54,29 @@ def path(
     ``source``. Where a receiver has parts in several layers, each is set so: the later ones do not see the earlier.
 
     Args:
-        model: The model.
+        model: The model that will be run.
         sender: A head, attention block, MLP or residual (``L0.resid_pre``: the embedded image); ``L3H4@cls`` also says
             at which tokens.
-        receiver: See :func:`resolve_receiver`.
-        base: Cache of the images that are run.
-        source: Cache of as many other images.
-        through_mlps: Hold attention between sender and receiver, and let MLPs pass the change on, as Wang et al. do.
-        tokens: Of the sender; None for all.
+        receiver: What sees the change, such as ``final`` or ``L6H2.q``; see :func:`resolve_receiver`.
+        base: The cache of the images that are run, at every token.
+        source: The cache of as many other images, at every token.
+        through_mlps: Whether MLPs between sender and receiver pass the change on, as in Wang et al., while attention
+            between them is held; by default both are held.
+        tokens: The tokens at which the sender takes from ``source`` (:func:`vit_lens.tokens.resolve_tokens`); None
+            for all.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
         UnknownHookError: A cache lacks an activation.
         InterventionError: The receiver does not come after the sender, or the caches do not fit.
         VitLensError: There are hooks on the model, and ``through_mlps`` has to run it.
+
+    >>> _, other = model.run_with_cache(pixels.flip(0))
+    >>> hooks = vl.interventions.path(model, "L3H4", "L5H2.q", base=cache, source=other)
+    >>> hooks[0][0]
+    'blocks.5.hook_q_input'
+    >>> model.run_with_hooks(pixels, fwd_hooks=hooks).shape
+    torch.Size([2, 128])
     """
     targets = resolve_targets(model, sender, tokens)
     site = targets[0].site
@@ -98,20 +107,26 @@ def patch_paths(
 
     Args:
         model: The model, without hooks.
-        base: Preprocessed images that are run.
-        source: Preprocessed images that senders take from, as many.
-        metric: Of the embeddings ``[batch d_embed]``: one number for each, or one.
-        senders: As ``Site.resolve`` takes them; heads of attention pooling have nothing behind them and are left out
-            of the group ``heads``.
-        receivers: See :func:`resolve_receiver`; each is patched by itself, ``"L2H1.q + L3H0.q"`` together.
-        through_mlps: As for :func:`path`.
-        tokens: Of the senders; None for all.
-        batch_size: Images in one run.
+        base: The preprocessed images that are run.
+        source: The preprocessed images that senders take from, as many.
+        metric: A function of the embeddings ``[batch d_embed]`` that gives one number for each, or one for all.
+        senders: Sites as ``Site.resolve`` takes them; heads of attention pooling have nothing behind them and are left
+            out of the group ``heads``.
+        receivers: One receiver or a list, see :func:`resolve_receiver`; each is patched by itself,
+            ``"L2H1.q + L3H0.q"`` together.
+        through_mlps: Whether MLPs between sender and receiver pass the change on, as for :func:`path`.
+        tokens: The tokens at which senders take from ``source``; None for all.
+        batch_size: The number of images in one run.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
-        InterventionError: The numbers of images differ, or as for :func:`path`.
+        InterventionError: The numbers of images differ, no receiver is given, a sender or receiver is not one of those
+            that :func:`path` takes, or the metric gives something else.
         VitLensError: There are hooks on the model.
+
+    >>> toward = vl.interventions.cosine_to(model(pixels[1:]))
+    >>> vl.interventions.patch_paths(model, pixels[:1], pixels[1:], toward, "L3H4, L0H0", ["final", "L5H2.q"])
+    PathEffects(2 senders x 2 receivers x 1 images; .tensor(), .frame())
     """
     refuse_other_hooks(model)
     sites = _senders(model, senders)

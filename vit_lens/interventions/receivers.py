@@ -16,9 +16,10 @@ class Input:
     """One thing that a receiver reads.
 
     Attributes:
-        hook_name: ``hook_q_input``, ``hook_mlp_in``, ..., or the last ``hook_resid_post``.
+        hook_name: The full name of the hook point: a ``hook_q_input``, a ``hook_mlp_in``, ..., or the last
+            ``hook_resid_post``.
         place: Where on the residual stream it reads: 2 l before block l, 2 l + 1 between its attention and MLP.
-        head: Of an attention input; None for all of it.
+        head: The index of the head whose attention input it is, counted from 0; None for all of it.
     """
 
     hook_name: str
@@ -40,7 +41,11 @@ def resolve_receiver(receiver: Receiver, cfg: TowerConfig) -> list[Input]:
 
     Raises:
         UnknownSiteError: A layer or head is not one of the model's.
-        InterventionError: It is none of these.
+        InterventionError: The receiver is none of these.
+
+    >>> found = vl.interventions.resolve_receiver("L2H1.q + L3.mlp", model.cfg)
+    >>> [(held.hook_name, held.head) for held in found]
+    [('blocks.2.hook_q_input', 1), ('blocks.3.hook_mlp_in', None)]
     """
     parts = [part.strip() for part in split_addresses(receiver, "+")] if isinstance(receiver, str) else [receiver]
     found = [held for part in parts for held in _inputs(part, cfg)]

@@ -28,14 +28,22 @@ def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
     model has seen and overstates importance; :func:`mean` and :func:`resample` do so less.
 
     Args:
-        model: The model.
-        sites: As ``Site.resolve`` takes them (``L3H4``, ``L3.attn``, ``heads``, ...), and ``L3`` for the attention
-            and MLP of a layer, ``L3N17`` for a neuron; ``L3H4@cls`` also says where.
-        tokens: Where (see :func:`resolve_tokens`), of sites that do not say so; None for every token.
+        model: The model that will be run.
+        sites: Sites as ``Site.resolve`` takes them (``L3H4``, ``L3.attn``, ``heads``, ...), and ``L3`` for the
+            attention and MLP of a layer, ``L3N17`` for a neuron; ``L3H4@cls`` also says where.
+        tokens: The tokens at which sites that do not say so are replaced (:func:`vit_lens.tokens.resolve_tokens`);
+            None for every token.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
         InterventionError: A token is not one of the model's, or a site would be overwritten by another.
+
+    >>> hooks = vl.interventions.zero(model, ["L3H4", "L5.mlp@cls"])
+    >>> model.run_with_hooks(pixels, fwd_hooks=hooks).shape
+    torch.Size([2, 128])
+    >>> vl.interventions.zero(model, ["L3H4", "L3.attn"])
+    Traceback (most recent call last):
+    vit_lens.errors.InterventionError: L3H4 would have no effect: L3.attn is replaced too, and runs after it
     """
     return _hooks(model, sites, tokens, lambda targets, rows: None, None)
 
@@ -46,15 +54,22 @@ def mean(model: Tower, sites: Sites, reference: ReferenceMeans, *, tokens: Token
     An attention block goes to what its mean ``z`` writes, so that its heads add up to it exactly.
 
     Args:
-        model: The model.
-        sites: As for :func:`zero`; neurons have no means.
-        reference: Made with ``positions="all"``, unless ``tokens`` asks for no more than the read-out rows.
-        tokens: As for :func:`zero`.
+        model: The model that will be run.
+        sites: Sites as :func:`zero` takes them; neurons have no means.
+        reference: Means made with ``positions="all"``, unless ``tokens`` asks for no more than the read-out rows.
+        tokens: The tokens at which sites are replaced, as for :func:`zero`.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
         ReferenceMismatchError: The means are another model's.
-        InterventionError: The means lack a position or a kind of activation, or as for :func:`zero`.
+        InterventionError: The means lack a position or a kind of activation; a token is not one of the model's; or a
+            site would be overwritten by another.
+
+    >>> means = vl.ReferenceMeans.from_images(model, images, positions="all")
+    >>> model.run_with_hooks(pixels, fwd_hooks=vl.interventions.mean(model, "L3H4", means)).shape
+    torch.Size([2, 128])
+    >>> [name for name, hook in vl.interventions.mean(model, "L3.attn", vl.ReferenceMeans.shipped(model), tokens="cls")]
+    ['blocks.3.hook_attn_out']
     """
     expect(reference, ReferenceMeans, "reference", InterventionError, "ReferenceMeans.load(path) reads saved ones")
     reference.check(model, None)
@@ -81,17 +96,23 @@ def patch(
     """Return hooks that set sites to their activations in another run.
 
     Args:
-        model: The model.
-        sites: As for :func:`zero`.
-        cache: Of the other run.
-        images: Which cached image each image of the run takes; an int gives all of them the same one; None the
+        model: The model that will be run.
+        sites: Sites as :func:`zero` takes them.
+        cache: The cache of the other run.
+        images: Which cached image each image of the run takes; an int gives all of them the same one; None gives the
             first the first, and so on.
-        tokens: As for :func:`zero`; the same positions are read and written.
+        tokens: The tokens at which sites are replaced, as for :func:`zero`; the same positions are read and written.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
-        UnknownHookError: The cache does not hold it.
-        InterventionError: The cache is another model's, or lacks images or positions, or as for :func:`zero`.
+        UnknownHookError: The cache does not hold a site's activation.
+        InterventionError: The cache is another model's, or lacks images or positions; a token is not one of the
+            model's; or a site would be overwritten by another.
+
+    >>> whole = vl.interventions.patch(model, "L7.resid_post", cache, images=1)
+    >>> embeds = model.run_with_hooks(pixels, fwd_hooks=whole)
+    >>> torch.allclose(embeds[0], model(pixels)[1], atol=1e-4)
+    True
     """
     check_cache(model, cache)
     advice = "make the cache with run_with_cache(pixels), without pos_slice"
@@ -123,18 +144,23 @@ def resample(
     that sites which are replaced together do not change each other's replacement.
 
     Args:
-        model: The model.
-        sites: As for :func:`zero`.
-        cache: Of donors.
-        seed: Of the draw.
+        model: The model that will be run.
+        sites: Sites as :func:`zero` takes them.
+        cache: The cache of the images that activations are drawn from.
+        seed: The seed of the draw.
         n_images: None: the run is of the cached images themselves, and none is its own donor
             (:func:`derangement`). A number: the run is of so many other images, each of which draws any donor.
-        tokens: As for :func:`zero`.
+        tokens: The tokens at which sites are replaced, as for :func:`zero`.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
-        UnknownHookError: The cache does not hold it.
-        InterventionError: There is one image and no other, or as for :func:`patch`.
+        UnknownHookError: The cache does not hold a site's activation.
+        InterventionError: There is one image and no other; the cache is another model's, or lacks positions; a token
+            is not one of the model's; or a site would be overwritten by another.
+
+    >>> both = vl.interventions.resample(model, "L7.resid_post", cache)  # of two images each takes the other's
+    >>> torch.allclose(model.run_with_hooks(pixels, fwd_hooks=both), model(pixels).flip(0), atol=1e-4)
+    True
     """
     check_cache(model, cache)
     held = len(cache[resolve_targets(model, sites)[0].hook_name])
@@ -148,8 +174,16 @@ def resample(
 def derangement(n: int, *, seed: int = 0) -> Int[Tensor, " batch"]:
     """Return a random order of ``n`` images in which none keeps its place, each such order equally likely.
 
+    Args:
+        n: The number of images.
+        seed: The seed of the draw.
+
     Raises:
         InterventionError: There are fewer than two images.
+
+    >>> order = vl.interventions.derangement(5)
+    >>> sorted(order.tolist()), bool((order == torch.arange(5)).any())
+    ([0, 1, 2, 3, 4], False)
     """
     if n < 2:
         raise InterventionError(f"resampling among {n} image: an image would be its own donor; give two or more")

@@ -26,7 +26,7 @@ class _Sweep:
     """What both kinds of sweep share.
 
     Attributes:
-        cfg: Of the model.
+        cfg: The configuration of the model.
         values: The metric under each intervention; without ``batch`` for a metric that gives one number.
         base: The metric of the unedited run.
         source: The metric of the run that activations come from; None for ablation.
@@ -77,15 +77,23 @@ class _Sweep:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Effects(_Sweep):
-    """The effect of each site, as a whole or at each of some tokens.
+    """The effect of each site, as a whole or at each of some tokens; sweeps return it.
 
     Attributes:
-        sites: Along the first axis of ``values``.
-        positions: Along its second axis, on the axis ``pos``; None: whole sites, one column.
-        cfg: Of the model.
+        sites: The sites along the first axis of ``values``.
+        positions: The positions (on the axis ``pos``) along the second axis of ``values``; None for whole sites, which
+            have one column.
+        cfg: The configuration of the model.
         values: The metric under each intervention; without ``batch`` for a metric that gives one number.
         base: The metric of the unedited run.
         source: The metric of the run that activations come from; None for ablation.
+
+    >>> toward = vl.interventions.cosine_to(model(pixels[1:]))
+    >>> found = vl.interventions.patch_each(model, pixels[:1], pixels[1:], toward, "L6.attn", each="patch")
+    >>> found.tensor().shape, found.maps().shape  # [layer token batch] and [layer row column batch]
+    (torch.Size([1, 16, 1]), torch.Size([1, 4, 4, 1]))
+    >>> found.frame()[["site", "token"]].head(1).values.tolist()
+    [['L6.attn', '(0, 0)']]
     """
 
     sites: tuple[Site, ...]
@@ -97,9 +105,9 @@ class Effects(_Sweep):
         Behind follow ``[token]`` where tokens were swept, and ``[batch]``.
 
         Args:
-            kind: ``head``, ``attn``, ``mlp``, ``resid_pre``, ...; None where there is only one. Attention pooling
-                has kinds of its own: ``pool_head`` gives ``[head]``.
-            what: ``value``, ``effect`` or ``recovered``.
+            kind: The kind of site: ``head``, ``attn``, ``mlp``, ``resid_pre``, ...; None where there is only one.
+                Attention pooling has kinds of its own: ``pool_head`` gives ``[head]``.
+            what: The quantity: ``value`` (the metric), ``effect`` or ``recovered``.
 
         Raises:
             InterventionError: The sites of this kind are missing, or do not fill a grid.
@@ -121,6 +129,10 @@ class Effects(_Sweep):
     def maps(self, kind: str | None = None, what: str = "effect") -> Float[Tensor, "*axes"]:
         """Return :meth:`tensor` with the tokens laid out as the image's ``[row column]``.
 
+        Args:
+            kind: The kind of site, as for :meth:`tensor`.
+            what: The quantity: ``value`` (the metric), ``effect`` or ``recovered``.
+
         Raises:
             InterventionError: Not every patch was swept.
         """
@@ -136,7 +148,11 @@ class Effects(_Sweep):
         return found.index_select(axis, columns).unflatten(axis, cfg.grid)
 
     def frame(self) -> "pd.DataFrame":
-        """Return a table: site, kind, layer, head, token, image, value, effect, recovered."""
+        """Return a table with one row per site, token and image.
+
+        Columns: site, kind, layer, head; token, pos, row, column where tokens were swept; image; value, effect, and
+        recovered for patching.
+        """
         labels = []
         for site in self.sites:
             label = {"site": str(site), "kind": site.kind, "layer": site.layer, "head": site.head}
@@ -161,12 +177,17 @@ class PathEffects(_Sweep):
     """The effect of each path from a sender to a receiver.
 
     Attributes:
-        senders: Along the first axis of ``values``.
-        receivers: Along its second axis, written as addresses are.
-        cfg: Of the model.
+        senders: The sites along the first axis of ``values``.
+        receivers: The receivers along its second axis, written as addresses are.
+        cfg: The configuration of the model.
         values: The metric with each path patched; without ``batch`` for a metric that gives one number.
         base: The metric of the unedited run.
         source: The metric of the run that activations come from.
+
+    >>> toward = vl.interventions.cosine_to(model(pixels[1:]))
+    >>> found = vl.interventions.patch_paths(model, pixels[:1], pixels[1:], toward, "heads", "L6.mlp")
+    >>> found.tensor("L6.mlp").shape, found.receivers
+    (torch.Size([8, 8, 1]), ('L6.mlp',))
     """
 
     senders: tuple[Site, ...]
@@ -176,6 +197,11 @@ class PathEffects(_Sweep):
         self, receiver: str | None = None, kind: str | None = None, what: str = "effect"
     ) -> Float[Tensor, "*axes"]:
         """Return the senders of one kind on a grid for one receiver; see :meth:`Effects.tensor`.
+
+        Args:
+            receiver: One of :attr:`receivers`; None where there is only one.
+            kind: The kind of sender, such as ``head``; None where there is only one.
+            what: The quantity: ``value`` (the metric), ``effect`` or ``recovered``.
 
         Raises:
             InterventionError: The receiver is not one of these; it may be left out where there is only one.
@@ -192,7 +218,10 @@ class PathEffects(_Sweep):
         return one.tensor(kind, what)
 
     def frame(self) -> "pd.DataFrame":
-        """Return a table: sender, kind, layer, head, receiver, image, value, effect, recovered."""
+        """Return a table with one row per sender, receiver and image.
+
+        Columns: sender, kind, layer, head, receiver, image, value, effect, recovered.
+        """
         return self._table(
             [
                 [

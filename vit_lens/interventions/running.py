@@ -35,14 +35,19 @@ def run_many(
 
     Args:
         model: The model, without other hooks.
-        pixels: Preprocessed images.
+        pixels: The preprocessed images.
         hook_sets: Lists of (hook name, function), as ``run_with_hooks`` takes them; an empty list is the unedited run.
-        batch_size: Images in one run; one set runs whole at any rate.
+        batch_size: The number of images in one run; one set runs whole at any rate.
 
     Raises:
         InterventionError: There are no sets, one is no list of (hook name, function), or a name is a predicate.
         HookShapeError: A hook returned another shape, dtype, device or type than it was given.
         VitLensError: There are other hooks on the model.
+
+    >>> sets = [[], vl.interventions.zero(model, "L3H4"), vl.interventions.zero(model, "L5")]
+    >>> embeds = vl.interventions.run_many(model, pixels, sets)
+    >>> embeds.shape, torch.allclose(embeds[0], model(pixels), atol=1e-4)
+    (torch.Size([3, 2, 128]), True)
     """
     if not hook_sets:
         raise InterventionError("no sets of hooks to run; an empty list in the list is the unedited run")
@@ -58,7 +63,24 @@ def run_many(
 def run_and_read(
     model: Tower, pixels: Tensor, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "set *read"]:
-    """Do what :func:`run_many` does, and keep of each set's embeddings what ``read`` makes of them."""
+    """Do what :func:`run_many` does, and keep of each set's embeddings what ``read`` makes of them.
+
+    Args:
+        model: The model, without other hooks.
+        pixels: The preprocessed images [batch channel height width].
+        hook_sets: Lists of (hook name, function); an empty list is the unedited run.
+        batch_size: The number of images in one run.
+        read: A function of one set's embeddings [batch d_embed]; what it returns has one shape for all sets.
+
+    Raises:
+        InterventionError: A name is a predicate.
+        HookShapeError: A hook returned another shape, dtype, device or type than it was given.
+        VitLensError: There are other hooks on the model.
+
+    >>> sets = [vl.interventions.zero(model, site) for site in ("L3H4", "L5.mlp")]
+    >>> vl.interventions.run_and_read(model, pixels, sets, 64, bank.cosines).shape  # [set batch caption]
+    torch.Size([2, 2, 6])
+    """
     refuse_other_hooks(model)
     at, resid = _PIXELS, pixels
 

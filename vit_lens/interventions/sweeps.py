@@ -41,19 +41,25 @@ def patch_each(
 
     Args:
         model: The model, without hooks.
-        base: Preprocessed images that are run.
-        source: Preprocessed images that activations come from, as many.
-        metric: Of the embeddings ``[batch d_embed]``: one number for each, or one.
-        sites: As ``Site.resolve`` takes them.
-        each: ``site`` patches a whole site, ``token`` and ``patch`` its tokens, or the grid's patches, one by one.
-        tokens: Which tokens of a whole site, or which of them one by one; None for all.
-        batch_size: Images in one run.
+        base: The preprocessed images that are run.
+        source: The preprocessed images that activations come from, as many.
+        metric: A function of the embeddings ``[batch d_embed]`` that gives one number for each, or one for all.
+        sites: Sites as ``Site.resolve`` takes them.
+        each: What one run patches: ``site`` a whole site, ``token`` and ``patch`` its tokens, or the grid's patches,
+            one by one.
+        tokens: The tokens of a whole site, or those that are taken one by one; None for all.
+        batch_size: The number of images in one run.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
         InterventionError: The numbers of images differ, a token is not one of the model's, or the metric gives
             something else.
         VitLensError: There are hooks on the model.
+
+    >>> toward = vl.interventions.cosine_to(model(pixels[1:]))
+    >>> found = vl.interventions.patch_each(model, pixels[:1], pixels[1:], toward, "heads")
+    >>> found.tensor(what="recovered").shape  # [layer head batch]
+    torch.Size([8, 8, 1])
     """
     refuse_other_hooks(model)
     if len(base) != len(source):
@@ -87,21 +93,29 @@ def ablate_each(
 
     Args:
         model: The model, without hooks.
-        pixels: Preprocessed images.
-        metric: Of the embeddings ``[batch d_embed]``: one number for each, or one.
-        sites: As ``Site.resolve`` takes them.
-        replacement: ``"zero"``; reference means, for mean ablation; ``"resample"``, so that each image takes from
-            another of ``pixels``; or a cache of other images, of which each image draws one.
-        seed: Of resampling.
-        each: As for :func:`patch_each`.
-        tokens: As for :func:`patch_each`.
-        batch_size: Images in one run.
+        pixels: The preprocessed images.
+        metric: A function of the embeddings ``[batch d_embed]`` that gives one number for each, or one for all.
+        sites: Sites as ``Site.resolve`` takes them.
+        replacement: What stands in for a site: ``"zero"``; reference means, for mean ablation; ``"resample"``, so that
+            each image takes from another of ``pixels``; or a cache of other images, of which each image draws one.
+        seed: The seed of resampling.
+        each: What one run ablates, as for :func:`patch_each`.
+        tokens: The tokens that are ablated, as for :func:`patch_each`.
+        batch_size: The number of images in one run.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
         ReferenceMismatchError: The means are another model's.
-        InterventionError: As for :func:`patch_each`, :func:`mean` or :func:`resample`.
+        InterventionError: The replacement is none of these or does not hold what is replaced (:func:`mean`,
+            :func:`resample`), a token is not one of the model's, or the metric gives something else.
         VitLensError: There are hooks on the model.
+
+    >>> kept = vl.interventions.cosine_to(model(pixels))
+    >>> found = vl.interventions.ablate_each(model, pixels, kept, "mlp", replacement="zero")
+    >>> found
+    Effects(8 sites x 2 images; .tensor(), .maps(), .frame())
+    >>> found.tensor().mean(-1).argmin()  # the layer whose MLP is missed most
+    tensor(0)
     """
     refuse_other_hooks(model)
     n_images = len(pixels)

@@ -39,10 +39,14 @@ class LensDescription:
     """What results carry of a lens.
 
     Attributes:
-        lens: Its name.
-        settings: Everything that changes what it reads, as plain values; equal settings are the same lens.
-        label: For legends and menus.
-        words: A sentence or two for people who look at its pictures.
+        lens: The name of the lens, such as ``diffusion``.
+        settings: Everything that changes what the lens reads, as plain values; equal settings are the same lens.
+        label: A few words for legends and menus.
+        words: A sentence or two for people who look at the lens's pictures.
+
+    >>> said = vl.DiffusionSteeringLens(alpha=5).describe()
+    >>> said.lens, said.label, said.id
+    ('dsl', 'DSL, clean-anchored, alpha 5', 'dsl-bd7423bc')
     """
 
     lens: str
@@ -52,16 +56,26 @@ class LensDescription:
 
     @property
     def id(self) -> str:
-        """Name and digits that follow from the settings; the same in every record."""
+        """The lens's name and eight digits that follow from its settings: the same in every record."""
         said = json.dumps(dict(self.settings), sort_keys=True, allow_nan=False)
         return f"{self.lens}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
 class Lens(ABC):
-    """A reading of sites; subclass it and write :meth:`reads` and :meth:`read` (docs/own_lens.md)."""
+    """A reading of sites; subclass it and write :meth:`reads` and :meth:`read` (docs/own_lens.md).
+
+    >>> class Half(vl.Lens):
+    ...     "Half of what the Diffusion Lens reads."
+    ...     def reads(self, site):
+    ...         return True
+    ...     def read(self, cache, sites):
+    ...         return vl.Condition(pooled=vl.DiffusionLens().embed(cache, sites) / 2)
+    >>> Half().read(cache, ["L3H4", "L5.mlp"])
+    Condition([2, 2] rows of pooled [128])
+    """
 
     name: str = ""
-    """Of the lens, in records; by default that of the class."""
+    """The lens's name in records; by default that of the class."""
     parts: tuple[str, ...] = ("pooled",)
     """Which parts of a condition it reads: ``pooled``, ``tokens``, or both."""
     rows: Literal["readout", "all"] = "readout"
@@ -69,11 +83,15 @@ class Lens(ABC):
 
     @abstractmethod
     def reads(self, site: Site) -> bool:
-        """Whether the lens is defined on a site."""
+        """Return whether the lens is defined on a site."""
 
     @abstractmethod
     def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
         """Return what a decoder is to draw of every site, with rows [batch site].
+
+        Args:
+            cache: The cache of one run of the images, at the positions that :attr:`rows` names.
+            sites: Sites as ``Site.resolve`` takes them: ``L3H4``, ``["L5.mlp", "L7.resid_post"]``, ``heads``.
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
@@ -82,6 +100,11 @@ class Lens(ABC):
 
     def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
         """Return the control: what is read when a random direction of equal norm stands in for each site's output.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+            generator: The source of the random directions, on the CPU.
 
         Raises:
             LensError: The lens has no control.
@@ -92,13 +115,17 @@ class Lens(ABC):
         """Return what the model itself outputs, as this lens reads it: what its sites are compared with.
 
         Args:
-            embeds: The model's output.
-            cache: Of that run.
+            embeds: The model's output, not normalised.
+            cache: The cache of the run that gave it.
         """
         return Condition(pooled=embeds)
 
     def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
         """Return forward hooks under which the model outputs the site's reading, for the cached images.
+
+        Args:
+            cache: The cache of the images that will be run under the hooks.
+            site: One site, such as ``L3H4``.
 
         Raises:
             LensError: The lens exists in closed form alone.
@@ -109,7 +136,7 @@ class Lens(ABC):
         """Return the pooled control "other": each site's output is that of the next image, at the norm of its own.
 
         Raises:
-            LensError: The lens has none.
+            LensError: The lens has no such control.
         """
         raise LensError(f"{self.describe().label} has no control 'other'; take 'random'")
 
@@ -125,7 +152,7 @@ class Lens(ABC):
 
     @property
     def label(self) -> str:
-        """Name and settings in a few words."""
+        """The lens's name and settings in a few words, for legends."""
         said = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in
                 self.settings().items() if value is not None]  # fmt: skip
         return ", ".join([self.name or type(self).__name__, *said])
@@ -169,6 +196,10 @@ class Lens(ABC):
     def embed(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
         """Return the pooled part of :meth:`read`: the lens embedding of every site.
 
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+
         Raises:
             UnknownSiteError: A site is not one of the model's.
             LensError: The lens is not defined on a site, or reads tokens alone.
@@ -178,7 +209,12 @@ class Lens(ABC):
     def placebo(
         self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
     ) -> Float[Tensor, "batch site d_embed"]:
-        """Return the pooled part of :meth:`read_control`.
+        """Return the pooled part of :meth:`read_control`: the control's embedding of every site.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+            generator: The source of the random directions, on the CPU.
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
@@ -205,7 +241,7 @@ class Lens(ABC):
 
 
 def no_control(lens: Lens) -> LensError:
-    """Return the error of a lens without a control."""
+    """Return the error that a lens without a control raises, naming what to give it."""
     return LensError(
         f"{lens.describe().label} has no control: give it read_control(cache, sites, generator=), or sweep without "
         "controls"
@@ -215,7 +251,17 @@ def no_control(lens: Lens) -> LensError:
 def run_for(
     model: Tower, pixels: Float[Tensor, "batch channel height width"], lenses: Iterable[Lens]
 ) -> tuple[Float[Tensor, "batch d_embed"], ViTActivationCache]:
-    """Run a model and keep what lenses need: the parts of the residual stream, at the positions that they read."""
+    """Run a model and keep what lenses need: the parts of the residual stream, at the positions that they read.
+
+    Args:
+        model: The model, on the device of the pixels.
+        pixels: Preprocessed images.
+        lenses: The lenses that will read the cache; one with ``rows="all"`` makes it hold every position.
+
+    >>> embeds, small = vl.lenses.run_for(model, pixels, [vl.DiffusionLens()])
+    >>> embeds.shape, small.rows
+    (torch.Size([2, 128]), 'readout')
+    """
     if all(lens.rows == "readout" for lens in lenses):
         return model.run_with_cache(pixels, rows="readout")
     return model.run_with_cache(pixels, names_filter=model.is_readout_part)
@@ -225,7 +271,7 @@ def check_cache(cache: ViTActivationCache) -> None:
     """Raise if a plain dict, or another library's cache, was handed to a lens.
 
     Raises:
-        LensError: It was.
+        LensError: The cache is not a :class:`vit_lens.towers.ViTActivationCache`.
     """
     if not isinstance(cache, ViTActivationCache):
         raise LensError(f"a lens reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
@@ -235,7 +281,7 @@ def check_lens(lens: object) -> Lens:
     """Return a lens of anybody's, if it says of itself what a lens has to say.
 
     Raises:
-        LensError: It is no subclass of ``Lens``, or its parts, rows or settings are none.
+        LensError: It is no subclass of ``Lens``, or its parts, rows or settings are not what a lens may say.
     """
     if not isinstance(lens, Lens):
         raise LensError(
@@ -260,8 +306,14 @@ def check_lens(lens: object) -> Lens:
 def checked_read(lens: Lens, found: Any, n_batch: int, n_sites: int) -> Condition:
     """Return what a lens of anybody's read, if it is what a lens has to return.
 
+    Args:
+        lens: The lens that read it.
+        found: What its ``read`` or ``read_control`` returned.
+        n_batch: The number of images in the cache.
+        n_sites: The number of sites that were read.
+
     Raises:
-        LensError: It is no condition, or has other rows than the cache and the sites.
+        LensError: What was returned is no condition, lacks a part, or has other rows than the cache and the sites.
     """
     if not isinstance(found, Condition):
         raise LensError(
@@ -285,8 +337,13 @@ def checked_read(lens: Lens, found: Any, n_batch: int, n_sites: int) -> Conditio
 def checked_clean(lens: Lens, found: Any, n_batch: int) -> Condition:
     """Return what a lens of anybody's says of the whole image, if it is what ``clean`` has to return.
 
+    Args:
+        lens: The lens that said it.
+        found: What its ``clean`` returned.
+        n_batch: The number of images in the cache.
+
     Raises:
-        LensError: It is no condition, or has other rows than the cache.
+        LensError: What was returned is no condition, or has other rows than the cache.
     """
     if not isinstance(found, Condition) or found.rows != (n_batch,):
         said = f"rows {list(found.rows)}" if isinstance(found, Condition) else f"a {type(found).__name__}"

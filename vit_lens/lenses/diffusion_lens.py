@@ -23,18 +23,27 @@ class DiffusionLens(ResidualLens):
     rows (the CLS token), or the output of one head, attention block or MLP. This is our reading by analogy,
     as in arXiv 2504.13763. At the last ``resid_post`` it gives the model's own embedding. What a part of attention
     pooling writes is read as if it were the pooled vector.
+
+    >>> lens = vl.DiffusionLens()
+    >>> lens.embed(cache, ["L3H4", "L5.mlp"]).shape
+    torch.Size([2, 2, 128])
+    >>> torch.allclose(lens.embed(cache, "L7.resid_post")[:, 0], model(pixels), atol=1e-4)
+    True
+    >>> hooked = model.run_with_hooks(pixels, fwd_hooks=lens.hooks(cache, "L3H4"))
+    >>> torch.allclose(hooked, lens.embed(cache, "L3H4")[:, 0], atol=1e-4)
+    True
     """
 
     name = "diffusion"
 
     @property
     def label(self) -> str:
-        """Its name; there is nothing to set."""
+        """The lens's name; there is nothing to set."""
         return "Diffusion Lens"
 
     @property
     def words(self) -> str:
-        """How a vector is read."""
+        """A sentence on how a vector is read."""
         return "Reads the vector as if it were the last residual stream: final LayerNorm, projection, decoder."
 
     def settings(self) -> dict[str, Any]:
@@ -42,7 +51,7 @@ class DiffusionLens(ResidualLens):
         return {"definition": "LN(v) proj"}
 
     def reads(self, site: Site) -> bool:
-        """True: the lens is defined on all kinds."""
+        """Return True: the lens is defined on sites of all kinds."""
         return True
 
     def _read(

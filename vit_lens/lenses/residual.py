@@ -33,7 +33,16 @@ _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for the outputs that are
 class ResidualLens(Lens):
     """A lens whose sites' outputs are seen in a last residual (of attention pooling: its sum), read by the model.
 
-    Subclasses say which (:meth:`_read`), and from where an output is measured (:meth:`_origin`).
+    Subclasses say which (:meth:`_read`), and from where an output is measured (:meth:`_origin`). Controls and batches
+    of sites come with it.
+
+    >>> lens = vl.DiffusionLens()
+    >>> isinstance(lens, vl.lenses.ResidualLens)
+    True
+    >>> lens.placebo(cache, "L3H4", generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1, 128])
+    >>> lens.other_image(cache, "L3H4").shape
+    torch.Size([2, 1, 128])
     """
 
     @abstractmethod
@@ -47,7 +56,12 @@ class ResidualLens(Lens):
         return None
 
     def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
-        """Return the lens embedding of every site, pooled, from the cached run alone."""
+        """Return the lens embedding of every site, pooled, from the cached run alone.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site, or the cache is not one of a run of the model.
+        """
         return self._change(cache, sites, lambda outputs, origin, sites: outputs)
 
     def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
@@ -55,6 +69,10 @@ class ResidualLens(Lens):
 
         The norm is that of the output after mean removal over d_model (LayerNorm is blind to the mean), for
         ``anchor="mean"`` that of its deviation from the reference mean. One direction for each site and image.
+
+        Raises:
+            UnknownSiteError: A site is not one of the model's.
+            LensError: The lens is not defined on a site, or the cache is not one of a run of the model.
         """
 
         def random_like(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
@@ -116,6 +134,14 @@ def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, 
 
     It lies on the model's device, wherever the cache is kept. Sites of attention pooling have one row, of the
     pooled width, and go together.
+
+    Args:
+        cache: The cache of one run; ``rows="readout"`` is enough.
+        sites: Parsed sites, as :meth:`Lens.check_sites` returns them.
+
+    >>> sites = vl.Site.resolve("L3H4, L5.mlp", model.cfg)
+    >>> vl.lenses.site_outputs(cache, sites).shape
+    torch.Size([2, 2, 1, 128])
     """
     found: dict[Site, Tensor] = {}
     for name in dict.fromkeys(s.hook_name for s in sites if s.head is not None):
@@ -198,5 +224,9 @@ def check_speaks(
 
 
 def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:
-    """Return the norm after mean removal over d_model, taken over all rows."""
+    """Return the norm after mean removal over d_model, taken over all rows: what a LayerNorm sees of a size.
+
+    >>> vl.lenses.centred_norm(torch.tensor([[4.0, 10.0]]))  # one row of width 2, whose mean is 7
+    tensor(4.2426)
+    """
     return (x - x.mean(-1, keepdim=True)).flatten(-2).norm(dim=-1)

@@ -19,8 +19,18 @@ LENS_NAMES = ("diffusion", "dsl", "dsl-mean")
 def parse_lens(text: str, reference: ReferenceMeans | None) -> Lens:
     """Read ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1`` or ``dsl-mean:alpha=5``.
 
+    Args:
+        text: The spelling of one lens.
+        reference: The means that ``dsl-mean`` starts from; None where there are none.
+
     Raises:
         LensError: The text is none of these, or ``dsl-mean`` has no reference means.
+
+    >>> vl.lenses.parse_lens("dsl:alpha=10", None).label
+    'DSL, clean-anchored, alpha 10'
+    >>> vl.lenses.parse_lens("dls:alpha=10", None)
+    Traceback (most recent call last):
+    vit_lens.errors.LensError: no lens 'dls'; nearest: 'dsl'. Write diffusion, ...
     """
     name, strength = check_spelling(text)
     if name == "diffusion":
@@ -39,7 +49,10 @@ def check_spelling(text: str) -> tuple[str, dict[str, float]]:
     """Return the name and the settings that a spelling says, whether or not there are means for it.
 
     Raises:
-        LensError: It says no lens.
+        LensError: The spelling names no lens, or its strength is no number.
+
+    >>> vl.lenses.check_spelling("dsl-mean:alpha=5")
+    ('dsl-mean', {'alpha': 5.0})
     """
     name, _, rest = text.strip().partition(":")
     if name not in LENS_NAMES:
@@ -65,12 +78,15 @@ def parse_lenses(
     """Return lenses as they are, and read their spellings.
 
     Args:
-        given: Lenses, spellings or both; None: :data:`DEFAULT_LENSES`.
-        model: Whose shipped means serve ``dsl-mean``, where it has some.
-        reference: Means instead of these.
+        given: Lenses, spellings or both; None stands for :data:`DEFAULT_LENSES`.
+        model: The model that will be read; its shipped means serve ``dsl-mean``, where it has some.
+        reference: The means to take instead of the shipped ones.
 
     Raises:
         LensError: Something is no lens, or ``dsl-mean`` has no reference means.
+
+    >>> [lens.label for lens in vl.lenses.parse_lenses(None, model)]
+    ['DSL, mean-anchored, alpha 5', 'Diffusion Lens']
     """
     items: Sequence[object] = DEFAULT_LENSES
     if given is not None:

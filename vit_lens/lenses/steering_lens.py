@@ -44,15 +44,25 @@ class DiffusionSteeringLens(ResidualLens):
     ===================== ==============================================================================
 
     Args:
-        alpha: Strength; or
-        share: Norm-matched strength ``c``: what is added has ``c`` times the norm of the last residual, both
+        alpha: The strength, any finite number: at 1 the clean anchor gives the model's own embedding. None where
+            ``share`` says it.
+        share: The norm-matched strength ``c``: what is added has ``c`` times the norm of the last residual, both
             after mean removal over d_model. So ``alpha = 1 + c ||r_L|| / ||h||`` for the clean anchor, and
-            ``alpha = c ||r_L|| / ||h - mu_h||`` for the mean anchor, for each image.
-        anchor: ``clean`` or ``mean``.
-        reference: The means, for ``anchor="mean"``.
+            ``alpha = c ||r_L|| / ||h - mu_h||`` for the mean anchor, for each image. None where ``alpha`` says it.
+        anchor: Where steering starts: ``clean`` or ``mean``.
+        reference: The means at the read-out rows, for ``anchor="mean"``; None for the clean anchor.
 
     Raises:
-        LensError: Not exactly one finite strength, or a reference where none belongs or none where one does.
+        LensError: There is not exactly one finite strength, or a reference where none belongs, or none where one does.
+
+    >>> vl.DiffusionSteeringLens(alpha=5).embed(cache, ["L3H4", "L5.mlp"]).shape
+    torch.Size([2, 2, 128])
+    >>> lens = vl.DiffusionSteeringLens(share=1, anchor="mean", reference=vl.ReferenceMeans.shipped(model))
+    >>> lens.label, lens.embed(cache, "heads").shape
+    ('DSL, mean-anchored, share 1', torch.Size([2, 64, 128]))
+    >>> lens.embed(cache, "L5.resid_post")
+    Traceback (most recent call last):
+    vit_lens.errors.LensError: the steering lens amplifies what one submodule adds to the residual stream; ...
     """
 
     alpha: float | int | None = None
@@ -91,13 +101,13 @@ class DiffusionSteeringLens(ResidualLens):
 
     @property
     def label(self) -> str:
-        """Anchor and strength."""
+        """The lens's anchor and strength, for legends."""
         name, strength = ("alpha", self.alpha) if self.share is None else ("share", self.share)
         return f"DSL, {self.anchor}-anchored, {name} {strength:g}"
 
     @property
     def words(self) -> str:
-        """What is steered, and from where."""
+        """Two sentences on what is steered, and from where."""
         start = (
             "It starts from the average image, so that whatever resembles the input comes from this site."
             if self.anchor == "mean"
@@ -107,7 +117,7 @@ class DiffusionSteeringLens(ResidualLens):
         return f"{steers} {start}"
 
     def reads(self, site: Site) -> bool:
-        """Whether the site is something written to the residual stream, not the stream itself."""
+        """Return whether the site is something written to the residual stream, not the stream itself."""
         return not site.is_residual
 
     def check_sites(self, model: Tower, sites: Sites) -> list[Site]:
@@ -115,7 +125,7 @@ class DiffusionSteeringLens(ResidualLens):
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
-            LensError: A site is the residual stream, or the reference means are another model's.
+            LensError: A site is the residual stream.
             ReferenceMismatchError: The reference means are another model's.
         """
         resolved = Site.resolve(sites, model.cfg)
@@ -166,7 +176,8 @@ class DiffusionSteeringLens(ResidualLens):
 
         Raises:
             UnknownSiteError: The site is not one of the model's.
-            LensError: It is the residual stream.
+            LensError: The site is the residual stream.
+            ReferenceMismatchError: The reference means are another model's.
         """
         (site,) = self.check_sites(cache.model, site)
         strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]

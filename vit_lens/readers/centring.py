@@ -16,6 +16,14 @@ def deviations(
 
     A site may hold the same for all images (the CLS token before the first block does): its deviation is noise of
     the arithmetic, and a cosine of noise would name a caption with confidence.
+
+    Args:
+        values: Lens embeddings.
+        origins: The mean that each of them is measured from.
+
+    >>> vl.readers.deviations(torch.tensor([[3.0, 4.0], [1.0, 1.0000001]]), torch.tensor([[1.0, 1.0]]))
+    tensor([[2., 3.],
+            [0., 0.]])
     """
     origins = origins.to(values)
     found = values - origins

@@ -25,10 +25,16 @@ class SiteEmbeddings:
     """What a lens reads at sites, and what it reads when a control stands there.
 
     Attributes:
-        sites: Of the site axis.
-        lens: The lens.
-        values: Embeddings by control: ``""`` is the site itself, ``random`` a random direction of equal norm,
+        sites: The sites along the site axis.
+        lens: The lens that read them.
+        values: The embeddings by control: ``""`` is the site itself, ``random`` a random direction of equal norm,
             ``other`` the same site of another image, scaled to the same norm.
+
+    >>> found = vl.readers.site_embeddings(cache, ["L3H4", "L5.mlp"], controls=["random"])
+    >>> found.values["random"].shape
+    torch.Size([2, 2, 128])
+    >>> found.describe(image=0, site=1, control="random")["site"]
+    'L5.mlp'
     """
 
     sites: tuple[Site, ...]
@@ -36,7 +42,13 @@ class SiteEmbeddings:
     values: dict[str, Float[Tensor, "batch site d_embed"]]
 
     def describe(self, image: int, site: int, control: str) -> dict[str, Any]:
-        """Return the columns of a table that say what one embedding is of."""
+        """Return the columns of a table that say what one embedding is of.
+
+        Args:
+            image: The place of the image on the batch axis.
+            site: The place of the site on the site axis.
+            control: A key of :attr:`values`.
+        """
         place = self.sites[site]
         return {
             "image": image, "site": str(place), "site_type": place.kind, "layer": place.layer, "head": place.head,
@@ -55,16 +67,20 @@ def site_embeddings(
     """Read sites through a lens, and the controls that a picture would have.
 
     Args:
-        cache: Of the images; ``rows="readout"`` is enough.
-        sites: Which.
-        lens: By default the Diffusion Lens: the site read as if it were the last residual.
-        controls: ``random`` and ``other``, see :class:`SiteEmbeddings`. The other image is the next one of the
+        cache: The cache of the images; ``rows="readout"`` is enough.
+        sites: Sites as ``Site.resolve`` takes them.
+        lens: The lens; None for the Diffusion Lens: the site read as if it were the last residual.
+        controls: Any of ``random`` and ``other``, see :class:`SiteEmbeddings`. The other image is the next one of the
             cache, for the last one the first.
-        generator: Of the random directions, on the CPU; by default seeded with 0.
+        generator: The source of the random directions, on the CPU; None for one seeded with 0.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
-        LensError: The lens is not defined on a site, or there is no other image.
+        LensError: The lens is not defined on a site, there is no such control, or no other image.
+
+    >>> found = vl.readers.site_embeddings(cache, "heads", controls=["random", "other"])
+    >>> {control: tuple(values.shape) for control, values in found.values.items()}
+    {'': (2, 64, 128), 'random': (2, 64, 128), 'other': (2, 64, 128)}
     """
     check_cache(cache)
     lens = DiffusionLens() if lens is None else lens
@@ -85,9 +101,19 @@ def site_embeddings(
 def sites_of_each(model: HookedViT, lens: Lens | Sequence[Lens], sites: Sites) -> list[tuple[Lens, list[Site]]]:
     """Return the sites that each lens reads: one alone must read all, of a list each those that it is defined on.
 
+    Args:
+        model: The model that the sites are of.
+        lens: One lens, or several.
+        sites: Sites as ``Site.resolve`` takes them.
+
     Raises:
         UnknownSiteError: A site is not one of the model's.
         LensError: No lens is defined on a site.
+
+    >>> lenses = [vl.DiffusionSteeringLens(alpha=5), vl.DiffusionLens()]
+    >>> found = vl.readers.sites_of_each(model, lenses, "L3H4, L7.resid_post")
+    >>> [(lens.name, [str(site) for site in sites]) for lens, sites in found]
+    [('dsl', ['L3H4']), ('diffusion', ['L3H4', 'L7.resid_post'])]
     """
     wanted = Site.resolve(sites, model.cfg)
     if isinstance(lens, Lens):

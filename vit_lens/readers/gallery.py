@@ -33,16 +33,23 @@ class Gallery:
     bit. The first of several same ones stands for all of them.
 
     Attributes:
-        encoder_id: The model.
-        fingerprint: Of its weights.
-        preprocess: How images became pixels.
+        encoder_id: The id of the model that made the embeddings.
+        fingerprint: Digits that identify the model's weights by content.
+        preprocess: How images became pixels, as plain values.
         folder: Where the images lie; empty if they were handed over one by one.
-        names: Paths in the folder, or names.
-        hashes: Of the pictures that the tower sees.
-        stamps: Size and time of the files, so that only new ones are embedded again.
-        skipped: Files that could not be read, and why.
+        names: The images' paths in the folder, or names.
+        hashes: The hash of each picture that the tower sees (:func:`picture_hash`).
+        stamps: The size and time of each file, so that only new ones are embedded again.
+        skipped: The files that could not be read, and why.
         complete: Whether every file was embedded.
-        embeds: The embeddings.
+        embeds: The embeddings, in float32 or wider on the CPU.
+
+    >>> gallery = vl.readers.Gallery.from_folder(model, images[0].parent)
+    >>> gallery.save(tmp / "gallery.safetensors").name
+    'gallery.safetensors'
+    >>> index, cosine = vl.readers.Gallery.load(tmp / "gallery.safetensors").nearest(model(pixels), k=1)
+    >>> [gallery.names[i] for i in index.flatten().tolist()]
+    ['1_star.png', '2_heart.png']
     """
 
     encoder_id: str
@@ -70,10 +77,10 @@ class Gallery:
 
         Args:
             model: The model, without hooks.
-            images: One or several.
-            names: Of the images; by default paths, or ``image 0``, ``image 1``, ...
-            batch_size: Images in one run.
-            progress: Show a bar.
+            images: One image or several.
+            names: A name for each image, all different; None for paths, or ``image 0``, ``image 1``, ...
+            batch_size: The number of images in one run.
+            progress: Whether to show a bar.
 
         Raises:
             GalleryError: There are no images, or another number of names.
@@ -100,10 +107,10 @@ class Gallery:
 
         Args:
             model: The model, without hooks.
-            folder: With images.
-            out: File of the gallery.
-            batch_size: Images in one run.
-            progress: Show a bar.
+            folder: The folder of the images.
+            out: The file that the gallery is kept in; None keeps it in memory alone.
+            batch_size: The number of images in one run.
+            progress: Whether to show a bar.
 
         Raises:
             GalleryError: The folder holds no image that can be read, or ``out`` holds another model's or folder's.
@@ -163,7 +170,7 @@ class Gallery:
         """Return the gallery if its embeddings are the model's own.
 
         Raises:
-            GalleryError: They were made with other weights or another preprocessing.
+            GalleryError: The embeddings were made with other weights or another preprocessing.
         """
         if self.fingerprint != model.fingerprint:
             raise GalleryError(
@@ -178,7 +185,7 @@ class Gallery:
 
     @property
     def distinct(self) -> tuple[int, ...]:
-        """The first index of every picture."""
+        """The index of every different picture: of several same ones, that of the first."""
         first: dict[str, int] = {}
         for index, digest in enumerate(self.hashes):
             first.setdefault(digest, index)
@@ -186,7 +193,7 @@ class Gallery:
 
     @property
     def duplicates(self) -> list[tuple[str, ...]]:
-        """Names of pictures that are the same, in groups."""
+        """The names of pictures that are the same, in groups."""
         groups: dict[str, list[str]] = {}
         for name, digest in zip(self.names, self.hashes, strict=True):
             groups.setdefault(digest, []).append(name)
@@ -201,7 +208,7 @@ class Gallery:
         """Return where an image lies.
 
         Raises:
-            GalleryError: It was handed over from memory, the file is gone, or its name leads out of the folder.
+            GalleryError: The image was handed over from memory, its file is gone, or its name leads out of the folder.
         """
         name = Path(self.names[index])
         if self.folder and (name.is_absolute() or ".." in name.parts):
@@ -215,7 +222,7 @@ class Gallery:
         """Return an image of the gallery, in RGB.
 
         Raises:
-            GalleryError: It was handed over from memory, or the file is gone.
+            GalleryError: The image was handed over from memory, or its file is gone.
             ImageError: The file is damaged.
         """
         return load_image(self.path(index)).convert("RGB")
@@ -233,11 +240,12 @@ class Gallery:
         A query without a direction (zero, or equal to its origin but for rounding) gets -1 and nan.
 
         Args:
-            queries: Embeddings.
-            k: How many.
-            origins: Compare deviations: the query's from this, the gallery's from its :attr:`mean`. None compares
-                the embeddings themselves.
-            leave_out: For each query the hash of a picture that is not an answer; see :func:`picture_hash`.
+            queries: Embeddings of any length, such as those of a lens.
+            k: The number of pictures for each query, at least 1.
+            origins: What to measure queries from, to compare deviations: the query's from this, the gallery's from its
+                :attr:`mean`. None compares the embeddings themselves.
+            leave_out: For each query the hash of a picture that is not an answer (:func:`picture_hash`), or None;
+                None leaves nothing out.
 
         Raises:
             GalleryError: There are not ``k`` other pictures, or a query is not finite.

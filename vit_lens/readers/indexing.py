@@ -41,7 +41,13 @@ class Entries:
 
 
 def picture_hash(picture: Image.Image) -> str:
-    """Return 32 digits that identify a picture as the tower sees it (of ``vit_lens.images.to_display``)."""
+    """Return 32 digits that identify a picture as the tower sees it (of ``vit_lens.images.to_display``).
+
+    >>> from vit_lens.images import to_display
+    >>> first, second = to_display(images, model.preprocess_spec)
+    >>> vl.readers.picture_hash(first) == vl.readers.picture_hash(second)
+    False
+    """
     return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
 
 

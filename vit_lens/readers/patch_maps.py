@@ -33,10 +33,16 @@ class ZeroShotMaps:
     token holds, and late layers keep little of the place in it.
 
     Attributes:
-        sites: Places of the residual stream.
-        bank: The captions.
-        cosines: By form: ``raw``, and ``centred``, with the mean over the reference images and their patches taken
-            away, one vector per site (so what a position has in common is kept).
+        sites: The places of the residual stream along the site axis.
+        bank: The captions along the last axis.
+        cosines: The cosines by form: ``raw``, and ``centred``, with the mean over the reference images and their
+            patches taken away, one vector per site (so what a position has in common is kept).
+
+    >>> found = vl.readers.zero_shot_maps(cache, bank, ["L5.resid_post", "L7.resid_post"])
+    >>> found.probs().shape  # [batch site grid_row grid_column caption]
+    torch.Size([2, 2, 4, 4, 6])
+    >>> found.to_frame().columns.tolist()
+    ['image', 'site', 'layer', 'row', 'column', 'form', 'rank', 'caption', 'cosine', 'logit', 'prob']
     """
 
     sites: tuple[Site, ...]
@@ -47,7 +53,7 @@ class ZeroShotMaps:
         """Return the cosines of one form.
 
         Raises:
-            LensError: It was not computed.
+            LensError: That form was not computed.
         """
         if form not in self.cosines:
             raise LensError(f"no form {form!r} here; there are {list(self.cosines)}. The centred form needs means=")
@@ -65,6 +71,9 @@ class ZeroShotMaps:
         """Return the ``k`` best captions of every patch.
 
         Columns: image, site, layer, row, column, form, rank, caption, cosine, logit, prob.
+
+        Raises:
+            LensError: ``k`` is not from 1 to the number of captions.
         """
         import pandas as pd
 
@@ -84,15 +93,21 @@ def zero_shot_maps(
     """Compare every patch token of the residual stream with captions.
 
     Args:
-        cache: With the sites at every token: ``run_with_cache(pixels, names_filter=[s.hook_name for s in sites])``.
+        cache: A cache with the sites at every token:
+            ``run_with_cache(pixels, names_filter=[s.hook_name for s in sites])``.
         bank: Captions, embedded for this encoder.
-        sites: Places of the residual stream.
-        means: Made with ``patches=True``: adds the form ``centred``.
+        sites: Places of the residual stream, such as ``resid_post`` or ``L5.resid_mid``.
+        means: Means made with ``patches=True``, which add the form ``centred``; None for the raw form alone.
 
     Raises:
         TextError: The captions belong to another encoder.
         LensError: A site is not the residual stream, the cache holds only some positions, or the means do not fit.
         ReferenceMismatchError: The means are another model's.
+
+    >>> means = vl.readers.ReadoutMeans.from_images(model, images, "L7.resid_post", patches=True)
+    >>> found = vl.readers.zero_shot_maps(cache, bank, "L7.resid_post", means=means)
+    >>> found.of("centred").shape
+    torch.Size([2, 1, 4, 4, 6])
     """
     expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
     check_cache(cache)

@@ -33,13 +33,19 @@ class ReadoutMeans:
     deviations from it have mean zero over the reference set, whatever the lens; they do not add up over sites.
 
     Attributes:
-        encoder_id: The model.
-        fingerprint: Of its weights.
-        n: Images.
-        lens: Name and settings of the lens.
-        sites: Of the site axis.
+        encoder_id: The id of the model.
+        fingerprint: Digits that identify the model's weights by content.
+        n: The number of images.
+        lens: The name and settings of the lens.
+        sites: The sites along the site axis.
         patches: Whether every patch token was read alone; the mean is then over images and patches.
-        values: The means.
+        values: The mean embedding of each site.
+
+    >>> means = vl.readers.ReadoutMeans.from_images(model, images, "heads")
+    >>> means
+    ReadoutMeans('vit_lens/mini', diffusion, 64 sites, n=2)
+    >>> vl.readers.ReadoutMeans.load(means.save(tmp / "readout.safetensors")).values.shape
+    torch.Size([64, 128])
     """
 
     encoder_id: str
@@ -66,12 +72,12 @@ class ReadoutMeans:
 
         Args:
             model: The model, without hooks.
-            images: A few hundred that stand for what the model is used on.
-            sites: Which; with ``patches`` places of the residual stream.
-            lens: By default the Diffusion Lens.
-            patches: Read every patch token alone, for :func:`vit_lens.readers.zero_shot_maps`.
-            batch_size: Images in one run.
-            progress: Show a bar.
+            images: A few hundred images that stand for what the model is used on.
+            sites: Sites as ``Site.resolve`` takes them; with ``patches``, places of the residual stream.
+            lens: The lens; None for the Diffusion Lens.
+            patches: Whether to read every patch token alone, for :func:`vit_lens.readers.zero_shot_maps`.
+            batch_size: The number of images in one run.
+            progress: Whether to show a bar.
 
         Raises:
             LensError: There are no images, the lens is not defined on a site, or ``patches`` with another lens.
@@ -99,6 +105,12 @@ class ReadoutMeans:
         """Average what each lens reads, at those of the sites that it is defined on, over images of a gallery.
 
         At most 256 of its different pictures are read, evenly spread.
+
+        Args:
+            model: The model, without hooks.
+            gallery: The gallery, whose files are still there.
+            lenses: Lenses; one that is defined on none of the sites gets no means.
+            sites: Sites as ``Site.resolve`` takes them.
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
@@ -136,9 +148,15 @@ class ReadoutMeans:
     ) -> Float[Tensor, "site d_embed"]:
         """Return the means of some sites.
 
+        Args:
+            model: The model that the sites are read in.
+            lens: The lens that reads them.
+            sites: The sites.
+            patches: Whether every patch token is read alone.
+
         Raises:
-            ReferenceMismatchError: They are another model's.
-            LensError: They are of another lens, of other sites, or not of what is asked for.
+            ReferenceMismatchError: The means are another model's.
+            LensError: The means are of another lens, or of other sites, or differ in ``patches``.
         """
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
@@ -159,7 +177,7 @@ class ReadoutMeans:
         return self.values[[self.sites.index(site) for site in sites]]
 
     def reads(self, lens: Lens, *, patches: bool = False) -> bool:
-        """Whether these are the means of a lens."""
+        """Return whether these are the means of a lens."""
         return self.lens == _said(lens) and self.patches == patches
 
 

@@ -35,10 +35,19 @@ class Neighbours:
     so that nothing but rounding is left, there is no neighbour: index -1, cosine nan, no name.
 
     Attributes:
-        embeddings: What was read.
-        gallery: What was searched.
-        index: By form and control: indices into the gallery, best first.
-        cosine: By form and control.
+        embeddings: The lens embeddings that were asked with.
+        gallery: The gallery that was searched.
+        index: By form and control, such as ``("raw", "")``: indices into the gallery, best first.
+        cosine: By form and control: the cosine of each neighbour.
+
+    >>> from vit_lens.mini import world
+    >>> pictures = list(world.render(world.sample_scenes(12, np.random.default_rng(0))))
+    >>> gallery = vl.readers.Gallery.from_images(model, pictures)
+    >>> found = vl.readers.retrieval_lens(cache, gallery, "L7.resid_post", images=images, k=2)
+    >>> found.index["raw", ""].shape
+    torch.Size([2, 1, 2])
+    >>> found.to_frame()[["image", "form", "control"]].drop_duplicates().head(2).values.tolist()
+    [[0, 'raw', ''], [1, 'raw', '']]
     """
 
     embeddings: SiteEmbeddings
@@ -83,22 +92,29 @@ def retrieval_lens(
     """Find the nearest pictures of a gallery to the lens embedding of every site.
 
     Args:
-        cache: Of the images; ``rows="readout"`` is enough.
-        gallery: Of this model.
-        sites: Which.
+        cache: The cache of the images; ``rows="readout"`` is enough.
+        gallery: A gallery made with this model.
+        sites: Sites as ``Site.resolve`` takes them.
         images: The images of the cache (paths, PIL images, arrays), whose own pictures are left out of the answers;
             None leaves nothing out.
-        k: How many.
-        lens: By default the Diffusion Lens.
-        means: Of the same lens and sites, see :class:`Neighbours`.
-        controls: ``random``, ``other``; see :func:`vit_lens.readers.site_embeddings`.
-        generator: Of the random directions.
+        k: The number of neighbours for each embedding.
+        lens: The lens; None for the Diffusion Lens.
+        means: Means of the same lens and sites, see :class:`Neighbours`; None centres on the gallery's mean.
+        controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
+        generator: The source of the random directions, on the CPU; None for one seeded with 0.
 
     Raises:
         GalleryError: The gallery is another model's, or has fewer than ``k`` other pictures.
         UnknownSiteError: A site is not one of the model's.
         LensError: The lens is not defined on a site, the means do not fit, or there is another number of images.
         ReferenceMismatchError: The means are another model's.
+
+    >>> from vit_lens.mini import world
+    >>> pictures = list(world.render(world.sample_scenes(12, np.random.default_rng(0))))
+    >>> gallery = vl.readers.Gallery.from_images(model, [*images, *pictures])
+    >>> found = vl.readers.retrieval_lens(cache, gallery, "L7.resid_post", images=None, k=1, controls=())
+    >>> found.index["raw", ""].flatten()  # every image is its own nearest, where it is not left out
+    tensor([0, 1])
     """
     expect(gallery, Gallery, "gallery", GalleryError, "Gallery.from_images(model, images) makes one")
     read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)

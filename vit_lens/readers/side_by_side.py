@@ -31,6 +31,12 @@ class SiteReadouts:
         captions: The columns of :meth:`vit_lens.readers.ZeroShot.to_frame`, after a column ``reading``, the place
             of the lens in the list that was given; None without a text bank.
         images: Likewise, the columns of :meth:`vit_lens.readers.Neighbours.to_frame`; None without a gallery.
+
+    >>> found = vl.readers.read_sites(cache, vl.DiffusionLens(), ["L5H2", "L7.resid_post"], bank=bank, k=1)
+    >>> found.of(image=0, site="L7.resid_post")["captions"]["raw"][0]["caption"]
+    'a blue star'
+    >>> sorted(found.captions["control"].unique())
+    ['', 'random']
     """
 
     captions: "pd.DataFrame | None"
@@ -38,6 +44,12 @@ class SiteReadouts:
 
     def of(self, image: int, site: Site | str, *, control: str = "", reading: int = 0) -> dict[str, Any]:
         """Return what stands beside one picture.
+
+        Args:
+            image: The place of the image in the cache.
+            site: The site, such as ``L5H2``.
+            control: The control, ``""`` for the site itself.
+            reading: The place of the lens in the list that was given.
 
         Returns:
             ``{"captions": {form: [{"caption", "cosine", "logit", "prob"}, ...]}, "images": {form: [{"name", "index",
@@ -84,23 +96,28 @@ def read_sites(
     """Return, for every image, site and lens, the best captions and the nearest images, and those of controls.
 
     Args:
-        cache: Of the images; ``rows="readout"`` is enough.
+        cache: The cache of the images; ``rows="readout"`` is enough.
         lens: One lens, or several, each of which reads the sites that it is defined on.
-        sites: Which.
-        bank: Captions; None leaves them out.
-        gallery: Of this model; None leaves the images out.
+        sites: Sites as ``Site.resolve`` takes them.
+        bank: Captions, embedded for this encoder; None leaves them out.
+        gallery: A gallery made with this model; None leaves the images out.
         images: The images of the cache, so that they are not their own neighbours; None leaves nothing out.
-        means: One for each lens that is read in the centred form too; a lens without means has captions in the raw
+        means: The means of each lens that is read in the centred form too; a lens without means has captions in the raw
             form alone, and neighbours centred on the gallery's mean.
-        controls: ``random``, ``other``; see :func:`vit_lens.readers.site_embeddings`.
-        k: Captions and images for each.
-        seed: Of the random directions; captions and images see the same ones.
+        controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
+        k: The number of captions and of images for each embedding.
+        seed: The seed of the random directions; captions and images see the same ones.
 
     Raises:
         LensError: Neither a bank nor a gallery was given, no lens reads a site, or means belong to no lens.
         TextError: The captions belong to another encoder.
         GalleryError: The gallery is another model's, or too small.
         ReferenceMismatchError: Means are another model's.
+
+    >>> lenses = [vl.DiffusionSteeringLens(alpha=5), vl.DiffusionLens()]
+    >>> found = vl.readers.read_sites(cache, lenses, "heads", bank=bank, controls=(), k=1)
+    >>> found.captions.groupby("lens").size().to_dict(), found.images
+    ({'diffusion': 128, 'dsl': 128}, None)
     """
     import pandas as pd
 

@@ -31,12 +31,19 @@ class TextSpan:
     """Captions in the order in which they were chosen, with their directions.
 
     Attributes:
-        captions: The chosen ones.
-        indices: Of the captions in the bank.
+        captions: The chosen captions.
+        indices: The place of each in the list that was given.
         directions: Unit vectors: each caption's text embedding, projected on the head's span, less what the earlier
             ones cover. They are orthogonal.
-        explained: Share of the variance over images along each direction; they add up to at most 1.
-        mean: Of the contributions.
+        explained: The share of the variance over images along each direction; they add up to at most 1.
+        mean: The mean of the contributions over images.
+
+    >>> contributions = torch.tensor([[3.0, 0.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
+    >>> span = vl.readers.text_span(contributions, torch.eye(3), ["far", "near", "never"], k=2)
+    >>> [(row["caption"], round(row["explained"], 2)) for row in span.rows()]
+    [('far', 0.9), ('near', 0.1)]
+    >>> torch.allclose(span.reconstruct(contributions), contributions.double())
+    True
     """
 
     captions: tuple[str, ...]
@@ -60,7 +67,12 @@ class TextSpan:
 
 
 class TextSpans(dict[Site, TextSpan]):
-    """Spans by head, which may be written: ``spans["L7H0"]``."""
+    """Spans by head, which may be written: ``spans["L7H0"]``.
+
+    >>> span = vl.readers.text_span(torch.eye(3), torch.eye(3), ["one", "two", "three"], k=1)
+    >>> vl.readers.TextSpans({vl.Site.parse("L7H0"): span})["L7H0"] is span
+    True
+    """
 
     def __missing__(self, key: Site | str) -> TextSpan:
         site = Site.parse(key) if isinstance(key, str) else key
@@ -90,13 +102,19 @@ def text_span(
     Args:
         contributions: What one head adds to the embedding of every image.
         texts: Text embeddings at length 1.
-        captions: Their names.
-        k: How many.
-        rank: Of the head's span; None takes the numerical rank, which a head that is read at the CLS token keeps at
-            its width or below. The released code takes the first 80.
+        captions: The text of each.
+        k: The number of captions to choose, at least 1.
+        rank: The dimension of the head's span; None takes the numerical rank, which a head that is read at the CLS
+            token keeps at its width or below. The released code takes the first 80.
 
     Raises:
         LensError: There are not two images, the contributions do not vary, or ``k`` or ``rank`` is out of range.
+
+    Source: Gandelsman et al. 2024 (arXiv 2310.05916), algorithm 1.
+
+    >>> spread = torch.tensor([[0.0, 2.0], [0.0, -2.0], [1.0, 0.0]])
+    >>> vl.readers.text_span(spread, torch.eye(2), ["across", "along"], k=2).captions
+    ('along', 'across')
     """
     data, words = contributions.detach().cpu().double(), texts.detach().cpu().double()
     if len(data) < 2 or words.shape != (len(captions), data.shape[1]):
@@ -143,16 +161,19 @@ def head_contributions(
     images x d_embed, 1 GB for 200 heads, 1,000 images and ViT-bigG; take the layers that you look at.
 
     Args:
-        model: The model.
+        model: The model that is run.
         images: Paths, PIL images, arrays, or preprocessed pixels.
-        sites: Heads; ``"heads"`` means all.
-        batch_size: Images in one run.
-        progress: Show a bar.
+        sites: Heads, such as ``["L7H3", "L6H6"]``; ``"heads"`` means all.
+        batch_size: The number of images in one run.
+        progress: Whether to show a bar.
 
     Raises:
         LensError: A site is not a head, or there are no images.
         VitLensError: A batch would hold no image.
         UnknownSiteError: A site is not one of the model's.
+
+    >>> vl.readers.head_contributions(model, images, ["L7H3", "L6H6"]).shape
+    torch.Size([2, 2, 128])
     """
     chosen = Site.resolve(sites, model.cfg)
     if other := [str(site) for site in chosen if site.kind not in _HEADS]:
@@ -185,21 +206,30 @@ def text_spans(
 
     Args:
         model: The model, without hooks.
-        images: As for :func:`head_contributions`.
+        images: Paths, PIL images, arrays, or preprocessed pixels; a few hundred give a stable span.
         bank: Captions, embedded for this encoder: hundreds to thousands, since only what they say can be found.
-        sites: Heads; ``"heads"`` means all.
-        k: Captions for each head.
-        rank: As for :func:`text_span`.
-        batch_size: Images in one run.
-        progress: Show a bar.
+        sites: Heads, such as ``["L7H3", "L6H6"]``; ``"heads"`` means all.
+        k: The number of captions for each head.
+        rank: The dimension of a head's span, as for :func:`text_span`; None takes the numerical rank.
+        batch_size: The number of images in one run.
+        progress: Whether to show a bar.
 
     Returns:
         The spans by head, and a table: site, layer, head, rank, caption, explained, cumulative.
 
     Raises:
         TextError: The captions belong to another encoder.
-        LensError: As for :func:`text_span` and :func:`head_contributions`.
+        UnknownSiteError: A site is not one of the model's.
+        LensError: A site is not a head, there are not two images, or ``k`` or ``rank`` is out of range.
         VitLensError: There are hooks on the model.
+
+    Source: Gandelsman et al. 2024 (arXiv 2310.05916), section 4.
+
+    >>> from vit_lens.mini import world
+    >>> pictures = list(world.render(world.sample_scenes(12, np.random.default_rng(0))))
+    >>> spans, table = vl.readers.text_spans(model, pictures, bank, ["L7H3", "L6H6"], k=2)
+    >>> len(spans["L7H3"].captions), table.columns.tolist()
+    (2, ['site', 'layer', 'head', 'rank', 'caption', 'explained', 'cumulative'])
     """
     import pandas as pd
 

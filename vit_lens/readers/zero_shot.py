@@ -38,9 +38,15 @@ class ZeroShot:
     images, so that nothing but rounding is left, it is nan, and tables name no caption.
 
     Attributes:
-        embeddings: What was read.
-        bank: The captions.
-        cosines: By form and control; ``("raw", "")`` is the site itself.
+        embeddings: The lens embeddings that were compared.
+        bank: The captions along the last axis.
+        cosines: The cosines by form and control; ``("raw", "")`` is the site itself.
+
+    >>> found = vl.readers.zero_shot_lens(cache, bank, controls=["random"])
+    >>> found.probs().shape, found.logits(control="random").shape
+    (torch.Size([2, 9, 6]), torch.Size([2, 9, 6]))
+    >>> found.to_frame(k=1).query("image == 0 and site == 'L7.resid_post' and control == ''")["caption"].item()
+    'a blue star'
     """
 
     embeddings: SiteEmbeddings
@@ -50,8 +56,12 @@ class ZeroShot:
     def of(self, form: str = "raw", control: str = "") -> Float[Tensor, "batch site caption"]:
         """Return the cosines of one form and control.
 
+        Args:
+            form: The form: ``raw``, or ``centred`` where there were means.
+            control: The control: ``""`` for the site itself, ``random`` or ``other`` where they were asked for.
+
         Raises:
-            LensError: It was not computed.
+            LensError: That form or control was not computed.
         """
         if (form, control) not in self.cosines:
             raise LensError(
@@ -74,7 +84,10 @@ class ZeroShot:
         Columns: image, site, site_type, layer, head, lens, control, form, rank, caption, cosine, logit, prob.
 
         Args:
-            k: Only the best so many captions; None means all.
+            k: The number of best captions to keep; None means all.
+
+        Raises:
+            LensError: ``k`` is not from 1 to the number of captions.
         """
         import pandas as pd
 
@@ -128,20 +141,26 @@ def zero_shot_lens(
     is read as if it were the last. Heads, attention blocks and MLPs go through any lens.
 
     Args:
-        cache: Of the images; ``rows="readout"`` is enough.
+        cache: The cache of the images; ``rows="readout"`` is enough.
         bank: Captions, embedded for this encoder. For a tower tuned towards its text tower, say so first:
             ``dataclasses.replace(bank, encoder_id=model.encoder_id)``.
-        sites: Which.
-        lens: By default the Diffusion Lens.
-        means: Of the same lens and sites: adds the form ``centred``, see :class:`ZeroShot`.
-        controls: ``random``, ``other``; see :func:`vit_lens.readers.site_embeddings`.
-        generator: Of the random directions.
+        sites: Sites as ``Site.resolve`` takes them.
+        lens: The lens; None for the Diffusion Lens.
+        means: Means of the same lens and sites, which add the form ``centred``, see :class:`ZeroShot`; None for the
+            raw form alone.
+        controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
+        generator: The source of the random directions, on the CPU; None for one seeded with 0.
 
     Raises:
         TextError: The captions belong to another encoder.
         UnknownSiteError: A site is not one of the model's.
         LensError: The lens is not defined on a site, or the means are of another lens or lack a site.
         ReferenceMismatchError: The means are another model's.
+
+    >>> found = vl.readers.zero_shot_lens(cache, bank, "L7.resid_post")
+    >>> own = bank.to_probs(bank.to_logits(bank.cosines(model(pixels))))  # the model's own zero-shot result
+    >>> torch.allclose(found.probs()[:, 0], own, atol=1e-4)
+    True
     """
     expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
     read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
@@ -158,8 +177,17 @@ def zero_shot_lens(
 def top_captions(cosines: Float[Tensor, "*batch caption"], bank: TextBank, k: int | None = None) -> TopCaptions:
     """Return the ``k`` best captions of every embedding; probabilities are over all captions of the bank.
 
+    Args:
+        cosines: The cosines of embeddings with the captions of the bank, as :meth:`TextBank.cosines` returns them.
+        bank: The captions along the last axis.
+        k: The number of captions to keep; None means all.
+
     Raises:
         LensError: ``k`` is not from 1 to the number of captions.
+
+    >>> best = vl.readers.top_captions(bank.cosines(model(pixels)), bank, k=2)
+    >>> [row["caption"] for row in best.rows(bank, 0)]
+    ['a blue star', 'a yellow square']
     """
     k = len(bank) if k is None else k
     if not 1 <= k <= len(bank):

@@ -33,16 +33,27 @@ class ReferenceMeans:
     Attention outputs are not kept: they follow from ``z``, so that heads add up exactly.
 
     Attributes:
-        encoder_id: The model.
-        fingerprint: Of its weights.
-        n: Images.
-        resid_pre: Of block 0.
-        z: Of every head.
-        mlp_out: Of every layer.
-        positions: ``readout`` or ``all``: what the axis ``row`` holds.
-        pool_z: Of every head of attention pooling; None where the model has none.
-        pool_mlp_out: Of its MLP.
-        stability: Against ``n``; None for files of an earlier version, and where positions were left out later.
+        encoder_id: The id of the model, such as ``vit_lens/mini``.
+        fingerprint: Digits that identify the model's weights by content.
+        n: The number of images.
+        resid_pre: The mean residual stream that enters block 0.
+        z: The mean ``z`` of every head.
+        mlp_out: The mean output of every layer's MLP.
+        positions: What the axis ``row`` holds: ``readout`` or ``all``.
+        pool_z: The mean ``z`` of every head of attention pooling; None where the model has none.
+        pool_mlp_out: The mean output of the pool's MLP; None where the model has none.
+        stability: How far means over fewer images lie from these; None for files of an earlier version, and where
+            positions were left out later.
+
+    >>> means = vl.ReferenceMeans.from_images(model, images)
+    >>> means.save(tmp / "means.safetensors").name
+    'means.safetensors'
+    >>> vl.ReferenceMeans.load(tmp / "means.safetensors").content == means.content
+    True
+    >>> means.output(model, vl.Site.parse("L3H4")).shape
+    torch.Size([1, 128])
+    >>> vl.ReferenceMeans.shipped(model).n
+    512
     """
 
     encoder_id: str
@@ -70,10 +81,11 @@ class ReferenceMeans:
 
         Args:
             model: The model, without hooks.
-            images: In random order, so that :attr:`stability` tells something.
-            positions: ``readout`` keeps what lenses need; ``all`` what mean ablation of whole sites needs.
-            batch_size: Images in one run.
-            progress: Show a bar.
+            images: A few hundred images, in random order, so that :attr:`stability` tells something.
+            positions: Which positions to keep: ``readout`` what lenses need, ``all`` what mean ablation of whole sites
+                needs.
+            batch_size: The number of images in one run.
+            progress: Whether to show a bar.
 
         Raises:
             ImageError: An image cannot be read.
@@ -149,12 +161,12 @@ class ReferenceMeans:
         """Return the means if they are the model's own.
 
         Args:
-            model: The model.
-            positions: Which positions the caller reads; None for one that handles both.
+            model: The model whose means they have to be.
+            positions: Which positions the caller reads, ``readout`` or ``all``; None for one that handles both.
 
         Raises:
-            ReferenceMismatchError: They were made with other weights.
-            VitLensError: They hold other positions.
+            ReferenceMismatchError: The means were made with other weights.
+            VitLensError: The means hold other positions.
         """
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
@@ -178,7 +190,7 @@ class ReferenceMeans:
         """Return the means at the read-out rows, from means at every position.
 
         Raises:
-            ReferenceMismatchError: They were made with other weights.
+            ReferenceMismatchError: The means were made with other weights.
         """
         self.check(model, None)
         if self.positions == "readout":
@@ -197,7 +209,7 @@ class ReferenceMeans:
         return fingerprint(self._tensors())
 
     def z_of(self, site: Site) -> Float[Tensor, "row head d_head"]:
-        """Mean ``z`` of all heads of the attention that a site belongs to.
+        """Return the mean ``z`` of all heads of the attention that a site belongs to.
 
         Raises:
             VitLensError: The model has no attention pooling.
@@ -233,6 +245,11 @@ class ReferenceMeans:
     def resid(self, model: Tower, layer: int, kind: str = "resid_post") -> Float[Tensor, "row d_model"]:
         """Mean residual stream at a place: the sum of the mean outputs before it, negative layers from the end.
 
+        Args:
+            model: The model that the means are of.
+            layer: The index of the block, counted from 0; negative from the end.
+            kind: The place in the block: ``resid_pre``, ``resid_mid`` or ``resid_post``.
+
         Raises:
             VitLensError: There is no such place.
         """
@@ -251,6 +268,10 @@ class ReferenceMeans:
 
     def last_state(self, model: Tower, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
         """Mean of what outputs add up to: the last residual, or with ``pooled`` what attention pooling adds up.
+
+        Args:
+            model: The model that the means are of.
+            pooled: Whether the outputs are those of attention pooling.
 
         Raises:
             UnknownSiteError: The model has no attention pooling.

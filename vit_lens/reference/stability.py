@@ -26,10 +26,18 @@ class Stability:
     for the first ``m`` means that the images were sorted.
 
     Attributes:
-        n: Images.
-        spread: For each kind, one number a layer.
-        distance: For each number of first images, for each kind, one number a layer.
-        halves: Between the means of the even and of the odd images; empty for a single image.
+        n: The number of images.
+        spread: How far one image lies from the mean: for each kind of activation (``resid_pre``, ``z``, ``mlp_out``,
+            ...) one number a layer.
+        distance: How far the mean of the first ``m`` images lies from that of all: by ``m``, for each kind one number a
+            layer.
+        halves: How far the means of the even and of the odd images lie apart, likewise; empty for a single image.
+
+    >>> stability = vl.ReferenceMeans.from_images(model, images).stability
+    >>> round(stability.error("z"), 2), round(stability.by_chance("halves"), 2)
+    (1.41, 1.41)
+    >>> stability.frame().columns.tolist()
+    ['kind', 'layer', 'part', 'm', 'distance', 'spread', 'error', 'by_chance']
     """
 
     n: int
@@ -61,7 +69,10 @@ class Stability:
         return pd.DataFrame(rows, columns=columns)
 
     def by_chance(self, part: str) -> float:
-        """Return the error that independent images would show in ``first m`` or ``halves``.
+        """Return the error that independent images would show in a part, by chance alone.
+
+        Args:
+            part: The part of the reference set: ``halves``, or ``first 256`` for one of :attr:`distance`.
 
         Raises:
             VitLensError: There is no such part.
@@ -74,7 +85,11 @@ class Stability:
         raise VitLensError(f"no part {part!r}; there are {[f'first {m}' for m in self.distance]} and 'halves'")
 
     def error(self, kind: str, part: str = "halves") -> float:
-        """Return the error of a kind of activation, root mean square over layers.
+        """Return the error of a kind of activation, ``distance / spread``, root mean square over layers.
+
+        Args:
+            kind: The kind of activation, one of :attr:`spread`.
+            part: The part of the reference set: ``halves``, or ``first 256`` for one of :attr:`distance`.
 
         Raises:
             VitLensError: There is no such kind or part.
@@ -105,7 +120,7 @@ class Stability:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            VitLensError: The text is not that.
+            VitLensError: The text is not what :meth:`to_json` writes.
         """
         try:
             held = json.loads(text)
