@@ -197,7 +197,7 @@ class Position:
         Position(kind='register', value=2)
         >>> Position.parse("class")
         Traceback (most recent call last):
-        vit_lens.errors.UnknownSiteError: no position 'class'; nearest: 'cls', ...
+        vit_lens.errors.UnknownSiteError: no position 'class'; nearest: 'cls'. A position is ...
         """
         if (found := _read_position(text)) is None:
             known = ("cls", "eos", "pad", "patches", "registers", "patch17", "register2", "(3,7)", '"word"')
