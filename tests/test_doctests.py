@@ -11,6 +11,15 @@ import vit_lens
 
 # Public names whose meaning an example would not show, by room.
 UNSHOWN = {
+    # Errors are shown where they are raised.
+    "errors": {
+        "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "GalleryError", "HookShapeError",
+        "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
+        "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
+        "UnsupportedTowerError", "VitLensError",
+    },
+    # What clears up behind killed writers shows nothing; file_tensors is shown in open_tensors.
+    "files": {"clear_temporary", "file_tensors"},
 }  # fmt: skip
 
 

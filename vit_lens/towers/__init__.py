@@ -1,26 +1,19 @@
 """What every transformer is made of here: its parts, its read-out, the algebra of its cached activations."""
 
 __all__ = [
-    "AllTokens",
     "Attention",
-    "AttentionPool",
-    "AttentionPooling",
     "ClassToken",
     "Embed",
-    "EndOfText",
     "FrozenAttentionPooling",
     "FrozenTokens",
     "HookedTower",
     "LayerNorm",
-    "MeanOfPatches",
-    "PooledMean",
     "PosEmbed",
     "PreNorm",
     "Readout",
     "Rows",
     "Stream",
     "Tower",
-    "TransformerBlock",
     "ViTActivationCache",
     "by_stream",
     "check_input",
@@ -33,18 +26,8 @@ __all__ = [
 from vit_lens.towers.cache import Rows, ViTActivationCache
 from vit_lens.towers.contract import Tower
 from vit_lens.towers.inputs import check_input, whole_mask
-from vit_lens.towers.layers import Attention, AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock
+from vit_lens.towers.layers import Attention, Embed, LayerNorm, PosEmbed, PreNorm
 from vit_lens.towers.processing import process
-from vit_lens.towers.readout import (
-    AllTokens,
-    AttentionPooling,
-    ClassToken,
-    EndOfText,
-    FrozenAttentionPooling,
-    FrozenTokens,
-    MeanOfPatches,
-    PooledMean,
-    Readout,
-)
+from vit_lens.towers.readout import ClassToken, FrozenAttentionPooling, FrozenTokens, Readout
 from vit_lens.towers.streams import Stream, by_stream, read_wide, write_of
 from vit_lens.towers.tower import HookedTower
