@@ -318,7 +318,7 @@ class Address:
         """The hook point of a vision transformer that holds it (``hook_z`` of a head, ``hook_post`` of a neuron).
 
         Raises:
-            UnknownSiteError: It is neither a site nor a neuron of a transformer block.
+            UnknownSiteError: The address is neither a site nor a neuron of a transformer block.
 
         >>> Address.parse("L3H4").hook_name, Address.parse("L3N17").hook_name
         ('blocks.3.attn.hook_z', 'blocks.3.mlp.hook_post')

@@ -74,7 +74,7 @@ class Condition:
             axis: The axis of rows along which they are joined, counted from 0.
 
         Raises:
-            ContractError: They have different parts.
+            ContractError: The conditions have different parts.
 
         >>> one = vl.Condition(pooled=torch.zeros(2, 16))
         >>> vl.Condition.cat([one, one]).rows

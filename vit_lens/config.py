@@ -148,7 +148,7 @@ class BlocksConfig:
 
     @property
     def n_key_value_heads(self) -> None:
-        """None: keys and values are not grouped."""
+        """Always None, since keys and values are not grouped."""
         return None
 
     @property

@@ -84,7 +84,7 @@ class LoudHookedRootModule(HookedRootModule):
         """Return the hook points that a name or predicate selects.
 
         Raises:
-            UnknownHookError: There is none; the message names the nearest.
+            UnknownHookError: No hook point is selected; the message names the nearest.
 
         >>> [name for name, point in model.hook_points_named(lambda name: name.endswith("0.hook_mlp_out"))]
         ['blocks.0.hook_mlp_out']
@@ -152,7 +152,7 @@ class LoudHookedRootModule(HookedRootModule):
             name: The name of a hook point, or a predicate on names.
             hook: A function of (tensor, hook), which gets a copy and returns a tensor of the same shape, or None to
                 leave the activation as it is (or as the function changed the copy).
-            dir: ``fwd`` for activations, ``bwd`` for gradients.
+            dir: What the hook gets: ``fwd`` for activations, ``bwd`` for gradients.
             is_permanent: Whether ``reset_hooks`` leaves the hook on the model.
             level: The depth of ``with`` blocks that the hook belongs to; None for none.
             prepend: Whether the hook comes before those that are there.
@@ -371,7 +371,7 @@ class LoudHookedRootModule(HookedRootModule):
             why: What keeps it from the others, for the message.
 
         Raises:
-            UnfiredHookError: Such hooks exist; permanent hooks are part of the model and may rest.
+            UnfiredHookError: A hook sits on such a point; permanent hooks are part of the model and may rest.
         """
         stuck = [
             name

@@ -37,7 +37,7 @@ def images_in(folder: Path, *, below: bool) -> list[Path]:
     Hidden ones are left out.
 
     Args:
-        folder: Where to look.
+        folder: The folder to look in.
         below: Whether folders in the folder are looked through as well, at any depth.
 
     Raises:

@@ -41,7 +41,7 @@ class PreprocessSpec:
             ``shortest`` on a non-square size, where it is always bicubic, and so do we.
         resize_mode: How a picture is fitted: ``shortest`` crops, ``longest`` pads, ``squash`` loses the aspect ratio.
         fill_color: The grey level in [0, 255] of the padding of ``longest``.
-        resize_edge: For ``shortest``: what the shorter side is resized to before ``size`` is cropped out of it, where
+        resize_edge: What the shorter side is resized to, for ``shortest``, before ``size`` is cropped out of it, where
             that is more than the crop (DINOv2: 256, then 224). An odd margin is then cut as Hugging Face's
             processors do, the larger half at the bottom and right. None: the crop's own size, as in open_clip.
 

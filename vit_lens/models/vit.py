@@ -170,7 +170,7 @@ class HookedViT(HookedTower):
         A checkpoint is read one tensor at a time, so that little more than the weights is held in memory.
 
         Args:
-            name: ``"mini"`` (ships with the package), an open_clip model name, a Hugging Face id
+            name: What to load: ``"mini"`` (ships with the package), an open_clip model name, a Hugging Face id
                 (``owner/name``, ``owner/name:subfolder``), or a local directory in Hugging Face's format.
             tag: The pretrained tag of an open_clip name, or the path of a local checkpoint; None for any other name.
             quick_gelu: Which activation a local open_clip checkpoint was trained with, where its model name
@@ -253,9 +253,9 @@ class HookedViT(HookedTower):
         rounded once more: process in float32, then cast.
 
         Args:
-            fold_ln: Move the weight and bias of LayerNorms into the matrices that read them.
-            fold_value_biases: Move value biases into ``b_O``.
-            center_writing_weights: Remove the mean over ``d_model`` from what is written to the residual stream.
+            fold_ln: Whether the weight and bias of LayerNorms go into the matrices that read them.
+            fold_value_biases: Whether value biases go into ``b_O``.
+            center_writing_weights: Whether what is written to the residual stream loses its mean over ``d_model``.
 
         Raises:
             VitLensError: No step is asked for, or hooks are on the model.

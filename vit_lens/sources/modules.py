@@ -75,7 +75,8 @@ def source_tower(module: nn.Module) -> SourceTower:
     """Return a tower in memory as something to listen to. The module is not changed.
 
     Raises:
-        UnsupportedTowerError: It is of no known kind, or hooks or other code are on it, which a copy would not run.
+        UnsupportedTowerError: The module is of no known kind, or hooks or other code are on it, which a copy would not
+            run.
 
     >>> from vit_lens.sources import load_module, resolve_name
     >>> source_tower(load_module(resolve_name("mini"), quick_gelu=False)).kind

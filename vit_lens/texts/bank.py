@@ -114,7 +114,7 @@ class TextBank:
         """Embed captions with a CLIP or SigLIP in Hugging Face's format, text tower and tokenizer included.
 
         Args:
-            name: ``"mini"``, a Hub id ``owner/name``, or a local directory.
+            name: What to load: ``"mini"``, a Hub id ``owner/name``, or a local directory.
             captions: The texts to embed, or what goes into the templates.
             templates: Prompts with ``{}`` where the caption goes; the unit embeddings of all are averaged, as in
                 open_clip's zero-shot classifier. None are needed.
@@ -288,7 +288,7 @@ class TextBank:
         """Return the row of a caption.
 
         Raises:
-            TextError: It is none of the bank's; the message names the nearest.
+            TextError: The bank has no such caption; the message names the nearest.
 
         >>> bank.index("a red ring")
         2
@@ -312,7 +312,7 @@ class TextBank:
                 the widths must be the same all the same.
 
         Raises:
-            TextError: It was made for another encoder, or another width.
+            TextError: The bank was made for another encoder, or another width.
 
         >>> bank.check(model) is bank
         True

@@ -176,7 +176,7 @@ class CachingRootModule(LoudHookedRootModule):
         """Raise if a temporary hook sits where a call from ``start_at_layer`` to ``stop_at_layer`` does not come by.
 
         Raises:
-            UnfiredHookError: It does.
+            UnfiredHookError: A hook sits there; the message names it.
         """
         if start_at_layer is not None or stop_at_layer is not None:
             self.check_hooks_can_fire(self.reaches(start_at_layer, stop_at_layer), _span(start_at_layer, stop_at_layer))

@@ -28,8 +28,9 @@ class SupportedTower:
     Attributes:
         name: The name of open_clip's model, or of a class of another library.
         library: The library that the name is from.
-        tier: ``A`` for CLIP's own equations (CLS or mean pooling, GELU or QuickGELU); ``B`` where there is attention
-            pooling, no class token, registers, a patch bias or tanh GELU as well; None where it is not covered.
+        tier: How it is covered: ``A`` for CLIP's own equations (CLS or mean pooling, GELU or QuickGELU); ``B`` where
+            there is attention pooling, no class token, registers, a patch bias or tanh GELU as well; None where it is
+            not covered.
         reason: Why a tower is not covered; empty where it is.
         tags: The pretrained tags of open_clip; empty for another library.
 
@@ -173,7 +174,7 @@ class Family(ABC):
         """Whether the content of ``config_file`` describes a tower of this family.
 
         Raises:
-            UnsupportedTowerError: It describes a relative that would not be exact.
+            UnsupportedTowerError: The config describes a relative that would not be exact.
         """
         return str(config.get("model_type")) in self.model_types
 
