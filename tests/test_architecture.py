@@ -134,6 +134,15 @@ def test_importing_the_package_is_light_and_changes_nothing():
     assert out.stdout.strip() == "[]"
 
 
+def test_rooms_answer_from_the_start():
+    """Whatever was imported before: an attribute that works by accident fails in somebody else's notebook."""
+    rooms = ["addresses", "decoders", "figures", "lenses", "mini", "models", "readers", "records", "sources", "towers"]
+    for room in rooms:
+        code = f"import vit_lens as vl; print(len(vl.{room}.__all__) > 0)"
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert out.stdout.strip() == "True", room
+
+
 def test_public_names_exist_and_are_documented():
     import vit_lens
 

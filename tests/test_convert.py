@@ -13,8 +13,8 @@ def convert():
     """What the weight maps of the families make of a state dict."""
     from types import SimpleNamespace
 
-    from vit_lens.sources import build
     from vit_lens.sources.families import clip, open_clip
+    from vit_lens.sources.recipe import build
 
     def by(family):
         def convert(state_dict, cfg, *, copy=True):

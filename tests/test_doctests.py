@@ -25,6 +25,22 @@ UNSHOWN = {
     "lenses": ("check_cache", "checked_clean", "checked_read", "no_control"),
     # It registers a class for the rest of the process; docs/own_decoder.md shows it on saved files.
     "decoders": ("reads_layout",),
+    # Errors are shown where they are raised.
+    "errors": {
+        "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "GalleryError", "HookShapeError",
+        "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
+        "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
+        "UnsupportedTowerError", "VitLensError",
+    },
+    # What clears up behind killed writers shows nothing; file_tensors is shown in open_tensors.
+    "files": {"clear_temporary", "file_tensors"},
+    # Parts and read-outs, which docs/own_tower.md builds a tower from.
+    "towers": {
+        "AllTokens", "AttentionPool", "AttentionPooling", "EndOfText", "MeanOfPatches", "PooledMean",
+        "TransformerBlock",
+    },
+    # A family is a file: tests/test_families.py has a whole one. Reading every tower of open_clip takes long.
+    "sources": {"Blueprint", "Family", "register_family", "supported_open_clip", "supported_towers"},
 }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_switched_on_every_gated_point_is_cached(pooling_vit, pooling_pixels):
 
 def test_a_pair_of_its_own_is_refused():
     from vit_lens.errors import UnknownHookError
-    from vit_lens.hooking import as_pairs
+    from vit_lens.hooking.guard import as_pairs
 
     for hooks in (("hook_embed", lambda act, hook: act), [("hook_embed",)], lambda act, hook: act, "hook_embed"):
         with pytest.raises(UnknownHookError, match=r"hooks are a list of \(name, function\) pairs"):

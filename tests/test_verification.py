@@ -398,7 +398,7 @@ def test_code_that_was_put_on_a_tower(family, code, errors):
 
 def test_code_that_does_not_reach_the_embedding(errors):
     """Hooks of transformers' own stay on a model that was asked for hidden states; text towers are not run."""
-    from vit_lens.verification import source_tower
+    from vit_lens.sources import source_tower
 
     clip = towers.hf_clip()
     with torch.no_grad():
@@ -479,7 +479,7 @@ FAMILIES = {
 @pytest.mark.parametrize(("build", "size", "folded"), FAMILIES.values(), ids=FAMILIES)
 def test_every_family_is_listened_to(build, size, folded):
     """The source runs as it does by itself, block by block, with the final norm last."""
-    from vit_lens.verification import source_tower
+    from vit_lens.sources import source_tower
 
     module = towers.randomize(build().eval())
     tower, pixels = source_tower(module), towers.pixels_of(size)

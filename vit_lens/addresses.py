@@ -114,7 +114,11 @@ _POINT = {
 
 
 def as_index(value: object) -> int | None:
-    """Return a whole number of Python, numpy or torch as an int; None for all else, for a bool too."""
+    """Return a whole number of Python, numpy or torch as an int; None for all else, for a bool too.
+
+    >>> as_index(np.int64(3)), as_index(torch.tensor(3)), as_index(3.0), as_index(True)
+    (3, 3, None, None)
+    """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool") or getattr(value, "ndim", 0):
         return None
     try:
@@ -124,7 +128,11 @@ def as_index(value: object) -> int | None:
 
 
 def as_indices(value: object) -> list[int] | None:
-    """Return one whole number or several as a list; None if something is none."""
+    """Return one whole number or several as a list; None if one of them is no whole number.
+
+    >>> as_indices(3), as_indices(torch.tensor([3, 5])), as_indices([3, "5"])
+    ([3], [3, 5], None)
+    """
     if (one := as_index(value)) is not None:
         return [one]
     if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
@@ -135,7 +143,11 @@ def as_indices(value: object) -> list[int] | None:
 
 
 def split_addresses(text: str, at: str = ",") -> list[str]:
-    """Split a list at commas (or ``+``), but not within a word of a prompt or a patch's (row, column).
+    """Split a list at commas, but not within a word of a prompt or a patch's (row, column).
+
+    Args:
+        text: The addresses, one after another.
+        at: The one character that separates them, such as ``+``.
 
     >>> split_addresses('L5@(3,7),t5:L3@"a, b"')
     ['L5@(3,7)', 't5:L3@"a, b"']
@@ -154,12 +166,13 @@ class Position:
     r"""Where on the token axis: a number, a token by its role, a patch, or a word of the prompt.
 
     Attributes:
-        kind: ``index`` for a place on the axis, ``place`` for a patch as (row, column), else as it is written.
-        value: The number, the (row, column) or the word; None for ``cls``, ``eos``, ``pad``, ``patches``,
-            ``registers``.
+        kind: The kind of position: ``index`` for a place on the axis, ``place`` for a patch as (row, column), ``word``
+            for a word of the prompt, else as it is written (``cls``, ``patch``).
+        value: The number, counted from 0, the (row, column) or the word; None for ``cls``, ``eos``, ``pad``,
+            ``patches``, ``registers``.
 
     Raises:
-        UnknownSiteError: There is no such kind, or its value is of another one.
+        UnknownSiteError: There is no such kind, or the value is not one of that kind.
 
     >>> Position.parse("(3, 7)")
     Position(kind='place', value=(3, 7))
@@ -179,6 +192,12 @@ class Position:
 
         Raises:
             UnknownSiteError: The text is none of these.
+
+        >>> Position.parse("register2")
+        Position(kind='register', value=2)
+        >>> Position.parse("class")
+        Traceback (most recent call last):
+        vit_lens.errors.UnknownSiteError: no position 'class'; nearest: 'cls'. A position is ...
         """
         if (found := _read_position(text)) is None:
             known = ("cls", "eos", "pad", "patches", "registers", "patch17", "register2", "(3,7)", '"word"')
@@ -203,19 +222,21 @@ class Address:
     ``Address.parse(str(address)) == address``, always; what could not be read back is no address.
 
     Attributes:
-        block: ``L``, ``D``, ``S`` or ``pool``; None for what stands outside of blocks (``embed``, ``b_U``, ...).
-        layer: Index of the block; None for ``pool`` and outside of blocks.
-        head: Index of a head.
-        neuron: Index of a neuron.
-        hook: What of it: ``attn``, ``img.mlp``, ``resid_post``, ``b_O``, of a head ``q``; None for all of it.
-        feature: Index in the dictionary that is spliced at ``hook``; see :meth:`resolve_feature`.
-        tower: Of several; None where there is one.
-        position: Which tokens; None for all.
-        step: Of denoising, by its index.
-        sigma: Of denoising, by its noise.
+        block: The kind of block: ``L``, ``D``, ``S`` or ``pool``; None for what stands outside of blocks (``embed``,
+            ``b_U``, ...).
+        layer: The index of the block, counted from 0; None for ``pool`` and outside of blocks.
+        head: The index of a head in its block, counted from 0; None where the part is no head.
+        neuron: The index of a neuron of the block's MLP, counted from 0; None where the part is no neuron.
+        hook: What of the block or head is meant: ``attn``, ``img.mlp``, ``resid_post``, ``b_O``, of a head ``q``; None
+            for all of it.
+        feature: The index in the dictionary that is spliced at ``hook``, counted from 0; see :meth:`resolve_feature`.
+        tower: The name of the tower, of several; None where there is one.
+        position: Which tokens are meant; None for all.
+        step: The step of a denoising loop by its index, counted from 0; None for every step.
+        sigma: The step of a denoising loop by its noise level, at least 0; None for every step.
 
     Raises:
-        UnknownSiteError: These do not make an address.
+        UnknownSiteError: The attributes together do not make an address, such as a head without a layer.
 
     >>> Address.parse("vision:l3h4@cls")
     Address('vision:L3H4@cls')
@@ -242,7 +263,14 @@ class Address:
         """Read an address; blanks around it and the case of its letters do not count.
 
         Raises:
-            UnknownSiteError: The text is none; the message names the nearest.
+            UnknownSiteError: The text is no address; the message names the nearest.
+
+        >>> address = Address.parse(" l3h4@(0, 2) ")
+        >>> address.layer, address.head, address.position, address.part
+        (3, 4, Position(kind='place', value=(0, 2)), Address('L3H4'))
+        >>> Address.parse("L3.mpl")
+        Traceback (most recent call last):
+        vit_lens.errors.UnknownSiteError: no address 'L3.mpl'; nearest: 'L3.mlp', ...
         """
         if found := find_address(text):
             return found
@@ -271,13 +299,17 @@ class Address:
 
     @property
     def kind(self) -> str:
-        """``head``, ``neuron``, ``feature``, ``block``, or the hook (``mlp``, ``b_O``); with ``pool_`` for pooling."""
+        """``head``, ``neuron``, ``feature``, ``block``, or the hook (``mlp``, ``b_O``); with ``pool_`` for pooling.
+
+        >>> Address.parse("L3H4").kind, Address.parse("L3.mlp").kind, Address.parse("poolH1").kind
+        ('head', 'mlp', 'pool_head')
+        """
         units = [name for name in ("feature", "head", "neuron") if getattr(self, name) is not None]
         return ("pool_" if self.block == "pool" else "") + (units[0] if units else self.hook or "block")
 
     @property
     def site(self) -> "Site | None":
-        """The part as a site; None if it is none."""
+        """The part as a :class:`Site`; None if lenses and interventions know no such site (a neuron, a bias)."""
         whole = self.block in ("L", "pool") and (self.head is None or self.hook is None)
         return Site(self.layer, self.kind, self.head) if whole and self.kind in get_args(SiteKind) else None  # pyright: ignore[reportArgumentType]
 
@@ -286,7 +318,10 @@ class Address:
         """The hook point of a vision transformer that holds it (``hook_z`` of a head, ``hook_post`` of a neuron).
 
         Raises:
-            UnknownSiteError: It is neither a site nor a neuron of a transformer block.
+            UnknownSiteError: The address is neither a site nor a neuron of a transformer block.
+
+        >>> Address.parse("L3H4").hook_name, Address.parse("L3N17").hook_name
+        ('blocks.3.attn.hook_z', 'blocks.3.mlp.hook_post')
         """
         if self.site is None and (self.block, self.kind) != ("L", "neuron"):
             raise UnknownSiteError(f"{self} is no site or neuron, whose activation one hook point of a ViT would hold")
@@ -296,10 +331,10 @@ class Address:
         """Return the full address of a feature, ``L5.f3796`` as ``L5.resid_post.f3796``.
 
         Args:
-            spliced: Where dictionaries are.
+            spliced: The addresses at which dictionaries are spliced in.
 
         Raises:
-            UnknownSiteError: It is no feature, or there is not exactly one dictionary that it can be of.
+            UnknownSiteError: The address is no feature, or there is not exactly one dictionary that it can be of.
 
         >>> Address.parse("L5.f3796").resolve_feature(["L5.resid_post", "L6.mlp"])
         Address('L5.resid_post.f3796')
@@ -322,7 +357,11 @@ class Address:
 
 
 def find_address(text: str) -> Address | None:
-    """Return the address that a text is; None if it is none."""
+    """Return the address that a text is; None if it is none.
+
+    >>> find_address("L3H4@cls"), find_address("nose")
+    (Address('L3H4@cls'), None)
+    """
     return None if (found := _read_address(text)) is None else Address(**found)
 
 
@@ -413,9 +452,13 @@ class Site:
     """One head, attention block, MLP or residual of one layer; or a head, attention or MLP of attention pooling.
 
     Attributes:
-        layer: Of the block; None for attention pooling.
-        kind: What it is.
-        head: Index of a head.
+        layer: The index of the block, counted from 0; None for attention pooling.
+        kind: What the site is: ``head``, ``attn``, ``mlp``, ``resid_pre``, ``resid_mid`` or ``resid_post`` of a layer;
+            ``pool_head``, ``pool_attn`` or ``pool_mlp`` of attention pooling.
+        head: The index of the head, counted from 0, for the kinds ``head`` and ``pool_head``; None for the others.
+
+    Raises:
+        UnknownSiteError: There is no such kind, layer or head do not go with it, or an index is no whole number from 0.
 
     >>> Site.parse("L36H4")
     Site(layer=36, kind='head', head=4)
@@ -457,7 +500,13 @@ class Site:
         Towers with attention pooling also have ``poolH3``, ``pool.attn`` and ``pool.mlp``.
 
         Raises:
-            UnknownSiteError: The text is none of these.
+            UnknownSiteError: The text is none of these; the message names the nearest.
+
+        >>> Site.parse("l12.resid_post")
+        Site(layer=12, kind='resid_post', head=None)
+        >>> Site.parse("L3H4@cls")
+        Traceback (most recent call last):
+        vit_lens.errors.UnknownSiteError: 'L3H4@cls': a site alone is asked for, without tower, position or step: ...
         """
         address = find_address(text)
         if address is not None and address.site is not None:
@@ -475,7 +524,11 @@ class Site:
 
     @property
     def hook_name(self) -> str:
-        """The hook point that holds the site's activation (``hook_z`` for a head)."""
+        """The hook point that holds the site's activation (``hook_z`` for a head).
+
+        >>> Site(3, "mlp").hook_name
+        'blocks.3.hook_mlp_out'
+        """
         return _POINT[self.kind].format(self.layer)
 
     @property
@@ -496,8 +549,15 @@ class Site:
     def check(self, cfg: TowerConfig) -> "Site":
         """Return the site if the model has it.
 
+        Args:
+            cfg: The config of the model.
+
         Raises:
-            UnknownSiteError: Its layer or head is out of range.
+            UnknownSiteError: The layer or head is out of range, or the model has no attention pooling.
+
+        >>> Site.parse("L8H0").check(model.cfg)
+        Traceback (most recent call last):
+        vit_lens.errors.UnknownSiteError: site L8H0: the model has layers L0 to L7
         """
         if self.layer is None:
             return self._check_pool(cfg)
@@ -522,8 +582,20 @@ class Site:
 
         The group ``heads`` ends with the heads of attention pooling, where there is any; so do ``attn`` and ``mlp``.
 
+        Args:
+            sites: One site, address, text or group, or a list of them; a text may hold several, with commas between.
+            cfg: The config of the model.
+
+        Returns:
+            The sites in the order in which they were given, each once.
+
         Raises:
             UnknownSiteError: A site is unknown, out of range, or there is none.
+
+        >>> [str(site) for site in Site.resolve("L3H4, L3.mlp", model.cfg)]
+        ['L3H4', 'L3.mlp']
+        >>> len(Site.resolve(["heads", "mlp"], model.cfg))
+        72
         """
         out: list[Site] = []
         for item in listed(sites):
@@ -537,7 +609,11 @@ class Site:
 
     @classmethod
     def heads(cls, model: _HasConfig) -> "list[Site]":
-        """Every attention head, layer by layer; those of attention pooling last."""
+        """Every attention head, layer by layer; those of attention pooling last.
+
+        >>> len(Site.heads(model)), str(Site.heads(model)[9])
+        (64, 'L1H1')
+        """
         return _group(model.cfg, "head")
 
     @classmethod
@@ -552,7 +628,11 @@ class Site:
 
     @classmethod
     def residuals(cls, model: _HasConfig, kind: SiteKind = "resid_post") -> "list[Site]":
-        """The residual stream at one place of every layer."""
+        """The residual stream at one place of every layer.
+
+        >>> str(Site.residuals(model, "resid_pre")[2])
+        'L2.resid_pre'
+        """
         return _group(model.cfg, kind)
 
     def __str__(self) -> str:
@@ -568,6 +648,9 @@ def listed(sites: Sites) -> list[Site | Address | str]:
 
     Raises:
         UnknownSiteError: Something is no site and no text, or there is nothing.
+
+    >>> listed("L3H4,heads"), listed(Site(3, "mlp"))
+    (['L3H4', 'heads'], [Site(layer=3, kind='mlp', head=None)])
     """
     if not isinstance(sites, (str, Site, Address, Iterable)):
         raise UnknownSiteError(f"{sites!r} is no site; expected sites such as 'L3H4', 'L3.mlp' or 'heads', or a list")

@@ -29,11 +29,15 @@ class AttentionPoolConfig:
     """Sizes of attention pooling: one learned query attends to all tokens (SigLIP's MAP head, CoCa's pooler).
 
     Attributes:
-        n_heads: Attention heads.
-        d_head: Width of one head.
-        d_model: Width of the pooled vector.
-        d_mlp: Hidden width of the MLP that is added to the pooled vector; None where there is none.
+        n_heads: The number of attention heads.
+        d_head: The width of one head.
+        d_model: The width of the pooled vector.
+        d_mlp: The hidden width of the MLP that is added to the pooled vector; None where there is no MLP.
         has_ln_post: Whether a LayerNorm follows, between pooling and projection.
+
+    >>> pool = AttentionPoolConfig(n_heads=12, d_head=64, d_model=768, d_mlp=3072, has_ln_post=False)  # SigLIP B/16
+    >>> pool.n_heads * pool.d_head
+    768
     """
 
     n_heads: int
@@ -48,8 +52,11 @@ class RelativeBiasConfig:
     """Sizes of T5's relative position bias: what each head adds to a score by how far a key is from its query.
 
     Attributes:
-        n_buckets: Distances are sorted into so many buckets, half of them for keys behind the query.
-        max_distance: From here on, all distances share a bucket.
+        n_buckets: The number of buckets that distances are sorted into, half of them for keys behind the query.
+        max_distance: The distance, in tokens, from which on all distances share a bucket.
+
+    >>> RelativeBiasConfig(n_buckets=32, max_distance=128)  # T5's encoder
+    RelativeBiasConfig(n_buckets=32, max_distance=128)
     """
 
     n_buckets: int
@@ -64,20 +71,31 @@ class BlocksConfig:
     change these with the model's setters (``model.set_use_attn_result(True)``).
 
     Attributes:
-        n_layers: Transformer blocks.
-        d_model: Width of the residual stream.
-        n_heads: Attention heads per block.
-        d_head: Width of one head; ``n_heads * d_head`` need not be ``d_model``.
-        d_mlp: Hidden width of the MLP.
-        act_fn: ``gelu`` (exact, erf), ``gelu_pytorch_tanh``, ``quick_gelu`` or ``relu``.
-        eps: Of every norm.
-        normalization_type: ``LN`` for LayerNorm; ``RMS`` for a norm without mean and bias, as T5 has it.
+        n_layers: The number of transformer blocks.
+        d_model: The width of the residual stream.
+        n_heads: The number of attention heads in each block.
+        d_head: The width of one head; ``n_heads * d_head`` need not be ``d_model``.
+        d_mlp: The hidden width of the MLP.
+        act_fn: The MLP's nonlinearity: ``gelu`` (exact, erf), ``gelu_pytorch_tanh``, ``quick_gelu`` or ``relu``.
+        eps: What every norm adds to the variance before the square root.
+        normalization_type: The kind of norm: ``LN`` is LayerNorm; ``RMS`` takes no mean off and adds no bias, as in T5.
         gated_mlp: Whether the MLP's hidden layer is the activation times a second linear map.
         has_biases: Whether attention and MLP have biases; without them ``b_O`` and its kin are zero and no weights.
-        attn_scale: What scores are divided by; None means the square root of ``d_head``.
-        relative_bias: Sizes of a relative position bias, which all blocks share; None where there is none.
+        attn_scale: What attention scores are divided by; None means the square root of ``d_head``.
+        relative_bias: The sizes of a relative position bias, which all blocks share; None where there is none.
         is_causal: Whether a token sees none behind it.
-        device: Where the model's weights are, as text; kept up to date by the model.
+        use_attn_result: Whether every run computes ``hook_result``, each head's output in the residual stream.
+        use_attn_in: Whether every head reads its own copy of the residual stream (``hook_attn_in``).
+        use_split_qkv_input: Whether queries, keys and values read copies of their own (``hook_q_input``, ...).
+        use_hook_mlp_in: Whether the MLP reads its own copy of the residual stream (``hook_mlp_in``).
+        device: The device of the model's weights, as text; the model keeps it up to date.
+
+    Raises:
+        VitLensError: A size is below 1, or a choice is none of those that there are.
+
+    >>> BlocksConfig(n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=0, act_fn="gelu", eps=1e-5)
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: d_mlp=0 must be at least 1
     """
 
     n_layers: int
@@ -110,7 +128,11 @@ class BlocksConfig:
                 raise VitLensError(f"{name}={getattr(self, name)} must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the sizes and switches as plain values; the device is not one."""
+        """Return the sizes and switches as plain values; the device is not one.
+
+        >>> model.cfg.to_dict()["d_mlp"]
+        512
+        """
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "device"}
 
     # TransformerLens' tools read these of any model's cfg.
@@ -126,7 +148,7 @@ class BlocksConfig:
 
     @property
     def n_key_value_heads(self) -> None:
-        """None: keys and values are not grouped."""
+        """Always None, since keys and values are not grouped."""
         return None
 
     @property
@@ -136,7 +158,7 @@ class BlocksConfig:
 
     @property
     def model_name(self) -> str:
-        """For messages."""
+        """The name that messages call the model by."""
         return type(self).__name__.removesuffix("Config")
 
 
@@ -145,12 +167,18 @@ class PatchEmbedConfig:
     """How an image becomes tokens: patches, and what stands before them.
 
     Attributes:
-        image_size: (height, width) in pixels; what is left of whole patches, at the bottom and right, is not seen.
-        patch_size: (height, width) in pixels.
+        image_size: The (height, width) of the image in pixels; what is left of whole patches, at the bottom and right,
+            is not seen.
+        patch_size: The (height, width) of a patch in pixels.
         has_cls: Whether a class token stands before the patches.
-        n_registers: Register tokens between the class token and the patches.
+        n_registers: The number of register tokens between the class token and the patches.
         has_patch_bias: Whether the patch embedding has a bias.
         has_ln_pre: Whether a LayerNorm follows the embeddings.
+
+    >>> switches = dict(has_cls=True, n_registers=4, has_patch_bias=True, has_ln_pre=False)
+    >>> patches = PatchEmbedConfig(image_size=(224, 224), patch_size=(14, 14), **switches)  # DINOv2 with registers
+    >>> patches.grid, patches.n_prefix, patches.n_ctx
+    ((16, 16), 5, 261)
     """
 
     image_size: tuple[int, int]
@@ -164,7 +192,7 @@ class PatchEmbedConfig:
         """Raise unless there are patches, and registers only behind a class token.
 
         Raises:
-            VitLensError: It is not so.
+            VitLensError: The image is smaller than a patch, or there are registers without a class token.
         """
         if 0 in self.grid:
             raise VitLensError(f"image_size={self.image_size} is smaller than patch_size={self.patch_size}")
@@ -173,27 +201,27 @@ class PatchEmbedConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches as (rows, columns)."""
+        """The patches of an image as (rows, columns)."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
     def n_patches(self) -> int:
-        """Patches per image."""
+        """The number of patches of an image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def n_prefix(self) -> int:
-        """Tokens before the patches: the class token, then the registers."""
+        """The number of tokens before the patches: the class token, then the registers."""
         return int(self.has_cls) + self.n_registers
 
     @property
     def n_ctx(self) -> int:
-        """Tokens per image: class token, registers and patches."""
+        """The number of tokens of an image: class token, registers and patches."""
         return self.n_prefix + self.n_patches
 
     @property
     def d_patch(self) -> int:
-        """Numbers in one patch: channels x patch height x patch width."""
+        """How many numbers one patch holds: channels x patch height x patch width."""
         return 3 * self.patch_size[0] * self.patch_size[1]
 
 
@@ -202,13 +230,19 @@ class ReadoutConfig:
     """How an output is read off the last residual stream.
 
     Attributes:
-        d_embed: Width of the output.
-        pool: ``cls`` reads the class token, ``avg`` the mean of the patches, ``attn`` pools all tokens by attention,
-            ``eos`` reads the token that ends a text, ``all`` reads every token and pools nothing.
-        attn_pool: Sizes of attention pooling, for ``pool="attn"`` alone.
+        d_embed: The width of the output.
+        pool: What the output is read from: ``cls`` reads the class token, ``avg`` the mean of the patches, ``attn``
+            pools all tokens by attention, ``eos`` reads the token that ends a text, ``all`` reads every token and pools
+            nothing.
+        attn_pool: The sizes of attention pooling, for ``pool="attn"`` alone; None for the others.
         ln_final: Whether the norm after the last block comes before or after pooling.
         has_proj: Whether a projection follows; without one the output is the pooled vector.
         has_proj_bias: Whether the projection has a bias.
+
+    >>> read = dict(attn_pool=None, ln_final="before_pool", has_proj=False, has_proj_bias=False)
+    >>> ReadoutConfig(d_embed=7, pool="cls", **read).check_readout(d_model=12)
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: without a projection d_embed=7 must equal the pooled width 12
     """
 
     d_embed: int
@@ -222,7 +256,7 @@ class ReadoutConfig:
         """Raise unless the switches go together.
 
         Raises:
-            VitLensError: They do not.
+            VitLensError: Two of the switches contradict each other; the message names them.
         """
         if (self.pool == "attn") != (self.attn_pool is not None):
             raise VitLensError(f"pool={self.pool!r} with attn_pool={self.attn_pool}: sizes go with pool='attn'")
@@ -244,7 +278,13 @@ class ReadoutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig(BlocksConfig, ReadoutConfig):
-    """Blocks and a read-out: what every hooked tower has; a kind of tower adds how its inputs are embedded."""
+    """Blocks and a read-out: what every hooked tower has; a kind of tower adds how its inputs are embedded.
+
+    The attributes are those of :class:`BlocksConfig` and :class:`ReadoutConfig`.
+
+    >>> model.cfg.d_model, model.cfg.d_pooled, model.cfg.d_embed
+    (128, 128, 128)
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,13 +297,16 @@ class TowerConfig(BlocksConfig, ReadoutConfig):
 
     @property
     def d_pooled(self) -> int:
-        """Width of the pooled vector, which the projection reads."""
+        """The width of the pooled vector, which the projection reads."""
         return self.d_model if self.attn_pool is None else self.attn_pool.d_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class HookedViTConfig(PatchEmbedConfig, TowerConfig):
     """Sizes and switches of one vision tower: :class:`PatchEmbedConfig`, :class:`BlocksConfig`, :class:`ReadoutConfig`.
+
+    Raises:
+        VitLensError: A size is below 1, or two switches contradict each other; the message names them.
 
     >>> sizes = dict(n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, act_fn="gelu", eps=1e-5)
     >>> patches = dict(image_size=(20, 15), patch_size=(5, 5), has_cls=True, n_registers=0, has_patch_bias=True)

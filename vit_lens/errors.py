@@ -113,17 +113,37 @@ class OutputError(VitLensError):
 
 
 def expect(value: object, kind: type, name: str, error: type[VitLensError], advice: str) -> None:
-    """Raise unless an argument is what it should be.
+    """Raise unless an argument is of the type that it should be.
+
+    Args:
+        value: The argument.
+        kind: The type that it should be of.
+        name: The argument's name, for the message.
+        error: The error to raise.
+        advice: What to give instead, for the message.
 
     Raises:
-        VitLensError: ``error``: it is something else.
+        VitLensError: ``error``: the argument is of another type.
+
+    >>> expect(3, str, "name", VitLensError, "a model's name")
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: name is of type int; expected str: a model's name
     """
     if not isinstance(value, kind):
         raise error(f"{name} is of type {type(value).__name__}; expected {kind.__name__}: {advice}")
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """Return a readable list of the known names that look most like ``name``."""
+    """Return a readable list of the known names that look most like ``name``.
+
+    Args:
+        name: What was given.
+        known: The names that there are.
+        n: How many to list at most; where none looks alike, the first of them.
+
+    >>> nearest("atn", ["attn", "mlp", "resid_post"])
+    "'attn'"
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=n, cutoff=0.4) or known[:n]
     return ", ".join(repr(k) for k in close)

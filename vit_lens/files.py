@@ -26,7 +26,15 @@ _TEMP_PREFIX = ".vit_lens-"
 
 
 def make_directory(path: Path) -> None:
-    """Create ``path`` and its parents; OutputError if that is impossible."""
+    """Create a directory and its parents, where they are not there.
+
+    Raises:
+        OutputError: That is impossible, as where a file is in the way.
+
+    >>> make_directory(tmp / "made" / "below")
+    >>> (tmp / "made" / "below").is_dir()
+    True
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,7 +42,15 @@ def make_directory(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either all of it or what it held before."""
+    """Write ``data`` so that ``path`` holds either all of it or what it held before.
+
+    Raises:
+        OutputError: The file cannot be written.
+
+    >>> write_atomic(tmp / "note.txt", b"whole")
+    >>> (tmp / "note.txt").read_bytes()
+    b'whole'
+    """
     temporary = path.parent / f"{_TEMP_PREFIX}{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as file:
@@ -53,7 +69,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def clear_temporary(path: Path) -> None:
-    """Remove what killed writers left in ``path`` and the folders directly below it."""
+    """Remove what killed writers left in a folder and the folders directly below it."""
     for leftover in [*path.glob(f"{_TEMP_PREFIX}*.tmp"), *path.glob(f"*/{_TEMP_PREFIX}*.tmp")]:
         with contextlib.suppress(OSError):
             leftover.unlink()
@@ -61,7 +77,14 @@ def clear_temporary(path: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Hold a directory against other processes; OutputError if one of them holds it."""
+    """Hold a directory against other processes for the time of a ``with`` block.
+
+    Raises:
+        OutputError: Another process holds it.
+
+    >>> with exclusive(tmp):
+    ...     write_atomic(tmp / "mine.txt", b"")
+    """
     lock = FileLock(directory / ".vit_lens.lock")
     try:
         lock.acquire(timeout=0)
@@ -74,14 +97,37 @@ def exclusive(directory: Path) -> Iterator[None]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
-    """Write tensors as safetensors, whole or not at all; OutputError if that is impossible."""
+    """Write tensors as safetensors, whole or not at all.
+
+    Args:
+        tensors: The tensors by name; they may lie on any device and share memory.
+        path: The file; its directory is made where it is not there.
+        metadata: Texts to keep beside them; None for none.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: The file cannot be written.
+
+    >>> save_tensors({"x": torch.zeros(2)}, tmp / "x.safetensors", {"format": "example.1"}).name
+    'x.safetensors'
+    """
     make_directory(path.parent)
     write_atomic(path, to_bytes(tensors, metadata))
     return path
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Return tensors as the bytes of a safetensors file; equal tensors are equal bytes."""
+    """Return tensors as the bytes of a safetensors file; equal tensors are equal bytes.
+
+    Args:
+        tensors: The tensors by name.
+        metadata: Texts to keep beside them; None for none.
+
+    >>> to_bytes({"a": torch.ones(2), "b": torch.zeros(2)}) == to_bytes({"b": torch.zeros(2), "a": torch.ones(2)})
+    True
+    """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     return to_safetensors(plain, metadata)
 
@@ -94,16 +140,21 @@ def open_tensors(
 
     Args:
         path: The file.
-        formats: Those that the block reads, the newest last.
-        what: Of the format, in words.
-        error: What to raise.
-        advice: What to do if the file is not there, or is damaged.
+        formats: The formats that the block reads, the newest last.
+        what: What the file should hold, in words such as ``a text bank``.
+        error: The error to raise.
+        advice: What to do if the file is not there, or is damaged, for the message.
 
     Yields:
         The open safetensors file, and its metadata.
 
     Raises:
         VitLensError: ``error``: the file is missing, truncated or of another format, or the block met a damage.
+
+    >>> path = save_tensors({"x": torch.zeros(2)}, tmp / "x.safetensors", {"format": "example.1"})
+    >>> with open_tensors(path, ["example.1"], what="an example", error=VitLensError, advice="make it") as (file, meta):
+    ...     file_tensors(file)
+    {'x': tensor([0., 0.])}
     """
     if not path.is_file():
         raise error(f"no {what.removeprefix('a ')} at {path}; {advice}")
@@ -120,8 +171,18 @@ def open_tensors(
 def damaged(error: type[VitLensError], said: str, advice: str) -> Iterator[None]:
     """Say of whatever goes wrong in a block that reads a file that the file is damaged.
 
+    Args:
+        error: The error to raise.
+        said: What is wrong then, for the message.
+        advice: What to do about it, for the message.
+
     Raises:
         VitLensError: ``error``, with what was ``said``, the reason and the advice.
+
+    >>> with damaged(VitLensError, "the file is damaged", "make it again"):
+    ...     json.loads("{")
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: the file is damaged (...); make it again
     """
     try:
         yield
@@ -134,8 +195,20 @@ def damaged(error: type[VitLensError], said: str, advice: str) -> Iterator[None]
 def save_fields(held: Any, path: Path, form: str, key: str = "fields") -> Path:
     """Write a dataclass: its tensors as safetensors, everything else as JSON in the metadata, under a key.
 
+    Args:
+        held: The dataclass.
+        path: The file; its directory is made where it is not there.
+        form: The name of the format, which :func:`load_fields` asks for.
+        key: The key of the metadata that the JSON is under.
+
+    Returns:
+        The path.
+
     Raises:
         OutputError: The file cannot be written.
+
+    >>> save_fields(bank, tmp / "fields.safetensors", "example.1").name
+    'fields.safetensors'
     """
     tensors = {name: value for name, value in vars(held).items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in vars(held).items() if name not in tensors}
@@ -145,21 +218,51 @@ def save_fields(held: Any, path: Path, form: str, key: str = "fields") -> Path:
 def load_fields(
     cls: type, path: Path, form: str, key: str = "fields", *, what: str, error: type[VitLensError], advice: str
 ) -> dict[str, Any]:
-    """Read what :func:`save_fields` wrote of a dataclass: what it is made of; see :func:`open_tensors`."""
+    """Read what :func:`save_fields` wrote of a dataclass: what it is made of, by name.
+
+    Args:
+        cls: The dataclass.
+        path: The file.
+        form: The name of the format that it was written with.
+        key: The key of the metadata that the JSON is under.
+        what: What the file should hold, in words such as ``a text bank``.
+        error: The error to raise.
+        advice: What to do if the file is not there, or is damaged, for the message.
+
+    Raises:
+        VitLensError: ``error``: the file is missing, damaged or of another format, or its fields are not those of the
+            dataclass.
+
+    >>> path = save_fields(bank, tmp / "fields.safetensors", "example.1")
+    >>> fields = load_fields(vl.TextBank, path, "example.1", what="a bank", error=VitLensError, advice="make it")
+    >>> fields["captions"][0]
+    'a red star'
+    """
     with open_tensors(path, [form], what=what, error=error, advice=advice) as (file, meta):
         return check_fields(cls, json.loads(meta[key]) | file_tensors(file), str(path), error)
 
 
 def file_tensors(file: Any) -> dict[str, Tensor]:
-    """Return all tensors of an open safetensors file."""
+    """Return all tensors of a safetensors file that :func:`open_tensors` has opened, by name."""
     return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def check_fields(cls: type, found: Any, where: str, error: type[VitLensError]) -> dict[str, Any]:
     """Return what a file says of a dataclass, lists as tuples where it has tuples, to make one of.
 
+    Args:
+        cls: The dataclass.
+        found: What the file says: a dict, or something else, which raises.
+        where: Where it was found, for the message.
+        error: The error to raise.
+
     Raises:
         VitLensError: ``error``: a field is unknown or missing, or a value is of another kind. True is no number.
+
+    >>> from vit_lens.config import RelativeBiasConfig
+    >>> check_fields(RelativeBiasConfig, {"n_buckets": 32}, "a file", VitLensError)
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: a file holds the fields ['n_buckets']: max_distance is missing
     """
     if not isinstance(found, dict):
         raise error(f"{where} holds a {type(found).__name__}, expected a JSON object")

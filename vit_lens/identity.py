@@ -38,12 +38,20 @@ _CANONICAL = {alias.lower(): row[0] for row in _SAME for alias in row}
 
 
 def canonical_encoder_id(encoder_id: str) -> str:
-    """Return the canonical form of an encoder id; an id without aliases is its own."""
+    """Return the canonical form of an encoder id; an id without aliases is its own.
+
+    >>> canonical_encoder_id("open_clip/ViT-bigG-14/laion2b_s39b_b160k")
+    'hf/kandinsky-community/kandinsky-2-2-prior:image_encoder'
+    """
     return _CANONICAL.get(encoder_id.lower(), encoder_id)
 
 
 def same_encoder(a: str, b: str) -> bool:
-    """Whether two ids name the same weights: they are aliases, or carry the same fingerprint after an ``@``."""
+    """Whether two ids name the same weights: they are aliases, or carry the same fingerprint after an ``@``.
+
+    >>> same_encoder("mini", f"module@{model.fingerprint}"), same_encoder("mini", "module@0123456789abcdef")
+    (True, False)
+    """
     if canonical_encoder_id(a) == canonical_encoder_id(b):
         return True
     print_a, print_b = _fingerprint_in(a), _fingerprint_in(b)
@@ -58,7 +66,11 @@ def _fingerprint_in(encoder_id: str) -> str | None:
 
 
 def aliases(encoder_id: str) -> tuple[str, ...]:
-    """Every other id under which the same weights are published."""
+    """Return every other id under which the same weights are published; empty where none is known.
+
+    >>> aliases("vit_lens/mini")
+    ('mini',)
+    """
     canonical = canonical_encoder_id(encoder_id)
     row = next((row for row in _SAME if row[0] == canonical), (encoder_id,))
     return tuple(i for i in row if i != encoder_id)
@@ -72,6 +84,10 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
     Raises:
         VitLensError: The tensors are on the meta device and have no content.
+
+    >>> weights = model.state_dict()
+    >>> fingerprint(weights) == fingerprint({name: weight.double() for name, weight in weights.items()})
+    True
     """
     if any(tensor.is_meta for tensor in state_dict.values()):
         raise VitLensError("weights on the meta device have no content to identify; load them on a real device")

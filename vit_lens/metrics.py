@@ -13,7 +13,20 @@ DRAWN_THRESHOLD = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """What a number of the table means; ``signed`` ones are coloured around zero, and colours stop at ``cap``."""
+    """What a number of a record's table means, and how it is shown.
+
+    Attributes:
+        title: The heading of its column.
+        meaning: What it says, as a phrase without a capital.
+        unit: What it is measured in: ``cosine``, ``ratio`` or ``length``.
+        low: The lowest value that it can have; None where there is none.
+        high: The highest value that it can have; None where there is none.
+        signed: Whether it is coloured around zero.
+        cap: The value from which on colours do not change; None where they always do.
+
+    >>> NUMBERS["faithfulness"].title, NUMBERS["faithfulness"].low
+    ('Faithfulness', -1.0)
+    """
 
     title: str
     meaning: str
@@ -81,7 +94,11 @@ NUMBERS: dict[str, Number] = {
 
 
 def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch"]:
-    """Return the cosine along the last axis, in [-1, 1], computed in float64; nan where a vector is zero."""
+    """Return the cosine along the last axis, in [-1, 1], computed in float64; nan where a vector is zero.
+
+    >>> cosine(torch.tensor([3.0, 4.0]), torch.tensor([[3.0, 4.0], [-4.0, 3.0]])).tolist()
+    [1.0, 0.0]
+    """
     a, b = a.double(), b.double()
     product = (a * b).sum(-1)
     return (product / (a.norm(dim=-1) * b.norm(dim=-1))).clamp(-1.0, 1.0)
@@ -91,5 +108,12 @@ def leak_index(control: float, site: float) -> float | None:
     """Return S(control) / S(site), S the centred similarity to the input; None ("undefined") where S(site) <= 0.
 
     Near 0: what resembles the input came from the site. Near 1: a random direction of equal norm resembles it as much.
+
+    Args:
+        control: S of random directions of the site's norm, in [-1, 1].
+        site: S of the site, in [-1, 1].
+
+    >>> leak_index(0.25, 0.5), leak_index(0.25, -0.1)
+    (0.5, None)
     """
     return None if site <= 0 else control / site

@@ -31,8 +31,20 @@ def resolve_tokens(tokens: Tokens, cfg: TowerConfig) -> list[int]:
     a list of these                     all of them
     =================================== ==================================================================
 
+    Args:
+        tokens: Which tokens, in any of the spellings above.
+        cfg: The config of the tower whose tokens they are.
+
     Raises:
-        InterventionError: A token that the model has not, or no token.
+        InterventionError: The tower has no such token, or nothing is selected.
+
+    >>> resolve_tokens([(0, 2), "cls"], model.cfg)
+    [3, 0]
+    >>> resolve_tokens(torch.eye(4, dtype=torch.bool), model.cfg)
+    [1, 6, 11, 16]
+    >>> resolve_tokens((4, 0), model.cfg)
+    Traceback (most recent call last):
+    vit_lens.errors.InterventionError: patch (row 4, column 0) lies outside the grid of 4 rows and 4 columns
     """
     if isinstance(tokens, Tensor) and as_index(tokens) is None:
         return _of_mask(tokens, image_config(cfg, "a mask of tokens"))
@@ -44,7 +56,15 @@ def resolve_tokens(tokens: Tokens, cfg: TowerConfig) -> list[int]:
 
 
 def describe_position(position: int, cfg: TowerConfig) -> str:
-    """Return how a position is written: ``cls``, ``register0``, ``(2, 3)``."""
+    """Return how a position is written: ``cls``, ``register0``, or a patch as ``(row, column)``.
+
+    Args:
+        position: The place on the token axis, counted from 0.
+        cfg: The config of the tower whose token it is.
+
+    >>> describe_position(0, model.cfg), describe_position(12, model.cfg)
+    ('cls', '(2, 3)')
+    """
     if not isinstance(cfg, PatchEmbedConfig):
         return str(position)
     if cfg.has_cls and position == 0:

@@ -13,7 +13,8 @@ from vit_lens.doctor.published import COLLAPSED_COSINE, UNIT_NORM_TOLERANCE, pub
 from vit_lens.doctor.reporting import Check, dtype_name
 from vit_lens.metrics import cosine
 from vit_lens.models import HookedViT
-from vit_lens.verification import SourceTower, verify
+from vit_lens.sources import SourceTower
+from vit_lens.verification import verify
 
 
 def part_check(part: str, tensors: Iterable[Tensor], dtype: torch.dtype, published: tuple[int, int] | None) -> Check:

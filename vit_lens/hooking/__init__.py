@@ -12,12 +12,11 @@ __all__ = [
     "Name",
     "Step",
     "SteppedCache",
-    "as_pairs",
     "check_hook_result",
     "is_hooked",
 ]
 
-from vit_lens.hooking.guard import Name, as_pairs, check_hook_result, is_hooked
+from vit_lens.hooking.guard import Name, check_hook_result, is_hooked
 from vit_lens.hooking.keeping import Keeper
 from vit_lens.hooking.root import LoudHookedRootModule
 from vit_lens.hooking.stepped import Activations, Step, SteppedCache

@@ -63,8 +63,17 @@ def as_pairs(hooks: Any) -> list[tuple[Name, Callable]]:
 def check_hook_result(value: Any, tensor: Tensor, name: str) -> None:
     """Raise unless what a hook returned can stand in the place of what it was given.
 
+    Args:
+        value: What the hook returned.
+        tensor: What the hook was given.
+        name: The name of the hook point, for the message.
+
     Raises:
-        HookShapeError: Its shape, dtype, device or type is another.
+        HookShapeError: The value is no tensor, or of another shape, dtype or device.
+
+    >>> check_hook_result(torch.zeros(2, 4), torch.zeros(2, 3), "hook_pooled")
+    Traceback (most recent call last):
+    vit_lens.errors.HookShapeError: the hook on 'hook_pooled' returned (2, 4) float32 on cpu for (2, 3) float32 ...
     """
     if not isinstance(value, Tensor):
         raise HookShapeError(f"the hook on {name!r} returned {type(value).__name__}; return a tensor or None")
@@ -76,7 +85,14 @@ def check_hook_result(value: Any, tensor: Tensor, name: str) -> None:
 
 
 def is_hooked(point: HookPoint) -> bool:
-    """Whether any hook, forward or backward, sits on a hook point."""
+    """Whether any hook, forward or backward, sits on a hook point.
+
+    >>> is_hooked(model.hook_pooled)
+    False
+    >>> with model.hooks([("hook_pooled", lambda pooled, hook: 2 * pooled)]):
+    ...     is_hooked(model.hook_pooled), model(pixels).shape
+    (True, torch.Size([2, 128]))
+    """
     return bool(point.fwd_hooks or point.bwd_hooks)
 
 

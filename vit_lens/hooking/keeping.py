@@ -31,13 +31,23 @@ class Keeper:
 
     Args:
         model: The model, which says its steps.
-        names: Of the hook points to keep.
-        cache: The dict; ``<name>~<index>`` in a step, ``<name>`` outside of steps; gradients under ``<name>_grad``.
-        incl_bwd: Also keep gradients.
-        part: Cuts an activation, or (True) a gradient, of a name.
-        device: Where to keep them.
-        remove_batch_dim: Drop the batch axis, of one image.
-        at_steps: The steps to keep; None keeps all.
+        names: The names of the hook points to keep.
+        cache: The dict to fill, None for a new one: ``<name>~<index>`` in a step, ``<name>`` outside of steps;
+            gradients are under ``<name>_grad``.
+        incl_bwd: Whether gradients are kept as well.
+        part: Takes a value, its name and whether it is a gradient, and returns what is kept of it; None keeps all.
+        device: Where values are kept; None leaves them where they are.
+        remove_batch_dim: Whether the batch axis, of one image, is dropped.
+        at_steps: The indices of the steps to keep; None keeps all.
+
+    Raises:
+        VitLensError: ``at_steps`` is empty or no list of whole numbers; or later, in a run, a value that is there would
+            be written over.
+
+    >>> keeper = Keeper(model, ["hook_pooled"])
+    >>> out = model.run_with_hooks(pixels, fwd_hooks=keeper.hooks()[0])
+    >>> keeper.result(dict)["hook_pooled"].shape
+    torch.Size([2, 128])
     """
 
     def __init__(
@@ -117,6 +127,9 @@ class Keeper:
 
     def result(self, of_one: Callable[[dict[str, Tensor]], OfOne]) -> OfOne | SteppedCache[OfOne]:
         """Return what was kept: an ordinary cache, or that of a run in steps.
+
+        Args:
+            of_one: Makes the ordinary cache of a dict of activations.
 
         Raises:
             VitLensError: Steps that were asked for did not come, or gradients came to some firings of a point alone,

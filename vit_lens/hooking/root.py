@@ -20,7 +20,22 @@ from vit_lens.hooking.stepped import Activations, Step
 
 
 class LoudHookedRootModule(HookedRootModule):
-    """``HookedRootModule`` with the guarantees of :mod:`vit_lens.hooking`."""
+    """``HookedRootModule`` with the guarantees of :mod:`vit_lens.hooking`.
+
+    >>> class Twice(LoudHookedRootModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.hook_x = HookPoint()
+    ...         self.setup()
+    ...     def forward(self, x):
+    ...         return self.hook_x(2 * x)
+    >>> out, cache = Twice().run_with_cache(torch.ones(2, 4))
+    >>> cache["hook_x"].shape
+    torch.Size([2, 4])
+    >>> Twice().run_with_hooks(torch.ones(2, 4), fwd_hooks=[("hook_y", print)])
+    Traceback (most recent call last):
+    vit_lens.errors.UnknownHookError: no hook point 'hook_y'; nearest: 'hook_x'
+    """
 
     current_step: Step | None = None
     """The step that the model is in, for hook functions to read; None outside of :meth:`step`."""
@@ -33,11 +48,20 @@ class LoudHookedRootModule(HookedRootModule):
         several times does. Caches then keep every step.
 
         Args:
-            index: Which pass; each index once in a run.
-            sigma: The noise level that it runs at.
+            index: Which pass it is; each index comes once in a run.
+            sigma: The noise level that the pass runs at; None where there is none.
 
         Raises:
-            VitLensError: The model is in a step already, of this run or of one beside it.
+            VitLensError: The index is no whole number, or the model is in a step already, of this run or of one beside
+                it.
+
+        >>> kept, fwd, _ = model.get_caching_hooks("hook_pooled")
+        >>> with model.hooks(fwd):
+        ...     for index in range(2):
+        ...         with model.step(index):
+        ...             out = model(pixels)
+        >>> list(kept)
+        ['hook_pooled~0', 'hook_pooled~1']
         """
         if isinstance(index, bool) or not hasattr(index, "__index__"):
             raise VitLensError(f"step index={index!r}; expected a whole number")
@@ -60,7 +84,10 @@ class LoudHookedRootModule(HookedRootModule):
         """Return the hook points that a name or predicate selects.
 
         Raises:
-            UnknownHookError: There is none.
+            UnknownHookError: No hook point is selected; the message names the nearest.
+
+        >>> [name for name, point in model.hook_points_named(lambda name: name.endswith("0.hook_mlp_out"))]
+        ['blocks.0.hook_mlp_out']
         """
         if isinstance(name, str):
             if name not in self.hook_dict:
@@ -77,14 +104,17 @@ class LoudHookedRootModule(HookedRootModule):
         return found
 
     def hooked_names(self) -> list[str]:
-        """Return the hook points that carry a hook now."""
+        """Return the names of the hook points that carry a hook now."""
         return [name for name, point in self.hook_dict.items() if is_hooked(point)]
 
     def refuse_hooks(self, purpose: str) -> None:
         """Raise if any hook is on the model, where a result would not say so.
 
+        Args:
+            purpose: What the result is, for the message.
+
         Raises:
-            VitLensError: There are hooks.
+            VitLensError: There are hooks; the message names the first.
         """
         if hooked := self.hooked_names():
             raise VitLensError(
@@ -93,7 +123,7 @@ class LoudHookedRootModule(HookedRootModule):
             )
 
     def select_names(self, names_filter: Name | Sequence[str] | None) -> list[str] | None:
-        """Return the hook points that a ``names_filter`` selects, or None for no filter.
+        """Return the names of the hook points that a ``names_filter`` selects, or None for no filter.
 
         Raises:
             UnknownHookError: A name is unknown, or the filter selects nothing.
@@ -116,7 +146,20 @@ class LoudHookedRootModule(HookedRootModule):
         level: int | None = None,
         prepend: bool = False,
     ) -> None:
-        """Add a hook to every point that ``name`` selects; see ``HookedRootModule.add_hook``."""
+        """Add a hook to every point that ``name`` selects; see ``HookedRootModule.add_hook``.
+
+        Args:
+            name: The name of a hook point, or a predicate on names.
+            hook: A function of (tensor, hook), which gets a copy and returns a tensor of the same shape, or None to
+                leave the activation as it is (or as the function changed the copy).
+            dir: What the hook gets: ``fwd`` for activations, ``bwd`` for gradients.
+            is_permanent: Whether ``reset_hooks`` leaves the hook on the model.
+            level: The depth of ``with`` blocks that the hook belongs to; None for none.
+            prepend: Whether the hook comes before those that are there.
+
+        Raises:
+            UnknownHookError: The name or predicate selects nothing, or the hook is no function.
+        """
         for point_name, point in self.hook_points_named(name):
             guard = Guard(hook, point_name, dir)
             self.check_and_add_hook(point, point_name, guard, dir, is_permanent, level, prepend)
@@ -135,8 +178,19 @@ class LoudHookedRootModule(HookedRootModule):
     ) -> Iterator["LoudHookedRootModule"]:
         """Add hooks for the time of a ``with`` block; those that did not fire in it are named in a warning.
 
+        Args:
+            fwd_hooks: Pairs of a name, or a predicate on names, and a function of (tensor, hook) for activations.
+            bwd_hooks: The same for gradients.
+            reset_hooks_end: Whether the hooks are removed behind the block.
+            clear_contexts: Whether the contexts of the hook points are emptied behind the block.
+
         Raises:
             UnknownHookError: A name or predicate selects nothing; no hook is left behind.
+
+        >>> with model.hooks([("blocks.3.attn.hook_z", lambda z, hook: 0 * z)]):
+        ...     silenced = model(pixels)
+        >>> bool(torch.equal(silenced, model(pixels)))
+        False
         """
         guards = [*self._guard(fwd_hooks, "fwd"), *self._guard(bwd_hooks, "bwd")]
         self.context_level += 1
@@ -171,11 +225,23 @@ class LoudHookedRootModule(HookedRootModule):
     ) -> Any:
         """Run the model once with these hooks; see ``HookedRootModule.run_with_hooks``.
 
+        Args:
+            *model_args: What ``forward`` takes.
+            fwd_hooks: Pairs of a name, or a predicate on names, and a function of (tensor, hook) for activations.
+            bwd_hooks: The same for gradients; they need ``reset_hooks_end=False``.
+            reset_hooks_end: Whether the hooks are removed afterwards.
+            clear_contexts: Whether the contexts of the hook points are emptied afterwards.
+            **model_kwargs: What ``forward`` takes by name.
+
         Raises:
             UnknownHookError: A name or predicate selects nothing.
             HookShapeError: A hook returned another shape, dtype or device.
             UnfiredHookError: A forward hook did not fire, or backward hooks would be removed before any
                 backward pass could reach them.
+
+        >>> model.run_with_hooks(pixels, fwd_hooks=[("hook_pooled", lambda pooled, hook: pooled[:1])])
+        Traceback (most recent call last):
+        vit_lens.errors.HookShapeError: the hook on 'hook_pooled' returned (1, 128) float32 on cpu for (2, 128) ...
         """
         bwd_hooks = as_pairs(bwd_hooks)
         if bwd_hooks and reset_hooks_end:
@@ -205,15 +271,15 @@ class LoudHookedRootModule(HookedRootModule):
         """Run the model and keep its activations; see ``HookedRootModule.run_with_cache``.
 
         Args:
-            *model_args: Of ``forward``.
-            names_filter: A name, a list of names, or a predicate; None keeps every point.
-            device: Where to keep activations.
-            remove_batch_dim: Drop the batch axis; for one input only.
-            incl_bwd: Also keep gradients of the sum of the output, as ``<name>_grad``.
-            reset_hooks_end: Remove the caching hooks afterwards.
-            clear_contexts: Empty the hook points' contexts.
-            at_steps: Of a run in steps (:meth:`step`), the indices of those to keep; None keeps all.
-            **model_kwargs: Of ``forward``.
+            *model_args: What ``forward`` takes.
+            names_filter: A name, a list of names, or a predicate on names; None keeps every point.
+            device: Where activations are kept; None leaves them where they are.
+            remove_batch_dim: Whether the batch axis is dropped; for one input only.
+            incl_bwd: Whether gradients of the sum of the output are kept as well, as ``<name>_grad``.
+            reset_hooks_end: Whether the caching hooks are removed afterwards.
+            clear_contexts: Whether the contexts of the hook points are emptied afterwards.
+            at_steps: The indices of the steps to keep, of a run in steps (:meth:`step`); None keeps all.
+            **model_kwargs: What ``forward`` takes by name.
 
         Returns:
             The model's output, and a dict of activations; of a run in steps a
@@ -257,6 +323,17 @@ class LoudHookedRootModule(HookedRootModule):
 
         They fill it once: empty the dict between runs. In a step, activations are kept as ``<name>~<index>``.
 
+        Args:
+            names_filter: A name, a list of names, or a predicate on names; None keeps every point.
+            incl_bwd: Whether there are hooks for gradients as well, which are kept as ``<name>_grad``.
+            device: Where activations are kept; None leaves them where they are.
+            remove_batch_dim: Whether the batch axis is dropped; for one input only.
+            cache: The dict to fill; None makes one.
+            at_steps: The indices of the steps to keep; None keeps all.
+
+        Returns:
+            The dict, the forward hooks and the backward hooks, as (name, function) pairs.
+
         Raises:
             UnknownHookError: ``names_filter`` selects nothing.
         """
@@ -289,8 +366,12 @@ class LoudHookedRootModule(HookedRootModule):
     def check_hooks_can_fire(self, reachable: Callable[[str], bool], why: str) -> None:
         """Raise if a temporary hook sits on a point that this call will not reach.
 
+        Args:
+            reachable: Says of a hook point's name whether the call reaches it.
+            why: What keeps it from the others, for the message.
+
         Raises:
-            UnfiredHookError: Such hooks exist; permanent hooks are part of the model and may rest.
+            UnfiredHookError: A hook sits on such a point; permanent hooks are part of the model and may rest.
         """
         stuck = [
             name

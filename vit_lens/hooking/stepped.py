@@ -21,8 +21,11 @@ class Step:
     """One pass of a model that runs its blocks several times.
 
     Attributes:
-        index: Which pass.
-        sigma: The noise level that it ran at, where the model has said it.
+        index: Which pass it is; a model that counts its passes begins at 0.
+        sigma: The noise level that the pass ran at; None where the model has not said it.
+
+    >>> Step(3, sigma=0.5)
+    Step(index=3, sigma=0.5)
     """
 
     index: int
@@ -33,7 +36,11 @@ class Activations(dict[str, Tensor]):
     """The activations of one run of any module, by hook name.
 
     Raises:
-        UnknownHookError: On looking up a name that it does not hold.
+        UnknownHookError: A name is looked up that the cache does not hold.
+
+    >>> Activations(hook_pooled=torch.zeros(2, 8))["hook_poled"]
+    Traceback (most recent call last):
+    vit_lens.errors.UnknownHookError: the cache holds no 'hook_poled'; nearest: 'hook_pooled'
     """
 
     def __missing__(self, name: Any) -> Tensor:
@@ -48,12 +55,19 @@ class SteppedCache(Mapping[Any, Tensor], Generic[OfOne]):
     ``cache.at_step(i)`` is the ordinary cache of it, with the points outside of the steps, and all algebra works there.
 
     Args:
-        kept: Activations by name, as caching hooks keep them: ``<name>~<index>`` in a step, ``<name>`` outside.
+        kept: The activations by name, as caching hooks keep them: ``<name>~<index>`` in a step, ``<name>`` outside.
         steps: The steps, in the order in which they ran.
-        of_one: Makes the ordinary cache of a dict.
+        of_one: Makes the ordinary cache of a dict of activations.
 
     Raises:
         VitLensError: A point fired in steps and outside of them.
+
+    >>> kept = {"hook_x~0": torch.zeros(2, 4), "hook_x~1": torch.ones(2, 4)}
+    >>> cache = SteppedCache(kept, [Step(0, sigma=1.0), Step(1, sigma=0.5)])
+    >>> cache
+    SteppedCache(1 activations; steps 0 at sigma 1, 1 at sigma 0.5)
+    >>> cache["hook_x"].shape, cache.at_step(1)["hook_x"].shape
+    (torch.Size([2, 2, 4]), torch.Size([2, 4]))
     """
 
     def __init__(
@@ -79,7 +93,7 @@ class SteppedCache(Mapping[Any, Tensor], Generic[OfOne]):
         """Return the ordinary cache of one step, which shares memory with this one.
 
         Raises:
-            VitLensError: There is no such step.
+            VitLensError: The step is not kept; the message lists those that are.
         """
         if index not in self._inside:
             raise VitLensError(f"step {index!r} is not kept; expected one of {list(self._inside)}")

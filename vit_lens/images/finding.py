@@ -16,6 +16,9 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
     Raises:
         ImageError: A path does not exist, or a folder holds no image.
+
+    >>> [path.name for path in find_images([images[1], images[0].parent])][:2]
+    ['2_heart.png', '1_star.png']
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -33,8 +36,15 @@ def images_in(folder: Path, *, below: bool) -> list[Path]:
 
     Hidden ones are left out.
 
+    Args:
+        folder: The folder to look in.
+        below: Whether folders in the folder are looked through as well, at any depth.
+
     Raises:
-        ImageError: There is none.
+        ImageError: The folder holds no image.
+
+    >>> images_in(images[0].parent, below=False)[0].name
+    '1_star.png'
     """
     paths = [path for path in folder.glob("**/*" if below else "*") if path.suffix.lower() in SUFFIXES]
     found = sorted(path for path in paths if path.is_file() and not _is_hidden(path.relative_to(folder)))

@@ -36,11 +36,17 @@ def load_image(source: ImageSource, *, layout: Layout | None = None) -> Image.Im
 
     Args:
         source: A path, a Pillow image, an array or a tensor.
-        layout: Order of an array's axes; uint8 arrays are HWC unless it says otherwise, float arrays must name it.
+        layout: The order of an array's axes; uint8 arrays are HWC unless it says otherwise, float arrays must name it.
 
     Raises:
         ImageError: The file is missing, empty, truncated or not an image.
         PreprocessError: The array's type, shape, range or layout does not say what picture it is.
+
+    >>> load_image(images[0]).size
+    (64, 64)
+    >>> load_image(np.zeros((2, 3)))
+    Traceback (most recent call last):
+    vit_lens.errors.PreprocessError: float64 array of shape (2, 3) without a layout; pass layout='HWC' or ...
     """
     if isinstance(source, (np.ndarray, Tensor)):
         return _from_array(source, layout)
@@ -56,7 +62,12 @@ def load_with_hash(source: ImageSource) -> tuple[Image.Image, str]:
     """Return one picture and the SHA-256 of its file, or of its pixels where it has none; a file is read once.
 
     Raises:
-        ImageError: As for :func:`load_image`.
+        ImageError: The picture cannot be read, as for :func:`load_image`.
+        PreprocessError: An array is ambiguous, as for :func:`load_image`.
+
+    >>> picture, digest = load_with_hash(np.zeros((2, 3, 3), dtype=np.uint8))
+    >>> picture.size, digest[:8]
+    ((3, 2), '63b6417f')
     """
     if isinstance(source, (str, Path)):
         data = _file_bytes(Path(source).expanduser())
@@ -66,7 +77,11 @@ def load_with_hash(source: ImageSource) -> tuple[Image.Image, str]:
 
 
 def source_name(source: Any) -> str:
-    """Return words that name a source in a message or a table."""
+    """Return words that name a source in a message or a table.
+
+    >>> source_name("a.png"), source_name(np.zeros((2, 3)))
+    ('a.png', 'float64 array of shape (2, 3)')
+    """
     if isinstance(source, (str, Path)):
         return str(source)
     if isinstance(source, (np.ndarray, Tensor)):

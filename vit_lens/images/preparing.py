@@ -30,14 +30,17 @@ def preprocess(
 
     Args:
         sources: One picture or several; an array with a leading batch axis is several. See :func:`load_image`.
-        spec: The tower's preprocessing.
-        layout: Order of the axes of arrays.
-        dtype: Of the result.
-        device: Of the result.
+        spec: The tower's preprocessing; None, as a tower has that came without, raises.
+        layout: The order of the axes of arrays; None takes HWC for uint8 arrays, and float arrays must name it.
+        dtype: The floating-point type that the result is cast to.
+        device: Where the result goes.
 
     Raises:
         ImageError: A picture cannot be read.
         PreprocessError: There is no ``spec``, no picture, or an array is ambiguous.
+
+    >>> preprocess(images, model.spec()).shape
+    torch.Size([2, 3, 64, 64])
     """
     spec = _required(spec)
     mean = torch.tensor(spec.mean, dtype=torch.float32).view(3, 1, 1)
@@ -52,7 +55,20 @@ def preprocess(
 def to_display(
     sources: ImageSource | Sequence[ImageSource], spec: PreprocessSpec | None, *, layout: Layout | None = None
 ) -> list[Image.Image]:
-    """Return the resized and cropped RGB pictures that the tower sees, for people to look at."""
+    """Return the resized and cropped RGB pictures that the tower sees, for people to look at.
+
+    Args:
+        sources: One picture or several; see :func:`load_image`.
+        spec: The tower's preprocessing; None raises.
+        layout: The order of the axes of arrays; see :func:`preprocess`.
+
+    Raises:
+        ImageError: A picture cannot be read.
+        PreprocessError: There is no ``spec``, no picture, or an array is ambiguous.
+
+    >>> [picture.size for picture in to_display(images, model.spec())]
+    [(64, 64), (64, 64)]
+    """
     return _pictures(sources, _required(spec), layout)
 
 
@@ -81,8 +97,15 @@ def _pictures(
 def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
     """Return the (height, width) that a picture of ``size`` is resized to before it is cropped or padded.
 
+    Args:
+        size: The (height, width) of the picture in pixels.
+        spec: The tower's preprocessing.
+
     Raises:
-        PreprocessError: It is too narrow.
+        PreprocessError: The picture is so narrow that a side would vanish.
+
+    >>> resized_size((480, 640), model.spec())
+    (64, 85)
     """
     ratios = [before / after for before, after in zip(size, spec.size, strict=True)]
     edge = spec.resize_edge or (spec.size[0] if spec.size[0] == spec.size[1] else None)
@@ -103,7 +126,15 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
 
 
 def margins(resized: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
-    """Return how many rows and columns of a resized picture lie before what the tower sees; below zero is padding."""
+    """Return how many rows and columns of a resized picture lie before what the tower sees; below zero is padding.
+
+    Args:
+        resized: The (height, width) in pixels that :func:`resized_size` gives.
+        spec: The tower's preprocessing.
+
+    >>> margins((64, 85), model.spec())
+    (0, 10)
+    """
     top, left = (_margin(before, after, spec) for before, after in zip(resized, spec.size, strict=True))
     return top, left
 

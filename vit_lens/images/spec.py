@@ -34,16 +34,24 @@ class PreprocessSpec:
     """How pictures become pixels for one tower.
 
     Attributes:
-        size: (height, width) that the tower sees.
-        mean: Subtracted per channel, after scaling to [0, 1].
-        std: Divided by per channel.
-        interpolation: Of the resize. open_clip ignores it for ``shortest`` on a non-square size, where it
-            is always bicubic, and so do we.
-        resize_mode: ``shortest`` crops, ``longest`` pads, ``squash`` changes the aspect ratio.
-        fill_color: Grey level in [0, 255] of the padding of ``longest``.
-        resize_edge: For ``shortest``: what the shorter side is resized to before ``size`` is cropped out of it, where
+        size: The (height, width) in pixels that the tower sees.
+        mean: What is subtracted from red, green and blue after scaling to [0, 1].
+        std: What red, green and blue are then divided by, above 0.
+        interpolation: How pixels are interpolated by the resize, ``bicubic`` or ``bilinear``. open_clip ignores it for
+            ``shortest`` on a non-square size, where it is always bicubic, and so do we.
+        resize_mode: How a picture is fitted: ``shortest`` crops, ``longest`` pads, ``squash`` loses the aspect ratio.
+        fill_color: The grey level in [0, 255] of the padding of ``longest``.
+        resize_edge: What the shorter side is resized to, for ``shortest``, before ``size`` is cropped out of it, where
             that is more than the crop (DINOv2: 256, then 224). An odd margin is then cut as Hugging Face's
             processors do, the larger half at the bottom and right. None: the crop's own size, as in open_clip.
+
+    Raises:
+        PreprocessError: A value is out of its range, or ``resize_edge`` does not go with ``size`` and ``resize_mode``.
+
+    >>> grey = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> spec = vl.PreprocessSpec(size=(224, 224), **grey, interpolation="bicubic", resize_mode="squash")
+    >>> vl.images.preprocess(images, spec).shape
+    torch.Size([2, 3, 224, 224])
     """
 
     size: tuple[int, int]
@@ -74,7 +82,11 @@ class PreprocessSpec:
             )
 
     def at(self, size: tuple[int, int]) -> "PreprocessSpec":
-        """Return the same steps at another size; a ``resize_edge`` keeps its ratio to the longer side."""
+        """Return the same steps at another (height, width); a ``resize_edge`` keeps its ratio to the longer side.
+
+        >>> model.spec().at((96, 96)).size
+        (96, 96)
+        """
         edge = self.resize_edge
         if edge is not None:
             edge = max(round(edge * max(size) / max(self.size)), max(size))
@@ -86,7 +98,14 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessSpec":
-        """Read what :meth:`to_dict` wrote; an unknown or missing field is an error."""
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            PreprocessError: A field is unknown or missing, or a value is out of its range.
+
+        >>> vl.PreprocessSpec.from_dict(model.spec().to_dict()) == model.spec()
+        True
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         required = known - {"fill_color", "resize_edge"}
         if set(values) - known or required - set(values):
@@ -102,6 +121,12 @@ class PreprocessSpec:
         """Read open_clip's ``preprocess_cfg``; what is absent there has open_clip's default.
 
         ``random`` is an interpolation of training only; open_clip evaluates with bicubic then.
+
+        Raises:
+            PreprocessError: A value is one that cannot be reproduced.
+
+        >>> vl.PreprocessSpec.from_open_clip_cfg({"size": 64, "interpolation": "bilinear"}).size
+        (64, 64)
         """
         if cfg.get("mode", "RGB") != "RGB":
             raise PreprocessError(f"open_clip preprocessing for mode {cfg['mode']!r}; expected 'RGB'")
@@ -122,6 +147,14 @@ class PreprocessSpec:
         The resampling is Pillow's, as in open_clip; the tensor-backed Hugging Face processor differs from
         it by up to 0.02 in normalised units. Where resize and crop have one size, an odd margin is cropped as
         open_clip does. What the file leaves out has the default of CLIP's processor, and no other's.
+
+        Raises:
+            PreprocessError: The processor leaves a step out, or does one that cannot be reproduced.
+
+        >>> cfg = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+        >>> spec = vl.PreprocessSpec.from_hf_preprocessor(cfg)
+        >>> spec.size, spec.resize_edge
+        ((224, 224), 256)
         """
         _require_hf_steps(cfg)
         _require_named(cfg)

@@ -15,7 +15,11 @@ from vit_lens.models.vit import HookedViT
 
 
 def several(images: Any) -> Any:
-    """Return images as something with a length: a list, a tuple or pixels with a batch axis; one alone in a list."""
+    """Return images as something with a length: a list, a tuple or pixels with a batch axis; one alone in a list.
+
+    >>> len(several(images[0])), len(several(images)), len(several(pixels))
+    (1, 2, 2)
+    """
     if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
         return [images]
     return images
@@ -24,8 +28,15 @@ def several(images: Any) -> Any:
 def batch_starts(n: int, batch_size: int) -> range:
     """Return where batches of ``n`` images start.
 
+    Args:
+        n: The number of images.
+        batch_size: The number of images in one batch, at least 1.
+
     Raises:
         VitLensError: A batch would hold no image.
+
+    >>> list(batch_starts(5, 2))
+    [0, 2, 4]
     """
     if batch_size < 1:
         raise VitLensError(f"batch_size={batch_size}; a batch holds at least one image")
@@ -39,15 +50,21 @@ def pixel_batches(
 
     Args:
         model: The model, which preprocesses what is no tensor.
-        images: Of :func:`several`.
-        batch_size: Images in one batch.
-        label: Of the bar.
-        progress: Show a bar.
-        ends: Numbers of images at which a batch ends early.
+        images: What :func:`several` returns.
+        batch_size: The number of images in one batch, at least 1.
+        label: The words before the progress bar.
+        progress: Whether a progress bar is shown.
+        ends: The numbers of images after which a batch ends early, so that none reaches over them.
+
+    Yields:
+        The index of a batch's first image, and the batch's pixels.
 
     Raises:
         ImageError: An image cannot be read.
         VitLensError: A batch would hold no image.
+
+    >>> [(start, len(part)) for start, part in pixel_batches(model, images * 2, 3, label="", progress=False)]
+    [(0, 3), (3, 1)]
     """
     n = len(images)
     parts = [

@@ -67,9 +67,21 @@ class HookedViT(HookedTower):
     Weights are zero until loaded; use :meth:`from_pretrained` or :meth:`from_module`.
 
     Args:
-        cfg: Sizes and switches.
-        preprocess_spec: How images become pixels; None where the source did not say.
-        encoder_id: Which weights these are; by default the content's fingerprint.
+        cfg: The sizes and switches of the tower.
+        preprocess_spec: How images become pixels; None where the source did not say, and :meth:`preprocess` raises.
+        encoder_id: The id that decoders and text banks know the weights by; by default ``module@`` and the
+            :attr:`fingerprint`.
+
+    Raises:
+        PreprocessError: ``preprocess_spec`` is no :class:`vit_lens.PreprocessSpec`.
+
+    >>> model = vl.HookedViT.from_pretrained("mini")
+    >>> embeds, cache = model.run_with_cache(model.preprocess(images))
+    >>> embeds.shape, cache["pattern", 3].shape
+    (torch.Size([2, 128]), torch.Size([2, 8, 17, 17]))
+    >>> silenced = model.run_with_hooks(pixels, fwd_hooks=[("blocks.3.attn.hook_z", lambda z, hook: 0 * z)])
+    >>> bool(torch.allclose(silenced, embeds))
+    False
     """
 
     cfg: HookedViTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -107,24 +119,32 @@ class HookedViT(HookedTower):
         copy: bool = True,
         image_size: int | tuple[int, int] | None = None,
     ) -> "HookedViT":
-        """Convert a tower in memory: an open_clip model or its ``visual``, timm's ViT, or Hugging Face's CLIP, SigLIP
-        or DINOv2.
+        """Convert a tower in memory: open_clip's, timm's ViT, or Hugging Face's CLIP, SigLIP or DINOv2.
 
         The weights are copied; dtype and device follow the source. Activation, eps, heads and pooling are
         read from the module, never from a name.
 
         Args:
-            tower: The model, or its vision tower.
-            encoder_id: The id of the weights if it is known; else one made from their content.
-            preprocess_spec: Instead of the one that the source names.
-            copy: False shares the tower's memory: an edit or a training step of either shows in the other. Towers
-                whose conversion computes (LayerScale, CoCa's query) refuse it.
-            image_size: For Hugging Face towers: positions for this size, by their own interpolation. None: the size
-                of ``preprocess_spec`` for DINOv2, else the tower's own.
+            tower: The whole model, or its vision tower alone (of open_clip ``model.visual``).
+            encoder_id: The id of the weights if it is known; None makes one from their content.
+            preprocess_spec: How images become pixels; None takes what the tower carries, if it carries any.
+            copy: Whether the weights are copied. False shares the tower's memory: an edit or a training step of
+                either shows in the other. Towers whose conversion computes (LayerScale, CoCa's query) refuse it.
+            image_size: The side, or (height, width), in pixels that Hugging Face's towers interpolate their positions
+                to. None takes the size of ``preprocess_spec`` for DINOv2, else the tower's own.
 
         Raises:
             UnsupportedTowerError: The tower is not a plain ViT; the message names what is not supported.
             CheckpointError: The tower has no weights, or its memory cannot be shared.
+
+        >>> from transformers import CLIPVisionConfig, CLIPVisionModel
+        >>> sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+        >>> tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=20, patch_size=5))
+        >>> model = vl.HookedViT.from_module(tower)
+        >>> model.cfg.n_layers, model.cfg.grid
+        (2, (4, 4))
+        >>> model(torch.zeros(1, 3, 20, 20)).shape
+        torch.Size([1, 32])
         """
         source = read_module(
             tower, encoder_id=encoder_id, copy=copy, image_size=image_size, preprocess_spec=preprocess_spec
@@ -150,22 +170,29 @@ class HookedViT(HookedTower):
         A checkpoint is read one tensor at a time, so that little more than the weights is held in memory.
 
         Args:
-            name: ``"mini"`` (ships with the package), an open_clip model name, a Hugging Face id
+            name: What to load: ``"mini"`` (ships with the package), an open_clip model name, a Hugging Face id
                 (``owner/name``, ``owner/name:subfolder``), or a local directory in Hugging Face's format.
-            tag: For an open_clip name: the pretrained tag, or the path of a local checkpoint.
+            tag: The pretrained tag of an open_clip name, or the path of a local checkpoint; None for any other name.
             quick_gelu: Which activation a local open_clip checkpoint was trained with, where its model name
-                leaves that open.
-            dtype: Of the weights.
-            device: Of the weights; on ``"meta"`` the files are checked and the model has shapes without weights.
-            preprocess_spec: Instead of the one that the source names.
-            revision: Of a Hugging Face repository.
-            cache_dir: Where downloads are kept.
-            image_size: For Hugging Face towers: positions for this size, by their own interpolation. None: what
-                DINOv2's image processor crops (224, where its config says 518), else the size in the config.
+                leaves that open; None where something else says it.
+            dtype: The floating-point type that the weights are cast to.
+            device: Where the weights go; on ``"meta"`` the files are checked and the model has shapes without weights.
+            preprocess_spec: How images become pixels; None takes what the source says.
+            revision: The branch, tag or commit of a Hugging Face repository; None takes its main branch.
+            cache_dir: Where downloads are kept; None takes the default of the library that downloads.
+            image_size: The side, or (height, width), in pixels that Hugging Face's towers interpolate their positions
+                to. None takes what DINOv2's image processor crops (224, where its config says 518), else the size in
+                the config.
 
         Raises:
-            UnsupportedTowerError: The tower is not a plain ViT.
-            CheckpointError: The checkpoint is truncated, or its tensors do not fit.
+            UnsupportedTowerError: The tower is not a plain ViT; the message names what is not supported.
+            CheckpointError: The name is unknown, the checkpoint is truncated, or its tensors do not fit.
+
+        >>> vl.HookedViT.from_pretrained("mini", dtype=torch.float64).dtype
+        torch.float64
+        >>> vl.HookedViT.from_pretrained("ViT-B-23", tag="openai")
+        Traceback (most recent call last):
+        vit_lens.errors.CheckpointError: tag= belongs to open_clip names; ViT-B-23 is none, nearest: 'ViT-B-32', ...
         """
         source = read_pretrained(
             name, tag=tag, quick_gelu=quick_gelu, dtype=dtype, device=device, preprocess_spec=preprocess_spec,
@@ -189,14 +216,18 @@ class HookedViT(HookedTower):
 
     @property
     def source(self) -> dict[str, Any] | None:
-        """Arguments of :meth:`from_pretrained` that make this model elsewhere; None for one made or changed here."""
+        """Arguments of :meth:`from_pretrained` that make this model elsewhere; None for one made or changed here.
+
+        >>> model.source["name"], model.source["dtype"]
+        ('mini', torch.float32)
+        """
         if self._source is None or self.edited:
             return None
         return {**self._source, "dtype": self.dtype, "device": str(self.device)}
 
     @property
     def encoder_aliases(self) -> tuple[str, ...]:
-        """Other ids of the same weights."""
+        """Other ids that the same weights are published under; empty where none is known."""
         return aliases(self.encoder_id)
 
     @property
@@ -206,7 +237,7 @@ class HookedViT(HookedTower):
 
     @property
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
-        """The position embeddings."""
+        """The learned position embeddings, one row for each token: class token, registers, patches row by row."""
         return self.pos_embed.W_pos
 
     # ---- other weights for the same function; the same function as the source -------------------------------
@@ -222,12 +253,20 @@ class HookedViT(HookedTower):
         rounded once more: process in float32, then cast.
 
         Args:
-            fold_ln: Move the weight and bias of LayerNorms into the matrices that read them.
-            fold_value_biases: Move value biases into ``b_O``.
-            center_writing_weights: Remove the mean over ``d_model`` from what is written to the residual stream.
+            fold_ln: Whether the weight and bias of LayerNorms go into the matrices that read them.
+            fold_value_biases: Whether value biases go into ``b_O``.
+            center_writing_weights: Whether what is written to the residual stream loses its mean over ``d_model``.
 
         Raises:
             VitLensError: No step is asked for, or hooks are on the model.
+
+        >>> processed = model.process_weights()
+        >>> bool(torch.allclose(processed(pixels), model(pixels), atol=1e-3))
+        True
+        >>> bool(processed.blocks[0].ln1.b.any())  # folded into the matrices that read it
+        False
+        >>> processed.processing.changed["hook_pooled"]
+        "without the LayerNorm's weight and bias"
         """
         asked = {
             "fold_ln": fold_ln, "fold_value_biases": fold_value_biases,
@@ -256,6 +295,23 @@ class HookedViT(HookedTower):
         """Compare the model with the tower that it came from, layer by layer; see :func:`vit_lens.verification.verify`.
 
         ``HookedViT.from_module(tower).verify(tower)`` certifies a fine-tune of your own.
+
+        Args:
+            source: The tower in memory, or a name as for :meth:`from_pretrained`, which its own library then loads.
+            tag: The pretrained tag, or path of a checkpoint, of an open_clip name; None for any other source.
+            revision: The branch, tag or commit of a name on the Hub; None takes its main branch.
+            cache_dir: Where downloads are kept; None takes the default of the library that downloads.
+            images: What both look at besides two images of noise: pixels, or images as :meth:`preprocess` takes them.
+            dtypes: What to compute in; None takes float32, bfloat16 and float64, of a float64 model float64 alone.
+
+        Raises:
+            UnsupportedTowerError: The source is of no known kind, or hooks or other code are on it.
+            CheckpointError: The source cannot be loaded by its own library.
+            VitLensError: The source is another tower in size, hooks are on the model, ``images`` do not fit it, or a
+                dtype has no bar.
+
+        >>> model.verify("mini", dtypes=[torch.float32]).passed
+        True
         """
         return verify(self, source, tag=tag, revision=revision, cache_dir=cache_dir, images=images, dtypes=dtypes)
 
@@ -272,16 +328,26 @@ class HookedViT(HookedTower):
         """Embed images, or return the residual stream that enters block ``stop_at_layer``.
 
         Args:
-            pixels: Preprocessed images (:meth:`preprocess`); with ``start_at_layer`` the residual stream.
-            start_at_layer: As in TransformerLens: the first block to run, on a residual stream that is given.
-            stop_at_layer: As in TransformerLens: exclusive, negative from the end.
+            pixels: Preprocessed images (:meth:`preprocess`); with ``start_at_layer`` a residual stream.
+            start_at_layer: The first block to run, as in TransformerLens; None embeds pixels first.
+            stop_at_layer: The first block not to run, as in TransformerLens, negative from the end; None runs all
+                blocks and the read-out.
             mask: Bool [pos pos] or [batch or 1, head or 1, pos, pos], True where a query (third axis) may look at a
                 key, in every block; None allows all.
+
+        Returns:
+            The image embeddings; with ``stop_at_layer`` the residual stream that enters that block.
 
         Raises:
             PreprocessError: Pixels, or a residual stream, of another size or kind, or not finite.
             VitLensError: A mask of another shape or dtype, or one that leaves a query nothing to look at.
             UnfiredHookError: A hook sits on a point before ``start_at_layer`` or behind ``stop_at_layer``.
+
+        >>> resid = model(pixels, stop_at_layer=3)
+        >>> resid.shape
+        torch.Size([2, 17, 128])
+        >>> bool(torch.allclose(model(resid, start_at_layer=3), model(pixels), atol=1e-4))
+        True
         """
         if torch.compiler.is_compiling() and self.hooked_names():  # which also makes a compiler watch every hook point
             return _uncompiled()(self, pixels, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, mask=mask)
@@ -313,19 +379,41 @@ class HookedViT(HookedTower):
     ) -> Float[Tensor, "batch channel height width"]:
         """Turn images (paths, PIL images, arrays, or a list of them) into pixels, as the model was trained.
 
+        Args:
+            images: One image or several; see :func:`vit_lens.images.load_image`.
+            layout: The order of the axes of arrays; None takes HWC for uint8 arrays, and float arrays must name it.
+
         Raises:
-            PreprocessError: The tower came without its preprocessing: set ``model.preprocess_spec``.
+            PreprocessError: The tower came without its preprocessing (set ``model.preprocess_spec``), or an array is
+                ambiguous.
             ImageError: Something is not a whole image.
+
+        >>> model.preprocess(images).shape
+        torch.Size([2, 3, 64, 64])
+        >>> model.preprocess(np.zeros((3, 80, 120)), layout="CHW").shape
+        torch.Size([1, 3, 64, 64])
         """
         return preprocess(images, self.spec(), layout=layout, dtype=self.dtype, device=self.device)
 
     def zero_embedding(self) -> Float[Tensor, "1 d_embed"]:
-        """Return the embedding of an all-zero pixel tensor, the negative condition of Kandinsky 2.2's decoder."""
+        """Return the embedding of an all-zero pixel tensor, the negative condition of Kandinsky 2.2's decoder.
+
+        >>> model.zero_embedding().shape
+        torch.Size([1, 128])
+        """
         pixels = torch.zeros(1, 3, *self.cfg.image_size, dtype=self.dtype, device=self.device)
         with torch.no_grad():
             return self(pixels)
 
     def spec(self) -> PreprocessSpec:
+        """Return how images become pixels for this tower.
+
+        Raises:
+            PreprocessError: The tower came without its preprocessing: set ``model.preprocess_spec``.
+
+        >>> model.spec().size, model.spec().resize_mode
+        ((64, 64), 'shortest')
+        """
         if self.preprocess_spec is None:
             raise PreprocessError(
                 f"{self.encoder_id} carries no preprocessing; copy the preprocessor_config.json of the model that it "

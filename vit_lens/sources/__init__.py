@@ -8,7 +8,6 @@ __all__ = [
     "SourceTower",
     "SupportedTower",
     "TowerSource",
-    "build",
     "embedded_encoder",
     "known_models",
     "load_module",
@@ -28,7 +27,7 @@ from vit_lens.sources.families.family import Blueprint, Family, SupportedTower
 from vit_lens.sources.modules import read_module, source_tower
 from vit_lens.sources.naming import embedded_encoder, resolve_name
 from vit_lens.sources.pretrained import load_module, read_pretrained
-from vit_lens.sources.recipe import Recipe, build
+from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.source_tower import SourceTower
 from vit_lens.sources.supported import supported_open_clip, supported_towers
 from vit_lens.sources.tower_source import TowerSource

@@ -43,7 +43,11 @@ _TIMM_FAMILIES = {
 
 
 def known_models() -> list[str]:
-    """Return every model name of the installed open_clip."""
+    """Return every model name of the installed open_clip.
+
+    >>> "ViT-B-32" in known_models()
+    True
+    """
     import open_clip
 
     return open_clip.list_models()
@@ -86,7 +90,15 @@ def tags_of(model: str) -> list[str]:
 
 @dataclass(frozen=True)
 class OpenClipName:
-    """One of open_clip's models, with a pretrained tag or the path of a checkpoint."""
+    """One of open_clip's models, with a pretrained tag or the path of a checkpoint.
+
+    Attributes:
+        model: The model's name.
+        tag: The pretrained tag, or the path of a checkpoint.
+
+    >>> OpenClipName("ViT-B-32", "openai").told
+    'ViT-B-32 (openai)'
+    """
 
     model: str
     tag: str | Path
@@ -103,11 +115,11 @@ class OpenClipWeights:
 
     Attributes:
         model: The model's name.
-        config: Its config.
-        tag: The pretrained tag, or None for a file.
-        entry: What the registry says about the tag.
-        path: Of a file, or None for a tag.
-        quick_gelu: Whether they are to be run with QuickGELU.
+        config: The model's config.
+        tag: The pretrained tag; None for a file.
+        entry: What open_clip's registry says about the tag; empty for a file.
+        path: The path of a file; None for a tag.
+        quick_gelu: Whether the weights are to be run with QuickGELU.
     """
 
     model: str
@@ -161,15 +173,20 @@ class OpenClipWeights:
 
 
 def open_clip_weights(name: OpenClipName, quick_gelu: bool | None = None) -> OpenClipWeights:
-    """Look up a name.
+    """Look up what weights a name of open_clip's stands for; nothing is fetched.
 
     Args:
         name: A model name with a tag, or with the path of a checkpoint, which does not say its activation.
-        quick_gelu: What the caller says about the activation.
+        quick_gelu: Whether a checkpoint was trained with QuickGELU, where its model name leaves that open; None where
+            something else says it.
 
     Raises:
         CheckpointError: There is no such model, tag or file; or the caller contradicts the tag, or says nothing where
             the model name leaves the activation open.
+
+    >>> weights = open_clip_weights(OpenClipName("ViT-B-32", "openai"))
+    >>> weights.encoder_id, weights.quick_gelu
+    ('open_clip/ViT-B-32/openai', True)
     """
     model, config = name.model, model_config(name.model)
     entry = _entry(model, name.tag) if isinstance(name.tag, str) else {}

@@ -37,16 +37,25 @@ def read_module(
     Args:
         tower: open_clip's ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` or their ``.visual``; timm's
             ``VisionTransformer``; Hugging Face's CLIP, SigLIP and DINOv2 models and vision models.
-        encoder_id: The id of the weights if it is known; else one made from their content.
-        copy: False makes the result share the tower's memory: nothing is copied, and an edit or a training step
-            of either shows in the other. Towers whose conversion computes (LayerScale, CoCa's query) refuse it.
-        image_size: For Hugging Face towers: the size at which their own ``interpolate_pos_encoding`` gives the
-            positions. None: the size of ``preprocess_spec`` for DINOv2, else the tower's own.
-        preprocess_spec: Used instead of what the source says about preprocessing.
+        encoder_id: The id of the weights if it is known; None makes one from their content.
+        copy: Whether the weights are copied. False makes the result share the tower's memory: an edit or a training
+            step of either shows in the other. Towers whose conversion computes (LayerScale, CoCa's query) refuse it.
+        image_size: The side, or (height, width), in pixels at which the ``interpolate_pos_encoding`` of Hugging Face's
+            towers gives the positions. None takes the size of ``preprocess_spec`` for DINOv2, else the tower's own.
+        preprocess_spec: How images become pixels; None takes what the tower carries, if it carries any.
 
     Raises:
         UnsupportedTowerError: The tower is not a plain ViT, or hooks or other code are on it.
         CheckpointError: The tower has no weights, parts that the conversion does not know, or cannot be shared.
+
+    >>> from transformers import CLIPVisionConfig, CLIPVisionModel
+    >>> sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    >>> source = read_module(CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=20, patch_size=5)))
+    >>> source.cfg.n_ctx, source.preprocess_spec
+    (17, None)
+    >>> read_module(nn.Linear(2, 2))
+    Traceback (most recent call last):
+    vit_lens.errors.UnsupportedTowerError: ...a Linear from torch.nn.modules.linear; known are ...
     """
     size = size_pair(image_size)
     family = family_of(tower)
@@ -66,7 +75,12 @@ def source_tower(module: nn.Module) -> SourceTower:
     """Return a tower in memory as something to listen to. The module is not changed.
 
     Raises:
-        UnsupportedTowerError: It is of no known kind, or hooks or other code are on it, which a copy would not run.
+        UnsupportedTowerError: The module is of no known kind, or hooks or other code are on it, which a copy would not
+            run.
+
+    >>> from vit_lens.sources import load_module, resolve_name
+    >>> source_tower(load_module(resolve_name("mini"), quick_gelu=False)).kind
+    'transformers CLIPModel'
     """
     if isinstance(module, SourceTower):
         _require_own_code(module.parts)

@@ -24,8 +24,19 @@ def resolve_name(
 ) -> OpenClipName | TowerFolder:
     """Say what a name means, by the rules of :func:`vit_lens.sources.read_pretrained`.
 
+    Args:
+        name: The name of a model, a Hub id or a local directory.
+        tag: The pretrained tag of an open_clip name, or the path of a checkpoint; None for any other name.
+        revision: The branch, tag or commit of a Hub id; None takes its main branch.
+        cache_dir: Where downloads are kept; None takes Hugging Face's default.
+
     Raises:
         CheckpointError: The name is unknown or ambiguous, or has no tag where it needs one.
+
+    >>> resolve_name("ViT-B-32/openai")
+    OpenClipName(model='ViT-B-32', tag='openai')
+    >>> resolve_name("facebook/dinov2-base").encoder_id  # nothing is fetched
+    'hf/facebook/dinov2-base'
     """
     if not isinstance(name, (str, Path)):
         raise CheckpointError(f"name={name!r} is a {type(name).__name__}; expected {_FORMS}")
@@ -46,7 +57,10 @@ def embedded_encoder(name: str | Path) -> Path | None:
     """Return the directory of the encoder that ships with the package, if a name is its name; else None.
 
     Raises:
-        CheckpointError: It is not in this installation.
+        CheckpointError: The encoder's files are not in this installation.
+
+    >>> embedded_encoder("mini").name, embedded_encoder("ViT-B-32")
+    ('encoder', None)
     """
     if name not in ("mini", MINI_ENCODER):
         return None

@@ -44,21 +44,26 @@ def read_pretrained(
     ``.``, ``/`` or ``~`` or names a directory here); a Hub id. Directories and Hub ids take ``:subfolder``.
 
     Args:
-        name: See above.
-        tag: For an open_clip name: a pretrained tag, or the path of a checkpoint (a ``Path`` is always a path).
-        quick_gelu: The activation of a local open_clip checkpoint, where its model name leaves that open.
-        dtype: Of the weights.
-        device: Of the weights; on ``meta`` names and shapes are checked and no value is read.
-        preprocess_spec: Used instead of what the source says about preprocessing.
-        revision: Branch, tag or commit on the Hub.
-        cache_dir: Where downloads are kept, instead of the default.
-        image_size: For Hugging Face towers: the size at which their own ``interpolate_pos_encoding`` gives the
-            positions. None: what DINOv2's image processor crops, else the size in the config.
+        name: The name, in one of the forms above.
+        tag: The pretrained tag of an open_clip name, or the path of a checkpoint (a ``Path`` is always a path); None
+            for any other name.
+        quick_gelu: Whether a local open_clip checkpoint was trained with QuickGELU, where its model name leaves that
+            open; None where something else says it.
+        dtype: The floating-point type that the weights are cast to.
+        device: Where the weights go; on ``meta`` names and shapes are checked and no value is read.
+        preprocess_spec: How images become pixels; None takes what the source says.
+        revision: The branch, tag or commit on the Hub; None takes the main branch.
+        cache_dir: Where downloads are kept; None takes the default of the library that downloads.
+        image_size: The side, or (height, width), in pixels at which the ``interpolate_pos_encoding`` of Hugging Face's
+            towers gives the positions. None takes what DINOv2's image processor crops, else the size in the config.
 
     Raises:
         CheckpointError: The name is unknown or ambiguous, files cannot be had, or tensors do not fit.
         UnsupportedTowerError: The tower is not a plain ViT.
         PreprocessError: The source's preprocessing is one that cannot be reproduced.
+
+    >>> read_pretrained("mini", device="meta").state_dict["unembed.W_U"]
+    tensor(..., device='meta', size=(128, 128))
     """
     size, dtype = size_pair(image_size), require_dtype(dtype)
     found = resolve_name(name, tag=tag, revision=revision, cache_dir=cache_dir)
@@ -81,11 +86,14 @@ def load_module(
 
     Args:
         found: What a name means, by :func:`vit_lens.sources.resolve_name`.
-        quick_gelu: The activation of a local open_clip checkpoint, which does not say it.
-        cache_dir: Where open_clip's downloads are kept.
+        quick_gelu: Whether a local open_clip checkpoint, which does not say it, is run with QuickGELU.
+        cache_dir: Where open_clip's downloads are kept; None takes open_clip's default.
 
     Raises:
         CheckpointError: There is nothing there that a family knows, or its library misses weights.
+
+    >>> type(load_module(resolve_name("mini"), quick_gelu=False)).__name__
+    'CLIPModel'
     """
     if isinstance(found, OpenClipName):
         return create_visual(found, file_quick_gelu=quick_gelu, cache_dir=cache_dir)

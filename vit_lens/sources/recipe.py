@@ -44,9 +44,17 @@ class Recipe:
     """Every tensor that a source must have, with its shape, and what becomes of it.
 
     Attributes:
-        allowed: Tensors that published files carry and that no weight is made of.
-        shapes: Name and shape of every tensor that the source must have.
-        steps: What is made of them.
+        allowed: The names of tensors that published files carry and that no weight is made of.
+        shapes: The name and shape of every tensor that the source must have.
+        steps: What is made of them, one step for each tensor of the result.
+
+    >>> recipe = Recipe()
+    >>> recipe.norm("ln_final", "post_layernorm", 8)
+    >>> recipe.shapes
+    {'post_layernorm.weight': (8,), 'post_layernorm.bias': (8,)}
+    >>> recipe.check({"post_layernorm.weight": torch.ones(8)})
+    Traceback (most recent call last):
+    vit_lens.errors.CheckpointError: the weights do not fit this tower (1 missing: post_layernorm.bias)
     """
 
     allowed: frozenset[str] = frozenset()
@@ -132,13 +140,13 @@ class Recipe:
         """Take every block from the names of its parts, which follow ``source`` and the block's number.
 
         Args:
-            cfg: The tower's sizes.
-            source: Of the blocks.
-            norms: Before attention and before the MLP.
-            qkv: As ``stems`` of :meth:`attention`.
-            out: The output map of attention.
-            mlp: The two linear maps of the MLP.
-            gains: LayerScale after attention and after the MLP, which is folded in.
+            cfg: The sizes of the tower.
+            source: The name of the list of blocks.
+            norms: The names of the norms before attention and before the MLP.
+            qkv: The names of queries, keys and values, as ``stems`` of :meth:`attention`.
+            out: The name of the output map of attention.
+            mlp: The names of the two linear maps of the MLP.
+            gains: The names of LayerScale after attention and after the MLP, which is folded in; None for none.
         """
         d, heads = cfg.d_model, (cfg.n_heads, cfg.d_head)
         for layer in range(cfg.n_layers):

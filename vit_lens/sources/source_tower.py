@@ -15,15 +15,22 @@ class SourceTower(nn.Module):
     """A tower of another library: pixels in, embedding out.
 
     Args:
-        kind: Library and class, for people.
+        kind: The library and class, for people.
         parts: What the embedding is computed with, and nothing else.
-        embed: From ``parts`` and pixels to the embedding; it must not close over modules, which are copied.
-        blocks: The transformer blocks.
+        embed: Makes the embedding of ``parts`` and pixels; it must not close over modules, which are copied.
+        blocks: The transformer blocks, in the order in which they run.
         final_norm: The LayerNorm that HookedViT calls ``ln_final``.
         is_folded: Whether HookedViT multiplies weights of it with each other when it loads them, which rounds once
             more; LayerScale is found by itself.
-        tokens_first: Whether blocks pass [pos batch d_model].
-        own_size: Image size (height, width) of its stored positions, where it interpolates them to another.
+        tokens_first: Whether blocks pass [pos batch d_model], and not [batch pos d_model].
+        own_size: The image size (height, width) in pixels of its stored positions, where it interpolates them to
+            another; None where it does not.
+
+    >>> from vit_lens.sources import load_module, resolve_name, source_tower
+    >>> source = source_tower(load_module(resolve_name("mini"), quick_gelu=False)).float()  # stored in float16
+    >>> with torch.no_grad():
+    ...     bool(torch.allclose(source(pixels), model(pixels), atol=1e-3))
+    True
     """
 
     def __init__(

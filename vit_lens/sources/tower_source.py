@@ -17,11 +17,16 @@ class TowerSource:
     """A tower's sizes and weights, ready for ``HookedViT``.
 
     Attributes:
-        cfg: Read from the instantiated tower, never from a name.
-        state_dict: Weights under HookedViT's names, LayerScale folded.
-        preprocess_spec: None if the source carries no preprocessing.
-        encoder_id: See :mod:`vit_lens.identity`.
-        aliases: Other ids of the same weights.
+        cfg: The sizes and switches, read from the instantiated tower, never from a name.
+        state_dict: The weights under HookedViT's names, LayerScale folded.
+        preprocess_spec: How images become pixels; None if the source carries no preprocessing.
+        encoder_id: The id that decoders and text banks know the weights by; see :mod:`vit_lens.identity`.
+        aliases: Other ids that the same weights are published under.
+
+    >>> from vit_lens.sources import read_pretrained
+    >>> source = read_pretrained("mini")
+    >>> source.encoder_id, source.cfg.n_layers, source.state_dict["blocks.0.attn.W_Q"].shape
+    ('vit_lens/mini', 8, torch.Size([8, 128, 16]))
     """
 
     cfg: HookedViTConfig

@@ -41,13 +41,24 @@ class TextBank:
 
     Attributes:
         captions: What the rows of ``embeds`` say; no two alike.
-        embeds: As the text tower gives them, or, with templates, the unit mean of unit embeddings.
-        logit_scale: Factor of the cosines (the exponential of CLIP's parameter).
-        logit_bias: Added to the logits of SigLIP, whose probabilities are sigmoids; None for CLIP, which takes a
-            softmax over the captions.
-        encoder_id: The image encoder that these embeddings are compared with.
-        templates: Prompts that every caption was put into, such as ``"a photo of a {}"``; none if it was embedded
-            as it stands.
+        embeds: The text embeddings as the tower gives them, or, with templates, the unit mean of unit embeddings.
+        logit_scale: The factor of the cosines (the exponential of CLIP's parameter), above 0.
+        logit_bias: What is added to the logits of SigLIP, whose probabilities are sigmoids; None for CLIP, which takes
+            a softmax over the captions.
+        encoder_id: The id of the image encoder that these embeddings are compared with.
+        templates: The prompts that every caption was put into, such as ``"a photo of a {}"``; empty if each was
+            embedded as it stands.
+
+    Raises:
+        TextError: Captions are none, empty or alike, an embedding is zero or not finite, ``logit_scale`` is not above
+            0, or there is no ``encoder_id``.
+
+    >>> bank
+    TextBank(6 captions for 'vit_lens/mini', d_embed=128)
+    >>> bank.cosines(model(pixels)).shape
+    torch.Size([2, 6])
+    >>> [bank.captions[best] for best in bank.probs(model(pixels)).argmax(-1)]
+    ['a blue star', 'a red ring']
     """
 
     captions: tuple[str, ...]
@@ -74,10 +85,17 @@ class TextBank:
 
     @classmethod
     def mini(cls, captions: Sequence[str] | None = None, *, templates: Sequence[str] = ()) -> "TextBank":
-        """Embed captions with the embedded pair's own text tower; by default every prompt of its world.
+        """Embed captions with the embedded pair's own text tower.
+
+        Args:
+            captions: The texts to embed; None takes every prompt of the pair's world.
+            templates: Prompts with ``{}`` where the caption goes; see :meth:`from_pretrained`.
 
         Raises:
             TextError: A caption has a word that the pair's tokenizer does not know; the message lists its words.
+
+        >>> vl.TextBank.mini(["a red star", "a blue ring"])
+        TextBank(2 captions for 'vit_lens/mini', d_embed=128)
         """
         return cls.from_pretrained("mini", mini_captions() if captions is None else captions, templates=templates)
 
@@ -96,18 +114,21 @@ class TextBank:
         """Embed captions with a CLIP or SigLIP in Hugging Face's format, text tower and tokenizer included.
 
         Args:
-            name: ``"mini"``, a Hub id ``owner/name``, or a local directory.
-            captions: Texts, or what goes into the templates.
+            name: What to load: ``"mini"``, a Hub id ``owner/name``, or a local directory.
+            captions: The texts to embed, or what goes into the templates.
             templates: Prompts with ``{}`` where the caption goes; the unit embeddings of all are averaged, as in
-                open_clip's zero-shot classifier.
+                open_clip's zero-shot classifier. None are needed.
             device: Where the text tower runs.
-            revision: Of a Hub repository.
-            cache_dir: Where downloads are kept.
-            progress: Show a bar.
+            revision: The branch, tag or commit of a Hub repository; None takes its main branch.
+            cache_dir: Where downloads are kept; None takes Hugging Face's default.
+            progress: Whether a progress bar is shown.
 
         Raises:
             TextError: There is no text tower of a known kind, or a caption cannot be tokenised whole.
             UnsupportedTowerError: Its image tower is not one that HookedViT reproduces.
+
+        >>> vl.TextBank.from_pretrained("mini", ["star", "ring"], templates=["a red {}", "a blue {}"]).captions
+        ('star', 'ring')
         """
         clip, tokenizer, encoder_id = whole_clips.from_pretrained(
             name, device=device, revision=revision, cache_dir=cache_dir
@@ -129,12 +150,24 @@ class TextBank:
     ) -> "TextBank":
         """Embed captions with an open_clip model by name, and pretrained tag or path of a local checkpoint.
 
-        ``quick_gelu`` is the activation of a local checkpoint where its model name leaves that open, as for
-        ``HookedViT.from_pretrained``.
+        Args:
+            name: The open_clip model name.
+            tag: The pretrained tag, or the path of a local checkpoint.
+            captions: The texts to embed, or what goes into the templates.
+            templates: Prompts with ``{}`` where the caption goes; see :meth:`from_pretrained`.
+            quick_gelu: Which activation a local checkpoint was trained with, where its model name leaves that open,
+                as for ``HookedViT.from_pretrained``; None where something else says it.
+            device: Where the text tower runs.
+            cache_dir: Where downloads are kept; None takes open_clip's default.
+            progress: Whether a progress bar is shown.
 
         Raises:
             TextError: A caption cannot be tokenised whole.
             CheckpointError: open_clip has no such model, or no such tag or file; or ``quick_gelu`` is needed.
+
+        >>> vl.TextBank.from_open_clip("ViT-B-32", "opnai", ["a photo of a cat"])
+        Traceback (most recent call last):
+        vit_lens.errors.CheckpointError: opnai is neither a file nor a pretrained tag of ViT-B-32 (openai, ...
         """
         clip, tokenizer, encoder_id = whole_clips.from_open_clip(
             name, tag, quick_gelu=quick_gelu, device=device, cache_dir=cache_dir
@@ -155,12 +188,12 @@ class TextBank:
         """Embed captions with a whole CLIP in memory: open_clip's, or Hugging Face's ``CLIPModel``, ``SiglipModel``.
 
         Args:
-            clip: Both towers.
-            tokenizer: open_clip's or Hugging Face's, the one that the text tower was trained with.
-            captions: Texts, or what goes into the templates.
-            encoder_id: Of the image tower; by default read from its weights, as ``HookedViT.from_module`` does.
+            clip: The whole model, image tower and text tower.
+            tokenizer: open_clip's or Hugging Face's tokenizer, the one that the text tower was trained with.
+            captions: The texts to embed, or what goes into the templates.
+            encoder_id: The id of the image tower; None makes one from its weights, as ``HookedViT.from_module`` does.
             templates: Prompts with ``{}`` where the caption goes; see :meth:`from_pretrained`.
-            progress: Show a bar.
+            progress: Whether a progress bar is shown.
 
         Raises:
             TextError: ``clip`` has no text tower of a known kind, a caption has unknown words or is cut, or a
@@ -182,15 +215,18 @@ class TextBank:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextBank":
-        """Read a saved bank.
+        """Read a bank that :meth:`save` wrote.
 
         Raises:
-            TextError: The file is missing, truncated, or not one of these.
+            TextError: The file is missing, truncated, or holds no text bank.
+
+        >>> vl.TextBank.load(bank.save(tmp / "bank.safetensors")).captions == bank.captions
+        True
         """
         return cls(**load_fields(cls, Path(path), _FORMAT, "bank", what="a text bank", error=TextError, advice=_ADVICE))
 
     def save(self, path: str | Path) -> Path:
-        """Write the bank as safetensors, whole or not at all.
+        """Write the bank as safetensors, whole or not at all, and return the path.
 
         Raises:
             OutputError: The file cannot be written.
@@ -211,7 +247,14 @@ class TextBank:
         return self.embeds / self.embeds.norm(dim=-1, keepdim=True)
 
     def cosines(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]:
-        """Return the cosine of every image embedding with every caption, in float32 or wider; nan for a zero vector."""
+        """Return the cosine of every image embedding with every caption, in float32 or wider; nan for a zero vector.
+
+        Raises:
+            TextError: The image embeddings have another width than the text embeddings.
+
+        >>> [round(value, 2) for value in bank.cosines(model(pixels))[0].tolist()]
+        [-0.06, 0.1, -0.28, -0.09, 0.03, 0.09]
+        """
         wide = torch.promote_types(torch.promote_types(image_embeds.dtype, self.embeds.dtype), torch.float32)
         if image_embeds.shape[-1] != self.embeds.shape[1]:
             raise TextError(
@@ -234,14 +277,24 @@ class TextBank:
         return self.to_logits(self.cosines(image_embeds))
 
     def probs(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]:
-        """Return the model's zero-shot probabilities, see :meth:`to_probs`."""
+        """Return the model's zero-shot probabilities, see :meth:`to_probs`.
+
+        >>> [round(value, 2) for value in bank.probs(model(pixels))[0].tolist()]
+        [0.0, 0.54, 0.0, 0.0, 0.05, 0.41]
+        """
         return self.to_probs(self.logits(image_embeds))
 
     def index(self, caption: str) -> int:
         """Return the row of a caption.
 
         Raises:
-            TextError: It is none of the bank's; the message names the nearest.
+            TextError: The bank has no such caption; the message names the nearest.
+
+        >>> bank.index("a red ring")
+        2
+        >>> bank.index("a red rig")
+        Traceback (most recent call last):
+        vit_lens.errors.TextError: no caption 'a red rig' in this bank; nearest: 'a red ring', ...
         """
         try:
             return self.captions.index(caption)
@@ -254,12 +307,15 @@ class TextBank:
         """Return the bank if it was made for the model's own embedding space.
 
         Args:
-            model: The image encoder.
-            other_encoder: Accept another id, for an image tower that was tuned towards this text tower; the widths
-                must be the same all the same.
+            model: The image encoder that the captions are to be compared with.
+            other_encoder: Whether another id is accepted, for an image tower that was tuned towards this text tower;
+                the widths must be the same all the same.
 
         Raises:
-            TextError: It was made for another encoder, or another width.
+            TextError: The bank was made for another encoder, or another width.
+
+        >>> bank.check(model) is bank
+        True
         """
         if self.embeds.shape[1] != model.cfg.d_embed:
             raise TextError(

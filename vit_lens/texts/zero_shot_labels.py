@@ -17,9 +17,18 @@ class ZeroShotLabels:
     """Groups of labels, each with its text embedding; an embedding gets the nearest label of every group.
 
     Attributes:
-        names: Labels of each group, for example ``{"colour": ("red", "green")}``.
-        embeds: Text embeddings of each group's labels, in the same order.
+        names: The labels of each group, for example ``{"colour": ("red", "green")}``.
+        embeds: The text embeddings of each group's labels, in the same order.
         only_if: Groups that are named only if another group has a value, such as ``{"symbol": ("overlay", "yes")}``.
+
+    Raises:
+        VitLensError: A group has not as many text embeddings as names.
+
+    >>> names = {"colour": ("red", "blue"), "shape": ("star", "ring")}
+    >>> prompts = {"colour": ["a red star", "a blue star"], "shape": ["a red star", "a red ring"]}
+    >>> labels = vl.ZeroShotLabels(names, {group: vl.TextBank.mini(texts).embeds for group, texts in prompts.items()})
+    >>> labels.label(model(pixels))
+    ['colour blue, shape star', 'colour red, shape ring']
     """
 
     names: Mapping[str, Sequence[str]]
@@ -32,7 +41,7 @@ class ZeroShotLabels:
                 raise VitLensError(f"labels {group!r}: {len(names)} names need as many text embeddings")
 
     def label(self, image_embeds: Float[Tensor, "batch d_embed"]) -> list[str]:
-        """Return one line per embedding: the best label of each group, by cosine."""
+        """Return one line for each embedding: the best label of each group, by cosine."""
         images = F.normalize(image_embeds.float(), dim=-1)
         nearest = {
             group: (images @ F.normalize(texts.float(), dim=-1).T).argmax(-1).tolist()

@@ -60,27 +60,29 @@ class CachingRootModule(LoudHookedRootModule):
         ``pos_slice`` cuts token positions and leaves pooled activations whole.
 
         Args:
-            *model_args: Of :meth:`forward`.
-            names_filter: A name, a list of names, or a predicate; None keeps every point that is not gated.
-            device: Where to keep activations.
-            remove_batch_dim: Drop the batch axis; for one image only.
-            incl_bwd: Also keep gradients, as ``<name>_grad``, of the sum of the output. With ``rows="readout"``, where
-                a row is the mean of the patches, the gradient with respect to that row.
-            reset_hooks_end: Remove the caching hooks afterwards.
-            clear_contexts: Empty the hook points' contexts.
-            pos_slice: An int, tuple, list, array or ``Slice`` of positions.
-            rows: ``readout`` keeps what lenses need, at the positions that the embedding is read from: a few
-                MB per image even for ViT-bigG.
-            at_steps: Of a run in steps (:meth:`step`), the indices of those to keep; None keeps all.
-            return_cache_object: False returns a plain dict.
-            **model_kwargs: Of :meth:`forward`.
+            *model_args: What :meth:`forward` takes.
+            names_filter: A name, a list of names, or a predicate on names; None keeps every point that is not gated.
+            device: Where activations are kept; None leaves them where they are.
+            remove_batch_dim: Whether the batch axis is dropped; for one image only.
+            incl_bwd: Whether gradients of the sum of the output are kept as well, as ``<name>_grad``. With
+                ``rows="readout"``, where a row is the mean of the patches, the gradient is with respect to that row.
+            reset_hooks_end: Whether the caching hooks are removed afterwards.
+            clear_contexts: Whether the contexts of the hook points are emptied afterwards.
+            pos_slice: The positions to keep, an int, tuple, list, array or ``Slice``; None keeps all.
+            rows: Which rows are kept: ``all``, or ``readout`` for what lenses need, at the positions that the embedding
+                is read from: a few MB per image even for ViT-bigG.
+            at_steps: The indices of the steps to keep, of a run in steps (:meth:`step`); None keeps all.
+            return_cache_object: Whether the cache is a :class:`ViTActivationCache`; False gives a plain dict.
+            **model_kwargs: What :meth:`forward` takes by name.
 
         Returns:
             The model's output and the cache; of a run in steps a :class:`vit_lens.hooking.SteppedCache`.
 
         Raises:
             UnknownHookError: ``names_filter`` selects nothing.
-            UnfiredHookError: It names a point before ``start_at_layer`` or behind ``stop_at_layer``.
+            UnfiredHookError: ``names_filter`` names a point before ``start_at_layer`` or behind ``stop_at_layer``.
+            VitLensError: ``rows`` is none of the two, or goes with another cut; or gradients are asked for where there
+                are none.
         """
         if rows not in ("all", "readout"):
             raise VitLensError(f"rows={rows!r}; expected 'all' or 'readout'")
@@ -179,7 +181,7 @@ class CachingRootModule(LoudHookedRootModule):
         """Raise if a temporary hook sits where a call from ``start_at_layer`` to ``stop_at_layer`` does not come by.
 
         Raises:
-            UnfiredHookError: It does.
+            UnfiredHookError: A hook sits there; the message names it.
         """
         if start_at_layer is not None or stop_at_layer is not None:
             self.check_hooks_can_fire(self.reaches(start_at_layer, stop_at_layer), _span(start_at_layer, stop_at_layer))

@@ -41,15 +41,18 @@ class Tower(Protocol):
     another library's modules can keep it too.
 
     Attributes:
-        cfg: Sizes and switches.
+        cfg: The sizes and switches of the tower.
         hook_dict: The hook points by name.
-        blocks: The transformer blocks.
+        blocks: The transformer blocks, in the order in which they run.
         ln_final: The norm behind the last block.
-        readout: How the output is read.
-        streams: What parts add up in.
-        device: Where the weights are.
-        encoder_id: Which weights these are.
+        readout: How the output is read off the last residual stream.
+        streams: What parts add up in: the residual stream, then that of attention pooling, where there is any.
+        device: The device of the weights.
+        encoder_id: The id that decoders and text banks know the weights by.
         fingerprint: Sixteen digits that identify the weights by content.
+
+    >>> isinstance(model, Tower)
+    True
     """
 
     hook_dict: dict[str, HookPoint]

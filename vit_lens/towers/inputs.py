@@ -13,8 +13,16 @@ from vit_lens.errors import PreprocessError, VitLensError
 def whole_mask(mask: Tensor, batch: int, cfg: HookedViTConfig) -> Bool[Tensor, "#batch #head pos pos"]:
     """Return a mask as [batch or 1, head or 1, pos, pos]: True where a query (third axis) may look at a key.
 
+    Args:
+        mask: Bool [pos pos], or with both axes before them.
+        batch: The number of images that it is for.
+        cfg: The config of the tower.
+
     Raises:
-        VitLensError: It is of another shape or dtype, or leaves a query nothing to look at.
+        VitLensError: The mask is of another shape or dtype, or leaves a query nothing to look at.
+
+    >>> whole_mask(torch.ones(17, 17, dtype=torch.bool), 2, model.cfg).shape
+    torch.Size([1, 1, 17, 17])
     """
     n_heads, n_ctx = cfg.n_heads, cfg.n_ctx
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else None
@@ -40,12 +48,17 @@ def check_input(x: Tensor, expected: tuple[int, ...], like: Tensor) -> None:
     """Raise unless ``x`` holds whole pixels, or a residual stream, of the dtype and device of ``like``.
 
     Args:
-        x: What was given.
+        x: The tensor that the model was given.
         expected: Its shape but for the batch: (channel, height, width), or (pos, d_model).
-        like: A weight of the model.
+        like: A weight of the model, whose dtype and device count.
 
     Raises:
-        PreprocessError: It does not; the message says what was expected.
+        PreprocessError: The tensor is of another shape, dtype or device, or not finite; the message says what was
+            expected.
+
+    >>> check_input(torch.zeros(1, 3, 32, 32), (3, 64, 64), model.W_E)
+    Traceback (most recent call last):
+    vit_lens.errors.PreprocessError: pixels of shape (1, 3, 32, 32); expected (batch, 3, 64, 64); ...
     """
     name, advice = "pixels", "model.preprocess(images) gives the right ones"
     if len(expected) == 2:

@@ -29,7 +29,14 @@ from vit_lens.hooking import is_hooked
 
 
 class Embed(nn.Module):
-    """Cut the image into patches, project them and put class token and registers before them."""
+    """Cut the image into patches, project them and put class token and registers before them.
+
+    Args:
+        cfg: The config of the tower.
+
+    >>> Embed(model.cfg)(pixels).shape
+    torch.Size([2, 17, 128])
+    """
 
     def __init__(self, cfg: HookedViTConfig):
         super().__init__()
@@ -50,7 +57,14 @@ class Embed(nn.Module):
 
 
 class PosEmbed(nn.Module):
-    """The learned position embeddings, one for each token; zero where the source has none (registers)."""
+    """The learned position embeddings, one for each token; zero where the source has none (registers).
+
+    Args:
+        cfg: The config of the tower.
+
+    >>> PosEmbed(model.cfg)(2).shape
+    torch.Size([2, 17, 128])
+    """
 
     def __init__(self, cfg: HookedViTConfig):
         super().__init__()
@@ -67,6 +81,18 @@ class LayerNorm(nn.Module):
     with weight and bias applied, which is what the next matrices read, as in TransformerLens 2 (later versions fire
     it before weight and bias). Statistics of half-precision inputs are taken in float32, by torch's kernels too, as
     open_clip's ``LayerNormFp32`` does.
+
+    Args:
+        d_model: The width of what is normed.
+        eps: What is added to the variance before the square root.
+
+    >>> norm = LayerNorm(4, eps=0.0)
+    >>> x = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    >>> norm.read(x).round(decimals=2).tolist()
+    [[-1.0, -1.0, 1.0, 1.0]]
+    >>> centred, scale = norm.split(x)
+    >>> centred.tolist(), scale.tolist()
+    ([[-1.0, -1.0, 1.0, 1.0]], [[1.0]])
     """
 
     def __init__(self, d_model: int, eps: float | int):
@@ -141,6 +167,15 @@ class PreNorm(LayerNorm):
 
     With ``s`` the scale of ``e + p``, the output is ``(e - mean e) / s * w + b`` plus ``(p - mean p) / s * w``.
     So the position part depends on the image through ``s``.
+
+    Args:
+        d_model: The width of the embeddings.
+        eps: What is added to the variance before the square root.
+
+    >>> patches, positions = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    >>> norm = PreNorm(8, eps=1e-5)
+    >>> bool(torch.allclose(sum(norm(patches, positions)), norm.read(patches + positions), atol=1e-5))
+    True
     """
 
     def __init__(self, d_model: int, eps: float | int):
@@ -161,8 +196,12 @@ class Attention(nn.Module):
     """Multi-head attention, one weight matrix per head.
 
     Args:
-        cfg: The tower's.
-        pool: Sizes of attention pooling; without them tokens attend to each other.
+        cfg: The config of the tower.
+        pool: The sizes of attention pooling, where one query attends; None where tokens attend to each other.
+
+    >>> attn, normed = model.blocks[3].attn, cache["normalized", 3, "ln1"]
+    >>> attn.W_Q.shape, attn(normed, normed, normed).shape
+    (torch.Size([8, 128, 16]), torch.Size([2, 17, 128]))
     """
 
     W_Q: nn.Parameter

@@ -66,13 +66,17 @@ def process(
     """Return weights and config that compute the same function, and what was done; see ``HookedViT.process_weights``.
 
     Args:
-        state_dict: Of the model.
-        cfg: Of the model.
-        steps: To do, in this order.
-        done: What was done to the model before.
+        state_dict: The weights of the model.
+        cfg: The config of the model.
+        steps: The steps to do; their order does not count.
+        done: What was done to the model before; None for nothing.
 
     Raises:
         VitLensError: No step is asked for.
+
+    >>> weights, cfg, done = process(model.state_dict(), model.cfg, ["fold_value_biases"], None)
+    >>> bool(weights["blocks.0.attn.b_V"].any()), done.steps
+    (False, ('fold_value_biases',))
     """
     if not steps:
         raise VitLensError(f"no step is asked for; set one of {', '.join(get_args(Step))} to True")

@@ -63,12 +63,18 @@ class Readout(ABC):
     """How a tower's output is read; a kind of read-out says which rows count, and what becomes of them.
 
     Attributes:
-        cfg: Of the tower.
+        cfg: The config of the tower.
         ln_final: The norm behind the last block.
         unembed: The projection; None where the output is the pooled vector itself.
-        attn_pool: Attention pooling, where there is any.
-        n_prefix: Tokens before an image's patches.
-        ends: The position at which each text ends.
+        attn_pool: The layers of attention pooling; None where there is none.
+        n_prefix: The number of tokens before an image's patches.
+        ends: The position at which each text ends, counted from 0; None where the output is not read at an end.
+
+    >>> readout, resid = model.readout, cache["resid_post", 7]
+    >>> readout.kind, readout.rows(resid).shape
+    ('cls', torch.Size([2, 1, 128]))
+    >>> bool(torch.allclose(readout.read(readout.rows(resid)), model(pixels), atol=1e-4))
+    True
     """
 
     cfg: TowerConfig
@@ -155,7 +161,11 @@ class Readout(ABC):
 
 
 class ClassToken(Readout):
-    """The class token is normed and projected (CLIP)."""
+    """The class token is normed and projected (CLIP).
+
+    >>> isinstance(model.readout, ClassToken), model.readout.positions(model.cfg.n_ctx)
+    (True, range(0, 1))
+    """
 
     kind = "cls"
     words = "the class token"
@@ -286,8 +296,8 @@ class FrozenPooling:
     """What comes between normed rows and the output, as a linear map: here their mean, and the projection.
 
     Args:
-        readout: The read-out.
-        cache: Of the run.
+        readout: The read-out of the tower.
+        cache: The cache of the run.
     """
 
     def __init__(self, readout: Readout, cache: Activations):
@@ -327,8 +337,24 @@ class FrozenPooling:
 class FrozenAttentionPooling(FrozenPooling):
     """Attention pooling at the pattern of a run, and at the scale of the norm behind it.
 
+    Args:
+        readout: The read-out of the tower, which pools by attention.
+        cache: The cache of the run.
+
     Attributes:
         pattern: How much attention each head gave to each token.
+        scale: What the norm behind pooling divided the pooled vector by, [batch 1]; None where there is no such norm.
+        mlp_out: What the MLP added to the pooled vector, [batch d_pooled]; None where there is no MLP.
+
+    Raises:
+        UnknownHookError: The cache lacks an activation; the message names it.
+
+    >>> from dataclasses import replace
+    >>> from vit_lens.config import AttentionPoolConfig
+    >>> sizes = AttentionPoolConfig(n_heads=4, d_head=32, d_model=128, d_mlp=None, has_ln_post=True)
+    >>> pooling = vl.HookedViT(replace(model.cfg, pool="attn", attn_pool=sizes))
+    >>> pooling.readout.frozen(pooling.run_with_cache(pixels)[1]).pattern.shape
+    torch.Size([2, 4, 17])
     """
 
     def __init__(self, readout: AttentionPooling, cache: Activations):
@@ -382,12 +408,20 @@ class FrozenTokens:
     """``output[token] = map(residual[token]) + constant``: every token by itself, at the norm's scale in the run.
 
     Args:
-        readout: The read-out.
-        cache: Of the run.
+        readout: The read-out of the tower, which reads every token.
+        cache: The cache of the run.
 
     Attributes:
         scale: What the last norm divided each token by.
-        constant: The output of a residual of zeros.
+        constant: The output of a residual stream of zeros.
+
+    Raises:
+        UnknownHookError: The cache holds neither the scale of the last norm nor what that norm reads.
+
+    >>> every = AllTokens(model.cfg, model.ln_final, model.unembed)
+    >>> frozen, resid = every.frozen(cache), cache["resid_post", 7]
+    >>> bool(torch.allclose(frozen(resid) + frozen.constant, every.read(resid), atol=1e-4))
+    True
     """
 
     def __init__(self, readout: AllTokens, cache: Activations):

@@ -22,7 +22,15 @@ class Stream(ABC):
     """What sites write to, and how its end becomes the output.
 
     Args:
-        readout: Of the tower.
+        readout: The read-out of the tower.
+
+    >>> (stream,) = model.streams
+    >>> stream.start, stream.writes[-2:]
+    ('blocks.0.hook_resid_pre', ('blocks.7.hook_attn_out', 'blocks.7.hook_mlp_out'))
+    >>> stream.after(Site.parse("L6.resid_post"))
+    ['blocks.7.hook_attn_out', 'blocks.7.hook_mlp_out']
+    >>> bool(torch.allclose(stream.read(stream.last(cache)), model(pixels), atol=1e-4))
+    True
     """
 
     start: str | None = None
@@ -106,17 +114,41 @@ class PoolingStream(Stream):
 
 
 def write_of(site: Site) -> str:
-    """Return the hook point of what a site adds to its stream: for a head, all of its attention."""
+    """Return the hook point of what a site adds to its stream: for a head, all of its attention.
+
+    >>> write_of(Site.parse("L3H4")), write_of(Site.parse("L3.mlp"))
+    ('blocks.3.hook_attn_out', 'blocks.3.hook_mlp_out')
+    """
     return site.hook_name if site.head is None else site.hook_name.replace("attn.hook_z", "hook_attn_out")
 
 
 def read_wide(cache: Activations, name: str) -> Float[Tensor, "batch row *axes"]:
-    """Return an activation at the read-out rows, in float32 or wider, on the model's device."""
+    """Return an activation at the read-out rows, in float32 or wider, on the model's device.
+
+    Args:
+        cache: The cache of a run.
+        name: The name of a hook point.
+
+    Raises:
+        UnknownHookError: The cache does not hold it.
+        LensError: The cache has lost its batch axis, or positions.
+
+    >>> read_wide(cache, "blocks.3.hook_mlp_out").shape
+    torch.Size([2, 1, 128])
+    """
     rows = cache.readout(name)
     return rows.to(device=cache.model.device, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 def by_stream(streams: Sequence[Stream], sites: Sequence[Site]) -> list[tuple[Stream, list[Site]]]:
-    """Return the streams that some of the sites write to, each with its sites in their order."""
+    """Return the streams that some of the sites write to, each with its sites in their order.
+
+    Args:
+        streams: The streams of a tower, the residual stream first.
+        sites: Sites of the tower.
+
+    >>> [(type(stream).__name__, len(sites)) for stream, sites in by_stream(model.streams, Site.heads(model))]
+    [('ResidualStream', 64)]
+    """
     groups = [[site for site in sites if site.is_pool == bool(at)] for at in range(len(streams))]
     return [(stream, some) for stream, some in zip(streams, groups, strict=True) if some]

@@ -48,8 +48,16 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
     :meth:`readout_of`. Everything else that lenses, attribution and interventions need (:class:`Tower`) follows.
 
     Args:
-        cfg: Sizes and switches.
-        encoder_id: Which weights these are; by default the content's fingerprint.
+        cfg: The sizes and switches of the tower.
+        encoder_id: The id that decoders and text banks know the weights by; by default ``module@`` and the
+            :attr:`fingerprint`.
+
+    >>> model.OV.shape, model.dtype, model.edited
+    (torch.Size([8, 8, 128, 128]), torch.float32, False)
+    >>> model.readout_rows(cache["resid_post", 3]).shape, model.stream_of(Site.parse("L3H4")).start
+    (torch.Size([2, 1, 128]), 'blocks.0.hook_resid_pre')
+    >>> bool(torch.allclose(model.embed_rows(cache["resid_post", 7][:, :1]), model(pixels), atol=1e-4))
+    True
     """
 
     cfg: TowerConfig
@@ -83,14 +91,20 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """Return what ``forward`` takes; a kind of tower says how.
 
         Raises:
-            VitLensError: It does not.
+            VitLensError: This kind of tower preprocesses nothing.
         """
         raise VitLensError(f"a {type(self).__name__} takes tensors as its forward pass does; it preprocesses nothing")
 
     def run_blocks(
         self, resid: Float[Tensor, "batch pos d_model"], blocks: range, mask: Tensor | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Run some blocks on a residual stream; a causal tower adds its own mask to the one that is given."""
+        """Run some blocks on a residual stream; a causal tower adds its own mask to the one that is given.
+
+        Args:
+            resid: The residual stream that enters the first of them.
+            blocks: The indices of the blocks, as :meth:`blocks_to_run` gives them.
+            mask: True where a query may look at a key; None allows all.
+        """
         n_pos = resid.shape[1]
         if self.cfg.is_causal:
             seen = torch.ones(1, 1, n_pos, n_pos, dtype=torch.bool, device=resid.device).tril()
@@ -103,7 +117,12 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
     def read_out(
         self, resid: Float[Tensor, "batch pos d_model"], readout: Readout | None = None
     ) -> Float[Tensor, "batch *row d_embed"]:
-        """Return the output of a last residual, past the hook points."""
+        """Return the output of a last residual, past the hook points.
+
+        Args:
+            resid: The residual stream that leaves the last block.
+            readout: How it is read; None takes the tower's own.
+        """
         pooled = self.hook_pooled((readout or self.readout).pool(resid))
         return self.hook_image_embeds(pooled if self.unembed is None else self.unembed(pooled))
 
@@ -118,8 +137,8 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """Return the read-out of a run; the same for all, but where texts are read at their ends.
 
         Args:
-            *model_args: Of the run.
-            ends: The position at which each text ends.
+            *model_args: What the run was given.
+            ends: The position at which each text ends; None for images.
         """
         n_prefix = getattr(self.cfg, "n_prefix", 0)
         return readout_of(self.cfg, self.ln_final, self.unembed, self.attn_pool, n_prefix=n_prefix, ends=ends)
@@ -187,7 +206,11 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
     # ---- which hook points, which positions --------------------------------------------------------------
 
     def pos_axis(self, name: str) -> int | None:
-        """Return the axis of token positions of a hook point's activation, or None if it is pooled."""
+        """Return the axis of token positions of a hook point's activation, or None if it is pooled.
+
+        >>> model.pos_axis("blocks.3.attn.hook_pattern"), model.pos_axis("hook_pooled")
+        (2, None)
+        """
         last = name.rsplit(".", 1)[-1]
         if last in _POOLED:
             return 1 if self.cfg.pool == "all" else None
@@ -208,6 +231,9 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
 
         Raises:
             VitLensError: A layer is out of range, or the first lies behind the last.
+
+        >>> model.blocks_to_run(2, -1)
+        range(2, 7)
         """
         first = 0 if start_at_layer is None else self._layer("start_at_layer", start_at_layer)
         last = self.cfg.n_layers if stop_at_layer is None else self._layer("stop_at_layer", stop_at_layer)
@@ -225,7 +251,12 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
     def reaches(
         self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None
     ) -> Callable[[str], bool]:
-        """Return a predicate: whether a hook point fires in a call from ``start_at_layer`` to ``stop_at_layer``."""
+        """Return a predicate: whether a hook point fires in a call from ``start_at_layer`` to ``stop_at_layer``.
+
+        >>> reached = model.reaches(None, 2)
+        >>> reached("blocks.1.hook_mlp_out"), reached("blocks.2.hook_mlp_out")
+        (True, False)
+        """
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
 
         def reached(name: str) -> bool:
@@ -240,17 +271,17 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.ln_final.w.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The floating-point type of the weights."""
         return self.ln_final.w.dtype
 
     @property
     def encoder_id(self) -> str:
-        """Which encoder this is; decoders are made for one."""
+        """The id of the weights; decoders, text banks and reference means are made for one."""
         return self._encoder_id or f"module@{self.fingerprint}"
 
     @property
@@ -310,8 +341,16 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
     ) -> Float[Tensor, " d_model"]:
         """Return the sum of the biases written below a layer; with ``mlp_input`` also its own ``b_O``.
 
+        Args:
+            layer: The first layer whose biases do not count, negative from the end.
+            mlp_input: Whether the layer's own ``b_O`` counts, which its MLP reads.
+            include_mlp_biases: Whether the biases of MLPs count.
+
         Raises:
             VitLensError: There is no such layer.
+
+        >>> model.accumulated_bias(2).shape
+        torch.Size([128])
         """
         until = self._layer("layer", layer)
         if mlp_input and until == self.cfg.n_layers:

@@ -24,10 +24,10 @@ class Vocabulary(nn.Module):
 
     @property
     def vocabulary(self) -> CaptionBank | None:
-        """Captions that :meth:`to_single_token` and the cache's ``logit_attrs`` and ``logit_lens`` know.
+        """The captions that :meth:`to_single_token` and the cache's ``logit_attrs`` and ``logit_lens`` know.
 
         Raises:
-            VitLensError: On setting captions that were embedded for another encoder.
+            VitLensError: What is set is no text bank, or its captions were embedded for another encoder.
         """
         return self._vocabulary
 

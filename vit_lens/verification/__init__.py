@@ -3,15 +3,12 @@
 __all__ = [
     "BARS",
     "Difference",
-    "SourceTower",
     "Verification",
     "exact_float32",
     "load_source",
-    "source_tower",
     "verify",
 ]
 
-from vit_lens.sources import SourceTower, source_tower
 from vit_lens.verification.copying import exact_float32
 from vit_lens.verification.lockstep import Difference
 from vit_lens.verification.result import BARS, Verification

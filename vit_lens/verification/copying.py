@@ -60,7 +60,12 @@ def cast_while_running(block: nn.Module, *dtypes: torch.dtype) -> Iterator[None]
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Compute float32 as float32 on a GPU too: convolutions there round to 10 bits unless told not to."""
+    """Compute float32 as float32 on a GPU too: convolutions there round to 10 bits unless told not to.
+
+    >>> with exact_float32():
+    ...     torch.backends.cudnn.allow_tf32
+    False
+    """
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

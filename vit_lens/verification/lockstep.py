@@ -24,9 +24,12 @@ class Difference:
     """How far two runs are apart at one place.
 
     Attributes:
-        place: ``into L0``, ``L0`` (what leaves block 0), ..., ``final norm``, ``embedding``.
-        max_diff: Largest absolute difference.
-        max_source: Largest absolute value of the source.
+        place: Where both were looked at: ``into L0``, ``L0`` (what leaves block 0), ..., ``final norm``, ``embedding``.
+        max_diff: The largest absolute difference.
+        max_source: The largest absolute value of the source.
+
+    >>> Difference(place="L3", max_diff=1e-6, max_source=20.0).relative
+    5e-08
     """
 
     place: str

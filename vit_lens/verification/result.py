@@ -39,14 +39,20 @@ class Verification:
     """How far a model is from its source, layer by layer; printing it shows the table and the verdict.
 
     Attributes:
-        differences: For each dtype, from the first layer to the embedding.
-        bars: For each dtype, the largest relative difference that passes.
-        faults: Settings that differ from the source, as sentences.
+        differences: The differences in each dtype, from the first layer to the embedding.
+        bars: The largest relative difference that passes in each dtype.
+        faults: The settings that differ from the source, as sentences; empty where none does.
         model: The model's encoder id.
-        fingerprint: Of the model's weights.
+        fingerprint: The fingerprint of the model's weights.
         source: Library and class of the source, and the name that it was loaded by.
-        inputs: What both saw.
-        notes: What was compared otherwise than as it is.
+        inputs: What both saw, in words.
+        notes: What was compared otherwise than as it is, as sentences.
+
+    >>> found = model.verify("mini", dtypes=[torch.float64])
+    >>> found.passed, found.failure, found.source
+    (True, None, 'transformers CLIPModel of vit_lens/mini')
+    >>> found.to_frame().place.tolist()[:3], found.to_text().splitlines()[-1]
+    (['into L0', 'L0', 'L1'], 'PASS')
     """
 
     differences: Mapping[torch.dtype, Sequence[Difference]]

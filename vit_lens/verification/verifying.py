@@ -42,21 +42,30 @@ def verify(
     precision is compared with a source rounded likewise. float32 is computed as float32 on a GPU too.
 
     Args:
-        model: Processed weights are fine; see :func:`vit_lens.verification.lockstep.differences`.
+        model: The model to check, whose weights may be processed, without hooks.
         source: The tower in memory (open_clip, timm or Hugging Face), or a name as for ``HookedViT.from_pretrained``,
             which is then loaded with its own library.
-        tag: With a name: the pretrained tag or checkpoint of an open_clip model.
-        revision: With a name on the Hub: branch, tag or commit.
-        cache_dir: With a name: where downloads are kept.
-        images: To look at as well: pixels [batch channel height width], or images as ``model.preprocess`` takes them.
-        dtypes: To compare in; by default float32, bfloat16 and float64, which sees what the others cannot; for a
-            float64 model float64 alone.
+        tag: The pretrained tag, or path of a checkpoint, of an open_clip name; None for any other source.
+        revision: The branch, tag or commit of a name on the Hub; None takes its main branch.
+        cache_dir: Where downloads are kept; None takes the default of the library that downloads.
+        images: What both look at besides noise: pixels [batch channel height width], or images as
+            ``model.preprocess`` takes them; None for nothing.
+        dtypes: What to compute in; None takes float32, bfloat16 and float64, which sees what the others cannot, and
+            for a float64 model float64 alone.
 
     Raises:
         UnsupportedTowerError: The source is of no known kind, or hooks or other code are on it.
         CheckpointError: The source cannot be loaded by its own library.
         VitLensError: The source is another tower in size, hooks are on the model, ``images`` do not fit it,
             or a dtype has no bar.
+
+    >>> verify(model, "mini", images=images, dtypes=[torch.float32]).passed
+    True
+    >>> broken = vl.HookedViT.from_pretrained("mini")
+    >>> with torch.no_grad():
+    ...     broken.blocks[3].mlp.b_out += 1
+    >>> verify(broken, "mini", dtypes=[torch.float32]).failure
+    'block L3 is off by ... in float32, where the bar is 1e-05'
     """
     where: dict[str, Any] = {"tag": tag, "revision": revision, "cache_dir": cache_dir}
     if isinstance(source, nn.Module) and (given := [name for name, value in where.items() if value is not None]):
@@ -95,18 +104,22 @@ def load_source(
     """Load the weights of a name with the library that published them, wherever ``model`` came from.
 
     Args:
-        name: As for ``HookedViT.from_pretrained``.
-        model: What is to be compared; where a local open_clip checkpoint leaves the activation open, the model's is
+        name: The name of the weights, as for ``HookedViT.from_pretrained``.
+        model: The model to be compared; where a local open_clip checkpoint leaves the activation open, the model's is
             taken.
-        tag: As for ``HookedViT.from_pretrained``.
-        revision: As for ``HookedViT.from_pretrained``.
-        cache_dir: As for ``HookedViT.from_pretrained``.
+        tag: The pretrained tag, or path of a checkpoint, of an open_clip name; None for any other name.
+        revision: The branch, tag or commit of a name on the Hub; None takes its main branch.
+        cache_dir: Where downloads are kept; None takes the default of the library that downloads.
 
     Returns:
         The tower, of the model's dtype and on its device; ``kind`` says where it was loaded from.
 
     Raises:
         CheckpointError: There is nothing of this name, or that library cannot load it.
+
+    >>> source = load_source("mini", model)
+    >>> source.kind, len(source.blocks)
+    ('transformers CLIPModel of vit_lens/mini', 8)
     """
     from safetensors import SafetensorError
 

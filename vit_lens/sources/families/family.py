@@ -26,12 +26,16 @@ class SupportedTower:
     """A row of the table of towers.
 
     Attributes:
-        name: open_clip's model name, or a class of another library.
-        library: Where the name is from.
-        tier: ``A``: CLIP's own equations (CLS or mean pooling, GELU or QuickGELU). ``B``: attention pooling, no class
-            token, registers, a patch bias or tanh GELU as well. None: not covered.
+        name: The name of open_clip's model, or of a class of another library.
+        library: The library that the name is from.
+        tier: How it is covered: ``A`` for CLIP's own equations (CLS or mean pooling, GELU or QuickGELU); ``B`` where
+            there is attention pooling, no class token, registers, a patch bias or tanh GELU as well; None where it is
+            not covered.
         reason: Why a tower is not covered; empty where it is.
-        tags: Pretrained tags of open_clip.
+        tags: The pretrained tags of open_clip; empty for another library.
+
+    >>> SupportedTower(name="SiglipModel", library="transformers", tier="B").supported
+    True
     """
 
     name: str
@@ -51,8 +55,8 @@ class Blueprint:
     """What a family learns from a tower without looking at its values.
 
     Attributes:
-        cfg: Its sizes and switches.
-        recipe: From the source's tensors (of which it reads names and shapes) to how they are converted.
+        cfg: The sizes and switches of the tower.
+        recipe: Says how the source's tensors, of which it reads names and shapes, are converted.
     """
 
     cfg: HookedViTConfig
@@ -66,16 +70,16 @@ class Family(ABC):
     ``model_types`` on and :meth:`build`, and :meth:`load` to be verified by name.
 
     Attributes:
-        towers: In words, for messages.
-        homes: Modules of Python, or packages, whose classes are of this family.
-        classes: Names of those classes, subclasses included; empty for every class of ``homes``.
-        tier: Of the table of towers.
-        unused: Prefixes of submodules of a whole model that its image embedding does not run through.
-        vision_prefix: What a whole model's tensors of the tower are called by.
-        text_prefixes: What its tensors that are not the tower's are called by.
-        config_file: The file that describes a tower in a directory.
-        model_types: What ``model_type`` in it says, each with what the family keeps about it.
-        weight_files: Names that weights are looked for by, the first that is there.
+        towers: The family's towers in words, for messages.
+        homes: The modules of Python, or packages, whose classes are of this family.
+        classes: The names of those classes, subclasses included; empty for every class of ``homes``.
+        tier: The tier of the family's classes in the table of towers.
+        unused: The prefixes of submodules of a whole model that its image embedding does not run through.
+        vision_prefix: What the names of the tower's tensors begin with in a whole model.
+        text_prefixes: What the names of the other tensors of a whole model begin with.
+        config_file: The name of the file that describes a tower in a directory.
+        model_types: What ``model_type`` in that file may say, each with what the family keeps about it.
+        weight_files: The names that weights are looked for by; the first that is there counts.
     """
 
     towers: str
@@ -111,7 +115,7 @@ class Family(ABC):
 
         Args:
             tower: A module that the family owns.
-            image_size: To fit the positions to; None for the tower's own.
+            image_size: The (height, width) in pixels to fit the positions to; None for the tower's own.
 
         Raises:
             UnsupportedTowerError: The tower would not be exact; the message names the part.
@@ -122,7 +126,7 @@ class Family(ABC):
         """Return a tower as something to run and to compare with, block by block.
 
         Raises:
-            UnsupportedTowerError: It cannot be run so.
+            UnsupportedTowerError: The tower cannot be run block by block.
         """
 
     def tensors(self, tower: Any) -> dict[str, Tensor]:
@@ -170,7 +174,7 @@ class Family(ABC):
         """Whether the content of ``config_file`` describes a tower of this family.
 
         Raises:
-            UnsupportedTowerError: It describes a relative that would not be exact.
+            UnsupportedTowerError: The config describes a relative that would not be exact.
         """
         return str(config.get("model_type")) in self.model_types
 
@@ -179,8 +183,8 @@ class Family(ABC):
 
         Args:
             config: The content of ``config_file``.
-            path: Of that file, for messages.
-            names: Of the tensors that there are, as by :meth:`names`.
+            path: The path of that file, for messages.
+            names: The names of the tensors that there are, as :meth:`names` gives them.
 
         Raises:
             CheckpointError: The config is incomplete.

@@ -33,13 +33,27 @@ class ViTActivationCache(Norms, Streams, Heads, Neurons, Scores):
     Where rows are ``readout``, they stand in the place of positions.
 
     Args:
-        cache_dict: Activations by full hook name; gradients as ``<name>_grad``. Entries under other names are
+        cache_dict: The activations by full hook name; gradients as ``<name>_grad``. Entries under other names are
             left alone by every method.
-        model: The model.
-        has_batch_dim: Whether activations have a batch axis.
-        rows: ``all`` positions, only those that the model's ``readout`` uses, or ``cut`` by ``pos_slice``.
-        start_at_layer: Of the run.
-        read_out: How the output of the run was read; the model's own by default.
+        model: The model that made them.
+        has_batch_dim: Whether the activations have a batch axis.
+        rows: Which positions are there: ``all``, only those that the model's ``readout`` uses, or ``cut`` by
+            ``pos_slice``.
+        start_at_layer: The first block of the run; None where it began with pixels.
+        read_out: How the output of the run was read; None for the model's own read-out.
+
+    >>> cache["pattern", 3].shape
+    torch.Size([2, 8, 17, 17])
+    >>> parts, labels = cache.decompose_resid(return_labels=True)
+    >>> labels[:4], bool(torch.allclose(parts.sum(0), cache["resid_post", 7], atol=1e-3))
+    (['embed', 'pos_embed', '0_attn_out', '0_mlp_out'], True)
+    >>> cache.stack_head_results(pos_slice=0).shape  # what each head wrote at the class token
+    torch.Size([64, 2, 128])
+    >>> cache.logit_lens(bank).shape  # zero-shot logits of every layer
+    torch.Size([9, 2, 6])
+    >>> model.run_with_cache(pixels, names_filter="hook_pooled")[1].decompose_resid()
+    Traceback (most recent call last):
+    vit_lens.errors.UnknownHookError: decompose_resid reads 'hook_embed', 'hook_pos_embed', ...
     """
 
     model: Any  # of the type that made the cache; what the methods above ask of it is ``Tower``

@@ -52,12 +52,13 @@ class Heads(HeldActivations):
         d_model is built; nothing is added to the cache.
 
         Args:
-            layer: Heads of all layers before; None or -1: all. 0 with ``incl_remainder`` is the whole stream, as
-                upstream.
-            return_labels: Also return ``L0H0``, ``L0H1``, ...
-            incl_remainder: Append the rest of the stream that enters ``layer``: with it the sum is that stream.
-            pos_slice: Positions to keep; an int drops the axis.
-            apply_ln: Apply the norm that reads the stream there (:meth:`apply_ln_to_stack`).
+            layer: The first layer whose heads do not count; None or -1 takes all. 0 with ``incl_remainder`` is the
+                whole stream, as upstream.
+            return_labels: Whether ``L0H0``, ``L0H1``, ... are returned as well.
+            incl_remainder: Whether the rest of the stream that enters ``layer`` is appended, so that the sum is that
+                stream.
+            pos_slice: The positions to keep, None for all; an int drops the axis.
+            apply_ln: Whether the norm that reads the stream there is applied (:meth:`apply_ln_to_stack`).
 
         Raises:
             UnknownHookError: The cache lacks something; the message says what to cache.

@@ -101,10 +101,10 @@ class HeldActivations(ActivationCache):
         """Drop the batch axis of a cache of one image, in place; see ``ActivationCache.remove_batch_dim``.
 
         Args:
-            batch_size: As upstream; read from the activations by default.
+            batch_size: The number of images, as upstream; None reads it from the activations.
 
         Raises:
-            BatchAxisError: There are more images.
+            BatchAxisError: The cache has several images.
         """
         if not self.has_batch_dim:
             logging.warning("the batch axis was removed before; the cache stays as it is")

@@ -40,10 +40,11 @@ class Neurons(HeldActivations):
         """Return what each neuron of a layer wrote, or its projection; see ``ActivationCache.get_neuron_results``.
 
         Args:
-            layer: The block.
-            neuron_slice: Neurons to keep; an int drops the axis.
-            pos_slice: Positions to keep; an int drops the axis.
-            project_output_onto: [d_model] or [d_model out]; then nothing of width d_model is built but weights.
+            layer: The index of the block, counted from 0.
+            neuron_slice: The neurons to keep, None for all; an int drops the axis.
+            pos_slice: The positions to keep, None for all; an int drops the axis.
+            project_output_onto: A direction [d_model], or several [d_model out], so that nothing of width d_model is
+                built but weights; None keeps d_model.
 
         Returns:
             [*batch *pos neuron d_model], or ``out`` in place of d_model, or neither for a [d_model] projection.
@@ -77,16 +78,16 @@ class Neurons(HeldActivations):
         For all neurons of a large tower this is immense: cut positions and neurons, or project.
 
         Args:
-            layer: Neurons of all layers before; None or -1: all. 0 with ``incl_remainder`` is the whole stream, as
-                upstream.
-            pos_slice: Positions to keep; an int drops the axis.
-            neuron_slice: Neurons to keep, of every layer; an int keeps one.
-            return_labels: Also return ``L0N0``, ``L0N1``, ...
-            incl_remainder: Append the rest of the stream that enters ``layer`` (or its MLP).
-            apply_ln: Apply the norm that reads the stream there (:meth:`apply_ln_to_stack`).
-            project_output_onto: [d_model] or [d_model out], applied after the norm; no tensor of neurons x d_model
-                is built but the weights.
-            mlp_input: The remainder, and the norm, are those of the input of the MLP of ``layer``.
+            layer: The first layer whose neurons do not count; None or -1 takes all. 0 with ``incl_remainder`` is the
+                whole stream, as upstream.
+            pos_slice: The positions to keep, None for all; an int drops the axis.
+            neuron_slice: The neurons to keep, of every layer, None for all; an int keeps one.
+            return_labels: Whether ``L0N0``, ``L0N1``, ... are returned as well.
+            incl_remainder: Whether the rest of the stream that enters ``layer`` (or its MLP) is appended.
+            apply_ln: Whether the norm that reads the stream there is applied (:meth:`apply_ln_to_stack`).
+            project_output_onto: A direction [d_model], or several [d_model out], applied after the norm, so that no
+                tensor of neurons x d_model is built but the weights; None keeps d_model.
+            mlp_input: Whether the remainder, and the norm, are those of the input of the MLP of ``layer``.
 
         Raises:
             UnknownHookError: The cache lacks something; the message says what to cache.
@@ -120,14 +121,15 @@ class Neurons(HeldActivations):
         ``start_at_layer``); ``bias``, the biases that attention blocks (and, with ``expand_neurons``, MLPs) wrote.
 
         Args:
-            layer: None or -1: the end of the stream.
-            mlp_input: The stream that the MLP of ``layer`` reads.
-            expand_neurons: Each neuron by itself, instead of each MLP.
-            apply_ln: Apply the norm that reads the stream there (:meth:`apply_ln_to_stack`; add its bias for
-                ``hook_normalized``).
-            pos_slice: Positions to keep; an int drops the axis.
-            return_labels: Also return the labels.
-            project_output_onto: [d_model] or [d_model out], applied after the norm.
+            layer: The layer whose input is decomposed; None or -1 takes the end of the stream.
+            mlp_input: Whether it is the input of the MLP of ``layer``.
+            expand_neurons: Whether each neuron is an entry by itself, instead of each MLP.
+            apply_ln: Whether the norm that reads the stream there is applied (:meth:`apply_ln_to_stack`; add its bias
+                for ``hook_normalized``).
+            pos_slice: The positions to keep, None for all; an int drops the axis.
+            return_labels: Whether the labels are returned as well.
+            project_output_onto: A direction [d_model], or several [d_model out], applied after the norm; None keeps
+                d_model.
 
         Raises:
             UnknownHookError: The cache lacks something; the message says what to cache.

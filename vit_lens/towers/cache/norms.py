@@ -193,16 +193,17 @@ class Norms(HeldActivations):
         contribute; with ``recompute_ln`` each position is read as if it alone were pooled.
 
         Args:
-            residual_stack: Components, cut by ``pos_slice`` already.
+            residual_stack: The components, cut by ``pos_slice`` already.
             layer: The block whose input this is; None, -1 and ``n_layers`` mean ``ln_final``.
-            mlp_input: The block's ``ln2`` instead of its ``ln1``.
-            pos_slice: How the components were cut; an int dropped the axis.
-            batch_slice: Which images to keep, of components and scale.
+            mlp_input: Whether the norm is the block's ``ln2``, not its ``ln1``.
+            pos_slice: How the components were cut, None where they were not; an int dropped the axis.
+            batch_slice: Which images to keep, of components and scale; None keeps all.
             has_batch_dim: Whether the components have a batch axis; False with ``batch_slice=<int>`` for those of
                 one image of a batch. Of no effect where the cache has none.
-            recompute_ln: As in the table; in TransformerLens this acts on ``ln_final`` alone, here on every norm.
-            weight: Apply the norm's weight.
-            incl_bias: Append the norm's bias.
+            recompute_ln: Whether each component has statistics of its own, as in the table; in TransformerLens this
+                acts on ``ln_final`` alone, here on every norm.
+            weight: Whether the norm's weight is applied.
+            incl_bias: Whether the norm's bias is appended.
 
         Raises:
             UnknownHookError: Neither scale nor residual stream is cached; the message says what to cache.

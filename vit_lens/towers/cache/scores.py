@@ -51,14 +51,15 @@ class Scores(HeldActivations):
         of the logit.
 
         Args:
-            residual_stack: Components, cut by ``pos_slice`` already.
+            residual_stack: The components, cut by ``pos_slice`` already.
             tokens: A caption (str), or an index (int, tensor): one for all, [batch] one per image, [pos] one per
                 position (where that is another number), or [batch pos].
-            incorrect_tokens: Taken off: attributions are to the difference. Of the same shape.
-            pos_slice: How the components were cut.
-            batch_slice: Which images to keep; ``tokens`` are of these.
+            incorrect_tokens: What is taken off, in the same shape, so that attributions are to the difference; None
+                for nothing.
+            pos_slice: How the components were cut; None where they were not.
+            batch_slice: Which images to keep, None for all; ``tokens`` are of these.
             has_batch_dim: Whether the components have a batch axis; see :meth:`apply_ln_to_stack`.
-            incl_bias: Append what is constant: the bias of ``ln_final``, and of the projection.
+            incl_bias: Whether what is constant is appended: the bias of ``ln_final``, and of the projection.
 
         Raises:
             LensError: The tower pools by attention: there a token is not read by projection alone.
@@ -118,10 +119,10 @@ class Scores(HeldActivations):
         trained to align with text: hold them against the last one, not against zero.
 
         Args:
-            texts: Captions; by default ``model.vocabulary``.
-            layers: Which entries of the stack (:meth:`accumulated_resid`), negative from the end; None: all.
-            incl_mid: Also the stream between attention and MLP.
-            return_labels: Also return ``0_pre``, ``0_mid``, ..., ``final_post``.
+            texts: The captions; None takes ``model.vocabulary``.
+            layers: Which entries of the stack (:meth:`accumulated_resid`), negative from the end; None takes all.
+            incl_mid: Whether the stream between attention and MLP is read as well.
+            return_labels: Whether ``0_pre``, ``0_mid``, ..., ``final_post`` are returned as well.
             **unsupported: TransformerLens' other arguments raise.
 
         Raises:

@@ -41,13 +41,14 @@ class Streams(HeldActivations):
         """Stack the residual stream at the input of each layer; see ``ActivationCache.accumulated_resid``.
 
         Args:
-            layer: Up to the input of this layer; None or -1: to the end.
-            incl_mid: Also the stream between attention and MLP.
-            apply_ln: As TransformerLens does: at the end of the stream, ``ln_final`` of every entry with its own
-                statistics, weight and bias; at another layer, that layer's norm at its frozen scale.
-            pos_slice: Positions to keep; an int drops the axis.
-            mlp_input: Also the stream that the MLP of ``layer`` reads.
-            return_labels: Also return ``0_pre``, ``0_mid``, ..., ``final_post``.
+            layer: The layer up to whose input the stream is stacked; None or -1 goes to the end.
+            incl_mid: Whether the stream between attention and MLP is stacked as well.
+            apply_ln: Whether a norm is applied, as TransformerLens does: at the end of the stream, ``ln_final`` of
+                every entry with its own statistics, weight and bias; at another layer, that layer's norm at its
+                frozen scale.
+            pos_slice: The positions to keep, None for all; an int drops the axis.
+            mlp_input: Whether the stream that the MLP of ``layer`` reads is stacked as well.
+            return_labels: Whether ``0_pre``, ``0_mid``, ..., ``final_post`` are returned as well.
 
         Raises:
             UnknownHookError: The cache lacks something; the message says what to cache.
@@ -80,13 +81,13 @@ class Streams(HeldActivations):
         all layers before: ``resid_in``.
 
         Args:
-            layer: None or -1: the end of the stream.
-            mlp_input: The stream that the MLP of ``layer`` reads.
-            mode: ``all``, ``mlp`` or ``attn``.
-            apply_ln: Apply the norm that reads the stream there (:meth:`apply_ln_to_stack`).
-            pos_slice: Positions to keep; an int drops the axis.
-            incl_embeds: Include the embeddings.
-            return_labels: Also return the labels.
+            layer: The layer whose input is decomposed; None or -1 takes the end of the stream.
+            mlp_input: Whether it is the input of the MLP of ``layer``.
+            mode: Which parts of layers are stacked: ``all``, ``mlp`` or ``attn``.
+            apply_ln: Whether the norm that reads the stream there is applied (:meth:`apply_ln_to_stack`).
+            pos_slice: The positions to keep, None for all; an int drops the axis.
+            incl_embeds: Whether the embeddings are stacked as well.
+            return_labels: Whether the labels are returned as well.
 
         Raises:
             UnknownHookError: The cache lacks something; the message says what to cache.
@@ -109,6 +110,12 @@ class Streams(HeldActivations):
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
     ) -> Float[Tensor, "layer *axes"]:
         """Stack one activation of all layers before ``layer``; see ``ActivationCache.stack_activation``.
+
+        Args:
+            activation_name: The short name of the activation, such as ``z`` or ``mlp_out``.
+            layer: The first layer that does not count; None or -1 takes all.
+            sublayer_type: The part of a block that it belongs to, such as ``ln1`` for ``scale``; None where the name
+                alone says it.
 
         Raises:
             UnknownHookError: The cache lacks a layer.
