@@ -1,6 +1,7 @@
 """The cache's algebra: every stack is held to a slow loop or to the run itself, on every kind of read-out."""
 
 import ast
+import copy
 import logging
 import re
 
@@ -897,3 +898,16 @@ def test_repr(runs):
         "ln_final.hook_scale)"
     )
     assert repr(ViTActivationCache({}, model)) == "ViTActivationCache(empty)"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_readout_rows_of_every_activation_are_those_of_its_positions(kind, models):
+    """Also of patterns, whose positions are the queries' axis, of what has none, and of gradients."""
+    model, pixels = copy.deepcopy(models[kind]).requires_grad_(True), images(models[kind])
+    _, whole = model.run_with_cache(pixels, incl_bwd=True)
+    _, kept = model.run_with_cache(pixels, rows="readout", incl_bwd=True)
+    for name in kept.cache_dict:
+        close(whole.readout(name), kept[name])
+    assert torch.equal(whole.readout("hook_pooled"), whole["hook_pooled"])
+    pattern, rows = whole["pattern", 0], model.readout.rows(whole["pattern", 0].transpose(1, 2))
+    assert torch.equal(whole.readout("blocks.0.attn.hook_pattern"), rows.transpose(1, 2)), pattern.shape

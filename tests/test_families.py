@@ -241,3 +241,22 @@ def test_other_rooms_know_the_face_alone():
 
     found = {(str(path.relative_to(PACKAGE)), name) for path, room, name in imports() if room != "sources"}
     assert not {pair for pair in found if pair[1].startswith("vit_lens.sources.")}
+
+
+def test_a_family_of_yours_lets_no_foreign_code_into_others(known, errors):
+    """What is trusted on a tower is its own family's library, not that of every family."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers.models.clip.modeling_clip import CLIPMLP
+
+    from vit_lens import HookedViT
+
+    class Doubled(CLIPMLP):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=20, patch_size=5))
+    blocks = getattr(tower, "vision_model", tower).encoder.layers
+    blocks[0].mlp.__class__ = Doubled
+    with pytest.raises(errors.UnsupportedTowerError, match=r"layers\.0\.mlp \(of type test_families"):
+        HookedViT.from_module(tower)

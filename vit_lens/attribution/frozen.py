@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import LensError
-from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, Readout, ViTActivationCache
+from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, ViTActivationCache
 
 
 class FrozenReadout:
@@ -51,7 +51,7 @@ class FrozenReadout:
         self.model = cache.model
         readout, self._norm = cache.read_out, self.model.ln_final
         self._final = read_rows(cache, f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
-        self.scale: Float[Tensor, "batch row 1"] = self._scale(readout)
+        self.scale: Float[Tensor, "batch row 1"] = self._scale()
         self._ends = readout.frozen(cache)
         if isinstance(self._ends, FrozenTokens):
             raise LensError("this read-out has an output for every token: cache.read_out.frozen(cache) maps them apart")
@@ -138,12 +138,12 @@ class FrozenReadout:
     def _of_all(self, x: Float[Tensor, "*part #batch d_embed"]) -> Float[Tensor, "*part batch d_embed"]:
         return x.expand(*x.shape[:-2], len(self.weights), x.shape[-1])
 
-    def _scale(self, readout: Readout) -> Float[Tensor, "batch row 1"]:
+    def _scale(self) -> Float[Tensor, "batch row 1"]:
         """Return the run's own scale; an edited one is in the cache, otherwise it follows from the residual."""
         name = "ln_final.hook_scale"
         if name not in self.cache.cache_dict:
             return self._norm.split(self._final)[1]
-        return self._wide(self.cache[name] if readout.pools_first else self.cache.readout(name))
+        return self._wide(self.cache.readout(name))
 
 
 def check_cache(cache: object) -> ViTActivationCache:

@@ -10,7 +10,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Address, Indices
+from vit_lens.addresses import Address, Indices, Site
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.frozen import FrozenReadout, read_tokens
 from vit_lens.attribution.maps import PatchMap

@@ -3,6 +3,8 @@
 __all__ = ["read_module", "source_tower"]
 
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -10,7 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.families import families, family_of
-from vit_lens.sources.families.family import Blueprint
+from vit_lens.sources.families.family import Blueprint, Family
 from vit_lens.sources.recipe import build
 from vit_lens.sources.refusals import kind, refuse, size_pair
 from vit_lens.sources.source_tower import SourceTower
@@ -65,7 +67,7 @@ def read_module(
             "itself, not a wrapper around it"
         )
     blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {kind(tower)}"))
-    _require_own_code(family.vision(tower), family.unused)
+    _require_own_code(family.vision(tower), [family], family.unused)
     state_dict = _converted(blueprint, family.tensors(tower), copy)
     spec = preprocess_spec or family.spec(tower)
     return source_of(blueprint.cfg, state_dict, spec, encoder_id=encoder_id, label="module")
@@ -83,7 +85,7 @@ def source_tower(module: nn.Module) -> SourceTower:
     'transformers CLIPModel'
     """
     if isinstance(module, SourceTower):
-        _require_own_code(module.parts)
+        _require_own_code(module.parts, families())
         return module
     family = family_of(module)
     if family is None:
@@ -92,19 +94,19 @@ def source_tower(module: nn.Module) -> SourceTower:
             "Hand over the model itself, not a wrapper (torch.compile, DataParallel, an adapter) around it"
         )
     found = family.listen(module)
-    _require_own_code(family.vision(module), family.unused)
+    _require_own_code(family.vision(module), [family], family.unused)
     return found
 
 
-def _require_own_code(tower: nn.Module, unused: tuple[str, ...] = ()) -> None:
-    """Check that the vision tower runs the code of its library: weights and sizes do not show what was put on top.
+def _require_own_code(tower: nn.Module, known: Sequence[Family], unused: tuple[str, ...] = ()) -> None:
+    """Check that the vision tower runs its library's code: weights and sizes do not show what was put on top.
 
     That is a forward hook, a ``forward`` set on one module, or a part of a class that no library of towers made.
 
     Raises:
         UnsupportedTowerError: The message names the parts.
     """
-    libraries = {"torch", *(home.split(".")[0] for family in families() for home in family.homes)}
+    libraries = {"torch", *(home.split(".")[0] for family in known for home in family.homes)}
     parts = {name: part for name, part in tower.named_modules() if not name.startswith(unused)}
     found = [f"{name or kind(part)} ({why})" for name, part in parts.items() if (why := _foreign_code(part, libraries))]
     if found:

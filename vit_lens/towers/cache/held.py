@@ -75,14 +75,24 @@ class HeldActivations(ActivationCache):
         )
 
     def readout(self, name: str) -> Float[Tensor, "batch row *axes"]:
-        """Return an activation at the positions that the read-out uses.
+        """Return an activation at the positions that the read-out uses; of a pattern, these are the queries.
+
+        What has no positions, such as ``hook_pooled``, is returned as it is. A gradient (``<name>_grad``) is that
+        with respect to the rows.
 
         Raises:
             LensError: The cache has lost its batch axis, or positions.
         """
         if not self.has_batch_dim:
             raise LensError("the cache has no batch axis; lenses need one (leave remove_batch_dim=False)")
-        return readout_rows(self, self[name])
+        value = self[name]
+        if self.rows == "readout":
+            return value
+        plain = name.removesuffix(_GRAD)
+        if (axis := self.model.pos_axis(plain)) is None:
+            return value
+        rows = self.read_out.gradient_rows if name != plain else self.read_out.rows
+        return rows(value.movedim(axis, 1)).movedim(1, axis) if self.rows == "all" else readout_rows(self, value)
 
     # ---- images and devices -------------------------------------------------------------------------------
 
