@@ -5,6 +5,7 @@ import text_towers
 import torch
 from conftest import randomize
 
+pytestmark = pytest.mark.tl3
 EXACT = dict(atol=1e-12, rtol=1e-10)
 
 

@@ -75,10 +75,17 @@ def describe_position(position: int, cfg: TowerConfig) -> str:
 
 
 def image_config(cfg: TowerConfig, wanted: object) -> PatchEmbedConfig:
-    """Return the config as that of a tower which sees patches, for something that is ``wanted`` of them.
+    """Return the config as that of a tower which sees patches.
+
+    Args:
+        cfg: The config of any tower.
+        wanted: What is wanted of its patches, for the message.
 
     Raises:
         InterventionError: The tower sees none.
+
+    >>> image_config(model.cfg, "a map").grid
+    (4, 4)
     """
     if not isinstance(cfg, PatchEmbedConfig):
         raise InterventionError(f"{wanted}: this tower sees no patches; give positions, 0 to {cfg.n_ctx - 1}")
