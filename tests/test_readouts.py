@@ -120,12 +120,12 @@ def test_every_site_is_read_by_the_lens(vit, pixels):
 
 def test_the_centred_form_takes_the_mean_of_the_sites_embeddings_away(readout_vit):
     from vit_lens import DiffusionLens
-    from vit_lens.readers import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import SiteMeans, zero_shot_lens
 
     model, _ = readout_vit
     bank, others = bank_for(model), random_pixels(model, n=5, seed=2)
     sites = ["L1H1", "L2.resid_post", "L0.mlp"]
-    means = ReadoutMeans.from_images(model, others, sites, batch_size=2)
+    means = SiteMeans.from_images(model, others, sites, batch_size=2)
     slow = torch.zeros(3, model.cfg.d_embed, dtype=torch.float64)
     for image in others:
         _, cache = model.run_with_cache(image[None])
@@ -139,11 +139,11 @@ def test_the_centred_form_takes_the_mean_of_the_sites_embeddings_away(readout_vi
 
 
 def test_the_frame_is_the_tensors(vit, pixels):
-    from vit_lens.readers import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import SiteMeans, zero_shot_lens
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels, rows="readout")
-    means = ReadoutMeans.from_images(vit, random_pixels(vit, 4), ["L1H4", "L2.mlp"])
+    means = SiteMeans.from_images(vit, random_pixels(vit, 4), ["L1H4", "L2.mlp"])
     read = zero_shot_lens(cache, bank, ["L1H4", "L2.mlp"], means=means, controls=["random"])
     frame = read.to_frame(k=2)
     assert len(frame) == 3 * 2 * 2 * 2 * 2
@@ -202,7 +202,7 @@ def test_other_needs_another_image_and_controls_have_names(vit, pixels):
 def test_refusals(vit, pixels):
     from vit_lens import DiffusionSteeringLens, VitLensError
     from vit_lens.errors import LensError, ReferenceMismatchError, TextError
-    from vit_lens.readers import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import SiteMeans, zero_shot_lens
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels)
@@ -210,7 +210,7 @@ def test_refusals(vit, pixels):
         zero_shot_lens(cache, dataclasses.replace(bank, encoder_id="elsewhere"))
     with pytest.raises(LensError, match="is the stream itself"):
         zero_shot_lens(cache, bank, "L1.resid_post", lens=DiffusionSteeringLens(alpha=2))
-    means = ReadoutMeans.from_images(vit, pixels, ["L1H1"])
+    means = SiteMeans.from_images(vit, pixels, ["L1H1"])
     with pytest.raises(LensError, match="lack 1 of the sites, such as L1H2"):
         zero_shot_lens(cache, bank, ["L1H1", "L1H2"], means=means)
     with pytest.raises(LensError, match="read-out means are of"):
@@ -223,11 +223,11 @@ def test_refusals(vit, pixels):
     with pytest.raises(LensError, match="k=7: the text bank has 6"):
         read.to_frame(7)
     with pytest.raises(LensError, match="at least one image"):
-        ReadoutMeans.from_images(vit, [], ["L1H1"])
+        SiteMeans.from_images(vit, [], ["L1H1"])
     vit.add_hook("hook_embed", lambda act, hook: act)
     try:
         with pytest.raises(VitLensError, match="saved means"):
-            ReadoutMeans.from_images(vit, pixels, ["L1H1"])
+            SiteMeans.from_images(vit, pixels, ["L1H1"])
     finally:
         vit.reset_hooks()
 
@@ -235,12 +235,12 @@ def test_refusals(vit, pixels):
 def test_means_are_kept(vit, pixels, tmp_path):
     from vit_lens import DiffusionSteeringLens, ReferenceMeans
     from vit_lens.errors import LensError
-    from vit_lens.readers import ReadoutMeans
+    from vit_lens.readers import SiteMeans
 
     reference = ReferenceMeans.from_images(vit, random_pixels(vit, 4))
     lens = DiffusionSteeringLens(alpha=2.5, anchor="mean", reference=reference)
-    means = ReadoutMeans.from_images(vit, pixels, ["L1H1", "L2.mlp"], lens=lens)
-    again = ReadoutMeans.load(means.save(tmp_path / "means.safetensors"))
+    means = SiteMeans.from_images(vit, pixels, ["L1H1", "L2.mlp"], lens=lens)
+    again = SiteMeans.load(means.save(tmp_path / "means.safetensors"))
     for name in ("encoder_id", "fingerprint", "n", "lens", "sites", "patches"):
         assert getattr(again, name) == getattr(means, name)
     assert torch.equal(again.values, means.values) and again.n == 3
@@ -249,24 +249,24 @@ def test_means_are_kept(vit, pixels, tmp_path):
     for cut in (0, 30, len(whole) - 3):
         (tmp_path / "cut").write_bytes(whole[:cut])
         with pytest.raises(LensError, match="not a whole safetensors file"):
-            ReadoutMeans.load(tmp_path / "cut")
+            SiteMeans.load(tmp_path / "cut")
     with pytest.raises(LensError, match="no read-out means at"):
-        ReadoutMeans.load(tmp_path / "none")
+        SiteMeans.load(tmp_path / "none")
     bank_for(vit).save(tmp_path / "bank")
     with pytest.raises(LensError, match=r"format 'vit_lens\.text_bank\.1'"):
-        ReadoutMeans.load(tmp_path / "bank")
+        SiteMeans.load(tmp_path / "bank")
 
 
 def test_what_is_the_same_for_all_images_is_not_named(seeing_vit, folder):
     """Before the first block CLS knows nothing of the image; what is left of it, centred, is rounding."""
     from vit_lens import DiffusionLens
     from vit_lens.figures import caption_atlas, contact_sheet, zero_shot_layers
-    from vit_lens.readers import Gallery, ReadoutMeans, read_sites, retrieval_lens, zero_shot_lens
+    from vit_lens.readers import Gallery, SiteMeans, read_sites, retrieval_lens, zero_shot_lens
 
     model, sites = seeing_vit, ["L0.resid_pre", "L2.resid_post"]
     bank, gallery, images = bank_for(model), Gallery.from_folder(model, folder), pictures_of(folder)
     _, cache = model.run_with_cache(model.preprocess(images), rows="readout")
-    means = ReadoutMeans.from_images(model, random_pixels(model, 7), sites, batch_size=3)
+    means = SiteMeans.from_images(model, random_pixels(model, 7), sites, batch_size=3)
     noisy = dataclasses.replace(means, values=means.values * (1 + 4e-16))
     for mean in (means, noisy):
         read = zero_shot_lens(cache, bank, sites, means=mean)
@@ -294,13 +294,13 @@ def test_what_is_the_same_for_all_images_is_not_named(seeing_vit, folder):
 
 def check_maps(model, pixels):
     """Each token, put in the place of every token of the last residual, must give the map's cosines."""
-    from vit_lens.readers import ReadoutMeans, zero_shot_maps
+    from vit_lens.readers import SiteMeans, zero_shot_maps
 
     bank, sites = bank_for(model), ["L0.resid_pre", "L1.resid_mid", "L2.resid_post"]
     names = [f"blocks.{s[1]}.hook_{s[3:]}" for s in sites]
     _, cache = model.run_with_cache(pixels, names_filter=names)
     others = torch.cat([pixels.flip(-1), pixels[:1] * 0.5])
-    means = ReadoutMeans.from_images(model, others, sites, patches=True, batch_size=3)
+    means = SiteMeans.from_images(model, others, sites, patches=True, batch_size=3)
     maps = zero_shot_maps(cache, bank, sites, means=means)
     rows, columns = model.cfg.grid
     assert maps.of().shape == (len(pixels), 3, rows, columns, 6)
@@ -352,7 +352,7 @@ def test_patches_that_are_averaged_last_add_up_to_the_embedding():
 def test_maps_need_every_token_of_the_stream(vit, pixels):
     from vit_lens import DiffusionSteeringLens
     from vit_lens.errors import LensError, UnknownHookError
-    from vit_lens.readers import ReadoutMeans, zero_shot_maps
+    from vit_lens.readers import SiteMeans, zero_shot_maps
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels, rows="readout")
@@ -367,8 +367,8 @@ def test_maps_need_every_token_of_the_stream(vit, pixels):
     with pytest.raises(LensError, match="read the residual stream, for example 'resid_post', not L1H2"):
         zero_shot_maps(cache, bank, ["L1.resid_post", "L1H2"])
     with pytest.raises(LensError, match="DiffusionLens"):
-        ReadoutMeans.from_images(vit, pixels, ["L1.mlp"], lens=DiffusionSteeringLens(alpha=2), patches=True)
-    rows = ReadoutMeans.from_images(vit, pixels, ["L1.resid_post"])
+        SiteMeans.from_images(vit, pixels, ["L1.mlp"], lens=DiffusionSteeringLens(alpha=2), patches=True)
+    rows = SiteMeans.from_images(vit, pixels, ["L1.resid_post"])
     with pytest.raises(LensError, match="patches=False; asked for"):
         zero_shot_maps(cache, bank, "L1.resid_post", means=rows)
     with pytest.raises(LensError, match="no form 'centred'"):
@@ -439,12 +439,12 @@ def test_nearest_against_loops(seeing_vit, folder, monkeypatch):
 
 def test_the_retrieval_lens(seeing_vit, folder):
     from vit_lens import DiffusionSteeringLens
-    from vit_lens.readers import Gallery, ReadoutMeans, retrieval_lens
+    from vit_lens.readers import Gallery, SiteMeans, retrieval_lens
 
     gallery, images = Gallery.from_folder(seeing_vit, folder), pictures_of(folder)
     out, cache = seeing_vit.run_with_cache(seeing_vit.preprocess(images), rows="readout")
     sites, lens = ["L1H3", "L2.mlp"], DiffusionSteeringLens(alpha=3.0)
-    means = ReadoutMeans.from_images(seeing_vit, random_pixels(seeing_vit, 4), sites, lens=lens)
+    means = SiteMeans.from_images(seeing_vit, random_pixels(seeing_vit, 4), sites, lens=lens)
     read = retrieval_lens(
         cache, gallery, sites, images=images, k=3, lens=lens, means=means, controls=["random", "other"],
         generator=torch.Generator().manual_seed(1),
@@ -528,13 +528,13 @@ def test_a_gallery_shows_nothing_outside_its_folder(seeing_vit, folder, tmp_path
 def test_a_batch_holds_an_image(seeing_vit, folder):
     from vit_lens import ReferenceMeans
     from vit_lens.errors import VitLensError
-    from vit_lens.readers import Gallery, ReadoutMeans, head_contributions
+    from vit_lens.readers import Gallery, SiteMeans, head_contributions
 
     images = [picture(0), picture(1)]
     for batch_size in (0, -1):
         for make in (
             lambda n: ReferenceMeans.from_images(seeing_vit, images, batch_size=n),
-            lambda n: ReadoutMeans.from_images(seeing_vit, images, ["L1H1"], batch_size=n),
+            lambda n: SiteMeans.from_images(seeing_vit, images, ["L1H1"], batch_size=n),
             lambda n: head_contributions(seeing_vit, images, "heads", batch_size=n),
             lambda n: Gallery.from_images(seeing_vit, images, batch_size=n),
             lambda n: Gallery.from_folder(seeing_vit, folder, batch_size=n),
@@ -782,13 +782,13 @@ def test_heads_of_attention_pooling(pooling_vit, pooling_pixels):
 
 def test_read_sites(seeing_vit, folder):
     from vit_lens import DiffusionLens, DiffusionSteeringLens
-    from vit_lens.readers import Gallery, ReadoutMeans, read_sites, retrieval_lens, zero_shot_lens
+    from vit_lens.readers import Gallery, SiteMeans, read_sites, retrieval_lens, zero_shot_lens
 
     gallery, images, bank = Gallery.from_folder(seeing_vit, folder), pictures_of(folder), bank_for(seeing_vit)
     _, cache = seeing_vit.run_with_cache(seeing_vit.preprocess(images), rows="readout")
     lenses = [DiffusionSteeringLens(alpha=3.0), DiffusionLens()]
     sites = ["L1H3", "L2.resid_post"]
-    means = ReadoutMeans.from_images(seeing_vit, random_pixels(seeing_vit, 4), sites)
+    means = SiteMeans.from_images(seeing_vit, random_pixels(seeing_vit, 4), sites)
     read = read_sites(
         cache, lenses, sites, bank=bank, gallery=gallery, images=images, means=[means], k=2, seed=5,
         controls=["random", "other"],
@@ -817,7 +817,7 @@ def test_read_sites(seeing_vit, folder):
 def test_read_sites_refuses(vit, pixels):
     from vit_lens import DiffusionLens, DiffusionSteeringLens
     from vit_lens.errors import LensError
-    from vit_lens.readers import ReadoutMeans, read_sites
+    from vit_lens.readers import SiteMeans, read_sites
 
     bank = bank_for(vit)
     _, cache = vit.run_with_cache(pixels, rows="readout")
@@ -827,7 +827,7 @@ def test_read_sites_refuses(vit, pixels):
         read_sites(cache, [DiffusionSteeringLens(alpha=2)], ["L1H1", "L1.resid_post"], bank=bank)
     with pytest.raises(LensError, match="is the stream itself"):
         read_sites(cache, DiffusionSteeringLens(alpha=2), ["L1H1", "L1.resid_post"], bank=bank)
-    means = ReadoutMeans.from_images(vit, pixels, ["L1H1"])
+    means = SiteMeans.from_images(vit, pixels, ["L1H1"])
     with pytest.raises(LensError, match="belongs to none of the lenses"):
         read_sites(cache, DiffusionSteeringLens(alpha=2), "L1H1", bank=bank, means=[means])
     read = read_sites(cache, DiffusionLens(), "L1H1", bank=bank)
@@ -858,11 +858,11 @@ def test_mini_reads_what_it_sees():
 def test_layers_are_drawn_raw_beside_centred(vit, pixels):
     from vit_lens.errors import LensError
     from vit_lens.figures import zero_shot_layers
-    from vit_lens.readers import ReadoutMeans, zero_shot_lens
+    from vit_lens.readers import SiteMeans, zero_shot_lens
 
     bank, sites = bank_for(vit, 15), ["resid_post"]
     _, cache = vit.run_with_cache(pixels, rows="readout")
-    means = ReadoutMeans.from_images(vit, random_pixels(vit, 4), sites)
+    means = SiteMeans.from_images(vit, random_pixels(vit, 4), sites)
     read = zero_shot_lens(cache, bank, sites, means=means, controls=["random"])
     figure = zero_shot_layers(read, 1, value="cosine", captions=["caption 3", "caption 0"])
     assert [list(heat.x) for heat in figure.data] == [["caption 3", "caption 0"]] * 2

@@ -470,10 +470,10 @@ def gallery(model, images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def beside(model, lenses, bank, gallery):
     """Arguments of a sweep that keeps everything; the Diffusion Lens has no means."""
-    from vit_lens.readers import ReadoutMeans
+    from vit_lens.readers import SiteMeans
 
     paths = [gallery.path(i) for i in range(4)]
-    means = ReadoutMeans.from_images(model, paths, ["heads", "attn", "mlp"], lens=lenses[0])
+    means = SiteMeans.from_images(model, paths, ["heads", "attn", "mlp"], lens=lenses[0])
     groups = {"what": CAPTIONS[:3], "colour": CAPTIONS[3:]}
     return dict(texts=bank, groups=groups, gallery=gallery, means=[means], live=True) | BESIDE
 

@@ -285,7 +285,7 @@ def refused_by_readouts():
     """Calls of (readouts, model, cache, bank, reference means), with the error and what it says."""
     site = "L1.resid_post"
     bank = "bank is of type list; expected TextBank"
-    means = "means is of type ReferenceMeans; expected ReadoutMeans"
+    means = "means is of type ReferenceMeans; expected SiteMeans"
     return {
         "captions": (lambda ro, m, c, b, r: ro.zero_shot_lens(c, ["a star"]), "TextError", bank),
         "captions of maps": (lambda ro, m, c, b, r: ro.zero_shot_maps(c, ["a star"]), "TextError", bank),
@@ -331,7 +331,7 @@ def test_means_of_another_kind_are_no_means_of_a_gallery(vit, cache, reference, 
         encoder_id=vit.encoder_id, fingerprint=vit.fingerprint, preprocess={}, folder="", names=("a", "b"),
         hashes=("1", "2"), stamps=("", ""), embeds=torch.eye(2, 13),
     )  # fmt: skip
-    with pytest.raises(errors.LensError, match="expected ReadoutMeans"):
+    with pytest.raises(errors.LensError, match="expected SiteMeans"):
         retrieval_lens(cache, gallery, "L1.resid_post", images=None, k=1, means=reference)
 
 

@@ -44,7 +44,7 @@ def readout(
     """
     from vit_lens import Site
     from vit_lens.images import find_images
-    from vit_lens.readers import Gallery, ReadoutMeans
+    from vit_lens.readers import Gallery, SiteMeans
 
     is_mini = tower.model == "mini"
     if captions is None and gallery is None and not is_mini:
@@ -59,7 +59,7 @@ def readout(
     kept = None if out is None else out / "gallery.safetensors"
     near = None if gallery is None else Gallery.from_folder(vit, gallery, out=kept, progress=True)
     others = find_images(reference_images) if reference_images else None
-    means = [ReadoutMeans.from_images(vit, others, chosen, lens=chosen_lens, progress=True)] if others else []
+    means = [SiteMeans.from_images(vit, others, chosen, lens=chosen_lens, progress=True)] if others else []
     tables = _read(
         vit, found, lens=chosen_lens, sites=chosen, bank=bank, gallery=near, means=means, k=k,
         controls=["random"] if controls else [],

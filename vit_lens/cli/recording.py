@@ -36,13 +36,13 @@ def demo(out: flags.Out = Path("vit-lens-demo"), open_page: flags.Open = False) 
     from vit_lens import Drawing, HookedViT, load_decoder
     from vit_lens.lenses import parse_lenses
     from vit_lens.mini import mini_beside, mini_gallery, mini_notes, sample_images
-    from vit_lens.readers import ReadoutMeans
+    from vit_lens.readers import SiteMeans
     from vit_lens.sweeping import sweep as run
 
     model, decoder = HookedViT.from_pretrained("mini"), load_decoder("mini")
     lenses = parse_lenses(None, model)
     with mini_gallery(model) as gallery:
-        means = ReadoutMeans.of_gallery(model, gallery, lenses, flags.DEFAULT_SITES)
+        means = SiteMeans.of_gallery(model, gallery, lenses, flags.DEFAULT_SITES)
         record = run(
             model, decoder, sample_images(), lens=lenses, out=out,
             drawing=Drawing(settings=decoder.settings(**_DEMO_SETTINGS)), controls=True,
@@ -109,7 +109,7 @@ def sweep(
 ) -> None:
     """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
     from vit_lens.mini import mini_beside, mini_notes
-    from vit_lens.readers import Gallery, ReadoutMeans
+    from vit_lens.readers import Gallery, SiteMeans
     from vit_lens.records import budget_words
     from vit_lens.sweeping import Budget, Drawing, Execution, plan, run
     from vit_lens.sweeping import Controls as Against
@@ -145,7 +145,7 @@ def sweep(
         if compiled:
             intake.method_of(drawer, "compile", "cannot be compiled", "--compile")()
     near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
-    means = () if near is None else ReadoutMeans.of_gallery(vit, near, lenses, wanted)
+    means = () if near is None else SiteMeans.of_gallery(vit, near, lenses, wanted)
     own = {} if captions is None else {"texts": intake.read_captions(captions, pair), "groups": None}
     beside = replace(mini_beside(vit, drawn=drawer is not None), gallery=near, means=means, live=live, **own)
     made = plan(

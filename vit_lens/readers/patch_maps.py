@@ -15,7 +15,7 @@ from vit_lens.lenses import DiffusionLens, Sites, check_cache
 from vit_lens.readers.centring import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.readers.patches import check_residual, patch_embeddings
-from vit_lens.readers.readout_means import ReadoutMeans, check_means
+from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.readers.zero_shot import top_captions
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
@@ -88,7 +88,7 @@ class ZeroShotMaps:
 
 
 def zero_shot_maps(
-    cache: ViTActivationCache, bank: TextBank, sites: Sites = "resid_post", *, means: ReadoutMeans | None = None
+    cache: ViTActivationCache, bank: TextBank, sites: Sites = "resid_post", *, means: SiteMeans | None = None
 ) -> ZeroShotMaps:
     """Compare every patch token of the residual stream with captions.
 
@@ -104,7 +104,7 @@ def zero_shot_maps(
         LensError: A site is not the residual stream, the cache holds only some positions, or the means do not fit.
         ReferenceMismatchError: The means are another model's.
 
-    >>> means = vl.readers.ReadoutMeans.from_images(model, images, "L7.resid_post", patches=True)
+    >>> means = vl.readers.SiteMeans.from_images(model, images, "L7.resid_post", patches=True)
     >>> found = vl.readers.zero_shot_maps(cache, bank, "L7.resid_post", means=means)
     >>> found.of("centred").shape
     torch.Size([2, 1, 4, 4, 6])

@@ -16,7 +16,7 @@ from vit_lens.lenses import Lens, Sites
 from vit_lens.models import HookedViT
 from vit_lens.readers.embeddings import SiteEmbeddings, site_embeddings
 from vit_lens.readers.gallery import Gallery, picture_hash
-from vit_lens.readers.readout_means import ReadoutMeans, check_means
+from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.towers import ViTActivationCache
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def retrieval_lens(
     images: Any,
     k: int = 5,
     lens: Lens | None = None,
-    means: ReadoutMeans | None = None,
+    means: SiteMeans | None = None,
     controls: Sequence[str] = ("random",),
     generator: torch.Generator | None = None,
 ) -> Neighbours:

@@ -1,6 +1,6 @@
 """All read-outs of every site side by side: captions and nearest images, raw and centred, with controls."""
 
-__all__ = ["SiteReadouts", "read_sites"]
+__all__ = ["SiteAnswers", "read_sites"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from vit_lens.errors import LensError
 from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.embeddings import sites_of_each
 from vit_lens.readers.gallery import Gallery
-from vit_lens.readers.readout_means import ReadoutMeans, check_means
 from vit_lens.readers.retrieval import retrieval_lens
+from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.readers.zero_shot import zero_shot_lens
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class SiteReadouts:
+class SiteAnswers:
     """What captions and images say about every site, lens and control.
 
     Attributes:
@@ -88,11 +88,11 @@ def read_sites(
     bank: TextBank | None = None,
     gallery: Gallery | None = None,
     images: Any = None,
-    means: Sequence[ReadoutMeans] | ReadoutMeans = (),
+    means: Sequence[SiteMeans] | SiteMeans = (),
     controls: Sequence[str] = ("random",),
     k: int = 5,
     seed: int = 0,
-) -> SiteReadouts:
+) -> SiteAnswers:
     """Return, for every image, site and lens, the best captions and the nearest images, and those of controls.
 
     Args:
@@ -138,7 +138,7 @@ def read_sites(
     if unused := [mean for mean in means if not any(mean.reads(one) for one in lenses)]:
         raise LensError(f"{unused[0]!r} belongs to none of the lenses {[one.describe().label for one in lenses]}")
     tables = [pd.concat(parts, ignore_index=True) if parts else None for parts in (captions, neighbours)]
-    return SiteReadouts(*tables)
+    return SiteAnswers(*tables)
 
 
 def _seeded(seed: int) -> torch.Generator:

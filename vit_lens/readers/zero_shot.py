@@ -15,7 +15,7 @@ from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.centring import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
-from vit_lens.readers.readout_means import ReadoutMeans, check_means
+from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
@@ -29,7 +29,7 @@ class ZeroShot:
 
     ``raw``: the cosine of the lens embedding ``e`` with each caption's text embedding. ``centred``: the cosine of
     ``e - mu``, where ``mu`` is the mean lens embedding of that site over a reference set
-    (:class:`vit_lens.readers.ReadoutMeans`). The texts are not centred: a vector that all captions share moves all
+    (:class:`vit_lens.readers.SiteMeans`). The texts are not centred: a vector that all captions share moves all
     logits of one embedding by (nearly) the same amount, which a softmax and a ranking do not see; a sigmoid does.
 
     What each is exact for: ``raw`` at the last residual is the model's own zero-shot result, to rounding. ``centred``
@@ -131,7 +131,7 @@ def zero_shot_lens(
     sites: Sites = ("L0.resid_pre", "resid_post"),
     *,
     lens: Lens | None = None,
-    means: ReadoutMeans | None = None,
+    means: SiteMeans | None = None,
     controls: Sequence[str] = (),
     generator: torch.Generator | None = None,
 ) -> ZeroShot:

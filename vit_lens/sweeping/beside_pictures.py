@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vit_lens.errors import GalleryError, LensError, VitLensError
 from vit_lens.models import HookedViT
-from vit_lens.readers import Gallery, ReadoutMeans, deviations, picture_hash, top_captions
+from vit_lens.readers import Gallery, SiteMeans, deviations, picture_hash, top_captions
 from vit_lens.records import FORMS, Found, LiveNumbers, Readouts, RecordWriter, gallery_name
 from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.lens_readings import LensReading
@@ -57,7 +57,7 @@ class Beside:
     texts: TextBank | None = None
     groups: Mapping[str, Sequence[str]] | None = None
     gallery: Gallery | None = None
-    means: Sequence[ReadoutMeans] = ()
+    means: Sequence[SiteMeans] = ()
     live: bool = False
 
     def __post_init__(self) -> None:

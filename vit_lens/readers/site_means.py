@@ -1,6 +1,6 @@
 """Mean lens embeddings of sites over a reference set: what the centred read-outs take away."""
 
-__all__ = ["ReadoutMeans", "check_means"]
+__all__ = ["SiteMeans", "check_means"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from vit_lens.readers.patches import check_residual, patch_embeddings
 _FORMAT = "vit_lens.readout_means.1"
 _MEAN_IMAGES = 256
 _RENAMED = {"reference_content": "reference"}  # in files of an earlier version
-_ADVICE = "make the means with ReadoutMeans.from_images(...).save(path)"
+_ADVICE = "make the means with SiteMeans.from_images(...).save(path)"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ReadoutMeans:
+class SiteMeans:
     """The mean, over ``n`` images, of what a lens reads at each site: one vector of the embedding space per site.
 
     It is the mean of embeddings, taken after LayerNorm and projection, not the embedding of a mean activation. So
@@ -41,10 +41,10 @@ class ReadoutMeans:
         patches: Whether every patch token was read alone; the mean is then over images and patches.
         values: The mean embedding of each site.
 
-    >>> means = vl.readers.ReadoutMeans.from_images(model, images, "heads")
+    >>> means = vl.readers.SiteMeans.from_images(model, images, "heads")
     >>> means
-    ReadoutMeans('vit_lens/mini', diffusion, 64 sites, n=2)
-    >>> vl.readers.ReadoutMeans.load(means.save(tmp / "readout.safetensors")).values.shape
+    SiteMeans('vit_lens/mini', diffusion, 64 sites, n=2)
+    >>> vl.readers.SiteMeans.load(means.save(tmp / "readout.safetensors")).values.shape
     torch.Size([64, 128])
     """
 
@@ -67,7 +67,7 @@ class ReadoutMeans:
         patches: bool = False,
         batch_size: int = 32,
         progress: bool = False,
-    ) -> "ReadoutMeans":
+    ) -> "SiteMeans":
         """Run the model over images (paths, PIL images, arrays) or preprocessed pixels and average.
 
         Args:
@@ -99,9 +99,7 @@ class ReadoutMeans:
         )  # fmt: skip
 
     @classmethod
-    def of_gallery(
-        cls, model: HookedViT, gallery: Gallery, lenses: Sequence[Lens], sites: Sites
-    ) -> "list[ReadoutMeans]":
+    def of_gallery(cls, model: HookedViT, gallery: Gallery, lenses: Sequence[Lens], sites: Sites) -> "list[SiteMeans]":
         """Average what each lens reads, at those of the sites that it is defined on, over images of a gallery.
 
         At most 256 of its different pictures are read, evenly spread.
@@ -122,7 +120,7 @@ class ReadoutMeans:
         return [cls.from_images(model, paths, some, lens=lens) for lens, some in own if some]
 
     @classmethod
-    def load(cls, path: str | Path) -> "ReadoutMeans":
+    def load(cls, path: str | Path) -> "SiteMeans":
         """Read saved means.
 
         Raises:
@@ -141,7 +139,7 @@ class ReadoutMeans:
 
     def __repr__(self) -> str:
         what = "patches of " if self.patches else ""
-        return f"ReadoutMeans({self.encoder_id!r}, {self.lens['lens']}, {what}{len(self.sites)} sites, n={self.n})"
+        return f"SiteMeans({self.encoder_id!r}, {self.lens['lens']}, {what}{len(self.sites)} sites, n={self.n})"
 
     def of(
         self, model: HookedViT, lens: Lens, sites: Sequence[Site], *, patches: bool = False
@@ -161,13 +159,13 @@ class ReadoutMeans:
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
                 f"these read-out means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
-                f"is {model.encoder_id} ({model.fingerprint}). Make its own: ReadoutMeans.from_images(model, images, "
+                f"is {model.encoder_id} ({model.fingerprint}). Make its own: SiteMeans.from_images(model, images, "
                 "sites)"
             )
         if self.lens != _said(lens) or self.patches != patches:
             raise LensError(
                 f"these read-out means are of {self.lens} with patches={self.patches}; asked for {_said(lens)} with "
-                f"patches={patches}. Make them with ReadoutMeans.from_images(model, images, sites, lens=, patches=)"
+                f"patches={patches}. Make them with SiteMeans.from_images(model, images, sites, lens=, patches=)"
             )
         if missing := [str(site) for site in sites if site not in self.sites]:
             raise LensError(
@@ -191,14 +189,14 @@ def _plain(said: dict[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(name, name): value for name, value in said.items() if value is not None}
 
 
-def check_means(means: ReadoutMeans) -> ReadoutMeans:
+def check_means(means: SiteMeans) -> SiteMeans:
     """Return the means of a lens.
 
     Raises:
         LensError: They are something else, such as reference means of activations.
     """
-    advice = "ReadoutMeans.from_images(model, images, sites) makes them (ReferenceMeans are of activations)"
-    expect(means, ReadoutMeans, "means", LensError, advice)
+    advice = "SiteMeans.from_images(model, images, sites) makes them (ReferenceMeans are of activations)"
+    expect(means, SiteMeans, "means", LensError, advice)
     return means
 
 
