@@ -472,3 +472,16 @@ def test_half_precision_is_read_in_float32(hf_tower):
     wide = ViTActivationCache({k: v.double() for k, v in cache.items()}, model.double(), rows="readout")
     assert embeds.dtype == torch.float32
     assert (embeds - lens.embed(wide, submodules(model))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("several", ["heads", "L0H1,L1H0"])
+def test_hooks_of_several_sites_are_refused(several):
+    from vit_lens import DiffusionLens, DiffusionSteeringLens, HookedViT
+    from vit_lens.errors import LensError
+    from vit_lens.mini import sample_images
+
+    model = HookedViT.from_pretrained("mini").requires_grad_(False)
+    _, cache = model.run_with_cache(model.preprocess(sample_images()[:1]))
+    for lens in (DiffusionLens(), DiffusionSteeringLens(alpha=2.0)):
+        with pytest.raises(LensError, match=r"sites, and hooks show one: lens\.hooks\(cache, 'L0H"):
+            lens.hooks(cache, several)

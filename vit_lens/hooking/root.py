@@ -316,8 +316,6 @@ class LoudHookedRootModule(HookedRootModule):
         device: str | torch.device | None = None,
         remove_batch_dim: bool = False,
         cache: dict[str, Tensor] | None = None,
-        *,
-        at_steps: Sequence[int] | None = None,
     ) -> tuple[dict[str, Tensor], list, list]:
         """Return a dict and the hooks that fill it; see ``HookedRootModule.get_caching_hooks``.
 
@@ -329,7 +327,6 @@ class LoudHookedRootModule(HookedRootModule):
             device: Where activations are kept; None leaves them where they are.
             remove_batch_dim: Whether the batch axis is dropped; for one input only.
             cache: The dict to fill; None makes one.
-            at_steps: The indices of the steps to keep; None keeps all.
 
         Returns:
             The dict, the forward hooks and the backward hooks, as (name, function) pairs.
@@ -338,9 +335,7 @@ class LoudHookedRootModule(HookedRootModule):
             UnknownHookError: ``names_filter`` selects nothing.
         """
         names = self.select_names(names_filter) or list(self.hook_dict)
-        keeper = Keeper(
-            self, names, cache, incl_bwd, device=device, remove_batch_dim=remove_batch_dim, at_steps=at_steps
-        )
+        keeper = Keeper(self, names, cache, incl_bwd, device=device, remove_batch_dim=remove_batch_dim)
         return keeper.cache, *keeper.hooks()
 
     def add_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -350,13 +345,9 @@ class LoudHookedRootModule(HookedRootModule):
         device: str | torch.device | None = None,
         remove_batch_dim: bool = False,
         cache: dict[str, Tensor] | None = None,
-        *,
-        at_steps: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """Add the hooks of :meth:`get_caching_hooks` until ``reset_hooks``; see ``HookedRootModule``."""
-        cache, fwd, bwd = self.get_caching_hooks(
-            names_filter, incl_bwd, device, remove_batch_dim, cache, at_steps=at_steps
-        )
+        cache, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
         for name, hook in fwd:
             self.add_hook(name, hook, "fwd")
         for name, hook in bwd:

@@ -239,6 +239,18 @@ class Lens(ABC):
             raise LensError(f"{self.describe().label} is not defined on {', '.join(unread[:4])}")
         return resolved
 
+    def check_site(self, model: Tower, site: Site | str) -> Site:
+        """Return the one site that hooks are made for; see :meth:`check_sites`.
+
+        Raises:
+            UnknownSiteError: The site is not one of the model's.
+            LensError: The lens is not defined on it, or several sites were given.
+        """
+        found = self.check_sites(model, site)
+        if len(found) != 1:
+            raise LensError(f"{site!r} is {len(found)} sites, and hooks show one: lens.hooks(cache, '{found[0]}')")
+        return found[0]
+
 
 def no_control(lens: Lens) -> LensError:
     """Return the error that a lens without a control raises, naming what to give it."""

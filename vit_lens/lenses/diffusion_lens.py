@@ -68,7 +68,7 @@ class DiffusionLens(ResidualLens):
         Raises:
             UnknownSiteError: The site is not one of the model's.
         """
-        (site,) = self.check_sites(cache.model, site)
+        site = self.check_site(cache.model, site)
         stream = cache.model.stream_of(site)
         if site.is_residual:
             return [(name, _zero) for name in stream.after(site)]

@@ -179,7 +179,7 @@ class DiffusionSteeringLens(ResidualLens):
             LensError: The site is the residual stream.
             ReferenceMismatchError: The reference means are another model's.
         """
-        (site,) = self.check_sites(cache.model, site)
+        site = self.check_site(cache.model, site)
         strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]
         if self.reference is not None:
             return _mean_hooks(self.reference, cache, site, strength)

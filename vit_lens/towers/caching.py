@@ -119,15 +119,11 @@ class CachingRootModule(LoudHookedRootModule):
         cache: dict[str, Tensor] | None = None,
         pos_slice: Any = None,
         rows: Rows = "all",
-        *,
-        at_steps: Sequence[int] | None = None,
     ) -> tuple[dict[str, Tensor], list, list]:
         """Return a dict and the hooks that fill it once; see :meth:`LoudHookedRootModule.get_caching_hooks`."""
         names = self.select_names(names_filter) or self._names_to_cache(None, None, None)
-        keeper = Keeper(
-            self, names, cache, incl_bwd, part=self._part(pos_slice, rows, len(names)), device=device,
-            remove_batch_dim=remove_batch_dim, at_steps=at_steps,
-        )  # fmt: skip
+        part = self._part(pos_slice, rows, len(names))
+        keeper = Keeper(self, names, cache, incl_bwd, part=part, device=device, remove_batch_dim=remove_batch_dim)
         return keeper.cache, *keeper.hooks()
 
     def _part(
