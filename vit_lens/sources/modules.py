@@ -106,7 +106,7 @@ def _require_own_code(tower: nn.Module, known: Sequence[Family], unused: tuple[s
     Raises:
         UnsupportedTowerError: The message names the parts.
     """
-    libraries = {"torch", *(home.split(".")[0] for family in known for home in family.homes)}
+    libraries = {"torch", *(home.split(".")[0] for family in known for home in (*family.homes, *family.built_from))}
     parts = {name: part for name, part in tower.named_modules() if not name.startswith(unused)}
     found = [f"{name or kind(part)} ({why})" for name, part in parts.items() if (why := _foreign_code(part, libraries))]
     if found:

@@ -73,6 +73,7 @@ class Family(ABC):
         towers: The family's towers in words, for messages.
         homes: The modules of Python, or packages, whose classes are of this family.
         classes: The names of those classes, subclasses included; empty for every class of ``homes``.
+        built_from: The further packages, beside torch, whose modules may sit inside a tower.
         tier: The tier of the family's classes in the table of towers.
         unused: The prefixes of submodules of a whole model that its image embedding does not run through.
         vision_prefix: What the names of the tower's tensors begin with in a whole model.
@@ -85,6 +86,7 @@ class Family(ABC):
     towers: str
     homes: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    built_from: tuple[str, ...] = ()
     tier: Tier = "B"
     unused: tuple[str, ...] = ()
     vision_prefix: str = ""

@@ -42,6 +42,7 @@ class OpenClip(Family):
 
     towers = "open_clip's native ones, CoCa and SigLIP"
     homes = ("open_clip",)
+    built_from = ("timm",)  # the trunks of SigLIP and MobileCLIP
     vision_prefix = "visual."
     text_prefixes = (
         "text.", "text_decoder.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.",
