@@ -1035,7 +1035,7 @@ def test_the_guide_runs_as_written(tmp_path, monkeypatch):
 
     guide = (Path(__file__).parent.parent / "docs" / "readouts.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile("\n".join(snippets), "readouts.md", "exec"), names)
