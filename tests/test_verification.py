@@ -282,7 +282,7 @@ def test_frame_and_text(source, vit):
 def test_refusals(source, vit):
     from vit_lens.errors import UnsupportedTowerError, VitLensError
 
-    with pytest.raises(UnsupportedTowerError, match="cannot verify against a Linear from torch"):
+    with pytest.raises(UnsupportedTowerError, match="unsupported: a Linear from torch"):
         vit.verify(torch.nn.Linear(2, 2))
     with pytest.raises(UnsupportedTowerError, match="not a wrapper"):
         vit.verify(torch.nn.DataParallel(source))

@@ -29,22 +29,9 @@ its index or its sigma. Capitals and small letters are the same, but in a word.
 """
 
 __all__ = [
-    "POOL_KINDS",
-    "RESIDUAL_KINDS",
-    "Address",
-    "Indices",
-    "Position",
-    "PositionKind",
-    "Site",
-    "SiteKind",
-    "Sites",
-    "as_index",
-    "as_indices",
-    "find_address",
-    "listed",
-    "spelled",
-    "split_addresses",
-]
+    "POOL_KINDS", "RESIDUAL_KINDS", "Address", "Indices", "Position", "PositionKind", "Site", "SiteKind", "Sites",
+    "as_index", "as_indices", "find_address", "listed", "spelled", "split_addresses",
+]  # fmt: skip
 
 import json
 import math
@@ -662,10 +649,7 @@ def listed(sites: Sites) -> list[Site | Address | str]:
     return [part for item in items for part in (split_addresses(item) if isinstance(item, str) else [item])]
 
 
-_GROUPS: dict[str, SiteKind] = {
-    "heads": "head", "attn": "attn", "mlp": "mlp",
-    "resid_pre": "resid_pre", "resid_mid": "resid_mid", "resid_post": "resid_post",
-}  # fmt: skip
+_GROUPS: dict[str, Any] = {"heads": "head"} | {kind: kind for kind in _ACTIVATIONS}
 
 
 def _parsed(text: str, cfg: TowerConfig) -> Site:

@@ -82,12 +82,8 @@ class Condition:
         """
         if len({tuple(one.parts()) for one in conditions}) > 1:
             raise ContractError(f"conditions of different parts: {[list(one.parts()) for one in conditions]}")
-        return cls(
-            **{
-                name: torch.cat([getattr(one, name) for one in conditions], axis)
-                for name in conditions[0].parts()
-            }
-        )  # fmt: skip
+        names = conditions[0].parts()
+        return cls(**{name: torch.cat([getattr(one, name) for one in conditions], axis) for name in names})
 
     @classmethod
     def empty(cls, shapes: dict[str, Sequence[int]], n: int) -> "Condition":
@@ -101,12 +97,8 @@ class Condition:
         tensor([[nan, nan, nan],
                 [nan, nan, nan]])
         """
-        return cls(
-            **{
-                name: torch.zeros(n, *shape, dtype=torch.bool) if name == "mask" else torch.full((n, *shape), torch.nan)
-                for name, shape in shapes.items()
-            }
-        )  # fmt: skip
+        nothing = {"tokens": torch.nan, "mask": False, "pooled": torch.nan}
+        return cls(**{name: torch.full((n, *shape), nothing[name]) for name, shape in shapes.items()})
 
     def parts(self) -> dict[str, Tensor]:
         """Return the parts that are not None, by name."""

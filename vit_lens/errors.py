@@ -1,29 +1,11 @@
 """Every error that vit_lens raises on purpose; each message says what came, what was expected and what to do."""
 
 __all__ = [
-    "BatchAxisError",
-    "CheckpointError",
-    "ContractError",
-    "DecoderError",
-    "GalleryError",
-    "HookShapeError",
-    "ImageError",
-    "InterventionError",
-    "LensError",
-    "OutputError",
-    "PreprocessError",
-    "RecordError",
-    "ReferenceMismatchError",
-    "StudyError",
-    "TextError",
-    "UnfiredHookError",
-    "UnknownHookError",
-    "UnknownSiteError",
-    "UnsupportedTowerError",
-    "VitLensError",
-    "expect",
-    "nearest",
-]
+    "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "GalleryError", "HookShapeError",
+    "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
+    "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
+    "UnsupportedTowerError", "VitLensError", "expect", "nearest",
+]  # fmt: skip
 
 import difflib
 from collections.abc import Iterable

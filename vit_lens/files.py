@@ -13,7 +13,7 @@ import types
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -276,7 +276,9 @@ def check_fields(cls: type, found: Any, where: str, error: type[VitLensError]) -
     for name, value in found.items():
         kind, origin = kinds[name], get_origin(kinds[name])
         allowed: tuple[Any, ...] = get_args(kind) if origin is types.UnionType else (origin or kind,)
-        allowed = tuple(list if one is tuple else one for one in allowed) + (int,) * (float in allowed)
+        if origin is Literal:
+            allowed = (str,)
+        allowed += (list,) * (tuple in allowed) + (int,) * (float in allowed)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise error(f"{where}: {name} is {value!r}, which is not of the expected type")
         made[name] = tuple(found[name]) if origin is tuple else value

@@ -1,14 +1,9 @@
 """Which encoder is which: one canonical id per set of weights, whatever route they came by."""
 
 __all__ = [
-    "KANDINSKY_22_ENCODER",
-    "MINI_ENCODER",
-    "MINI_FILES",
-    "aliases",
-    "canonical_encoder_id",
-    "fingerprint",
+    "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "aliases", "canonical_encoder_id", "fingerprint",
     "same_encoder",
-]
+]  # fmt: skip
 
 import hashlib
 from collections.abc import Mapping
@@ -27,11 +22,7 @@ KANDINSKY_22_ENCODER = "hf/kandinsky-community/kandinsky-2-2-prior:image_encoder
 
 # The first id of each row is canonical. The published Kandinsky file holds the same weights in float16.
 _SAME = (
-    (
-        KANDINSKY_22_ENCODER,
-        "open_clip/ViT-bigG-14/laion2b_s39b_b160k",
-        "hf/laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-    ),
+    (KANDINSKY_22_ENCODER, "open_clip/ViT-bigG-14/laion2b_s39b_b160k", "hf/laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"),
     (MINI_ENCODER, "mini"),
 )
 _CANONICAL = {alias.lower(): row[0] for row in _SAME for alias in row}

@@ -1,16 +1,17 @@
 """What a tower's preprocessing consists of, read from open_clip's or Hugging Face's own settings."""
 
-__all__ = ["INTERPOLATIONS", "RESIZE_MODES", "Interpolation", "PreprocessSpec", "ResizeMode"]
+__all__ = ["INTERPOLATIONS", "Interpolation", "PreprocessSpec", "ResizeMode"]
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
 from vit_lens.errors import PreprocessError
+from vit_lens.files import check_fields
 
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "longest", "squash"]
@@ -18,11 +19,6 @@ ResizeMode = Literal["shortest", "longest", "squash"]
 INTERPOLATIONS: dict[str, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
-}
-RESIZE_MODES: dict[str, str] = {
-    "shortest": "the shorter side fills the target, the rest is cropped",
-    "longest": "the longer side fills the target, the rest is padded with fill_color",
-    "squash": "both sides are resized, the aspect ratio is lost",
 }
 
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -72,7 +68,7 @@ class PreprocessSpec:
         if min(self.std) <= 0:
             raise PreprocessError(f"std={self.std}; expected three positive numbers")
         _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        _check_choice("resize_mode", self.resize_mode, get_args(ResizeMode))
         if not 0 <= self.fill_color <= 255:
             raise PreprocessError(f"fill_color={self.fill_color}; expected a grey level in [0, 255]")
         if self.resize_edge is not None and (self.resize_mode != "shortest" or self.resize_edge < max(self.size)):
@@ -106,15 +102,7 @@ class PreprocessSpec:
         >>> vl.PreprocessSpec.from_dict(model.spec().to_dict()) == model.spec()
         True
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        required = known - {"fill_color", "resize_edge"}
-        if set(values) - known or required - set(values):
-            raise PreprocessError(
-                f"preprocessing with unknown fields {sorted(set(values) - known)} and without "
-                f"{sorted(required - set(values))}; expected {sorted(known)}"
-            )
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**fields)
+        return cls(**check_fields(cls, values, "preprocessing", PreprocessError))
 
     @classmethod
     def from_open_clip_cfg(cls, cfg: Mapping[str, Any]) -> "PreprocessSpec":
@@ -193,7 +181,7 @@ class PreprocessSpec:
         )
 
 
-def _check_choice(name: str, value: str, choices: Mapping[str, Any]) -> None:
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise PreprocessError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 

@@ -1,18 +1,9 @@
 """open_clip's installed registry: what a model name, and a pretrained tag or a checkpoint of it, stand for."""
 
 __all__ = [
-    "OpenClipName",
-    "OpenClipWeights",
-    "build_visual",
-    "create_visual",
-    "is_timm",
-    "known_models",
-    "model_config",
-    "obstacle",
-    "open_clip_weights",
-    "require_tag",
-    "spec_of",
-]
+    "CUSTOM_OPTIONS", "OpenClipName", "OpenClipWeights", "build_visual", "create_visual", "is_timm", "known_models",
+    "model_config", "obstacle", "open_clip_weights", "require_tag", "spec_of",
+]  # fmt: skip
 
 import copy
 import warnings
@@ -30,6 +21,10 @@ from vit_lens.sources.refusals import refuse
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 _QUICKGELU_SUFFIX = "-quickgelu"
+CUSTOM_OPTIONS = {  # the part that each adds to a block
+    "qk_norm": "attn.ln_q", "scaled_cosine_attn": "attn.logit_scale", "scale_heads": "attn.head_scale",
+    "scale_attn_inner": "attn.ln_inner", "scale_attn": "ln_attn", "scale_fc": "mlp.ln",
+}  # fmt: skip
 # Families of timm's models, by module: what keeps them from being a plain ViT. Others are built and read.
 _TIMM_FAMILIES = {
     "convnext": "ConvNeXt, a convolutional tower",
@@ -306,8 +301,7 @@ def obstacle(vision_cfg: Mapping[str, Any]) -> str:
         return "ModifiedResNet (a convolutional tower)"
     if isinstance(vision_cfg.get("attentional_pool"), str):
         return f"attentional pooling of type {vision_cfg['attentional_pool']!r} (attn_pool_contrastive)"
-    options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
-    custom = [name for name in options if vision_cfg.get(name)]
+    custom = [name for name in CUSTOM_OPTIONS if vision_cfg.get(name)]
     if custom or vision_cfg.get("block_type") == "custom":
         return f"custom residual blocks ({', '.join(custom) or 'block_type=custom'})"
     if vision_cfg.get("act_kwargs"):

@@ -1,6 +1,6 @@
 """Named files in a local directory, or in a repository on the Hugging Face Hub."""
 
-__all__ = ["Folder", "HubFolder", "LocalFolder", "TowerFolder"]
+__all__ = ["HubFolder", "TowerFolder"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +16,6 @@ _PREPROCESSOR_FOLDERS = ("image_processor", "feature_extractor", "")
 
 
 @dataclass(frozen=True)
-class LocalFolder:
-    """A directory; the network is never touched."""
-
-    root: Path
-
-    @property
-    def label(self) -> str:
-        """How messages call it."""
-        return str(self.root)
-
-    def find(self, name: str) -> Path | None:
-        """Return the path of a file, or None if there is no such file."""
-        return self.root / name if (self.root / name).is_file() else None
-
-
-@dataclass(frozen=True)
 class HubFolder:
     """A repository on the Hugging Face Hub; files are fetched once and kept in the Hub's own cache."""
 
@@ -39,9 +23,7 @@ class HubFolder:
     revision: str | None = None
     cache_dir: str | Path | None = None
 
-    @property
-    def label(self) -> str:
-        """How messages call it."""
+    def __str__(self) -> str:
         return f"{self.repo_id} on the Hugging Face Hub"
 
     def find(self, name: str) -> Path | None:
@@ -67,21 +49,18 @@ class HubFolder:
         return Path(path)
 
 
-Folder = LocalFolder | HubFolder
-
-
 @dataclass(frozen=True)
 class TowerFolder:
     """Where the files of one tower are.
 
     Attributes:
-        root: A directory or a repository on the Hub.
+        root: A directory, for which the network is never touched, or a repository on the Hub.
         subfolder: In it; empty if there is none.
         encoder_id: Of the weights; None for a local directory, where their content says it.
         name: A short name for a local id.
     """
 
-    root: Folder
+    root: Path | HubFolder
     subfolder: str
     encoder_id: str | None
     name: str
@@ -89,7 +68,7 @@ class TowerFolder:
     @property
     def label(self) -> str:
         """How messages call it."""
-        return self.root.label + (f", subfolder {self.subfolder!r}" if self.subfolder else "")
+        return str(self.root) + (f", subfolder {self.subfolder!r}" if self.subfolder else "")
 
     @property
     def told(self) -> str:
@@ -98,7 +77,13 @@ class TowerFolder:
 
     def find(self, name: str) -> Path | None:
         """Return the path of a file, or None if there is no such file."""
-        return self.root.find(f"{self.subfolder}/{name}" if self.subfolder else name)
+        return self._at(self.subfolder, name)
+
+    def _at(self, place: str, name: str) -> Path | None:
+        name = f"{place}/{name}" if place else name
+        if isinstance(self.root, HubFolder):
+            return self.root.find(name)
+        return path if (path := self.root / name).is_file() else None
 
     def weights(self, names: Sequence[str]) -> list[Path]:
         """Return the first of these files that is there, or the shards that it lists.
@@ -115,8 +100,7 @@ class TowerFolder:
         for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
             if Path(shard).is_absolute() or ".." in Path(shard).parts:
                 raise CheckpointError(f"{self.label}: {path.name} names {shard!r}, which lies outside of its directory")
-            found = self.find(shard)
-            if found is None:
+            if (found := self.find(shard)) is None:
                 raise CheckpointError(f"{self.label} lacks {shard}, which {path.name} names")
             shards.append(found)
         return shards
@@ -128,7 +112,6 @@ class TowerFolder:
             PreprocessError: It does what cannot be reproduced.
         """
         for place in dict.fromkeys((self.subfolder, *(_PREPROCESSOR_FOLDERS if self.subfolder else ()))):
-            path = self.root.find(f"{place}/{_PREPROCESSOR}" if place else _PREPROCESSOR)
-            if path is not None:
+            if (path := self._at(place, _PREPROCESSOR)) is not None:
                 return PreprocessSpec.from_hf_preprocessor(read_json(path))
         return None

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vit_lens.errors import CheckpointError, UnsupportedTowerError
+from vit_lens.errors import CheckpointError
 from vit_lens.images import PreprocessSpec
-from vit_lens.sources.families import families, family_of
+from vit_lens.sources.families import families, known_family
 from vit_lens.sources.families.family import Blueprint, Family
 from vit_lens.sources.recipe import build
 from vit_lens.sources.refusals import kind, refuse, size_pair
 from vit_lens.sources.source_tower import SourceTower
-from vit_lens.sources.supported import supported_kinds
 from vit_lens.sources.tower_source import TowerSource, source_of
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -59,13 +58,7 @@ def read_module(
     Traceback (most recent call last):
     vit_lens.errors.UnsupportedTowerError: ...a Linear from torch.nn.modules.linear; known are ...
     """
-    size = size_pair(image_size)
-    family = family_of(tower)
-    if family is None:
-        refuse(
-            f"a {kind(tower)} from {type(tower).__module__}; known are {supported_kinds()}: hand over the model "
-            "itself, not a wrapper around it"
-        )
+    size, family = size_pair(image_size), known_family(tower)
     blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {kind(tower)}"))
     _require_own_code(family.vision(tower), [family], family.unused)
     state_dict = _converted(blueprint, family.tensors(tower), copy)
@@ -87,12 +80,7 @@ def source_tower(module: nn.Module) -> SourceTower:
     if isinstance(module, SourceTower):
         _require_own_code(module.parts, families())
         return module
-    family = family_of(module)
-    if family is None:
-        raise UnsupportedTowerError(
-            f"cannot verify against a {kind(module)} from {type(module).__module__}; known are {supported_kinds()}. "
-            "Hand over the model itself, not a wrapper (torch.compile, DataParallel, an adapter) around it"
-        )
+    family = known_family(module)
     found = family.listen(module)
     _require_own_code(family.vision(module), [family], family.unused)
     return found
@@ -144,4 +132,4 @@ def _converted(blueprint: Blueprint, tensors: dict[str, Tensor], copy: bool) -> 
             f"copy=False cannot share memory with a tower of several dtypes ({like.dtype}, {', '.join(mixed)}): some "
             "would have to be cast; leave copy=True"
         )
-    return build(recipe, tensors, dtype=like.dtype, copy=copy)
+    return build(recipe, tensors, like.dtype, copy=copy)

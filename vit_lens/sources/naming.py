@@ -7,7 +7,7 @@ from pathlib import Path
 from vit_lens.errors import CheckpointError, nearest
 from vit_lens.identity import MINI_ENCODER, MINI_FILES
 from vit_lens.sources.catalogue import OpenClipName, known_models, require_tag
-from vit_lens.sources.folders import HubFolder, LocalFolder, TowerFolder
+from vit_lens.sources.folders import HubFolder, TowerFolder
 
 _FORMS = (
     '"mini"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
@@ -16,11 +16,7 @@ _FORMS = (
 
 
 def resolve_name(
-    name: str | Path,
-    *,
-    tag: str | Path | None = None,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    name: str | Path, *, tag: str | Path | None = None, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> OpenClipName | TowerFolder:
     """Say what a name means, by the rules of :func:`vit_lens.sources.read_pretrained`.
 
@@ -48,7 +44,7 @@ def resolve_name(
     if tag is not None:
         raise CheckpointError(f"tag= belongs to open_clip names; {name} is none, nearest: {_near(str(name))}")
     found = _folder_name(name, revision, cache_dir)
-    if revision is not None and isinstance(found.root, LocalFolder):
+    if revision is not None and isinstance(found.root, Path):
         raise CheckpointError(f"revision= belongs to Hub ids; {name} is a directory here and has one content")
     return found
 
@@ -72,14 +68,14 @@ def embedded_encoder(name: str | Path) -> Path | None:
 
 def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path | None) -> TowerFolder:
     if (path := embedded_encoder(name)) is not None:
-        return TowerFolder(LocalFolder(path), "", MINI_ENCODER, "mini")
+        return TowerFolder(path, "", MINI_ENCODER, "mini")
     root, _, subfolder = str(name).partition(":")
     subfolder = subfolder.strip("/")
     local = Path(root).expanduser()
     if isinstance(name, Path) or root.startswith((".", "/", "~")) or (local.is_dir() and not root.startswith("hf/")):
         _require_directory(local)
         label = local.resolve().name + (f":{subfolder}" if subfolder else "")
-        return TowerFolder(LocalFolder(local), subfolder, None, label)
+        return TowerFolder(local, subfolder, None, label)
     repo_id = root.removeprefix("hf/")
     if repo_id.count("/") != 1:
         raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest open_clip names: {_near(root)}")

@@ -3,9 +3,8 @@
 __all__ = ["load_module", "read_pretrained"]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from vit_lens.errors import CheckpointError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.catalogue import OpenClipName, build_visual, create_visual, is_timm, open_clip_weights
-from vit_lens.sources.families import families, family_of
+from vit_lens.sources.families import families, known_family
 from vit_lens.sources.families.family import Blueprint, Family
 from vit_lens.sources.folders import TowerFolder
 from vit_lens.sources.naming import resolve_name
 from vit_lens.sources.recipe import build
-from vit_lens.sources.refusals import kind, refuse, require_dtype, size_pair
+from vit_lens.sources.refusals import refuse, require_dtype, size_pair
 from vit_lens.sources.tensors import StoredTensors, open_tensors, read_json
 from vit_lens.sources.tower_source import TowerSource, source_of
 
@@ -101,8 +100,7 @@ def load_module(
     return family.load(found, config)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
+class _Opened(NamedTuple):
     """A tower whose values are not read yet."""
 
     blueprint: Blueprint
@@ -126,20 +124,13 @@ def _named(
             f"quick_gelu={quick_gelu} would have no effect on {name.model}: a timm trunk has its own activation"
         )
     tower = build_visual(weights.config, quick_gelu=weights.quick_gelu)
-    family = family_of(tower)
-    if family is None:
-        refuse(f"a {kind(tower)} from {type(tower).__module__}")
+    family = known_family(tower)
     blueprint = family.blueprint(tower, family.size(size, spec, f"the open_clip tower {name.model}"))
     path = weights.fetch(cache_dir)
     tensors = open_tensors([path])
-    return _Opened(
-        blueprint=blueprint,
-        tensors=tensors.under(family.names(tensors.header)),
-        paths=[path],
-        spec=spec or weights.spec(blueprint.cfg.image_size),
-        encoder_id=weights.encoder_id,
-        label=path.name,
-    )
+    tensors = tensors.under(family.names(tensors.header))
+    spec = spec or weights.spec(blueprint.cfg.image_size)
+    return _Opened(blueprint, tensors, [path], spec, weights.encoder_id, path.name)
 
 
 def _folder(folder: TowerFolder, given: PreprocessSpec | None, size: Size | None) -> _Opened:
@@ -154,9 +145,7 @@ def _folder(folder: TowerFolder, given: PreprocessSpec | None, size: Size | None
     tensors = open_tensors(paths)
     tensors = tensors.under(family.names(tensors.header))
     blueprint = family.blueprint(family.build(config, path, tensors.header), positions)
-    return _Opened(
-        blueprint=blueprint, tensors=tensors, paths=paths, spec=spec, encoder_id=folder.encoder_id, label=folder.name
-    )
+    return _Opened(blueprint, tensors, paths, spec, folder.encoder_id, folder.name)
 
 
 def _recognised(folder: TowerFolder) -> tuple[Family, Path, Mapping[str, Any]]:
@@ -188,4 +177,4 @@ def _fitted(opened: _Opened, dtype: torch.dtype, device: str | torch.device) -> 
     except CheckpointError as error:
         raise CheckpointError(f"{', '.join(map(str, opened.paths))}: {error}") from None
     is_meta = torch.device(device).type == "meta"
-    return build(recipe, opened.tensors.header if is_meta else opened.tensors, dtype=dtype, device=device)
+    return build(recipe, opened.tensors.header if is_meta else opened.tensors, dtype, device=device)

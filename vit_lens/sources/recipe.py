@@ -4,25 +4,18 @@ __all__ = ["Heads", "Recipe", "Shape", "StateDict", "build"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import CheckpointError
+from vit_lens.sources.tensors import StoredTensors
 
 StateDict = dict[str, Tensor]
 Shape = tuple[int, ...]
 Heads = tuple[int, int]
 _NAMES_SHOWN = 8
-
-
-@runtime_checkable
-class TensorsByName(Protocol):
-    """A state dict, or files that are read on access."""
-
-    def __getitem__(self, name: str, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -186,9 +179,9 @@ class Recipe:
 
 def build(
     recipe: Recipe,
-    tensors: TensorsByName,
+    tensors: StateDict | StoredTensors,
+    dtype: torch.dtype,
     *,
-    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     copy: bool = True,
 ) -> StateDict:
@@ -197,23 +190,18 @@ def build(
     Args:
         recipe: Checked against ``tensors`` by the caller (:meth:`Recipe.check`).
         tensors: The source's; one that reads files on access holds little more than the result in memory.
-        dtype: Of the result; None keeps the source's, which must be one.
+        dtype: Of the result.
         device: Of the result; None keeps the source's.
         copy: False gives views of the source's memory.
 
     Raises:
-        CheckpointError: Without ``dtype``, tensors of several dtypes; without ``copy``, tensors that are computed.
+        CheckpointError: Without ``copy``, tensors that are computed.
     """
-    if dtype is None:
-        dtype = _only_dtype(recipe, tensors)
-    if not copy:
-        computed = [step.target for step in recipe.steps if not step.is_view]
-        if computed:
-            raise CheckpointError(
-                f"copy=False cannot share memory for {_shorten(computed)}, which are computed from several of the "
-                "source's tensors (LayerScale, a query's norm or positions of another size are folded in); leave "
-                "copy=True"
-            )
+    if not copy and (computed := [step.target for step in recipe.steps if not step.is_view]):
+        raise CheckpointError(
+            f"copy=False cannot share memory for {_shorten(computed)}, which are computed from several of the source's "
+            "tensors (LayerScale, a query's norm or positions of another size are folded in); leave copy=True"
+        )
     out: StateDict = {}
     for step in recipe.steps:
         sources = [tensors[name].detach() for name in step.sources]
@@ -231,14 +219,6 @@ def build(
 def _copied(view: Tensor, dtype: torch.dtype, device: str | torch.device | None) -> Tensor:
     """Cast, move and lay out in one copy; a transposed tensor stays so, the layout that matrix products read."""
     return torch.empty_like(view, dtype=dtype, device=device or view.device).copy_(view)
-
-
-def _only_dtype(recipe: Recipe, tensors: TensorsByName) -> torch.dtype:
-    dtypes = {tensors[name].dtype for name in recipe.shapes}
-    if len(dtypes) > 1:
-        names = ", ".join(sorted(map(str, dtypes)))
-        raise CheckpointError(f"tensors of several dtypes ({names}); cast the tower to one first")
-    return dtypes.pop()
 
 
 def _shorten(names: list[str]) -> str:

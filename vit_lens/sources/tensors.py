@@ -55,9 +55,6 @@ class StoredTensors:
         file, key = self._places[name]
         return file.read(key)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
     def under(self, names: Mapping[str, str]) -> "StoredTensors":
         """Return those tensors that ``names`` maps to, under the names that it maps from."""
         return StoredTensors({name: self._places[key] for name, key in names.items()})
@@ -75,10 +72,9 @@ def open_tensors(paths: Sequence[Path]) -> StoredTensors:
             raise CheckpointError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
-        file = (_SafetensorsFile if path.suffix == ".safetensors" else _TorchFile)(path)
+        file = _File(path)
         shard = {name: (file, key) for name, key in file.names().items()}
-        twice = sorted(set(shard) & set(places))
-        if twice:
+        if twice := sorted(set(shard) & set(places)):
             raise CheckpointError(f"{path} holds tensors that another shard holds too: {', '.join(twice[:8])}")
         places |= shard
     return StoredTensors(places)
@@ -87,86 +83,57 @@ def open_tensors(paths: Sequence[Path]) -> StoredTensors:
 class _File:
     """A file of tensors that is opened again and again, so that what was read of it does not pile up in memory."""
 
-    header: dict[str, Tensor]
-
     def __init__(self, path: Path):
-        self.path = path
-        self._content: Any = None
-        self._n_read = 0
-        self._is_mapped = True
+        self.path, self._n_read = path, 0
+        self._is_safe = path.suffix == ".safetensors"
+        # A file in PyTorch's format before 1.6 cannot be mapped: it is read whole, once.
+        self._is_mapped = self._is_safe or zipfile.is_zipfile(path)
+        content = self._open()
+        self._content: Any = None if self._is_mapped else content
+        self.header: dict[str, Tensor] = {
+            key: _described(content.get_slice(key), f"{path}: {key}") if self._is_safe else content[key].to("meta")
+            for key in content.keys()
+        }
 
     def names(self) -> dict[str, str]:
         """Return the tensors' names, each with the key under which the file has it."""
-        return {name: name for name in self.header}
+        # saved from DistributedDataParallel
+        prefix = "module." if not self._is_safe and all(key.startswith("module.") for key in self.header) else ""
+        return {key.removeprefix(prefix): key for key in self.header}
 
     def read(self, key: str) -> Tensor:
         if self._content is None or (self._is_mapped and self._n_read > _OPEN_AGAIN_AFTER):
             self._content = None  # the old mapping goes before the new one comes
             self._content, self._n_read = self._open(), 0
-        tensor = self._get(self._content, key)
+        tensor = self._content.get_tensor(key) if self._is_safe else self._content[key]
         self._n_read += tensor.nbytes
         return tensor
 
     def _open(self) -> Any:
-        raise NotImplementedError
-
-    def _get(self, content: Any, key: str) -> Tensor:
-        raise NotImplementedError
+        return _open_safetensors(self.path) if self._is_safe else _load_torch(self.path, mmap=self._is_mapped)
 
 
-class _SafetensorsFile(_File):
-    def __init__(self, path: Path):
-        super().__init__(path)
-        file = self._open()
-        self.header = {key: _described(file.get_slice(key), f"{path}: {key}") for key in file.keys()}
-
-    def _open(self) -> Any:
-        try:
-            return safe_open(self.path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path} is not a whole safetensors file ({error}); download or copy it again"
-            ) from error
-
-    def _get(self, content: Any, key: str) -> Tensor:
-        return content.get_tensor(key)
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
 
 
-class _TorchFile(_File):
-    def __init__(self, path: Path):
-        super().__init__(path)
-        # A file in PyTorch's format before 1.6 cannot be mapped: it is read whole, once.
-        self._is_mapped = zipfile.is_zipfile(path)
-        content = self._open()
-        self.header = {key: tensor.to("meta") for key, tensor in content.items()}
-        if not self._is_mapped:
-            self._content = content
-
-    def names(self) -> dict[str, str]:
-        keys = list(self.header)
-        # saved from DistributedDataParallel
-        prefix = "module." if all(key.startswith("module.") for key in keys) else ""
-        return {key.removeprefix(prefix): key for key in keys}
-
-    def _open(self) -> dict[str, Tensor]:
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
-        except _DAMAGE as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{self.path} cannot be read as a file of tensors ({reason}); if it is whole, it holds more than "
-                "tensors: save the model's state_dict() alone"
-            ) from error
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            content = content["state_dict"]
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise CheckpointError(
-                f"{self.path} does not hold a state dict (names to tensors); save the model's state_dict()"
-            )
-        return content
-
-    def _get(self, content: Any, key: str) -> Tensor:
-        return content[key]
+def _load_torch(path: Path, *, mmap: bool) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except _DAMAGE as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a file of tensors ({reason}); if it is whole, it holds more than tensors: save "
+            "the model's state_dict() alone"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} does not hold a state dict (names to tensors); save the model's state_dict()")
+    return content
 
 
 def _described(stored: Any, where: str) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
-from vit_lens.identity import aliases, fingerprint
+from vit_lens.identity import fingerprint
 from vit_lens.images import PreprocessSpec
 
 
@@ -21,7 +21,6 @@ class TowerSource:
         state_dict: The weights under HookedViT's names, LayerScale folded.
         preprocess_spec: How images become pixels; None if the source carries no preprocessing.
         encoder_id: The id that decoders and text banks know the weights by; see :mod:`vit_lens.identity`.
-        aliases: Other ids that the same weights are published under.
 
     >>> from vit_lens.sources import read_pretrained
     >>> source = read_pretrained("mini")
@@ -33,7 +32,6 @@ class TowerSource:
     state_dict: dict[str, Tensor] = field(repr=False)
     preprocess_spec: PreprocessSpec | None
     encoder_id: str
-    aliases: tuple[str, ...]
 
 
 def source_of(
@@ -51,10 +49,4 @@ def source_of(
     if encoder_id is None:
         has_values = not any(tensor.is_meta for tensor in state_dict.values())
         encoder_id = f"{label}@{fingerprint(state_dict)}" if has_values else f"{label} (no weights)"
-    return TowerSource(
-        cfg=cfg,
-        state_dict=dict(state_dict),
-        preprocess_spec=spec,
-        encoder_id=encoder_id,
-        aliases=aliases(encoder_id),
-    )
+    return TowerSource(cfg=cfg, state_dict=dict(state_dict), preprocess_spec=spec, encoder_id=encoder_id)

@@ -17,6 +17,7 @@ from vit_lens.config import TowerConfig
 from vit_lens.errors import TextError, nearest
 from vit_lens.files import load_fields, save_fields
 from vit_lens.identity import same_encoder
+from vit_lens.sources import read_module
 from vit_lens.texts import whole_clips
 from vit_lens.texts.captions import check_captions, mini_captions
 from vit_lens.texts.text_towers import Tokenizer, embed_captions, text_tower
@@ -209,7 +210,7 @@ class TextBank:
             embeds=embed_captions(tower, captions, tuple(templates), progress=progress),
             logit_scale=tower.logit_scale,
             logit_bias=tower.logit_bias,
-            encoder_id=encoder_id or whole_clips.encoder_id_of(clip),
+            encoder_id=encoder_id or read_module(clip).encoder_id,
             templates=tuple(templates),
         )
 

@@ -1,6 +1,6 @@
 """Where whole CLIPs come from, with the tokenizer and the id of the image tower."""
 
-__all__ = ["encoder_id_of", "from_open_clip", "from_pretrained"]
+__all__ = ["from_open_clip", "from_pretrained"]
 
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,9 @@ from torch import nn
 
 from vit_lens.errors import TextError
 from vit_lens.identity import MINI_ENCODER, aliases
-from vit_lens.sources import OpenClipName, embedded_encoder, open_clip_weights, read_module
+from vit_lens.sources import OpenClipName, embedded_encoder, no_progress_bars, open_clip_weights
 
 _OPEN_CLIP_HINT = "TextBank.from_open_clip(name, tag, captions) takes open_clip's names"
-
-
-def encoder_id_of(clip: nn.Module) -> str:
-    """Return the id that ``HookedViT.from_module`` gives to the image tower of a CLIP, read from its weights.
-
-    Raises:
-        UnsupportedTowerError: The image tower is not one that HookedViT reproduces.
-    """
-    return read_module(clip).encoder_id
 
 
 def from_open_clip(
@@ -80,29 +71,24 @@ def from_pretrained(
 
 def _load(where: str | Path, *, device: str | torch.device, **options: Any) -> tuple[nn.Module, Any]:
     from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
-    from transformers.utils import logging
 
     kinds = {"clip": CLIPModel, "siglip": SiglipModel}
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model_type = AutoConfig.from_pretrained(where, **options).model_type
-        if model_type not in kinds:
-            raise TextError(
-                f"{where} is of model_type {model_type!r}; expected one with a text tower: {', '.join(kinds)}"
+        with no_progress_bars():
+            model_type = AutoConfig.from_pretrained(where, **options).model_type
+            if model_type not in kinds:
+                raise TextError(
+                    f"{where} is of model_type {model_type!r}; expected one with a text tower: {', '.join(kinds)}"
+                )
+            model, loading = kinds[model_type].from_pretrained(
+                where, dtype=torch.float32, output_loading_info=True, **options
             )
-        model, loading = kinds[model_type].from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, TextError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TextError(f"{where} cannot be read as a CLIP with a tokenizer: {reason}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if missing := sorted(loading["missing_keys"]):
         raise TextError(f"{where} lacks {len(missing)} tensors of its text or image tower, such as {missing[0]}")
     return model.eval().to(device), tokenizer

@@ -3,15 +3,17 @@
 Another family is one more file with a ``FAMILY`` and its name below, or :func:`register_family` from outside.
 """
 
-__all__ = ["families", "family_of", "register_family"]
+__all__ = ["families", "known_family", "register_family", "supported_open_clip", "supported_towers"]
 
 import importlib
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vit_lens.sources.refusals import kind, refuse
+
 if TYPE_CHECKING:
-    from vit_lens.sources.families.family import Family
+    from vit_lens.sources.families.family import Family, SupportedTower
 
 _FAMILIES: list["str | Family"] = ["clip", "siglip", "dinov2", "open_clip", "timm"]
 
@@ -21,9 +23,19 @@ def families() -> list["Family"]:
     return [_file(each) if isinstance(each, str) else each for each in _FAMILIES]
 
 
-def family_of(module: nn.Module) -> "Family | None":
-    """Return the family that knows how to read a module, or None."""
-    return next((family for family in families() if family.owns(module)), None)
+def known_family(module: nn.Module) -> "Family":
+    """Return the family that knows how to read a module.
+
+    Raises:
+        UnsupportedTowerError: None does.
+    """
+    if (found := next((family for family in families() if family.owns(module)), None)) is None:
+        known = ", ".join(family.towers for family in families())
+        refuse(
+            f"a {kind(module)} from {type(module).__module__}; known are {known}: hand over the model itself, "
+            "not a wrapper (torch.compile, DataParallel, an adapter) around it"
+        )
+    return found
 
 
 def register_family(family: "Family") -> None:
@@ -32,6 +44,20 @@ def register_family(family: "Family") -> None:
     ``tests/test_families.py`` has a whole one in 50 lines.
     """
     _FAMILIES.append(family)
+
+
+def supported_towers() -> "list[SupportedTower]":
+    """Return a row for every configuration of the installed open_clip and for the classes of every other family.
+
+    Nothing is downloaded. A config of a timm ViT is built without memory for its weights and read, because only the
+    object says what it computes.
+    """
+    return [row for family in families() for row in family.table()]
+
+
+def supported_open_clip() -> list[str]:
+    """Return the names of open_clip's configurations that HookedViT covers, read from the installed version."""
+    return [row.name for row in supported_towers() if row.library == "open_clip" and row.supported]
 
 
 def _file(name: str) -> "Family":

@@ -11,27 +11,12 @@ from torch import Tensor, nn
 
 from vit_lens.config import AttentionPoolConfig, HookedViTConfig
 from vit_lens.sources.families.family import Blueprint
-from vit_lens.sources.families.hugging_face import (
-    ACTIVATIONS,
-    HuggingFace,
-    ModelType,
-    Positions,
-    interpolated,
-    stored_shape,
-    stored_size,
-)
-from vit_lens.sources.families.plain_parts import (
-    activation_of,
-    common_eps,
-    grid_of,
-    patch_of,
-    require_scale,
-    same_for_all,
-)
+from vit_lens.sources.families.hugging_face import HuggingFace, ModelType, Positions, fitted, stored_shape, stored_size
+from vit_lens.sources.families.plain import activation_of, check_scale, common_eps, patch_of, same_for_all
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, refuse
 
-_PROJECTION = "visual_projection.weight"
+_PROJECTION, _NORMS = "visual_projection.weight", ("layer_norm1", "layer_norm2")
 
 
 class Clip(HuggingFace):
@@ -70,44 +55,30 @@ class Clip(HuggingFace):
         norms = {name: getattr(core, name) for name in ("pre_layrnorm", "post_layernorm") if hasattr(core, name)}
         if pool:
             norms["head.layernorm"] = core.head.layernorm
-        for i, layer in enumerate(layers):
-            norms |= {f"layers.{i}.layer_norm1": layer.layer_norm1, f"layers.{i}.layer_norm2": layer.layer_norm2}
-        patch = patch_of(embeddings.patch_embedding, "patch_embedding", bias=self.patch_bias)
         image = image_size or stored_size(embeddings)
-        grid_of(image, patch)
+        patch = patch_of(embeddings.patch_embedding, "patch_embedding", image, bias=self.patch_bias)
         d_model = embeddings.patch_embedding.out_channels
         n_heads = same_for_all("head count", (layer.self_attn.num_heads for layer in layers))
         if d_model % n_heads:
             refuse(f"width {d_model} for {n_heads} heads")
-        require_scale((layer.self_attn.scale for layer in layers), d_model // n_heads)
+        check_scale((layer.self_attn.scale for layer in layers), d_model // n_heads)
         if projection is not None and (type(projection) is not nn.Linear or projection.bias is not None):
             refuse("a visual_projection that is not a linear map without bias")
-        acts = [activation_of(part.mlp.activation_fn, ACTIVATIONS) for part in (*layers, *heads)]
+        acts = [activation_of(part.mlp.activation_fn) for part in (*layers, *heads)]
         cfg = HookedViTConfig(
-            n_layers=len(layers),
-            d_model=d_model,
-            n_heads=n_heads,
-            d_head=d_model // n_heads,
+            n_layers=len(layers), d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads,
             d_mlp=same_for_all("MLP width", (layer.mlp.fc1.out_features for layer in layers)),
             d_embed=projection.out_features if projection is not None else pool.d_model if pool else d_model,
-            image_size=image,
-            patch_size=patch,
-            has_cls=hasattr(embeddings, "class_embedding"),
-            n_registers=0,
-            has_patch_bias=self.patch_bias,
-            act_fn=same_for_all("activation", acts),
-            eps=common_eps(norms, (nn.LayerNorm,)),
-            has_ln_pre="pre_layrnorm" in norms,
-            pool="attn" if pool else "cls",
-            attn_pool=pool,
+            image_size=image, patch_size=patch, has_cls=hasattr(embeddings, "class_embedding"), n_registers=0,
+            has_patch_bias=self.patch_bias, act_fn=same_for_all("activation", acts),
+            eps=common_eps(norms, "layers", layers, _NORMS),
+            has_ln_pre="pre_layrnorm" in norms, pool="attn" if pool else "cls", attn_pool=pool,
             # The norm acts on each token alone, so it may come before CLS is picked; hooks then see every token.
-            ln_final="before_pool",
-            has_proj=projection is not None,
-            has_proj_bias=False,
-        )
+            ln_final="before_pool", has_proj=projection is not None, has_proj_bias=False,
+        )  # fmt: skip
         positions = None
         if image != stored_size(embeddings):
-            positions = interpolated(embeddings, image, cfg.n_ctx, _put_positions)
+            positions = fitted(embeddings, image, cfg.n_ctx, _put_positions)
         return Blueprint(cfg, partial(self.recipe, cfg, positions=positions))
 
     def pool_sizes(self, core: Any) -> AttentionPoolConfig | None:
@@ -139,13 +110,9 @@ class Clip(HuggingFace):
         if cfg.has_ln_pre:
             steps.norm("ln_pre", "pre_layrnorm", d)
         steps.blocks(
-            cfg,
-            "encoder.layers",
-            norms=("layer_norm1", "layer_norm2"),
-            qkv=[f"self_attn.{letter}_proj." for letter in "qkv"],
-            out="self_attn.out_proj",
-            mlp=("mlp.fc1", "mlp.fc2"),
-        )
+            cfg, "encoder.layers", norms=_NORMS, qkv=[f"self_attn.{letter}_proj." for letter in "qkv"],
+            out="self_attn.out_proj", mlp=("mlp.fc1", "mlp.fc2"),
+        )  # fmt: skip
         steps.norm("ln_final", "post_layernorm", d)
         if cfg.has_proj:
             steps.take("unembed.W_U", _PROJECTION, (cfg.d_embed, d), lambda x: x.T)

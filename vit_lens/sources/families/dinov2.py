@@ -13,23 +13,8 @@ from torch import Tensor, nn
 from vit_lens.config import HookedViTConfig
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.families.family import Blueprint
-from vit_lens.sources.families.hugging_face import (
-    ACTIVATIONS,
-    HuggingFace,
-    ModelType,
-    Positions,
-    interpolated,
-    stored_shape,
-    stored_size,
-)
-from vit_lens.sources.families.plain_parts import (
-    activation_of,
-    common_eps,
-    grid_of,
-    patch_of,
-    require_scale,
-    same_for_all,
-)
+from vit_lens.sources.families.hugging_face import HuggingFace, ModelType, Positions, fitted, stored_shape, stored_size
+from vit_lens.sources.families.plain import activation_of, check_scale, common_eps, patch_of, same_for_all
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, refuse
 
@@ -74,40 +59,25 @@ class Dinov2(HuggingFace):
         layers, embeddings = list(tower.encoder.layer), tower.embeddings
         for layer in layers:
             _require_plain_layer(layer)
-        norms = {"layernorm": tower.layernorm}
-        for i, layer in enumerate(layers):
-            norms |= {f"layer.{i}.norm1": layer.norm1, f"layer.{i}.norm2": layer.norm2}
         projection = embeddings.patch_embeddings.projection
-        patch = patch_of(projection, "patch_embeddings.projection", bias=True)
         image = image_size or stored_size(embeddings)
-        grid_of(image, patch)
+        patch = patch_of(projection, "patch_embeddings.projection", image, bias=True)
         attention = [_inner(layer.attention) for layer in layers]
         d_head = same_for_all("head width", (_head_width(attn) for attn in attention))
-        require_scale((attn.scaling for attn in attention), d_head)
+        check_scale((attn.scaling for attn in attention), d_head)
         registers = getattr(embeddings, "register_tokens", None)
         cfg = HookedViTConfig(
-            n_layers=len(layers),
-            d_model=projection.out_channels,
+            n_layers=len(layers), d_model=projection.out_channels, d_head=d_head, d_embed=projection.out_channels,
             n_heads=same_for_all("head count", (attn.num_attention_heads for attn in attention)),
-            d_head=d_head,
             d_mlp=same_for_all("MLP width", (layer.mlp.fc1.out_features for layer in layers)),
-            d_embed=projection.out_channels,
-            image_size=image,
-            patch_size=patch,
-            has_cls=True,
+            image_size=image, patch_size=patch, has_cls=True, has_patch_bias=True,
             n_registers=0 if registers is None else registers.shape[1],
-            has_patch_bias=True,
-            act_fn=same_for_all("activation", (activation_of(_activation(x.mlp), ACTIVATIONS) for x in layers)),
-            eps=common_eps(norms, (nn.LayerNorm,)),
-            has_ln_pre=False,
-            pool="cls",
-            attn_pool=None,
+            act_fn=same_for_all("activation", (activation_of(_activation(x.mlp)) for x in layers)),
+            eps=common_eps({"layernorm": tower.layernorm}, "layer", layers, ("norm1", "norm2")),
             # The norm acts on each token alone, so it may come before CLS is picked; hooks then see every token.
-            ln_final="before_pool",
-            has_proj=False,
-            has_proj_bias=False,
-        )
-        positions = interpolated(embeddings, image, 1 + cfg.n_patches, _put_positions)
+            has_ln_pre=False, pool="cls", attn_pool=None, ln_final="before_pool", has_proj=False, has_proj_bias=False,
+        )  # fmt: skip
+        positions = fitted(embeddings, image, 1 + cfg.n_patches, _put_positions)
         return Blueprint(cfg, partial(self.recipe, cfg, positions=positions))
 
     def recipe(self, cfg: HookedViTConfig, tensors: Mapping[str, Tensor], *, positions: Positions) -> Recipe:
@@ -123,14 +93,9 @@ class Dinov2(HuggingFace):
             steps.take("embed.registers", "embeddings.register_tokens", (1, cfg.n_registers, d), lambda x: x[0])
         _take_positions(steps, cfg, tensors, positions)
         steps.blocks(
-            cfg,
-            "encoder.layer",
-            norms=("norm1", "norm2"),
-            qkv=[f"attention.{letter}_proj." for letter in "qkv"],
-            out="attention.o_proj",
-            mlp=("mlp.fc1", "mlp.fc2"),
-            gains=("layer_scale1.lambda1", "layer_scale2.lambda1"),
-        )
+            cfg, "encoder.layer", norms=("norm1", "norm2"), qkv=[f"attention.{letter}_proj." for letter in "qkv"],
+            out="attention.o_proj", mlp=("mlp.fc1", "mlp.fc2"), gains=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+        )  # fmt: skip
         steps.norm("ln_final", "layernorm", d)
         return steps
 

@@ -1,9 +1,10 @@
 """What the vision towers of Hugging Face's transformers have in common."""
 
-__all__ = ["ACTIVATIONS", "HuggingFace", "ModelType", "Positions", "interpolated", "stored_shape", "stored_size"]
+__all__ = ["HuggingFace", "ModelType", "Positions", "fitted", "no_progress_bars", "stored_shape", "stored_size"]
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_lens.config import ActivationName
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.families.family import Family, SupportedTower
@@ -22,12 +22,6 @@ from vit_lens.sources.refusals import kind, refuse
 from vit_lens.sources.source_tower import SourceTower
 
 Positions = Callable[[Tensor], Tensor]
-ACTIVATIONS: Mapping[str, ActivationName] = {
-    "transformers.GELUActivation": "gelu",
-    "transformers.GELUTanh": "gelu_pytorch_tanh",
-    "transformers.PytorchGELUTanh": "gelu_pytorch_tanh",
-    "transformers.QuickGELUActivation": "quick_gelu",
-}
 
 
 class ModelType(NamedTuple):
@@ -102,29 +96,41 @@ class HuggingFace(Family):
 
     def load(self, folder: TowerFolder, config: Mapping[str, Any]) -> nn.Module:
         import transformers
-        from transformers.utils import logging
 
-        where, options = folder.root.label, {"subfolder": folder.subfolder}
+        where, options = str(folder.root), {"subfolder": folder.subfolder}
         if isinstance(folder.root, HubFolder):
             where = folder.root.repo_id
             options |= {"revision": folder.root.revision, "cache_dir": folder.root.cache_dir}
-        missing, bars = [], logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            for name in self.model_types[config["model_type"]].sources:
-                cls = getattr(transformers, name)
-                tower, info = cls.from_pretrained(where, output_loading_info=True, **options)
-                missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
-                if not missing:
-                    return tower
-        finally:
-            if bars:
-                logging.enable_progress_bar()
+        missing = []
+        for name in self.model_types[config["model_type"]].sources:
+            with no_progress_bars():
+                tower, info = getattr(transformers, name).from_pretrained(where, output_loading_info=True, **options)
+            missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+            if not missing:
+                return tower
         told = ", ".join(missing[:5])
         raise CheckpointError(f"{folder.told}: transformers misses {told} and would fill them at random")
 
     def table(self) -> list[SupportedTower]:
         return [row for row in super().table() if row.name not in self.older_classes]
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from showing progress bars in a ``with`` block.
+
+    >>> with no_progress_bars():
+    ...     source = vl.sources.load_module(vl.sources.resolve_name("mini"), quick_gelu=False)
+    """
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _embed(parts: Any, pixels: Tensor, options: dict[str, bool]) -> Tensor:
@@ -144,9 +150,7 @@ def stored_size(embeddings: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def interpolated(
-    embeddings: Any, size: tuple[int, int], n_tokens: int, put: Callable[[Any, Tensor], None]
-) -> Positions:
+def fitted(embeddings: Any, size: tuple[int, int], n_tokens: int, put: Callable[[Any, Tensor], None]) -> Positions:
     """Return a function from stored positions to [1 pos d_model] at ``size``, by ``interpolate_pos_encoding``.
 
     Args:

@@ -12,29 +12,19 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_lens.config import ActivationName, AttentionPoolConfig, HookedViTConfig
+from vit_lens.config import AttentionPoolConfig, HookedViTConfig
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources import catalogue
 from vit_lens.sources.families import timm
 from vit_lens.sources.families.family import Blueprint, Family, SupportedTower, Tier
-from vit_lens.sources.families.plain_parts import activation_of, common_eps, grid_of, patch_of, same_for_all
+from vit_lens.sources.families.plain import activation_of, check_fused, common_eps, patch_of, same_for_all
 from vit_lens.sources.folders import TowerFolder
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, reason_of, refuse
 from vit_lens.sources.source_tower import SourceTower
 
-_ACTIVATIONS: Mapping[str, ActivationName] = {"open_clip.QuickGELU": "quick_gelu"}
 _POOL: dict[str, Literal["cls", "avg"]] = {"tok": "cls", "avg": "avg"}
-# option of open_clip: the part that it adds to a block
-_CUSTOM_OPTIONS = {
-    "qk_norm": "attn.ln_q",
-    "scaled_cosine_attn": "attn.logit_scale",
-    "scale_heads": "attn.head_scale",
-    "scale_attn_inner": "attn.ln_inner",
-    "scale_attn": "ln_attn",
-    "scale_fc": "mlp.ln",
-}
 
 
 class OpenClip(Family):
@@ -57,7 +47,7 @@ class OpenClip(Family):
         return getattr(tower, "visual", tower)
 
     def blueprint(self, tower: Any, image_size: tuple[int, int] | None = None) -> Blueprint:
-        from open_clip import transformer
+        from open_clip.transformer import LayerNorm, LayerNormFp32
 
         visual: Any = self.vision(tower)
         if hasattr(visual, "trunk"):
@@ -70,38 +60,26 @@ class OpenClip(Family):
         norms = {"ln_post": visual.ln_post}
         if attn_pool is not None:
             norms |= {"attn_pool.ln_q": pooler.ln_q, "attn_pool.ln_k": pooler.ln_k}
-        for i, block in enumerate(blocks):
-            norms |= {f"resblocks.{i}.ln_1": block.ln_1, f"resblocks.{i}.ln_2": block.ln_2}
         has_ln_pre = not isinstance(visual.ln_pre, nn.Identity)
         if has_ln_pre:
             norms["ln_pre"] = visual.ln_pre
-        patch, image = patch_of(visual.conv1, "conv1"), tuple(visual.image_size)
-        grid_of(image, patch)
+        image = tuple(visual.image_size)
         d_model = visual.conv1.out_channels
         d_pooled = d_model if attn_pool is None else attn_pool.d_model
         n_heads = same_for_all("head count", (block.attn.num_heads for block in blocks))
         after_pool = visual.final_ln_after_pool and attn_pool is None  # open_clip ignores the switch for the pooler
         cfg = HookedViTConfig(
-            n_layers=len(blocks),
-            d_model=d_model,
-            n_heads=n_heads,
-            d_head=d_model // n_heads,
+            n_layers=len(blocks), d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads,
             d_mlp=same_for_all("MLP width", (block.mlp.c_fc.out_features for block in blocks)),
             d_embed=d_pooled if visual.proj is None else visual.proj.shape[1],
-            image_size=image,
-            patch_size=patch,
-            has_cls=True,
-            n_registers=0,
-            has_patch_bias=False,
-            act_fn=same_for_all("activation", (activation_of(block.mlp.gelu, _ACTIVATIONS) for block in blocks)),
-            eps=common_eps(norms, (nn.LayerNorm, transformer.LayerNorm, transformer.LayerNormFp32)),
-            has_ln_pre=has_ln_pre,
+            image_size=image, patch_size=patch_of(visual.conv1, "conv1", image), has_cls=True, n_registers=0,
+            has_patch_bias=False, has_ln_pre=has_ln_pre,
+            act_fn=same_for_all("activation", (activation_of(block.mlp.gelu) for block in blocks)),
+            eps=common_eps(norms, "resblocks", blocks, ("ln_1", "ln_2"), LayerNorm, LayerNormFp32),
             pool=_POOL[visual.pool_type] if attn_pool is None else "attn",
-            attn_pool=attn_pool,
-            ln_final="after_pool" if after_pool else "before_pool",
-            has_proj=visual.proj is not None,
-            has_proj_bias=False,
-        )
+            attn_pool=attn_pool, ln_final="after_pool" if after_pool else "before_pool",
+            has_proj=visual.proj is not None, has_proj_bias=False,
+        )  # fmt: skip
         return Blueprint(cfg, partial(self.recipe, cfg))
 
     def recipe(self, cfg: HookedViTConfig, tensors: Mapping[str, Tensor]) -> Recipe:
@@ -113,14 +91,10 @@ class OpenClip(Family):
         if cfg.has_ln_pre:
             steps.norm("ln_pre", "ln_pre", d)
         steps.blocks(
-            cfg,
-            "transformer.resblocks",
-            norms=("ln_1", "ln_2"),
-            qkv=["attn.in_proj_"],
-            out="attn.out_proj",
+            cfg, "transformer.resblocks", norms=("ln_1", "ln_2"), qkv=["attn.in_proj_"], out="attn.out_proj",
             mlp=("mlp.c_fc", "mlp.c_proj"),
             gains=("ls_1.gamma", "ls_2.gamma") if any(name.endswith("ls_1.gamma") for name in tensors) else None,
-        )
+        )  # fmt: skip
         if cfg.attn_pool is None:
             steps.norm("ln_final", "ln_post", d)
         else:
@@ -264,15 +238,14 @@ def _require_plain_block(block: Any) -> None:
     from open_clip.transformer import CustomResidualAttentionBlock, LayerScale, ResidualAttentionBlock
 
     if isinstance(block, CustomResidualAttentionBlock):
-        options = [name for name, part in _CUSTOM_OPTIONS.items() if _is_on(block, part)]
+        options = [name for name, part in catalogue.CUSTOM_OPTIONS.items() if _is_on(block, part)]
         refuse(f"custom residual blocks ({', '.join(options) or 'block_type=custom'})")
     if type(block) is not ResidualAttentionBlock:
         refuse(f"residual blocks of type {kind(block)}")
     attn = block.attn
     if type(attn) is not nn.MultiheadAttention:
         refuse(f"attention of type {kind(attn)}")
-    if attn.in_proj_weight is None or attn.in_proj_bias is None or attn.bias_k is not None or attn.add_zero_attn:
-        refuse("attention without a fused biased projection, or with added keys")
+    check_fused(attn, "attention")
     if list(dict(block.mlp.named_children())) != ["c_fc", "gelu", "c_proj"]:
         refuse(f"an MLP made of {', '.join(dict(block.mlp.named_children()))}")
     if hasattr(block, "ln_1_kv"):

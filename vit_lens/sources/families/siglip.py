@@ -11,6 +11,7 @@ from vit_lens.config import AttentionPoolConfig, HookedViTConfig
 from vit_lens.sources.families.clip import Clip
 from vit_lens.sources.families.family import SupportedTower
 from vit_lens.sources.families.hugging_face import ModelType, Positions
+from vit_lens.sources.families.plain import check_fused
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, refuse
 
@@ -56,8 +57,7 @@ class Siglip(Clip):
         attn = core.head.attention
         if type(attn) is not nn.MultiheadAttention:
             refuse(f"attention pooling with attention of type {kind(attn)}")
-        if attn.in_proj_weight is None or attn.in_proj_bias is None or attn.bias_k is not None or attn.add_zero_attn:
-            refuse("attention pooling without a fused biased projection, or with added keys")
+        check_fused(attn, "attention pooling")
         return AttentionPoolConfig(
             n_heads=attn.num_heads,
             d_head=attn.head_dim,

@@ -1,6 +1,6 @@
 """timm's VisionTransformer, by itself or as the trunk of an open_clip tower: SigLIP, SigLIP 2, MobileCLIP2-L."""
 
-__all__ = ["ACTIVATIONS", "FAMILY", "Timm", "first_output"]
+__all__ = ["FAMILY", "Timm", "first_output"]
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,25 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vit_lens.config import ActivationName, AttentionPoolConfig, HookedViTConfig
+from vit_lens.config import AttentionPoolConfig, HookedViTConfig
 from vit_lens.sources.families.family import Blueprint, Family, SupportedTower
-from vit_lens.sources.families.plain_parts import (
-    activation_of,
-    common_eps,
-    grid_of,
-    patch_of,
-    require_scale,
-    same_for_all,
-)
+from vit_lens.sources.families.plain import activation_of, check_scale, common_eps, patch_of, same_for_all
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.refusals import kind, refuse
 from vit_lens.sources.source_tower import SourceTower
 
-ACTIVATIONS: Mapping[str, ActivationName] = {
-    "timm.GELU": "gelu",
-    "timm.GELUTanh": "gelu_pytorch_tanh",
-    "timm.QuickGELU": "quick_gelu",
-}
 _POOL: dict[str, Literal["cls", "avg", "attn"]] = {"token": "cls", "avg": "avg", "map": "attn"}
 
 
@@ -49,32 +37,22 @@ class Timm(Family):
         d_model = trunk.embed_dim
         d_pooled = d_model if attn_pool is None else attn_pool.d_model
         has_bias = trunk.patch_embed.proj.bias is not None
-        patch = patch_of(trunk.patch_embed.proj, "patch_embed.proj", bias=has_bias)
         image: tuple[int, int] = tuple(trunk.patch_embed.img_size)
-        grid_of(image, patch)
+        patch = patch_of(trunk.patch_embed.proj, "patch_embed.proj", image, bias=has_bias)
         d_head = same_for_all("head width", (block.attn.head_dim for block in blocks))
-        require_scale((block.attn.scale for block in blocks), d_head)
+        check_scale((block.attn.scale for block in blocks), d_head)
         cfg = HookedViTConfig(
-            n_layers=len(blocks),
-            d_model=d_model,
+            n_layers=len(blocks), d_model=d_model, d_head=d_head,
             n_heads=same_for_all("head count", (block.attn.num_heads for block in blocks)),
-            d_head=d_head,
             d_mlp=same_for_all("MLP width", (block.mlp.fc1.out_features for block in blocks)),
             d_embed=d_pooled if head is None else head.out_features,
-            image_size=image,
-            patch_size=patch,
-            has_cls=trunk.cls_token is not None,
-            n_registers=getattr(trunk, "num_reg_tokens", 0),
-            has_patch_bias=has_bias,
-            act_fn=same_for_all("activation", (activation_of(mlp.act, ACTIVATIONS) for mlp in _mlps(trunk))),
-            eps=_eps(trunk),
-            has_ln_pre=not isinstance(trunk.norm_pre, nn.Identity),
-            pool=pool,
-            attn_pool=attn_pool,
+            image_size=image, patch_size=patch, has_cls=trunk.cls_token is not None,
+            n_registers=getattr(trunk, "num_reg_tokens", 0), has_patch_bias=has_bias,
+            act_fn=same_for_all("activation", (activation_of(mlp.act) for mlp in _mlps(trunk))),
+            eps=_eps(trunk), has_ln_pre=not isinstance(trunk.norm_pre, nn.Identity), pool=pool, attn_pool=attn_pool,
             ln_final="before_pool" if isinstance(trunk.fc_norm, nn.Identity) else "after_pool",
-            has_proj=head is not None,
-            has_proj_bias=head is not None and head.bias is not None,
-        )
+            has_proj=head is not None, has_proj_bias=head is not None and head.bias is not None,
+        )  # fmt: skip
         return Blueprint(cfg, partial(self.recipe, cfg))
 
     def recipe(self, cfg: HookedViTConfig, tensors: Mapping[str, Tensor]) -> Recipe:
@@ -91,14 +69,10 @@ class Timm(Family):
         if cfg.has_ln_pre:
             steps.norm("ln_pre", f"{prefix}norm_pre", d)
         steps.blocks(
-            cfg,
-            f"{prefix}blocks",
-            norms=("norm1", "norm2"),
-            qkv=["attn.qkv."],
-            out="attn.proj",
+            cfg, f"{prefix}blocks", norms=("norm1", "norm2"), qkv=["attn.qkv."], out="attn.proj",
             mlp=("mlp.fc1", "mlp.fc2"),
             gains=("ls1.gamma", "ls2.gamma") if any(name.endswith("ls1.gamma") for name in tensors) else None,
-        )
+        )  # fmt: skip
         steps.norm("ln_final", f"{prefix}{'fc_norm' if cfg.ln_final == 'after_pool' else 'norm'}", d)
         if cfg.attn_pool is not None:
             _take_pool(steps, cfg, cfg.attn_pool, f"{prefix}attn_pool")
@@ -240,7 +214,7 @@ def _pool_sizes(trunk: Any) -> AttentionPoolConfig:
         refuse("attention pooling without a norm and an MLP")
     if pool.latent_dim != pool.proj.out_features:
         refuse(f"attention pooling from a query of width {pool.latent_dim} to width {pool.proj.out_features}")
-    require_scale([pool.scale], pool.head_dim)
+    check_scale([pool.scale], pool.head_dim)
     hidden: Any = pool.mlp.fc1
     return AttentionPoolConfig(
         n_heads=pool.num_heads,
@@ -272,12 +246,10 @@ def _eps(trunk: Any) -> float:
 
     norms = {"norm": trunk.norm, "fc_norm": trunk.fc_norm, "norm_pre": trunk.norm_pre}
     norms = {name: norm for name, norm in norms.items() if not isinstance(norm, nn.Identity)}
-    for i, block in enumerate(trunk.blocks):
-        norms |= {f"blocks.{i}.norm1": block.norm1, f"blocks.{i}.norm2": block.norm2}
     if trunk.attn_pool is not None:
         norms["attn_pool.norm"] = trunk.attn_pool.norm
     kinds = [getattr(timm_norms, name) for name in ("LayerNorm", "LayerNormFp32") if hasattr(timm_norms, name)]
-    return common_eps(norms, (nn.LayerNorm, *kinds))
+    return common_eps(norms, "blocks", trunk.blocks, ("norm1", "norm2"), *kinds)
 
 
 FAMILY = Timm()
