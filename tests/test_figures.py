@@ -267,16 +267,3 @@ def test_export_without_a_browser_says_what_to_do(record, tmp_path, monkeypatch)
     with pytest.raises(OutputError, match=r"needs a Chrome or Chromium.*BROWSER_PATH.*html"):
         save(head_map(record), tmp_path / "map.png")
     assert not (tmp_path / "map.png").exists()
-
-
-def test_a_figure_that_moved_says_where_it_is():
-    import vit_lens as vl
-
-    for name, place in (("plate_figure", "paper.plate_figure"), ("score_figure", "score_figure")):
-        with pytest.raises(AttributeError, match=f"it is vit_lens.studies.{place} now"):
-            getattr(vl.figures, name)
-    with pytest.raises(AttributeError, match="nearest: 'head_map'"):
-        vl.figures.head_mop()
-    for name, study in vl.figures._MOVED.items():
-        assert callable(getattr(getattr(vl.studies, study), name))
-    assert callable(vl.studies.score_figure)

@@ -831,8 +831,8 @@ def test_twins_have_ids_of_their_own(twins):
     controls = [factory.control_of(one) for one in pair]
     assert len(record.readings) == 5 and len({one["id"] for one in (*pair, *controls)}) == 4
     for one, control in zip(pair, controls, strict=True):
-        assert record.reading(one["id"]).to_dict() == one
-        assert record.reading(control["id"]).of == one["id"]
+        assert record.readings[one["id"]].to_dict() == one
+        assert record.readings[control["id"]].of == one["id"]
     frame = record.frame()
     name = "reference" if "reference" in pair[0]["settings"] else "taste"
     for one, control in zip(pair, controls, strict=True):
@@ -1400,7 +1400,7 @@ def test_a_record_of_format_1_loads(tmp_path):
     labels = {one.lens: one.label for one in record.readings.values()}
     assert labels == {"dsl": "DSL, mean-anchored, alpha 5", "diffusion": "Diffusion Lens"}
     (control,) = [one for one in record.readings.values() if one.control]
-    assert record.reading(control.of).settings["reference"] == "00aa11bb" and control.control == "random"
+    assert record.readings[control.of].settings["reference"] == "00aa11bb" and control.control == "random"
     for name, value in factory.embeddings(len(rows), 2).items():
         assert torch.equal(record.embeddings[name], value) and torch.equal(record.conditions[name].pooled, value)
     assert np.array_equal(np.asarray(record.picture(5)), factory.picture(5))

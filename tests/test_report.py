@@ -739,19 +739,19 @@ def test_an_image_without_live_numbers_says_so(panel):
 
 def test_live_numbers_stay_within_their_budget(tmp_path, monkeypatch):
     from vit_lens.records.live import live_bytes
-    from vit_lens.report import panels
+    from vit_lens.report import data
 
     record = _beside_record(tmp_path / "r", alive=factory.live(3, 2, images=(0, 1)))
-    whole = panels.live_data(record)
+    whole = data.live_data(record)
     one = live_bytes(13, factory.D_EMBED, recomputed=True)
     assert set(whole["images"]) == {"0", "1"}
     spent = sum(map(len, whole["images"]["0"].values()))
     assert one <= spent <= one + 6 * 4  # each of the six arrays is padded
-    monkeypatch.setattr(panels, "LIVE_BUDGET", 2 * spent - 1)
-    assert set(panels.live_data(record)["images"]) == {"0"}
-    assert panels.texts_data(record)["unit"]
-    monkeypatch.setattr(panels, "LIVE_BUDGET", 40)
-    assert not panels.texts_data(record)["unit"] and panels.texts_data(record)["captions"]
+    monkeypatch.setattr(data, "LIVE_BUDGET", 2 * spent - 1)
+    assert set(data.live_data(record)["images"]) == {"0"}
+    assert data.texts_data(record)["unit"]
+    monkeypatch.setattr(data, "LIVE_BUDGET", 40)
+    assert not data.texts_data(record)["unit"] and data.texts_data(record)["captions"]
 
 
 @needs_browser

@@ -3,6 +3,7 @@
 __all__ = ["DRAWN_THRESHOLD", "NUMBERS", "Number", "cosine", "leak_index"]
 
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,60 +38,36 @@ class Number:
     cap: float | None = None
 
 
+_cosine = partial(Number, unit="cosine", low=-1.0, high=1.0, signed=True)
 NUMBERS: dict[str, Number] = {
-    "cos_input": Number(
+    "cos_input": _cosine(
         title="Picture vs. input",
         meaning="cosine of the re-encoded picture with the input image's embedding: how much the picture resembles it",
-        unit="cosine",
-        low=-1.0,
-        high=1.0,
-        signed=True,
     ),
-    "cos_lens_clean": Number(
+    "cos_lens_clean": _cosine(
         title="Embedding vs. input",
         meaning="cosine of the lens embedding with the input image's embedding, before anything is decoded",
-        unit="cosine",
-        low=-1.0,
-        high=1.0,
-        signed=True,
     ),
-    "cos_lens_control": Number(
+    "cos_lens_control": _cosine(
         title="Control vs. input",
         meaning="the same for random directions of this site's norm, mean of 20: how much of it is there whatever the "
         "site writes",
-        unit="cosine",
-        low=-1.0,
-        high=1.0,
-        signed=True,
     ),
     "leak": Number(
-        title="Leak index",
+        title="Leak index", unit="ratio", low=None, high=None, signed=False, cap=1.0,
         meaning="likeness to the input of those random directions over that of the site, means over other images taken "
         "away; near 0 the likeness is the site's, near 1 any direction has as much; undefined where the site has none, "
         "or without a gallery and means",
-        unit="ratio",
-        low=None,
-        high=None,
-        signed=False,
-        cap=1.0,
     ),
-    "faithfulness": Number(
+    "faithfulness": _cosine(
         title="Faithfulness",
         meaning="how well the decoder drew the embedding it was asked to draw (cosine after re-encoding the picture)",
-        unit="cosine",
-        low=-1.0,
-        high=1.0,
-        signed=True,
     ),
     "norm_h": Number(
-        title="Size",
+        title="Size", unit="length", low=0.0, high=None, signed=False,
         meaning="length of the vector that this site holds or writes into the residual stream",
-        unit="length",
-        low=0.0,
-        high=None,
-        signed=False,
     ),
-}
+}  # fmt: skip
 
 
 def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch"]:

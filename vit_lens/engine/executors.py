@@ -133,15 +133,9 @@ class Local:
 
 
 def draw(
-    bench: Bench,
-    condition: Condition,
-    settings: Any,
-    size: int,
-    *,
-    keep: Callable[[Drawn], object] | None = None,
-    label: str = "pictures",
-    progress: bool = False,
-) -> tuple[UInt8[Tensor, "row height width 3"], dict[str, Condition]]:
+    bench: Bench, condition: Condition, settings: Any, size: int, *, keep: Callable[[Drawn], object] | None = None,
+    label: str = "pictures", progress: bool = False,
+) -> tuple[UInt8[Tensor, "row height width 3"], dict[str, Condition]]:  # fmt: skip
     """Draw every row and read the pictures again.
 
     Args:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from vit_lens.attribution import Attribution, PatchMap, Placement
 from vit_lens.errors import LensError
-from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, dress, layer_map, picture_uri
+from vit_lens.figures.dressing import DIVERGING, check_image, colours, dress, layer_map, picture_uri
 from vit_lens.images import PreprocessSpec, load_image
 
 _SIDE = 520
@@ -18,14 +18,9 @@ _UNITS = {"dot": "dot product", "cosine": "cosine", "logit": "logit"}
 
 
 def patch_overlay(
-    picture: Any,
-    patch_map: PatchMap,
-    spec: PreprocessSpec | None,
-    *,
-    image: int = 0,
-    layout: Any = None,
+    picture: Any, patch_map: PatchMap, spec: PreprocessSpec | None, *, image: int = 0, layout: Any = None,
     opacity: float | int = 0.6,
-) -> go.Figure:
+) -> go.Figure:  # fmt: skip
     """Draw a map of patches over the original picture; what the tower did not see is dimmed.
 
     What lies on tokens that are no patches (CLS, registers) stands in the title.
@@ -46,7 +41,7 @@ def patch_overlay(
     >>> [trace.type for trace in figure.data]
     ['image', 'heatmap']
     """
-    _check_image(image, len(patch_map.values))
+    check_image(image, len(patch_map.values))
     place = Placement.of(picture, spec, layout=layout)
     down, right = place.edges(patch_map)
     values = patch_map.values[image].detach().cpu().double()
@@ -56,19 +51,14 @@ def patch_overlay(
             go.Image(source=picture_uri(load_image(picture, layout=layout).convert("RGB")), hoverinfo="skip"),
             go.Heatmap(
                 z=values.tolist(),
-                x=(right - 0.5).tolist(),  # an image's pixel i is drawn from i - 0.5 to i + 0.5
-                y=(down - 0.5).tolist(),
+                x=(right - 0.5).tolist(), y=(down - 0.5).tolist(),  # a pixel i is drawn from i - 0.5 to i + 0.5
                 customdata=[[f"({row}, {column})" for column in range(values.shape[1])] for row in range(len(values))],
-                opacity=float(opacity),
-                zmin=-limit if patch_map.signed else 0.0,
-                zmax=limit,
-                zmid=0.0 if patch_map.signed else None,
-                colorscale=DIVERGING if patch_map.signed else SEQUENTIAL,
+                opacity=float(opacity), **colours(limit, patch_map.signed),
                 colorbar={"title": {"text": html.escape(patch_map.units)}},
                 hovertemplate="patch %{customdata}: %{z:.4g}<extra></extra>",
             ),
         ]
-    )
+    )  # fmt: skip
     for box in _unseen(place):
         figure.add_shape(type="rect", **box, fillcolor="rgba(28,27,25,0.6)", line_width=0, layer="above")
     height, width = place.size
@@ -167,18 +157,13 @@ def attribution_bars(attribution: Attribution, image: int = 0, direction: int | 
 
 
 def _column(attribution: Attribution, image: int, direction: int | str) -> tuple[list[float], str]:
-    _check_image(image, attribution.values.shape[1])
+    check_image(image, attribution.values.shape[1])
     names = attribution.names
     known = [*names, *range(len(names))]
     if direction not in known:
         raise LensError(f"direction {direction!r}; expected one of {known[:8]}")
     place = names.index(direction) if isinstance(direction, str) else direction
     return attribution.values[:, image, place].tolist(), names[place]
-
-
-def _check_image(image: int, n: int) -> None:
-    if not 0 <= image < n:
-        raise LensError(f"no image {image}; there are images 0 to {n - 1}")
 
 
 def _unseen(place: Placement) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site, spelled
 from vit_lens.errors import LensError
-from vit_lens.figures.dressing import DIVERGING, SEQUENTIAL, TILE, dress, picture_uri, tile_figure
+from vit_lens.figures.dressing import SEQUENTIAL, TILE, check_image, colours, dress, picture_uri, tile_figure
 from vit_lens.images import PreprocessSpec, load_image, to_display
 from vit_lens.readers import Neighbours, ZeroShot, ZeroShotMaps
 
@@ -117,15 +117,9 @@ def caption_atlas(read: ZeroShot, image: int = 0, *, form: str = "raw", control:
 
 
 def zero_shot_patches(
-    maps: ZeroShotMaps,
-    picture: Any,
-    caption: str,
-    spec: PreprocessSpec | None,
-    *,
-    image: int = 0,
-    value: str = "cosine",
-    opacity: float | int = 0.6,
-) -> go.Figure:
+    maps: ZeroShotMaps, picture: Any, caption: str, spec: PreprocessSpec | None, *, image: int = 0,
+    value: str = "cosine", opacity: float | int = 0.6,
+) -> go.Figure:  # fmt: skip
     """Draw one caption's patch maps over the picture that the tower sees: a column per site, a row per form.
 
     Args:
@@ -229,8 +223,7 @@ def _numbers(read: ZeroShot | ZeroShotMaps, value: str, image: int, *form: str) 
 
 
 def _one_image(values: Tensor, image: int) -> Tensor:
-    if not 0 <= image < len(values):
-        raise LensError(f"no image {image}; there are images 0 to {len(values) - 1}")
+    check_image(image, len(values))
     return values[image].detach().cpu().double()
 
 
@@ -242,10 +235,8 @@ def _columns(read: ZeroShot, table: Tensor, captions: Sequence[str] | None) -> l
 
 
 def _colours(value: str, numbers: Tensor) -> dict[str, Any]:
-    if value == "prob":
-        return {"zmin": 0.0, "zmax": 1.0, "colorscale": SEQUENTIAL}
-    limit = float(numbers.nan_to_num().abs().max()) or 1.0
-    return {"zmin": -limit, "zmax": limit, "zmid": 0.0, "colorscale": DIVERGING}
+    limit = 1.0 if value == "prob" else float(numbers.nan_to_num().abs().max()) or 1.0
+    return colours(limit, signed=value != "prob")
 
 
 def _cell(values: Tensor, index: int | None) -> float:

@@ -1,6 +1,9 @@
 """What every figure shares: colours, layout, pictures inside a figure, and files."""
 
-__all__ = ["DIVERGING", "SEQUENTIAL", "SUFFIXES", "TILE", "dress", "layer_map", "picture_uri", "save", "tile_figure"]
+__all__ = [
+    "DIVERGING", "SEQUENTIAL", "SUFFIXES", "TILE", "check_image", "colours", "dress", "layer_map", "picture_uri",
+    "save", "tile_figure",
+]  # fmt: skip
 
 import base64
 import importlib.util
@@ -14,7 +17,7 @@ import PIL.Image
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_lens.errors import OutputError
+from vit_lens.errors import LensError, OutputError
 from vit_lens.files import make_directory, write_atomic
 from vit_lens.records import encode_png
 
@@ -73,26 +76,31 @@ def dress(figure: go.Figure, title: str, width: int, height: int) -> go.Figure:
     """
     figure.update_layout(
         title={"text": title, "font": {"size": 15}},
-        template="plotly_white",
-        width=max(width, 420),
-        height=height,
+        template="plotly_white", width=max(width, 420), height=height,
         margin={"l": 60, "r": 20, "t": 118, "b": 50},
         font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 12, "color": "#1c1b19"},
-    )
+    )  # fmt: skip
     return figure
 
 
+def colours(limit: float, signed: bool) -> dict[str, Any]:
+    """Return the colours of a heat map up to a limit: around zero for signed numbers, from zero for others."""
+    scale = (
+        {"zmin": -limit, "zmid": 0.0, "colorscale": DIVERGING} if signed else {"zmin": 0.0, "colorscale": SEQUENTIAL}
+    )
+    return {"zmax": limit, **scale}
+
+
+def check_image(image: int, n: int) -> None:
+    """Raise a LensError where there is no such image among ``n``."""
+    if not 0 <= image < n:
+        raise LensError(f"no image {image}; there are images 0 to {n - 1}")
+
+
 def layer_map(
-    values: Mapping[tuple[Any, str], float],
-    names: Mapping[tuple[Any, str], str],
-    *,
-    title: str,
-    unit: str,
-    across: str,
-    digits: str,
-    signed: bool,
-    limit: float,
-) -> go.Figure:
+    values: Mapping[tuple[Any, str], float], names: Mapping[tuple[Any, str], str], *, title: str, unit: str,
+    across: str, digits: str, signed: bool, limit: float,
+) -> go.Figure:  # fmt: skip
     """Draw numbers of parts of a tower as a layer x column heat map, the first layer on top.
 
     Args:
@@ -111,8 +119,7 @@ def layer_map(
         go.Heatmap(
             z=[[values[layer, column] for column in columns] for layer in layers], x=columns, y=layers,
             customdata=[[names.get((layer, column), "") for column in columns] for layer in layers],
-            zmin=-limit if signed else 0.0, zmax=limit, zmid=0.0 if signed else None,
-            colorscale=DIVERGING if signed else SEQUENTIAL, colorbar={"title": {"text": unit}},
+            **colours(limit, signed), colorbar={"title": {"text": unit}},
             hovertemplate=f"%{{customdata}}: %{{z:{digits}}}<extra></extra>", xgap=1, ygap=1,
         )
     )  # fmt: skip
@@ -132,12 +139,9 @@ def tile_figure(tiles: list[tuple[PIL.Image.Image, str]], title: str, columns: i
     top = 118 + more + _LINE * title.count("<br>")
     width, height = 60 + columns * TILE, 5 + top - more + n_rows * (TILE + 58 + more)
     figure = make_subplots(
-        rows=n_rows,
-        cols=columns,
-        subplot_titles=captions,
-        horizontal_spacing=0.1 / columns,
+        rows=n_rows, cols=columns, subplot_titles=captions, horizontal_spacing=0.1 / columns,
         vertical_spacing=(58 + more) / height if n_rows > 1 else 0.0,
-    )
+    )  # fmt: skip
     for place, (picture, _) in enumerate(tiles):
         trace = go.Image(source=picture_uri(picture), hoverinfo="skip")
         figure.add_trace(trace, row=place // columns + 1, col=place % columns + 1)

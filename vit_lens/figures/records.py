@@ -93,7 +93,7 @@ def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0,
         tiles += [start] if place % per_line == 0 else []
         tiles += [(record.picture(int(row["row"])), _caption(record, row, by)) for row in pair]
         if len(pair) == 1 and alone < len(pairs):
-            tiles.append((_blank(tiles[-1][0]), "<i>no control drawn</i>"))
+            tiles.append((PIL.Image.new("RGB", tiles[-1][0].size, "white"), "<i>no control drawn</i>"))
     title = f"Top {len(best)} by {number.title.lower()}: {_title(record, best, input)}{_seeds(best)}"
     if alone == len(pairs):
         title += "<br><sub>no control drawn beside these: sweep again with controls=True (--controls)</sub>"
@@ -150,10 +150,6 @@ def _unit(number: Any) -> str:
     if number.cap is not None:
         return f"{number.unit}, {number.cap:g} and above alike"
     return f"{number.unit}, from {number.low:g}"
-
-
-def _blank(picture: Any) -> Any:
-    return PIL.Image.new("RGB", picture.size, "white")
 
 
 def _control_of(record: Record, row: dict[Any, Any]) -> list[dict[Any, Any]]:

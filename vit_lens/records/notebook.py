@@ -4,33 +4,18 @@ __all__ = ["record_html"]
 
 import html
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pandas as pd
 import PIL.Image
 
 from vit_lens.errors import RecordError
 from vit_lens.records.encoding import thumbnail_uri
-from vit_lens.records.named_readings import Reading
 
 N_INPUTS, N_PICTURES = 3, 8
 
 
-@runtime_checkable
-class Shown(Protocol):
-    """What is shown of a :class:`vit_lens.Record`."""
-
-    @property
-    def manifest(self) -> dict[str, Any]: ...
-    @property
-    def table(self) -> pd.DataFrame: ...
-    @property
-    def readings(self) -> dict[str, Reading]: ...
-    def input(self, index: int) -> PIL.Image.Image: ...
-    def picture(self, row: int) -> PIL.Image.Image: ...
-
-
-def record_html(record: Shown) -> str:
+def record_html(record: Any) -> str:  # a Record, whose file imports this one
     """Return a small table: one line for each of the first inputs, then its pictures most like the input."""
     manifest = record.manifest
     decoder = manifest["decoder"]["decoder_id"] if manifest["decoder"] else "no decoder"
@@ -45,7 +30,7 @@ def record_html(record: Shown) -> str:
     )
 
 
-def _line(record: Shown, entry: dict[str, Any]) -> str:
+def _line(record: Any, entry: dict[str, Any]) -> str:
     table = record.table
     sites = [reading.id for reading in record.readings.values() if not reading.control]
     rows = table.loc[(table["input"] == entry["index"]) & table["reading"].isin(sites)]

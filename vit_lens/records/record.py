@@ -14,12 +14,13 @@ import PIL.Image
 from torch import Tensor
 
 from vit_lens.conditions import Condition
-from vit_lens.errors import RecordError, nearest
+from vit_lens.errors import RecordError
 from vit_lens.records.answers import Readouts, gallery_name, load_readouts
 from vit_lens.records.encoding import read_png
 from vit_lens.records.format1 import load_format_1
 from vit_lens.records.live import LiveNumbers, load_live
 from vit_lens.records.named_readings import Reading
+from vit_lens.records.notebook import record_html
 from vit_lens.records.opening import read_manifest, read_table
 from vit_lens.records.row_files import StoredConditions
 from vit_lens.records.schema import input_name, picture_name
@@ -100,16 +101,6 @@ class Record:
     def complete(self) -> bool:
         """Whether the sweep came to its end."""
         return bool(self.manifest["complete"])
-
-    def reading(self, name: str) -> Reading:
-        """Return a reading by its id.
-
-        Raises:
-            RecordError: There is none.
-        """
-        if name not in self.readings:
-            raise RecordError(f"no reading {name!r} in this record; nearest: {nearest(name, self.readings)}")
-        return self.readings[name]
 
     def frame(self) -> pd.DataFrame:
         """Return the table with columns that say what each row was read with.
@@ -196,6 +187,4 @@ class Record:
         return f"Record({str(self.path)!r}, {len(self.table)} rows, {len(self.manifest['inputs'])} inputs, {state})"
 
     def _repr_html_(self) -> str:
-        from vit_lens.records.notebook import record_html
-
         return record_html(self)

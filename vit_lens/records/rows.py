@@ -13,12 +13,7 @@ _DRAWN = ("cos_input", "faithfulness")
 
 
 def select(
-    record: Record,
-    *,
-    input: int = 0,
-    lens: str | None = None,
-    control: str = "",
-    types: tuple[str, ...] = (),
+    record: Record, *, input: int = 0, lens: str | None = None, control: str = "", types: tuple[str, ...] = ()
 ) -> pd.DataFrame:
     """Return the rows of one input and one reading.
 

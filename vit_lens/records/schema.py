@@ -19,23 +19,9 @@ content hash. ``machine`` (kind of device), ``versions`` and ``threads`` are wha
 """
 
 __all__ = [
-    "COLUMNS",
-    "DRAWN",
-    "FORMAT",
-    "IDENTITY_KEYS",
-    "MANIFEST_KEYS",
-    "PLAN_COLUMNS",
-    "Kind",
-    "check_manifest",
-    "csv_rows",
-    "csv_to_table",
-    "differing",
-    "input_name",
-    "json_bytes",
-    "picture_name",
-    "table_to_csv",
-    "to_table",
-]
+    "COLUMNS", "DRAWN", "FORMAT", "IDENTITY_KEYS", "MANIFEST_KEYS", "PLAN_COLUMNS", "Kind", "check_manifest",
+    "csv_rows", "csv_to_table", "differing", "input_name", "json_bytes", "picture_name", "table_to_csv", "to_table",
+]  # fmt: skip
 
 import csv
 import io
@@ -51,26 +37,12 @@ FORMAT = 2
 Kind = Literal["int", "int or empty", "float", "text"]
 DTYPES: dict[Kind, str] = {"int": "int64", "int or empty": "Int64", "float": "float64", "text": "string"}
 COLUMNS: dict[str, Kind] = {
-    "row": "int",
-    "input": "int",
-    "input_name": "text",
-    "seed": "int or empty",
-    "reading": "text",
-    "site": "text",
-    "site_type": "text",
-    "layer": "int or empty",
-    "head": "int or empty",
-    "norm_h": "float",
-    "cos_lens_clean": "float",
-    "cos_lens_control": "float",
-    "leak": "float",
-    "faithfulness": "float",
-    "cos_input": "float",
-    "label": "text",
-    "picture": "text",
-    "drawn": "text",
-    "same_as": "int or empty",
-}
+    "row": "int", "input": "int", "input_name": "text", "seed": "int or empty",
+    "reading": "text", "site": "text", "site_type": "text", "layer": "int or empty", "head": "int or empty",
+    "norm_h": "float", "cos_lens_clean": "float", "cos_lens_control": "float", "leak": "float",
+    "faithfulness": "float", "cos_input": "float", "label": "text",
+    "picture": "text", "drawn": "text", "same_as": "int or empty",
+}  # fmt: skip
 """Columns of a sweep; a record declares its own in its manifest."""
 DRAWN = ("", "coarse", "full")
 """How a row's picture was drawn: not yet, with the few steps of a budget's first pass, with the sweep's settings."""

@@ -1,68 +1,55 @@
 """What the page knows: a record as plain numbers, texts and thumbnails."""
 
-__all__ = ["page_data"]
+__all__ = ["beside_data", "live_data", "page_data", "texts_data"]
 
+import base64
+import json
 import math
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
-from vit_lens.records import Record
-from vit_lens.report.panels import beside_data, live_data, strings, texts_data
+from vit_lens.records import LIVE_BUDGET, Found, Record
 from vit_lens.report.thumbs import BUDGET, inline_pictures
+
+_NEIGHBOURS = 2_000_000  # bytes of small copies of the gallery's pictures
+_TENSORS = ("contributions", "constant", "embedding", "gram", "along", "variance")
+# Columns of the table by their name on the page.
+_COLUMNS = {"image": "input", "type": "site_type"}
+_COLUMNS |= {name: name for name in ("site", "layer", "head", "seed", "label", *NUMBERS)}
 
 
 def page_data(record: Record, base: str) -> dict[str, Any]:
     """Return everything that the page shows; ``base`` leads from the page to the record's directory."""
     table, manifest = record.table, record.manifest
-    texts, live = texts_data(record), live_data(record)
-    beside = beside_data(record)
-    spent = sum(len(part) for part in strings([texts, live, beside]))
+    texts, live, beside = texts_data(record), live_data(record), beside_data(record)
+    spent = len(json.dumps([texts, live, beside]))
     thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]], max(BUDGET - spent, BUDGET // 4))
     groups, membership = _groups(record)
-    budget = _budget(manifest)
+    plan = manifest["batch_plan"].get("budget")
+    budget = plan and {"coarse": plan["coarse"] and plan["coarse"]["words"], "same_above": plan["same_above"]}
     return {
-        "base": base,
-        "threshold": DRAWN_THRESHOLD,
-        "numbers": {key: vars(number) for key, number in NUMBERS.items()},
-        "images": _images(record),
-        "groups": groups,
+        "base": base, "threshold": DRAWN_THRESHOLD, "numbers": {key: vars(number) for key, number in NUMBERS.items()},
+        "images": _images(record), "groups": groups,
         "rows": {
-            "image": _plain(table["input"]),
-            "site": _plain(table["site"]),
-            "type": _plain(table["site_type"]),
-            "layer": _plain(table["layer"]),
-            "head": _plain(table["head"]),
-            "seed": _plain(table["seed"]),
-            "label": _plain(table["label"]),
             "group": membership,
             "thumb": [thumbs.get(row) for row in range(len(table))],
             "drawn": _plain(table["drawn"]) if budget else None,
             "same_as": _plain(table["same_as"]) if budget else None,
-            **{key: _plain(table[key]) for key in NUMBERS},
+            **{key: _plain(table[column]) for key, column in _COLUMNS.items()},
         },
-        "budget": budget,
-        "seeds": manifest["seeds"].get("decoder") or [],
-        "drawn": manifest["decoder"] is not None,
-        "texts": texts,
-        "beside": beside,
-        "live": live,
-    }
-
-
-def _budget(manifest: dict[str, Any]) -> dict[str, Any] | None:
-    plan = manifest["batch_plan"].get("budget")
-    return plan and {
-        "coarse": plan["coarse"] and plan["coarse"]["words"], "same_above": plan["same_above"]
+        "budget": budget, "seeds": manifest["seeds"].get("decoder") or [], "drawn": manifest["decoder"] is not None,
+        "texts": texts, "beside": beside, "live": live,
     }  # fmt: skip
 
 
 def _images(record: Record) -> list[dict[str, Any]]:
-    indices = [int(image["index"]) for image in record.manifest["inputs"]]
-    thumbs = inline_pictures(record.input, indices)
     names = {int(image["index"]): str(image["name"]) for image in record.manifest["inputs"]}
-    return [{"index": index, "name": names[index], "thumb": thumbs.get(index)} for index in indices]
+    thumbs = inline_pictures(record.input, list(names))
+    return [{"index": index, "name": name, "thumb": thumbs.get(index)} for index, name in names.items()]
 
 
 def _groups(record: Record) -> tuple[list[dict[str, Any]], list[int]]:
@@ -89,3 +76,58 @@ def _value(value: Any) -> Any:
     if pd.isna(value) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return round(float(value), 6) if isinstance(value, float) else int(value)
+
+
+def texts_data(record: Record) -> dict[str, Any] | None:
+    """Return the captions; with live numbers also their embeddings, where they are small enough for a page."""
+    beside = record.readouts
+    if beside is None or beside.texts is None:
+        return None
+    unit = _encode(beside.texts) if record.live is not None else ""
+    return {
+        "captions": list(beside.captions), "groups": dict(beside.groups), "scale": beside.logit_scale,
+        "bias": beside.logit_bias, "unit": unit if len(unit) <= LIVE_BUDGET // 2 else "",
+    }  # fmt: skip
+
+
+def beside_data(record: Record) -> dict[str, Any] | None:
+    """Return captions and nearest images of every row."""
+    beside = record.readouts
+    if beside is None:
+        return None
+    indices = sorted(beside.names)
+    return {
+        "captions": {form: _flat(found) for form, found in beside.by_caption.items()},
+        "images": {form: _flat(found) for form, found in beside.by_image.items()},
+        "names": {str(index): beside.names[index] for index in indices},
+        "thumbs": {str(i): uri for i, uri in inline_pictures(record.neighbour, indices, _NEIGHBOURS).items()},
+        "means": beside.means,
+    }
+
+
+def live_data(record: Record) -> dict[str, Any] | None:
+    """Return the live numbers of as many images as fit."""
+    live = record.live
+    if live is None:
+        return None
+    images: dict[str, dict[str, str]] = {}
+    spent = 0
+    for place, image in enumerate(live.images):
+        numbers = {name: _encode(value[place]) for name in _TENSORS if (value := getattr(live, name)) is not None}
+        spent += sum(map(len, numbers.values()))
+        if spent > LIVE_BUDGET:
+            break
+        images[str(image)] = numbers
+    return {"labels": list(live.labels), "recomputed": live.recomputed, "eps": live.eps, "images": images}
+
+
+def _flat(found: Found) -> dict[str, Any]:
+    cosines = torch.nan_to_num(found.cosine, nan=0.0).flatten().tolist()
+    return {
+        "k": found.index.shape[1], "index": found.index.flatten().tolist(), "cosine": [round(c, 3) for c in cosines]
+    }  # fmt: skip
+
+
+def _encode(values: Tensor) -> str:
+    """Return float32 numbers, low byte first, as base64."""
+    return base64.b64encode(values.detach().cpu().contiguous().numpy().astype("<f4").tobytes()).decode("ascii")

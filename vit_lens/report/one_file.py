@@ -38,15 +38,10 @@ def page_path(out: str | os.PathLike[str]) -> Path:
 
 
 def write_page(
-    target: Path,
-    template: tuple[str, str],
-    *,
-    styles: Sequence[tuple[str, str]],
-    scripts: Sequence[tuple[str, str]] = (),
-    images: str = "data:",
-    filters: Mapping[str, Callable[..., str]] = _NO_FILTERS,
-    **values: Any,
-) -> Path:
+    target: Path, template: tuple[str, str], *, styles: Sequence[tuple[str, str]],
+    scripts: Sequence[tuple[str, str]] = (), images: str = "data:",
+    filters: Mapping[str, Callable[..., str]] = _NO_FILTERS, **values: Any,
+) -> Path:  # fmt: skip
     """Write a page as one file, whole or not at all; return its path.
 
     Nothing is loaded from a network: a policy in the page allows its own style and script, and ``images``.

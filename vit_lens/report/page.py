@@ -67,34 +67,25 @@ def _header(record: Record) -> dict[str, Any]:
     model, decoder = manifest["model"], manifest["decoder"]
     encoder_id = str(model["encoder_id"])
     return {
-        "model": encoder_id,
-        "decoder": str(decoder["decoder_id"]) if decoder else "none",
+        "model": encoder_id, "decoder": str(decoder["decoder_id"]) if decoder else "none",
         "lenses": [_lens_words(one) for one in record.readings.values() if not one.control],
-        "n_sites": table["site"].nunique(),
-        "n_rows": len(table),
+        "n_sites": table["site"].nunique(), "n_rows": len(table), "n_images": len(manifest["inputs"]),
         "n_done": 0 if record.complete else sum(is_whole_png(record.path / picture_name(r)) for r in range(len(table))),
-        "n_images": len(manifest["inputs"]),
         "seeds": ", ".join(map(str, manifest["seeds"].get("decoder") or [])) or "none",
-        "complete": record.complete,
-        "budget": budget_words(record),
-        "go_on": unfinished_words(record),
+        "complete": record.complete, "budget": budget_words(record), "go_on": unfinished_words(record),
         "coarse": bool((table["drawn"] == "coarse").any()),
         "shared": bool(table["same_as"].notna().any()),
-        "mini": encoder_id == MINI_ENCODER,
-        "notes": [str(note) for note in manifest["notes"]],
+        "mini": encoder_id == MINI_ENCODER, "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "provenance": _provenance(manifest),
-    }
+    }  # fmt: skip
 
 
 def _beside_words(record: Record) -> str:
     beside = record.readouts
-    given = [
-        word
-        for word, there in (("nearest images", beside and beside.by_image), ("captions", beside and beside.by_caption))
-        if there
-    ]
-    return "Numbers" if not given else f"{', '.join(given).capitalize()} and numbers"
+    there = {} if beside is None else {"nearest images": beside.by_image, "captions": beside.by_caption}
+    given = [word for word, found in there.items() if found]
+    return f"{', '.join(given).capitalize()} and numbers" if given else "Numbers"
 
 
 def _live_header(record: Record, live: Mapping[str, Any] | None) -> dict[str, Any]:

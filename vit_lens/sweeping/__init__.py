@@ -23,24 +23,12 @@ from vit_lens.sweeping.stages import run
 
 
 def sweep(
-    model: HookedViT,
-    decoder: Decoder | None,
-    inputs: Any,
-    *,
-    lens: Sequence[Lens | str] | Lens | str | None = None,
-    reference: ReferenceMeans | None = None,
-    sites: Sites = DEFAULT_SITES,
-    out: str | os.PathLike[str],
-    drawing: Drawing | None = None,
-    controls: Controls | bool = False,
-    beside: Beside | None = None,
-    budget: Budget | str | int | float | None = None,
-    execution: Execution | None = None,
-    progress: bool = False,
-    on_pass: Callable[[Record], object] | None = None,
-    command: str | None = None,
-    notes: Sequence[str] = (),
-) -> Record:
+    model: HookedViT, decoder: Decoder | None, inputs: Any, *, lens: Sequence[Lens | str] | Lens | str | None = None,
+    reference: ReferenceMeans | None = None, sites: Sites = DEFAULT_SITES, out: str | os.PathLike[str],
+    drawing: Drawing | None = None, controls: Controls | bool = False, beside: Beside | None = None,
+    budget: Budget | str | int | float | None = None, execution: Execution | None = None, progress: bool = False,
+    on_pass: Callable[[Record], object] | None = None, command: str | None = None, notes: Sequence[str] = (),
+) -> Record:  # fmt: skip
     """Read every site of every input through lenses, draw each embedding, and keep all of it on disk.
 
     Killed and started again with the same arguments, or divided into parts that :func:`vit_lens.records.merge` joins, a

@@ -31,14 +31,9 @@ class Centre:
 
 
 def control_numbers(
-    reading: LensReading,
-    cache: ViTActivationCache,
-    clean: Condition,
-    read: Condition,
-    centre: Centre | None,
-    digits: str,
-    controls: Controls,
-) -> tuple[list[float], list[float]]:
+    reading: LensReading, cache: ViTActivationCache, clean: Condition, read: Condition, centre: Centre | None,
+    digits: str, controls: Controls,
+) -> tuple[list[float], list[float]]:  # fmt: skip
     """Return, for every site of a reading, the mean cosine of its controls with the input, and its leak index.
 
     nan where there is none: for controls themselves, for the residual stream and for lenses without controls, and for
@@ -77,5 +72,4 @@ def _leaks(
     sites: Float[Tensor, "site d_embed"], draws: Float[Tensor, "draw site d_embed"], clean: Float[Tensor, "1 d_embed"]
 ) -> list[float]:
     pairs = zip(cosine(draws, clean).mean(0).tolist(), cosine(sites, clean).tolist(), strict=True)
-    leaks = [math.nan if math.isnan(site) else leak_index(control, site) for control, site in pairs]
-    return [math.nan if leak is None else leak for leak in leaks]
+    return [math.nan if (leak := leak_index(control, site)) is None else leak for control, site in pairs]

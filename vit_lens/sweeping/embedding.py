@@ -58,15 +58,9 @@ def read_input(model: HookedViT, inputs: Inputs, index: int) -> tuple[dict[str, 
 
 @torch.no_grad()
 def embed_input(
-    model: HookedViT,
-    entry: dict[str, Any],
-    seen: Image.Image,
-    readings: list[LensReading],
-    beside: BesideModel,
-    controls: Controls,
-    *,
-    live: bool,
-) -> Embedded:
+    model: HookedViT, entry: dict[str, Any], seen: Image.Image, readings: list[LensReading], beside: BesideModel,
+    controls: Controls, *, live: bool,
+) -> Embedded:  # fmt: skip
     """Read all sites of one input; always all of them, so that parts of a sweep agree to the bit."""
     embeds, cache = run_for(model, model.preprocess([seen]), [reading.lens for reading in readings])
     clean = checked_clean(readings[0].lens, readings[0].lens.clean(embeds, cache), 1).kept()

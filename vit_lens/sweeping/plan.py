@@ -33,19 +33,11 @@ _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
 
 
 def plan(
-    model: HookedViT,
-    decoder: Decoder | None,
-    inputs: Any,
-    *,
-    lens: Sequence[Lens | str] | Lens | str | None = None,
-    reference: ReferenceMeans | None = None,
-    sites: Sites = DEFAULT_SITES,
-    drawing: Drawing | None = None,
-    controls: Controls | bool = False,
-    beside: Beside | None = None,
-    budget: Budget | str | int | float | None = None,
+    model: HookedViT, decoder: Decoder | None, inputs: Any, *, lens: Sequence[Lens | str] | Lens | str | None = None,
+    reference: ReferenceMeans | None = None, sites: Sites = DEFAULT_SITES, drawing: Drawing | None = None,
+    controls: Controls | bool = False, beside: Beside | None = None, budget: Budget | str | int | float | None = None,
     execution: Execution | None = None,
-) -> "Plan":
+) -> "Plan":  # fmt: skip
     """Return what a sweep would do; see :func:`vit_lens.sweep`. Printed, it says what that takes.
 
     Args:

@@ -22,8 +22,6 @@ def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expecte
 
 def _check_whole(name: str, value: object, least: int | None = None) -> None:
     """The same for whole numbers, of Python, numpy or torch."""
-    if value is None:
-        return
     number = as_index(value)
     if number is None:
         raise VitLensError(f"{name}={_said(value)}; expected a whole number")
@@ -106,7 +104,8 @@ class Drawing:
             _check_whole("seed", seed)
         if self.seeds is not None and (not len(self.seeds) or len(set(self.seeds)) < len(self.seeds)):
             raise VitLensError(f"seeds={list(self.seeds)}: give different seeds, at least one")
-        _check_whole("batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            _check_whole("batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +131,8 @@ class Controls:
 
     def __post_init__(self) -> None:
         check_kind("drawn", self.drawn, bool, "True or False")
-        for name, least in (("seed", 0), ("draws", 1)):
-            if getattr(self, name) is None:
-                raise VitLensError(f"{name}=None; expected a whole number")
-            _check_whole(name, getattr(self, name), least)
+        _check_whole("seed", self.seed, 0)
+        _check_whole("draws", self.draws, 1)
 
     @classmethod
     def of(cls, given: "Controls | bool") -> "Controls":
@@ -175,4 +172,5 @@ class Execution:
             pair = [as_index(one) for one in self.shard] if is_pair else [None]
             if None in pair or not 0 <= pair[0] < pair[1]:  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
                 raise VitLensError(f"shard={_said(self.shard)}; expected (i, n) with 0 <= i < n, such as (0, 4)")
-        _check_whole("threads", self.threads, 1)
+        if self.threads is not None:
+            _check_whole("threads", self.threads, 1)

@@ -32,15 +32,9 @@ _LOW_MEMORY = "less memory was free than a batch takes"
 
 
 def run(
-    plan: Plan,
-    out: str | os.PathLike[str],
-    *,
-    started: float | None = None,
-    progress: bool = False,
-    on_pass: Callable[[Record], object] | None = None,
-    command: str | None = None,
-    notes: Sequence[str] = (),
-) -> Record:
+    plan: Plan, out: str | os.PathLike[str], *, started: float | None = None, progress: bool = False,
+    on_pass: Callable[[Record], object] | None = None, command: str | None = None, notes: Sequence[str] = (),
+) -> Record:  # fmt: skip
     """Run a plan in a directory; see :func:`vit_lens.sweep`.
 
     Args:
