@@ -46,18 +46,14 @@ def patch_overlay(
     down, right = place.edges(patch_map)
     values = patch_map.values[image].detach().cpu().double()
     limit = values.abs().max().item() or 1.0
-    figure = go.Figure(
-        [
-            go.Image(source=picture_uri(load_image(picture, layout=layout).convert("RGB")), hoverinfo="skip"),
-            go.Heatmap(
-                z=values.tolist(),
-                x=(right - 0.5).tolist(), y=(down - 0.5).tolist(),  # a pixel i is drawn from i - 0.5 to i + 0.5
-                customdata=[[f"({row}, {column})" for column in range(values.shape[1])] for row in range(len(values))],
-                opacity=float(opacity), **colours(limit, patch_map.signed),
-                colorbar={"title": {"text": html.escape(patch_map.units)}},
-                hovertemplate="patch %{customdata}: %{z:.4g}<extra></extra>",
-            ),
-        ]
+    original = picture_uri(load_image(picture, layout=layout).convert("RGB"))
+    figure = go.Figure(go.Image(source=original, hoverinfo="skip"))
+    figure.add_heatmap(  # an image's pixel i is drawn from i - 0.5 to i + 0.5
+        z=values.tolist(), x=(right - 0.5).tolist(), y=(down - 0.5).tolist(),
+        customdata=[[f"({row}, {column})" for column in range(values.shape[1])] for row in range(len(values))],
+        opacity=float(opacity), **colours(limit, patch_map.signed),
+        colorbar={"title": {"text": html.escape(patch_map.units)}},
+        hovertemplate="patch %{customdata}: %{z:.4g}<extra></extra>",
     )  # fmt: skip
     for box in _unseen(place):
         figure.add_shape(type="rect", **box, fillcolor="rgba(28,27,25,0.6)", line_width=0, layer="above")

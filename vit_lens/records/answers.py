@@ -97,16 +97,15 @@ class Readouts:
         Raises:
             RecordError: There is no such row.
         """
-        return {
-            "captions": {
-                form: [{"caption": self.captions[i], "cosine": cosine} for i, cosine in self._best(found, row)]
-                for form, found in self.by_caption.items()
-            },
-            "images": {
-                form: [{"name": self.names[i], "index": i, "cosine": cosine} for i, cosine in self._best(found, row)]
-                for form, found in self.by_image.items()
-            },
+        captions = {
+            form: [{"caption": self.captions[i], "cosine": cosine} for i, cosine in self._best(found, row)]
+            for form, found in self.by_caption.items()
         }
+        images = {
+            form: [{"name": self.names[i], "index": i, "cosine": cosine} for i, cosine in self._best(found, row)]
+            for form, found in self.by_image.items()
+        }
+        return {"captions": captions, "images": images}
 
     def _best(self, found: Found, row: int) -> list[tuple[int, float]]:
         if not 0 <= row < len(found.index):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vit_lens.errors import RecordError
+from vit_lens.files import check_fields
 
 CONTROL_WORDS = {"random": "Control: a random direction of the same length stands in for what the site writes."}
 
@@ -54,11 +55,7 @@ class Reading:
         Raises:
             RecordError: The value is no reading.
         """
-        texts = ("id", "lens", "control", "of", "label", "words")
-        if isinstance(found, dict) and found.keys() == {*texts, "settings"} and isinstance(found["settings"], dict):
-            if all(isinstance(found[name], str) for name in texts):
-                return cls(**found)
-        raise RecordError(f"{where}: a reading of the manifest is damaged; sweep again")
+        return cls(**check_fields(cls, found, f"{where}: a reading", RecordError))
 
 
 def told_apart(readings: Sequence[Reading]) -> list[Reading]:

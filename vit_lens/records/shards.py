@@ -109,8 +109,7 @@ class _Joined:
     def write_beside(self, writer: RecordWriter) -> None:
         """Write captions, neighbours and live numbers."""
         found = [part.readouts for part in self.parts]
-        known = [one for one in found if one is not None]
-        if known and len(known) == len(found):
+        if known := [one for one in found if one is not None]:  # of all parts or of none
             owners = {index: part for part, one in zip(self.parts, known, strict=True) for index in one.names}
             for index in sorted(owners):
                 if (owners[index].path / gallery_name(index)).exists():  # a gallery from memory has no pictures
@@ -210,9 +209,8 @@ def _threads(parts: list[Record]) -> list[int]:
 
 def _thread_notes(parts: list[Record]) -> list[str]:
     threads = _threads(parts)
-    if len(threads) < 2:
-        return []
-    return [
+    said = (
         f"Its parts were drawn with {' and '.join(map(str, threads))} threads: numbers and pictures may differ by "
         "rounding from those of an undivided sweep. Give every part the same number (--threads)."
-    ]
+    )
+    return [said] if len(threads) > 1 else []

@@ -38,6 +38,7 @@ from vit_lens.records.schema import (
 _COMPRESS_LEVEL = 1  # of pictures, most of a sweep's files: zlib's time is spent beside the decoder's
 _MEDIA = {".png": "image/png", ".csv": "text/csv", ".safetensors": "application/vnd.safetensors"}
 _LISTED = ("table.csv", "*.safetensors", "embeddings/*/*.safetensors", "*/*.png", "pictures/coarse/*.png")
+Rows = pd.DataFrame | Sequence[Mapping[str, Any]]
 Picture = PIL.Image.Image | UInt8[Tensor, "height width 3"] | UInt8[np.ndarray, "height width 3"]
 
 
@@ -49,12 +50,7 @@ class RecordWriter:
     ``resumed`` says which of the two it is.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        manifest: Mapping[str, Any],
-        rows: pd.DataFrame | Sequence[Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], manifest: Mapping[str, Any], rows: Rows) -> None:
         """Open ``path`` for the sweep that ``manifest`` and the plan columns of ``rows`` describe.
 
         Raises:
@@ -74,7 +70,7 @@ class RecordWriter:
         if not self.resumed and any(self.path.iterdir()):
             raise RecordError(f"{self.path} is not empty and holds no record; choose an empty or new directory")
         self.manifest, self.table = manifest, plan
-        self.conditions: dict[str, Condition] = {}
+        self.conditions: Mapping[str, Condition] = {}
         self._files: dict[str, tuple[int, str]] = {}
         if self.resumed:
             self._continue()
@@ -111,10 +107,10 @@ class RecordWriter:
         """Return a picture that lies on disk; RecordError if it is missing or damaged."""
         return read_png(self.path / picture_name(row, drawn))
 
-    def write_table(self, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+    def write_table(self, rows: Rows) -> None:
         """Store the whole table; its plan columns must be those the record was opened with."""
         table = to_table(rows, self._columns)
-        _refuse_other_plan(self.table, table, self.path)
+        self._refuse(differing(_plan_of(self.table), _plan_of(table), "rows"))
         self._put("table.csv", table_to_csv(table, self._columns))
         self.table = table
 
@@ -127,19 +123,16 @@ class RecordWriter:
         said = {name: {part: list(shape) for part, shape in of.items()} for name, of in shapes.items()}
         stored = self.manifest["conditions"]
         if stored is not None:
-            if difference := differing(stored["shapes"], said, "conditions"):
-                raise RecordError(f"{self.path} holds another sweep's record: {difference}; choose another directory")
-            return
+            return self._refuse(differing(stored["shapes"], said, "conditions"))
         largest = max(said.values(), key=lambda of: -rows_per_part(of))
         self._amend(conditions={"shapes": said, "rows_per_part": rows_per_part(largest)})
         self._read_conditions()
 
     def write_conditions(self, name: str, held: Condition, rows: Iterable[int]) -> None:
         """Store the parts in which some rows lie; ``held`` holds all rows."""
-        held = held.kept()
-        for file, data in write_conditions(name, held, rows, self.manifest["conditions"]["rows_per_part"]).items():
+        per_part = self.manifest["conditions"]["rows_per_part"]
+        for file, data in write_conditions(name, held.kept(), rows, per_part).items():
             self._put(file, data)
-        self.conditions[name] = held.map(lambda part: part.clone())
 
     def write_neighbour(self, index: int, picture: Picture) -> None:
         """Store a small copy of a gallery's picture."""
@@ -209,22 +202,23 @@ class RecordWriter:
                 "another directory, or the version of vit_lens that wrote it"
             )
         for key in IDENTITY_KEYS:
-            difference = differing(_planned(stored, key), _planned(self.manifest, key), key)
-            if difference:
-                raise RecordError(f"{self.path} holds another sweep's record: {difference}; choose another directory")
+            self._refuse(differing(_planned(stored, key), _planned(self.manifest, key), key))
         self.manifest = stored
         if (self.path / "table.csv").exists():
             table = read_table(self.path, stored)
-            _refuse_other_plan(table, self.table, self.path)
+            self._refuse(differing(_plan_of(table), _plan_of(self.table), "rows"))
             self.table = table
         if stored["conditions"] is not None:
             self._read_conditions()
 
     def _read_conditions(self) -> None:
-        stored = StoredConditions(self.path, self.manifest)
-        for name in stored:
+        self.conditions = StoredConditions(self.path, self.manifest)
+        for name in self.conditions:
             make_directory(self.path / "embeddings" / name)
-        self.conditions = dict(stored)
+
+    def _refuse(self, difference: str) -> None:
+        if difference:
+            raise RecordError(f"{self.path} holds another sweep's record: {difference}; choose another directory")
 
 
 def _planned(manifest: Mapping[str, Any], key: str) -> Any:
@@ -234,14 +228,5 @@ def _planned(manifest: Mapping[str, Any], key: str) -> Any:
     return manifest.get(key)
 
 
-def _refuse_other_plan(old: pd.DataFrame, new: pd.DataFrame, path: Path) -> None:
-    for name in PLAN_COLUMNS:
-        if len(old) != len(new) or not old[name].equals(new[name]):
-            pairs = enumerate(zip(old[name], new[name], strict=False))
-            row, pair = next(
-                ((r, p) for r, p in pairs if p[0] is not p[1] and str(p[0]) != str(p[1])), (0, (len(old), len(new)))
-            )
-            raise RecordError(
-                f"{path} holds another sweep's record: row {row} has {name} {pair[0]!r} on disk, {pair[1]!r} now; "
-                "choose another directory"
-            )
+def _plan_of(table: pd.DataFrame) -> list[dict[Any, str]]:
+    return table[list(PLAN_COLUMNS)].astype("string").fillna("").to_dict("records")

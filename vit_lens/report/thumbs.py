@@ -3,6 +3,7 @@
 __all__ = ["BUDGET", "inline_pictures"]
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import PIL.Image
 
@@ -47,7 +48,5 @@ def _rung(read: Callable[[int], PIL.Image.Image], rows: Sequence[int], budget: i
 
 
 def _readable(read: Callable[[int], PIL.Image.Image], row: int) -> PIL.Image.Image | None:
-    try:
+    with suppress(RecordError):
         return read(row)
-    except RecordError:
-        return None

@@ -47,7 +47,7 @@ class Ledger:
         self._collected = Collected.of(beside, n_rows, load_readouts(writer.path, n_rows), load_live(writer.path))
         self.ending: dict[str, float] = {}
         """Seconds that storing everything, and showing it, took the last time."""
-        self._held = {name: held.map(torch.clone) for name, held in writer.conditions.items()}
+        self._held = dict(writer.conditions)
         self._changed: dict[str, set[int]] = {}
         self._embedding_changed = False
         self._finished: dict[str, frozenset[int]] = {}
@@ -95,7 +95,7 @@ class Ledger:
             shapes |= {"reencoded": found.clean.shapes()} if self._writer.manifest["decoder"] else {}
             shapes |= {} if negative is None else {"negative": negative.shapes()}
             self._writer.begin_conditions(shapes)
-            self._held = {name: held.map(torch.clone) for name, held in self._writer.conditions.items()}
+            self._held = dict(self._writer.conditions)
         if negative is not None and self._held["negative"].flat.isnan().any():
             self._put("negative", [0], negative)
 
