@@ -385,12 +385,11 @@ def test_a_compiled_movq_gets_one_shape(decoder):
 
 
 def test_the_fast_profile_is_fast(decoder):
-    from vit_lens.decoders.costs import step_rows
     from vit_lens.errors import DecoderError
 
     fast = decoder.fast_settings()
     assert 10 <= fast.steps <= 15 and fast.guidance_interval is not None
-    assert 6 * sum(step_rows(fast, 1, shared_start=False)) <= 100 * 2
+    assert 6 * decoder.work(fast) <= 100 * 2
     assert (fast.guidance, fast.height, fast.seed) == (4.0, decoder.defaults.height, 0)
     assert decoder.fast_settings(seed=4, steps=9).to_dict() == fast.to_dict() | {"seed": 4, "steps": 9}
     with pytest.raises(DecoderError, match="no decoder setting 'step'"):

@@ -2,13 +2,13 @@
 
 __all__ = [
     "PUBLISHED", "SCHEDULER_CLASSES", "Cost", "DecodeSettings", "Decoder", "EncoderRef", "KandinskyDecoder",
-    "PartInventory", "check_decoder", "check_encoder", "check_pictures", "denoising_error", "encoder_id_of",
+    "check_decoder", "check_encoder", "check_pictures", "denoising_error", "encoder_id_of",
     "find_decoder", "free_memory", "load_decoder", "read_json", "reads_layout", "seeded", "settings_dict",
 ]  # fmt: skip
 
 from vit_lens.decoders.by_name import load_decoder, reads_layout
 from vit_lens.decoders.contract import Cost, Decoder, check_decoder, check_pictures, seeded
-from vit_lens.decoders.diagnostics import PartInventory, denoising_error
+from vit_lens.decoders.diagnostics import denoising_error
 from vit_lens.decoders.kandinsky import KandinskyDecoder
 from vit_lens.decoders.kandinsky_files import find_decoder
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, check_encoder, encoder_id_of

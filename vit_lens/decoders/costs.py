@@ -1,11 +1,11 @@
 """What a decode costs, counted on the meta device: FLOPs, and the most memory that activations hold."""
 
-__all__ = ["DecodingCost", "decoding_cost", "step_rows", "unet_cost"]
+__all__ = ["DecodingCost", "decoding_cost", "unet_cost"]
 
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_lens.decoders.contract import Cost
-from vit_lens.decoders.kandinsky_parts import PixelLayout, movq_output, unet_output
+from vit_lens.decoders.kandinsky_parts import movq_output, unet_output
 from vit_lens.decoders.memory import MovqChunk
 from vit_lens.decoders.settings import DecodeSettings
 from vit_lens.errors import DecoderError
-
-
-@runtime_checkable
-class HasParts(Protocol):
-    """Whatever has the trained parts of a decoder, such as :class:`~vit_lens.decoders.KandinskyDecoder`."""
-
-    unet: Any
-    movq: Any
-    layout: PixelLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +39,14 @@ class DecodingCost(Cost):
     movq_peak_bytes: int
 
 
-def step_rows(settings: DecodeSettings, rows: int, *, shared_start: bool = True) -> list[int]:
-    """Return how many rows the UNet evaluates at each step.
-
-    With a shared start, the unguided half of the first step is one row: it is the same for all pictures.
-    """
-    counts = [2 * rows if guided else rows for guided in settings.guided_steps]
-    if shared_start and settings.guided_steps[0]:
-        counts[0] = rows + 1
-    return counts
-
-
-def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> DecodingCost:
+def decoding_cost(decoder: Any, settings: DecodeSettings, rows: int) -> DecodingCost:
     """Count what one pass of a decoder costs, without running it and without copying a weight.
 
     Activations are counted as the operations hand them out; what an operation holds inside, such as the workspace of a
     convolution, is not. Attention counts as fused.
 
     Args:
-        decoder: Its parts may be on any device, the meta device included.
+        decoder: A :class:`~vit_lens.decoders.KandinskyDecoder`, on any device, the meta device included.
         settings: Of the decode.
         rows: Pictures of the pass.
 
@@ -76,7 +56,9 @@ def decoding_cost(decoder: HasParts, settings: DecodeSettings, rows: int) -> Dec
     if rows < 1:
         raise DecoderError(f"rows must be at least 1, got {rows}")
     latent = decoder.layout.latent_shape(settings.height, settings.width)
-    counts = step_rows(settings, rows)
+    counts = [2 * rows if guided else rows for guided in settings.guided_steps]
+    if settings.guided_steps[0]:  # its unguided half is one row: it is the same for all pictures
+        counts[0] = rows + 1
     unet_flops, unet_peak = unet_cost(decoder.unet, latent, max(counts))
     unet_flops = unet_flops * sum(counts) // max(counts)
     at_once = min(rows, MovqChunk().rows(settings))

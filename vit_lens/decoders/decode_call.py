@@ -47,13 +47,6 @@ class Run:
         dtype = torch.promote_types(unet.dtype, torch.float32)
         self._noise = draw_noise(shape, timesteps, settings, device=unet.device, dtype=dtype)
 
-    def empty_pictures(self, n: int, output: str) -> Tensor:
-        """Allocate the result of the whole call."""
-        height, width = self.settings.height, self.settings.width
-        if output == "uint8":
-            return torch.empty(n, height, width, 3, dtype=torch.uint8)
-        return torch.empty(n, 3, height, width, dtype=torch.float32, device=self.device)
-
     def latents(
         self, embeds: Float[Tensor, "batch d_embed"], negative: Tensor | None, advance: Callable[[], object]
     ) -> Float[Tensor, "batch channel height width"]:
@@ -148,12 +141,16 @@ class Passes:
         Raises:
             DecoderError: Memory does not suffice for one row, or a picture is not finite.
         """
-        steps, done = self.run.settings.steps, 0
+        settings, done = self.run.settings, 0
         # Made outside of the block: tensors made in inference mode cannot enter autograd later.
-        pictures = self.run.empty_pictures(len(embeds), output)
+        if output == "uint8":
+            pictures = torch.empty(len(embeds), settings.height, settings.width, 3, dtype=torch.uint8, device="cpu")
+        else:
+            shape = len(embeds), 3, settings.height, settings.width
+            pictures = torch.empty(shape, dtype=torch.float32, device=self.run.device)
         with torch.inference_mode(), tqdm(disable=not progress, desc="decoding", unit="step") as bar:
             while done < len(embeds):
-                bar.total = bar.n + steps * -(-(len(embeds) - done) // size)
+                bar.total = bar.n + settings.steps * -(-(len(embeds) - done) // size)
                 rows = given = embeds[done : done + size]
                 if self.padded:
                     given = _pad(rows, size)

@@ -1,6 +1,6 @@
 """How well a decoder's weights and its reader agree: the error of the noise it predicts for real pictures."""
 
-__all__ = ["PartInventory", "denoising_error"]
+__all__ = ["denoising_error"]
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.decoders.kandinsky import KandinskyDecoder
-from vit_lens.decoders.kandinsky_parts import PartInventory, unet_output
+from vit_lens.decoders.kandinsky_parts import unet_output
 from vit_lens.decoders.sampling import predicted_noise
 from vit_lens.errors import DecoderError
 

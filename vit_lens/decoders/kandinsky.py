@@ -18,12 +18,12 @@ from vit_lens.decoders.contract import Cost, Decoder
 from vit_lens.decoders.costs import decoding_cost
 from vit_lens.decoders.decode_call import Passes, Run
 from vit_lens.decoders.kandinsky_files import default_settings, find_decoder, load_part, load_scheduler, read_card
-from vit_lens.decoders.kandinsky_parts import PartInventory, PixelLayout, check_parts, count_parts
+from vit_lens.decoders.kandinsky_parts import PixelLayout, check_parts
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, agreed_encoder, check_scale, encoder_id_of
 from vit_lens.decoders.memory import MovqChunk
 from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
-from vit_lens.identity import fingerprint
+from vit_lens.identity import MINI_ENCODER, fingerprint
 from vit_lens.models import HookedViT
 
 _COARSE_SHARE, _LEAST_STEPS = 5, 3
@@ -77,7 +77,7 @@ class KandinskyDecoder(Decoder):
         self.d_embed: int = unet.config.encoder_hid_dim
         self.takes = {"pooled": self.d_embed}
         self.layout = PixelLayout.of(unet, movq)
-        self.defaults: DecodeSettings = defaults or default_settings(self.layout, None, None)
+        self.defaults: DecodeSettings = defaults or default_settings(self.layout, None)
         self._compiled: tuple[Any, Any] | None = None
         self._movq_chunk = MovqChunk()
         self._costs: dict[tuple[Any, ...], Cost] = {}
@@ -106,21 +106,24 @@ class KandinskyDecoder(Decoder):
             CheckpointError: Weights are missing, truncated, extra or misshapen.
             DecoderError: Anything else is wrong with the files.
         """
-        located = find_decoder(name)
-        published = PUBLISHED.get(located.hub_id or "")
-        card = None if published else read_card(located.directory)
-        declared = published.encoder_id if published else card.encoder_id if card else None
-        encoder_id = agreed_encoder(located.decoder_id, declared, encoder)
-        unet, movq = (load_part(located.directory, part, dtype=dtype).to(device) for part in ("unet", "movq"))
-        scheduler = load_scheduler(located.directory)
+        directory, is_local = find_decoder(name), Path(name).expanduser().is_dir()
+        scheduler = load_scheduler(directory)
+        decoder_id = (
+            MINI_ENCODER if name == "mini" else f"local/{directory.resolve().name}" if is_local else f"hf/{name}"
+        )
+        known = None if is_local else PUBLISHED.get(str(name))
+        card = None if known else read_card(directory)
+        encoder_id = agreed_encoder(decoder_id, card.encoder_id if card else known, encoder)
+        unet, movq = (load_part(directory, part, dtype=dtype, device=device) for part in ("unet", "movq"))
         check_parts(unet, movq, scheduler)
         if card and card.embed_dim not in (None, unet.config.encoder_hid_dim):
             raise ContractError(
-                f"{located.directory}: the card says embed_dim {card.embed_dim}, the UNet takes "
-                f"{unet.config.encoder_hid_dim}"
+                f"{directory}: the card says embed_dim {card.embed_dim}, the UNet takes {unet.config.encoder_hid_dim}"
             )
-        defaults = default_settings(PixelLayout.of(unet, movq), card, published.defaults if published else None)
-        decoder = cls(unet, movq, scheduler, encoder=encoder_id, decoder_id=located.decoder_id, defaults=defaults)
+        defaults = default_settings(PixelLayout.of(unet, movq), card)
+        decoder = cls(unet, movq, scheduler, encoder=encoder_id, decoder_id=decoder_id, defaults=defaults)
+        if decoder_id.startswith("local/"):
+            decoder.decoder_id += f"@{decoder.fingerprint}"
         decoder.source = {"name": str(name), "encoder": encoder_id, "dtype": dtype, "device": str(device)}
         return decoder
 
@@ -283,10 +286,6 @@ class KandinskyDecoder(Decoder):
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
         self._compiled = compiled(self.unet), compiled(self.movq.decoder)
         return self
-
-    def parameter_inventory(self) -> list[PartInventory]:
-        """Return tensors, parameters and dtype of each part."""
-        return count_parts(self.unet, self.movq)
 
     def _run(self, settings: DecodeSettings) -> Run:
         unet, movq_decoder = self._compiled or (self.unet, None)

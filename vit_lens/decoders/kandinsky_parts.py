@@ -1,34 +1,15 @@
 """The trained parts of a Kandinsky decoder: what they must be, the sizes they run, how they are called."""
 
-__all__ = ["PartInventory", "PixelLayout", "check_parts", "count_parts", "movq_output", "unet_output"]
+__all__ = ["PixelLayout", "check_parts", "movq_output", "unet_output"]
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.decoders.sampling import PredictionType
 from vit_lens.errors import DecoderError
-
-
-class PartInventory(NamedTuple):
-    """How much one part of a model holds.
-
-    Attributes:
-        part: The name of the part, such as ``unet`` or ``movq.decoder``.
-        tensors: The number of its tensors.
-        parameters: The number of its parameters.
-        dtype: The dtype of its weights, such as ``float32``.
-
-    >>> decoder.parameter_inventory()[0]
-    PartInventory(part='unet', tensors=280, parameters=6078664, dtype='float32')
-    """
-
-    part: str
-    tensors: int
-    parameters: int
-    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +123,3 @@ def movq_output(
     """
     run = movq.decoder if decoder is None else decoder
     return run(movq.post_quant_conv(latents), latents if movq.config.norm_type == "spatial" else None)
-
-
-def count_parts(unet: Any, movq: Any) -> list[PartInventory]:
-    """Count tensors and parameters of the UNet, of MoVQ, and of MoVQ's own parts."""
-    parts = {"unet": unet, "movq": movq}
-    parts |= {f"movq.{name}": getattr(movq, name) for name in ("encoder", "decoder", "quantize")}
-    found = []
-    for name, module in parts.items():
-        tensors = list(module.state_dict().values())
-        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
-        found.append(PartInventory(name, len(tensors), sum(t.numel() for t in tensors), "+".join(dtypes)))
-    return found

@@ -1,24 +1,13 @@
 """Which encoder a decoder was made for, said so that an embedding of another one cannot slip through."""
 
-__all__ = [
-    "PUBLISHED",
-    "EncoderRef",
-    "HasEncoderId",
-    "PublishedDecoder",
-    "agreed_encoder",
-    "check_encoder",
-    "check_scale",
-    "encoder_id_of",
-]
+__all__ = ["PUBLISHED", "EncoderRef", "HasEncoderId", "agreed_encoder", "check_encoder", "check_scale", "encoder_id_of"]
 
 import warnings
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.decoders.settings import DecodeSettings
 from vit_lens.errors import ContractError
 from vit_lens.identity import KANDINSKY_22_ENCODER, canonical_encoder_id, same_encoder
 
@@ -41,21 +30,8 @@ class HasEncoderId(Protocol):
 EncoderRef = str | HasEncoderId
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedDecoder:
-    """A decoder on the Hub whose encoder is known."""
-
-    encoder_id: str
-    defaults: DecodeSettings
-
-
-# The published pipeline runs 100 DDPM steps; this project sweeps with 25.
-PUBLISHED: dict[str, PublishedDecoder] = {
-    "kandinsky-community/kandinsky-2-2-decoder": PublishedDecoder(
-        encoder_id=KANDINSKY_22_ENCODER,
-        defaults=DecodeSettings(steps=25, guidance=4.0, scheduler="ddpm", height=512, width=512),
-    ),
-}
+# Decoders on the Hub whose files do not say the encoder that they were made for.
+PUBLISHED: dict[str, str] = {"kandinsky-community/kandinsky-2-2-decoder": KANDINSKY_22_ENCODER}
 
 
 def encoder_id_of(encoder: EncoderRef) -> str:

@@ -1,14 +1,6 @@
 """The sampling loop's arithmetic: shared noise, one step of each sampler, noise from a model's output."""
 
-__all__ = [
-    "PredictionType",
-    "SharedNoise",
-    "Stepper",
-    "draw_noise",
-    "make_stepper",
-    "predicted_noise",
-    "predicted_start",
-]
+__all__ = ["PredictionType", "SharedNoise", "Stepper", "draw_noise", "make_stepper", "predicted_noise"]
 
 import warnings
 from dataclasses import dataclass
@@ -94,7 +86,7 @@ def make_stepper(scheduler: Any, settings: DecodeSettings) -> Stepper:
     return (_DdpmStepper if settings.scheduler == "ddpm" else Stepper)(sampler, timesteps)
 
 
-def predicted_start(kind: str, output: Tensor, latents: Tensor, alpha: float) -> Tensor:
+def _predicted_start(kind: str, output: Tensor, latents: Tensor, alpha: float) -> Tensor:
     """Return the clean latents that a model's output implies, at cumulative alpha ``alpha``."""
     if kind == "epsilon":
         return (latents - (1 - alpha) ** 0.5 * output) / alpha**0.5
@@ -133,7 +125,7 @@ class _DdpmStepper(Stepper):
     def step(self, output: Tensor, index: int, latents: Tensor, noise: SharedNoise) -> Tensor:
         alpha, following = self._alphas[index], self._alphas[index + 1]
         ratio, left = alpha / following, (1 - following) / (1 - alpha)
-        start = predicted_start(self._kind, output, latents, alpha)
+        start = _predicted_start(self._kind, output, latents, alpha)
         if self._limit is not None:
             start = start.clamp(-self._limit, self._limit)
         mean = following**0.5 * (1 - ratio) / (1 - alpha) * start + ratio**0.5 * left * latents

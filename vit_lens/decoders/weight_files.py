@@ -1,55 +1,52 @@
 """A decoder's weight files, looked into before they are loaded."""
 
-__all__ = ["PARTS", "WEIGHTS", "check_weights", "open_weights", "read_json", "weights_fingerprint"]
+__all__ = ["WEIGHTS", "load_weights", "read_json"]
 
 import json
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from vit_lens.errors import CheckpointError, DecoderError
 from vit_lens.files import damaged
-from vit_lens.identity import fingerprint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PARTS = ("unet", "movq")
 
 
-def weights_fingerprint(directory: Path) -> str:
-    """Return the fingerprint of a decoder's weight files."""
-    with ExitStack() as stack:
-        parts = {part: open_weights(directory / part, stack) for part in PARTS}
-        return fingerprint(
-            _FileTensors({f"{part}.{k}": (v, k) for part, keys in parts.items() for k, v in keys.items()})
-        )
+def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str | torch.device) -> None:
+    """Give a model on the meta device its weights, after comparing the names and shapes in a part's files with its own.
 
-
-class _FileTensors(Mapping[str, Tensor]):
-    """Tensors read one at a time, so that files larger than the memory pass."""
-
-    def __init__(self, sources: dict[str, tuple[Any, str]]):
-        self._sources = sources
-
-    def __getitem__(self, name: str) -> Tensor:
-        source, key = self._sources[name]
-        return source.get_tensor(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-
-def open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Open a part's weight files; return the open file of each tensor.
+    diffusers itself fills missing tensors with random values and goes on.
 
     Raises:
-        CheckpointError: A file is missing, truncated or of another format.
+        CheckpointError: A file is missing, truncated or of another format; tensors are missing, extra or misshapen.
     """
+    with ExitStack() as stack:
+        opened = _open_weights(folder, stack)
+        expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: list(file.get_slice(name).get_shape()) for name, file in opened.items()}
+        problems = {
+            "missing": expected.keys() - found.keys(),
+            "not in the model": found.keys() - expected.keys(),
+            "of another shape": {
+                f"{name} {found[name]} instead of {shape}"
+                for name, shape in expected.items()
+                if found.get(name, shape) != shape
+            },
+        }
+        told = [f"{len(names)} {what}: {', '.join(sorted(names)[:3])}" for what, names in problems.items() if names]
+        if told:
+            raise CheckpointError(f"{folder / WEIGHTS} does not fit its config.json; tensors {'; '.join(told)}")
+        # Copies: what is read is mapped, and would change with the file.
+        tensors = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in opened.items()}
+    model.load_state_dict(tensors, assign=True)
+
+
+def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Open a part's weight files; return the open file of each tensor."""
     from safetensors import safe_open
 
     index = folder / f"{WEIGHTS}.index.json"
@@ -64,28 +61,6 @@ def open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
             file = stack.enter_context(safe_open(path, framework="pt"))
         opened |= dict.fromkeys(file.keys(), file)
     return opened
-
-
-def check_weights(folder: Path, model: nn.Module, opened: dict[str, Any]) -> None:
-    """Compare names and shapes of a part's files with those of its model.
-
-    Raises:
-        CheckpointError: Tensors are missing, extra or misshapen.
-    """
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: list(file.get_slice(name).get_shape()) for name, file in opened.items()}
-    problems = {
-        "missing": [name for name in expected if name not in found],
-        "not in the model": [name for name in found if name not in expected],
-        "of another shape": [
-            f"{name} {found[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    told = [f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems.items() if names]
-    if told:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit {folder / 'config.json'}; tensors {'; '.join(told)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

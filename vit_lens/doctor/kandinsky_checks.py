@@ -29,7 +29,7 @@ def stock_scheduler(name: str | Path) -> Any:
     """Load the scheduler of a decoder's files with diffusers alone."""
     import diffusers
 
-    folder = find_decoder(name).directory / "scheduler"
+    folder = find_decoder(name) / "scheduler"
     kind = read_json(folder / "scheduler_config.json")["_class_name"]
     return getattr(diffusers, kind).from_pretrained(folder)
 
