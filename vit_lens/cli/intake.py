@@ -1,7 +1,7 @@
 """From what commands that read images are given to images, lenses and captions."""
 
 __all__ = [
-    "check_lenses", "command_line", "embed_captions", "find_given", "method_of", "read_captions",
+    "check_drawn", "check_lenses", "command_line", "embed_captions", "find_given", "method_of", "read_captions",
     "read_lenses",
 ]  # fmt: skip
 
@@ -65,6 +65,17 @@ def read_lenses(specs: Sequence[str], reference: Path | None, model: "HookedViT"
     from vit_lens.lenses import parse_lenses
 
     return parse_lenses(specs, model, None if reference is None else ReferenceMeans.load(reference))
+
+
+def check_drawn(decoder: str, **options: object) -> None:
+    """Refuse options that say how to draw, where nothing is drawn.
+
+    Raises:
+        VitLensError: The decoder is none, and one of the options was given.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value or type(value) in (int, float)]
+    if decoder == "none" and given:
+        raise VitLensError(f"with --decoder none nothing is drawn, so {', '.join(given)} would have no effect")
 
 
 def method_of(decoder: "Decoder", name: str, lacks: str, option: str) -> Callable[..., Any]:

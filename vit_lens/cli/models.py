@@ -2,7 +2,7 @@
 
 __all__ = ["models"]
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,18 +34,14 @@ def models(
 
 
 def _section(rows: "Sequence[SupportedTower]", title: str, every: bool) -> list[str]:
-    covered, out = [row for row in rows if row.supported], [row for row in rows if not row.supported]
-    lines = [f"{title}: {len(covered)} of {len(rows)}", ""]
+    lines = [f"{title}: {sum(row.supported for row in rows)} of {len(rows)}", ""]
     for tier, meaning in _TIERS.items():
-        members = [row for row in covered if row.tier == tier]
-        lines += [f"tier {tier} ({len(members)}): {meaning}", *_aligned(members, every), ""]
+        members = {row.name: _tags(row, every) for row in rows if row.supported and row.tier == tier}
+        lines += [f"tier {tier} ({len(members)}): {meaning}", *_two_columns(members), ""]
     if every:
-        lines += [f"out ({len(out)})", *_two_columns((row.name, row.reason) for row in out), ""]
+        out = {row.name: row.reason for row in rows if not row.supported}
+        lines += [f"out ({len(out)})", *_two_columns(out), ""]
     return lines
-
-
-def _aligned(rows: "Sequence[SupportedTower]", every: bool) -> list[str]:
-    return _two_columns((row.name, _tags(row, every)) for row in rows)
 
 
 def _tags(row: "SupportedTower", every: bool) -> str:
@@ -56,7 +52,6 @@ def _tags(row: "SupportedTower", every: bool) -> str:
     return f"{len(row.tags)} tag{'' if len(row.tags) == 1 else 's'}"
 
 
-def _two_columns(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    pairs = list(pairs)
-    width = max((len(name) for name, _ in pairs), default=0)
-    return [f"  {name:{width}}  {text}".rstrip() for name, text in pairs]
+def _two_columns(texts: dict[str, str]) -> list[str]:
+    width = max(map(len, texts), default=0)
+    return [f"  {name:{width}}  {text}".rstrip() for name, text in texts.items()]

@@ -4,7 +4,6 @@ __all__ = ["SWEEP_EXAMPLES", "demo", "merge", "reference", "report", "sweep"]
 
 import time
 import webbrowser
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -111,27 +110,20 @@ def sweep(
     from vit_lens.mini import mini_beside, mini_notes
     from vit_lens.readers import Gallery, SiteMeans
     from vit_lens.records import budget_words
+    from vit_lens.report import write_report
     from vit_lens.sweeping import Budget, Drawing, Execution, plan, run
     from vit_lens.sweeping import Controls as Against
 
     started, found, part = time.monotonic(), intake.find_given(paths, images), flags.parse_shard(shard)
     flags.torch_dtype(decoder_dtype)  # refuses a misspelt one before the model is loaded
-    chosen = flags.known(
-        steps=pair.steps, guidance=pair.guidance, guidance_interval=guidance_interval, scheduler=scheduler,
-        height=size, width=size,
-    )  # fmt: skip
-    drawn = {
-        "decoder_seed": pair.decoder_seed, "fast": fast, "compile": compiled, "batch_size": batch_size,
-        "budget": budget,
+    asked = {
+        "steps": pair.steps, "guidance": pair.guidance, "guidance_interval": guidance_interval, "scheduler": scheduler,
     }  # fmt: skip
+    intake.check_drawn(
+        pair.decoder, **asked, decoder_encoder=pair.decoder_encoder, size=size, decoder_seed=pair.decoder_seed,
+        fast=fast, compile=compiled, batch_size=batch_size, budget=budget,
+    )  # fmt: skip
     allowance = None if budget is None else Budget.parse(budget)
-    if pair.decoder == "none" and pair.decoder_encoder is not None:
-        raise VitLensError(
-            "--decoder-encoder says which encoder a decoder was made for; with --decoder none it has no effect"
-        )
-    given = [*chosen, *(name for name, on in drawn.items() if on)]
-    if pair.decoder == "none" and given:
-        raise VitLensError(f"with --decoder none nothing is drawn, so {', '.join(given)} would have no effect")
     specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
     intake.check_lenses(specs, reference)
     vit = pair.load()
@@ -141,7 +133,7 @@ def sweep(
     settings = None
     if drawer is not None:
         make = intake.method_of(drawer, "fast_settings", "has no fast settings", "--fast") if fast else drawer.settings
-        settings = make(**chosen)
+        settings = make(**flags.known(**asked, height=size, width=size))
         if compiled:
             intake.method_of(drawer, "compile", "cannot be compiled", "--compile")()
     near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
@@ -157,10 +149,16 @@ def sweep(
     if only_plan:
         typer.echo(str(made))
         return
+    told: list[Path] = []
+
+    def show(record: "Record") -> None:  # the page grows with the record; where it is, is told once
+        told.append(write_report(record))
+        if len(told) == 1:
+            typer.echo(f"page: {told[0]}")
+
     record = run(
         made, out, started=started, progress=True,
-        on_pass=_growing_page() if page and allowance is not None else None, command=intake.command_line(),
-        notes=mini_notes(vit),
+        on_pass=show if page and allowance is not None else None, command=intake.command_line(), notes=mini_notes(vit),
     )  # fmt: skip
     if words := budget_words(record):
         typer.echo(words)
@@ -219,18 +217,3 @@ def _page(directory: Path, open_page: bool) -> None:
     typer.echo(f"page: {page}")
     if open_page:
         webbrowser.open(page.resolve().as_uri())
-
-
-def _growing_page() -> "Callable[[Record], None]":
-    """Return what writes the page of a record as it grows; its path is told once, with the first."""
-    from vit_lens.report import write_report
-
-    told: set[Path] = set()
-
-    def write(record: "Record") -> None:
-        page = write_report(record)
-        if page not in told:
-            typer.echo(f"page: {page}")
-        told.add(page)
-
-    return write

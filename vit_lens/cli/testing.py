@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vit_lens.cli import flags
-from vit_lens.errors import VitLensError
+from vit_lens.cli import flags, intake
 
 
 def verify(
@@ -32,7 +31,7 @@ def verify(
     found = find_images(images) if images else None
     vit = flags.Tower(model=model, tag=tag, quick_gelu=quick_gelu, device=device).load()
     result = vit.requires_grad_(False).verify(model, tag=tag, images=found, dtypes=dtypes)
-    typer.echo(_json(result.to_dict()) if as_json else result.to_text())
+    typer.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.to_text())
     _write(out, result.to_dict())
     if not result.passed:
         raise typer.Exit(1)
@@ -55,8 +54,7 @@ def doctor(
     from vit_lens.doctor import examine
     from vit_lens.images import find_images
 
-    if decoder == "none" and (decoder_encoder is not None or steps is not None):
-        raise VitLensError("with --decoder none nothing is drawn: --decoder-encoder and --steps have no effect")
+    intake.check_drawn(decoder, decoder_encoder=decoder_encoder, steps=steps)
     result = examine(
         tower.model, None if decoder == "none" else decoder, tag=tower.tag, quick_gelu=tower.quick_gelu,
         encoder=decoder_encoder, images=find_images(images) if images else None,
@@ -74,8 +72,4 @@ def _write(out: Path | None, found: dict[str, Any]) -> None:
 
     if out is not None:
         make_directory(out.parent)
-        write_atomic(out, (_json(found) + "\n").encode())
-
-
-def _json(found: dict[str, Any]) -> str:
-    return json.dumps(found, indent=1)
+        write_atomic(out, f"{json.dumps(found, indent=1)}\n".encode())

@@ -34,12 +34,9 @@ class PixelLayout:
         factor = 2 ** (len(movq.config.block_out_channels) - 1)
         size = unet.config.sample_size or 64
         rows, columns = (size, size) if isinstance(size, int) else size
-        return cls(
-            channels=unet.config.in_channels,
-            factor=factor,
-            multiple=factor * 2 ** (len(unet.config.block_out_channels) - 1),
-            default_size=(rows * factor, columns * factor),
-        )
+        multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+        at = rows * factor, columns * factor
+        return cls(channels=unet.config.in_channels, factor=factor, multiple=multiple, default_size=at)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape of one row's latents; the published pipeline rounds other sizes up silently.
@@ -67,12 +64,9 @@ def check_parts(unet: Any, movq: Any, scheduler: Any) -> None:
     for names, part in expected.items():
         if not isinstance(part, tuple(getattr(diffusers, name) for name in names.split())):
             raise DecoderError(f"expected {' or '.join(names.split())} of diffusers, got a {type(part).__name__}")
-    wanted = {
-        "encoder_hid_dim_type": "image_proj",
-        "addition_embed_type": "image",
-        "in_channels": movq.config.latent_channels,
-        "out_channels": 2 * movq.config.latent_channels,
-    }
+    channels = movq.config.latent_channels
+    wanted = {"encoder_hid_dim_type": "image_proj", "addition_embed_type": "image"}
+    wanted |= {"in_channels": channels, "out_channels": 2 * channels}
     for key, value in wanted.items():
         if unet.config[key] != value:
             raise DecoderError(
@@ -98,13 +92,8 @@ def unet_output(
     embeds: Float[Tensor, "batch d_embed"],
 ) -> Float[Tensor, "batch channel height width"]:
     """Run the UNet in its own dtype; return its prediction, in that of the latents, without variance."""
-    out = unet(
-        latents.to(unet.dtype),
-        timestep,
-        encoder_hidden_states=None,
-        added_cond_kwargs={"image_embeds": embeds.to(unet.dtype)},
-        return_dict=False,
-    )[0]
+    given = {"image_embeds": embeds.to(unet.dtype)}
+    out = unet(latents.to(unet.dtype), timestep, None, added_cond_kwargs=given, return_dict=False)[0]
     return out[:, : latents.shape[1]].to(latents.dtype)
 
 

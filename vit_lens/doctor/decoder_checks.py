@@ -1,6 +1,6 @@
 """Is a decoder of any kind whole, made for this encoder, and does what it draws come back?"""
 
-__all__ = ["contract_check", "decoder_inventory", "round_trip_check", "rows_check"]
+__all__ = ["decoder_inventory", "round_trip_check", "rows_check"]
 
 from typing import Any
 
@@ -26,12 +26,6 @@ def decoder_inventory(decoder: Decoder, dtype: torch.dtype) -> list[Check]:
         part_check(part, weights.values(), dtype, published.parts[part] if published else None)
         for part, weights in decoder.parts().items()
     ]
-
-
-def contract_check(decoder: Decoder, asked: Condition, model: HookedViT) -> list[Check]:
-    """Have the decoder accept what the encoder's pictures are to it."""
-    decoder.check(asked, encoder=model)
-    return [Check("contract", True, f"encoder {model.encoder_id}", f"encoder {decoder.encoder_id}")]
 
 
 def rows_check(model: HookedViT, decoder: Decoder, asked: Condition, settings: Any) -> list[Check]:

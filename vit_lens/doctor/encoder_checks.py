@@ -29,18 +29,15 @@ def part_check(part: str, tensors: Iterable[Tensor], dtype: torch.dtype, publish
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     counts = len(floats), sum(tensor.numel() for tensor in floats)
     broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in floats)
-    told = f", {broken} not finite" if broken else ""
     dtypes = sorted({dtype_name(tensor.dtype) for tensor in floats})
-    fits = published is None or counts == published
+    passed = published in (None, counts) and not broken and dtypes == [dtype_name(dtype)]
+    given = f"{counts[0]} tensors, {counts[1]:,} parameters, {'+'.join(dtypes)}"
+    given += f", {broken} not finite" if broken else ""
     expected = f"{published[0]} tensors, {published[1]:,} parameters, " if published else ""
-    return Check(
-        f"{part} inventory",
-        fits and not broken and dtypes == [dtype_name(dtype)],
-        f"{counts[0]} tensors, {counts[1]:,} parameters, {'+'.join(dtypes)}{told}",
-        f"{expected}{dtype_name(dtype)}, all finite",
-        "" if published else "No published numbers are known for this part; only dtype and finiteness are judged.",
-        {"tensors": counts[0], "parameters": counts[1], "tensors_not_finite": broken},
-    )
+    expected += f"{dtype_name(dtype)}, all finite"
+    note = "" if published else "No published numbers are known for this part; only dtype and finiteness are judged."
+    values = {"tensors": counts[0], "parameters": counts[1], "tensors_not_finite": broken}
+    return Check(f"{part} inventory", passed, given, expected, note, values)
 
 
 def encoder_inventory(model: HookedViT, dtype: torch.dtype) -> list[Check]:
@@ -79,19 +76,13 @@ def norm_checks(embeds: Float[Tensor, "image d_embed"], zero: Float[Tensor, "1 d
     collapsed = mean_cosine > COLLAPSED_COSINE
     finite = bool(torch.isfinite(norms).all()) and torch.isfinite(zero).all().item()
     spread = f"{norms.min():.2f} to {norms.max():.2f}, mean {norms.mean():.2f}; zero pixels {zero_norm:.2f}"
+    spread += f"; cosine between pictures {mean_cosine:.3f}" if len(between) else ""
     told = "every norm is 1: L2-normalised, which the decoder was not trained on. " if unit else ""
     told += "all pictures have the same embedding. " if collapsed else ""
     values = {"mean": norms.mean(), "min": norms.min(), "max": norms.max(), "zero": zero_norm, "cosine": mean_cosine}
-    return [
-        Check(
-            "embedding norms",
-            bool(finite and not unit and not collapsed),
-            spread + (f"; cosine between pictures {mean_cosine:.3f}" if len(between) else ""),
-            "finite, not all 1, not all alike",
-            told[:1].upper() + told[1:].strip(),
-            {name: float(value) for name, value in values.items()},
-        )
-    ]
+    passed, note = bool(finite and not unit and not collapsed), told[:1].upper() + told[1:].strip()
+    values = {name: float(value) for name, value in values.items()}
+    return [Check("embedding norms", passed, spread, "finite, not all 1, not all alike", note, values)]
 
 
 def _parity(name: str, errors: dict[str, float], given: str, bar: float, detail: str) -> Check:

@@ -1,6 +1,6 @@
 """Run every check, in an order in which a later one can use what an earlier one loaded, and stop at none."""
 
-__all__ = ["SAMPLE_IMAGES", "examine", "sample_pictures"]
+__all__ = ["examine", "sample_pictures"]
 
 import shlex
 import time
@@ -31,9 +31,6 @@ from vit_lens.identity import MINI_ENCODER, same_encoder
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.models import HookedViT
 from vit_lens.verification import exact_float32, load_source
-
-SAMPLE_IMAGES = 8
-"""How many pictures of the mini world stand in where no images are given."""
 
 _SAMPLE_SEED = 1000
 _BATCH = 8
@@ -88,7 +85,8 @@ def examine(
     dtypes = {"encoder": encoder_dtype, "decoder": decoder_dtype}
     command = _command(model, decoder, tag, quick_gelu, encoder, images, dtypes, device, steps)
     run = _Examination(dtypes=dtypes, device=device, progress=progress)
-    machine.watch_memory(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with exact_float32(), run.bar:
         run.load_encoder(model, tag, quick_gelu)
         run.embed(images)
@@ -97,17 +95,13 @@ def examine(
             run.judge_decoder()
         run.checks += machine.memory_checks(device)
     return Report(
-        checks=run.checks,
-        subject=run.subject(),
-        machine=machine.describe_machine(device),
-        versions=machine.package_versions(),
-        command=command,
-        seconds=round(time.monotonic() - started, 2),
-    )
+        checks=run.checks, subject=run.subject(), machine=machine.describe_machine(device),
+        versions=machine.package_versions(), command=command, seconds=round(time.monotonic() - started, 2),
+    )  # fmt: skip
 
 
-def sample_pictures(n: int = SAMPLE_IMAGES) -> list[np.ndarray]:
-    """Draw pictures of the mini world that its encoder was not trained on."""
+def sample_pictures(n: int = 8) -> list[np.ndarray]:
+    """Draw pictures of the mini world that its encoder was not trained on; they stand in where no images are given."""
     from vit_lens.mini import world
 
     return list(world.render_codes(world.sample_codes(n, np.random.default_rng(_SAMPLE_SEED), held_out=True)))
@@ -171,24 +165,19 @@ class _Examination:
         self._stage("embedding norms", encoder_checks.norm_checks, embeddings=self.embeds, negative=self.negative)
 
     def load_decoder(self, given: Decoder | str | Path, encoder: EncoderRef | None, steps: int | None) -> None:
-        named = not isinstance(given, Decoder)
-
         def load() -> list[Check]:
-            decoder = (
-                load_decoder(given, encoder=encoder, dtype=self.dtypes["decoder"], device=self.device)
-                if isinstance(given, (str, Path))
-                else check_decoder(given)
-            )
+            if isinstance(given, (str, Path)):
+                decoder = load_decoder(given, encoder=encoder, dtype=self.dtypes["decoder"], device=self.device)
+                has_own = isinstance(decoder, KandinskyDecoder)
+                self.scheduler = kandinsky_checks.stock_scheduler(given) if has_own else None
+            else:
+                decoder, self.scheduler = check_decoder(given), getattr(given, "scheduler", None)
             self.settings = decoder.defaults if steps is None else decoder.settings(steps=steps)
             self.decoder = decoder
-            if isinstance(decoder, KandinskyDecoder):
-                self.scheduler = (
-                    kandinsky_checks.stock_scheduler(given) if isinstance(given, (str, Path)) else decoder.scheduler
-                )
             return [Check("decoder loads", True, decoder.decoder_id)]
 
         self._stage("decoder loads", load)
-        dtype = self.dtypes["decoder"] if named or self.decoder is None else self.decoder.dtype
+        dtype = self.dtypes["decoder"] if isinstance(given, (str, Path)) or self.decoder is None else self.decoder.dtype
         self._stage("decoder inventory", decoder_checks.decoder_inventory, decoder=self.decoder, dtype=dtype)
 
     def judge_decoder(self) -> None:
@@ -224,7 +213,8 @@ class _Examination:
         with torch.no_grad():
             parts = [decoder.read(model, part) for part in model.preprocess(pictures).split(_BATCH)]
         self.asked = Condition.cat(parts)
-        return decoder_checks.contract_check(decoder, self.asked, model)
+        decoder.check(self.asked, encoder=model)
+        return [Check("contract", True, f"encoder {model.encoder_id}", f"encoder {decoder.encoder_id}")]
 
     def _denoise(self, decoder: KandinskyDecoder, embeds: Tensor, settings: Any) -> list[Check]:
         size = settings.height, settings.width
@@ -248,10 +238,8 @@ class _Examination:
 
 
 def _images_check(n: int, given: bool, is_mini: bool) -> Check:
-    if given:
-        return Check("sample images", None, f"{n} images", "reported")
-    told = f"{n} held-out pictures of the mini world"
-    if is_mini:
+    told = f"{n} images" if given else f"{n} held-out pictures of the mini world"
+    if given or is_mini:
         return Check("sample images", None, told, "reported")
     note = "They are no photographs, which this encoder was trained on: give photographs as images for a full verdict."
     return Check("sample images", None, told, "photographs", note)

@@ -1,6 +1,6 @@
 """The machine that an examination ran on, and the memory that it took."""
 
-__all__ = ["describe_machine", "memory_checks", "package_versions", "watch_memory"]
+__all__ = ["describe_machine", "memory_checks", "package_versions"]
 
 import contextlib
 import os
@@ -21,11 +21,9 @@ _GIB = 2**30
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return the processor, memory, threads and accelerator, without names of people or hosts."""
     told: dict[str, Any] = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-    }
+        "system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "device": str(device),
+    }  # fmt: skip
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         told["accelerator"] = f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB"
@@ -42,12 +40,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             told[package] = "not installed"
     return told
-
-
-def watch_memory(device: torch.device) -> None:
-    """Start to measure the accelerator's peak afresh; the process's own peak has no such start."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_checks(device: torch.device) -> list[Check]:

@@ -1,18 +1,9 @@
 """Numbers of others, and bars of ours, that an examination compares with."""
 
 __all__ = [
-    "COLLAPSED_COSINE",
-    "DENOISING_FACTOR",
-    "FLAT_PICTURE",
-    "KANDINSKY_22",
-    "PIPELINE_BAR",
-    "ROUND_TRIP_BAR",
-    "ROUND_TRIP_MARGIN",
-    "UNIT_NORM_TOLERANCE",
-    "Published",
-    "published_decoder",
-    "published_encoder",
-]
+    "COLLAPSED_COSINE", "DENOISING_FACTOR", "FLAT_PICTURE", "KANDINSKY_22", "PIPELINE_BAR", "ROUND_TRIP_BAR",
+    "ROUND_TRIP_MARGIN", "UNIT_NORM_TOLERANCE", "Published", "published_decoder", "published_encoder",
+]  # fmt: skip
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,20 +58,12 @@ class Published:
 KANDINSKY_22 = Published(
     parts={"encoder": (776, 1_844_907_264), "unet": (724, 1_253_057_288), "movq": (431, 67_832_495)},
     scheduler={
-        "beta_end": 0.012,
-        "beta_schedule": "linear",
-        "beta_start": 0.00085,
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-        "thresholding": False,
-        "timestep_spacing": "leading",
-        "variance_type": "fixed_small",
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "num_train_timesteps": 1000,
+        "clip_sample": True, "clip_sample_range": 1.0, "thresholding": False, "variance_type": "fixed_small",
+        "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1,
     },
     denoising={100: 0.284, 300: 0.075, 500: 0.021, 700: 0.0046, 900: 0.00065},
-)
+)  # fmt: skip
 
 _BIGG = {"n_layers": 48, "d_model": 1664, "n_heads": 16, "d_mlp": 8192, "d_embed": 1280}
 _UNET_CHANNELS = (384, 768, 1152, 1536)

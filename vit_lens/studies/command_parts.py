@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vit_lens.cli import flags, intake
-from vit_lens.errors import StudyError, VitLensError
+from vit_lens.errors import StudyError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -137,12 +137,10 @@ def open_setup(
     from vit_lens.mini import JUDGE
     from vit_lens.studies import Judge, make_setup
 
-    if study.decoder == "none" and any(each is not None for each in (study.steps, study.guidance, study.decoder_seed)):
-        raise VitLensError(
-            "with --decoder none nothing is drawn: --steps, --guidance and --decoder-seed have no effect"
-        )
-    if study.decoder == "none" and study.judge not in ("mini", "none"):
-        raise VitLensError(f"with --decoder none there are no pictures to judge: --judge {study.judge} has no effect")
+    intake.check_drawn(
+        study.decoder, steps=study.steps, guidance=study.guidance, decoder_seed=study.decoder_seed,
+        decoder_encoder=study.decoder_encoder, judge=study.judge not in ("mini", "none"), judge_tag=study.judge_tag,
+    )  # fmt: skip
     intake.check_lenses(lenses, None)
     vit = study.load()
     drawer = reader = settings = None
