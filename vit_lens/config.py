@@ -5,15 +5,9 @@ A tower's config is one flat dataclass, made of the parts that it has: Transform
 """
 
 __all__ = [
-    "ActivationName",
-    "AttentionPoolConfig",
-    "BlocksConfig",
-    "HookedViTConfig",
-    "PatchEmbedConfig",
-    "ReadoutConfig",
-    "RelativeBiasConfig",
-    "TowerConfig",
-]
+    "ActivationName", "AttentionPoolConfig", "BlocksConfig", "HookedViTConfig", "PatchEmbedConfig", "ReadoutConfig",
+    "RelativeBiasConfig", "TowerConfig",
+]  # fmt: skip
 
 import dataclasses
 from dataclasses import dataclass

@@ -6,15 +6,8 @@ pass of a model that runs its blocks several times, and never the last only.
 """
 
 __all__ = [
-    "Activations",
-    "Keeper",
-    "LoudHookedRootModule",
-    "Name",
-    "Step",
-    "SteppedCache",
-    "check_hook_result",
-    "is_hooked",
-]
+    "Activations", "Keeper", "LoudHookedRootModule", "Name", "Step", "SteppedCache", "check_hook_result", "is_hooked",
+]  # fmt: skip
 
 from vit_lens.hooking.guard import Name, check_hook_result, is_hooked
 from vit_lens.hooking.keeping import Keeper

@@ -71,10 +71,7 @@ class SteppedCache(Mapping[Any, Tensor], Generic[OfOne]):
     """
 
     def __init__(
-        self,
-        kept: dict[str, Tensor],
-        steps: Iterable[Step],
-        of_one: Callable[[dict[str, Tensor]], OfOne] = Activations,
+        self, kept: dict[str, Tensor], steps: Iterable[Step], of_one: Callable[[dict[str, Tensor]], OfOne] = Activations
     ):
         self.steps: tuple[Step, ...] = tuple(steps)
         self._of_one = of_one

@@ -87,11 +87,7 @@ class HookedViT(HookedTower):
     cfg: HookedViTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
-        self,
-        cfg: HookedViTConfig,
-        *,
-        preprocess_spec: PreprocessSpec | None = None,
-        encoder_id: str | None = None,
+        self, cfg: HookedViTConfig, *, preprocess_spec: PreprocessSpec | None = None, encoder_id: str | None = None
     ):
         super().__init__(cfg, encoder_id=encoder_id)
         if preprocess_spec is not None and not isinstance(preprocess_spec, PreprocessSpec):

@@ -69,13 +69,7 @@ class ReferenceMeans:
 
     @classmethod
     def from_images(
-        cls,
-        model: HookedViT,
-        images: Any,
-        *,
-        positions: str = "readout",
-        batch_size: int = 32,
-        progress: bool = False,
+        cls, model: HookedViT, images: Any, *, positions: str = "readout", batch_size: int = 32, progress: bool = False
     ) -> "ReferenceMeans":
         """Run the model over images (paths, PIL images, arrays) or preprocessed pixels and average.
 

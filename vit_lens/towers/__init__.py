@@ -1,34 +1,11 @@
 """What every transformer is made of here: its parts, its read-out, the algebra of its cached activations."""
 
 __all__ = [
-    "AllTokens",
-    "Attention",
-    "AttentionPool",
-    "AttentionPooling",
-    "ClassToken",
-    "Embed",
-    "EndOfText",
-    "FrozenAttentionPooling",
-    "FrozenTokens",
-    "HookedTower",
-    "LayerNorm",
-    "MeanOfPatches",
-    "PooledMean",
-    "PosEmbed",
-    "PreNorm",
-    "Readout",
-    "Rows",
-    "Stream",
-    "Tower",
-    "TransformerBlock",
-    "ViTActivationCache",
-    "by_stream",
-    "check_input",
-    "process",
-    "read_wide",
-    "whole_mask",
-    "write_of",
-]
+    "AllTokens", "Attention", "AttentionPool", "AttentionPooling", "ClassToken", "Embed", "EndOfText",
+    "FrozenAttentionPooling", "FrozenTokens", "HookedTower", "LayerNorm", "MeanOfPatches", "PooledMean", "PosEmbed",
+    "PreNorm", "Readout", "Rows", "Stream", "Tower", "TransformerBlock", "ViTActivationCache", "by_stream",
+    "check_input", "process", "read_wide", "whole_mask", "write_of",
+]  # fmt: skip
 
 from vit_lens.towers.cache import Rows, ViTActivationCache
 from vit_lens.towers.contract import Tower
@@ -45,6 +22,6 @@ from vit_lens.towers.readout import (
     MeanOfPatches,
     PooledMean,
     Readout,
-)
+)  # fmt: skip
 from vit_lens.towers.streams import Stream, by_stream, read_wide, write_of
 from vit_lens.towers.tower import HookedTower

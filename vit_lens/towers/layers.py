@@ -1,19 +1,9 @@
 """The parts of a tower; every activation passes its hook point and goes on from there."""
 
 __all__ = [
-    "MLP",
-    "Attention",
-    "AttentionPool",
-    "Embed",
-    "LayerNorm",
-    "PosEmbed",
-    "PreNorm",
-    "RMSNorm",
-    "RelativeBias",
-    "TransformerBlock",
-    "Unembed",
-    "norm_of",
-]
+    "MLP", "Attention", "AttentionPool", "Embed", "LayerNorm", "PosEmbed", "PreNorm", "RMSNorm", "RelativeBias",
+    "TransformerBlock", "Unembed", "norm_of",
+]  # fmt: skip
 
 import math
 

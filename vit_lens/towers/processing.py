@@ -10,14 +10,7 @@ Three steps, each exact (Elhage et al. 2021, "A Mathematical Framework for Trans
   along the direction that this would remove.
 """
 
-__all__ = [
-    "WeightProcessing",
-    "center_writing_weights",
-    "changed_hooks",
-    "fold_ln",
-    "fold_value_biases",
-    "process",
-]
+__all__ = ["WeightProcessing", "center_writing_weights", "changed_hooks", "fold_ln", "fold_value_biases", "process"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -6,19 +6,9 @@ was in one run, with every scale (and pattern) held at the value that it had the
 """
 
 __all__ = [
-    "Activations",
-    "AllTokens",
-    "AttentionPooling",
-    "ClassToken",
-    "EndOfText",
-    "FrozenAttentionPooling",
-    "FrozenPooling",
-    "FrozenTokens",
-    "MeanOfPatches",
-    "PooledMean",
-    "Readout",
-    "readout_of",
-]
+    "Activations", "AllTokens", "AttentionPooling", "ClassToken", "EndOfText", "FrozenAttentionPooling",
+    "FrozenPooling", "FrozenTokens", "MeanOfPatches", "PooledMean", "Readout", "readout_of",
+]  # fmt: skip
 
 from abc import ABC
 from dataclasses import dataclass, replace
