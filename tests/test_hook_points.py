@@ -139,7 +139,7 @@ def test_attention_pooling_read_without_hooks(pooling_vit, pooling_pixels):
     assert (pooling_vit.embed_rows(last) - out).abs().max() < 1e-12
     alone = torch.stack([pooling_vit.embed_rows(last[:, [t]]) for t in range(last.shape[1])], 1)
     assert (pooling_vit.embed_rows(last[:, :, None]) - alone).abs().max() < 1e-12
-    assert (pooling_vit.embed_pooled(cache["hook_pooled"]) - out).abs().max() < 1e-12
+    assert (pooling_vit.readout.read_pooled(cache["hook_pooled"]) - out).abs().max() < 1e-12
 
 
 def test_a_caption_needs_a_vocabulary(vit):

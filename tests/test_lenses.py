@@ -192,12 +192,11 @@ def test_deviations_from_the_means_add_up_to_the_image(vit, pixels, means):
     _, cache = vit.run_with_cache(pixels, rows="readout")
     sites = Site.heads(vit) + Site.mlps(vit)
     total = sum(
-        site_outputs(cache, [s])[:, 0]
-        - (means.head_out(vit, s.layer, s.head) if s.kind == "head" else means.mlp_out[s.layer])
+        site_outputs(cache, [s])[:, 0] - (means.output(vit, s) if s.kind == "head" else means.mlp_out[s.layer])
         for s in sites
     )
     final = cache.readout("blocks.2.hook_resid_post")
-    assert (means.resid_final(vit) + total - final).abs().max() < TOLERANCE
+    assert (means.last_state(vit) + total - final).abs().max() < TOLERANCE
 
 
 def test_limits_of_the_steering_lens(vit, pixels, means):

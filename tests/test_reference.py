@@ -120,11 +120,11 @@ def test_mean_outputs_of_every_site(readout_vit):
     _, cache = model.run_with_cache(x, names_filter=lambda name: "hook_result" in name or "_out" in name)
     means = ReferenceMeans.from_images(model, x, positions="all")
     for layer in range(3):
-        assert (means.attn_out(model, layer) - cache["attn_out", layer].mean(0)).abs().max() < TOLERANCE
+        assert (means.output(model, Site(layer, "attn")) - cache["attn_out", layer].mean(0)).abs().max() < TOLERANCE
         assert (means.output(model, Site(layer, "mlp")) - cache["mlp_out", layer].mean(0)).abs().max() < TOLERANCE
         result = cache["result", layer].mean(0)
         for head in range(3):
-            assert (means.head_out(model, layer, head) - result[:, head]).abs().max() < TOLERANCE
+            assert (means.output(model, Site(layer, "head", head)) - result[:, head]).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("d_mlp", [8, None])

@@ -217,7 +217,7 @@ def test_baselines_by_hand(plain):
         share = ((h - h.mean(-1, keepdim=True)) / scale * model.ln_final.w) @ model.W_U
         unit = plain.clean / plain.clean.norm(dim=-1, keepdim=True)
         torch.testing.assert_close(found["norm of h"][:, row], h.norm(dim=-1))
-        mean = plain.anchor.head_out(model, head.layer, head.head)[0]
+        mean = plain.anchor.output(model, head)[0]
         torch.testing.assert_close(found["norm of h minus its mean"][:, row], (h - mean).norm(dim=-1))
         torch.testing.assert_close(found["cosine with the residual"][:, row], cosine(h, last))
         torch.testing.assert_close(found["direct attribution"][:, row], (share * unit).sum(-1))

@@ -414,7 +414,7 @@ def test_direct_ablation_in_closed_form_on_every_read_out(readout_vit, pooling_v
         for place, site in enumerate(sites):
             delta = means.output(model, site) - _readout(cache, model, site)
             if site.is_pool:
-                expected = model.embed_pooled(model.attn_pool.finish(_pool_sum(cache) + delta[:, 0]))
+                expected = model.readout.read_pooled(model.attn_pool.finish(_pool_sum(cache) + delta[:, 0]))
             else:
                 last = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
                 expected = model.embed_rows(model.readout_rows(last) + delta)

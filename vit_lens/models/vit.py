@@ -15,7 +15,6 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import PreprocessError
 from vit_lens.hooking import is_hooked
-from vit_lens.identity import aliases
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.sources import TowerSource, read_module, read_pretrained
 from vit_lens.towers import Embed, HookedTower, PosEmbed, PreNorm, check_input, process, whole_mask
@@ -190,15 +189,12 @@ class HookedViT(HookedTower):
         Traceback (most recent call last):
         vit_lens.errors.CheckpointError: tag= belongs to open_clip names; ViT-B-23 is none, nearest: 'ViT-B-32', ...
         """
-        source = read_pretrained(
-            name, tag=tag, quick_gelu=quick_gelu, dtype=dtype, device=device, preprocess_spec=preprocess_spec,
-            revision=revision, cache_dir=cache_dir, image_size=image_size,
-        )  # fmt: skip
-        model = cls._from_source(source)
-        model._source = {
-            "name": name, "tag": tag, "quick_gelu": quick_gelu, "dtype": dtype, "device": str(device),
-            "preprocess_spec": preprocess_spec, "revision": revision, "cache_dir": cache_dir, "image_size": image_size,
+        asked: dict[str, Any] = {
+            "tag": tag, "quick_gelu": quick_gelu, "dtype": dtype, "device": device, "preprocess_spec": preprocess_spec,
+            "revision": revision, "cache_dir": cache_dir, "image_size": image_size,
         }  # fmt: skip
+        model = cls._from_source(read_pretrained(name, **asked))
+        model._source = {"name": name, **asked}
         return model
 
     @classmethod
@@ -220,11 +216,6 @@ class HookedViT(HookedTower):
         if self._source is None or self.edited:
             return None
         return {**self._source, "dtype": self.dtype, "device": str(self.device)}
-
-    @property
-    def encoder_aliases(self) -> tuple[str, ...]:
-        """Other ids that the same weights are published under; empty where none is known."""
-        return aliases(self.encoder_id)
 
     @property
     def W_E(self) -> Float[Tensor, "d_patch d_model"]:

@@ -210,14 +210,6 @@ class ReferenceMeans:
         """
         return self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)
 
-    def attn_out(self, model: Tower, layer: int) -> Float[Tensor, "row d_model"]:
-        """Mean attention output of a layer: all heads and ``b_O``."""
-        return self.output(model, Site(layer, "attn"))
-
-    def head_out(self, model: Tower, layer: int, head: int) -> Float[Tensor, "row d_model"]:
-        """Mean output of one head in the residual stream."""
-        return self.output(model, Site(layer, "head", head))
-
     def output(self, model: Tower, site: Site) -> Float[Tensor, "row d_model"]:
         """Mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
 
@@ -256,10 +248,6 @@ class ReferenceMeans:
         written += [self.output(model, Site(below, "mlp")) for below in range(n_mlp)]
         return torch.stack([self.resid_pre.to(model.device), *written]).sum(0)
 
-    def resid_final(self, model: Tower) -> Float[Tensor, "row d_model"]:
-        """Mean residual after the last block: the sum of all mean outputs."""
-        return self.resid(model, model.cfg.n_layers - 1)
-
     def last_state(self, model: Tower, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
         """Mean of what outputs add up to: the last residual, or with ``pooled`` what attention pooling adds up.
 
@@ -271,7 +259,7 @@ class ReferenceMeans:
             UnknownSiteError: The model has no attention pooling.
         """
         if not pooled:
-            return self.resid_final(model)
+            return self.resid(model, -1)
         parts = [part for part in (*Site.attns(model), *Site.mlps(model)) if part.is_pool]
         if not parts:
             Site(None, "pool_attn").check(model.cfg)

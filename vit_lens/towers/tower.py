@@ -185,10 +185,6 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """
         return self.readout.read(rows)
 
-    def embed_pooled(self, pooled: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
-        """Return the embedding of a pooled vector (``hook_pooled``), without hooks, in the dtype of ``pooled``."""
-        return self.readout.read_pooled(pooled)
-
     @property
     def W_U(self) -> Float[Tensor, "d_pooled d_embed"]:
         """The projection to the embedding; the identity where the tower has none."""
