@@ -11,7 +11,7 @@ __all__ = [
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from vit_lens.errors import VitLensError
 
@@ -129,31 +129,10 @@ class BlocksConfig:
         """
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "device"}
 
-    # TransformerLens' tools read these of any model's cfg.
-    @property
-    def attn_only(self) -> bool:
-        """False: every block has an MLP."""
-        return False
-
-    @property
-    def final_rms(self) -> bool:
-        """Whether the last norm is an RMS norm."""
-        return self.normalization_type == "RMS"
-
-    @property
-    def n_key_value_heads(self) -> None:
-        """Always None, since keys and values are not grouped."""
-        return None
-
-    @property
-    def positional_embedding_type(self) -> str:
-        """``standard``: learned and added; ``relative_positional_bias``: added to scores."""
-        return "relative_positional_bias" if self.relative_bias else "standard"
-
-    @property
-    def model_name(self) -> str:
-        """The name that messages call the model by."""
-        return type(self).__name__.removesuffix("Config")
+    attn_only: ClassVar[bool] = False
+    """False: every block has an MLP."""
+    n_key_value_heads: ClassVar[None] = None
+    """None: keys and values are not grouped."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ __all__ = ["Keeper"]
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,20 +17,11 @@ from vit_lens.hooking.stepped import Step, SteppedCache
 OfOne = TypeVar("OfOne")
 
 
-@runtime_checkable
-class Stepping(Protocol):
-    """What a keeper asks of a model."""
-
-    current_step: Step | None
-
-    def firings(self, name: str) -> int: ...
-
-
 class Keeper:
     """Caching hooks, and the dict that they fill; a value that is there is never written over in silence.
 
     Args:
-        model: The model, which says its steps.
+        model: The model, which says its steps, and how often a point fires in one: a :class:`LoudHookedRootModule`.
         names: The names of the hook points to keep.
         cache: The dict to fill, None for a new one: ``<name>~<index>`` in a step, ``<name>`` outside of steps;
             gradients are under ``<name>_grad``.
@@ -52,7 +43,7 @@ class Keeper:
 
     def __init__(
         self,
-        model: Stepping,
+        model: Any,
         names: Sequence[str],
         cache: dict[str, Tensor] | None = None,
         incl_bwd: bool = False,
@@ -105,7 +96,7 @@ class Keeper:
     def _count(self, name: str, suffix: str, step: Step | None) -> tuple[str, int]:
         """Return the key of a value that has come, and how many came before."""
         key = f"{name}{suffix}" if step is None else f"{name}{suffix}~{step.index}"
-        allowed = self.model.firings(name)
+        allowed: int = self.model.firings(name)
         times = self._times.get(key, allowed) if key in self.cache else 0
         if times >= allowed:
             where = "" if step is None else f" in step {step.index}"

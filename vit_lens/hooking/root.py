@@ -338,16 +338,9 @@ class LoudHookedRootModule(HookedRootModule):
         keeper = Keeper(self, names, cache, incl_bwd, device=device, remove_batch_dim=remove_batch_dim)
         return keeper.cache, *keeper.hooks()
 
-    def add_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        names_filter: Name | Sequence[str] | None = None,
-        incl_bwd: bool = False,
-        device: str | torch.device | None = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Add the hooks of :meth:`get_caching_hooks` until ``reset_hooks``; see ``HookedRootModule``."""
-        cache, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+    def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Add the hooks of :meth:`get_caching_hooks`, whose arguments it takes, until ``reset_hooks``."""
+        cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)
         for name, hook in fwd:
             self.add_hook(name, hook, "fwd")
         for name, hook in bwd:

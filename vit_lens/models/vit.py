@@ -2,7 +2,6 @@
 
 __all__ = ["HookedViT"]
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -18,7 +17,7 @@ from vit_lens.hooking import is_hooked
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.sources import TowerSource, read_module, read_pretrained
 from vit_lens.towers import Embed, HookedTower, PosEmbed, PreNorm, check_input, process, whole_mask
-from vit_lens.verification import Verification, verify
+from vit_lens.verification import verify
 
 
 class HookedViT(HookedTower):
@@ -141,10 +140,8 @@ class HookedViT(HookedTower):
         >>> model(torch.zeros(1, 3, 20, 20)).shape
         torch.Size([1, 32])
         """
-        source = read_module(
-            tower, encoder_id=encoder_id, copy=copy, image_size=image_size, preprocess_spec=preprocess_spec
-        )
-        return cls._from_source(source)
+        given: dict[str, Any] = {"copy": copy, "image_size": image_size, "preprocess_spec": preprocess_spec}
+        return cls._from_source(read_module(tower, encoder_id=encoder_id, **given))
 
     @classmethod
     def from_pretrained(
@@ -269,38 +266,7 @@ class HookedViT(HookedTower):
         made.vocabulary, made.processing = self.vocabulary, processing
         return made
 
-    def verify(
-        self,
-        source: nn.Module | str | Path,
-        *,
-        tag: str | Path | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        images: Any = None,
-        dtypes: Sequence[torch.dtype] | None = None,
-    ) -> Verification:
-        """Compare the model with the tower that it came from, layer by layer; see :func:`vit_lens.verification.verify`.
-
-        ``HookedViT.from_module(tower).verify(tower)`` certifies a fine-tune of your own.
-
-        Args:
-            source: The tower in memory, or a name as for :meth:`from_pretrained`, which its own library then loads.
-            tag: The pretrained tag, or path of a checkpoint, of an open_clip name; None for any other source.
-            revision: The branch, tag or commit of a name on the Hub; None takes its main branch.
-            cache_dir: Where downloads are kept; None takes the default of the library that downloads.
-            images: What both look at besides two images of noise: pixels, or images as :meth:`preprocess` takes them.
-            dtypes: What to compute in; None takes float32, bfloat16 and float64, of a float64 model float64 alone.
-
-        Raises:
-            UnsupportedTowerError: The source is of no known kind, or hooks or other code are on it.
-            CheckpointError: The source cannot be loaded by its own library.
-            VitLensError: The source is another tower in size, hooks are on the model, ``images`` do not fit it, or a
-                dtype has no bar.
-
-        >>> model.verify("mini", dtypes=[torch.float32]).passed
-        True
-        """
-        return verify(self, source, tag=tag, revision=revision, cache_dir=cache_dir, images=images, dtypes=dtypes)
+    verify = verify
 
     # ---- running it -------------------------------------------------------------------------------------
 

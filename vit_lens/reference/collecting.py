@@ -52,14 +52,15 @@ def hook_points(model: HookedViT) -> dict[str, list[str]]:
 
 
 def collect(
-    model: HookedViT, images: Any, *, positions: Positions, batch_size: int, progress: bool, dtype: torch.dtype
+    model: HookedViT, images: Any, *, positions: Positions, batch_size: int, progress: bool
 ) -> tuple[dict[str, Tensor], Stability]:
     """Return means by hook point, and their stability; the order of the images is that of the snapshots."""
+    dtype = torch.promote_types(model.dtype, torch.float32)
     n = len(images)
     kinds = hook_points(model)
     sums = {name: _Sums() for names in kinds.values() for name in names}
     whole = [name for name in sums if positions == "all" or model.pos_axis(name) is None]
-    rows = dict.fromkeys(sums, model.readout.rows) | dict.fromkeys(whole, _all)
+    rows = dict.fromkeys(sums, model.readout.rows) | dict.fromkeys(whole, Tensor.detach)
     checkpoints = [n >> k for k in range(1, _CHECKPOINTS + 1) if n >> k]
     batches = pixel_batches(model, images, batch_size, label="reference means", progress=progress, ends=checkpoints)
     for start, pixels in batches:
@@ -71,21 +72,12 @@ def collect(
             for held in sums.values():
                 held.snapshots[stop] = (held.total / stop).to(dtype)
     means = {name: held.total / n for name, held in sums.items()}
-    stability = _stability(n, kinds, sums, means, checkpoints, torch.finfo(model.dtype).eps)
+    stability = _stability(n, kinds, sums, means, torch.finfo(model.dtype).eps)
     return {name: mean.to(dtype) for name, mean in means.items()}, stability
 
 
-def _all(act: Tensor) -> Tensor:
-    return act
-
-
 def _stability(
-    n: int,
-    kinds: dict[str, list[str]],
-    sums: dict[str, _Sums],
-    means: dict[str, Tensor],
-    checkpoints: list[int],
-    eps: float,
+    n: int, kinds: dict[str, list[str]], sums: dict[str, _Sums], means: dict[str, Tensor], eps: float
 ) -> Stability:
     def each(of: Callable[[str], float]) -> dict[str, tuple[float, ...]]:
         return {kind: tuple(of(name) for name in names) for kind, names in kinds.items()}
@@ -107,9 +99,6 @@ def _stability(
     return Stability(
         n=n,
         spread=each(spread),
-        distance={
-            m: each(lambda name, m=m: float((sums[name].snapshots[m].double() - means[name]).norm()))
-            for m in checkpoints
-        },
+        distance={m: each(partial(distance, m=m)) for m in sorted(sums["blocks.0.hook_resid_pre"].snapshots)[::-1]},
         halves=each(halves) if n > 1 else {},
     )

@@ -92,10 +92,7 @@ class ReferenceMeans:
         if n == 0:
             raise VitLensError("reference means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        means, stability = collect(
-            model, images, positions=positions, batch_size=batch_size, progress=progress, dtype=dtype
-        )
+        means, stability = collect(model, images, positions=positions, batch_size=batch_size, progress=progress)
         stacked = {kind: torch.stack([means[name] for name in names]) for kind, names in hook_points(model).items()}
         return cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=n, positions=positions,

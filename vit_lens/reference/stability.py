@@ -52,21 +52,22 @@ class Stability:
         """
         import pandas as pd
 
-        rows = []
-        for kind, spreads in self.spread.items():
-            for layer, spread in enumerate(spreads):
-                parts = [(f"first {m}", m, by_kind[kind][layer]) for m, by_kind in self.distance.items()]
-                if self.halves:
-                    parts.append(("halves", self.n // 2, self.halves[kind][layer]))
-                for part, m, distance in parts:
-                    rows.append(
-                        {
-                            "kind": kind, "layer": layer, "part": part, "m": m, "distance": distance, "spread": spread,
-                            "error": distance / spread if spread else 0.0, "by_chance": self.by_chance(part),
-                        }
-                    )  # fmt: skip
         columns = ["kind", "layer", "part", "m", "distance", "spread", "error", "by_chance"]
+        rows = [
+            (kind, layer, part, m, by_kind[kind][layer], spread, _ratio(by_kind[kind][layer], spread), by_chance)
+            for kind, spreads in self.spread.items()
+            for layer, spread in enumerate(spreads)
+            for part, (m, by_kind, by_chance) in self._parts().items()
+        ]
         return pd.DataFrame(rows, columns=columns)
+
+    def _parts(self) -> dict[str, tuple[int, dict[str, PerLayer], float]]:
+        """Return the number of images of each part, its distances, and the error by chance alone."""
+        parts = {f"first {m}": (m, each, math.sqrt(1 / m - 1 / self.n)) for m, each in self.distance.items()}
+        half = self.n // 2
+        if self.halves:
+            parts["halves"] = half, self.halves, math.sqrt(1 / half + 1 / (self.n - half))
+        return parts
 
     def by_chance(self, part: str) -> float:
         """Return the error that independent images would show in a part, by chance alone.
@@ -77,12 +78,9 @@ class Stability:
         Raises:
             VitLensError: There is no such part.
         """
-        if part == "halves" and self.halves:
-            return math.sqrt(1 / (self.n // 2) + 1 / (self.n - self.n // 2))
-        for m in self.distance:
-            if part == f"first {m}":
-                return math.sqrt(1 / m - 1 / self.n)
-        raise VitLensError(f"no part {part!r}; there are {[f'first {m}' for m in self.distance]} and 'halves'")
+        if part not in (parts := self._parts()):
+            raise VitLensError(f"no part {part!r}; there are {[f'first {m}' for m in self.distance]} and 'halves'")
+        return parts[part][2]
 
     def error(self, kind: str, part: str = "halves") -> float:
         """Return the error of a kind of activation, ``distance / spread``, root mean square over layers.
@@ -97,17 +95,15 @@ class Stability:
         if kind not in self.spread:
             raise VitLensError(f"no kind {kind!r}; there are {list(self.spread)}")
         self.by_chance(part)
-        distances = self.halves[kind] if part == "halves" else self.distance[int(part.removeprefix("first "))][kind]
-        ratios = [d / s if s else 0.0 for d, s in zip(distances, self.spread[kind], strict=True)]
+        ratios = list(map(_ratio, self._parts()[part][1][kind], self.spread[kind]))
         return math.sqrt(sum(ratio**2 for ratio in ratios) / len(ratios))
 
     def __str__(self) -> str:
         if not self.halves:
             return "one image: nothing to compare"
-        parts = [*(f"first {m}" for m in self.distance), "halves"]
         lines = [f"distance from the mean of all {self.n} images, in units of one image's distance (by chance):"]
         for kind in self.spread:
-            numbers = [f"{part} {self.error(kind, part):.3f} ({self.by_chance(part):.3f})" for part in parts]
+            numbers = [f"{part} {self.error(kind, part):.3f} ({self.by_chance(part):.3f})" for part in self._parts()]
             lines.append(f"  {kind}: {', '.join(numbers)}")
         return "\n".join(lines)
 
@@ -124,14 +120,15 @@ class Stability:
         """
         try:
             held = json.loads(text)
-            return cls(
-                n=held["n"],
-                spread=_tuples(held["spread"]),
-                distance={int(m): _tuples(by_kind) for m, by_kind in held["distance"].items()},
-                halves=_tuples(held["halves"]),
-            )
+            distance = {int(m): _tuples(by_kind) for m, by_kind in held["distance"].items()}
+            spread, halves = _tuples(held["spread"]), _tuples(held["halves"])
+            return cls(n=held["n"], spread=spread, distance=distance, halves=halves)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VitLensError(f"the stability of these means cannot be read: {error!r}") from error
+
+
+def _ratio(distance: float, spread: float) -> float:
+    return distance / spread if spread else 0.0
 
 
 def _tuples(by_kind: dict[str, list[float]]) -> dict[str, PerLayer]:

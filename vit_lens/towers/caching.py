@@ -19,13 +19,9 @@ from vit_lens.towers.cache.held import as_slice, cut
 from vit_lens.towers.readout import Readout
 
 _SWITCH = {  # gated points, and the switch that turns each on for every run
-    "hook_result": "use_attn_result",
-    "hook_attn_in": "use_attn_in",
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-    "hook_mlp_in": "use_hook_mlp_in",
-}
+    "hook_result": "use_attn_result", "hook_attn_in": "use_attn_in", "hook_mlp_in": "use_hook_mlp_in",
+    **dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input"), "use_split_qkv_input"),
+}  # fmt: skip
 
 
 class CachingRootModule(LoudHookedRootModule):
@@ -86,11 +82,8 @@ class CachingRootModule(LoudHookedRootModule):
         """
         if rows not in ("all", "readout"):
             raise VitLensError(f"rows={rows!r}; expected 'all' or 'readout'")
-        if rows == "readout":
-            if pos_slice is not None or names_filter is not None or remove_batch_dim:
-                raise VitLensError(
-                    "rows='readout' keeps a fixed set; leave names_filter, pos_slice and remove_batch_dim"
-                )
+        if rows == "readout" and (pos_slice is not None or names_filter is not None or remove_batch_dim):
+            raise VitLensError("rows='readout' keeps a fixed set; leave names_filter, pos_slice and remove_batch_dim")
         start, stop = model_kwargs.get("start_at_layer"), model_kwargs.get("stop_at_layer")
         names = self._names_to_cache(self.is_readout_part if rows == "readout" else names_filter, start, stop)
         part = self._part(pos_slice, rows, len(names), model_args)
@@ -100,14 +93,11 @@ class CachingRootModule(LoudHookedRootModule):
         of_one: Callable[[dict[str, Tensor]], Any] = Activations
         if return_cache_object:
             held = rows if pos_slice is None else "cut"
+            read_out = self.readout_of(*model_args) if start is None else None
             of_one = partial(
-                ViTActivationCache,
-                model=self,
-                has_batch_dim=not remove_batch_dim,
-                rows=held,
-                start_at_layer=start,
-                read_out=self.readout_of(*model_args) if start is None else None,
-            )
+                ViTActivationCache, model=self, has_batch_dim=not remove_batch_dim, rows=held, start_at_layer=start,
+                read_out=read_out,
+            )  # fmt: skip
         return self._run_keeping(keeper, of_one, (reset_hooks_end, clear_contexts), model_args, model_kwargs)
 
     def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -156,17 +146,14 @@ class CachingRootModule(LoudHookedRootModule):
         return 3 if part and (self.cfg.use_split_qkv_input or any(map(is_hooked, splits))) else 1
 
     def _names_to_cache(
-        self,
-        names_filter: Name | Sequence[str] | None,
-        start_at_layer: SupportsIndex | None,
-        stop_at_layer: SupportsIndex | None,
+        self, names_filter: Name | Sequence[str] | None, start: SupportsIndex | None, stop: SupportsIndex | None
     ) -> list[str]:
-        names, reached = self.select_names(names_filter), self.reaches(start_at_layer, stop_at_layer)
+        names, reached = self.select_names(names_filter), self.reaches(start, stop)
         if names is None:
             return [n for n in self.hook_dict if reached(n) and not self._is_resting(n)]
         beyond = [n for n in names if not reached(n)]
         if beyond and (not callable(names_filter) or len(beyond) == len(names)):
-            raise UnfiredHookError(f"{beyond[:4]} cannot be cached: {_span(start_at_layer, stop_at_layer)}")
+            raise UnfiredHookError(f"{beyond[:4]} cannot be cached: {_span(start, stop)}")
         return [n for n in names if reached(n)]
 
     def _is_resting(self, name: str) -> bool:

@@ -27,13 +27,8 @@ def whole_mask(mask: Tensor, batch: int, cfg: HookedViTConfig) -> Bool[Tensor, "
     n_heads, n_ctx = cfg.n_heads, cfg.n_ctx
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else None
     whole = (1, 1, *shape) if shape and len(shape) == 2 else shape
-    if (
-        whole is None
-        or len(whole) != 4
-        or (whole[0] not in (1, batch) or whole[1] not in (1, n_heads))
-        or whole[2:] != (n_ctx, n_ctx)
-        or mask.dtype != torch.bool
-    ):
+    fits = whole and len(whole) == 4 and whole[0] in (1, batch) and whole[1] in (1, n_heads)
+    if not whole or not fits or whole[2:] != (n_ctx, n_ctx) or mask.dtype != torch.bool:
         given = f"{shape} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise VitLensError(
             f"mask of {given}; expected bool of shape ({n_ctx}, {n_ctx}) or ({batch} or 1, {n_heads} or 1, "

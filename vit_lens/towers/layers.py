@@ -2,7 +2,7 @@
 
 __all__ = [
     "MLP", "Attention", "AttentionPool", "Embed", "LayerNorm", "PosEmbed", "PreNorm", "RMSNorm", "RelativeBias",
-    "TransformerBlock", "Unembed", "norm_of",
+    "TransformerBlock", "Unembed", "norm_of", "wide",
 ]  # fmt: skip
 
 import math
@@ -90,17 +90,16 @@ class LayerNorm(nn.Module):
         self.eps = eps
         self.w = nn.Parameter(torch.ones(d_model))
         self.b = nn.Parameter(torch.zeros(d_model))
-        self.hook_scale = HookPoint()
-        self.hook_normalized = HookPoint()
+        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
             return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
-        w, b = _wide(self.w), _wide(self.b)
+        w, b = wide(self.w), wide(self.b)
         if torch.is_grad_enabled():  # the fused norm's scale would lie outside the graph
             centred, scale = self.split(x)
             return self.hook_normalized((centred / self.hook_scale(scale) * w + b).to(x.dtype))
-        normalized, _, inverse = torch.native_layer_norm(_wide(x), self.w.shape, w, b, self.eps)
+        normalized, _, inverse = torch.native_layer_norm(wide(x), self.w.shape, w, b, self.eps)
         scale = 1 / inverse
         if (edited := self.hook_scale(scale)) is not scale:
             normalized = self.split(x)[0] / edited * w + b
@@ -114,7 +113,7 @@ class LayerNorm(nn.Module):
         self, x: Float[Tensor, "*batch d_model"]
     ) -> tuple[Float[Tensor, "*batch d_model"], Float[Tensor, "*batch 1"]]:
         """Return the centred input and the scale that divides it, in float32 or wider."""
-        centred = self.centre(_wide(x))
+        centred = self.centre(wide(x))
         return centred, (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
     def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -135,7 +134,7 @@ class RMSNorm(LayerNorm):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         centred, scale = self.split(x)
-        return self.hook_normalized((centred / self.hook_scale(scale) * _wide(self.w)).to(x.dtype))
+        return self.hook_normalized((centred / self.hook_scale(scale) * wide(self.w)).to(x.dtype))
 
     def read(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the normed input without hooks, in its own dtype."""
@@ -177,8 +176,8 @@ class PreNorm(LayerNorm):
     ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]:
         _, scale = self.split(embed + pos_embed)
         scale = self.hook_scale(scale)
-        embed_part = self.split(embed)[0] / scale * _wide(self.w) + _wide(self.b)
-        pos_part = self.split(pos_embed)[0] / scale * _wide(self.w)
+        embed_part = self.split(embed)[0] / scale * wide(self.w) + wide(self.b)
+        pos_part = self.split(pos_embed)[0] / scale * wide(self.w)
         return embed_part.to(embed.dtype), pos_part.to(embed.dtype)
 
 
@@ -214,13 +213,9 @@ class Attention(nn.Module):
         self.W_O = nn.Parameter(torch.zeros(heads, d_head, sizes.d_model))
         _bias(self, "b_O", (sizes.d_model,), cfg.has_biases)
         self.scale = math.sqrt(d_head) if cfg.attn_scale is None else cfg.attn_scale
-        self.hook_q = HookPoint()
-        self.hook_k = HookPoint()
-        self.hook_v = HookPoint()
-        self.hook_attn_scores = HookPoint()
-        self.hook_pattern = HookPoint()
-        self.hook_z = HookPoint()
-        self.hook_result = HookPoint()
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z, self.hook_result = HookPoint(), HookPoint()
 
     def forward(
         self,
@@ -260,7 +255,7 @@ class Attention(nn.Module):
             scores = scores + bias
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        pattern = self.hook_pattern(_wide(self.hook_attn_scores(scores)).softmax(-1).to(scores.dtype))
+        pattern = self.hook_pattern(wide(self.hook_attn_scores(scores)).softmax(-1).to(scores.dtype))
         return einsum(pattern, v, "b h query key, b key h d -> b query h d")
 
 
@@ -333,20 +328,14 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: BlocksConfig):
         super().__init__()
         self.cfg = cfg
-        self.hook_resid_pre = HookPoint()
-        self.hook_attn_in = HookPoint()
-        self.hook_q_input = HookPoint()
-        self.hook_k_input = HookPoint()
-        self.hook_v_input = HookPoint()
+        self.hook_resid_pre, self.hook_attn_in = HookPoint(), HookPoint()
+        self.hook_q_input, self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint(), HookPoint()
         self.ln1 = norm_of(cfg)
         self.attn = Attention(cfg)
-        self.hook_attn_out = HookPoint()
-        self.hook_resid_mid = HookPoint()
-        self.hook_mlp_in = HookPoint()
+        self.hook_attn_out, self.hook_resid_mid, self.hook_mlp_in = HookPoint(), HookPoint(), HookPoint()
         self.ln2 = norm_of(cfg)
         self.mlp = MLP(cfg.d_model, cfg.d_mlp, cfg.act_fn, has_biases=cfg.has_biases, gated=cfg.gated_mlp)
-        self.hook_mlp_out = HookPoint()
-        self.hook_resid_post = HookPoint()
+        self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
 
     def forward(
         self,
@@ -449,16 +438,17 @@ def activation(pre: Float[Tensor, "*batch d_mlp"], name: ActivationName) -> Floa
     return F.gelu(pre, approximate="tanh" if name == "gelu_pytorch_tanh" else "none")
 
 
+def wide(x: Float[Tensor, "*axes"], device: torch.device | None = None) -> Float[Tensor, "*axes"]:
+    """Return a tensor in float32 or wider, on its own device or another; the tensor itself where nothing changes."""
+    return x.to(device=device, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def _bias(module: nn.Module, name: str, shape: tuple[int, ...], exists: bool) -> None:
     """Give a module a bias; where it has none, zeros that are no weights, so that every sum over biases holds."""
     if exists:
         module.register_parameter(name, nn.Parameter(torch.zeros(shape)))
     else:
         module.register_buffer(name, torch.zeros(shape), persistent=False)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _per_head(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import VitLensError
+from vit_lens.towers.layers import wide
 
 StateDict = dict[str, Tensor]
 Step = Literal["fold_ln", "fold_value_biases", "center_writing_weights"]
@@ -131,7 +132,7 @@ def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) ->
     """
     out = dict(state_dict)
     for attn in _attentions(cfg):
-        b_V, W_O, b_O = (_wide(out[f"{attn}.{name}"]) for name in ("b_V", "W_O", "b_O"))
+        b_V, W_O, b_O = (wide(out[f"{attn}.{name}"]) for name in ("b_V", "W_O", "b_O"))
         out[f"{attn}.b_O"] = (b_O + einsum(b_V, W_O, "h k, h k d -> d")).to(out[f"{attn}.b_O"])
         out[f"{attn}.b_V"] = torch.zeros_like(out[f"{attn}.b_V"])
     return out
@@ -151,8 +152,8 @@ def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedViTConfi
     out = dict(state_dict)
     for name in _writing(cfg):
         if name in out:
-            wide = _wide(out[name])
-            out[name] = (wide - wide.mean(-1, keepdim=True)).to(out[name])
+            written = wide(out[name])
+            out[name] = (written - written.mean(-1, keepdim=True)).to(out[name])
     return out
 
 
@@ -163,10 +164,9 @@ def changed_hooks(cfg: HookedViTConfig, steps: Iterable[Step]) -> dict[str, str]
     """
     found: dict[str, list[str]] = {}
     tables = {
-        "fold_ln": _changed_by_fold_ln,
-        "fold_value_biases": _changed_by_fold_value_biases,
+        "fold_ln": _changed_by_fold_ln, "fold_value_biases": _changed_by_fold_value_biases,
         "center_writing_weights": _changed_by_centring,
-    }
+    }  # fmt: skip
     for step in steps:
         for name, how in tables[step](cfg).items():
             found.setdefault(name, []).append(how)
@@ -231,14 +231,10 @@ def _fold_norm(out: StateDict, norm: str, readers: list[tuple[str, str]]) -> Non
     """Move weight and bias of a norm into matrices [*head d_in d_out] and their biases [*head d_out]."""
     w, b = out[f"{norm}.w"], out[f"{norm}.b"]
     for weight, bias in readers:
-        wide = _wide(out[weight])
-        out[bias] = (_wide(out[bias]) + _wide(b) @ wide).to(out[bias])
-        out[weight] = (_wide(w)[:, None] * wide).to(out[weight])
+        reads = wide(out[weight])
+        out[bias] = (wide(out[bias]) + wide(b) @ reads).to(out[bias])
+        out[weight] = (wide(w)[:, None] * reads).to(out[weight])
     out[f"{norm}.w"], out[f"{norm}.b"] = torch.ones_like(w), torch.zeros_like(b)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _is_told(name: str) -> bool:

@@ -7,7 +7,7 @@ was in one run, with every scale (and pattern) held at the value that it had the
 
 __all__ = [
     "Activations", "AllTokens", "AttentionPooling", "ClassToken", "EndOfText", "FrozenAttentionPooling",
-    "FrozenPooling", "FrozenTokens", "MeanOfPatches", "PooledMean", "Readout", "readout_of",
+    "FrozenPooling", "FrozenTokens", "MeanOfPatches", "PooledMean", "Readout", "readout_kind",
 ]  # fmt: skip
 
 from abc import ABC
@@ -23,15 +23,9 @@ from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImp
 from vit_lens.conditions import Condition
 from vit_lens.config import TowerConfig
 from vit_lens.errors import VitLensError
-from vit_lens.towers.layers import AttentionPool, LayerNorm, Unembed
+from vit_lens.towers.layers import AttentionPool, LayerNorm, Unembed, wide
 
 _PATTERN, _POOL_SCALE = "attn_pool.attn.hook_pattern", "attn_pool.ln_post.hook_scale"
-
-
-@runtime_checkable
-class _Placed(Protocol):
-    @property
-    def device(self) -> torch.device: ...
 
 
 @runtime_checkable
@@ -41,7 +35,7 @@ class Activations(Protocol):
     cache_dict: dict[str, Tensor]
 
     @property
-    def model(self) -> _Placed: ...
+    def model(self) -> Any: ...
     @property
     def read_out(self) -> "Readout": ...
     def __getitem__(self, key: str) -> Tensor: ...
@@ -147,7 +141,7 @@ class Readout(ABC):
         return FrozenPooling(self, cache)
 
     def _normed(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch row d_model"]:
-        return self.ln_final.read(rows.to(self.ln_final.w.device, torch.promote_types(rows.dtype, torch.float32)))
+        return self.ln_final.read(wide(rows, self.ln_final.w.device))
 
 
 class ClassToken(Readout):
@@ -264,19 +258,10 @@ class AllTokens(Readout):
         return FrozenTokens(self, cache)
 
 
-def readout_of(
-    cfg: TowerConfig,
-    ln_final: LayerNorm,
-    unembed: Unembed | None,
-    attn_pool: AttentionPool | None = None,
-    *,
-    n_prefix: int = 0,
-    ends: Int[Tensor, " batch"] | None = None,
-) -> Readout:
-    """Return the read-out that a config asks for, with the modules that it reads with; see :class:`Readout`."""
+def readout_kind(cfg: TowerConfig) -> type[Readout]:
+    """Return the kind of read-out that a config asks for."""
     kinds = {"cls": ClassToken, "avg": MeanOfPatches, "attn": AttentionPooling, "eos": EndOfText, "all": AllTokens}
-    kind = PooledMean if (cfg.pool, cfg.ln_final) == ("avg", "after_pool") else kinds[cfg.pool]
-    return kind(cfg, ln_final, unembed, attn_pool, n_prefix, ends)
+    return PooledMean if (cfg.pool, cfg.ln_final) == ("avg", "after_pool") else kinds[cfg.pool]
 
 
 # ---- frozen forms ---------------------------------------------------------------------------------------------------
@@ -355,8 +340,7 @@ class FrozenAttentionPooling(FrozenPooling):
         self.mlp_out = None if self.pool.mlp is None else self._held(cache, "attn_pool.hook_mlp_out")[:, 0]
 
     def _held(self, cache: Activations, name: str) -> Tensor:
-        x = cache[name].detach()
-        return x.to(self.pool.query.device, torch.promote_types(x.dtype, torch.float32))
+        return wide(cache[name].detach(), self.pool.query.device)
 
     def weights(self, scale: Float[Tensor, "batch row"]) -> Float[Tensor, "batch pool_head row"]:
         return self.pattern / scale[:, None]
@@ -421,9 +405,7 @@ class FrozenTokens:
             scale = cache["ln_final.hook_scale"].detach()
         else:
             scale = self._norm.split(cache[f"blocks.{readout.cfg.n_layers - 1}.hook_resid_post"].detach())[1]
-        self.scale: Float[Tensor, "batch pos 1"] = scale.to(
-            self._norm.w.device, torch.promote_types(scale.dtype, torch.float32)
-        )
+        self.scale: Float[Tensor, "batch pos 1"] = wide(scale, self._norm.w.device)
         bias = self._norm.b.detach().to(self.scale)[None]
         self.constant: Float[Tensor, " d_embed"] = sum(
             self._ends._of_projection(bias).values(), start=self._ends.to_embed(bias)

@@ -3,13 +3,20 @@
 __all__ = ["StackedWeights"]
 
 from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformer_lens import FactoredMatrix
 
 from vit_lens.towers.layers import TransformerBlock
+
+
+def _stacked(name: str, what: str, axes: str) -> Any:
+    """Return a property: a weight of every block, stacked."""
+    read = attrgetter(name)
+    return property(lambda self: torch.stack([read(block) for block in self.blocks]), doc=f"{what} (a copy), [{axes}].")
 
 
 class StackedWeights(nn.Module):
@@ -17,65 +24,18 @@ class StackedWeights(nn.Module):
 
     blocks: Sequence[TransformerBlock]
 
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Query weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_Q")
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Key weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_K")
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Value weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_V")
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Output weights of every block, stacked (a copy)."""
-        return self._stack("attn.W_O")
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Input weights of every MLP, stacked (a copy)."""
-        return self._stack("mlp.W_in")
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
-        """Output weights of every MLP, stacked (a copy)."""
-        return self._stack("mlp.W_out")
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """Query biases of every block, stacked (a copy)."""
-        return self._stack("attn.b_Q")
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """Key biases of every block, stacked (a copy)."""
-        return self._stack("attn.b_K")
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
-        """Value biases of every block, stacked (a copy)."""
-        return self._stack("attn.b_V")
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases of every block's attention, stacked (a copy)."""
-        return self._stack("attn.b_O")
-
-    @property
-    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
-        """Input biases of every MLP, stacked (a copy)."""
-        return self._stack("mlp.b_in")
-
-    @property
-    def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases of every MLP, stacked (a copy)."""
-        return self._stack("mlp.b_out")
+    W_Q = _stacked("attn.W_Q", "Query weights of every block, stacked", "layer head d_model d_head")
+    W_K = _stacked("attn.W_K", "Key weights of every block, stacked", "layer head d_model d_head")
+    W_V = _stacked("attn.W_V", "Value weights of every block, stacked", "layer head d_model d_head")
+    W_O = _stacked("attn.W_O", "Output weights of every block, stacked", "layer head d_head d_model")
+    W_in = _stacked("mlp.W_in", "Input weights of every MLP, stacked", "layer d_model d_mlp")
+    W_out = _stacked("mlp.W_out", "Output weights of every MLP, stacked", "layer d_mlp d_model")
+    b_Q = _stacked("attn.b_Q", "Query biases of every block, stacked", "layer head d_head")
+    b_K = _stacked("attn.b_K", "Key biases of every block, stacked", "layer head d_head")
+    b_V = _stacked("attn.b_V", "Value biases of every block, stacked", "layer head d_head")
+    b_O = _stacked("attn.b_O", "Output biases of every block's attention, stacked", "layer d_model")
+    b_in = _stacked("mlp.b_in", "Input biases of every MLP, stacked", "layer d_mlp")
+    b_out = _stacked("mlp.b_out", "Output biases of every MLP, stacked", "layer d_model")
 
     @property
     def QK(self) -> FactoredMatrix:
@@ -86,6 +46,3 @@ class StackedWeights(nn.Module):
     def OV(self) -> FactoredMatrix:
         """The output-value circuit of every head: ``W_V W_O``, [layer head d_model d_model], kept factored."""
         return FactoredMatrix(self.W_V, self.W_O)
-
-    def _stack(self, name: str) -> Tensor:
-        return torch.stack([block.get_parameter(name) for block in self.blocks])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_lens.addresses import Site
-from vit_lens.towers.layers import AttentionPool
+from vit_lens.towers.layers import AttentionPool, wide
 from vit_lens.towers.readout import Activations, Readout
 
 
@@ -136,8 +136,7 @@ def read_wide(cache: Activations, name: str) -> Float[Tensor, "batch row *axes"]
     >>> read_wide(cache, "blocks.3.hook_mlp_out").shape
     torch.Size([2, 1, 128])
     """
-    rows = cache.readout(name)
-    return rows.to(device=cache.model.device, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return wide(cache.readout(name), cache.model.device)
 
 
 def by_stream(streams: Sequence[Stream], sites: Sequence[Site]) -> list[tuple[Stream, list[Site]]]:

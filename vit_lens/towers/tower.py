@@ -21,7 +21,7 @@ from vit_lens.towers.caching import CachingRootModule
 from vit_lens.towers.contract import Tower
 from vit_lens.towers.layers import Attention, AttentionPool, LayerNorm, RelativeBias, TransformerBlock, Unembed, norm_of
 from vit_lens.towers.processing import WeightProcessing
-from vit_lens.towers.readout import Readout, readout_of
+from vit_lens.towers.readout import Readout, readout_kind
 from vit_lens.towers.stacked import StackedWeights
 from vit_lens.towers.streams import PoolingStream, ResidualStream, Stream
 from vit_lens.towers.vocabulary import Vocabulary
@@ -34,10 +34,7 @@ _READOUT_PARTS = (
     "hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post",
 )  # fmt: skip
 _READOUT_ENDS = ("hook_embed", "hook_pos_embed", "ln_final.hook_scale")
-_POOL_PARTS = tuple(
-    f"{_POOL}{part}"
-    for part in ("attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "ln_post.hook_scale")
-)
+_POOL_PARTS = ("attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "ln_post.hook_scale")
 
 
 class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
@@ -141,7 +138,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
             ends: The position at which each text ends; None for images.
         """
         n_prefix = getattr(self.cfg, "n_prefix", 0)
-        return readout_of(self.cfg, self.ln_final, self.unembed, self.attn_pool, n_prefix=n_prefix, ends=ends)
+        return readout_kind(self.cfg)(self.cfg, self.ln_final, self.unembed, self.attn_pool, n_prefix, ends)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -220,7 +217,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """Whether a hook point is one that lenses read: the residual stream, what is written to it, and pooling."""
         if name.startswith("blocks."):
             return name.split(".", 2)[2] in _READOUT_PARTS
-        return name in _READOUT_ENDS or name in _POOL_PARTS
+        return name in _READOUT_ENDS or (name.startswith(_POOL) and name.removeprefix(_POOL) in _POOL_PARTS)
 
     def blocks_to_run(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> range:
         """Return which blocks a call runs; layers as in TransformerLens: ``stop`` exclusive, negative from the end.

@@ -3,7 +3,7 @@
 __all__ = ["Difference", "differences", "norm_faults"]
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -91,22 +91,20 @@ def norm_faults(model: HookedTower, source: SourceTower) -> list[str]:
     return [f"{name} has eps {eps:g}, the source {told}" for name, eps in norms if known and eps not in known]
 
 
+@dataclass(eq=False)
 class _Lockstep:
     """The model's side: it advances when the source does."""
 
-    def __init__(
-        self,
-        model: HookedTower,
-        source: SourceTower,
-        pixels: Float[Tensor, "batch channel height width"],
-        casts: tuple[torch.dtype, ...],
-    ):
-        self.model, self.source, self.pixels, self.casts = model, source, pixels, casts
-        self.found: list[Difference] = []
-        self.casting = ExitStack()
-        self.steps = model.processing.steps if model.processing else ()
-        self.resid: Tensor = pixels
-        self.embedding: Tensor = pixels
+    model: HookedTower
+    source: SourceTower
+    pixels: Float[Tensor, "batch channel height width"]
+    casts: tuple[torch.dtype, ...]
+    found: list[Difference] = field(default_factory=list)
+    casting: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.steps = self.model.processing.steps if self.model.processing else ()
+        self.resid = self.embedding = self.pixels
 
     def enter_block(self, layer: int, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if layer == 0:

@@ -75,8 +75,7 @@ class Verification:
         told = list(self.faults)
         for dtype in sorted(self.differences, key=self.bars.__getitem__):  # the sharpest names the place best
             rows = self.differences[dtype]
-            wrong = next((row for row in rows if not self._is_below(row, dtype)), None)
-            if wrong is not None:
+            if wrong := next((row for row in rows if not self._is_below(row, dtype)), None):
                 told.append(
                     f"{_PLACES.get(wrong.place, f'block {wrong.place}')} is off by {wrong.relative:.1e} in "
                     f"{_plain(dtype)}, where the bar is {self.bars[dtype]:.0e}"
@@ -91,10 +90,8 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file; a number that is not finite is null."""
-        rows = [
-            {name: None if value != value or value in (float("inf"),) else value for name, value in row.items()}
-            for row in self._rows()
-        ]
+        odd = (float("inf"), float("-inf"))
+        rows = [{name: None if v != v or v in odd else v for name, v in row.items()} for row in self._rows()]
         return {
             "passed": self.passed, "failure": self.failure, "model": self.model, "fingerprint": self.fingerprint,
             "source": self.source, "inputs": self.inputs, "notes": list(self.notes), "differences": rows,

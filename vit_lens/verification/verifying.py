@@ -33,7 +33,9 @@ def verify(
     images: Any = None,
     dtypes: Sequence[torch.dtype] | None = None,
 ) -> Verification:
-    """Run a model and its source on the same pixels and compare every layer.
+    """Run a model and its source on the same pixels and compare every layer; also ``model.verify(source)``.
+
+    ``HookedViT.from_module(tower).verify(tower)`` certifies a fine-tune of your own.
 
     Both start from two images of normal noise (a fixed seed, so that a result can be repeated anywhere), and from
     ``images``. Each goes on with its own results, as in use. Both run as copies: the source's mode, dtype and device
@@ -82,15 +84,10 @@ def verify(
         found = {dtype: differences(model, tower, pixels, dtype) for dtype in chosen}
     given = f", {len(pixels) - _N_RANDOM} given" if len(pixels) > _N_RANDOM else ""
     return Verification(
-        differences=found,
-        bars={dtype: _bar(dtype, model, tower) for dtype in chosen},
-        faults=norm_faults(model, tower),
-        model=model.encoder_id,
-        fingerprint=model.fingerprint,
-        source=tower.kind,
-        inputs=f"{_N_RANDOM} random images (seed {_SEED}){given}",
-        notes=_notes(model),
-    )
+        differences=found, bars={dtype: _bar(dtype, model, tower) for dtype in chosen},
+        faults=norm_faults(model, tower), model=model.encoder_id, fingerprint=model.fingerprint, source=tower.kind,
+        inputs=f"{_N_RANDOM} random images (seed {_SEED}){given}", notes=_notes(model),
+    )  # fmt: skip
 
 
 def load_source(

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need
-from vit_lens.towers.cache.norms import FrozenNorm, Reading
-from vit_lens.towers.cache.stream import LabelledStack, Parts, labelled, no_parts, remainder_name, with_remainder
+from vit_lens.towers.cache.norms import FrozenNorm, LabelledStack, Parts, Reading
+from vit_lens.towers.cache.stream import labelled, no_parts, remainder_name, with_remainder
 
 
 class Heads(HeldActivations):

@@ -14,17 +14,8 @@ from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImp
 from vit_lens.errors import VitLensError
 from vit_lens.towers.cache.heads import head_names, head_parts
 from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need
-from vit_lens.towers.cache.norms import FrozenNorm, Reading
-from vit_lens.towers.cache.stream import (
-    LabelledStack,
-    Parts,
-    labelled,
-    no_parts,
-    remainder_name,
-    sources,
-    stacked,
-    with_remainder,
-)  # fmt: skip
+from vit_lens.towers.cache.norms import FrozenNorm, LabelledStack, Parts, Reading
+from vit_lens.towers.cache.stream import labelled, no_parts, remainder_name, sources, stacked, with_remainder
 
 
 class Neurons(HeldActivations):
@@ -56,9 +47,7 @@ class Neurons(HeldActivations):
         reading = FrozenNorm(self, self.model.cfg.n_layers).reading(as_slice(None), False, project)
         if not 0 <= operator.index(layer) < self.model.cfg.n_layers:
             raise VitLensError(f"layer={layer}: expected 0 to {self.model.cfg.n_layers - 1}")
-        post, weight = _neurons_of(
-            self, layer, as_slice(neuron_slice), as_slice(pos_slice), reading, "get_neuron_results"
-        )
+        post, weight = _neurons_of(self, layer, as_slice(neuron_slice), as_slice(pos_slice), reading)
         out = post[..., None] * weight
         return out[..., 0] if squeeze else out
 
@@ -166,16 +155,16 @@ def _neurons(cache: HeldActivations, layer: int, which: Slice, pos: Slice, readi
     kept = cut(torch.arange(cache.model.cfg.d_mlp), which, 0, "neurons").tolist()
     parts = []
     for n in layers:
-        post, weight = _neurons_of(cache, n, which, pos, reading, "stack_neuron_results")
+        post, weight = _neurons_of(cache, n, which, pos, reading)
         parts.append(einsum(reading.scaled(post), weight, "... n, n d -> n ... d"))
     labels = [f"L{n}N{neuron}" for n in layers for neuron in kept]
     return torch.cat(parts) if parts else no_parts(cache, pos, reading), labels
 
 
 def _neurons_of(
-    cache: HeldActivations, layer: int, which: Slice, pos: Slice, reading: Reading, purpose: str
+    cache: HeldActivations, layer: int, which: Slice, pos: Slice, reading: Reading
 ) -> tuple[Float[Tensor, "*batch_pos_neuron"], Float[Tensor, "*neuron out"]]:
-    (post,) = need(cache, [f"blocks.{layer}.mlp.hook_post"], purpose)
+    (post,) = need(cache, [f"blocks.{layer}.mlp.hook_post"], "get_neuron_results")
     post = cut(cut(post, pos, -2, "positions"), which, -1, "neurons")
     weight = reading.fold(cut(cache.model.blocks[layer].mlp.W_out, which, 0, "neurons"), post)
     return post.to(weight.dtype), weight

@@ -1,8 +1,9 @@
 """The LayerNorms as linear maps: with the scale of the run frozen, each is a matrix on every contribution."""
 
-__all__ = ["FrozenNorm", "Norms", "Reading", "Stack", "images_of"]
+__all__ = ["FrozenNorm", "LabelledStack", "Norms", "Parts", "Reading", "Stack", "images_of"]
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -12,9 +13,11 @@ from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImp
 
 from vit_lens.errors import BatchAxisError, LensError, VitLensError
 from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need, readout_rows
-from vit_lens.towers.layers import LayerNorm
+from vit_lens.towers.layers import LayerNorm, wide
 
 Stack = Float[Tensor, "component *batch_pos out"]
+Parts = tuple[Stack, list[str]]
+LabelledStack = Stack | Parts
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,7 @@ class Reading:
     def fold(self, written: Float[Tensor, "*axes d_model"], like: Tensor) -> Float[Tensor, "*axes out"]:
         """Return what is read of vectors, but for the scale, on the device of ``like`` and in its dtype or wider."""
         kinds = [t.dtype for t in (written, like, self.scale, self.project) if t is not None]
-        dtype = kinds[0]
-        for kind in kinds[1:]:
-            dtype = torch.promote_types(dtype, kind)
-        x = written.to(like.device, dtype)
+        x = written.to(like.device, reduce(torch.promote_types, kinds))
         norm, direction = self.norm, None if self.project is None else self.project.to(x)
         if norm is None:
             return x if direction is None else x @ direction
@@ -153,7 +153,7 @@ class FrozenNorm:
 
     def recomputed(self, stack: Stack) -> Stack:
         """Return the norm of every component, with its own statistics."""
-        return self.module.read(stack.to(torch.promote_types(stack.dtype, torch.float32))).to(stack.dtype)
+        return self.module.read(wide(stack)).to(stack.dtype)
 
 
 class Norms(HeldActivations):

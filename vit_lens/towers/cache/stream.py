@@ -1,9 +1,6 @@
 """The residual stream, and what each layer wrote to it."""
 
-__all__ = [
-    "LabelledStack", "Parts", "Streams", "labelled", "no_parts", "remainder_name", "sources", "stacked",
-    "stream_until", "with_remainder",
-]  # fmt: skip
+__all__ = ["Streams", "labelled", "no_parts", "remainder_name", "sources", "stacked", "stream_until", "with_remainder"]
 
 from typing import Any, Literal, get_args
 
@@ -17,11 +14,9 @@ from transformer_lens.utilities import (
 
 from vit_lens.errors import VitLensError
 from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need
-from vit_lens.towers.cache.norms import FrozenNorm, Reading, Stack
+from vit_lens.towers.cache.norms import FrozenNorm, LabelledStack, Parts, Reading
 
 Mode = Literal["all", "mlp", "attn"]
-Parts = tuple[Stack, list[str]]
-LabelledStack = Stack | Parts
 
 _STREAM = ("hook_embed", "hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 
