@@ -1,25 +1,10 @@
 """Attribution: which parts of the model, and which tokens of the image, an embedding was written by."""
 
 __all__ = [
-    "Attribution",
-    "Component",
-    "EmbeddingParts",
-    "FrozenReadout",
-    "PatchMap",
-    "Placement",
-    "TokenAttribution",
-    "attention_map",
-    "direct_attribution",
-    "hook_names",
-    "neuron_parts",
-    "pool_attention_map",
-    "pool_token_parts",
-    "read_rows",
-    "split_embedding",
-    "split_pooling",
-    "token_attribution",
-    "token_parts",
-]
+    "Attribution", "Component", "EmbeddingParts", "FrozenReadout", "PatchMap", "Placement", "TokenAttribution",
+    "attention_map", "direct_attribution", "hook_names", "neuron_parts", "pool_attention_map", "pool_token_parts",
+    "read_rows", "split_embedding", "split_pooling", "token_attribution", "token_parts",
+]  # fmt: skip
 
 from vit_lens.attribution.direct import Attribution, direct_attribution
 from vit_lens.attribution.frozen import FrozenReadout, read_rows

@@ -47,13 +47,7 @@ class PatchMap:
 
     @classmethod
     def of_tokens(
-        cls,
-        tokens: Float[Tensor, "batch token"],
-        cfg: TowerConfig,
-        *,
-        title: str,
-        units: str,
-        signed: bool,
+        cls, tokens: Float[Tensor, "batch token"], cfg: TowerConfig, *, title: str, units: str, signed: bool
     ) -> "PatchMap":
         """Lay out one number per token, in the order of the model's tokens.
 

@@ -1,17 +1,9 @@
 """The exact split of an embedding into what every part of the model wrote."""
 
 __all__ = [
-    "Component",
-    "EmbeddingParts",
-    "PartKind",
-    "check_layer",
-    "check_layers",
-    "describe",
-    "hook_names",
-    "neuron_parts",
-    "split_embedding",
-    "with_index_columns",
-]
+    "Component", "EmbeddingParts", "PartKind", "check_layer", "check_layers", "describe", "hook_names", "neuron_parts",
+    "split_embedding", "with_index_columns",
+]  # fmt: skip
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

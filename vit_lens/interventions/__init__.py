@@ -6,24 +6,9 @@ metrics :func:`cosine_to` and :func:`logit_difference` or any function of the em
 """
 
 __all__ = [
-    "Effects",
-    "Hooks",
-    "PathEffects",
-    "ablate_each",
-    "cosine_to",
-    "derangement",
-    "logit_difference",
-    "mean",
-    "patch",
-    "patch_each",
-    "patch_paths",
-    "path",
-    "resample",
-    "resolve_receiver",
-    "run_and_read",
-    "run_many",
-    "zero",
-]
+    "Effects", "Hooks", "PathEffects", "ablate_each", "cosine_to", "derangement", "logit_difference", "mean", "patch",
+    "patch_each", "patch_paths", "path", "resample", "resolve_receiver", "run_and_read", "run_many", "zero",
+]  # fmt: skip
 
 from vit_lens.interventions.metrics import cosine_to, logit_difference
 from vit_lens.interventions.paths import patch_paths, path

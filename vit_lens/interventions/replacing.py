@@ -219,12 +219,7 @@ class _Held:
 
 
 def _hooks(
-    model: Tower,
-    sites: Sites,
-    tokens: Tokens | None,
-    values: _Values,
-    held: _Held | None,
-    for_any: bool = True,
+    model: Tower, sites: Sites, tokens: Tokens | None, values: _Values, held: _Held | None, for_any: bool = True
 ) -> Hooks:
     """Return one hook for each hook point; ``for_any`` gives one value to any number of images."""
     targets = resolve_targets(model, sites, tokens)

@@ -96,11 +96,7 @@ def run_and_read(
 
 @torch.no_grad()
 def run_sets(
-    model: Tower,
-    stream: _Stream,
-    hook_sets: Sequence[HookSet],
-    batch_size: int,
-    read: Callable[[Tensor], Tensor],
+    model: Tower, stream: _Stream, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "set *read"]:
     """Do what :func:`run_and_read` does, where ``stream`` gives the residual stream that enters a block."""
     starts = [min((_start(model, name) for name, _ in hooks), default=model.cfg.n_layers) for hooks in hook_sets]

@@ -1,24 +1,10 @@
 """Lenses: what would be drawn if one part of a model spoke alone, or louder."""
 
 __all__ = [
-    "DEFAULT_LENSES",
-    "DiffusionLens",
-    "DiffusionSteeringLens",
-    "Lens",
-    "LensDescription",
-    "ResidualLens",
-    "Sites",
-    "centred_norm",
-    "check_cache",
-    "check_spelling",
-    "checked_clean",
-    "checked_read",
-    "no_control",
-    "parse_lens",
-    "parse_lenses",
-    "run_for",
-    "site_outputs",
-]
+    "DEFAULT_LENSES", "DiffusionLens", "DiffusionSteeringLens", "Lens", "LensDescription", "ResidualLens", "Sites",
+    "centred_norm", "check_cache", "check_spelling", "checked_clean", "checked_read", "no_control", "parse_lens",
+    "parse_lenses", "run_for", "site_outputs",
+]  # fmt: skip
 
 from vit_lens.lenses.contract import (
     Lens,

@@ -1,17 +1,9 @@
 """What a lens is: from a cached run and sites to what a decoder is asked to draw. It describes itself once."""
 
 __all__ = [
-    "HookFn",
-    "Lens",
-    "LensDescription",
-    "Sites",
-    "check_cache",
-    "check_lens",
-    "checked_clean",
-    "checked_read",
-    "no_control",
-    "run_for",
-]
+    "HookFn", "Lens", "LensDescription", "Sites", "check_cache", "check_lens", "checked_clean", "checked_read",
+    "no_control", "run_for",
+]  # fmt: skip
 
 import hashlib
 import json

@@ -1,14 +1,6 @@
 """Lenses that end at the model's own read-out: the outputs of sites, and the embeddings they lead to."""
 
-__all__ = [
-    "ResidualLens",
-    "centred_norm",
-    "check_batch",
-    "check_same_run",
-    "check_speaks",
-    "freeze",
-    "site_outputs",
-]
+__all__ = ["ResidualLens", "centred_norm", "check_batch", "check_same_run", "check_speaks", "freeze", "site_outputs"]
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -115,11 +107,7 @@ class ResidualLens(Lens):
         return Condition(pooled=torch.stack([found[site] for site in own], dim=1))
 
     def _embed_group(
-        self,
-        cache: ViTActivationCache,
-        stream: Stream,
-        sites: list[Site],
-        change: _Change,
+        self, cache: ViTActivationCache, stream: Stream, sites: list[Site], change: _Change
     ) -> Iterator[tuple[Site, Float[Tensor, "batch d_embed"]]]:
         chunk = max(1, _CHUNK_NUMBERS // stream.last(cache).numel())
         for start in range(0, len(sites), chunk):

@@ -78,13 +78,7 @@ def index_images(
 
 
 def index_folder(
-    model: HookedViT,
-    root: Path,
-    known: Entries,
-    keep: Callable[[Entries], None],
-    *,
-    batch_size: int,
-    progress: bool,
+    model: HookedViT, root: Path, known: Entries, keep: Callable[[Entries], None], *, batch_size: int, progress: bool
 ) -> Entries:
     """Embed the images of a folder that are not known yet; ``keep`` is called now and then.
 
