@@ -4,8 +4,8 @@ __all__ = ["Attribution", "direct_attribution"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,12 +13,9 @@ from torch import Tensor
 from vit_lens.addresses import Address, Indices
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.frozen import check_cache
-from vit_lens.attribution.parts import Component, describe, split_embedding, with_index_columns
+from vit_lens.attribution.parts import Component, describe, split_embedding
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +45,7 @@ class Attribution:
         """The sum over components: the dot product, cosine or logit of the embedding (or their difference)."""
         return self.values.sum(0)
 
-    def to_frame(self, *, sort: bool = False) -> "pd.DataFrame":
+    def to_frame(self, *, sort: bool = False) -> pd.DataFrame:
         """Return one row per component, image and direction.
 
         Columns: component, layer, head, kind, image, direction, value.
@@ -56,22 +53,16 @@ class Attribution:
         Args:
             sort: Whether the largest absolute value comes first, within each image and direction.
         """
-        import pandas as pd
-
         rows = [
             {**describe(component), "image": image, "direction": name, "value": value}
             for component, of_image in zip(self.components, self.values.tolist(), strict=True)
             for image, of_direction in enumerate(of_image)
             for name, value in zip(self.names, of_direction, strict=True)
         ]
-        frame = with_index_columns(pd.DataFrame(rows))
-        if not sort:
-            return frame
-        order = {name: i for i, name in enumerate(self.names)}
-        keys = pd.DataFrame(
-            {"image": frame["image"], "direction": frame["direction"].map(order), "size": -frame["value"].abs()}
-        )
-        return frame.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
+        if sort:
+            order = {name: i for i, name in enumerate(self.names)}
+            rows.sort(key=lambda row: (row["image"], order[row["direction"]], -abs(row["value"])))
+        return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
 
 
 def direct_attribution(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.errors import LensError
+from vit_lens.errors import LensError, VitLensError
 from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, ViTActivationCache
 
 
@@ -146,14 +146,25 @@ class FrozenReadout:
         return self._wide(self.cache.readout(name))
 
 
-def check_cache(cache: object) -> ViTActivationCache:
+def check_cache(cache: object, error: type[VitLensError] = LensError) -> ViTActivationCache:
     """Return a cache.
 
+    Args:
+        cache: What was given as one.
+        error: The error to raise.
+
     Raises:
-        LensError: It is a plain dict, or something else.
+        VitLensError: ``error``: it is a plain dict, another library's cache, or something else.
+
+    >>> vl.attribution.check_cache(dict(cache))
+    Traceback (most recent call last):
+    vit_lens.errors.LensError: expected the cache of HookedViT.run_with_cache, not dict; ...
     """
     if not isinstance(cache, ViTActivationCache):
-        raise LensError(f"attribution reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
+        raise error(
+            f"expected the cache of HookedViT.run_with_cache, not {type(cache).__name__}; a dict of activations "
+            "becomes one with vit_lens.towers.ViTActivationCache(activations, model)"
+        )
     return cache
 
 

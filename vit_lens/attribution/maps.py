@@ -1,6 +1,6 @@
 """Numbers of tokens, laid out as the patches lie in the image; what lies on other tokens is kept beside."""
 
-__all__ = ["PatchMap", "Query", "attention_map", "pool_attention_map"]
+__all__ = ["PatchMap", "attention_map", "pool_attention_map"]
 
 from dataclasses import dataclass
 
@@ -14,8 +14,6 @@ from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError, LensError
 from vit_lens.tokens import Token, describe_position, image_config, resolve_tokens
 from vit_lens.towers import ViTActivationCache
-
-Query = Token
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,7 @@ class PatchMap:
         return self.values.flatten(1).sum(1) + sum(self.prefix.values())
 
 
-def attention_map(cache: ViTActivationCache, layer: int, head: int, query: Query = "cls") -> PatchMap:
+def attention_map(cache: ViTActivationCache, layer: int, head: int, query: Token = "cls") -> PatchMap:
     """Return where one token's attention goes.
 
     Args:
@@ -133,7 +131,7 @@ def pool_attention_map(cache: ViTActivationCache, head: int) -> PatchMap:
     return PatchMap.of_tokens(pattern, cfg, title=f"attention of {site}", units="attention", signed=False)
 
 
-def _position(query: Query, cfg: TowerConfig) -> int:
+def _position(query: Token, cfg: TowerConfig) -> int:
     try:
         found = resolve_tokens(query, cfg)
     except InterventionError as error:

@@ -2,14 +2,15 @@
 
 __all__ = [
     "Component", "EmbeddingParts", "PartKind", "check_layer", "check_layers", "describe", "hook_names", "neuron_parts",
-    "split_embedding", "with_index_columns",
+    "split_embedding",
 ]  # fmt: skip
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+import pandas as pd
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
@@ -20,9 +21,6 @@ from vit_lens.attribution.frozen import FrozenReadout, read_rows, same
 from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
 from vit_lens.towers import Tower, ViTActivationCache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PartKind = Literal[
     "embed", "resid_pre", "head", "attn_bias", "mlp", "neuron", "mlp_bias", "pool_head", "pool_mlp", "constant"
@@ -69,11 +67,6 @@ class Component:
     def head(self) -> int | None:
         """The index of the head in its layer (or in attention pooling), counted from 0; None for other parts."""
         return self.address.head
-
-    @property
-    def neuron(self) -> int | None:
-        """The index of the neuron in its layer, counted from 0; None for other parts."""
-        return self.address.neuron
 
     @property
     def site(self) -> Site | None:
@@ -134,9 +127,6 @@ class EmbeddingParts:
         Args:
             *wanted: Addresses (``L3H4``, ``embed``) and kinds (``head``, ``mlp``), in any mixture.
 
-        Args:
-            *wanted: Addresses (``L3H4``, ``embed``) and kinds (``head``, ``mlp``), in any mixture.
-
         Raises:
             UnknownSiteError: One of ``wanted`` names nothing.
         """
@@ -150,7 +140,7 @@ class EmbeddingParts:
         index = [i for i, spellings in enumerate(own) if spellings & set(names)]
         return EmbeddingParts(tuple(self.components[i] for i in index), self.values[index])
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Return one row per component and image: its norm, and its share of the total.
 
         Columns: component, layer, head, kind, image, norm, share.
@@ -158,8 +148,6 @@ class EmbeddingParts:
         The share is the component's projection on the total, in units of the total: shares add up to 1 and can be
         negative.
         """
-        import pandas as pd
-
         total = self.total
         norm = self.values.norm(dim=-1).tolist()
         share = (einsum(self.values, total, "c b d, b d -> c b") / total.pow(2).sum(-1)).tolist()
@@ -168,7 +156,7 @@ class EmbeddingParts:
             for i, component in enumerate(self.components)
             for image in range(len(total))
         ]
-        return with_index_columns(pd.DataFrame(rows))
+        return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
 
 
 def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), start_layer: int = 0) -> EmbeddingParts:
@@ -273,7 +261,7 @@ def hook_names(
     if layers is not None and not tokens:
         raise LensError("layers= restricts the hooks of tokens=True; without it there is nothing to restrict")
     neuron_layers = check_layers(cfg, neuron_layers)
-    layers = range(cfg.n_layers) if layers is None else check_layers(cfg, layers)
+    layers = check_layers(cfg, layers)
     names = {*_EMBEDS, "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post", "hook_image_embeds"}
     names |= {f"blocks.{i}.{part}" for i in range(cfg.n_layers) for part in ("attn.hook_z", "hook_mlp_out")}
     names |= {f"blocks.{i}.mlp.hook_post" for i in neuron_layers}
@@ -286,14 +274,7 @@ def hook_names(
 
 def describe(component: Component) -> dict[str, Any]:
     """Return the columns of a table that say what a component is."""
-    return {
-        "component": component.label, "layer": component.layer, "head": component.head, "kind": component.kind,
-    }  # fmt: skip
-
-
-def with_index_columns(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Make ``layer`` and ``head`` whole numbers that may be missing."""
-    return frame.astype({"layer": "Int64", "head": "Int64"})
+    return {"component": component.label, "layer": component.layer, "head": component.head, "kind": component.kind}
 
 
 def _reduced_parts(
@@ -373,13 +354,13 @@ def check_layer(cfg: TowerConfig, layer: int) -> int:
     return found
 
 
-def check_layers(cfg: TowerConfig, layers: Indices) -> list[int]:
-    """Return layers of the model as a list; one is a list of one.
+def check_layers(cfg: TowerConfig, layers: Indices | None) -> list[int]:
+    """Return layers of the model as a list; one is a list of one, None is all.
 
     Raises:
         LensError: They are not layers of the model.
     """
-    found = as_indices(layers)
+    found = as_indices(range(cfg.n_layers) if layers is None else layers)
     if found is None:
         raise LensError(f"layers {layers!r}: expected whole numbers, 0 to {cfg.n_layers - 1}")
     return [check_layer(cfg, layer) for layer in found]

@@ -100,11 +100,6 @@ class TokenAttribution:
             head: The index of a head, counted from 0; None sums over them.
             direction: The name of a direction, or its place on the last axis.
 
-        Args:
-            layer: The index of a layer in :attr:`layers`; None sums over them.
-            head: The index of a head, counted from 0; None sums over them.
-            direction: The name of a direction, or its place on the last axis.
-
         Raises:
             LensError: A layer, head or direction is not in here.
         """
@@ -241,7 +236,6 @@ def _mass_and_values(
 
 
 def _layers(cfg: TowerConfig, layers: Indices | None) -> list[int]:
-    chosen = list(range(cfg.n_layers)) if layers is None else check_layers(cfg, layers)
-    if not chosen:
+    if not (chosen := check_layers(cfg, layers)):
         raise LensError(f"layers={layers!r}: at least one is needed, of 0 to {cfg.n_layers - 1}; None means all")
     return chosen

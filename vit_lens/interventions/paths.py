@@ -20,17 +20,10 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.addresses import Address, Site, Sites, listed, spelled
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
-from vit_lens.interventions.receivers import (
-    Input,
-    Receiver,
-    place_read,
-    place_written,
-    resolve_receiver,
-    spelled_receiver,
-)
+from vit_lens.interventions.receivers import Input, Receiver, place_written, resolve_receiver, spelled_receiver
 from vit_lens.interventions.replacing import Hooks, check_cache
 from vit_lens.interventions.results import PathEffects
-from vit_lens.interventions.running import refuse_other_hooks, run_sets
+from vit_lens.interventions.running import check_pairs, refuse_other_hooks, run_sets
 from vit_lens.interventions.targets import resolve_targets
 from vit_lens.tokens import Tokens, resolve_tokens
 from vit_lens.towers import Tower, ViTActivationCache
@@ -86,7 +79,8 @@ def path(
     if any(held.place < place_written(site) for held in inputs):
         raise InterventionError(f"there is no path from {site} to {receiver}: the receiver does not come after it")
     positions = None if targets[0].positions is None else list(targets[0].positions)
-    return _hooks(inputs, _changed(model, site, base, source, through_mlps, positions, place_read(inputs)))
+    last = max(held.place for held in inputs)
+    return _hooks(inputs, _changed(model, site, base, source, through_mlps, positions, last))
 
 
 def patch_paths(
@@ -134,10 +128,7 @@ def patch_paths(
     if not names:
         raise InterventionError("no receivers given; for example receivers='final' or ['L6H2.q', 'L6.mlp']")
     inputs = [resolve_receiver(name, model.cfg) for name in names]
-    if len(base) != len(source):
-        raise InterventionError(
-            f"base holds {len(base)} images, source {len(source)}; they go in pairs (source[i] is patched into base[i])"
-        )
+    check_pairs(base, source)
     clean, own = _run(model, base, sites, inputs, through_mlps)
     other, donors = _run(model, source, sites, inputs, through_mlps)
     values = []
@@ -166,7 +157,7 @@ def _embeds(
     embeds = dict.fromkeys(range(len(receivers)), clean)
     if not open_to:
         return list(embeds.values())
-    last = max(place_read(receivers[i]) for i in open_to)
+    last = max(held.place for i in open_to for held in receivers[i])
     changed = _changed(model, site, base, source, through_mlps, tokens, last)
     end = 2 * model.cfg.n_layers
     runs = [i for i in open_to if receivers[i][0].place != end]

@@ -1,6 +1,6 @@
 """Where a path ends: the inputs of later heads and MLPs, or the end of the residual stream."""
 
-__all__ = ["Input", "Receiver", "place_read", "place_written", "resolve_receiver", "spelled_receiver"]
+__all__ = ["Input", "Receiver", "place_written", "resolve_receiver", "spelled_receiver"]
 
 from dataclasses import dataclass, replace
 
@@ -69,11 +69,6 @@ def place_written(site: Site) -> int:
         raise InterventionError(f"sender {site}: attention pooling writes behind the residual stream")
     shift = {"resid_pre": 0, "head": 1, "attn": 1, "resid_mid": 1, "mlp": 2, "resid_post": 2}
     return 2 * site.layer + shift[site.kind]
-
-
-def place_read(inputs: list[Input]) -> int:
-    """Return the last place that a receiver reads."""
-    return max(held.place for held in inputs)
 
 
 def _inputs(part: Receiver, cfg: TowerConfig) -> list[Input]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Indices, Sites, as_index, as_indices
+from vit_lens.attribution import check_cache as expect_cache
 from vit_lens.errors import InterventionError, expect
 from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
 from vit_lens.reference import ReferenceMeans
@@ -271,11 +272,7 @@ def check_cache(model: Tower, cache: ViTActivationCache) -> None:
     Raises:
         InterventionError: It is not.
     """
-    if not isinstance(cache, ViTActivationCache):
-        raise InterventionError(
-            f"expected the cache of HookedViT.run_with_cache, not {type(cache).__name__}; a dict of activations "
-            "becomes one with vit_lens.towers.cache.ViTActivationCache(activations, model)"
-        )
+    expect_cache(cache, InterventionError)
     if not cache.has_batch_dim:
         raise InterventionError("the cache has no batch axis; make it with remove_batch_dim=False")
     if cache.model is not model and cache.model.fingerprint != model.fingerprint:

@@ -3,8 +3,9 @@
 __all__ = ["Effects", "PathEffects"]
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,9 +15,6 @@ from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.receivers import spelled_receiver
 from vit_lens.tokens import describe_position, image_config
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _QUANTITIES = ("value", "effect", "recovered")
 
@@ -58,9 +56,7 @@ class _Sweep:
             raise InterventionError(f"what={what!r}; expected one of {', '.join(_QUANTITIES)}")
         return self.values if what == "value" else getattr(self, what)
 
-    def _table(self, labels: list[list[dict[str, Any]]]) -> "pd.DataFrame":
-        import pandas as pd
-
+    def _table(self, labels: list[list[dict[str, Any]]]) -> pd.DataFrame:
         rows = []
         for index, line in enumerate(labels):
             for place, label in enumerate(line):
@@ -147,7 +143,7 @@ class Effects(_Sweep):
         columns = torch.tensor([held[p] for p in range(cfg.n_prefix, cfg.n_ctx)], device=found.device)
         return found.index_select(axis, columns).unflatten(axis, cfg.grid)
 
-    def frame(self) -> "pd.DataFrame":
+    def frame(self) -> pd.DataFrame:
         """Return a table with one row per site, token and image.
 
         Columns: site, kind, layer, head; token, pos, row, column where tokens were swept; image; value, effect, and
@@ -217,7 +213,7 @@ class PathEffects(_Sweep):
         )  # fmt: skip
         return one.tensor(kind, what)
 
-    def frame(self) -> "pd.DataFrame":
+    def frame(self) -> pd.DataFrame:
         """Return a table with one row per sender, receiver and image.
 
         Columns: sender, kind, layer, head, receiver, image, value, effect, recovered.

@@ -1,6 +1,6 @@
 """Many interventions on the same images: what they share is computed once, and they run in batches."""
 
-__all__ = ["refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
+__all__ = ["check_pairs", "refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -127,6 +127,18 @@ def refuse_other_hooks(model: Tower) -> None:
     model.refuse_hooks("a sweep of interventions")
 
 
+def check_pairs(base: Tensor, source: Tensor) -> None:
+    """Raise unless there is one image to take from for each image that is run.
+
+    Raises:
+        InterventionError: There are more or fewer.
+    """
+    if len(base) != len(source):
+        raise InterventionError(
+            f"base holds {len(base)} images, source {len(source)}; they go in pairs (source[i] is patched into base[i])"
+        )
+
+
 def _start(model: Tower, name: Name) -> int:
     if not isinstance(name, str):
         raise InterventionError("a sweep needs hooks with plain names, not predicates")
@@ -143,12 +155,10 @@ def _side_by_side(hook_sets: list[HookSet], batch: int) -> list[tuple[str, Calla
         own = slice(index * batch, (index + 1) * batch)
         for name, hook in hooks:
             by_name.setdefault(str(name), []).append((own, hook))
-    return [(name, _reading(partial(_apply, edits=edits))) for name, edits in by_name.items()]
-
-
-def _reading(hook: partial) -> partial:
-    hook.only_reads = True  # pyright: ignore[reportAttributeAccessIssue] it copies what it edits; once is enough
-    return hook
+    found = [(name, partial(_apply, edits=edits)) for name, edits in by_name.items()]
+    for _, hook in found:
+        hook.only_reads = True  # pyright: ignore[reportAttributeAccessIssue] it copies what it edits; once is enough
+    return found
 
 
 def _apply(act: Tensor, hook: HookPoint, *, edits: list[tuple[slice, Callable]]) -> Tensor:

@@ -13,7 +13,7 @@ from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
 from vit_lens.interventions.results import Effects
-from vit_lens.interventions.running import refuse_other_hooks, run_and_read, run_many
+from vit_lens.interventions.running import check_pairs, refuse_other_hooks, run_and_read, run_many
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens, image_config, resolve_tokens
 from vit_lens.towers import Tower, ViTActivationCache
@@ -62,10 +62,7 @@ def patch_each(
     torch.Size([8, 8, 1])
     """
     refuse_other_hooks(model)
-    if len(base) != len(source):
-        raise InterventionError(
-            f"base holds {len(base)} images, source {len(source)}; they go in pairs (source[i] is patched into base[i])"
-        )
+    check_pairs(base, source)
     cache = _donors(model, source, sites)
     embeds = run_many(model, source, [[]])[0]
 

@@ -6,16 +6,9 @@ __all__ = [
     "parse_lenses", "run_for", "site_outputs",
 ]  # fmt: skip
 
-from vit_lens.lenses.contract import (
-    Lens,
-    LensDescription,
-    Sites,
-    check_cache,
-    checked_clean,
-    checked_read,
-    no_control,
-    run_for,
-)
+from vit_lens.addresses import Sites
+from vit_lens.attribution import check_cache
+from vit_lens.lenses.contract import Lens, LensDescription, checked_clean, checked_read, no_control, run_for
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
 from vit_lens.lenses.spelling import DEFAULT_LENSES, check_spelling, parse_lens, parse_lenses

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site, Sites
+from vit_lens.attribution import check_cache
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
@@ -269,16 +270,6 @@ def run_for(
     if all(lens.rows == "readout" for lens in lenses):
         return model.run_with_cache(pixels, rows="readout")
     return model.run_with_cache(pixels, names_filter=model.is_readout_part)
-
-
-def check_cache(cache: ViTActivationCache) -> None:
-    """Raise if a plain dict, or another library's cache, was handed to a lens.
-
-    Raises:
-        LensError: The cache is not a :class:`vit_lens.towers.ViTActivationCache`.
-    """
-    if not isinstance(cache, ViTActivationCache):
-        raise LensError(f"a lens reads the cache of HookedViT.run_with_cache, not {type(cache).__name__}")
 
 
 def check_lens(lens: object) -> Lens:

@@ -5,13 +5,14 @@ __all__ = ["DiffusionLens"]
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
 from vit_lens.lenses.contract import HookFn
-from vit_lens.lenses.residual import ResidualLens, check_batch
+from vit_lens.lenses.residual import ResidualLens, set_rows
 from vit_lens.towers import ViTActivationCache, write_of
 
 
@@ -82,26 +83,18 @@ def _zero(act: Tensor, hook: HookPoint) -> Tensor:
     return act * 0
 
 
-def _put(cache: ViTActivationCache, name: str, head: int | None = None) -> HookFn:
-    rows = cache.readout(name)
-
-    def put(act: Tensor, hook: HookPoint) -> Tensor:
-        check_batch(act, rows, name)
-        out = cache.read_out.with_rows(act, rows)
-        if head is not None:
-            out[:, :, :head] = 0
-            out[:, :, head + 1 :] = 0
-        return out
-
-    return put
-
-
 def _own_hooks(cache: ViTActivationCache, site: Site, own: str) -> list[tuple[str, HookFn]]:
+    put = set_rows(cache, site.hook_name, cache.readout(site.hook_name))
     if site.head is None:
-        return [(own, _put(cache, own))]
+        return [(own, put)]
     bias = cache.model.attention_of(site).b_O
+
+    def alone(act: Tensor, hook: HookPoint) -> Tensor:
+        out = torch.zeros_like(act)
+        out[:, :, site.head] = put(act, hook)[:, :, site.head]
+        return out
 
     def without_bias(act: Tensor, hook: HookPoint) -> Tensor:
         return act - bias
 
-    return [(site.hook_name, _put(cache, site.hook_name, head=site.head)), (own, without_bias)]
+    return [(site.hook_name, alone), (own, without_bias)]

@@ -1,6 +1,6 @@
 """Lenses that end at the model's own read-out: the outputs of sites, and the embeddings they lead to."""
 
-__all__ = ["ResidualLens", "centred_norm", "check_batch", "check_same_run", "check_speaks", "freeze", "site_outputs"]
+__all__ = ["ResidualLens", "centred_norm", "check_same_run", "check_speaks", "freeze", "set_rows", "site_outputs"]
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -151,11 +151,11 @@ def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
     everything that is written to these rows afterwards is frozen too.
     """
     value = cache[name]
+    if cache.rows == "readout":
+        return name, set_rows(cache, name, value)
 
     def set_cached(act: Tensor, hook: HookPoint) -> Tensor:
         check_batch(act, value, name)
-        if cache.rows == "readout":
-            return cache.read_out.with_rows(act, value)
         if act.shape != value.shape:
             raise LensError(
                 f"{name}: the cache holds {tuple(value.shape)}, the run has {tuple(act.shape)}; make the cache "
@@ -166,14 +166,35 @@ def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
     return name, set_cached
 
 
+def set_rows(
+    cache: ViTActivationCache, name: str, rows: Float[Tensor, "#batch row *axes"], *, of_images: bool = True
+) -> HookFn:
+    """Return a hook that sets a hook point at the read-out rows.
+
+    Args:
+        cache: The cache of one run.
+        name: The hook point's name, for the message.
+        rows: What is set.
+        of_images: Whether there is one for each image of the cache; otherwise there is one for all.
+    """
+
+    def put(act: Tensor, hook: HookPoint) -> Tensor:
+        if of_images:
+            check_batch(act, rows, name)
+        return cache.read_out.with_rows(act, rows)
+
+    return put
+
+
 def check_same_run(
-    act: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "batch row *axes"], cache: ViTActivationCache, name: str
+    act: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "_ row *axes"], cache: ViTActivationCache, name: str
 ) -> None:
     """Raise if a site's live output is not the cached one: other images, or an edit before the site.
 
     Raises:
         LensError: They differ by more than rounding.
     """
+    check_batch(act, rows, name)
     live = cache.read_out.rows(act).to(rows)
     allowed = min(1e4 * torch.finfo(act.dtype).eps, 0.1) * rows.abs().amax()
     if not (live - rows).abs().amax() <= allowed:  # so that NaN is a difference too

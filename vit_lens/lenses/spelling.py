@@ -3,6 +3,7 @@
 __all__ = ["DEFAULT_LENSES", "LENS_NAMES", "check_spelling", "parse_lens", "parse_lenses"]
 
 from collections.abc import Sequence
+from typing import Any
 
 from vit_lens.errors import LensError, nearest
 from vit_lens.lenses.contract import Lens, check_lens
@@ -35,14 +36,13 @@ def parse_lens(text: str, reference: ReferenceMeans | None) -> Lens:
     name, strength = check_spelling(text)
     if name == "diffusion":
         return DiffusionLens()
-    if name == "dsl":
-        return DiffusionSteeringLens(**strength)  # pyright: ignore[reportArgumentType]
-    if reference is None:
+    means: dict[str, Any] = {} if name == "dsl" else {"anchor": "mean", "reference": reference}
+    if means and reference is None:
         raise LensError(
             "dsl-mean needs reference means of this model: make them once with `vit-lens reference IMAGES... --model "
             "MODEL --out means.safetensors`, then pass --reference means.safetensors"
         )
-    return DiffusionSteeringLens(**strength, anchor="mean", reference=reference)  # pyright: ignore[reportArgumentType]
+    return DiffusionSteeringLens(**strength, **means)
 
 
 def check_spelling(text: str) -> tuple[str, dict[str, float]]:

@@ -17,10 +17,10 @@ from vit_lens.lenses.contract import HookFn, Sites
 from vit_lens.lenses.residual import (
     ResidualLens,
     centred_norm,
-    check_batch,
     check_same_run,
     check_speaks,
     freeze,
+    set_rows,
     site_outputs,
 )
 from vit_lens.reference import ReferenceMeans
@@ -191,7 +191,6 @@ def _scale(cache: ViTActivationCache, strength: Float[Tensor, " batch"], site: S
     rows = cache.readout(site.hook_name)
 
     def scale(act: Tensor, hook: HookPoint) -> Tensor:
-        check_batch(act, strength, site.hook_name)
         check_same_run(act, rows, cache, site.hook_name)
         factor = strength.to(act).reshape(-1, 1, 1)
         if site.head is None:
@@ -222,16 +221,5 @@ def _mean_hooks(
         mean = means.output(model, site)
         rows = mean + strength.to(mean)[:, None, None] * (cached.to(mean) - mean)
     values.pop(site.hook_name, None)
-    means_hooks = [(name, _set_rows(cache, name, value, of_images=False)) for name, value in values.items()]
-    return [*means_hooks, (site.hook_name, _set_rows(cache, site.hook_name, rows, of_images=True))]
-
-
-def _set_rows(
-    cache: ViTActivationCache, name: str, rows: Float[Tensor, "#batch row *axes"], *, of_images: bool
-) -> HookFn:
-    def set_rows(act: Tensor, hook: HookPoint) -> Tensor:
-        if of_images:
-            check_batch(act, rows, name)
-        return cache.read_out.with_rows(act, rows)
-
-    return set_rows
+    means_hooks = [(name, set_rows(cache, name, value, of_images=False)) for name, value in values.items()]
+    return [*means_hooks, (site.hook_name, set_rows(cache, site.hook_name, rows))]

@@ -3,8 +3,8 @@
 __all__ = ["ZeroShotMaps", "zero_shot_maps"]
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +19,6 @@ from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.readers.zero_shot import top_captions
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ class ZeroShotMaps:
         """Return the softmax over the captions of every patch, or for SigLIP a sigmoid of each."""
         return self.bank.to_probs(self.logits(form))
 
-    def to_frame(self, k: int = 1) -> "pd.DataFrame":
+    def to_frame(self, k: int = 1) -> pd.DataFrame:
         """Return the ``k`` best captions of every patch.
 
         Columns: image, site, layer, row, column, form, rank, caption, cosine, logit, prob.
@@ -75,8 +72,6 @@ class ZeroShotMaps:
         Raises:
             LensError: ``k`` is not from 1 to the number of captions.
         """
-        import pandas as pd
-
         rows = []
         for form, cosines in self.cosines.items():
             best = top_captions(cosines, self.bank, k)

@@ -1,11 +1,12 @@
 """The retrieval lens: the nearest images of the user's own to every lens embedding."""
 
-__all__ = ["Neighbours", "query_hashes", "retrieval_lens"]
+__all__ = ["Neighbours", "retrieval_lens"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,14 +14,10 @@ from torch import Tensor
 from vit_lens.errors import GalleryError, LensError, expect
 from vit_lens.images import to_display
 from vit_lens.lenses import Lens, Sites
-from vit_lens.models import HookedViT
 from vit_lens.readers.embeddings import SiteEmbeddings, site_embeddings
 from vit_lens.readers.gallery import Gallery, picture_hash
 from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.towers import ViTActivationCache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +52,12 @@ class Neighbours:
     index: dict[tuple[str, str], Int[Tensor, "batch site k"]]
     cosine: dict[tuple[str, str], Float[Tensor, "batch site k"]]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Return one row per image, site, form, control and neighbour, best first.
 
         Columns: image, site, site_type, layer, head, lens, control, form, rank, index, name, cosine, copies (how
         many files of the gallery are this very picture).
         """
-        import pandas as pd
-
         copies = {name: len(group) for group in self.gallery.duplicates for name in group}
         rows: list[dict[str, Any]] = []
         for (form, control), index in self.index.items():
@@ -107,6 +102,8 @@ def retrieval_lens(
         GalleryError: The gallery is another model's, or has fewer than ``k`` other pictures.
         UnknownSiteError: A site is not one of the model's.
         LensError: The lens is not defined on a site, the means do not fit, or there is another number of images.
+        ImageError: An image cannot be read.
+        PreprocessError: The images are preprocessed pixels.
         ReferenceMismatchError: The means are another model's.
 
     >>> from vit_lens.mini import world
@@ -119,11 +116,13 @@ def retrieval_lens(
     expect(gallery, Gallery, "gallery", GalleryError, "Gallery.from_images(model, images) makes one")
     read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
     gallery.check(cache.model)
-    hashes = query_hashes(cache.model, images)
     n_images, n_sites = read.values[""].shape[:2]
-    if hashes is not None and len(hashes) != n_images:
-        raise LensError(f"{len(hashes)} images for a cache of {n_images}")
-    leave_out = None if hashes is None else [digest for digest in hashes for _ in range(n_sites)]
+    leave_out = None
+    if images is not None:
+        hashes = [picture_hash(picture) for picture in to_display(images, cache.model.preprocess_spec)]
+        if len(hashes) != n_images:
+            raise LensError(f"{len(hashes)} images for a cache of {n_images}")
+        leave_out = [digest for digest in hashes for _ in range(n_sites)]
     origin = gallery.mean[None]
     if means is not None:
         origin = check_means(means).of(cache.model, read.lens, read.sites).repeat(n_images, 1)
@@ -133,15 +132,3 @@ def retrieval_lens(
             found = gallery.nearest(values.flatten(0, 1), k, origins=origins, leave_out=leave_out)
             index[form, control], cosine[form, control] = (part.unflatten(0, (n_images, n_sites)) for part in found)
     return Neighbours(read, gallery, index, cosine)
-
-
-def query_hashes(model: HookedViT, images: Any) -> list[str] | None:
-    """Return the hash of what the tower sees of every image; None for None.
-
-    Raises:
-        ImageError: An image cannot be read.
-        PreprocessError: The images are preprocessed pixels.
-    """
-    if images is None:
-        return None
-    return [picture_hash(picture) for picture in to_display(images, model.preprocess_spec)]

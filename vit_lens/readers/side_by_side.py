@@ -4,8 +4,9 @@ __all__ = ["SiteAnswers", "read_sites"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 
 from vit_lens.addresses import Site
@@ -18,9 +19,6 @@ from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.readers.zero_shot import zero_shot_lens
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +37,8 @@ class SiteAnswers:
     ['', 'random']
     """
 
-    captions: "pd.DataFrame | None"
-    images: "pd.DataFrame | None"
+    captions: pd.DataFrame | None
+    images: pd.DataFrame | None
 
     def of(self, image: int, site: Site | str, *, control: str = "", reading: int = 0) -> dict[str, Any]:
         """Return what stands beside one picture.
@@ -59,8 +57,6 @@ class SiteAnswers:
             LensError: There is no such row.
             UnknownSiteError: The text is no site.
         """
-        import pandas as pd
-
         site = Site.parse(site) if isinstance(site, str) else site
         numbers = {"captions": ["caption", "cosine", "logit", "prob"], "images": ["name", "index", "cosine", "copies"]}
         found: dict[str, Any] = {}
@@ -119,27 +115,23 @@ def read_sites(
     >>> found.captions.groupby("lens").size().to_dict(), found.images
     ({'diffusion': 128, 'dsl': 128}, None)
     """
-    import pandas as pd
-
     if bank is None and gallery is None:
         raise LensError("nothing to read with: give bank=, gallery= or both")
     lenses = [lens] if isinstance(lens, Lens) else list(lens)
     means = [check_means(mean) for mean in (means if isinstance(means, Sequence) else [means])]
-    captions, neighbours = [], []
+    captions, neighbours, generator = [], [], torch.Generator()
     for place, (one, own) in enumerate(sites_of_each(cache.model, lens, sites)):
         mean = next((m for m in means if m.reads(one)), None)
         common: dict[str, Any] = {"lens": one, "means": mean, "controls": controls}
         if bank is not None:
-            found = zero_shot_lens(cache, bank, own, generator=_seeded(seed), **common)
+            found = zero_shot_lens(cache, bank, own, generator=generator.manual_seed(seed), **common)
             captions.append(found.to_frame(min(k, len(bank))).assign(reading=place))
         if gallery is not None:
-            near = retrieval_lens(cache, gallery, own, images=images, k=k, generator=_seeded(seed), **common)
+            near = retrieval_lens(
+                cache, gallery, own, images=images, k=k, generator=generator.manual_seed(seed), **common
+            )
             neighbours.append(near.to_frame().assign(reading=place))
     if unused := [mean for mean in means if not any(mean.reads(one) for one in lenses)]:
         raise LensError(f"{unused[0]!r} belongs to none of the lenses {[one.describe().label for one in lenses]}")
     tables = [pd.concat(parts, ignore_index=True) if parts else None for parts in (captions, neighbours)]
     return SiteAnswers(*tables)
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -4,8 +4,9 @@ __all__ = ["TextSpan", "TextSpans", "head_contributions", "text_span", "text_spa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,9 +18,6 @@ from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _HEADS = ("head", "pool_head")
 _ROUNDING = 64  # contributions that differ by fewer units in the last place are the same
@@ -201,7 +199,7 @@ def text_spans(
     rank: int | None = None,
     batch_size: int = 32,
     progress: bool = False,
-) -> "tuple[TextSpans, pd.DataFrame]":
+) -> tuple[TextSpans, pd.DataFrame]:
     """Describe heads by the captions that span what they write.
 
     Args:
@@ -231,8 +229,6 @@ def text_spans(
     >>> len(spans["L7H3"].captions), table.columns.tolist()
     (2, ['site', 'layer', 'head', 'rank', 'caption', 'explained', 'cumulative'])
     """
-    import pandas as pd
-
     expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
     bank.check(model)
     model.refuse_hooks("a table of spans")
@@ -265,5 +261,5 @@ def _terms(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "site 
         parts.append(split_embedding(cache))
     if any(site.is_pool for site in sites):
         parts.append(split_pooling(cache))
-    where = {label: (part, i) for part in parts for i, label in enumerate(part.labels)}
-    return torch.stack([where[str(site)][0].values[where[str(site)][1]] for site in sites])
+    terms = {label: value for part in parts for label, value in zip(part.labels, part.values, strict=True)}
+    return torch.stack([terms[str(site)] for site in sites])

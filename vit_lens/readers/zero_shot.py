@@ -5,8 +5,9 @@ __all__ = ["ZeroShot", "top_captions", "zero_shot_lens"]
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,9 +19,6 @@ from vit_lens.readers.embeddings import BANK_ADVICE, SiteEmbeddings, site_embedd
 from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +76,7 @@ class ZeroShot:
         """Return the softmax over the captions, or for SigLIP a sigmoid of each."""
         return self.bank.to_probs(self.logits(form, control))
 
-    def to_frame(self, k: int | None = None) -> "pd.DataFrame":
+    def to_frame(self, k: int | None = None) -> pd.DataFrame:
         """Return one row per image, site, form, control and caption, best first.
 
         Columns: image, site, site_type, layer, head, lens, control, form, rank, caption, cosine, logit, prob.
@@ -89,8 +87,6 @@ class ZeroShot:
         Raises:
             LensError: ``k`` is not from 1 to the number of captions.
         """
-        import pandas as pd
-
         rows: list[dict[str, Any]] = []
         for form, control in self.cosines:
             best = top_captions(self.of(form, control), self.bank, k)
@@ -112,10 +108,8 @@ class TopCaptions:
 
     def rows(self, bank: TextBank, *place: int) -> list[dict[str, Any]]:
         """Return the captions of one embedding as rows of a table."""
-        numbers = zip(
-            self.index[place].tolist(), self.cosine[place].tolist(), self.logit[place].tolist(),
-            self.prob[place].tolist(), strict=True,
-        )  # fmt: skip
+        parts = (self.index, self.cosine, self.logit, self.prob)
+        numbers = zip(*(part[place].tolist() for part in parts), strict=True)
         return [
             {
                 "rank": rank, "caption": None if math.isnan(cosine) else bank.captions[index],
