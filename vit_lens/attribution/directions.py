@@ -64,53 +64,46 @@ class Directions:
             raise LensError(f"units={units!r}; expected one of {', '.join(map(repr, get_args(Units)))}")
         if isinstance(captions, str):
             raise LensError(f"captions={captions!r} is one text; give a list of texts")
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        if isinstance(directions, Tensor):
-            return cls._of_tensor(directions, captions, minus, units, dtype)._check(model)
-        if not isinstance(directions, TextBank):
+        scale, bias = 1.0, 0.0
+        if isinstance(directions, TextBank):
+            bank = directions.check(model)
+            names = bank.captions if captions is None else tuple(captions)
+            vectors = bank.embeds[[bank.index(name) for name in names]]
+            if isinstance(minus, str):
+                names = tuple(f"{name} - {minus}" for name in names)
+                minus = bank.embeds[bank.index(minus)]
+            if units == "logit":
+                scale, bias = bank.logit_scale, bank.logit_bias or 0.0 if minus is None else 0.0
+        elif isinstance(directions, Tensor):
+            vectors = directions[None] if directions.ndim == 1 else directions
+            names = tuple(f"direction {i}" for i in range(len(vectors))) if captions is None else tuple(captions)
+            _check_tensor(vectors, names, units)
+            if isinstance(minus, str):
+                raise LensError(f"minus={minus!r} names a caption, and the directions are a tensor; pass an embedding")
+        else:
             raise LensError(
                 f"directions are a TextBank or a tensor [direction d_embed], not {type(directions).__name__}"
             )
-        bank = directions.check(model)
-        names = bank.captions if captions is None else tuple(captions)
-        vectors = bank.embeds[[bank.index(name) for name in names]]
-        if isinstance(minus, str):
-            names = tuple(f"{name} - {minus}" for name in names)
-            minus = bank.embeds[bank.index(minus)]
-        scale = bank.logit_scale if units == "logit" else 1.0
-        bias = (bank.logit_bias or 0.0) if units == "logit" and minus is None else 0.0
-        return cls(names, _scaled(vectors, minus, units, dtype) * scale, bias, units)._check(model)
-
-    @classmethod
-    def _of_tensor(
-        cls, vectors: Tensor, names: Sequence[str] | None, minus: Tensor | str | None, units: Units, dtype: torch.dtype
-    ) -> "Directions":
-        if units == "logit":
-            raise LensError("units='logit' need a TextBank, whose logit_scale they are in; use units='cosine'")
-        if isinstance(minus, str):
-            raise LensError(f"minus={minus!r} names a caption, and the directions are a tensor; pass an embedding")
-        vectors = vectors[None] if vectors.ndim == 1 else vectors
-        if vectors.ndim != 2 or not vectors.is_floating_point() or not len(vectors):
+        if vectors.shape[1] != model.cfg.d_embed:
             raise LensError(
-                f"directions of shape {tuple(vectors.shape)}, {vectors.dtype}; expected [direction d_embed]"
+                f"directions of width {vectors.shape[1]}; the embeddings of {model.encoder_id} have {model.cfg.d_embed}"
             )
-        if names is not None and len(names) != len(vectors):
-            raise LensError(f"{len(names)} captions for {len(vectors)} directions")
-        labels = tuple(names) if names is not None else tuple(f"direction {i}" for i in range(len(vectors)))
-        return cls(labels, _scaled(vectors, minus, units, dtype), 0.0, units)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        return cls(names, _scaled(vectors, minus, units, dtype) * scale, bias, units)
 
     def divisor(self, embedding: Float[Tensor, "batch d_embed"]) -> Float[Tensor, " batch"]:
         """Return what each image's dot products are divided by: its norm, or 1 for ``dot``."""
         norm = embedding.norm(dim=-1)
         return torch.ones_like(norm) if self.units == "dot" else norm
 
-    def _check(self, model: Tower) -> "Directions":
-        if self.vectors.shape[1] != model.cfg.d_embed:
-            raise LensError(
-                f"directions of width {self.vectors.shape[1]}; the embeddings of {model.encoder_id} have "
-                f"{model.cfg.d_embed}"
-            )
-        return self
+
+def _check_tensor(vectors: Tensor, names: Sequence[str], units: Units) -> None:
+    if units == "logit":
+        raise LensError("units='logit' need a TextBank, whose logit_scale they are in; use units='cosine'")
+    if vectors.ndim != 2 or not vectors.is_floating_point() or not len(vectors):
+        raise LensError(f"directions of shape {tuple(vectors.shape)}, {vectors.dtype}; expected [direction d_embed]")
+    if len(names) != len(vectors):
+        raise LensError(f"{len(names)} captions for {len(vectors)} directions")
 
 
 def _scaled(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import LensError, VitLensError
-from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, ViTActivationCache
+from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, ViTActivationCache, read_wide
 
 
 class FrozenReadout:
@@ -51,7 +51,9 @@ class FrozenReadout:
         self.model = cache.model
         readout, self._norm = cache.read_out, self.model.ln_final
         self._final = read_rows(cache, f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
-        self.scale: Float[Tensor, "batch row 1"] = self._scale()
+        edited = "ln_final.hook_scale" in cache.cache_dict  # otherwise it follows from the residual
+        scale = self._wide(cache.readout("ln_final.hook_scale")) if edited else self._norm.split(self._final)[1]
+        self.scale: Float[Tensor, "batch row 1"] = scale
         self._ends = readout.frozen(cache)
         if isinstance(self._ends, FrozenTokens):
             raise LensError("this read-out has an output for every token: cache.read_out.frozen(cache) maps them apart")
@@ -138,13 +140,6 @@ class FrozenReadout:
     def _of_all(self, x: Float[Tensor, "*part #batch d_embed"]) -> Float[Tensor, "*part batch d_embed"]:
         return x.expand(*x.shape[:-2], len(self.weights), x.shape[-1])
 
-    def _scale(self) -> Float[Tensor, "batch row 1"]:
-        """Return the run's own scale; an edited one is in the cache, otherwise it follows from the residual."""
-        name = "ln_final.hook_scale"
-        if name not in self.cache.cache_dict:
-            return self._norm.split(self._final)[1]
-        return self._wide(self.cache.readout(name))
-
 
 def check_cache(cache: object, error: type[VitLensError] = LensError) -> ViTActivationCache:
     """Return a cache.
@@ -181,8 +176,7 @@ def read_rows(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row 
     >>> vl.attribution.read_rows(cache, "blocks.3.attn.hook_z").shape
     torch.Size([2, 1, 8, 16])
     """
-    rows = cache.readout(name).detach()
-    return rows.to(device=cache.model.device, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return read_wide(cache, name).detach()
 
 
 def read_tokens(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch *axes"]:

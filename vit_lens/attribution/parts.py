@@ -1,9 +1,6 @@
 """The exact split of an embedding into what every part of the model wrote."""
 
-__all__ = [
-    "Component", "EmbeddingParts", "PartKind", "check_layer", "check_layers", "describe", "hook_names", "neuron_parts",
-    "split_embedding",
-]  # fmt: skip
+__all__ = ["Component", "EmbeddingParts", "check_layers", "describe", "hook_names", "neuron_parts", "split_embedding"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -79,10 +79,8 @@ class Placement:
             PreprocessError: The map's grid is not that of a tower with this preprocessing.
         """
         rows, columns = self.edges(patch_map)
-        grid = np.empty((len(rows) - 1, len(columns) - 1, 4))
-        grid[..., 0], grid[..., 2] = rows[:-1, None], rows[1:, None]
-        grid[..., 1], grid[..., 3] = columns[None, :-1], columns[None, 1:]
-        return grid
+        ends = (rows[:-1, None], columns[None, :-1], rows[1:, None], columns[None, 1:])
+        return np.stack(np.broadcast_arrays(*ends), -1)
 
     def edges(self, patch_map: PatchMap) -> tuple[Float[np.ndarray, " row_edge"], Float[np.ndarray, " column_edge"]]:
         """Return the edges between patches, in the original, downwards and to the right.

@@ -155,9 +155,7 @@ def _embeds(
     """Return the embedding for each receiver: closed form at the end, runs in between, clean where no path leads."""
     open_to = [i for i, inputs in enumerate(receivers) if min(x.place for x in inputs) >= place_written(site)]
     embeds = dict.fromkeys(range(len(receivers)), clean)
-    if not open_to:
-        return list(embeds.values())
-    last = max(held.place for i in open_to for held in receivers[i])
+    last = max((held.place for i in open_to for held in receivers[i]), default=0)
     changed = _changed(model, site, base, source, through_mlps, tokens, last)
     end = 2 * model.cfg.n_layers
     runs = [i for i in open_to if receivers[i][0].place != end]

@@ -57,17 +57,14 @@ class _Sweep:
         return self.values if what == "value" else getattr(self, what)
 
     def _table(self, labels: list[list[dict[str, Any]]]) -> pd.DataFrame:
+        numbers = {what: self._of(what) for what in _QUANTITIES if what != "recovered" or self.source is not None}
         rows = []
         for index, line in enumerate(labels):
             for place, label in enumerate(line):
-                value, base = self.values[index, place].reshape(-1), self.base.reshape(-1)
-                for image in range(len(value)):
+                here = {what: number[index, place].reshape(-1).tolist() for what, number in numbers.items()}
+                for image in range(len(here["value"])):
                     own = {} if self.values.ndim == 2 else {"image": image}
-                    row = {**label, **own, "value": float(value[image]), "effect": float(value[image] - base[image])}
-                    if self.source is not None:
-                        reach = self.source.reshape(-1)[image] - base[image]
-                        row["recovered"] = float((value[image] - base[image]) / reach)
-                    rows.append(row)
+                    rows.append(label | own | {what: number[image] for what, number in here.items()})
         return pd.DataFrame(rows)
 
 
@@ -218,18 +215,8 @@ class PathEffects(_Sweep):
 
         Columns: sender, kind, layer, head, receiver, image, value, effect, recovered.
         """
-        return self._table(
-            [
-                [
-                    {
-                        "sender": str(site), "kind": site.kind, "layer": site.layer, "head": site.head,
-                        "receiver": receiver,
-                    }
-                    for receiver in self.receivers
-                ]
-                for site in self.senders
-            ]
-        )  # fmt: skip
+        labels = [{"sender": str(x), "kind": x.kind, "layer": x.layer, "head": x.head} for x in self.senders]
+        return self._table([[label | {"receiver": name} for name in self.receivers] for label in labels])
 
     def __repr__(self) -> str:
         images = "" if self.values.ndim == 2 else f" x {self.values.shape[2]} images"

@@ -1,9 +1,6 @@
 """What a lens is: from a cached run and sites to what a decoder is asked to draw. It describes itself once."""
 
-__all__ = [
-    "HookFn", "Lens", "LensDescription", "Sites", "check_cache", "check_lens", "checked_clean", "checked_read",
-    "no_control", "run_for",
-]  # fmt: skip
+__all__ = ["HookFn", "Lens", "LensDescription", "check_lens", "checked_clean", "checked_read", "no_control", "run_for"]
 
 import hashlib
 import json
@@ -18,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site, Sites
-from vit_lens.attribution import check_cache
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint

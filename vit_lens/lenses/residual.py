@@ -3,7 +3,7 @@
 __all__ = ["ResidualLens", "centred_norm", "check_same_run", "check_speaks", "freeze", "set_rows", "site_outputs"]
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from einops import einsum
@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Site, Sites
+from vit_lens.attribution import check_cache
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
-from vit_lens.lenses.contract import HookFn, Lens, Sites, check_cache
-from vit_lens.towers import Stream, ViTActivationCache, by_stream, read_wide
+from vit_lens.lenses.contract import HookFn, Lens
+from vit_lens.towers import ViTActivationCache, by_stream, read_wide
 
 _Change = Callable[[Tensor, Tensor | None, list[Site]], Tensor]  # of outputs, their origin and their sites
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
@@ -102,19 +103,14 @@ class ResidualLens(Lens):
     def _change(self, cache: ViTActivationCache, sites: Sites, change: _Change) -> Condition:
         check_cache(cache)
         own = self.check_sites(cache.model, sites)
-        groups = by_stream(cache.model.streams, own)
-        found = {site: part for group in groups for site, part in self._embed_group(cache, *group, change)}
+        found: dict[Site, Tensor] = {}
+        for stream, group in by_stream(cache.model.streams, own):
+            chunk = max(1, _CHUNK_NUMBERS // stream.last(cache).numel())
+            for some in (group[start : start + chunk] for start in range(0, len(group), chunk)):
+                outputs = change(site_outputs(cache, some), self._origin(cache, some), some)
+                read = stream.read(self._read(cache, some, outputs))
+                found.update(zip(some, read.unbind(1), strict=True))
         return Condition(pooled=torch.stack([found[site] for site in own], dim=1))
-
-    def _embed_group(
-        self, cache: ViTActivationCache, stream: Stream, sites: list[Site], change: _Change
-    ) -> Iterator[tuple[Site, Float[Tensor, "batch d_embed"]]]:
-        chunk = max(1, _CHUNK_NUMBERS // stream.last(cache).numel())
-        for start in range(0, len(sites), chunk):
-            some = sites[start : start + chunk]
-            outputs = change(site_outputs(cache, some), self._origin(cache, some), some)
-            read = stream.read(self._read(cache, some, outputs))
-            yield from zip(some, read.unbind(1), strict=True)
 
 
 def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site row d_model"]:

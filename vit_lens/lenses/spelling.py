@@ -94,10 +94,7 @@ def parse_lenses(
     means = reference
     if means is None and any(isinstance(item, str) and item.strip().startswith("dsl-mean") for item in items):
         means = ReferenceMeans.shipped(model)
-    found: list[Lens] = []
-    for item in items:
-        lens = parse_lens(item, means) if isinstance(item, str) else item
-        found.append(check_lens(lens))
+    found = [check_lens(parse_lens(item, means) if isinstance(item, str) else item) for item in items]
     if not found:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
     return found

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.addresses import Site
+from vit_lens.addresses import Site, Sites
 from vit_lens.errors import LensError
-from vit_lens.lenses.contract import HookFn, Sites
+from vit_lens.lenses.contract import HookFn
 from vit_lens.lenses.residual import (
     ResidualLens,
     centred_norm,
@@ -92,12 +92,9 @@ class DiffusionSteeringLens(ResidualLens):
     def settings(self) -> dict[str, Any]:
         """Return definition, strength, anchor, and which means it starts from."""
         definition = "D1 (reconstruction)" if self.anchor == "clean" else "mean-anchored DSL"
-        out: dict[str, Any] = {
-            "definition": definition, "alpha": self.alpha, "share": self.share, "anchor": self.anchor
-        }  # fmt: skip
-        if self.reference is not None:
-            out |= {"reference": self.reference.content, "reference_n": self.reference.n}
-        return out
+        said = {"definition": definition, "alpha": self.alpha, "share": self.share, "anchor": self.anchor}
+        means = self.reference
+        return said if means is None else said | {"reference": means.content, "reference_n": means.n}
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ __all__ = [
     "site_embeddings", "sites_of_each", "text_span", "text_spans", "top_captions", "zero_shot_lens", "zero_shot_maps",
 ]  # fmt: skip
 
-from vit_lens.readers.centring import deviations
+from vit_lens.readers.cosines import deviations
 from vit_lens.readers.embeddings import SiteEmbeddings, site_embeddings, sites_of_each
 from vit_lens.readers.gallery import Gallery, picture_hash
 from vit_lens.readers.patch_maps import ZeroShotMaps, zero_shot_maps

@@ -17,9 +17,8 @@ from vit_lens.errors import GalleryError
 from vit_lens.files import load_fields, save_fields
 from vit_lens.images import load_image
 from vit_lens.models import HookedViT
-from vit_lens.readers.centring import deviations
+from vit_lens.readers.cosines import deviations, nearest_rows
 from vit_lens.readers.indexing import Entries, Entry, index_folder, index_images, picture_hash
-from vit_lens.readers.searching import nearest_rows
 
 _FORMAT = "vit_lens.gallery.1"
 _ADVICE = "make the gallery with Gallery.from_folder(model, folder, out=path)"

@@ -12,7 +12,7 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import DiffusionLens, Sites, check_cache
-from vit_lens.readers.centring import deviations
+from vit_lens.readers.cosines import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.readers.patches import check_residual, patch_embeddings
 from vit_lens.readers.site_means import SiteMeans, check_means

@@ -19,7 +19,6 @@ from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
-_HEADS = ("head", "pool_head")
 _ROUNDING = 64  # contributions that differ by fewer units in the last place are the same
 _NOTHING_LEFT = 1e-6  # of a text's length: below this it lies in the span of the texts already chosen
 
@@ -174,7 +173,7 @@ def head_contributions(
     torch.Size([2, 2, 128])
     """
     chosen = Site.resolve(sites, model.cfg)
-    if other := [str(site) for site in chosen if site.kind not in _HEADS]:
+    if other := [str(site) for site in chosen if site.head is None]:
         raise LensError(f"TEXTSPAN is about heads, not {', '.join(other[:4])}")
     images = several(images)
     # With attention pooling every token is a read-out row, and the split needs its pattern too.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import Lens, Sites
-from vit_lens.readers.centring import deviations
+from vit_lens.readers.cosines import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE, SiteEmbeddings, site_embeddings
 from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.texts import TextBank

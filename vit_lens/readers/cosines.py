@@ -1,6 +1,6 @@
-"""The nearest of many vectors, by cosine."""
+"""What cosines are taken of: deviations from a mean, where there are any; and the nearest of many vectors."""
 
-__all__ = ["nearest_rows"]
+__all__ = ["deviations", "nearest_rows"]
 
 from collections.abc import Sequence
 
@@ -8,7 +8,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 _CHUNK_NUMBERS = 2**26  # cosines that are held at once
+
+
+def deviations(
+    values: Float[Tensor, "*batch d_embed"], origins: Float[Tensor, "*#batch d_embed"]
+) -> Float[Tensor, "*batch d_embed"]:
+    """Return ``values - origins``; exactly zero, which has no direction, where the difference is only rounding.
+
+    A site may hold the same for all images (the CLS token before the first block does): its deviation is noise of
+    the arithmetic, and a cosine of noise would name a caption with confidence.
+
+    Args:
+        values: Lens embeddings.
+        origins: The mean that each of them is measured from.
+
+    >>> vl.readers.deviations(torch.tensor([[3.0, 4.0], [1.0, 1.0000001]]), torch.tensor([[1.0, 1.0]]))
+    tensor([[2., 3.],
+            [0., 0.]])
+    """
+    origins = origins.to(values)
+    found = values - origins
+    size = values.norm(dim=-1) + origins.norm(dim=-1)
+    silent = found.norm(dim=-1) <= _ROUNDING * torch.finfo(values.dtype).eps * size
+    return found.masked_fill(silent[..., None], 0.0)
 
 
 def nearest_rows(
