@@ -429,6 +429,8 @@ def test_save_and_load(bank_class, tmp_path):
 def test_damaged_files_are_refused(bank_class, text_error, tmp_path):
     from safetensors.torch import save_file
 
+    from vit_lens.files import save_tensors
+
     path = bank_of(bank_class, torch.randn(3, 5)).save(tmp_path / "bank.safetensors")
     whole = path.read_bytes()
     for cut in (0, 5, 200, len(whole) - 1):
@@ -441,7 +443,7 @@ def test_damaged_files_are_refused(bank_class, text_error, tmp_path):
     with pytest.raises(text_error, match="does not hold a text bank"):
         bank_class.load(tmp_path / "other")
     for meta in ({}, {"bank": "{"}, {"bank": json.dumps({"captions": ["a"]})}):
-        save_file({"embeds": torch.randn(2, 2)}, tmp_path / "meta", {"format": "vit_lens.text_bank.1"} | meta)
+        save_tensors({"embeds": torch.randn(2, 2)}, tmp_path / "meta", {"format": "vit_lens.text_bank.1"} | meta)
         with pytest.raises(text_error, match=r"not a whole safetensors file|holds the fields"):
             bank_class.load(tmp_path / "meta")
 

@@ -7,6 +7,7 @@ __all__ = [
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import types
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
@@ -96,13 +98,13 @@ def exclusive(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
-    """Write tensors as safetensors, whole or not at all.
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write tensors as safetensors, whole or not at all, with a hash of all that is in the file.
 
     Args:
         tensors: The tensors by name; they may lie on any device and share memory.
         path: The file; its directory is made where it is not there.
-        metadata: Texts to keep beside them; None for none.
+        metadata: Texts to keep beside them, ``format`` among them.
 
     Returns:
         The path.
@@ -114,8 +116,16 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     'x.safetensors'
     """
     make_directory(path.parent)
-    write_atomic(path, to_bytes(tensors, metadata))
+    write_atomic(path, to_bytes(tensors, {**metadata, "content": _content(tensors, metadata)}))
     return path
+
+
+def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -140,7 +150,7 @@ def open_tensors(
 
     Args:
         path: The file.
-        formats: The formats that the block reads, the newest last.
+        formats: The formats that the block reads, the newest last; older ones may lack a hash of their content.
         what: What the file should hold, in words such as ``a text bank``.
         error: The error to raise.
         advice: What to do if the file is not there, or is damaged, for the message.
@@ -149,7 +159,8 @@ def open_tensors(
         The open safetensors file, and its metadata.
 
     Raises:
-        VitLensError: ``error``: the file is missing, truncated or of another format, or the block met a damage.
+        VitLensError: ``error``: the file is missing, truncated, changed since it was written or of another format, or
+            the block met a damage.
 
     >>> path = save_tensors({"x": torch.zeros(2)}, tmp / "x.safetensors", {"format": "example.1"})
     >>> with open_tensors(path, ["example.1"], what="an example", error=VitLensError, advice="make it") as (file, meta):
@@ -164,6 +175,10 @@ def open_tensors(
             raise error(
                 f"{path} does not hold {what} (format {meta.get('format')!r}, expected {formats[-1]!r}); {advice}"
             )
+        if "content" in meta or meta["format"] == formats[-1]:
+            said = {name: value for name, value in meta.items() if name != "content"}
+            if _content(file_tensors(file), said) != meta.get("content"):
+                raise error(f"{path} is not what was written there (its content has another hash); {advice}")
         yield file, meta
 
 
