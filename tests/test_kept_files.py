@@ -66,3 +66,13 @@ def test_means_of_the_first_format_need_no_hash_and_keep_to_one_that_they_have(k
     save_file(tensors | {"z": tensors["z"] + 1}, path, said)
     with pytest.raises(errors.VitLensError, match="another hash"):
         vl.ReferenceMeans.load(path)
+
+
+def test_equal_content_is_equal_bytes():
+    from vit_lens.files import to_bytes
+
+    tensors, said = (
+        {"b": torch.ones(3, dtype=torch.bool), "a": torch.rand(2, 2).half()},
+        dict(zip("qwerty", "123456", strict=True)),
+    )
+    assert len({to_bytes(dict(order), said) for order in [[*tensors.items()], [*tensors.items()][::-1]] * 10}) == 1

@@ -98,13 +98,13 @@ def exclusive(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write tensors as safetensors, whole or not at all, with a hash of all that is in the file.
 
     Args:
         tensors: The tensors by name; they may lie on any device and share memory.
         path: The file; its directory is made where it is not there.
-        metadata: Texts to keep beside them, ``format`` among them.
+        metadata: Texts to keep beside them, such as their ``format``; None for none.
 
     Returns:
         The path.
@@ -116,12 +116,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     'x.safetensors'
     """
     make_directory(path.parent)
-    write_atomic(path, to_bytes(tensors, {**metadata, "content": _content(tensors, metadata)}))
+    said = dict(metadata or {})
+    write_atomic(path, to_bytes(tensors, {**said, "content": _content(tensors, said)}))
     return path
 
 
-def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+def _content(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -135,11 +136,17 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = No
         tensors: The tensors by name.
         metadata: Texts to keep beside them; None for none.
 
-    >>> to_bytes({"a": torch.ones(2), "b": torch.zeros(2)}) == to_bytes({"b": torch.zeros(2), "a": torch.ones(2)})
+    >>> a, b, said = torch.ones(2), torch.zeros(2), {"format": "example.1", "n": "2"}
+    >>> to_bytes({"a": a, "b": b}, said) == to_bytes({"b": b, "a": a}, said)
     True
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
-    return to_safetensors(plain, metadata)
+    written = memoryview(to_safetensors(plain, metadata))
+    end = 8 + int.from_bytes(written[:8], "little")
+    # safetensors writes metadata in the order of a hash table, which differs from call to call.
+    header = json.dumps(json.loads(bytes(written[8:end])), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, written[end:]))
 
 
 @contextlib.contextmanager
