@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_lens.cli.old_words import OLD_SPELLINGS, respell
+
+OLD = [(path, old, new.split()) for path, names in OLD_SPELLINGS.items() for old, new in names.items()]
+
 
 def commands():
     """Every command by its path, as typer makes it."""
@@ -253,6 +257,57 @@ def test_an_option_means_the_same_in_every_command():
             meanings.setdefault(name, set()).add(option.help)
     assert len(meanings) > 60
     assert {name: helps for name, helps in meanings.items() if len(helps) > 1} == {}
+
+
+def test_no_old_spelling_is_an_option():
+    """The one that still is somewhere was another thing there: the height and width of pictures."""
+    old = {name for names in OLD_SPELLINGS.values() for name in names}
+    for path, command in commands().items():
+        now = set(options(command))
+        assert not now & (old - {"--size"}) and not now & set(OLD_SPELLINGS.get(path, ())), path
+
+
+@pytest.mark.parametrize(("path", "old", "new"), OLD, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_old_spelling_is_todays_and_is_said_once(path, old, new, capsys):
+    words = path.split()
+    assert set(new) <= set(options(commands()[path]))
+    expected = [*words, "a", *(word for name in new for word in (name, "3"))]
+    assert respell([*words, "a", old, "3"]) == expected
+    assert capsys.readouterr().err == f"vit-lens: {old} is {' and '.join(new)} now\n"
+    twice = [*words, "a", f"{old}=3", old, "4", "--", old, "5"]
+    assert respell(twice) == [*expected, *(word for name in new for word in (name, "4")), "--", old, "5"]
+    assert capsys.readouterr().err.count("\n") == 1
+    assert respell([*words, old]) == [*words, *new]  # the command says what is missing
+
+
+def test_only_old_spellings_change(capsys):
+    for line in (["sweep", "--image", "a"], ["report", "--seed", "3"], ["study", "pool", "--seed"], ["--seed"], []):
+        assert respell(line) == line
+    assert capsys.readouterr().err == ""
+
+
+def test_a_sweep_in_old_spellings_runs_and_is_recorded_in_todays(vit_lens, photo, tmp_path):
+    out = tmp_path / "out"
+    given = ("--sites", "L7H0", "--lens", "diffusion", "--steps", 1, "--controls", "--no-page", "--out", out)
+    old = ("--seed", 3, "--seed=4", "--dtype", "float32", "--encoder", "vit_lens/mini")
+    status, _, error = vit_lens("sweep", photo, *given, *old)
+    assert status == 0, error
+    assert [line for line in error.splitlines() if line.startswith("vit-lens: ")] == [
+        f"vit-lens: {name} is {OLD_SPELLINGS['sweep'][name]} now" for name in ("--seed", "--dtype", "--encoder")
+    ]
+    manifest = json.loads((out / "record.json").read_text())
+    assert "--decoder-seed 3 --decoder-seed 4 --decoder-dtype float32" in manifest["command"]
+    status, _, error = vit_lens("sweep", photo, *given, "--decoder-seed", 3, "--decoder-seed", 4, "--control-seed", 1)
+    assert status == 2 and "another sweep" in error  # which has other controls
+
+
+def test_a_readout_in_old_spellings_runs(vit_lens, photo, tmp_path):
+    out = tmp_path / "out"
+    status, output, error = vit_lens(
+        "readout", photo, "--means", photo, "--dtype=float64", "--sites", "L7H0", "-k", 1, "--out", out
+    )
+    assert status == 0, error
+    assert "vit-lens: --means is --reference-images now" in error and " centred: " in output
 
 
 def test_images_are_the_argument_and_the_option(vit_lens, photo, tmp_path):

@@ -11,6 +11,7 @@ import typer
 
 from vit_lens.cli import flags
 from vit_lens.cli.models import models
+from vit_lens.cli.old_words import respell
 from vit_lens.cli.readers import READOUT_EXAMPLES, readout
 from vit_lens.cli.recording import SWEEP_EXAMPLES, demo, merge, reference, report, sweep
 from vit_lens.cli.testing import doctor, verify
@@ -56,6 +57,7 @@ def main() -> None:
     """Run the command line; an expected error is one line on the standard error stream, and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.showwarning = _show_warning
+    sys.argv[1:] = respell(sys.argv[1:])
     try:
         app()
     except VitLensError as error:
