@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, SupportsIndex, get_args, runtime_checkable
 
 from vit_lens.config import TowerConfig
-from vit_lens.errors import UnknownSiteError, nearest
+from vit_lens.errors import UnknownSiteError, expect, nearest
 
 SiteKind = Literal[
     "head", "attn", "mlp", "resid_pre", "resid_mid", "resid_post", "pool_head", "pool_attn", "pool_mlp"
@@ -140,7 +140,7 @@ def split_addresses(text: str, at: str = ",") -> list[str]:
     ['L5@(3,7)', 't5:L3@"a, b"']
     """
     parts = [""]
-    for piece in _PIECE.findall(text):
+    for piece in _PIECE.findall(_text(text)):
         if piece == at:
             parts.append("")
         else:
@@ -378,8 +378,13 @@ def _take(self: Address | Position, read: Mapping[str, Any] | None) -> None:
         object.__setattr__(self, name, value)
 
 
+def _text(given: object) -> str:
+    expect(given, str, "an address", UnknownSiteError, "a text such as 'L3H4', 'L3.mlp@cls' or 'heads'")
+    return str(given)
+
+
 def _read_address(text: str) -> dict[str, Any] | None:
-    if (m := _ADDRESS.fullmatch(text.strip())) is None:
+    if (m := _ADDRESS.fullmatch(_text(text).strip())) is None:
         return None
     block = (m["block"] or m["pool"] or "").upper().replace("POOL", "pool")
     unit = "H" if m["head"] else "N" if m["neuron"] else ""
@@ -398,13 +403,15 @@ def _read_address(text: str) -> dict[str, Any] | None:
 
 
 def _read_position(text: str) -> dict[str, Any] | None:
-    if (m := _POSITION.fullmatch(text.strip())) is None:
+    if (m := _POSITION.fullmatch(_text(text).strip())) is None:
         return None
     if m["word"]:
         try:
-            return {"kind": "word", "value": json.loads(m["word"], strict=False)}
-        except json.JSONDecodeError:  # an escape that JSON has not
+            word = json.loads(m["word"], strict=False)
+            word.encode()
+        except ValueError:  # an escape that JSON has not, or half a character
             return None
+        return {"kind": "word", "value": word}
     if m["row"]:
         return {"kind": "place", "value": (int(m["row"]), int(m["column"]))}
     number = m["index"] or m["number"]
@@ -462,7 +469,7 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind not in get_args(SiteKind):
             raise UnknownSiteError(
-                f"unknown kind of site {self.kind!r}; nearest: {nearest(self.kind, get_args(SiteKind))}"
+                f"unknown kind of site {self.kind!r}; nearest: {nearest(str(self.kind), get_args(SiteKind))}"
             )
         if self.kind.endswith("head") != (self.head is not None):
             raise UnknownSiteError(

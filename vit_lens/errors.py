@@ -9,10 +9,15 @@ __all__ = [
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class VitLensError(ValueError):
     """Base of all errors below; the command line prints its message as one line and exits with 2."""
+
+    def __init__(self, message: object = "") -> None:
+        # A file's name may hold bytes that are no text, which no terminal prints.
+        super().__init__(str(message).encode(errors="backslashreplace").decode())
 
 
 class UnknownHookError(VitLensError, KeyError):
@@ -94,12 +99,12 @@ class OutputError(VitLensError):
     """Output cannot be written."""
 
 
-def expect(value: object, kind: type, name: str, error: type[VitLensError], advice: str) -> None:
+def expect(value: object, kind: type | tuple[Any, ...], name: str, error: type[VitLensError], advice: str) -> None:
     """Raise unless an argument is of the type that it should be.
 
     Args:
         value: The argument.
-        kind: The type that it should be of.
+        kind: The type that it should be of, or several.
         name: The argument's name, for the message.
         error: The error to raise.
         advice: What to give instead, for the message.
@@ -112,7 +117,8 @@ def expect(value: object, kind: type, name: str, error: type[VitLensError], advi
     vit_lens.errors.VitLensError: name is of type int; expected str: a model's name
     """
     if not isinstance(value, kind):
-        raise error(f"{name} is of type {type(value).__name__}; expected {kind.__name__}: {advice}")
+        told = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise error(f"{name} is of type {type(value).__name__}; expected {told}: {advice}")
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

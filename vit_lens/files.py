@@ -1,20 +1,26 @@
-"""Files that are whole or absent: every write goes to a temporary file beside the target, then takes its name."""
+"""Files that are whole or absent, and the one door for files that anybody may have written.
+
+Every write goes to a temporary file beside the target, then takes its name. JSON is read by :func:`parse_json` and
+:func:`read_json`, tensors by :func:`open_safetensors` or :func:`open_tensors`, a dataclass by :func:`check_fields`.
+"""
 
 __all__ = [
     "check_fields", "clear_temporary", "damaged", "exclusive", "file_tensors", "load_fields", "make_directory",
-    "open_tensors", "save_fields", "save_tensors", "to_bytes", "write_atomic",
+    "open_safetensors", "open_tensors", "parse_json", "read_json", "read_shards", "save_fields", "save_tensors",
+    "to_bytes", "write_atomic",
 ]  # fmt: skip
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import types
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 from filelock import FileLock, Timeout
@@ -25,6 +31,12 @@ from torch import Tensor
 from vit_lens.errors import OutputError, VitLensError, nearest
 
 _TEMP_PREFIX = ".vit_lens-"
+_JSON_BYTES, _JSON_DEPTH, _JSON_INTEGER = 64 * 2**20, 64, 2**63
+# What readers of damaged files raise, of Python, pandas, Pillow, safetensors and torch.
+_DAMAGE = (
+    SafetensorError, ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 def make_directory(path: Path) -> None:
@@ -60,6 +72,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        if os.name == "posix":  # so that the name outlasts a power cut as well
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise OutputError(
             f"cannot write {path} ({len(data)} bytes): {error.strerror}; "
@@ -82,7 +100,7 @@ def exclusive(directory: Path) -> Iterator[None]:
     """Hold a directory against other processes for the time of a ``with`` block.
 
     Raises:
-        OutputError: Another process holds it.
+        OutputError: Another process holds it, or it cannot be written.
 
     >>> with exclusive(tmp):
     ...     write_atomic(tmp / "mine.txt", b"")
@@ -92,6 +110,8 @@ def exclusive(directory: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(f"another process is writing {directory}; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise OutputError(f"cannot write in {directory}: {error.strerror}; choose another --out") from error
     try:
         yield
     finally:
@@ -176,7 +196,10 @@ def open_tensors(
     """
     if not path.is_file():
         raise error(f"no {what.removeprefix('a ')} at {path}; {advice}")
-    with damaged(error, f"{path} is not a whole safetensors file of {what}", advice), safe_open(path, "pt") as file:
+    with (
+        damaged(error, f"{path} is not a whole safetensors file of {what}", advice),
+        open_safetensors(path, error, advice) as file,
+    ):
         meta = file.metadata() or {}
         if meta.get("format") not in formats:
             raise error(
@@ -187,6 +210,134 @@ def open_tensors(
             if _content(file_tensors(file), said) != meta.get("content"):
                 raise error(f"{path} is not what was written there (its content has another hash); {advice}")
         yield file, meta
+
+
+def open_safetensors(path: Path, error: type[VitLensError], advice: str) -> Any:
+    """Open a safetensors file, which may also be done in a ``with`` block.
+
+    Args:
+        path: The file.
+        error: The error to raise.
+        advice: What to do if the file is not there, or is damaged, for the message.
+
+    Raises:
+        VitLensError: ``error``: there is no such file, or it is truncated or none of safetensors.
+
+    >>> path = save_tensors({"x": torch.zeros(2)}, tmp / "x.safetensors")
+    >>> open_safetensors(path, VitLensError, "make it").keys()
+    ['x']
+    """
+    if not path.is_file():
+        raise error(f"{path}: no such file; {advice}")
+    with damaged(error, f"{path} is not a whole safetensors file", advice):
+        return safe_open(path, "pt")
+
+
+def parse_json(data: str | bytes, where: str, error: type[VitLensError], advice: str) -> dict[str, Any]:
+    """Read a JSON object that anybody may have written: what the standard leaves open, or no one means, is refused.
+
+    Args:
+        data: The text, or its bytes, which may begin with a byte order mark.
+        where: Where it was found, for the message.
+        error: The error to raise.
+        advice: What to do if it is damaged, for the message.
+
+    Raises:
+        VitLensError: ``error``: it is no JSON or no object, a key occurs twice, a number is not finite or an integer
+            beyond 64 bits, a text holds half a character, or it is longer than 64 MiB or nested deeper than 64.
+
+    >>> parse_json('{"a": [1, 2.5]}', "a file", VitLensError, "write it again")
+    {'a': [1, 2.5]}
+    >>> parse_json('{"a": NaN}', "a file", VitLensError, "write it again")
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: a file cannot be read as JSON (the number NaN is not finite); write it again
+    """
+    with damaged(error, f"{where} cannot be read as JSON", advice):
+        if len(data) > _JSON_BYTES:
+            raise ValueError(f"it is longer than {_JSON_BYTES} bytes")
+        level: list[Any] = [json.loads(
+            data, object_pairs_hook=_object, parse_float=_number, parse_constant=_number, parse_int=_integer
+        )]  # fmt: skip
+        found, depth = level[0], 0
+        while level := [child for one in level for child in _children(one)]:
+            if (depth := depth + 1) > _JSON_DEPTH:
+                raise ValueError(f"it is nested deeper than {_JSON_DEPTH}")
+    if not isinstance(found, dict):
+        raise error(f"{where} holds a JSON {type(found).__name__}; expected an object; {advice}")
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(made := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in made if names.count(name) > 1)!r} occurs twice")
+    return made
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text} is not finite")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -_JSON_INTEGER <= int(text) < _JSON_INTEGER:
+        raise ValueError(f"the number {text:.20} is beyond 64 bits")
+    return int(text)
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        value.encode()  # half a character, which JSON can escape, is no text
+    return [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def read_json(path: Path, error: type[VitLensError], advice: str) -> dict[str, Any]:
+    """Read a file by the rules of :func:`parse_json`.
+
+    Args:
+        path: The file.
+        error: The error to raise.
+        advice: What to do if it is not there, or is damaged, for the message.
+
+    Raises:
+        VitLensError: ``error``: there is no such file, or it cannot be read as a JSON object.
+
+    >>> write_atomic(tmp / "a.json", b'{"a": 1, "a": 2}')
+    >>> read_json(tmp / "a.json", VitLensError, "write it again")
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: ...a.json cannot be read as JSON (the key 'a' occurs twice); write it again
+    """
+    if not path.is_file():
+        raise error(f"{path}: no such file; {advice}")
+    with damaged(error, f"{path} cannot be read as JSON", advice), path.open("rb") as file:
+        data = file.read(_JSON_BYTES + 1)
+    return parse_json(data, str(path), error, advice)
+
+
+def read_shards(index: Path, error: type[VitLensError], advice: str) -> list[str]:
+    """Return the files that the index of a sharded checkpoint names, in order of name.
+
+    Args:
+        index: The path of the index.
+        error: The error to raise.
+        advice: What to do if it is damaged, for the message.
+
+    Raises:
+        VitLensError: ``error``: the index cannot be read, names no files, or one outside of its folder.
+
+    >>> write_atomic(tmp / "index.json", b'{"weight_map": {"w": "1.safetensors", "b": "1.safetensors"}}')
+    >>> read_shards(tmp / "index.json", VitLensError, "download it again")
+    ['1.safetensors']
+    """
+    held = read_json(index, error, advice).get("weight_map")
+    if not isinstance(held, dict) or not held or not all(isinstance(name, str) for name in held.values()):
+        raise error(f"{index}: weight_map is no table from tensors to files; {advice}")
+    names = sorted(set(held.values()))
+    for path in (flavour(name) for name in names for flavour in (PurePosixPath, PureWindowsPath)):
+        if path.anchor or ".." in path.parts:
+            raise error(f"{index} names {str(path)!r}, which lies outside of its directory; {advice}")
+    return names
 
 
 @contextlib.contextmanager
@@ -210,7 +361,7 @@ def damaged(error: type[VitLensError], said: str, advice: str) -> Iterator[None]
         yield
     except VitLensError:
         raise
-    except (SafetensorError, OSError, SyntaxError, KeyError, TypeError, ValueError) as damage:
+    except _DAMAGE as damage:
         raise error(f"{said} ({damage}); {advice}") from damage
 
 
@@ -261,7 +412,8 @@ def load_fields(
     'a red star'
     """
     with open_tensors(path, [form], what=what, error=error, advice=advice) as (file, meta):
-        return check_fields(cls, json.loads(meta[key]) | file_tensors(file), str(path), error)
+        plain = parse_json(meta[key], f"the metadata of {path}", error, advice)
+        return check_fields(cls, plain | file_tensors(file), str(path), error)
 
 
 def file_tensors(file: Any) -> dict[str, Tensor]:
@@ -294,14 +446,26 @@ def check_fields(cls: type, found: Any, where: str, error: type[VitLensError]) -
     wrong += [f"{name} is missing" for name in needed if name not in found]
     if wrong:
         raise error(f"{where} holds the fields {sorted(found)}: {'; '.join(wrong)}")
-    made: dict[str, Any] = {}
     for name, value in found.items():
-        kind, origin = kinds[name], get_origin(kinds[name])
-        allowed: tuple[Any, ...] = get_args(kind) if origin is types.UnionType else (origin or kind,)
-        if origin is Literal:
-            allowed = (str,)
-        allowed += (list,) * (tuple in allowed) + (int,) * (float in allowed)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise error(f"{where}: {name} is {value!r}, which is not of the expected type")
-        made[name] = tuple(found[name]) if origin is tuple else value
-    return made
+        if not _fits(value, kind := kinds[name]):
+            told = str(kind) if (origin := get_origin(kind)) else getattr(kind, "__name__", kind)
+            told = f"one of {', '.join(map(repr, get_args(kind)))}" if origin is Literal else told
+            raise error(f"{where}: {name} is {value!r}; expected {told}")
+    return {name: tuple(value) if get_origin(kinds[name]) is tuple else value for name, value in found.items()}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any or origin in (types.UnionType, Union):
+        return kind is Any or any(_fits(value, one) for one in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if isinstance(value, bool):
+        return kind is bool
+    allowed: Any = (int, float) if kind is float else origin or kind
+    return isinstance(value, str if dataclasses.is_dataclass(kind) else allowed)  # as save_fields writes them

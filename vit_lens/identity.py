@@ -1,12 +1,12 @@
 """Which encoder is which: one canonical id per set of weights, whatever route they came by."""
 
 __all__ = [
-    "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "aliases", "canonical_encoder_id", "fingerprint",
-    "same_encoder",
+    "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "aliases", "canonical_encoder_id", "exact_fingerprint",
+    "fingerprint", "same_encoder",
 ]  # fmt: skip
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -80,12 +80,31 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     >>> fingerprint(weights) == fingerprint({name: weight.double() for name, weight in weights.items()})
     True
     """
+    return _digest(state_dict, lambda tensor: tensor.to(dtype=torch.bfloat16))
+
+
+def exact_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that identify the values of weights to the last bit, and what they are kept in.
+
+    Two runs with weights of one such fingerprint may be joined; :func:`fingerprint` says which encoder it is.
+
+    Raises:
+        VitLensError: The tensors are on the meta device and have no content.
+
+    >>> plain, nudged = {"w": torch.tensor(1.0)}, {"w": torch.tensor(1.000001)}
+    >>> fingerprint(plain) == fingerprint(nudged), exact_fingerprint(plain) == exact_fingerprint(nudged)
+    (True, False)
+    """
+    return _digest(state_dict, lambda tensor: tensor)
+
+
+def _digest(state_dict: Mapping[str, Tensor], kept: Callable[[Tensor], Tensor]) -> str:
     if any(tensor.is_meta for tensor in state_dict.values()):
         raise VitLensError("weights on the meta device have no content to identify; load them on a real device")
     digest = hashlib.sha256()
     for name in sorted(state_dict):
-        tensor = state_dict[name]
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        values = tensor.detach().to(dtype=torch.bfloat16).contiguous().cpu()
-        digest.update(values.view(torch.int16).numpy().data)
+        values = kept(state_dict[name].detach())
+        told = "" if values.dtype == torch.bfloat16 else f"{values.dtype}"
+        digest.update(f"{name}{tuple(values.shape)}{told}".encode())
+        digest.update(values.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -1,9 +1,10 @@
 """Read one picture from a file, a Pillow image or an array, whole and in RGB or L."""
 
-__all__ = ["ImageSource", "Layout", "load_image", "load_with_hash", "source_name"]
+__all__ = ["ImageSource", "Layout", "formats", "load_image", "load_with_hash", "source_name"]
 
 import hashlib
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -19,11 +20,18 @@ from torch import Tensor
 
 from vit_lens.errors import ImageError, PreprocessError
 
-ImageSource = str | Path | Image.Image | np.ndarray | Tensor
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 Layout = Literal["HWC", "CHW"]
 
 # What Pillow's decoders raise on damaged data; EOFError and zlib.error are no OSErrors.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, AssertionError, AttributeError, ArithmeticError, LookupError,
+    RuntimeError, TypeError, struct.error, zlib.error,
+)  # fmt: skip
+# Formats that Pillow decodes itself: it hands EPS, WMF and others to programs outside. HEIF needs pillow-heif.
+_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "PSD", "QOI", "TGA", "TIFF", "WEBP"
+)  # fmt: skip
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -51,10 +59,9 @@ def load_image(source: ImageSource, *, layout: Layout | None = None) -> Image.Im
     if isinstance(source, (np.ndarray, Tensor)):
         return _from_array(source, layout)
     if isinstance(source, Image.Image):
-        return _flatten(source, source_name(source))
-    if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
-        return _from_bytes(_file_bytes(path), str(path))
+        return _flatten(source, source_name(source), "was its file closed, or is it truncated? load() it first")
+    if isinstance(source, (str, os.PathLike)):
+        return _from_bytes(_file_bytes(source), source_name(source))
     raise ImageError(f"got {type(source).__name__}; expected a path, a Pillow image, an array or a tensor")
 
 
@@ -69,9 +76,9 @@ def load_with_hash(source: ImageSource) -> tuple[Image.Image, str]:
     >>> picture.size, digest[:8]
     ((3, 2), '63b6417f')
     """
-    if isinstance(source, (str, Path)):
-        data = _file_bytes(Path(source).expanduser())
-        return _from_bytes(data, str(source)), hashlib.sha256(data).hexdigest()
+    if isinstance(source, (str, os.PathLike)):
+        data = _file_bytes(source)
+        return _from_bytes(data, source_name(source)), hashlib.sha256(data).hexdigest()
     picture = load_image(source)
     return picture, hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
 
@@ -82,19 +89,20 @@ def source_name(source: Any) -> str:
     >>> source_name("a.png"), source_name(np.zeros((2, 3)))
     ('a.png', 'float64 array of shape (2, 3)')
     """
-    if isinstance(source, (str, Path)):
-        return str(source)
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source).encode(errors="backslashreplace").decode()
     if isinstance(source, (np.ndarray, Tensor)):
         return f"{source.dtype} array of shape {tuple(source.shape)}"
     name = getattr(source, "filename", "")
     return str(name) if name else f"{type(source).__name__} in memory"
 
 
-def _file_bytes(path: Path) -> bytes:
-    if not path.exists():
-        raise ImageError(f"{path}: no such file")
-    if path.is_dir():
-        raise ImageError(f"{path} is a directory; expected an image file")
+def _file_bytes(source: str | os.PathLike[str]) -> bytes:
+    path = Path(source).expanduser()
+    if not os.fspath(source) or not os.path.lexists(path):
+        raise ImageError(f"{os.fspath(source) or repr('')}: no such file")
+    if not path.is_file():
+        raise ImageError(f"{path} is {'a directory' if path.is_dir() else 'no regular file'}; expected an image file")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -105,28 +113,37 @@ def _file_bytes(path: Path) -> bytes:
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:
-    with _whole(name), Image.open(io.BytesIO(data)) as image:
+    with _whole(name, "is it truncated?"), Image.open(io.BytesIO(data), formats=formats()) as image:
         return _flatten(image, name)
 
 
+def formats() -> list[str]:
+    """Return the names of the formats that are read, as Pillow calls them, of those that it has here."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 @contextmanager
-def _whole(name: str) -> Iterator[None]:
+def _whole(name: str, guess: str) -> Iterator[None]:
     try:
         yield
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image in a format that Pillow {Image.__version__} reads") from None
-    except (Image.DecompressionBombError, *_DAMAGE) as error:
-        raise ImageError(f"{name} cannot be read whole ({error}); is it truncated?") from error
+        raise ImageError(f"{name} is not an image in a format that is read ({', '.join(formats())})") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error} PIL.Image.MAX_IMAGE_PIXELS sets this limit") from error
+    except _DAMAGE as error:
+        raise ImageError(f"{name} cannot be read whole ({error}); {guess}") from error
 
 
-def _flatten(image: Image.Image, name: str) -> Image.Image:
+def _flatten(image: Image.Image, name: str, guess: str = "is it truncated?") -> Image.Image:
     """Reduce any Pillow image to RGB or L; the source is left as it is."""
     _warn_of_frames(image, name)
     is_png = image.format == "PNG"
-    with _whole(name):
-        upright = ImageOps.exif_transpose(image)
+    with _whole(name, guess):
+        image.load()
+    upright = _upright(image, name)
     if 0 in upright.size:
         raise ImageError(f"{name} has no pixels: width {upright.width}, height {upright.height}")
     if upright.mode in ("RGB", "L") and "transparency" not in upright.info:
@@ -141,6 +158,17 @@ def _flatten(image: Image.Image, name: str) -> Image.Image:
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         return _over_white(upright)
     return upright.convert("L" if upright.mode == "1" else "RGB")
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # Pillow warns of some damages, raises at others
+        try:
+            return ImageOps.exif_transpose(image)
+        except (UserWarning, *_DAMAGE) as error:
+            damage = error
+    warnings.warn(f"{name} has damaged EXIF data ({damage}); it is taken as it stands", UserWarning, stacklevel=6)
+    return image.copy()
 
 
 def _warn_of_frames(image: Image.Image, name: str) -> None:
@@ -190,10 +218,14 @@ def _from_array(source: np.ndarray | Tensor, layout: Layout | None) -> Image.Ima
 
 
 def _as_numpy(source: np.ndarray | Tensor) -> np.ndarray:
-    if isinstance(source, Tensor):
-        tensor = source.detach().cpu()
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return source
+    if not isinstance(source, Tensor):
+        return source
+    if source.is_meta or source.is_quantized or source.layout != torch.strided:
+        raise PreprocessError(
+            f"{source_name(source)} is of the meta device, quantised or sparse; expected plain numbers"
+        )
+    tensor = source.detach().cpu().resolve_neg()
+    return (tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor).numpy()
 
 
 def _check_range(array: np.ndarray, name: str) -> None:

@@ -2,8 +2,8 @@
 
 __all__ = ["margins", "preprocess", "resized_size", "to_display"]
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vit_lens.errors import PreprocessError
+from vit_lens.errors import PreprocessError, expect
 from vit_lens.images.load import ImageSource, Layout, load_image
 from vit_lens.images.spec import INTERPOLATIONS, PreprocessSpec
+
+_MOST_PIXELS = 2**25  # of a resized picture, which a file of a few bytes could ask for
 
 
 def preprocess(
@@ -43,6 +45,8 @@ def preprocess(
     torch.Size([2, 3, 64, 64])
     """
     spec = _required(spec)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise PreprocessError(f"dtype={dtype!r}; expected a floating-point torch.dtype, such as torch.float32")
     mean = torch.tensor(spec.mean, dtype=torch.float32).view(3, 1, 1)
     std = torch.tensor(spec.std, dtype=torch.float32).view(3, 1, 1)
     rows = []
@@ -77,13 +81,14 @@ def _required(spec: PreprocessSpec | None) -> PreprocessSpec:
         raise PreprocessError(
             "this tower carries no preprocessing; pass a PreprocessSpec (size, mean, std, interpolation, resize_mode)"
         )
+    expect(spec, PreprocessSpec, "spec", PreprocessError, "model.spec(), or one of your own")
     return spec
 
 
 def _pictures(
     sources: ImageSource | Sequence[ImageSource], spec: PreprocessSpec, layout: Layout | None
 ) -> list[Image.Image]:
-    if isinstance(sources, (str, Path, Image.Image)):
+    if isinstance(sources, (str, os.PathLike, Image.Image)):
         several: Sequence[ImageSource] = [sources]
     elif isinstance(sources, (np.ndarray, Tensor)):
         several = list(sources) if sources.ndim == 4 else [sources]
@@ -118,7 +123,7 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     else:
         ratio = max(ratios) if spec.resize_mode == "longest" else min(ratios)
         out = (round(size[0] / ratio), round(size[1] / ratio))
-    if min(out) < 1:
+    if min(out) < 1 or out[0] * out[1] > _MOST_PIXELS:
         raise PreprocessError(
             f"a picture of {size[1]} x {size[0]} pixels is too narrow: resized it would be {out[1]} x {out[0]}"
         )

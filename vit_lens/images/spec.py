@@ -4,9 +4,9 @@ __all__ = ["INTERPOLATIONS", "Interpolation", "PreprocessSpec", "ResizeMode"]
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ INTERPOLATIONS: dict[str, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 
+_MOST = 2**14  # pixels of a side
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -59,16 +60,14 @@ class PreprocessSpec:
     resize_edge: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise PreprocessError(f"size={self.size}; expected (height, width), both at least 1")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise PreprocessError(f"{name}={values}; expected three finite numbers")
-        if min(self.std) <= 0:
-            raise PreprocessError(f"std={self.std}; expected three positive numbers")
-        _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        _check_choice("resize_mode", self.resize_mode, get_args(ResizeMode))
+        for name, value in check_fields(type(self), vars(self), "preprocessing", PreprocessError).items():
+            object.__setattr__(self, name, value)
+        if min(self.size) < 1 or max(*self.size, self.resize_edge or 0) > _MOST:
+            raise PreprocessError(
+                f"size={self.size}, resize_edge={self.resize_edge}; expected at least 1, at most {_MOST}"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise PreprocessError(f"mean={self.mean}, std={self.std}; expected finite numbers, std positive")
         if not 0 <= self.fill_color <= 255:
             raise PreprocessError(f"fill_color={self.fill_color}; expected a grey level in [0, 255]")
         if self.resize_edge is not None and (self.resize_mode != "shortest" or self.resize_edge < max(self.size)):
@@ -116,16 +115,17 @@ class PreprocessSpec:
         >>> vl.PreprocessSpec.from_open_clip_cfg({"size": 64, "interpolation": "bilinear"}).size
         (64, 64)
         """
+        cfg = {key: value for key, value in cfg.items() if value is not None}
         if cfg.get("mode", "RGB") != "RGB":
             raise PreprocessError(f"open_clip preprocessing for mode {cfg['mode']!r}; expected 'RGB'")
-        interpolation = cfg.get("interpolation") or "bicubic"
+        interpolation = cfg.get("interpolation", "bicubic")
         return cls(
-            size=_pair(cfg.get("size") or 224),
-            mean=_triple(cfg.get("mean") or _OPENAI_MEAN),
-            std=_triple(cfg.get("std") or _OPENAI_STD),
+            size=_pair(cfg.get("size", 224)),
+            mean=_triple(cfg.get("mean", _OPENAI_MEAN)),
+            std=_triple(cfg.get("std", _OPENAI_STD)),
             interpolation="bicubic" if interpolation == "random" else interpolation,
-            resize_mode=cfg.get("resize_mode") or "shortest",
-            fill_color=int(cfg.get("fill_color") or 0),
+            resize_mode=cfg.get("resize_mode", "shortest"),
+            fill_color=cfg.get("fill_color", 0),
         )
 
     @classmethod
@@ -144,6 +144,7 @@ class PreprocessSpec:
         >>> spec.size, spec.resize_edge
         ((224, 224), 256)
         """
+        cfg = {key: value for key, value in cfg.items() if value is not None or key.startswith("do_")}
         _require_hf_steps(cfg)
         _require_named(cfg)
         size, crop = cfg.get("size", {"shortest_edge": 224}), cfg.get("crop_size")
@@ -181,28 +182,20 @@ class PreprocessSpec:
         )
 
 
-def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise PreprocessError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
 def _pair(size: Any) -> tuple[int, int]:
-    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
-        return int(size["height"]), int(size["width"])
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) in (1, 2):
-        return int(size[0]), int(size[-1])
+    sides: Any = [size.get("height"), size.get("width")] if isinstance(size, Mapping) else size
+    sides = [sides] if isinstance(sides, int) else sides
+    if isinstance(sides, Sequence) and len(sides) in (1, 2) and all(isinstance(side, int) for side in sides):
+        return sides[0], sides[-1]
     raise PreprocessError(f"size {size!r}; expected a side, (height, width), or a mapping with both")
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
-    if isinstance(values, (int, float)):
-        return float(values), float(values), float(values)
-    if len(values) != 3:
+    values = [values] * 3 if isinstance(values, (int, float)) else values
+    if not isinstance(values, Sequence) or len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
         raise PreprocessError(f"{values!r}; expected one number per channel, red, green, blue")
-    red, green, blue = values
-    return float(red), float(green), float(blue)
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _require_hf_steps(cfg: Mapping[str, Any]) -> None:
@@ -212,7 +205,7 @@ def _require_hf_steps(cfg: Mapping[str, Any]) -> None:
                 f"image processor with {step}=False; expected all steps. Pass preprocess_spec= instead"
             )
     factor = cfg.get("rescale_factor", 1 / 255)
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise PreprocessError(f"image processor with rescale_factor={factor}; expected 1/255. Pass preprocess_spec=")
 
 
@@ -228,6 +221,6 @@ def _require_named(cfg: Mapping[str, Any]) -> None:
 
 def _hf_interpolation(resample: Any) -> Interpolation:
     codes: dict[int, Interpolation] = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
-    if resample not in codes:
-        raise PreprocessError(f"image processor with resample={resample}; expected 2 (bilinear) or 3 (bicubic)")
+    if not isinstance(resample, int) or resample not in codes:
+        raise PreprocessError(f"image processor with resample={resample!r}; expected 2 (bilinear) or 3 (bicubic)")
     return codes[resample]

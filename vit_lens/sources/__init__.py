@@ -3,7 +3,8 @@
 __all__ = [
     "Blueprint", "Family", "OpenClipName", "Recipe", "SourceTower", "SupportedTower", "TowerSource",
     "embedded_encoder", "known_models", "load_module", "no_progress_bars", "open_clip_weights", "read_module",
-    "read_pretrained", "register_family", "resolve_name", "source_tower", "supported_open_clip", "supported_towers",
+    "read_pretrained", "register_family", "resolve_name", "source_tower", "stored_config", "supported_open_clip",
+    "supported_towers",
 ]  # fmt: skip
 
 from vit_lens.sources.catalogue import OpenClipName, known_models, open_clip_weights
@@ -12,7 +13,7 @@ from vit_lens.sources.families.family import Blueprint, Family, SupportedTower
 from vit_lens.sources.families.hugging_face import no_progress_bars
 from vit_lens.sources.modules import read_module, source_tower
 from vit_lens.sources.naming import embedded_encoder, resolve_name
-from vit_lens.sources.pretrained import load_module, read_pretrained
+from vit_lens.sources.pretrained import load_module, read_pretrained, stored_config
 from vit_lens.sources.recipe import Recipe
 from vit_lens.sources.source_tower import SourceTower
 from vit_lens.sources.tower_source import TowerSource

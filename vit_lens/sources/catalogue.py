@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_lens.errors import CheckpointError, nearest
+from vit_lens.errors import CheckpointError, expect, nearest
+from vit_lens.files import check_fields
 from vit_lens.images import PreprocessSpec
+from vit_lens.sources.configs import check_ranges, understood
 from vit_lens.sources.refusals import refuse
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -231,25 +233,20 @@ def create_visual(name: OpenClipName, *, file_quick_gelu: bool, cache_dir: str |
         file_quick_gelu: The activation of a file, which does not say it.
         cache_dir: Where downloads are kept.
     """
+    import open_clip
     from open_clip.transformer import QuickGELU
 
     entry = _entry(name.model, name.tag) if isinstance(name.tag, str) else {}
     pretrained = str(name.tag) if entry else str(Path(name.tag).expanduser())
     quick_gelu = _trained_with(model_config(name.model), entry) if entry else file_quick_gelu
-    visual = open_clip_visual(name.model, pretrained, cache_dir=None if cache_dir is None else str(cache_dir))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
+        cache = None if cache_dir is None else str(cache_dir)
+        visual: Any = open_clip.create_model(name.model, pretrained=pretrained, cache_dir=cache).visual
     if hasattr(visual, "transformer"):
         for block in visual.transformer.resblocks:
             block.mlp.gelu = QuickGELU() if quick_gelu else nn.GELU()
     return visual
-
-
-def open_clip_visual(architecture: str, pretrained: str | None, *, cache_dir: str | None = None) -> Any:
-    """Load a vision tower exactly as open_clip does."""
-    import open_clip
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
-        return open_clip.create_model(architecture, pretrained=pretrained, cache_dir=cache_dir).visual
 
 
 def _entry(model: str, tag: str) -> dict[str, Any]:
@@ -265,24 +262,41 @@ def _trained_with(config: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
     return bool(config.get("quick_gelu", False) if said is None else said)
 
 
-def build_visual(model_cfg: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
-    """Build the vision tower of a config without memory for its weights.
+def build_visual(
+    model_cfg: Mapping[str, Any], where: object, *, quick_gelu: bool | None = None, device: str = "meta"
+) -> nn.Module:
+    """Build the vision tower of a config, on the meta device without memory for its weights.
 
     Only the vision tower: the text towers of some configs fetch files from the Hub when they are built.
 
+    Args:
+        model_cfg: The config of a whole model, of which known keys reach open_clip.
+        where: Where it was found, for messages.
+        quick_gelu: Whether its activation is QuickGELU; None for what the config says.
+        device: Where the tower is built.
+
     Raises:
+        CheckpointError: The config lacks something, or a value is of another kind or out of range.
         UnsupportedTowerError: The config is not one of a plain ViT.
     """
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-    vision = copy.deepcopy(dict(model_cfg["vision_cfg"]))
+    vision: Any = copy.deepcopy(model_cfg.get("vision_cfg"))
+    says = model_cfg.get("quick_gelu", False)
+    expect(vision, dict, f"vision_cfg in {where}", CheckpointError, "sizes of a tower")
+    expect(says, bool, f"quick_gelu in {where}", CheckpointError, "true or false")
+    expect(model_cfg.get("embed_dim"), int, f"embed_dim in {where}", CheckpointError, "the width of the embedding")
+    check_ranges(vision | {"embed_dim": model_cfg["embed_dim"]}, where)
     reason = obstacle(vision)
     if reason:
         refuse(reason)
     if is_timm(model_cfg):
         vision["timm_model_pretrained"] = False  # nothing is downloaded to learn sizes
-    with torch.device("meta"):
-        return _build_vision_tower(model_cfg["embed_dim"], CLIPVisionCfg(**vision), quick_gelu)
+    given = {name: value for name, value in vision.items() if value is not None}  # which open_clip's own say anywhere
+    check_fields(CLIPVisionCfg, given, f"vision_cfg in {where}", CheckpointError)
+    with understood(where), torch.device(device):
+        cfg = CLIPVisionCfg(**vision)
+        return _build_vision_tower(model_cfg["embed_dim"], cfg, says if quick_gelu is None else quick_gelu)
 
 
 def is_timm(model_cfg: Mapping[str, Any]) -> bool:

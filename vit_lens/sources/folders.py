@@ -5,12 +5,15 @@ __all__ = ["HubFolder", "TowerFolder"]
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vit_lens.errors import CheckpointError
+from vit_lens.errors import CheckpointError, PreprocessError, expect
+from vit_lens.files import read_json, read_shards
 from vit_lens.images import PreprocessSpec
-from vit_lens.sources.tensors import read_json
+from vit_lens.sources.tensors import ADVICE
 
-_PREPROCESSOR = "preprocessor_config.json"
+# A processor's own file, which transformers 5 writes and looks into first, holds its image processor.
+_PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
 # Where pipelines that keep the tower in a subfolder keep its image processor.
 _PREPROCESSOR_FOLDERS = ("image_processor", "feature_extractor", "")
 
@@ -75,6 +78,14 @@ class TowerFolder:
         """The id of its weights if it is known, else how messages call it."""
         return self.encoder_id or self.label
 
+    @property
+    def library_place(self) -> tuple[str, dict[str, Any]]:
+        """What ``from_pretrained`` of Hugging Face's libraries is given to look there, and nowhere else."""
+        if isinstance(self.root, HubFolder):
+            options = {"revision": self.root.revision, "cache_dir": self.root.cache_dir}
+            return self.root.repo_id, {"subfolder": self.subfolder, **options}
+        return str(self.root), {"subfolder": self.subfolder, "local_files_only": True}
+
     def find(self, name: str) -> Path | None:
         """Return the path of a file, or None if there is no such file."""
         return self._at(self.subfolder, name)
@@ -97,9 +108,7 @@ class TowerFolder:
         if path.suffix != ".json":
             return [path]
         shards = []
-        for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
-            if Path(shard).is_absolute() or ".." in Path(shard).parts:
-                raise CheckpointError(f"{self.label}: {path.name} names {shard!r}, which lies outside of its directory")
+        for shard in read_shards(path, CheckpointError, ADVICE):
             if (found := self.find(shard)) is None:
                 raise CheckpointError(f"{self.label} lacks {shard}, which {path.name} names")
             shards.append(found)
@@ -112,6 +121,11 @@ class TowerFolder:
             PreprocessError: It does what cannot be reproduced.
         """
         for place in dict.fromkeys((self.subfolder, *(_PREPROCESSOR_FOLDERS if self.subfolder else ()))):
-            if (path := self._at(place, _PREPROCESSOR)) is not None:
-                return PreprocessSpec.from_hf_preprocessor(read_json(path))
+            for name in _PREPROCESSORS:
+                if (path := self._at(place, name)) is None:
+                    continue
+                found = read_json(path, CheckpointError, ADVICE)
+                if (said := found.get("image_processor") if name == _PREPROCESSORS[0] else found) is not None:
+                    expect(said, dict, f"image_processor in {path}", PreprocessError, "an image processor's settings")
+                    return PreprocessSpec.from_hf_preprocessor(said)
         return None

@@ -5,7 +5,6 @@ __all__ = ["read_module", "source_tower"]
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -13,12 +12,10 @@ from vit_lens.errors import CheckpointError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.families import families, known_family
 from vit_lens.sources.families.family import Blueprint, Family
-from vit_lens.sources.recipe import build
-from vit_lens.sources.refusals import kind, refuse, size_pair
+from vit_lens.sources.recipe import FLOATS, build
+from vit_lens.sources.refusals import kind, refuse, require_spec, size_pair
 from vit_lens.sources.source_tower import SourceTower
 from vit_lens.sources.tower_source import TowerSource, source_of
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_module(
@@ -59,6 +56,7 @@ def read_module(
     vit_lens.errors.UnsupportedTowerError: ...a Linear from torch.nn.modules.linear; known are ...
     """
     size, family = size_pair(image_size), known_family(tower)
+    require_spec(preprocess_spec)
     blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {kind(tower)}"))
     _require_own_code(family.vision(tower), [family], family.unused)
     state_dict = _converted(blueprint, family.tensors(tower), copy)
@@ -99,7 +97,10 @@ def _require_own_code(tower: nn.Module, known: Sequence[Family], unused: tuple[s
     found = [f"{name or kind(part)} ({why})" for name, part in parts.items() if (why := _foreign_code(part, libraries))]
     if found:
         more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-        refuse(f"code on the tower that HookedViT would not run: {', '.join(found[:3])}{more}; remove it first")
+        refuse(
+            f"code on the tower that HookedViT would not run: {', '.join(found[:3])}{more}; merge an adapter into the "
+            "weights (merge_and_unload() of PEFT), take other code off"
+        )
 
 
 def _foreign_code(part: nn.Module, libraries: set[str]) -> str:
@@ -121,7 +122,7 @@ def _converted(blueprint: Blueprint, tensors: dict[str, Tensor], copy: bool) -> 
     like = tensors.get(embedding, next(iter(tensors.values())))  # says which dtype a tower of several has
     if like.is_meta:
         raise CheckpointError("the tower is on the meta device and has no weights; load them first")
-    if like.dtype not in _FLOATS:
+    if like.dtype not in FLOATS:
         raise CheckpointError(
             f"the tower's weights are {like.dtype}; expected a floating-point tower, not a quantised one"
         )

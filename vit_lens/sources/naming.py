@@ -5,6 +5,7 @@ __all__ = ["embedded_encoder", "resolve_name"]
 from pathlib import Path
 
 from vit_lens.errors import CheckpointError, nearest
+from vit_lens.files import damaged
 from vit_lens.identity import MINI_ENCODER, MINI_FILES
 from vit_lens.sources.catalogue import OpenClipName, known_models, require_tag
 from vit_lens.sources.folders import HubFolder, TowerFolder
@@ -34,8 +35,15 @@ def resolve_name(
     >>> resolve_name("facebook/dinov2-base").encoder_id  # nothing is fetched
     'hf/facebook/dinov2-base'
     """
-    if not isinstance(name, (str, Path)):
+    if not isinstance(name, (str, Path)) or not str(name).strip():
         raise CheckpointError(f"name={name!r} is a {type(name).__name__}; expected {_FORMS}")
+    with damaged(CheckpointError, f"{str(name)[:80]!r} cannot be looked up", "shorten it"):
+        return _resolved(name, tag, revision, cache_dir)
+
+
+def _resolved(
+    name: str | Path, tag: str | Path | None, revision: str | None, cache_dir: str | Path | None
+) -> OpenClipName | TowerFolder:
     model, found_tag = _open_clip_name(name, tag)
     if model is not None:
         if revision is not None:
@@ -69,10 +77,12 @@ def embedded_encoder(name: str | Path) -> Path | None:
 def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path | None) -> TowerFolder:
     if (path := embedded_encoder(name)) is not None:
         return TowerFolder(path, "", MINI_ENCODER, "mini")
-    root, _, subfolder = str(name).partition(":")
-    subfolder = subfolder.strip("/")
+    root, subfolder = _cut(str(name))
+    if ".." in subfolder.split("/"):
+        raise CheckpointError(f"{str(name)!r}: the subfolder {subfolder!r} lies outside; name it by its own path")
     local = Path(root).expanduser()
-    if isinstance(name, Path) or root.startswith((".", "/", "~")) or (local.is_dir() and not root.startswith("hf/")):
+    is_here = bool(root) and local.is_dir() and not root.startswith("hf/")
+    if isinstance(name, Path) or root.startswith((".", "/", "~")) or is_here:
         _require_directory(local)
         label = local.resolve().name + (f":{subfolder}" if subfolder else "")
         return TowerFolder(local, subfolder, None, label)
@@ -81,6 +91,15 @@ def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path |
         raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest open_clip names: {_near(root)}")
     hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
     return TowerFolder(HubFolder(repo_id, revision, cache_dir), subfolder, hub_id, repo_id)
+
+
+def _cut(name: str) -> tuple[str, str]:
+    """Cut off a subfolder: behind a directory that is here, else at the first colon, but never behind a drive."""
+    colons = [place for place, letter in enumerate(name) if letter == ":"]
+    here = (place for place in (len(name), *reversed(colons)) if place and Path(name[:place]).expanduser().is_dir())
+    others = (place for place in colons if place != 1 or not name[0].isalpha())
+    cut = next(here, next(others, len(name)))
+    return name[:cut], name[cut + 1 :].strip("/")
 
 
 def _require_directory(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Read a tower by name, one tensor at a time; or load it with its own library, to compare with."""
 
-__all__ = ["load_module", "read_pretrained"]
+__all__ = ["load_module", "read_pretrained", "stored_config"]
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_lens.errors import CheckpointError
+from vit_lens.files import read_json
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.catalogue import OpenClipName, build_visual, create_visual, is_timm, open_clip_weights
 from vit_lens.sources.families import families, known_family
@@ -17,8 +18,8 @@ from vit_lens.sources.families.family import Blueprint, Family
 from vit_lens.sources.folders import TowerFolder
 from vit_lens.sources.naming import resolve_name
 from vit_lens.sources.recipe import build
-from vit_lens.sources.refusals import refuse, require_dtype, size_pair
-from vit_lens.sources.tensors import StoredTensors, open_tensors, read_json
+from vit_lens.sources.refusals import refuse, require_device, require_dtype, require_spec, size_pair
+from vit_lens.sources.tensors import ADVICE, StoredTensors, open_tensors
 from vit_lens.sources.tower_source import TowerSource, source_of
 
 Size = tuple[int, int]
@@ -64,7 +65,8 @@ def read_pretrained(
     >>> read_pretrained("mini", device="meta").state_dict["unembed.W_U"]
     tensor(..., device='meta', size=(128, 128))
     """
-    size, dtype = size_pair(image_size), require_dtype(dtype)
+    size, dtype, device = size_pair(image_size), require_dtype(dtype), require_device(device)
+    require_spec(preprocess_spec)
     found = resolve_name(name, tag=tag, revision=revision, cache_dir=cache_dir)
     if isinstance(found, OpenClipName):
         opened = _named(found, quick_gelu, preprocess_spec, size, cache_dir)
@@ -100,6 +102,23 @@ def load_module(
     return family.load(found, config)
 
 
+def stored_config(folder: TowerFolder) -> Any:
+    """Return the config of transformers that a directory or Hub id stands for: known keys alone, in plausible ranges.
+
+    Args:
+        folder: What :func:`vit_lens.sources.resolve_name` says of a name.
+
+    Raises:
+        CheckpointError: There is none, or it describes no tower.
+        UnsupportedTowerError: It describes one that would not be exact.
+
+    >>> stored_config(resolve_name("mini")).model_type
+    'clip'
+    """
+    family, path, config = _recognised(folder)
+    return family.library_config(config, path)
+
+
 class _Opened(NamedTuple):
     """A tower whose values are not read yet."""
 
@@ -123,7 +142,7 @@ def _named(
         raise CheckpointError(
             f"quick_gelu={quick_gelu} would have no effect on {name.model}: a timm trunk has its own activation"
         )
-    tower = build_visual(weights.config, quick_gelu=weights.quick_gelu)
+    tower = build_visual(weights.config, name.model, quick_gelu=weights.quick_gelu)
     family = known_family(tower)
     blueprint = family.blueprint(tower, family.size(size, spec, f"the open_clip tower {name.model}"))
     path = weights.fetch(cache_dir)
@@ -154,7 +173,8 @@ def _recognised(folder: TowerFolder) -> tuple[Family, Path, Mapping[str, Any]]:
         path = folder.find(name)
         if path is None:
             continue
-        config, members = read_json(path), [family for family in families() if family.config_file == name]
+        config = read_json(path, CheckpointError, ADVICE)
+        members = [family for family in families() if family.config_file == name]
         for family in members:
             if family.reads(config):
                 return family, path, config

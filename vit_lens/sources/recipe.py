@@ -1,6 +1,6 @@
 """How the tensors of a source become those of a HookedViT: a list of steps that is made before any value is read."""
 
-__all__ = ["Heads", "Recipe", "Shape", "StateDict", "build"]
+__all__ = ["FLOATS", "Heads", "Recipe", "Shape", "StateDict", "build"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from vit_lens.sources.tensors import StoredTensors
 StateDict = dict[str, Tensor]
 Shape = tuple[int, ...]
 Heads = tuple[int, int]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES_SHOWN = 8
 
 
@@ -170,8 +171,13 @@ class Recipe:
             for name, (tensor, shape) in known.items()
             if tuple(tensor.shape) != shape
         ]
-        not_float = [name for name, (tensor, _) in known.items() if not tensor.is_floating_point()]
-        faults = {"missing": missing, "extra": extra, "misshapen": misshapen, "not floating point": not_float}
+        kinds = {name: tensor.dtype for name, (tensor, _) in known.items() if tensor.dtype not in FLOATS}
+        not_float = [name for name, dtype in kinds.items() if not dtype.is_floating_point]
+        quantised = [f"{name} ({dtype})" for name, dtype in kinds.items() if dtype.is_floating_point]
+        faults = {
+            "missing": missing, "extra": extra, "misshapen": misshapen, "not floating point": not_float,
+            "quantised": quantised,
+        }  # fmt: skip
         found = [f"{len(names)} {fault}: {_shorten(names)}" for fault, names in faults.items() if names]
         if found:
             raise CheckpointError(f"the weights do not fit this tower ({'; '.join(found)})")

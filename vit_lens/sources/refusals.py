@@ -1,13 +1,16 @@
 """How towers are refused, and checks of what a caller asks for."""
 
-__all__ = ["kind", "reason_of", "refuse", "require_dtype", "size_pair"]
+__all__ = ["kind", "reason_of", "refuse", "require_device", "require_dtype", "require_spec", "size_pair"]
 
 from typing import Any, NoReturn
 
 import torch
 
-from vit_lens.errors import CheckpointError, UnsupportedTowerError
+from vit_lens.addresses import as_index
+from vit_lens.errors import CheckpointError, PreprocessError, UnsupportedTowerError, expect
+from vit_lens.images import PreprocessSpec
 
+_MOST = 2**14  # pixels of a side
 _PREFIX, _ADVICE = "unsupported: ", ". HookedViT reproduces plain ViTs; `vit-lens models` lists them"
 
 
@@ -48,7 +51,32 @@ def size_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise CheckpointError(f"image_size={size}; expected a side or (height, width), in pixels")
-    return pair
+    pair = size if isinstance(size, (list, tuple)) else (size, size)
+    sides = [side for each in pair if (side := as_index(each)) is not None and 1 <= side <= _MOST]
+    if len(pair) != 2 or len(sides) != 2:
+        raise CheckpointError(f"image_size={size!r}; expected a side or (height, width), in pixels, up to {_MOST}")
+    return sides[0], sides[1]
+
+
+def require_device(device: Any) -> str | torch.device:
+    """Return a device that is here.
+
+    Raises:
+        CheckpointError: It is none, or not here.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"device={device!r} ({reason}); expected one that is here, such as 'cpu'") from error
+    return device
+
+
+def require_spec(spec: Any) -> None:
+    """Raise unless a preprocessing is one, or None.
+
+    Raises:
+        PreprocessError: It is something else.
+    """
+    if spec is not None:
+        expect(spec, PreprocessSpec, "preprocess_spec", PreprocessError, "how images become pixels")

@@ -1,43 +1,43 @@
 """Read tensors from safetensors and PyTorch files, and nothing else from them: no code in a file is run."""
 
-__all__ = ["StoredTensors", "open_tensors", "read_json"]
+__all__ = ["ADVICE", "StoredTensors", "open_tensors"]
 
-import json
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vit_lens.errors import CheckpointError
+from vit_lens.files import open_safetensors
 
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile)
+ADVICE = "download or copy it again"
+_DAMAGE = (
+    pickle.PickleError, zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+# How files begin that are none of tensors, in small letters, and what they are.
+_STRANGERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file that it stands for: `git lfs pull` fetches that",
+    b"<": "a web page, not the file: download the file itself (on the Hub from resolve/, not blob/)",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+    b"\x89hdf": "an HDF5 file of Keras: convert it to PyTorch with the library that wrote it",
+    b"{": "a JSON file, such as an index or a config: give the weights",
+}
+# What wrappers put into the names of a model's tensors: torch.compile, FSDP, checkpointing, DataParallel and its like.
+_WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^module\.")
 # Pages of a file that were read stay in memory until the file is let go, so it is opened again after this many bytes.
 _OPEN_AGAIN_AFTER = 16 * 2**20
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is missing or is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; expected an object")
-    return content
 
 
 class StoredTensors:
@@ -72,20 +72,23 @@ def open_tensors(paths: Sequence[Path]) -> StoredTensors:
             raise CheckpointError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
-        file = _File(path)
-        shard = {name: (file, key) for name, key in file.names().items()}
-        if twice := sorted(set(shard) & set(places)):
-            raise CheckpointError(f"{path} holds tensors that another shard holds too: {', '.join(twice[:8])}")
-        places |= shard
+        with path.open("rb") as stream:
+            start = stream.read(64)
+        if stranger := next((what for sign, what in _STRANGERS.items() if start.lstrip().lower().startswith(sign)), ""):
+            raise CheckpointError(f"{path} is {stranger}")
+        file = _File(path, is_safe=path.suffix == ".safetensors" or start[8:9] == b"{")
+        for key in file.header:
+            if (name := _unwrapped(key)) in places:
+                raise CheckpointError(f"{path} holds {key}, which it or another shard holds too")
+            places[name] = file, key
     return StoredTensors(places)
 
 
 class _File:
     """A file of tensors that is opened again and again, so that what was read of it does not pile up in memory."""
 
-    def __init__(self, path: Path):
-        self.path, self._n_read = path, 0
-        self._is_safe = path.suffix == ".safetensors"
+    def __init__(self, path: Path, *, is_safe: bool):
+        self.path, self._n_read, self._is_safe = path, 0, is_safe
         # A file in PyTorch's format before 1.6 cannot be mapped: it is read whole, once.
         self._is_mapped = self._is_safe or zipfile.is_zipfile(path)
         content = self._open()
@@ -94,12 +97,6 @@ class _File:
             key: _described(content.get_slice(key), f"{path}: {key}") if self._is_safe else content[key].to("meta")
             for key in content.keys()
         }
-
-    def names(self) -> dict[str, str]:
-        """Return the tensors' names, each with the key under which the file has it."""
-        # saved from DistributedDataParallel
-        prefix = "module." if not self._is_safe and all(key.startswith("module.") for key in self.header) else ""
-        return {key.removeprefix(prefix): key for key in self.header}
 
     def read(self, key: str) -> Tensor:
         if self._content is None or (self._is_mapped and self._n_read > _OPEN_AGAIN_AFTER):
@@ -110,30 +107,44 @@ class _File:
         return tensor
 
     def _open(self) -> Any:
-        return _open_safetensors(self.path) if self._is_safe else _load_torch(self.path, mmap=self._is_mapped)
+        if self._is_safe:
+            return open_safetensors(self.path, CheckpointError, ADVICE)
+        return _load_torch(self.path, mmap=self._is_mapped)
 
 
-def _open_safetensors(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
+def _unwrapped(key: str) -> str:
+    while (name := _WRAPPERS.sub("", key)) != key:
+        key = name
+    return name
 
 
 def _load_torch(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TorchScript", category=UserWarning)  # which is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except _DAMAGE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a file of tensors ({reason}); if it is whole, it holds more than tensors: save "
-            "the model's state_dict() alone"
-        ) from error
+        raise CheckpointError(f"{path} {_reason(path, str(error))}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(x, str) and isinstance(content[x], Tensor) for x in content):
         raise CheckpointError(f"{path} does not hold a state dict (names to tensors); save the model's state_dict()")
     return content
+
+
+def _reason(path: Path, said: str) -> str:
+    """Say why PyTorch does not read a file; its own text advises to run what is in it."""
+    if "TorchScript" in said:
+        return (
+            "is a TorchScript archive, which holds code; where you trust it, save its weights: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
+        )
+    if found := re.search(r"GLOBAL (\S+)|[Tt]ype (\S+) is not", said):
+        return (
+            f"holds more than tensors ({found[1] or found[2]}), as checkpoints of a training do; where you trust it, "
+            "save the model's state_dict() alone: torch.save(model.state_dict(), 'weights.pt')"
+        )
+    return f"cannot be read as a file of tensors: it is truncated, or PyTorch did not write it; {ADVICE}"
 
 
 def _described(stored: Any, where: str) -> Tensor:

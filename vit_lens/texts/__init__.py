@@ -1,6 +1,7 @@
 """Texts beside images: captions with the embeddings of a CLIP's own text tower, and labels for an embedding."""
 
-__all__ = ["TextBank", "ZeroShotLabels"]
+__all__ = ["TextBank", "ZeroShotLabels", "read_captions"]
 
 from vit_lens.texts.bank import TextBank
+from vit_lens.texts.captions import read_captions
 from vit_lens.texts.zero_shot_labels import ZeroShotLabels

@@ -4,7 +4,7 @@ __all__ = ["TextBank"]
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -77,8 +77,11 @@ class TextBank:
         if not (torch.isfinite(norms) & (norms > 0)).all():
             bad = int((~(torch.isfinite(norms) & (norms > 0))).nonzero()[0])
             raise TextError(f"the embedding of {self.captions[bad]!r} has norm {norms[bad]:g}; expected a finite one")
-        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
-            raise TextError(f"logit_scale={self.logit_scale}; expected the exponential of CLIP's parameter, above 0")
+        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0 and math.isfinite(self.logit_bias or 0.0)):
+            raise TextError(
+                f"logit_scale={self.logit_scale}, logit_bias={self.logit_bias}; expected finite numbers, the first the "
+                "exponential of CLIP's parameter, above 0"
+            )
         if not self.encoder_id:
             raise TextError("encoder_id is empty; name the image encoder that the text tower was trained with")
 
@@ -201,8 +204,9 @@ class TextBank:
                 template has no ``{}``.
             UnsupportedTowerError: No ``encoder_id``, and the image tower is not one that HookedViT reproduces.
         """
-        if isinstance(captions, str):
-            raise TextError(f"captions={captions!r} is one text; give a list of texts")
+        if isinstance(captions, str) or not isinstance(captions, Iterable):
+            what = "one text" if isinstance(captions, str) else "no list"
+            raise TextError(f"captions={captions!r} is {what}; give a list of texts (texts.read_captions reads a file)")
         captions = check_captions(tuple(captions))
         tower = text_tower(clip, tokenizer)
         return cls(

@@ -9,11 +9,18 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vit_lens.errors import TextError
+from vit_lens.errors import TextError, expect
+from vit_lens.files import damaged
 from vit_lens.identity import MINI_ENCODER, aliases
-from vit_lens.sources import OpenClipName, embedded_encoder, no_progress_bars, open_clip_weights
+from vit_lens.sources import (
+    OpenClipName,
+    no_progress_bars,
+    open_clip_weights,
+    resolve_name,
+    stored_config,
+)
 
-_OPEN_CLIP_HINT = "TextBank.from_open_clip(name, tag, captions) takes open_clip's names"
+_HINT = "TextBank.from_open_clip(name, tag, captions) takes open_clip's names"
 
 
 def from_open_clip(
@@ -47,46 +54,41 @@ def from_pretrained(
     Raises:
         TextError: There is no model of these kinds under this name, or it cannot be read.
     """
-    if (shipped := embedded_encoder(name)) is not None:
-        return *_load(shipped, device=device), MINI_ENCODER
+    expect(name, (str, Path), "name", TextError, "'mini', a Hub id 'owner/name' or a directory")
     plain = str(name).removeprefix("hf/")
-    local = Path(plain).expanduser()
-    if ":" in plain:
-        other = [
-            f"from_open_clip{tuple(i.split('/')[1:])}" for i in aliases(f"hf/{plain}") if i.startswith("open_clip/")
-        ]
-        raise TextError(
-            f"{name!r} names a subfolder, which holds an image tower without texts; "
-            + (f"the same encoder with its text tower: TextBank.{other[0]}" if other else _OPEN_CLIP_HINT)
-        )
-    if local.is_dir():
-        return *_load(local, device=device), None
-    if isinstance(name, Path) or plain.count("/") != 1 or plain.startswith((".", "/", "~")):
-        raise TextError(
-            f"no directory {name}; expected 'mini', a Hub id 'owner/name' or a directory. {_OPEN_CLIP_HINT}"
-        )
-    options = {"revision": revision, "cache_dir": cache_dir}
-    return *_load(plain, device=device, **options), f"hf/{plain}"
+    with damaged(TextError, f"{plain[:80]!r} cannot be looked up", "shorten it"):
+        is_here = Path(name).expanduser().is_dir() and bool(plain)
+    if not is_here and name not in ("mini", MINI_ENCODER):
+        if ":" in plain:
+            same = [one.split("/")[1:] for one in aliases(f"hf/{plain}") if one.startswith("open_clip/")]
+            raise TextError(
+                f"{name!r} names a subfolder, which holds an image tower without texts; "
+                + (f"the same encoder with its text tower: TextBank.from_open_clip{tuple(same[0])}" if same else _HINT)
+            )
+        if isinstance(name, Path) or plain.count("/") != 1 or plain.startswith((".", "/", "~")):
+            raise TextError(f"no directory {name}; expected 'mini', a Hub id 'owner/name' or a directory. {_HINT}")
+    found = resolve_name(name, revision=revision, cache_dir=cache_dir)
+    if isinstance(found, OpenClipName):
+        raise TextError(f"{name!r} is a name of open_clip's. {_HINT}")
+    return *_load(found, device=device), found.encoder_id
 
 
-def _load(where: str | Path, *, device: str | torch.device, **options: Any) -> tuple[nn.Module, Any]:
-    from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
+def _load(folder: Any, *, device: str | torch.device) -> tuple[nn.Module, Any]:
+    from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
     kinds = {"clip": CLIPModel, "siglip": SiglipModel}
+    (where, options), config = folder.library_place, stored_config(folder)
+    if config.model_type not in kinds:
+        raise TextError(
+            f"{where} is of model_type {config.model_type!r}; expected one with a text tower: {', '.join(kinds)}"
+        )
     try:
         with no_progress_bars():
-            model_type = AutoConfig.from_pretrained(where, **options).model_type
-            if model_type not in kinds:
-                raise TextError(
-                    f"{where} is of model_type {model_type!r}; expected one with a text tower: {', '.join(kinds)}"
-                )
-            model, loading = kinds[model_type].from_pretrained(
-                where, dtype=torch.float32, output_loading_info=True, **options
+            model, loading = kinds[config.model_type].from_pretrained(
+                where, config=config, dtype=torch.float32, output_loading_info=True, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            tokenizer = AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, TextError):
-            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TextError(f"{where} cannot be read as a CLIP with a tokenizer: {reason}") from error
     if missing := sorted(loading["missing_keys"]):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vit_lens.errors import UnsupportedTowerError, expect
 from vit_lens.sources.refusals import kind, refuse
 
 if TYPE_CHECKING:
@@ -29,20 +30,28 @@ def known_family(module: nn.Module) -> "Family":
     Raises:
         UnsupportedTowerError: None does.
     """
-    if (found := next((family for family in families() if family.owns(module)), None)) is None:
-        known = ", ".join(family.towers for family in families())
-        refuse(
-            f"a {kind(module)} from {type(module).__module__}; known are {known}: hand over the model itself, "
-            "not a wrapper (torch.compile, DataParallel, an adapter) around it"
-        )
-    return found
+    if (found := next((family for family in families() if family.owns(module)), None)) is not None:
+        return found
+    known = ", ".join(family.towers for family in families())
+    parts = module.named_modules() if isinstance(module, nn.Module) else []
+    inner = next((f": its .{name} ({kind(part)})" for name, part in parts if any(f.owns(part) for f in families())), "")
+    refuse(
+        f"a {kind(module)} from {type(module).__module__}; known are {known}: hand over the model itself, "
+        f"not a wrapper (torch.compile, DataParallel, an adapter) around it{inner}"
+    )
 
 
 def register_family(family: "Family") -> None:
     """Let a family of your own be read, converted and verified like those that ship; it is asked last.
 
     ``tests/test_families.py`` has a whole one in 50 lines.
+
+    Raises:
+        UnsupportedTowerError: It is no object of a class of families.
     """
+    from vit_lens.sources.families.family import Family
+
+    expect(family, Family, "family", UnsupportedTowerError, "an object of a class that inherits it, not the class")
     _FAMILIES.append(family)
 
 

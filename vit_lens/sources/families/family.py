@@ -180,6 +180,14 @@ class Family(ABC):
         """
         return str(config.get("model_type")) in self.model_types
 
+    def library_config(self, config: Mapping[str, Any], path: Path) -> Any:
+        """Return the config of the tower's library that the content of ``config_file`` stands for.
+
+        Raises:
+            CheckpointError: The family's library has none, or the content is not plausible.
+        """
+        raise CheckpointError(f"{path}: {self.towers} have no config of their library's")
+
     def build(self, config: Mapping[str, Any], path: Path, names: Collection[str]) -> nn.Module:
         """Build the tower that a config describes without memory for its weights, so that its parts can be asked.
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from vit_lens.errors import CheckpointError, UnsupportedTowerError
 from vit_lens.images import PreprocessSpec
+from vit_lens.sources.configs import plain_config, understood
 from vit_lens.sources.families.family import Family, SupportedTower
-from vit_lens.sources.folders import HubFolder, TowerFolder
+from vit_lens.sources.folders import TowerFolder
 from vit_lens.sources.recipe import Shape
 from vit_lens.sources.refusals import kind, refuse
 from vit_lens.sources.source_tower import SourceTower
@@ -81,14 +82,21 @@ class HuggingFace(Family):
 
     def build(self, config: Mapping[str, Any], path: Path, names: Collection[str]) -> nn.Module:
         import transformers
+        from transformers.activations import ACT2FN
 
-        whole: Any = getattr(transformers, self.model_types[config["model_type"]].config).from_dict(dict(config))
-        vision, tower_class = self.tower_of(whole, names)
-        try:
-            with torch.device("meta"):
-                return getattr(transformers, tower_class)(vision)
-        except KeyError as error:
-            refuse(f"a tower with hidden_act={vision.hidden_act!r} (no such activation: {error})")
+        vision, tower_class = self.tower_of(self.library_config(config, path), names)
+        if vision.hidden_act not in ACT2FN:
+            refuse(f"a tower with hidden_act={vision.hidden_act!r}, which is no activation of transformers")
+        with understood(path), torch.device("meta"):
+            return getattr(transformers, tower_class)(vision)
+
+    def library_config(self, config: Mapping[str, Any], path: Path) -> Any:
+        """Return the config of transformers that a file stands for; unknown keys do not reach it."""
+        import transformers
+
+        plain = plain_config(config, path, self.classes)
+        with understood(path):
+            return getattr(transformers, self.model_types[config["model_type"]].config).from_dict(plain)
 
     def tower_of(self, config: Any, names: Collection[str]) -> tuple[Any, str]:
         """Return the vision tower's own config, of a config in memory, and its class."""
@@ -97,10 +105,10 @@ class HuggingFace(Family):
     def load(self, folder: TowerFolder, config: Mapping[str, Any]) -> nn.Module:
         import transformers
 
-        where, options = str(folder.root), {"subfolder": folder.subfolder}
-        if isinstance(folder.root, HubFolder):
-            where = folder.root.repo_id
-            options |= {"revision": folder.root.revision, "cache_dir": folder.root.cache_dir}
+        where, options = folder.library_place
+        if isinstance(folder.root, Path):
+            folder.weights(self.weight_files)  # none of which lies outside
+        options["config"] = self.library_config(config, Path(folder.label, self.config_file))
         missing = []
         for name in self.model_types[config["model_type"]].sources:
             with no_progress_bars():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_lens.config import AttentionPoolConfig, HookedViTConfig
-from vit_lens.errors import CheckpointError, UnsupportedTowerError
+from vit_lens.errors import CheckpointError, UnsupportedTowerError, expect
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources import catalogue
 from vit_lens.sources.families import timm
@@ -135,18 +135,23 @@ class OpenClip(Family):
         return True
 
     def build(self, config: Mapping[str, Any], path: Path, names: Collection[str] = ()) -> nn.Module:
-        if "model_cfg" not in config:
-            raise CheckpointError(f"{path} has no model_cfg")
-        model_cfg = config["model_cfg"]
-        return catalogue.build_visual(model_cfg, quick_gelu=bool(model_cfg.get("quick_gelu", False)))
+        expect(config.get("model_cfg"), dict, f"model_cfg in {path}", CheckpointError, "sizes of a model")
+        return catalogue.build_visual(config["model_cfg"], path)
 
     def stored_spec(self, folder: TowerFolder, config: Mapping[str, Any]) -> PreprocessSpec | None:
-        tower = self.build(config, Path(folder.label, self.config_file))
-        return catalogue.spec_of(config.get("preprocess_cfg", {}), self.blueprint(tower).cfg.image_size)
+        path = Path(folder.label, self.config_file)
+        tower, given = self.build(config, path), config.get("preprocess_cfg", {})
+        expect(given, dict, f"preprocess_cfg in {path}", CheckpointError, "how images become pixels")
+        return catalogue.spec_of(given, self.blueprint(tower).cfg.image_size)
 
     def load(self, folder: TowerFolder, config: Mapping[str, Any]) -> nn.Module:
-        paths = folder.weights(self.weight_files)
-        return catalogue.open_clip_visual(f"local-dir:{paths[0].parent}", None)
+        from open_clip.factory import load_state_dict
+
+        tower = catalogue.build_visual(config["model_cfg"], folder.label, device="cpu")
+        stored: Any = load_state_dict(str(folder.weights(self.weight_files)[0]))
+        own = [name for name in stored if name.startswith(self.vision_prefix)]
+        tower.load_state_dict({name.removeprefix(self.vision_prefix): stored[name] for name in own})
+        return tower
 
     def table(self) -> list[SupportedTower]:
         rows = []
@@ -270,7 +275,7 @@ def _verdict(config: str) -> tuple[Tier | None, str]:
     if not catalogue.is_timm(model_cfg):
         return "B" if model_cfg["vision_cfg"].get("attentional_pool") else "A", ""
     try:
-        cfg = FAMILY.blueprint(catalogue.build_visual(model_cfg, quick_gelu=False)).cfg
+        cfg = FAMILY.blueprint(catalogue.build_visual(model_cfg, "open_clip", quick_gelu=False)).cfg
     except UnsupportedTowerError as error:
         return None, reason_of(error)
     return _tier(cfg), ""
