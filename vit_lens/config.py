@@ -17,6 +17,39 @@ from vit_lens.errors import VitLensError
 
 ActivationName = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "relu"]
 
+_LARGEST = 2**20  # of any size; far above every tower, and far below what would fill a machine
+_MOST_LAYERS = 1000
+
+
+def _check_values(cfg: Any) -> None:
+    """Raise unless every value of a config is of its kind, and a number in the range that towers have."""
+    for name, kind in get_type_hints(type(cfg)).items():
+        value: Any = getattr(cfg, name)
+        kinds = {kind, *get_args(kind)}
+        if (value is None and type(None) in kinds) or get_origin(kind) is ClassVar:
+            continue
+        expected, fits = "", True
+        if get_origin(kind) is Literal:
+            expected, fits = f"one of {', '.join(map(str, get_args(kind)))}", value in get_args(kind)
+        elif get_origin(kind) is tuple:
+            expected = f"(height, width), whole numbers from 1 to {_LARGEST}"
+            fits = isinstance(value, tuple) and len(value) == 2 and all(_is_whole(side, 1, _LARGEST) for side in value)
+        elif int in kinds:
+            least, most = int(name != "n_registers"), _MOST_LAYERS if name == "n_layers" else _LARGEST
+            expected, fits = f"a whole number from {least} to {most}", _is_whole(value, least, most)
+        elif float in kinds:
+            least, most = (0, 1) if name == "eps" else (1e-9, _LARGEST)
+            expected = f"a number from {least}, and below {most}"
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < most
+        elif kind is bool:
+            expected, fits = "True or False", isinstance(value, bool)
+        if not fits:
+            raise VitLensError(f"{name}={value!r}; expected {expected}")
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPoolConfig:
@@ -40,6 +73,9 @@ class AttentionPoolConfig:
     d_mlp: int | None
     has_ln_post: bool
 
+    def __post_init__(self) -> None:
+        _check_values(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeBiasConfig:
@@ -55,6 +91,14 @@ class RelativeBiasConfig:
 
     n_buckets: int
     max_distance: int
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+        if self.n_buckets < 4 or self.max_distance <= self.n_buckets // 4:
+            raise VitLensError(
+                f"n_buckets={self.n_buckets}, max_distance={self.max_distance}; expected at least 4 buckets, and a "
+                "distance above a quarter of their number"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +129,11 @@ class BlocksConfig:
         device: The device of the model's weights, as text; the model keeps it up to date.
 
     Raises:
-        VitLensError: A size is below 1, or a choice is none of those that there are.
+        VitLensError: A value is of another kind, or out of the range that towers have.
 
     >>> BlocksConfig(n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=0, act_fn="gelu", eps=1e-5)
     Traceback (most recent call last):
-    vit_lens.errors.VitLensError: d_mlp=0 must be at least 1
+    vit_lens.errors.VitLensError: d_mlp=0; expected a whole number from 1 to 1048576
     """
 
     n_layers: int
@@ -113,13 +157,7 @@ class BlocksConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise VitLensError(f"{name}={value!r}; expected one of {', '.join(map(str, get_args(kind)))}")
-        for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp"):
-            if getattr(self, name) < 1:
-                raise VitLensError(f"{name}={getattr(self, name)} must be at least 1")
+        _check_values(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sizes and switches as plain values; the device is not one.
@@ -167,10 +205,12 @@ class PatchEmbedConfig:
         Raises:
             VitLensError: The image is smaller than a patch, or there are registers without a class token.
         """
+        if self.n_ctx > _LARGEST:
+            raise VitLensError(f"image_size={self.image_size}: {self.n_ctx} tokens; expected at most {_LARGEST}")
         if 0 in self.grid:
             raise VitLensError(f"image_size={self.image_size} is smaller than patch_size={self.patch_size}")
-        if self.n_registers < 0 or (self.n_registers and not self.has_cls):
-            raise VitLensError(f"n_registers={self.n_registers}: registers follow a class token, and are 0 or more")
+        if self.n_registers and not self.has_cls:
+            raise VitLensError(f"n_registers={self.n_registers}: registers follow a class token")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -240,8 +280,6 @@ class ReadoutConfig:
         d_pooled = d_model if self.attn_pool is None else self.attn_pool.d_model
         if not self.has_proj and self.d_embed != d_pooled:
             raise VitLensError(f"without a projection d_embed={self.d_embed} must equal the pooled width {d_pooled}")
-        if self.d_embed < 1:
-            raise VitLensError(f"d_embed={self.d_embed} must be at least 1")
 
     @property
     def d_vocab(self) -> int:

@@ -62,9 +62,13 @@ def describe_position(position: int, cfg: TowerConfig) -> str:
         position: The place on the token axis, counted from 0.
         cfg: The config of the tower whose token it is.
 
+    Raises:
+        InterventionError: The tower has no such position.
+
     >>> describe_position(0, model.cfg), describe_position(12, model.cfg)
     ('cls', '(2, 3)')
     """
+    position = _checked(as_index(position), range(cfg.n_ctx), f"position {position}")
     if not isinstance(cfg, PatchEmbedConfig):
         return str(position)
     if cfg.has_cls and position == 0:
@@ -93,7 +97,7 @@ def image_config(cfg: TowerConfig, wanted: object) -> PatchEmbedConfig:
 
 
 def _of_mask(mask: Tensor, cfg: PatchEmbedConfig) -> list[int]:
-    if mask.dtype != torch.bool or tuple(mask.shape) != cfg.grid:
+    if mask.is_meta or mask.dtype != torch.bool or tuple(mask.shape) != cfg.grid:
         raise InterventionError(
             f"a mask of tokens is a bool tensor of the grid's shape {cfg.grid}, not {mask.dtype} {tuple(mask.shape)}"
         )

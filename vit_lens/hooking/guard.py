@@ -1,16 +1,16 @@
 """What a hook function may do: it works on a copy, and what it returns keeps shape, dtype and device."""
 
-__all__ = ["Direction", "Guard", "Name", "as_pairs", "check_hook_result", "is_hooked"]
+__all__ = ["Direction", "Guard", "Name", "as_device", "as_pairs", "check_hook_result", "is_hooked"]
 
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.errors import HookShapeError, UnknownHookError
+from vit_lens.errors import HookShapeError, UnknownHookError, VitLensError
 
 Direction = Literal["fwd", "bwd"]
 Name = str | Callable[[str], bool]
@@ -36,15 +36,32 @@ class Guard:
         self.fired += 1
         given = tensor if self.only_reads else tensor.clone()
         result = self.hook(given, hook=hook)
-        value = result[0] if self.direction == "bwd" and isinstance(result, tuple) and len(result) == 1 else result
+        value: Any = result[0] if self.direction == "bwd" and isinstance(result, tuple) and len(result) == 1 else result
         if value is None:
             return None if self.only_reads else given
         check_hook_result(value, tensor, self.name)
-        return result
+        if self.direction == "bwd" or value is given:
+            return result
+        return value.clone()  # what the caller has besides, no cache may keep
 
     def __repr__(self) -> str:
         # The arguments of a partial can be large tensors, and TransformerLens asks for this at every add_hook.
         return f"partial({self.hook.func!r}, ...)" if isinstance(self.hook, partial) else repr(self.hook)
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """Return the device that tensors can be kept on.
+
+    Raises:
+        VitLensError: This machine has none of this name.
+
+    >>> as_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise VitLensError(f"device={device!r}: {str(error).splitlines()[0]}") from error
 
 
 def as_pairs(hooks: Any) -> list[tuple[Name, Callable]]:
@@ -84,8 +101,11 @@ def check_hook_result(value: Any, tensor: Tensor, name: str) -> None:
         )
 
 
-def is_hooked(point: HookPoint) -> bool:
-    """Whether any hook, forward or backward, sits on a hook point.
+def is_hooked(module: nn.Module) -> bool:
+    """Whether any hook, TransformerLens' or plain PyTorch's, sits on a hook point, or on another module.
+
+    Hooks on all modules at once (``register_module_forward_hook``; counters of FLOPs use them) do not count: they
+    see what runs, and points that no hook of their own sits on may rest.
 
     >>> is_hooked(model.hook_pooled)
     False
@@ -93,7 +113,8 @@ def is_hooked(point: HookPoint) -> bool:
     ...     is_hooked(model.hook_pooled), model(pixels).shape
     (True, torch.Size([2, 128]))
     """
-    return bool(point.fwd_hooks or point.bwd_hooks)
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks or getattr(module, "fwd_hooks", None) or getattr(module, "bwd_hooks", None))  # a compiler watches
 
 
 def _describe(tensor: Tensor) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.errors import VitLensError
+from vit_lens.hooking.guard import as_device
 from vit_lens.hooking.stepped import Step, SteppedCache
 
 OfOne = TypeVar("OfOne")
@@ -19,6 +20,8 @@ OfOne = TypeVar("OfOne")
 
 class Keeper:
     """Caching hooks, and the dict that they fill; a value that is there is never written over in silence.
+
+    What is kept shares no memory with the weights, nor with anything else that is kept.
 
     Args:
         model: The model, which says its steps, and how often a point fires in one: a :class:`LoudHookedRootModule`.
@@ -32,8 +35,8 @@ class Keeper:
         at_steps: The indices of the steps to keep; None keeps all.
 
     Raises:
-        VitLensError: ``at_steps`` is empty or no list of whole numbers; or later, in a run, a value that is there would
-            be written over.
+        VitLensError: ``at_steps`` is empty or no list of whole numbers, or there is no such device; or later, in a
+            run, a value that is there would be written over.
 
     >>> keeper = Keeper(model, ["hook_pooled"])
     >>> out = model.run_with_hooks(pixels, fwd_hooks=keeper.hooks()[0])
@@ -53,9 +56,11 @@ class Keeper:
         remove_batch_dim: bool = False,
         at_steps: Sequence[int] | None = None,
     ):
-        self.model, self.names, self.incl_bwd, self.part, self.device = model, names, incl_bwd, part, device
+        self.model, self.names, self.incl_bwd, self.part = model, names, incl_bwd, part
+        self.device = None if device is None else as_device(device)
         self.cache: dict[str, Tensor] = {} if cache is None else cache
         self.remove_batch_dim, self.at_steps = remove_batch_dim, _indices(at_steps)
+        self._taken = {_memory(weight) for weight in model.parameters()}
         self._seen: dict[int, Step] = {}
         self._times: dict[str, int] = {}
         self._awaited: dict[str, list[Step | None]] = {}  # firings whose gradients have not come, by point
@@ -112,6 +117,9 @@ class Keeper:
         value = tensor.detach()
         value = value if self.part is None else self.part(value, name, is_gradient)
         value = value if self.device is None else value.to(self.device)
+        if (memory := _memory(value)) is not None and memory == _memory(tensor):  # no copy was made
+            value = value.clone() if memory in self._taken else value
+            self._taken.add(memory)
         if self.remove_batch_dim and len(value) != 1:
             raise VitLensError(f"remove_batch_dim=True needs one image, not {len(value)}")
         return value[0] if self.remove_batch_dim else value
@@ -137,6 +145,14 @@ class Keeper:
         if not self._seen:
             return of_one(self.cache)
         return SteppedCache(self.cache, [step for step in self._seen.values() if self._is_kept(step)], of_one)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Return where a tensor's memory begins; None within a transform of torch.func, which shows none."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except NotImplementedError:
+        return None
 
 
 def _indices(at_steps: Any) -> list[int] | None:

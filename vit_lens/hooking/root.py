@@ -2,10 +2,14 @@
 
 __all__ = ["LoudHookedRootModule"]
 
+import copy
+import math
 import operator
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, SupportsIndex
 
 import torch
@@ -18,9 +22,14 @@ from vit_lens.hooking.guard import Direction, Guard, Name, as_pairs, is_hooked
 from vit_lens.hooking.keeping import Keeper
 from vit_lens.hooking.stepped import Activations, Step
 
+_TURNS = threading.Lock()
+
 
 class LoudHookedRootModule(HookedRootModule):
     """``HookedRootModule`` with the guarantees of :mod:`vit_lens.hooking`.
+
+    Hooks are on a model for all threads at once: while one thread has hooks on it for a ``with`` block or a run, calls
+    of other threads raise. Runs without hooks may go on side by side.
 
     >>> class Twice(LoudHookedRootModule):
     ...     def __init__(self):
@@ -40,6 +49,58 @@ class LoudHookedRootModule(HookedRootModule):
     current_step: Step | None = None
     """The step that the model is in, for hook functions to read; None outside of :meth:`step`."""
 
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._users: list[tuple[int, bool]] = []  # the threads that are in a run, or in a block with hooks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, without another thread's hooks; a tensor that it returns is no one else's.
+
+        Raises:
+            VitLensError: Another thread has hooks on the model.
+        """
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        with self._turn(hooking=False):
+            out = super().__call__(*args, **kwargs)
+        kept = isinstance(out, Tensor) and any(point._forward_hooks for point in self.hook_dict.values())
+        return out.clone() if kept else out
+
+    @contextmanager
+    def _turn(self, *, hooking: bool) -> Iterator[None]:
+        """Hold the model against hooks of other threads, and with ``hooking`` against their runs too."""
+        mine = threading.get_ident(), hooking
+        with _TURNS:
+            if any(thread != mine[0] and (hooking or hooks) for thread, hooks in self._users):
+                raise VitLensError(
+                    "another thread is in a run of this model, and hooks are on it for all threads at once: give every "
+                    "thread a copy.deepcopy(model), or hold one lock around all that they do with it"
+                )
+            self._users.append(mine)
+        try:
+            yield
+        finally:
+            self._users.remove(mine)
+
+    def setup(self) -> None:
+        """Name the hook points; see ``HookedRootModule.setup``."""
+        super().setup()
+        for name, point in self.hook_dict.items():
+            point.layer = partial(_layer_of, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.refuse_hooks("a pickled model, since functions do not travel,")
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        return {**self.__dict__, "_users": []}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LoudHookedRootModule":
+        with self._turn(hooking=False):  # with the hooks of this thread, and never of another
+            made = memo[id(self)] = type(self).__new__(type(self))
+            made.__setstate__(copy.deepcopy(self._state(), memo))
+        return made
+
     @contextmanager
     def step(self, index: SupportsIndex, *, sigma: float | Tensor | None = None) -> Iterator[Step]:
         """Say that the pass inside the ``with`` block is one of several through the same blocks.
@@ -52,8 +113,8 @@ class LoudHookedRootModule(HookedRootModule):
             sigma: The noise level that the pass runs at; None where there is none.
 
         Raises:
-            VitLensError: The index is no whole number, or the model is in a step already, of this run or of one beside
-                it.
+            VitLensError: The index is no whole number, ``sigma`` is not finite, or the model is in a step already, or
+                in another thread's run.
 
         >>> kept, fwd, _ = model.get_caching_hooks("hook_pooled")
         >>> with model.hooks(fwd):
@@ -70,11 +131,18 @@ class LoudHookedRootModule(HookedRootModule):
                 f"step {operator.index(index)} begins inside of step {self.current_step.index}; steps follow each "
                 "other, in one run at a time"
             )
-        self.current_step = Step(operator.index(index), None if sigma is None else float(sigma))
         try:
-            yield self.current_step
-        finally:
-            self.current_step = None
+            level = None if sigma is None else float(sigma)
+        except (TypeError, ValueError, RuntimeError):
+            level = math.nan
+        if level is not None and not math.isfinite(level):
+            raise VitLensError(f"sigma={sigma!r}; expected a finite number, or None")
+        with self._turn(hooking=True):
+            self.current_step = Step(operator.index(index), level)
+            try:
+                yield self.current_step
+            finally:
+                self.current_step = None
 
     def firings(self, name: str) -> int:
         """Return how often a hook point fires in one pass; a cache keeps what it gave last, and its gradient."""
@@ -104,11 +172,11 @@ class LoudHookedRootModule(HookedRootModule):
         return found
 
     def hooked_names(self) -> list[str]:
-        """Return the names of the hook points that carry a hook now."""
-        return [name for name, point in self.hook_dict.items() if is_hooked(point)]
+        """Return the names of the hook points, and of other modules, that carry a hook now."""
+        return [name for name, module in self.named_modules() if is_hooked(module)]
 
     def refuse_hooks(self, purpose: str) -> None:
-        """Raise if any hook is on the model, where a result would not say so.
+        """Raise if any hook, of PyTorch's too, is on a module of the model, where a result would not say so.
 
         Args:
             purpose: What the result is, for the message.
@@ -119,7 +187,8 @@ class LoudHookedRootModule(HookedRootModule):
         if hooked := self.hooked_names():
             raise VitLensError(
                 f"hooks are on {hooked[:4]}{'...' if len(hooked) > 4 else ''}, and {purpose} could not say so; call "
-                "model.reset_hooks(including_permanent=True) first"
+                "model.reset_hooks(including_permanent=True) first, and handle.remove() for what register_forward_hook "
+                "and its kin gave"
             )
 
     def select_names(self, names_filter: Name | Sequence[str] | None) -> list[str] | None:
@@ -160,9 +229,24 @@ class LoudHookedRootModule(HookedRootModule):
         Raises:
             UnknownHookError: The name or predicate selects nothing, or the hook is no function.
         """
-        for point_name, point in self.hook_points_named(name):
-            guard = Guard(hook, point_name, dir)
-            self.check_and_add_hook(point, point_name, guard, dir, is_permanent, level, prepend)
+        with self._turn(hooking=True):
+            for point_name, _ in self.hook_points_named(name):
+                self._put(Guard(hook, point_name, dir), is_permanent, level, prepend)
+
+    def _put(self, guard: Guard, is_permanent: bool, level: int | None, prepend: bool = False) -> None:
+        point = self.hook_dict[guard.name]
+        self.check_and_add_hook(point, guard.name, guard, guard.direction, is_permanent, level, prepend)
+        handles: list[Any] = point.fwd_hooks if guard.direction == "fwd" else point.bwd_hooks
+        handles[0 if prepend else -1].user_hook = guard.hook
+
+    def reset_hooks(self, *args: Any, **kwargs: Any) -> None:
+        """Remove hooks; see ``HookedRootModule.reset_hooks``.
+
+        Raises:
+            VitLensError: Another thread is in a run of the model.
+        """
+        with self._turn(hooking=True):
+            super().reset_hooks(*args, **kwargs)
 
     def _guard(self, hooks: Iterable[tuple[Name, Callable]], direction: Direction) -> list[Guard]:
         points = [(point, hook) for name, hook in as_pairs(hooks) for point, _ in self.hook_points_named(name)]
@@ -186,6 +270,7 @@ class LoudHookedRootModule(HookedRootModule):
 
         Raises:
             UnknownHookError: A name or predicate selects nothing; no hook is left behind.
+            VitLensError: Another thread is in a run of the model.
 
         >>> with model.hooks([("blocks.3.attn.hook_z", lambda z, hook: 0 * z)]):
         ...     silenced = model(pixels)
@@ -193,17 +278,18 @@ class LoudHookedRootModule(HookedRootModule):
         False
         """
         guards = [*self._guard(fwd_hooks, "fwd"), *self._guard(bwd_hooks, "bwd")]
-        self.context_level += 1
-        try:
-            for guard in guards:
-                self.hook_dict[guard.name].add_hook(guard, dir=guard.direction, level=self.context_level)
-            yield self
-            if reset_hooks_end and (silent := _silent(guards)):
-                warnings.warn(f"these hooks never fired inside their `with` block: {silent}", stacklevel=3)
-        finally:
-            if reset_hooks_end:
-                self._remove_hooks_of_level(clear_contexts)
-            self.context_level -= 1
+        with self._turn(hooking=True):
+            self.context_level += 1
+            try:
+                for guard in guards:
+                    self._put(guard, False, self.context_level)
+                yield self
+                if reset_hooks_end and (silent := _silent(guards)):
+                    warnings.warn(f"these hooks never fired inside their `with` block: {silent}", stacklevel=3)
+            finally:
+                if reset_hooks_end:
+                    self._remove_hooks_of_level(clear_contexts)
+                self.context_level -= 1
 
     def _remove_hooks_of_level(self, clear_contexts: bool) -> None:
         """Do what ``reset_hooks(level=self.context_level)`` does, and touch hooked points alone: there are hundreds."""
@@ -364,6 +450,17 @@ class LoudHookedRootModule(HookedRootModule):
         ]
         if stuck:
             raise UnfiredHookError(f"hooks on {stuck[:4]}{'...' if len(stuck) > 4 else ''} cannot fire: {why}")
+
+
+def _layer_of(name: str) -> int:
+    """Return the index of the block that a hook point lies in: what ``hook.layer()`` gives."""
+    try:
+        return int(name.split(".")[1])
+    except (IndexError, ValueError):
+        raise UnknownHookError(
+            f"{name!r} lies in no block and has no layer; select points of blocks: "
+            "lambda name: name.startswith('blocks.') and ..."
+        ) from None
 
 
 def _silent(guards: list[Guard]) -> list[str]:

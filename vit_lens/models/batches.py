@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_lens.addresses import as_index
 from vit_lens.errors import VitLensError
 from vit_lens.models.vit import HookedViT
 
@@ -33,14 +34,14 @@ def batch_starts(n: int, batch_size: int) -> range:
         batch_size: The number of images in one batch, at least 1.
 
     Raises:
-        VitLensError: A batch would hold no image.
+        VitLensError: A batch would hold no image, or part of one.
 
     >>> list(batch_starts(5, 2))
     [0, 2, 4]
     """
-    if batch_size < 1:
-        raise VitLensError(f"batch_size={batch_size}; a batch holds at least one image")
-    return range(0, n, batch_size)
+    if (size := as_index(batch_size)) is None or size < 1:
+        raise VitLensError(f"batch_size={batch_size!r}; a batch holds at least one image, and a whole number of them")
+    return range(0, n, size)
 
 
 def pixel_batches(

@@ -17,7 +17,7 @@ from vit_lens.hooking import is_hooked
 from vit_lens.images import PreprocessSpec, preprocess
 from vit_lens.sources import TowerSource, read_module, read_pretrained
 from vit_lens.towers import Embed, HookedTower, PosEmbed, PreNorm, check_input, process, whole_mask
-from vit_lens.verification import verify
+from vit_lens.verification import exact_float32, verify
 
 
 class HookedViT(HookedTower):
@@ -71,7 +71,7 @@ class HookedViT(HookedTower):
             :attr:`fingerprint`.
 
     Raises:
-        PreprocessError: ``preprocess_spec`` is no :class:`vit_lens.PreprocessSpec`.
+        PreprocessError: ``preprocess_spec`` is no :class:`vit_lens.PreprocessSpec`, or makes pixels of another size.
 
     >>> model = vl.HookedViT.from_pretrained("mini")
     >>> embeds, cache = model.run_with_cache(model.preprocess(images))
@@ -88,8 +88,6 @@ class HookedViT(HookedTower):
         self, cfg: HookedViTConfig, *, preprocess_spec: PreprocessSpec | None = None, encoder_id: str | None = None
     ):
         super().__init__(cfg, encoder_id=encoder_id)
-        if preprocess_spec is not None and not isinstance(preprocess_spec, PreprocessSpec):
-            raise PreprocessError(f"preprocess_spec={preprocess_spec!r}; expected a vit_lens.PreprocessSpec")
         self.preprocess_spec = preprocess_spec
         self._source: dict[str, Any] | None = None
         self.embed = Embed(cfg)
@@ -215,6 +213,27 @@ class HookedViT(HookedTower):
         return {**self._source, "dtype": self.dtype, "device": str(self.device)}
 
     @property
+    def preprocess_spec(self) -> PreprocessSpec | None:
+        """How images become pixels; None where the source did not say.
+
+        Raises:
+            PreprocessError: What is set is no :class:`vit_lens.PreprocessSpec`, or makes pixels of another size.
+        """
+        return self._preprocess_spec
+
+    @preprocess_spec.setter
+    def preprocess_spec(self, spec: PreprocessSpec | None) -> None:
+        if spec is not None and not isinstance(spec, PreprocessSpec):
+            raise PreprocessError(f"preprocess_spec={spec!r}; expected a vit_lens.PreprocessSpec")
+        if spec is not None and tuple(spec.size) != self.cfg.image_size:
+            raise PreprocessError(
+                f"preprocess_spec makes pixels of {tuple(spec.size)}, the tower sees {self.cfg.image_size} (height, "
+                f"width): give dataclasses.replace(spec, size={self.cfg.image_size}, resize_edge=None), or load the "
+                f"tower with image_size={tuple(spec.size)}, where it interpolates its positions"
+            )
+        self._preprocess_spec = spec
+
+    @property
     def W_E(self) -> Float[Tensor, "d_patch d_model"]:
         """The patch embedding; a patch is flattened as (channel, row, column)."""
         return self.embed.W_E
@@ -258,7 +277,8 @@ class HookedViT(HookedTower):
         }  # fmt: skip
         self.refuse_hooks("the processed model, which has none,")
         steps = [step for step, on in asked.items() if on]
-        state_dict, cfg, processing = process(self.state_dict(), self.cfg, steps, self.processing)  # pyright: ignore[reportArgumentType]
+        with exact_float32():
+            state_dict, cfg, processing = process(self.state_dict(), self.cfg, steps, self.processing)  # pyright: ignore[reportArgumentType]
         with torch.device("meta"):
             made = type(self)(cfg, preprocess_spec=self.preprocess_spec, encoder_id=self.encoder_id)
         made.load_state_dict(state_dict, assign=True)
@@ -302,7 +322,8 @@ class HookedViT(HookedTower):
         >>> bool(torch.allclose(model(resid, start_at_layer=3), model(pixels), atol=1e-4))
         True
         """
-        if torch.compiler.is_compiling() and self.hooked_names():  # which also makes a compiler watch every hook point
+        hooked = torch.compiler.is_compiling() and any(map(is_hooked, self.hook_dict.values()))
+        if hooked:  # to ask also makes a compiler watch every hook point
             return _uncompiled()(self, pixels, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, mask=mask)
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
         self.check_reach(start_at_layer, stop_at_layer)
@@ -312,15 +333,17 @@ class HookedViT(HookedTower):
         else:
             check_input(pixels, (self.cfg.n_ctx, self.cfg.d_model), self.embed.W_E)
             resid = pixels
-        mask = None if mask is None else whole_mask(mask, len(resid), self.cfg)
+        mask = None if mask is None else whole_mask(mask, len(resid), self.cfg, resid.device)
         resid = self.run_blocks(resid, blocks, mask)
         return resid if stop_at_layer is not None else self.read_out(resid)
 
     def _embed(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
         embed = self.hook_embed_raw(self.embed(pixels))
-        pos_embed = self.hook_pos_embed_raw(self.pos_embed(len(pixels)))
+        pos_embed = self.pos_embed(len(pixels))
+        if is_hooked(self.hook_pos_embed_raw):  # which may edit it in place: it is the weight
+            pos_embed = self.hook_pos_embed_raw(pos_embed.clone())
         if self.ln_pre is not None:
-            if not any(map(is_hooked, (self.ln_pre.hook_scale, self.hook_embed, self.hook_pos_embed))):
+            if not any(map(is_hooked, (self.ln_pre, self.ln_pre.hook_scale, self.hook_embed, self.hook_pos_embed))):
                 return self.ln_pre.read(embed + pos_embed)
             embed, pos_embed = self.ln_pre(embed, pos_embed)
         return self.hook_embed(embed) + self.hook_pos_embed(pos_embed)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference.stability import Stability
+from vit_lens.verification import exact_float32
 
 Positions = Literal["readout", "all"]
 
@@ -21,12 +22,16 @@ _CHECKPOINTS = 4  # n/2, n/4, n/8, n/16: each costs one more copy of the means w
 _ROUNDING = 4  # a spread below this many units in the last place of the mean is the rounding of a constant
 
 
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64, device="cpu")
+
+
 @dataclass
 class _Sums:
     """Of one hook point, in float64 on the CPU."""
 
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    even: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    total: Tensor = field(default_factory=_zero)
+    even: Tensor = field(default_factory=_zero)
     squares: float = 0.0
     snapshots: dict[int, Tensor] = field(default_factory=dict)
 
@@ -66,7 +71,7 @@ def collect(
     for start, pixels in batches:
         stop = start + len(pixels)
         hooks = [(name, partial(held.add, rows=rows[name], first=start)) for name, held in sums.items()]
-        with torch.no_grad():
+        with torch.no_grad(), exact_float32():
             model.run_with_hooks(pixels, fwd_hooks=hooks)
         if stop in checkpoints:
             for held in sums.values():

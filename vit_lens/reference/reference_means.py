@@ -4,15 +4,15 @@ __all__ = ["ReferenceMeans"]
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import RESIDUAL_KINDS, Site
-from vit_lens.errors import ReferenceMismatchError, VitLensError
+from vit_lens.addresses import RESIDUAL_KINDS, Site, as_index
+from vit_lens.errors import ReferenceMismatchError, VitLensError, expect
 from vit_lens.files import open_tensors, save_tensors
 from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
 from vit_lens.models import HookedViT, several
@@ -66,6 +66,13 @@ class ReferenceMeans:
     pool_z: Float[Tensor, "1 pool_head pool_d_head"] | None = None
     pool_mlp_out: Float[Tensor, "1 d_pooled"] | None = None
     stability: Stability | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.positions not in get_args(Positions):
+            raise VitLensError(f"n={self.n}, positions={self.positions!r}; expected 1 or more, and readout or all")
+        sound = {name: m.is_floating_point() and bool(torch.isfinite(m).all()) for name, m in self._tensors().items()}
+        if bad := [name for name in sound if not sound[name]]:
+            raise VitLensError(f"the means {bad} are no finite numbers; {_ADVICE}")
 
     @classmethod
     def from_images(
@@ -165,6 +172,9 @@ class ReferenceMeans:
                 f"is {model.encoder_id} ({model.fingerprint}), or has the same weights in another precision. Make its "
                 "own: ReferenceMeans.from_images(model, images)"
             )
+        wanted, shapes = self._shapes(model), {name: tuple(mean.shape) for name, mean in self._tensors().items()}
+        if wrong := {name: shape for name, shape in shapes.items() if wanted.get(name) != shape}:
+            raise ReferenceMismatchError(f"means of shapes {wrong}, where the model has {wanted}; {_ADVICE}")
         if positions == "readout" and self.positions == "all":
             raise VitLensError(
                 "these means hold every token position, and a lens reads the read-out rows alone; pass "
@@ -176,6 +186,16 @@ class ReferenceMeans:
                 "ReferenceMeans.from_images(model, images, positions='all')"
             )
         return self
+
+    def _shapes(self, model: Tower) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that means of a model have."""
+        cfg, pool = model.cfg, model.cfg.attn_pool
+        rows = cfg.n_ctx if self.positions == "all" else len(model.readout.positions(cfg.n_ctx)) or 1
+        of_all = (cfg.n_layers, rows, cfg.d_model)
+        shapes = {"resid_pre": of_all[1:], "z": (*of_all[:2], cfg.n_heads, cfg.d_head), "mlp_out": of_all}
+        if pool is not None:
+            shapes |= {"pool_z": (1, pool.n_heads, pool.d_head), "pool_mlp_out": (1, pool.d_model)}
+        return shapes
 
     def at_readout(self, model: Tower) -> "ReferenceMeans":
         """Return the means at the read-out rows, from means at every position.
@@ -205,7 +225,7 @@ class ReferenceMeans:
         Raises:
             VitLensError: The model has no attention pooling.
         """
-        return self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)
+        return (self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)).clone()
 
     def output(self, model: Tower, site: Site) -> Float[Tensor, "row d_model"]:
         """Mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
@@ -213,10 +233,11 @@ class ReferenceMeans:
         Raises:
             UnknownSiteError: The site is not one of the model's.
         """
+        expect(site, Site, "site", VitLensError, "such as Site.parse('L3H4')")
         site.check(model.cfg)
         if site.kind in ("mlp", "pool_mlp"):
             mlp_out = self.mlp_out[site.layer] if site.layer is not None else self._of_pool(self.pool_mlp_out)
-            return mlp_out.to(model.device)
+            return mlp_out.to(model.device, copy=True)
         if site.layer is not None and site.is_residual:
             return self.resid(model, site.layer, site.kind)
         attn = model.attention_of(site)
@@ -237,8 +258,8 @@ class ReferenceMeans:
             VitLensError: There is no such place.
         """
         n_layers = model.cfg.n_layers
-        if kind not in RESIDUAL_KINDS or not -n_layers <= layer < n_layers:
-            raise VitLensError(f"resid({layer}, {kind!r}): layers are 0 to {n_layers - 1}, kinds {RESIDUAL_KINDS}")
+        if kind not in RESIDUAL_KINDS or as_index(layer) is None or not -n_layers <= layer < n_layers:
+            raise VitLensError(f"resid({layer!r}, {kind!r}): layers are 0 to {n_layers - 1}, kinds {RESIDUAL_KINDS}")
         n_attn = layer % n_layers + (kind != "resid_pre")
         n_mlp = layer % n_layers + (kind == "resid_post")
         written = [self.output(model, Site(below, "attn")) for below in range(n_attn)]

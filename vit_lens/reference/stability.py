@@ -45,6 +45,15 @@ class Stability:
     distance: dict[int, dict[str, PerLayer]]
     halves: dict[str, PerLayer]
 
+    def __post_init__(self) -> None:
+        sizes = {kind: len(values) for kind, values in self.spread.items()}
+        tables = [self.spread, *self.distance.values(), *[self.halves] * bool(self.halves)]
+        numbers = [value for table in tables for values in table.values() for value in values]
+        fits = all({kind: len(values) for kind, values in table.items()} == sizes for table in tables)
+        is_whole = isinstance(self.n, int) and all(1 <= m < self.n for m in self.distance)
+        if not (fits and is_whole and all(map(math.isfinite, numbers)) and (self.n > 1 or not self.halves)):
+            raise VitLensError("distances are finite numbers, as many of each kind as spreads, of fewer images")
+
     def frame(self) -> "pd.DataFrame":
         """Return a table: kind, layer, part (``first 256``, ``halves``), m, distance, spread, error, by_chance.
 
@@ -123,7 +132,7 @@ class Stability:
             distance = {int(m): _tuples(by_kind) for m, by_kind in held["distance"].items()}
             spread, halves = _tuples(held["spread"]), _tuples(held["halves"])
             return cls(n=held["n"], spread=spread, distance=distance, halves=halves)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise VitLensError(f"the stability of these means cannot be read: {error!r}") from error
 
 

@@ -10,16 +10,19 @@ from vit_lens.config import HookedViTConfig
 from vit_lens.errors import PreprocessError, VitLensError
 
 
-def whole_mask(mask: Tensor, batch: int, cfg: HookedViTConfig) -> Bool[Tensor, "#batch #head pos pos"]:
+def whole_mask(
+    mask: Tensor, batch: int, cfg: HookedViTConfig, device: torch.device | None = None
+) -> Bool[Tensor, "#batch #head pos pos"]:
     """Return a mask as [batch or 1, head or 1, pos, pos]: True where a query (third axis) may look at a key.
 
     Args:
         mask: Bool [pos pos], or with both axes before them.
         batch: The number of images that it is for.
         cfg: The config of the tower.
+        device: The device of the images; None does not check it.
 
     Raises:
-        VitLensError: The mask is of another shape or dtype, or leaves a query nothing to look at.
+        VitLensError: The mask is of another shape, dtype or device, or leaves a query nothing to look at.
 
     >>> whole_mask(torch.ones(17, 17, dtype=torch.bool), 2, model.cfg).shape
     torch.Size([1, 1, 17, 17])
@@ -34,6 +37,8 @@ def whole_mask(mask: Tensor, batch: int, cfg: HookedViTConfig) -> Bool[Tensor, "
             f"mask of {given}; expected bool of shape ({n_ctx}, {n_ctx}) or ({batch} or 1, {n_heads} or 1, "
             f"{n_ctx}, {n_ctx}), True where a query (third axis) may look at a key"
         )
+    if device is not None and mask.device != device:
+        raise VitLensError(f"mask is on {mask.device}, the model on {device}; give mask.to(model.device)")
     if not torch.compiler.is_compiling() and not mask.is_meta and not mask.any(-1).all():
         raise VitLensError("mask leaves a query no key to look at: give every row at least one True")
     return mask.reshape(whole)
@@ -61,6 +66,8 @@ def check_input(x: Tensor, expected: tuple[int, ...], like: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise PreprocessError(f"expected a tensor of {name}, got {type(x).__name__}; {advice}")
     if tuple(x.shape[1:]) != expected or not len(x):
+        if x.ndim == 4 == len(expected) + 1 and x.shape[1] == expected[0] and len(x):
+            advice += f"; a tower of Hugging Face takes others if loaded with image_size={tuple(x.shape[2:])}"
         raise PreprocessError(
             f"{name} of shape {tuple(x.shape)}; expected (batch, {', '.join(map(str, expected))}); {advice}"
         )

@@ -96,7 +96,9 @@ class LayerNorm(nn.Module):
         if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
             return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
         w, b = wide(self.w), wide(self.b)
-        if torch.is_grad_enabled():  # the fused norm's scale would lie outside the graph
+        point = self.hook_scale
+        is_plain = len(point._forward_hooks) > len(point.fwd_hooks) or point._forward_pre_hooks
+        if torch.is_grad_enabled() or is_plain:  # the fused norm's scale lies outside the graph, and edits in place
             centred, scale = self.split(x)
             return self.hook_normalized((centred / self.hook_scale(scale) * w + b).to(x.dtype))
         normalized, _, inverse = torch.native_layer_norm(wide(x), self.w.shape, w, b, self.eps)

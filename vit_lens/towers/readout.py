@@ -118,7 +118,7 @@ class Readout(ABC):
     def read_pooled(self, pooled: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
         """Return the output of a pooled vector (``hook_pooled``), without hooks, in the dtype of ``pooled``."""
         if self.unembed is None:
-            return pooled
+            return pooled.clone()
         out = pooled @ self.unembed.W_U.to(pooled)
         return out if self.unembed.b_U is None else out + self.unembed.b_U.to(pooled)
 
@@ -141,6 +141,8 @@ class Readout(ABC):
         return FrozenPooling(self, cache)
 
     def _normed(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch row d_model"]:
+        if rows.shape[-1] != self.cfg.d_model:
+            raise VitLensError(f"rows of shape {tuple(rows.shape)}; expected d_model={self.cfg.d_model} at last")
         return self.ln_final.read(wide(rows, self.ln_final.w.device))
 
 
@@ -289,7 +291,7 @@ class FrozenPooling:
     def to_embed(self, pooled: Float[Tensor, "*part #batch d_pooled"]) -> Float[Tensor, "*part #batch d_embed"]:
         """Map a part of the pooled vector to the output."""
         unembed = self.readout.unembed
-        return pooled if unembed is None else pooled @ unembed.W_U.detach().to(pooled)
+        return pooled.clone() if unembed is None else pooled @ unembed.W_U.detach().to(pooled)
 
     def from_embed(
         self, directions: Float[Tensor, "*direction d_embed"]
@@ -306,7 +308,7 @@ class FrozenPooling:
 
     def _of_projection(self, like: Tensor) -> dict[str, Float[Tensor, "1 d_embed"]]:
         unembed = self.readout.unembed
-        return {} if unembed is None or unembed.b_U is None else {"b_U": unembed.b_U.detach().to(like)[None]}
+        return {} if unembed is None or unembed.b_U is None else {"b_U": unembed.b_U.detach().to(like, copy=True)[None]}
 
 
 class FrozenAttentionPooling(FrozenPooling):
@@ -340,7 +342,7 @@ class FrozenAttentionPooling(FrozenPooling):
         self.mlp_out = None if self.pool.mlp is None else self._held(cache, "attn_pool.hook_mlp_out")[:, 0]
 
     def _held(self, cache: Activations, name: str) -> Tensor:
-        return wide(cache[name].detach(), self.pool.query.device)
+        return wide(cache[name].detach().clone(), self.pool.query.device)
 
     def weights(self, scale: Float[Tensor, "batch row"]) -> Float[Tensor, "batch pool_head row"]:
         return self.pattern / scale[:, None]
@@ -402,7 +404,7 @@ class FrozenTokens:
         self._ends = FrozenPooling(readout, cache)
         self._norm = readout.ln_final
         if "ln_final.hook_scale" in cache.cache_dict:
-            scale = cache["ln_final.hook_scale"].detach()
+            scale = cache["ln_final.hook_scale"].detach().clone()
         else:
             scale = self._norm.split(cache[f"blocks.{readout.cfg.n_layers - 1}.hook_resid_post"].detach())[1]
         self.scale: Float[Tensor, "batch pos 1"] = wide(scale, self._norm.w.device)

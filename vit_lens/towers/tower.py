@@ -15,10 +15,11 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
 from vit_lens.config import TowerConfig
-from vit_lens.errors import LensError, VitLensError
+from vit_lens.errors import LensError, VitLensError, expect
 from vit_lens.identity import fingerprint
 from vit_lens.towers.caching import CachingRootModule
 from vit_lens.towers.contract import Tower
+from vit_lens.towers.copying import working_copy
 from vit_lens.towers.layers import Attention, AttentionPool, LayerNorm, RelativeBias, TransformerBlock, Unembed, norm_of
 from vit_lens.towers.processing import WeightProcessing
 from vit_lens.towers.readout import Readout, readout_kind
@@ -64,6 +65,9 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
 
     def __init__(self, cfg: TowerConfig, *, encoder_id: str | None = None):
         super().__init__()
+        expect(cfg, TowerConfig, "cfg", VitLensError, "the sizes of the tower, such as HookedViTConfig(...)")
+        if encoder_id is not None:
+            expect(encoder_id, str, "encoder_id", VitLensError, "the id of the weights, or None")
         self.cfg = cfg
         self._encoder_id = encoder_id
         self._fingerprint: tuple[tuple | None, str] | None = None
@@ -83,6 +87,45 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         self.eval()
 
     # ---- running it -------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the tower; a residual stream that is given stays the caller's, as the output is.
+
+        Raises:
+            VitLensError: The output holds NaN or inf; the message names the first activation that does. Or another
+                thread has hooks on the model.
+        """
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        if kwargs.get("start_at_layer") is not None and args and isinstance(args[0], Tensor):
+            args = (args[0].clone(), *args[1:])
+        out = super().__call__(*args, **kwargs)
+        if isinstance(out, Tensor) and not out.is_meta and not torch.isfinite(out).all():
+            self._refuse_output(args, kwargs)
+        return out
+
+    @torch.no_grad()
+    def _refuse_output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise for an output that is not finite: run without the hooks that are on the model, and look everywhere."""
+
+        def look(x: Tensor, hook: HookPoint) -> None:
+            odd = ~torch.isfinite(x)
+            if odd.any() and not str(hook.name).endswith("hook_attn_scores"):  # a mask makes these -inf
+                raise VitLensError(
+                    f"{hook.name} is the first activation that holds NaN or inf ({int(odd.sum())} of {x.numel()} "
+                    f"values{weights}), so the output does; load sound weights, or run in float32 or bfloat16, whose "
+                    "range is wider than float16's"
+                )
+
+        bad = [name for name, weight in self.named_parameters() if not torch.isfinite(weight).all()]
+        weights = f"; so do the weights {bad[:4]}{' and more' if len(bad) > 4 else ''}" if bad else ""
+        names = self._names_to_cache(None, kwargs.get("start_at_layer"), kwargs.get("stop_at_layer"))
+        bare = working_copy(self, device=self.device)
+        bare.run_with_hooks(*args, fwd_hooks=[(name, look) for name in names], **kwargs)
+        raise VitLensError(
+            f"the output holds NaN or inf, and without the hooks on {self.hooked_names()[:4]} it does not: one of "
+            "them brings these in"
+        )
 
     def preprocess(self, images: Any) -> Tensor:
         """Return what ``forward`` takes; a kind of tower says how.
@@ -204,6 +247,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         >>> model.pos_axis("blocks.3.attn.hook_pattern"), model.pos_axis("hook_pooled")
         (2, None)
         """
+        self.hook_points_named(name)
         last = name.rsplit(".", 1)[-1]
         if last in _POOLED:
             return 1 if self.cfg.pool == "all" else None
@@ -307,8 +351,8 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         self._set_switch(device=str(self.device))
         self._loaded = self._versions()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fingerprint": None, "_loaded": None if self._loaded is None else self.edited}
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "_fingerprint": None, "_loaded": None if self._loaded is None else self.edited}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # a copy's tensors are its own

@@ -77,4 +77,4 @@ class Vocabulary(nn.Module):
         if (outside := index[(index < 0) | (index >= len(table))]).numel():
             what = "dimensions of the embedding" if self.vocabulary is None else "captions"
             raise VitLensError(f"token {int(outside.flatten()[0])}: there are {len(table)} {what}, counted from 0")
-        return table[index.to(table.device)]
+        return table[index.to(table.device)].clone()  # one index gives a view of the weights

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vit_lens.errors import VitLensError
 from vit_lens.sources import SourceTower
-from vit_lens.towers import HookedTower, LayerNorm
-from vit_lens.verification.copying import cast_while_running, working_copy
+from vit_lens.towers import HookedTower, LayerNorm, working_copy
+from vit_lens.verification.copying import cast_while_running
 
 _FINAL_NORM = "ln_final.hook_normalized"
 
@@ -108,7 +108,7 @@ class _Lockstep:
 
     def enter_block(self, layer: int, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if layer == 0:
-            self.resid = self.model(self.pixels, stop_at_layer=0)
+            self.resid = self.model.forward(self.pixels, stop_at_layer=0)  # a call would refuse NaN, here a difference
             self._compare_stream("into L0", args[0] if args else kwargs["hidden_states"])
         self.casting.enter_context(cast_while_running(block, *self.casts))
 
@@ -144,5 +144,7 @@ class _Lockstep:
             nothing = torch.full_like(self.resid, float("nan"))
             return nothing, nothing.new_full((len(nothing), self.model.cfg.d_embed), float("nan"))
         last = self.model.cfg.n_layers
-        embedding, cache = self.model.run_with_cache(self.resid, start_at_layer=last, names_filter=_FINAL_NORM)
-        return cache[_FINAL_NORM], embedding
+        kept, hooks, _ = self.model.get_caching_hooks(_FINAL_NORM)
+        with self.model.hooks(hooks):
+            embedding = self.model.forward(self.resid, start_at_layer=last)
+        return kept[_FINAL_NORM], embedding

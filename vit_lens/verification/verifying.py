@@ -143,14 +143,16 @@ def _dtypes(model: HookedTower, dtypes: Sequence[torch.dtype] | None) -> list[to
             return [torch.float64]
         exact = [] if model.device.type == "mps" else [torch.float64]  # Apple's GPUs have no float64
         return [torch.float32, torch.bfloat16, *exact]
+    dtypes = [dtypes] if isinstance(dtypes, torch.dtype) else list(dtypes)
     unknown = [dtype for dtype in dtypes if dtype not in BARS]
     if unknown or not dtypes:
-        raise VitLensError(f"dtypes={list(dtypes)}; expected some of {', '.join(map(str, BARS))}")
+        raise VitLensError(f"dtypes={dtypes}; expected some of {', '.join(map(str, BARS))}")
     return list(dict.fromkeys(dtypes))
 
 
 def _pixels(model: HookedTower, images: Any) -> Float[Tensor, "batch channel height width"]:
-    noise = torch.randn(_N_RANDOM, 3, *_size(model), generator=torch.Generator().manual_seed(_SEED))
+    seeded = torch.Generator("cpu").manual_seed(_SEED)  # whatever dtype and device are the default
+    noise = torch.randn(_N_RANDOM, 3, *_size(model), generator=seeded, dtype=torch.float32, device="cpu")
     noise = noise.to(model.device, model.dtype)
     if images is None:
         return noise

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
+from vit_lens.addresses import as_index
 from vit_lens.errors import BatchAxisError, LensError, UnknownHookError, VitLensError, nearest
+from vit_lens.hooking import as_device
 from vit_lens.towers.contract import Tower
 from vit_lens.towers.readout import Readout
 
@@ -48,8 +50,8 @@ class HeldActivations(ActivationCache):
     def __getitem__(self, key: Any) -> Tensor:
         try:
             return super().__getitem__(key)
-        except KeyError as error:
-            name = str(error.args[0]) if error.args else str(key)
+        except (KeyError, TypeError) as error:
+            name = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(key)
             if name in self.model.hook_dict:
                 raise UnknownHookError(
                     f"the cache does not hold {name!r}: name it in names_filter (a gated point such as hook_result is "
@@ -76,6 +78,8 @@ class HeldActivations(ActivationCache):
 
     def readout(self, name: str) -> Float[Tensor, "batch row *axes"]:
         """Return an activation at the positions that the read-out uses; of a pattern, these are the queries.
+
+        It may share memory with the cache.
 
         What has no positions, such as ``hook_pooled``, is returned as it is. A gradient (``<name>_grad``) is that
         with respect to the rows.
@@ -132,7 +136,7 @@ class HeldActivations(ActivationCache):
         return self
 
     def apply_slice_to_batch_dim(self: Held, batch_slice: Any) -> Held:
-        """Return the cache of some of the images; an int drops the batch axis.
+        """Return the cache of some of the images; an int drops the batch axis. It may share memory with this one.
 
         See ``ActivationCache.apply_slice_to_batch_dim``. Entries that are not activations stay as they are.
 
@@ -150,8 +154,13 @@ class HeldActivations(ActivationCache):
         return type(self)(held, self.model, has_batch_dim, self.rows, self.start_at_layer, self.read_out.of(part))
 
     def to(self: Held, device: str | torch.device) -> Held:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move every activation, in place; methods bring the model's weights to where the activations are."""
-        self.cache_dict = {name: value.to(device) for name, value in self.cache_dict.items()}
+        """Move every activation, in place; methods bring the model's weights to where the activations are.
+
+        Raises:
+            VitLensError: This machine has no such device.
+        """
+        where = as_device(device)
+        self.cache_dict = {name: value.to(where) for name, value in self.cache_dict.items()}
         return self
 
 
@@ -192,11 +201,11 @@ def readout_rows(cache: HeldActivations, value: Float[Tensor, "*batch_pos_axes"]
 def input_of(cache: HeldActivations, layer: int | None, mlp_input: bool = False) -> int:
     """Return the layer whose input is meant; None and -1 mean the end of the residual stream."""
     n_layers = cache.model.cfg.n_layers
-    index = n_layers if layer is None or layer == -1 else operator.index(layer)
-    if not cache.first_layer <= index <= n_layers:
+    index = n_layers if layer is None or layer == -1 else as_index(layer)
+    if index is None or not cache.first_layer <= index <= n_layers:
         start = f", since the run started at layer {cache.first_layer}" if cache.first_layer else ""
         raise VitLensError(
-            f"layer={index}: expected {cache.first_layer} to {n_layers}{start}, or -1 or None for the end"
+            f"layer={layer!r}: expected {cache.first_layer} to {n_layers}{start}, or -1 or None for the end"
         )
     if mlp_input and index == n_layers:
         raise VitLensError(f"mlp_input=True is the input of a block's MLP: layer must be below {n_layers}")

@@ -2,7 +2,6 @@
 
 __all__ = ["Neurons"]
 
-import operator
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
-from vit_lens.errors import VitLensError
+from vit_lens.addresses import as_index
+from vit_lens.errors import VitLensError, expect
 from vit_lens.towers.cache.heads import head_names, head_parts
 from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need
 from vit_lens.towers.cache.norms import FrozenNorm, LabelledStack, Parts, Reading
@@ -45,8 +45,8 @@ class Neurons(HeldActivations):
         """
         project, squeeze = _two_axes(project_output_onto)
         reading = FrozenNorm(self, self.model.cfg.n_layers).reading(as_slice(None), False, project)
-        if not 0 <= operator.index(layer) < self.model.cfg.n_layers:
-            raise VitLensError(f"layer={layer}: expected 0 to {self.model.cfg.n_layers - 1}")
+        if (index := as_index(layer)) is None or not 0 <= index < self.model.cfg.n_layers:
+            raise VitLensError(f"layer={layer!r}: expected 0 to {self.model.cfg.n_layers - 1}")
         post, weight = _neurons_of(self, layer, as_slice(neuron_slice), as_slice(pos_slice), reading)
         out = post[..., None] * weight
         return out[..., 0] if squeeze else out
@@ -172,6 +172,8 @@ def _neurons_of(
 
 def _two_axes(project: Tensor | None) -> tuple[Tensor | None, bool]:
     """Return a projection as [d_model out], and whether it was a direction, whose axis ``out`` is to be dropped."""
+    if project is not None:
+        expect(project, Tensor, "project_output_onto", VitLensError, "a direction [d_model], or several [d_model out]")
     return (project[:, None], True) if project is not None and project.ndim == 1 else (project, False)
 
 

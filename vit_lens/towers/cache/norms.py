@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
-from vit_lens.errors import BatchAxisError, LensError, VitLensError
+from vit_lens.errors import BatchAxisError, LensError, VitLensError, expect
 from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need, readout_rows
 from vit_lens.towers.layers import LayerNorm, wide
 
@@ -227,6 +227,7 @@ def images_of(cache: HeldActivations, stack: Tensor, pos: Slice, batch: Slice, h
     """Return the components of some of the images; how many axes they have is checked first."""
     if not cache.has_batch_dim and batch.mode != "identity":
         raise BatchAxisError("the cache has no batch axis, so batch_slice has nothing to slice")
+    expect(stack, Tensor, "a stack of components", VitLensError, "such as decompose_resid gives")
     of_batch = has_batch_dim and cache.has_batch_dim
     axes = ["component", *["batch"] * of_batch, *["pos"] * (pos.mode != "int"), "d_model"]
     if stack.ndim != len(axes) or stack.shape[-1] != cache.model.cfg.d_model:
