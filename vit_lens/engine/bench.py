@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vit_lens.conditions import Condition
-from vit_lens.decoders import Decoder, check_pictures
+from vit_lens.decoders import Decoder, check_pictures, stated_numerics
 from vit_lens.errors import ContractError
 from vit_lens.models import HookedViT
 
@@ -53,6 +53,7 @@ class Bench:
         return None if None in sources.values() else sources
 
     @torch.no_grad()
+    @stated_numerics()
     def draw(
         self, condition: Condition, settings: Any, size: int, on_smaller: Callable[[int], object] | None = None
     ) -> UInt8[Tensor, "row height width 3"]:
@@ -80,6 +81,7 @@ class Bench:
         return check_pictures(self.decoder, pictures, size)[: len(condition)]
 
     @torch.no_grad()
+    @stated_numerics()
     def look(self, pictures: UInt8[Tensor, "row height width 3"], size: int) -> dict[str, Condition]:
         """Read pictures again: as the decoder's conditions (``own``), and by every reader under its name.
 
@@ -109,21 +111,23 @@ class Bench:
 
 
 def machine_kind(device: torch.device) -> str:
-    """Return the kind of device that decides bits: of a CPU its instructions, of a GPU its name.
+    """Return what decides bits beside versions: of a CPU its instructions, of a GPU its name, and coarser products.
 
     >>> vl.engine.machine_kind(torch.device("cpu"))
     'cpu (...)'
     """
+    precision = torch.get_float32_matmul_precision()
+    coarse = "" if precision == "highest" else f", float32 products in {precision} precision"
     if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
+        return f"cuda ({torch.cuda.get_device_name(device)}{coarse})"
     if device.type == "cpu":
-        return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
-    return device.type
+        return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{coarse})"
+    return f"{device.type}{coarse}"
 
 
 @contextmanager
 def recorded_threads(n: int) -> Iterator[None]:
-    """Compute with as many threads as a record says, within the block.
+    """Compute as a record says within the block: with so many threads, and whatever defaults the process has.
 
     >>> with vl.engine.recorded_threads(1):
     ...     torch.get_num_threads()
@@ -132,6 +136,7 @@ def recorded_threads(n: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
-        yield
+        with stated_numerics():
+            yield
     finally:
         torch.set_num_threads(before)

@@ -81,8 +81,8 @@ def work(task: Task) -> Drawn:
             "cannot load: load both by name (from_pretrained), or draw with executor='local'"
         )
     condition = Record.load(task.folder).conditions["lens"][list(task.rows)]
-    bench = _bench(task.recipe)
     with recorded_threads(task.threads or 1):
+        bench = _bench(task.recipe)
         pictures = bench.draw(condition, task.settings, task.size)
         return Drawn(task=task, rows=task.rows, pictures=pictures, seen=bench.look(pictures, task.size), size=task.size)
 

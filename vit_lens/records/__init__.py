@@ -1,20 +1,20 @@
 """Frozen results of a sweep with their provenance: written atomically, read back checked, merged from shards."""
 
-from vit_lens.records.answers import FORMS, Found, Readouts, gallery_name, load_readouts
+from vit_lens.records.answers import FORMS, Found, Readouts, gallery_name
 from vit_lens.records.budgets import budget_words, unfinished_words
 from vit_lens.records.encoding import encode_png, is_whole_png, thumbnail_uri
-from vit_lens.records.live import LIVE_BUDGET, LiveNumbers, live_bytes, live_labels, load_live
+from vit_lens.records.live import LIVE_BUDGET, LiveNumbers, live_bytes, live_labels
 from vit_lens.records.named_readings import Reading, told_apart
 from vit_lens.records.opening import read_manifest
 from vit_lens.records.record import Record
 from vit_lens.records.rows import over_seeds, select
-from vit_lens.records.schema import COLUMNS, DRAWN, FORMAT, picture_name, to_table
+from vit_lens.records.schema import COLUMNS, DRAWN, FORMAT, input_name, picture_name, to_table
 from vit_lens.records.shards import merge, ranges
 from vit_lens.records.writer import RecordWriter
 
 __all__ = [
     "COLUMNS", "DRAWN", "FORMAT", "FORMS", "LIVE_BUDGET", "Found", "LiveNumbers", "Reading", "Readouts", "Record",
-    "RecordWriter", "budget_words", "encode_png", "gallery_name", "is_whole_png", "live_bytes", "live_labels",
-    "load_live", "load_readouts", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "select",
+    "RecordWriter", "budget_words", "encode_png", "gallery_name", "input_name", "is_whole_png",
+    "live_bytes", "live_labels", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "select",
     "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
 ]  # fmt: skip

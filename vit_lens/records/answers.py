@@ -1,22 +1,21 @@
 """What stands beside the pictures of a record: captions and nearest images of every row, raw and centred."""
 
-__all__ = ["FORMS", "READOUTS_FILE", "Found", "Readouts", "gallery_name", "load_readouts", "readouts_bytes"]
+__all__ = ["FORMS", "Found", "Readouts", "gallery_name", "load_readouts", "readouts_bytes"]
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.errors import RecordError
-from vit_lens.files import to_bytes
-from vit_lens.records.opening import read_tensors
+from vit_lens.files import check_fields, damaged, to_bytes
+from vit_lens.records.opening import AGAIN, RecordFiles
+from vit_lens.records.schema import READOUTS_FILE
 
 FORMS = ("raw", "centred")
-READOUTS_FILE = "readouts.safetensors"
 _WHAT = {"captions": "by_caption", "images": "by_image"}
 
 
@@ -122,38 +121,45 @@ def readouts_bytes(readouts: Readouts) -> bytes:
             tensors |= {f"{what}.{form}.{name}": value for name, value in vars(found).items()}
     said = {name: value for name, value in vars(readouts).items() if name not in ("texts", *_WHAT.values())}
     said |= {"groups": dict(readouts.groups), "names": sorted(readouts.names.items())}
-    return to_bytes(tensors, {"described": json.dumps(said)})
+    text = json.dumps(said, ensure_ascii=False).encode("utf-8", "replace").decode()
+    return to_bytes(tensors, {"described": text})
 
 
-def load_readouts(path: Path, n_rows: int) -> Readouts | None:
-    """Read the captions and neighbours that lie in a record's folder.
-
-    Args:
-        path: The folder of the record.
-        n_rows: The rows of its table.
-
-    Returns:
-        What stands beside the pictures; None if the record has none.
+def load_readouts(files: RecordFiles, n_rows: int) -> Readouts | None:
+    """Read the captions and neighbours of a record, whose table has so many rows; None if it has none.
 
     Raises:
-        RecordError: The file is damaged, or has another number of rows.
-
-    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="resid_post", out=tmp / "without words")
-    >>> vl.records.load_readouts(record.path, len(record.table)) is None
-    True
+        RecordError: The file is damaged, or does not fit the record.
     """
-    if (read := read_tensors(path / READOUTS_FILE)) is None:
+    if not files.exists(READOUTS_FILE):
         return None
-    tensors, said = read
-    by: dict[str, Any] = {
-        attribute: {
-            form: Found(tensors[f"{what}.{form}.index"], tensors[f"{what}.{form}.cosine"])
-            for form in FORMS
-            if f"{what}.{form}.index" in tensors
-        }
-        for what, attribute in _WHAT.items()
-    }
-    if wrong := {len(found.index) for of in by.values() for found in of.values()} - {n_rows}:
-        raise RecordError(f"{path / READOUTS_FILE} has {wrong.pop()} rows, the table {n_rows}; sweep again")
-    said |= {"captions": tuple(said["captions"]), "names": dict(map(tuple, said["names"]))}
-    return Readouts(texts=tensors.get("texts"), **by, **said)
+    tensors, said = files.tensors(READOUTS_FILE)
+    where = str(files.path / READOUTS_FILE)
+    with damaged(RecordError, f"{where} cannot be read", AGAIN):
+        by: dict[str, dict[str, Any]] = {attribute: {} for attribute in _WHAT.values()}
+        for what, form in [(what, form) for what in _WHAT for form in FORMS if f"{what}.{form}.index" in tensors]:
+            parts = {name: tensors.pop(f"{what}.{form}.{name}") for name in ("index", "cosine")}
+            by[_WHAT[what]][form] = Found(**check_fields(Found, parts, where, RecordError))
+        said["names"] = dict(map(tuple, said["names"]))
+        readouts = Readouts(**check_fields(Readouts, {**said, **tensors, **by}, where, RecordError))
+        if wrong := _misfit(readouts, n_rows):
+            raise ValueError(wrong)
+    return readouts
+
+
+def _misfit(readouts: Readouts, n_rows: int) -> str:
+    """Say what of some read-outs does not fit together; empty if all of it does."""
+    captions, texts = readouts.captions, readouts.texts
+    if not all(isinstance(text, str) for text in (*captions, *readouts.names.values())):
+        return "a caption or a picture's name is no text"
+    if len(captions) != (0 if texts is None else len(texts)):
+        return f"it has {len(captions)} captions, and not as many embeddings of texts"
+    if strangers := {i for group in readouts.groups.values() for i in group} - set(range(len(captions))):
+        return f"a group names caption {min(strangers)}, of {len(captions)}"
+    for known, by in ((range(len(captions)), readouts.by_caption), (readouts.names, readouts.by_image)):
+        for one in by.values():
+            if len(one.index) != n_rows or one.index.shape != one.cosine.shape:
+                return f"it has {len(one.index)} rows, the table {n_rows}"
+            if strangers := set(one.index.unique().tolist()) - {-1, *known}:
+                return f"a row is answered by number {min(strangers)}, which is not there"
+    return ""

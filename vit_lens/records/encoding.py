@@ -1,6 +1,6 @@
 """Pictures as bytes: PNG files, whether one is whole, and thumbnails as data URIs for pages and notebooks."""
 
-__all__ = ["encode_png", "is_whole_png", "read_png", "thumbnail_uri"]
+__all__ = ["encode_png", "is_png", "is_whole_png", "open_png", "thumbnail_uri"]
 
 import base64
 import io
@@ -12,7 +12,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vit_lens.errors import RecordError
-from vit_lens.files import damaged
+
+_MOST_PIXELS = 2**26
+_BROKEN = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning)
 
 
 def encode_png(
@@ -50,21 +52,31 @@ def is_whole_png(path: Path) -> bool:
     >>> vl.records.is_whole_png(images[0]), vl.records.is_whole_png(cut)
     (True, False)
     """
+    return path.is_file() and is_png(path.read_bytes())
+
+
+def is_png(data: bytes) -> bool:
+    """Whether bytes are a whole PNG file of a size that a record may hold, every checksum right."""
     try:
-        with PIL.Image.open(path, formats=["PNG"]) as picture:
-            picture.verify()
-    except (OSError, SyntaxError, ValueError):
+        _opened(data).verify()
+    except _BROKEN:
         return False
     return True
 
 
-def read_png(path: Path) -> PIL.Image.Image:
-    """Return the picture in a PNG file; RecordError if it is missing or damaged."""
-    if not path.exists():
-        raise RecordError(f"{path} does not exist; the sweep is unfinished, run the same command again")
-    with damaged(RecordError, f"{path} is damaged", "run the same sweep again"):
-        with PIL.Image.open(path, formats=["PNG"]) as picture:
-            return picture.convert("RGB")
+def open_png(data: bytes, where: Path) -> PIL.Image.Image:
+    """Return the picture in the bytes of a PNG file; RecordError if they are damaged."""
+    try:
+        return _opened(data).convert("RGB")
+    except _BROKEN as damage:
+        raise RecordError(f"{where} is damaged ({damage}); run the same sweep again") from damage
+
+
+def _opened(data: bytes) -> PIL.Image.Image:
+    picture = PIL.Image.open(io.BytesIO(data), formats=["PNG"])
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are more than a record holds")
+    return picture
 
 
 def thumbnail_uri(picture: PIL.Image.Image, size: int = 96, quality: int = 85) -> str:

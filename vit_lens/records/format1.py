@@ -4,18 +4,18 @@ __all__ = ["load_format_1"]
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
 from vit_lens.files import damaged
 from vit_lens.records.named_readings import Reading, told_apart
-from vit_lens.records.opening import DAMAGED, check_table, read_bytes
-from vit_lens.records.schema import COLUMNS, csv_rows, to_table
+from vit_lens.records.opening import RecordFiles, check_table
+from vit_lens.records.schema import COLUMNS, FORMAT, READOUTS_FILE, check_manifest, csv_rows, to_table
+
+_DAMAGED = "the record is damaged: sweep into another directory"
 
 _COLUMNS = (
     *("row", "image", "image_name", "kind", "control", "site", "site_type", "layer", "head", "lens", "definition"),
@@ -33,7 +33,7 @@ _LENS = ("lens", "definition", "alpha", "share", "anchor")
 _READ = ("image", "seed", "site", "control", *_LENS)
 
 
-def load_format_1(path: Path, old: dict[str, Any]) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Condition]]:
+def load_format_1(files: RecordFiles, old: dict[str, Any]) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Condition]]:
     """Return manifest, table and conditions of a record of format 1 in the form of today; its format stays 1.
 
     A row of format 1 does not say which reference means it was read with. Where one lens of the manifest fits, it is
@@ -43,10 +43,14 @@ def load_format_1(path: Path, old: dict[str, Any]) -> tuple[dict[str, Any], pd.D
     Raises:
         RecordError: The record is damaged.
     """
-    where = str(path / "table.csv")
     if missing := [key for key in _KEYS if key not in old]:
-        raise RecordError(f"{path / 'record.json'}: the manifest lacks {', '.join(missing)}; the record is damaged")
-    data = read_bytes(path / "table.csv")
+        raise RecordError(f"{files.path / 'record.json'}: the manifest lacks {', '.join(missing)}; {_DAMAGED}")
+    with damaged(RecordError, f"{files.path} cannot be read", _DAMAGED):
+        return _loaded(files, old)
+
+
+def _loaded(files: RecordFiles, old: dict[str, Any]) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Condition]]:
+    where, data = str(files.path / "table.csv"), files.read("table.csv")
     head = data.split(b"\n", 1)[0].decode(errors="replace").strip("\r").split(",")
     columns = next((list(known) for known in _VERSIONS if list(known) == head), list(_COLUMNS))
     rows = csv_rows(data, where, columns)
@@ -68,7 +72,14 @@ def load_format_1(path: Path, old: dict[str, Any]) -> tuple[dict[str, Any], pd.D
     if budget and budget["coarse"]:
         coarse = budget["coarse"] | {"words": _words(budget["coarse"])}
         manifest["batch_plan"] = old["batch_plan"] | {"budget": budget | {"coarse": coarse}}
-    return manifest, check_table(table, manifest, where), _embeddings(path, len(table), bool(old["complete"]))
+    check_manifest(manifest | {"format": FORMAT, "shard": None}, where)
+    needed = [
+        "embeddings.safetensors",
+        *([READOUTS_FILE] if {"texts", "gallery"} & {*(manifest["beside"] or ())} else []),
+    ]
+    if lost := [name for name in needed if old["complete"] and not files.exists(name)]:
+        raise RecordError(f"{files.path} is complete but has no {lost[0]}; {_DAMAGED}")
+    return manifest, check_table(table, manifest, where), _embeddings(files, needed[0], len(table))
 
 
 def _readings(
@@ -119,15 +130,9 @@ def _label(lens: str, settings: dict[str, Any]) -> str:
     return ", ".join(words + [f"{name} {settings[name]:g}" for name in ("alpha", "share") if name in settings])
 
 
-def _embeddings(path: Path, n_rows: int, complete: bool) -> dict[str, Condition]:
-    file = path / "embeddings.safetensors"
-    if not file.exists():
-        if complete:
-            raise RecordError(f"{path} is complete but has no embeddings.safetensors; {DAMAGED}")
-        return {}
-    with damaged(RecordError, f"{file} cannot be read", DAMAGED):
-        found = load_file(file)
+def _embeddings(files: RecordFiles, file: str, n_rows: int) -> dict[str, Condition]:
+    found = files.tensors(file)[0] if files.exists(file) else {}
     for name in ("lens", "reencoded"):
         if name in found and len(found[name]) != n_rows:
-            raise RecordError(f"{file}: {name!r} has {len(found[name])} rows, the table {n_rows}; sweep again")
+            raise RecordError(f"{file}: {name!r} has {len(found[name])} rows, the table {n_rows}; {_DAMAGED}")
     return {name: Condition(pooled=value) for name, value in found.items()}

@@ -1,25 +1,24 @@
 """The numbers behind the live page: an embedding as a function of a factor for every part of the tower."""
 
-__all__ = ["LIVE_BUDGET", "LIVE_FILE", "LiveNumbers", "live_bytes", "live_bytes_of", "live_labels", "load_live"]
+__all__ = ["LIVE_BUDGET", "LiveNumbers", "live_bytes", "live_bytes_of", "live_labels", "load_live"]
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
 from vit_lens.addresses import Address, spelled
 from vit_lens.config import HookedViTConfig
 from vit_lens.errors import RecordError, UnknownSiteError, nearest
-from vit_lens.files import to_bytes
-from vit_lens.records.opening import read_tensors
+from vit_lens.files import check_fields, damaged, to_bytes
+from vit_lens.records.opening import AGAIN, RecordFiles
+from vit_lens.records.schema import LIVE_FILE
 
-LIVE_FILE = "live.safetensors"
 LIVE_BUDGET = 8_000_000
 """Bytes of a page that live numbers take at most, as base64: one image of ViT-bigG, or a dozen of ViT-B."""
 
@@ -121,10 +120,7 @@ class LiveNumbers:
     def holding(self, found: Mapping[int, Mapping[str, Tensor]]) -> "LiveNumbers":
         """Return the numbers of other images, as :meth:`by_image` has them."""
         order = sorted(found)
-        tensors = {
-            name: torch.stack([found[image][name] for image in order]) if order else value[:0]
-            for name, value in self.tensors().items()
-        }
+        tensors = {name: torch.stack([found[image][name] for image in order]) for name in self.tensors()}
         return replace(self, images=tuple(order), **tensors)
 
     def embed(self, image: int, factors: Mapping[str, float | int]) -> Float[Tensor, " d_embed"]:
@@ -172,21 +168,26 @@ def live_bytes_of(live: LiveNumbers) -> bytes:
     return to_bytes(live.tensors(), {"described": json.dumps(said)})
 
 
-def load_live(path: Path) -> LiveNumbers | None:
-    """Read the live numbers that lie in a record's folder; None if it has none.
+def load_live(files: RecordFiles) -> LiveNumbers | None:
+    """Read the live numbers of a record; None if it has none.
 
     Raises:
         RecordError: They are damaged.
-
-    >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="L7.resid_post", out=tmp / "not live")
-    >>> vl.records.load_live(record.path) is None
-    True
     """
-    if (read := read_tensors(path / LIVE_FILE)) is None:
+    if not files.exists(LIVE_FILE):
         return None
-    tensors, said = read
-    said |= {name: tuple(said[name]) for name in ("labels", "images")}
-    return LiveNumbers(**tensors, **said)
+    tensors, said = files.tensors(LIVE_FILE)
+    where = str(files.path / LIVE_FILE)
+    with damaged(RecordError, f"{where} cannot be read", AGAIN), jaxtyped("context"):  # type: ignore[reportArgumentType]
+        live = LiveNumbers(**check_fields(LiveNumbers, {**said, **tensors}, where, RecordError))
+        shape = [len(live.images), len(live.labels)]
+        if list(live.contributions.shape[:2]) != shape or not all(isinstance(at, int) for at in live.images):
+            raise ValueError(f"{shape} images and parts, and contributions of {list(live.contributions.shape[:2])}")
+        try:
+            live.component_factors({})
+        except UnknownSiteError as error:
+            raise ValueError(error) from error
+    return live
 
 
 def _scaled_with(label: str) -> list[str]:

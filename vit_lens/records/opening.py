@@ -1,21 +1,118 @@
-"""Reading the files of a record with their checks."""
+"""The one door to the files of a record: whole, inside it, within bounds, and as the record says that it wrote them."""
 
-__all__ = ["DAMAGED", "check_table", "read_bytes", "read_manifest", "read_table", "read_tensors"]
+__all__ = ["AGAIN", "RecordFiles", "check_table", "noted", "read_manifest"]
 
-import json
+import hashlib
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors import safe_open
+import PIL.Image
+from safetensors.torch import load
 from torch import Tensor
 
 from vit_lens.errors import RecordError
-from vit_lens.files import damaged, file_tensors
+from vit_lens.files import damaged, parse_json
+from vit_lens.records.encoding import open_png
 from vit_lens.records.named_readings import Reading
-from vit_lens.records.schema import DRAWN, check_manifest, csv_to_table, picture_name
+from vit_lens.records.schema import DRAWN, LISTED, check_manifest, csv_rows, csv_to_table, expected_files, picture_name
 
-DAMAGED = "the record is damaged, sweep again"
+AGAIN = "run the same sweep again, which makes anew what was lost"
+_MOST_BYTES = 2**32  # of one file
+
+
+@dataclass(frozen=True, eq=False)
+class RecordFiles:
+    """The files in a record's folder.
+
+    Attributes:
+        path: The folder.
+        listed: Size and SHA-256 of the files that the record says it has, by name; empty while it says of none.
+    """
+
+    path: Path
+    listed: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, path: Path, manifest: Mapping[str, Any]) -> "RecordFiles":
+        """Return the files of a record with what its list says; without, where the list itself is lost."""
+        plain, said = cls(path), manifest["files"] or {}
+        try:
+            data = plain.read("files.csv")
+            rows = csv_rows(data, str(path / "files.csv"), list(LISTED)) if noted(data)[1] == said.get("sha256") else []
+            return cls(path, {row["path"]: (int(row["size"]), row["sha256"]) for row in rows})
+        except (RecordError, ValueError):
+            return plain
+
+    @cached_property
+    def _root(self) -> Path:
+        return self.path.resolve()
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file, or should be."""
+        return name in self.listed if self.listed else (self.path / name).exists()
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file; None where there is none."""
+        try:
+            found = (self.path / name).stat()
+        except (OSError, ValueError):  # a name that no file can have, too
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def lost(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Return the files of a complete record that are missing, or have another size than its list says."""
+        names = dict.fromkeys([*expected_files(manifest), *self.listed])
+        return [name for name in names if name not in self.listed or self.size(name) != self.listed[name][0]]
+
+    def read(self, name: str) -> bytes:
+        """Return a file whole.
+
+        Raises:
+            RecordError: It is missing, too large, no plain file, not in the folder, or not what the record wrote.
+        """
+        file = self.path / name
+        try:
+            if not file.resolve().is_relative_to(self._root):
+                raise RecordError(f"{file} leads out of the record, to {file.resolve()}; remove the link, then {AGAIN}")
+            if (size := self.size(name)) is None:
+                what = "is no plain file" if file.exists() else "does not exist"
+                raise RecordError(f"{file} {what}; the sweep is unfinished: {AGAIN}")
+            if size > _MOST_BYTES:
+                raise RecordError(f"{file} has {size} bytes, more than a record writes; remove it, then {AGAIN}")
+            data = file.read_bytes()
+        except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError before Python 3.13
+            raise RecordError(f"{file} cannot be read ({error}); {AGAIN}") from error
+        if self.listed and self.listed.get(name) != noted(data):
+            raise RecordError(f"{file} is not what the record wrote: it is damaged, or another file; {AGAIN}")
+        return data
+
+    def picture(self, name: str) -> PIL.Image.Image:
+        """Return the picture in a PNG file."""
+        return open_png(self.read(name), self.path / name)
+
+    def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a file's tensors and what describes them."""
+        data = self.read(name)
+        with damaged(RecordError, f"{self.path / name} cannot be read", AGAIN):
+            found = load(data)
+            head = data[8 : 8 + int.from_bytes(data[:8], "little")]
+            said = parse_json(head, name, RecordError, AGAIN).get("__metadata__", {}).get("described", "{}")
+            return found, parse_json(said, name, RecordError, AGAIN)
+
+    def table(self, manifest: dict[str, Any]) -> pd.DataFrame:
+        """Return ``table.csv``; RecordError if it is truncated or does not fit the manifest."""
+        where = str(self.path / "table.csv")
+        return check_table(csv_to_table(self.read("table.csv"), where, manifest["columns"]), manifest, where)
+
+
+def noted(data: bytes) -> tuple[int, str]:
+    """Return what a record's list says of a file: its size and SHA-256."""
+    return len(data), hashlib.sha256(data).hexdigest()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -28,37 +125,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     >>> vl.records.read_manifest(record.path)["model"]["encoder_id"]
     'vit_lens/mini'
     """
-    file = path / "record.json"
-    try:
-        manifest = json.loads(file.read_bytes())
-    except OSError as error:
-        raise RecordError(f"{path} holds no record.json ({error.strerror}); give the directory of a sweep") from error
-    except ValueError as error:
-        raise RecordError(f"{file} is not readable JSON ({error}); the record is damaged, sweep again") from error
-    is_old = isinstance(manifest, dict) and manifest.get("format") == 1
-    return manifest if is_old else check_manifest(manifest, str(file))
-
-
-def read_bytes(file: Path) -> bytes:
-    """Read a file; RecordError if that is impossible."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{file} cannot be read ({error.strerror}); run the same sweep again") from error
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read a file's tensors and what describes them; None if there is none, RecordError if it is damaged."""
-    if not file.exists():
-        return None
-    with damaged(RecordError, f"{file} cannot be read", DAMAGED), safe_open(file, "pt") as opened:
-        return file_tensors(opened), json.loads(opened.metadata()["described"])
-
-
-def read_table(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
-    """Read ``table.csv``; RecordError if it is missing, truncated or does not fit the manifest."""
-    file = path / "table.csv"
-    return check_table(csv_to_table(read_bytes(file), str(file), manifest["columns"]), manifest, str(file))
+    if not (path / "record.json").is_file():
+        raise RecordError(f"{path} holds no record.json; give the directory of a sweep")
+    where, advice = str(path / "record.json"), "the record is damaged: sweep into another directory"
+    manifest = parse_json(RecordFiles(path).read("record.json"), where, RecordError, advice)
+    return manifest if manifest.get("format") == 1 else check_manifest(manifest, where)
 
 
 def check_table(table: pd.DataFrame, manifest: dict[str, Any], where: str) -> pd.DataFrame:

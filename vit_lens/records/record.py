@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex
 
 import pandas as pd
 import PIL.Image
@@ -16,16 +16,13 @@ from torch import Tensor
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
 from vit_lens.records.answers import Readouts, gallery_name, load_readouts
-from vit_lens.records.encoding import read_png
 from vit_lens.records.format1 import load_format_1
 from vit_lens.records.live import LiveNumbers, load_live
 from vit_lens.records.named_readings import Reading
 from vit_lens.records.notebook import record_html
-from vit_lens.records.opening import read_manifest, read_table
+from vit_lens.records.opening import RecordFiles, read_manifest
 from vit_lens.records.row_files import StoredConditions
 from vit_lens.records.schema import input_name, picture_name
-
-_T = TypeVar("_T")
 
 
 class _Pooled(Mapping[str, Tensor]):
@@ -56,8 +53,11 @@ class _Pooled(Mapping[str, Tensor]):
 class Record:
     """What a sweep stored; an unfinished one has ``complete`` false and lacks some pictures and numbers.
 
+    A complete record lists its files with their sizes and hashes. One of whose files a size is another, or which lacks
+    some, counts as unfinished, and the same sweep makes them anew; whatever is read is held against its hash.
+
     Attributes:
-        path: The directory that holds it.
+        files: The files of the directory that holds it.
         manifest: What made it, by key: model, decoder, inputs, seeds, versions; see :mod:`vit_lens.records.schema`.
         table: The rows, one for each picture, with the columns :data:`vit_lens.records.COLUMNS`; the column
             ``reading`` names one of the readings.
@@ -73,29 +73,34 @@ class Record:
     (64, 64)
     """
 
-    path: Path
+    files: RecordFiles
     manifest: dict[str, Any]
     table: pd.DataFrame
     readings: dict[str, Reading]
-    conditions: Mapping[str, Condition]
+    conditions: Mapping[str, Any]  # of Condition; beartype would read one to check it
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Record":
-        """Read the record in the directory ``path``; tensors are read when they are asked for.
+        """Read the record in the directory ``path``; tensors and pictures are read when they are asked for.
 
         Raises:
-            RecordError: It is missing, damaged or truncated.
+            RecordError: Its manifest or table is missing, damaged or truncated.
         """
         path = Path(path)
-        manifest = read_manifest(path)
+        manifest, files = read_manifest(path), RecordFiles(path)
         if manifest["format"] == 1:
-            manifest, table, conditions = load_format_1(path, manifest)
+            manifest, table, conditions = load_format_1(files, manifest)
         else:
-            table, conditions = read_table(path, manifest), StoredConditions(path, manifest)
-            if manifest["complete"] and len(table):
-                conditions.check(("lens", "clean", *(("reencoded",) if manifest["decoder"] else ())))
+            files = RecordFiles.of(path, manifest) if manifest["complete"] else files
+            table, conditions = files.table(manifest), StoredConditions(files, manifest)
+            manifest |= {"complete": manifest["complete"] and not files.lost(manifest)}
         readings = {found["id"]: Reading.from_dict(found, str(path)) for found in manifest["readings"]}
-        return cls(path=path, manifest=manifest, table=table, readings=readings, conditions=conditions)
+        return cls(files=files, manifest=manifest, table=table, readings=readings, conditions=conditions)
+
+    @property
+    def path(self) -> Path:
+        """The directory that holds it."""
+        return self.files.path
 
     @property
     def complete(self) -> bool:
@@ -140,7 +145,7 @@ class Record:
             raise RecordError(f"{self.path} was made without a decoder: it holds embeddings and numbers, no pictures")
         if not 0 <= row < len(self.table):
             raise RecordError(f"no row {row}; the record has {len(self.table)} rows")
-        return read_png(self.path / (self.table["picture"].iloc[row] or picture_name(row)))
+        return self.files.picture(self.table["picture"].iloc[row] or picture_name(row))
 
     def input(self, index: SupportsIndex) -> PIL.Image.Image:
         """Return what the model saw of an image, by its index over the whole sweep.
@@ -148,7 +153,7 @@ class Record:
         Raises:
             RecordError: The picture is missing or damaged.
         """
-        return read_png(self.path / input_name(index.__index__()))
+        return self.files.picture(input_name(index.__index__()))
 
     @cached_property
     def readouts(self) -> Readouts | None:
@@ -157,8 +162,7 @@ class Record:
         Raises:
             RecordError: They are damaged.
         """
-        found = load_readouts(self.path, len(self.table))
-        return self._unless_lost(found, "readouts", {"texts", "gallery"})
+        return load_readouts(self.files, len(self.table))
 
     @cached_property
     def live(self) -> LiveNumbers | None:
@@ -167,12 +171,7 @@ class Record:
         Raises:
             RecordError: They are damaged.
         """
-        return self._unless_lost(load_live(self.path), "live", {"live"})
-
-    def _unless_lost(self, found: _T, file: str, kept: set[str]) -> _T:
-        if found is None and self.complete and len(self.table) and kept & (self.manifest["beside"] or {}).keys():
-            raise RecordError(f"{self.path} has lost its {file}.safetensors; the record is damaged, sweep again")
-        return found
+        return load_live(self.files)
 
     def neighbour(self, index: SupportsIndex) -> PIL.Image.Image:
         """Return the small copy of a gallery's picture, by its index in the gallery.
@@ -180,7 +179,7 @@ class Record:
         Raises:
             RecordError: There is none, or it is damaged.
         """
-        return read_png(self.path / gallery_name(index.__index__()))
+        return self.files.picture(gallery_name(index.__index__()))
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "unfinished"

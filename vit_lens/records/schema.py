@@ -19,8 +19,9 @@ content hash. ``machine`` (kind of device), ``versions`` and ``threads`` are wha
 """
 
 __all__ = [
-    "COLUMNS", "DRAWN", "FORMAT", "IDENTITY_KEYS", "MANIFEST_KEYS", "PLAN_COLUMNS", "Kind", "check_manifest",
-    "csv_rows", "csv_to_table", "differing", "input_name", "json_bytes", "picture_name", "table_to_csv", "to_table",
+    "COLUMNS", "DRAWN", "FORMAT", "IDENTITY_KEYS", "LISTED", "LIVE_FILE", "MANIFEST_KEYS", "PLAN_COLUMNS",
+    "READOUTS_FILE", "Kind", "check_manifest", "csv_rows", "csv_to_table", "differing", "expected_files", "input_name",
+    "json_bytes", "lengths", "part_name", "picture_name", "table_to_csv", "to_table",
 ]  # fmt: skip
 
 import csv
@@ -55,6 +56,27 @@ IDENTITY_KEYS = (
 )
 """What must be equal for a sweep to go on in a directory."""
 MANIFEST_KEYS = (*IDENTITY_KEYS, "threads", "conditions", "files", "command", "notes", "complete")
+LISTED = ("path", "size", "sha256", "media_type")
+"""Columns of ``files.csv``."""
+READOUTS_FILE, LIVE_FILE = "readouts.safetensors", "live.safetensors"
+CONDITIONS = ("lens", "reencoded", "clean", "negative")
+_COUNT, _SIZE = range(10**9), range(1, 2**22)
+# What readers of a manifest rely on: types, ranges of whole numbers, [of a list], and alternatives; the rest is free.
+_FORM: dict[str, Any] = {
+    "model": {"encoder_id": str}, "decoder": (None, {"decoder_id": str, "words": str}), "readings": [dict],
+    "inputs": [{"index": _COUNT, "name": str}], "columns": {"*": str}, "seeds": {"decoder": (None, [int])},
+    "machine": (None, str), "versions": {"*": str}, "threads": (None, _SIZE, [_SIZE]),
+    "batch_plan": {
+        "n_rows": _COUNT, "batch_size": (None, _SIZE),
+        "budget": (None, {"same_above": (int, float), "coarse": (None, {"words": str})}),
+        "changes": (None, [{"row": _COUNT, "pass": str, "batch_size": _SIZE, "why": str}]),
+    },
+    "shard": (None, {"index": _COUNT, "of": range(1, 1_000_001), "n_rows": _COUNT, "rows": [[_COUNT]]}),
+    "beside": (None, dict),
+    "conditions": (None, {"shapes": dict.fromkeys(CONDITIONS, (None, {"*": [_SIZE]})), "rows_per_part": _SIZE}),
+    "files": (None, {"n": _COUNT, "sha256": str}), "budgets": (None, [str]), "command": (None, str), "notes": [str],
+    "complete": bool,
+}  # fmt: skip
 
 
 def picture_name(row: int, drawn: str = "full") -> str:
@@ -71,24 +93,55 @@ def picture_name(row: int, drawn: str = "full") -> str:
 
 
 def input_name(index: int) -> str:
-    """Return where what the model saw of an image lies, relative to the record."""
+    """Return where what the model saw of an image lies, relative to the record.
+
+    >>> vl.records.input_name(3)
+    'inputs/0003.png'
+    """
     return f"inputs/{index:04d}.png"
+
+
+def lengths(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many rows each kind of condition of a record has."""
+    n_rows = int(manifest["batch_plan"]["n_rows"])
+    return dict(zip(CONDITIONS, (n_rows, n_rows, len(manifest["inputs"]), 1), strict=True))
+
+
+def part_name(name: str, part: int) -> str:
+    """Return where some rows of a kind of condition lie, relative to the record."""
+    return f"embeddings/{name}/{part:06d}.safetensors"
+
+
+def expected_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the files that a complete record must have, whatever else it has."""
+    n_rows = manifest["batch_plan"]["n_rows"]
+    if not n_rows:
+        return ["table.csv"]
+    held: dict[str, Any] = manifest["conditions"] or {"shapes": {}, "rows_per_part": n_rows}
+    names = {"lens", "clean", *(["reencoded"] if manifest["decoder"] else []), *held["shapes"]}
+    return [
+        "table.csv", *(input_name(entry["index"]) for entry in manifest["inputs"]),
+        *(picture_name(row) for row in range(n_rows) if manifest["decoder"]),
+        *(
+            part_name(name, part) for name, n in lengths(manifest).items() if name in names
+            for part in range(-(-n // held["rows_per_part"]))
+        ),
+    ]  # fmt: skip
 
 
 def json_bytes(manifest: Mapping[str, Any]) -> bytes:
     """Return the manifest as JSON text; RecordError if it holds what JSON cannot."""
     try:
-        return (json.dumps(dict(manifest), indent=1, allow_nan=False) + "\n").encode()
+        text = json.dumps(dict(manifest), indent=1, allow_nan=False, ensure_ascii=False)
+        return f"{text}\n".encode("utf-8", "replace")  # half a character, of a name that is no UTF-8, is none of JSON
     except (TypeError, ValueError) as error:
         raise RecordError(
             f"the manifest cannot be written as JSON ({error}); give plain numbers, texts and lists"
         ) from error
 
 
-def check_manifest(manifest: object, where: str) -> dict[str, Any]:
+def check_manifest(manifest: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the manifest if it has the format and keys of this version; RecordError otherwise."""
-    if not isinstance(manifest, dict):
-        raise RecordError(f"{where}: the manifest is not a JSON object; the record is damaged, sweep again")
     if manifest.get("format") != FORMAT:
         raise RecordError(
             f"{where}: record format {manifest.get('format')!r}, this version reads formats 1 and {FORMAT}; "
@@ -96,11 +149,15 @@ def check_manifest(manifest: object, where: str) -> dict[str, Any]:
         )
     if missing := [key for key in MANIFEST_KEYS if key not in manifest]:
         raise RecordError(f"{where}: the manifest lacks {', '.join(missing)}; the record is damaged, sweep again")
+    if wrong := _misfit(manifest, _FORM, "the manifest"):
+        raise RecordError(f"{where}: {wrong}; the record is damaged, sweep into another directory")
     if missing := [name for name in NEEDED_COLUMNS if manifest["columns"].get(name) != COLUMNS[name]]:
         raise RecordError(
             f"{where}: the columns lack {', '.join(missing)} in the kind that every record has; the record is damaged, "
             "sweep again"
         )
+    if unknown := [name for name in (manifest["conditions"] or {"shapes": {}})["shapes"] if name not in CONDITIONS]:
+        raise RecordError(f"{where}: conditions {unknown[0]!r}; expected some of {', '.join(CONDITIONS)}")
     if unknown := sorted({str(kind) for kind in manifest["columns"].values()} - set(DTYPES)):
         raise RecordError(f"{where}: a column is of the kind {unknown[0]!r}, expected one of {', '.join(DTYPES)}")
     return manifest
@@ -173,6 +230,28 @@ def differing(old: Any, new: Any, key: str, where: tuple[str, str] = ("on disk",
         return next(filter(None, inner), "")
     key = {"batch_plan.n_rows": "the number of rows (other sites, inputs or seeds)"}.get(key, key)
     return "" if old == new else f"{key} is {_short(old)} {where[0]}, {_short(new)} {where[1]}"
+
+
+def _misfit(value: Any, form: Any, where: str) -> str:
+    """Say where a value of JSON is not of its form, and how; empty if it is."""
+    if isinstance(form, tuple):
+        wrong = [_misfit(value, one, where) for one in form]
+        return wrong[-1] if all(wrong) else ""
+    if isinstance(form, range):
+        fits, expected = type(value) is int and value in form, f"a whole number from {form[0]} to {form[-1]}"
+    else:
+        kind = form if isinstance(form, type) else type(form)
+        fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+        expected = {dict: "an object", list: "a list", str: "a text"}.get(kind, kind.__name__)
+    if not fits:
+        return f"{where} is {_short(value)}, expected {expected}"
+    inner = []
+    if isinstance(value, list) and isinstance(form, list):
+        inner = [(f"{where}[{i}]", one, form[0]) for i, one in enumerate(value)]
+    elif isinstance(value, dict) and isinstance(form, dict):
+        named = {key: form["*"] for key in value} if "*" in form else form
+        inner = [(f"{where}.{key}", value.get(key), one) for key, one in named.items()]
+    return next(filter(None, (_misfit(one, of, at) for at, one, of in inner)), "")
 
 
 def _typed(values: list[Any], name: str, kind: Kind) -> pd.Series:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -61,17 +62,17 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     parts = [Record.load(path) for path in paths]
     places = _places(parts)
     joined = _Joined([part for part in parts if len(part.table)], places)
-    writer = RecordWriter(out, _manifest(parts, joined), joined.table())
-    for index, (owner, _) in joined.inputs.items():
-        writer.write_input(index, owner.input(index))
-    done = writer.finished_rows()
-    for (part, row), place in zip(joined.rows, places, strict=True):
-        if place not in done and writer.manifest["decoder"]:
-            writer.write_picture(place, part.picture(row))
-    joined.write_beside(writer)
-    joined.write_conditions(writer)
-    writer.write_table(joined.table())
-    writer.finish(_thread_notes(parts))
+    with RecordWriter.held(Path(out), _manifest(parts, joined), joined.table()) as writer:
+        for index, (owner, _) in joined.inputs.items():
+            writer.write_input(index, owner.input(index))
+        done = writer.finished_rows()
+        for (part, row), place in zip(joined.rows, places, strict=True):
+            if place not in done and writer.manifest["decoder"]:
+                writer.write_picture(place, part.picture(row))
+        joined.write_beside(writer)
+        joined.write_conditions(writer)
+        writer.write_table(joined.table())
+        writer.finish(_thread_notes(parts))
     return Record.load(out)
 
 
@@ -176,10 +177,12 @@ def _places(parts: list[Record]) -> list[int]:
         owners[index] = part
     if missing := sorted(set(range(n_parts)) - set(owners)):
         raise RecordError(f"shards missing: {', '.join(f'{i} of {n_parts}' for i in missing)}; sweep and give them too")
-    rows = [expand(part.manifest["shard"]["rows"]) for part in parts]
-    places = [place for some in rows for place in some]
-    fits = all(len(some) == len(part.table) for some, part in zip(rows, parts, strict=True))
-    if not fits or sorted(places) != list(range(n_rows)):
+    for part in parts:
+        held = part.manifest["shard"]["rows"]
+        if any(len(pair) != 2 for pair in held) or sum(len(range(*pair)) for pair in held) != len(part.table):
+            raise RecordError(f"{part.path} does not say which of the whole's rows its {len(part.table)} rows are")
+    places = [place for part in parts for place in expand(part.manifest["shard"]["rows"])]
+    if len(places) != n_rows or sorted(places) != list(range(n_rows)):
         held = len(set(places))
         raise RecordError(f"these shards hold {held} different rows of {n_rows}: they overlap or leave some out")
     return places

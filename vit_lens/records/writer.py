@@ -2,10 +2,10 @@
 
 __all__ = ["RecordWriter"]
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,13 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
-from vit_lens.files import clear_temporary, make_directory, write_atomic
-from vit_lens.records.answers import READOUTS_FILE, Readouts, gallery_name, readouts_bytes
-from vit_lens.records.encoding import encode_png, is_whole_png, read_png
-from vit_lens.records.live import LIVE_FILE, LiveNumbers, live_bytes_of
-from vit_lens.records.opening import read_manifest, read_table
+from vit_lens.files import clear_temporary, exclusive, make_directory, write_atomic
+from vit_lens.records import schema
+from vit_lens.records.answers import Readouts, gallery_name, load_readouts, readouts_bytes
+from vit_lens.records.encoding import encode_png, is_png
+from vit_lens.records.live import LiveNumbers, live_bytes_of, load_live
+from vit_lens.records.opening import RecordFiles, noted, read_manifest
 from vit_lens.records.row_files import StoredConditions, rows_per_part, write_conditions
-from vit_lens.records.schema import (
-    IDENTITY_KEYS,
-    PLAN_COLUMNS,
-    check_manifest,
-    differing,
-    input_name,
-    json_bytes,
-    picture_name,
-    table_to_csv,
-    to_table,
-)
 
 _COMPRESS_LEVEL = 1  # of pictures, most of a sweep's files: zlib's time is spent beside the decoder's
 _MEDIA = {".png": "image/png", ".csv": "text/csv", ".safetensors": "application/vnd.safetensors"}
@@ -53,65 +43,86 @@ class RecordWriter:
     def __init__(self, path: str | os.PathLike[str], manifest: Mapping[str, Any], rows: Rows) -> None:
         """Open ``path`` for the sweep that ``manifest`` and the plan columns of ``rows`` describe.
 
+        Whoever opens it holds it (:func:`vit_lens.files.exclusive`), since what killed writers left is cleared away.
+
         Raises:
             RecordError: The directory holds another sweep, or files that are not a record.
             OutputError: It cannot be created or written.
         """
         self.path = Path(path)
-        manifest = check_manifest(json.loads(json_bytes(manifest)), "new record")
+        manifest = schema.check_manifest(json.loads(schema.json_bytes(manifest)), "new record")
         self._columns = manifest["columns"]
-        plan = to_table(rows, self._columns)
-        if manifest["batch_plan"].get("n_rows") != len(plan):
+        self.manifest, self.table = manifest, schema.to_table(rows, self._columns)
+        if manifest["batch_plan"]["n_rows"] != len(self.table):
             raise RecordError(
-                f"the batch plan says {manifest['batch_plan'].get('n_rows')} rows, the table has {len(plan)}"
+                f"the batch plan says {manifest['batch_plan']['n_rows']} rows, the table has {len(self.table)}"
             )
+        self.files = RecordFiles(self.path)
+        self._noted: dict[str, tuple[int, str]] = {}
         make_directory(self.path)
         self.resumed = (self.path / "record.json").exists()
-        if not self.resumed and any(self.path.iterdir()):
-            raise RecordError(f"{self.path} is not empty and holds no record; choose an empty or new directory")
-        self.manifest, self.table = manifest, plan
-        self.conditions: Mapping[str, Condition] = {}
-        self._files: dict[str, tuple[int, str]] = {}
+        planned = schema.table_to_csv(self.table, self._columns)
         if self.resumed:
             self._continue()
             for folder in (self.path, self.path / "pictures", self.path / "embeddings"):
                 clear_temporary(folder)
+        elif strangers := [file for file in self.path.iterdir() if not _is_own(file, planned)]:
+            raise RecordError(
+                f"{self.path} is not empty and holds no record ({strangers[0].name}); choose an empty or new directory"
+            )
         else:
-            write_atomic(self.path / "record.json", json_bytes(manifest))
-        for folder in ("pictures", "inputs"):
+            clear_temporary(self.path)
+            self._put("table.csv", planned)  # before the manifest, so that there is never one without a table
+            write_atomic(self.path / "record.json", schema.json_bytes(manifest))
+        coarse = ["pictures/coarse"] if "budget" in self.manifest["batch_plan"] else []
+        for folder in ("pictures", "inputs", *coarse):
             make_directory(self.path / folder)
-        if "budget" in self.manifest["batch_plan"]:
-            make_directory(self.path / "pictures/coarse")
-        if not (self.path / "table.csv").exists():
-            self._put("table.csv", table_to_csv(self.table, self._columns))
+        self._open_conditions()
+
+    @classmethod
+    @contextmanager
+    def held(cls, path: Path, manifest: Mapping[str, Any], rows: Rows) -> Iterator["RecordWriter"]:
+        """Open ``path`` against other processes, for the time of a ``with`` block.
+
+        Raises:
+            OutputError: Another process writes it.
+        """
+        make_directory(path)
+        with exclusive(path):
+            try:
+                writer = cls(path, manifest, rows)
+            except RecordError:
+                if not (path / "record.json").exists():
+                    (path / ".vit_lens.lock").unlink()  # somebody else's files stay as they are
+                raise
+            yield writer
 
     def _put(self, name: str, data: bytes) -> None:
         write_atomic(self.path / name, data)
-        self._note(name, data)
-
-    def _note(self, name: str, data: bytes) -> None:
-        self._files[name] = (len(data), hashlib.sha256(data).hexdigest())
+        self._noted[name] = noted(data)
+        if self.files.listed:
+            self.files.listed[name] = noted(data)
 
     def write_input(self, index: int, picture: Picture) -> None:
         """Store what the model saw of an image."""
-        self._put(input_name(index), encode_png(picture))
+        self._put(schema.input_name(index), encode_png(picture))
 
     def write_picture(self, row: int, picture: Picture, drawn: str = "full") -> str:
         """Store the decoded picture of ``row``; returns its path relative to the record. Threads may call this."""
         if not 0 <= row < len(self.table):
             raise RecordError(f"no row {row}; the plan has {len(self.table)} rows")
-        self._put(picture_name(row, drawn), encode_png(picture, _COMPRESS_LEVEL))
-        return picture_name(row, drawn)
+        self._put(schema.picture_name(row, drawn), encode_png(picture, _COMPRESS_LEVEL))
+        return schema.picture_name(row, drawn)
 
     def picture(self, row: int, drawn: str = "full") -> PIL.Image.Image:
         """Return a picture that lies on disk; RecordError if it is missing or damaged."""
-        return read_png(self.path / picture_name(row, drawn))
+        return self.files.picture(schema.picture_name(row, drawn))
 
     def write_table(self, rows: Rows) -> None:
         """Store the whole table; its plan columns must be those the record was opened with."""
-        table = to_table(rows, self._columns)
-        self._refuse(differing(_plan_of(self.table), _plan_of(table), "rows"))
-        self._put("table.csv", table_to_csv(table, self._columns))
+        table = schema.to_table(rows, self._columns)
+        self._refuse(_other_plan(self.table, table))
+        self._put("table.csv", schema.table_to_csv(table, self._columns))
         self.table = table
 
     def begin_conditions(self, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
@@ -123,10 +134,10 @@ class RecordWriter:
         said = {name: {part: list(shape) for part, shape in of.items()} for name, of in shapes.items()}
         stored = self.manifest["conditions"]
         if stored is not None:
-            return self._refuse(differing(stored["shapes"], said, "conditions"))
+            return self._refuse(schema.differing(stored["shapes"], said, "conditions"))
         largest = max(said.values(), key=lambda of: -rows_per_part(of))
         self._amend(conditions={"shapes": said, "rows_per_part": rows_per_part(largest)})
-        self._read_conditions()
+        self._open_conditions()
 
     def write_conditions(self, name: str, held: Condition, rows: Iterable[int]) -> None:
         """Store the parts in which some rows lie; ``held`` holds all rows."""
@@ -141,11 +152,11 @@ class RecordWriter:
 
     def write_readouts(self, readouts: Readouts) -> None:
         """Store captions and nearest images of all rows at once."""
-        self._put(READOUTS_FILE, readouts_bytes(readouts))
+        self._put(schema.READOUTS_FILE, readouts_bytes(readouts))
 
     def write_live(self, live: LiveNumbers) -> None:
         """Store the numbers of the live page."""
-        self._put(LIVE_FILE, live_bytes_of(live))
+        self._put(schema.LIVE_FILE, live_bytes_of(live))
 
     def add_change(self, change: Mapping[str, Any]) -> None:
         """Store that a batch was drawn otherwise than planned."""
@@ -161,37 +172,55 @@ class RecordWriter:
         if fresh := [note for note in notes if note not in self.manifest["notes"]]:
             self._amend(notes=[*self.manifest["notes"], *fresh])
 
+    @property
+    def readouts(self) -> Readouts | None:
+        """The captions and neighbours on disk; None where there are none, or they are damaged."""
+        with suppress(RecordError):
+            return load_readouts(self.files, len(self.table))
+
+    @property
+    def live(self) -> LiveNumbers | None:
+        """The live numbers on disk; None where there are none, or they are damaged."""
+        with suppress(RecordError):
+            return load_live(self.files)
+
+    def holds(self, name: str) -> bool:
+        """Whether a file is there whole: as it was written, and a picture with every checksum right."""
+        try:
+            data = self.files.read(name)
+        except RecordError:
+            return False
+        if name.endswith(".png") and not is_png(data):
+            return False
+        self._noted[name] = noted(data)
+        return True
+
     def finished_rows(self, drawn: str = "full") -> frozenset[int]:
         """Return the rows whose picture, drawn so, lies on disk whole."""
-        return frozenset(row for row in range(len(self.table)) if is_whole_png(self.path / picture_name(row, drawn)))
+        return frozenset(row for row in range(len(self.table)) if self.holds(schema.picture_name(row, drawn)))
 
     def finish(self, notes: Iterable[str] = ()) -> None:
-        """List every file and mark the record complete; RecordError while a picture is missing."""
-        missing = sorted(set(range(len(self.table))) - self.finished_rows()) if self.manifest["decoder"] else []
-        if missing:
+        """List every file and mark the record complete; RecordError while one is missing."""
+        expected = list(dict.fromkeys([*schema.expected_files(self.manifest), *self._noted]))
+        found = {file.relative_to(self.path).as_posix() for pattern in _LISTED for file in self.path.glob(pattern)}
+        kept = {name: self._noted[name] for name in sorted({*expected, *found}) if self._is_still(name)}
+        if lost := [name for name in expected if name not in kept]:
             raise RecordError(
-                f"{len(missing)} of {len(self.table)} pictures are missing, the first is row {missing[0]}"
+                f"{len(lost)} of {len(expected)} files of {self.path} are missing or damaged, the first is {lost[0]}; "
+                "run the same sweep again"
             )
         self.add_notes(notes)
-        listed = self._list()
+        lines = [(name, *said, _MEDIA[Path(name).suffix]) for name, said in kept.items()]
+        listed = pd.DataFrame(lines, columns=list(schema.LISTED)).to_csv(index=False, lineterminator="\n").encode()
         write_atomic(self.path / "files.csv", listed)
-        said = {"n": listed.count(b"\n") - 1, "sha256": hashlib.sha256(listed).hexdigest()}
-        self._amend(files=said, complete=True)
+        self._amend(files={"n": len(lines), "sha256": noted(listed)[1]}, complete=True)
 
-    def _list(self) -> bytes:
-        """Return path, size, hash and media type of every file, those that an earlier run wrote included."""
-        lines = []
-        for file in sorted({file for pattern in _LISTED for file in self.path.glob(pattern)}):
-            name = file.relative_to(self.path).as_posix()
-            if name not in self._files:
-                self._note(name, file.read_bytes())
-            lines.append((name, *self._files[name], _MEDIA[file.suffix]))
-        table = pd.DataFrame(lines, columns=["path", "size", "sha256", "media_type"])
-        return table.to_csv(index=False, lineterminator="\n").encode()
+    def _is_still(self, name: str) -> bool:
+        return (name in self._noted or self.holds(name)) and self.files.size(name) == self._noted[name][0]
 
     def _amend(self, **changes: Any) -> None:
         manifest = {**self.manifest, **changes}
-        write_atomic(self.path / "record.json", json_bytes(manifest))
+        write_atomic(self.path / "record.json", schema.json_bytes(manifest))
         self.manifest = manifest
 
     def _continue(self) -> None:
@@ -201,18 +230,22 @@ class RecordWriter:
                 f"{self.path} holds a record of format 1, which loads and reports but is not gone on with; choose "
                 "another directory, or the version of vit_lens that wrote it"
             )
-        for key in IDENTITY_KEYS:
-            self._refuse(differing(_planned(stored, key), _planned(self.manifest, key), key))
-        self.manifest = stored
-        if (self.path / "table.csv").exists():
-            table = read_table(self.path, stored)
-            self._refuse(differing(_plan_of(table), _plan_of(self.table), "rows"))
+        for key in schema.IDENTITY_KEYS:
+            self._refuse(schema.differing(_planned(stored, key), _planned(self.manifest, key), key))
+        self.manifest, self.files = stored, RecordFiles.of(self.path, stored)
+        names = [*schema.expected_files(stored), *self.files.listed]
+        if stored["complete"] and not all(name in self.files.listed and self.holds(name) for name in names):
+            self._amend(complete=False)
+        try:
+            table = self.files.table(stored)
+        except RecordError:  # lost or damaged, and made anew
+            self._put("table.csv", schema.table_to_csv(self.table, self._columns))
+        else:
+            self._refuse(_other_plan(table, self.table))
             self.table = table
-        if stored["conditions"] is not None:
-            self._read_conditions()
 
-    def _read_conditions(self) -> None:
-        self.conditions = StoredConditions(self.path, self.manifest)
+    def _open_conditions(self) -> None:
+        self.conditions = StoredConditions(self.files, self.manifest, mend=True)
         for name in self.conditions:
             make_directory(self.path / "embeddings" / name)
 
@@ -228,5 +261,14 @@ def _planned(manifest: Mapping[str, Any], key: str) -> Any:
     return manifest.get(key)
 
 
-def _plan_of(table: pd.DataFrame) -> list[dict[Any, str]]:
-    return table[list(PLAN_COLUMNS)].astype("string").fillna("").to_dict("records")
+def _other_plan(old: pd.DataFrame, new: pd.DataFrame) -> str:
+    """Say where the plan of two tables differs; empty if it does not."""
+    plans = [table[list(schema.PLAN_COLUMNS)] for table in (old, new)]
+    if plans[0].equals(plans[1]):
+        return ""
+    return schema.differing(*(plan.astype("string").fillna("").to_dict("records") for plan in plans), key="rows")
+
+
+def _is_own(file: Path, table: bytes) -> bool:
+    """Whether a file of a directory without a record is what a killed writer of this one left there."""
+    return file.name.startswith(".vit_lens") or (file.name == "table.csv" and file.read_bytes() == table)

@@ -66,7 +66,7 @@ def write_page(
     inside = {"policy": Markup(policy), "style": Markup(style), "script": Markup(script)}
     page = environment.from_string(_text(template)).render(**inside, **values)
     make_directory(target.parent)
-    write_atomic(target, page.encode())
+    write_atomic(target, page.encode("utf-8", "replace"))  # a folder's name need not be UTF-8
     return target
 
 

@@ -54,7 +54,7 @@ def _base(record: Path, page: Path) -> str:
         relative = Path(os.path.relpath(record.resolve(), page.resolve())).as_posix()
     except ValueError:  # another drive on Windows
         return record.resolve().as_uri() + "/"
-    return "" if relative == "." else quote(relative) + "/"
+    return "" if relative == "." else quote(os.fsencode(relative)) + "/"
 
 
 def _embedded_json(data: Mapping[str, Any]) -> str:

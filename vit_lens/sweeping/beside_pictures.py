@@ -124,6 +124,9 @@ class BesideModel(Beside):
             ]
         if self.live:
             found["live"] = True
+        if (labels := self.labels) is not None:
+            said = [dict(labels.names), dict(labels.only_if)]
+            found["labels"] = {"content": _digest(said, torch.cat([*labels.embeds.values()]))}
         return {"k": _K, **found} if found else None
 
     def wants_live(self, image: int) -> bool:
@@ -209,6 +212,12 @@ class Collected:
             found.by[what] = {form: Found(one.index.clone(), one.cosine.clone()) for form, one in held.items()}
         return found
 
+    def has(self, image: int) -> bool:
+        """Whether the answers and live numbers of an image that was embedded are here."""
+        return (any(self.by.values()) or not self.beside.reads) and (
+            image in self.live or not self.beside.wants_live(image)
+        )
+
     def add(self, vectors: Float[Tensor, "row d_embed"], seen: Image.Image, rows: list[int], of: list[int]) -> None:
         """Read one image's embeddings, and keep the answer to ``of[i]`` for the record's row ``rows[i]``."""
         if not self.beside.reads or not rows:
@@ -222,8 +231,8 @@ class Collected:
     def write(self, writer: RecordWriter) -> None:
         """Store everything: pictures first, then what refers to them."""
         beside, bank, names = self.beside, self.beside.texts, {}
-        if beside.live:
-            writer.write_live(gather_live(beside.model, list(self.live), list(self.live.values())))
+        if self.live:
+            writer.write_live(gather_live(beside.model, self.live))
         if not beside.reads:
             return
         if beside.gallery is not None and self.by["by_image"]:
@@ -239,7 +248,7 @@ class Collected:
 
 def _copy_pictures(gallery: Gallery, names: Mapping[int, str], writer: RecordWriter) -> None:
     for index in names:
-        if (writer.path / gallery_name(index)).exists():
+        if writer.holds(gallery_name(index)):
             continue
         try:
             picture = gallery.picture(index)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -14,13 +15,14 @@ from vit_lens.conditions import Condition
 from vit_lens.engine import OWN, Drawn, Task
 from vit_lens.errors import ContractError
 from vit_lens.metrics import cosine
-from vit_lens.records import DRAWN, Record, RecordWriter, load_live, load_readouts, picture_name
+from vit_lens.records import DRAWN, Record, RecordWriter, input_name, picture_name
 from vit_lens.sweeping.beside_pictures import BesideModel, Collected
 from vit_lens.sweeping.embedding import Embedded
 from vit_lens.sweeping.threads import PictureThreads
 
-_CHECKPOINT_SECONDS = 10.0
+_CHECKPOINT_SECONDS = 2.0
 _SHOW_SECONDS = 30.0
+_ROWS_AT_ONCE = 4096
 _SHARE = 20  # a checkpoint, or showing the record, may take a twentieth of the time, however large the record
 # Measured at batches of 32 against 16, 64 rows of the embedded pair's demo at its defaults.
 _TOLERANCE = (
@@ -44,24 +46,42 @@ class Ledger:
         self.table = writer.table.copy()
         self.folder, self.threads = writer.path.resolve(), writer.manifest["threads"]
         n_rows = len(self.table)
-        self._collected = Collected.of(beside, n_rows, load_readouts(writer.path, n_rows), load_live(writer.path))
+        self._collected = Collected.of(beside, n_rows, writer.readouts, writer.live)
         self.ending: dict[str, float] = {}
         """Seconds that storing everything, and showing it, took the last time."""
         self._held = dict(writer.conditions)
         self._changed: dict[str, set[int]] = {}
-        self._embedding_changed = False
+        self._embedding_changed = writer.resumed  # a picture of the gallery may be lost
         self._finished: dict[str, frozenset[int]] = {}
         self._pictures: PictureThreads | None = None
         now = time.monotonic()
         self._due = {"save": now + _CHECKPOINT_SECONDS, "show": now + _SHOW_SECONDS}
         self._place = {entry["index"]: k for k, entry in enumerate(writer.manifest["inputs"])}
+        if self._held and n_rows:
+            self._forget()
 
     # ---- embedding
 
+    def _forget(self) -> None:
+        """Forget the numbers of rows that what is on disk does not bear out: a file was lost, or damaged."""
+        table, held = self.table, self._held
+        for start in range(0, len(table), _ROWS_AT_ONCE):
+            rows = table.index[start : start + _ROWS_AT_ONCE]
+            lens, clean = held["lens"][rows].flat, held["clean"][self._places(rows)].flat
+            table.loc[rows[_strays(table["cos_lens_clean"][rows], lens, clean)], "norm_h"] = np.nan
+            if "reencoded" in held:
+                again = held["reencoded"][rows].flat
+                strays = _strays(table["faithfulness"][rows], again, lens)
+                table.loc[rows[strays | _strays(table["cos_input"][rows], again, clean)], "drawn"] = ""
+
+    def _places(self, rows: Any) -> list[int]:
+        return [self._place[index] for index in self.table.loc[rows, "input"]]
+
     def embedded_inputs(self) -> set[int]:
-        """Return the inputs of which every row has its numbers."""
+        """Return the inputs of which everything is there: numbers, what the model saw, and what stands beside."""
         unknown = set(self.table.loc[self.table["norm_h"].isna(), "input"])
-        return set(self.table["input"]) - unknown
+        known = sorted(set(self.table["input"]) - unknown)
+        return {index for index in known if self._writer.holds(input_name(index)) and self._collected.has(index)}
 
     def keep_input(
         self, index: int, seen: Image.Image, found: Embedded, places: dict[int, int], negative: Condition | None
@@ -171,7 +191,7 @@ class Ledger:
                 "decoder's read(model, pixels) and a lens's clean(embeds, cache) are of one kind"
             )
         self._put("reencoded", rows, again)
-        clean = held["clean"][[self._place[index] for index in table.loc[rows, "input"]]]
+        clean = held["clean"][self._places(rows)]
         table.loc[rows, "faithfulness"] = cosine(again.flat, held["lens"][rows].flat).tolist()
         table.loc[rows, "cos_input"] = cosine(again.flat, clean.flat).tolist()
         if self._labels is not None:
@@ -216,6 +236,12 @@ class Ledger:
         ended = time.monotonic()
         self.ending[what] = ended - started
         self._due[what] = ended + max(least, _SHARE * (ended - started))
+
+
+def _strays(stored: pd.Series, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """Return which stored cosines are not those of two lists of vectors, or are of vectors that are not there."""
+    there = (a.isfinite().all(-1) & b.isfinite().all(-1)).numpy()
+    return ~(there & np.isclose(stored.to_numpy(), cosine(a, b).numpy(), rtol=0, atol=1e-6, equal_nan=True))
 
 
 def _memory_notes(planned: int, changes: list[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 __all__ = ["gather_live", "live_part", "n_live_images"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,16 +47,11 @@ def live_part(model: HookedViT, cache: ViTActivationCache, clean: Float[Tensor, 
     return {name: value.float().cpu() for name, value in found.items()}
 
 
-def gather_live(model: HookedViT, images: Sequence[int], parts: Sequence[Mapping[str, Tensor]]) -> LiveNumbers:
-    """Put the live numbers of several images together."""
-    labels, recomputed, d_embed = live_labels(model.cfg), _is_recomputed(model), model.cfg.d_embed
-    n = len(labels)
-    shapes = {"contributions": (n, d_embed), "constant": (d_embed,), "embedding": (d_embed,)}
-    if recomputed:
-        shapes |= {"gram": (n * (n + 1) // 2,), "along": (n,), "variance": ()}
-    none: dict[str, Any] = {name: torch.zeros(0, *shape) for name, shape in shapes.items()}
-    empty = LiveNumbers(labels=labels, images=(), recomputed=recomputed, eps=float(model.cfg.eps), **none)
-    return empty.holding(dict(zip(images, parts, strict=True)))
+def gather_live(model: HookedViT, found: Mapping[int, Mapping[str, Tensor]]) -> LiveNumbers:
+    """Put the live numbers of images together, at least of one."""
+    tensors: dict[str, Any] = {name: value[None] for name, value in next(iter(found.values())).items()}
+    said = {"labels": live_labels(model.cfg), "recomputed": _is_recomputed(model), "eps": float(model.cfg.eps)}
+    return LiveNumbers(images=tuple(found)[:1], **said, **tensors).holding(found)
 
 
 def _is_recomputed(model: HookedViT) -> bool:

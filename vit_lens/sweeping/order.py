@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-_BLOCK = 256
 
 Batch = tuple[int, list[int]]
 """A noise seed, and the rows that are drawn with it."""
@@ -131,19 +129,17 @@ def find_twins(
         same_above: The bound.
     """
     norms = embeds.double().norm(dim=1)
-    unit = embeds.double() / norms[:, None]  # nan where there is no direction, which equals nothing
-    same: list[int | None] = [None] * len(embeds)
-    drawn = torch.zeros(len(embeds), dtype=torch.bool)
-    for start in range(0, len(embeds), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        before = torch.arange(min(start + _BLOCK, len(embeds)))
-        near = unit[before] @ unit[rows].T >= same_above
-        ratio = norms[before, None] / norms[rows]
-        near &= (torch.minimum(ratio, 1 / ratio) >= same_above) & (seeds[before, None] == seeds[rows])
-        for place, row in enumerate(range(start, before[-1] + 1)):
-            first = (near[:row, place] & drawn[:row]).nonzero()
-            if len(first):
-                same[row] = int(first[0])
-            else:
-                drawn[row] = True
+    order = norms.argsort(stable=True)  # rows of about one length are neighbours, and no others are compared
+    sorted_norms, sorted_seeds, rows = norms[order].numpy(), seeds[order].numpy(), order.numpy()
+    unit = (embeds.double() / norms[:, None])[order].numpy()  # nan where there is no direction, which equals nothing
+    least = same_above - 1e-12  # to rounding
+    lows, highs = (np.searchsorted(sorted_norms, norms.numpy() * bound) for bound in (least - 1e-9, 1 / least + 1e-9))
+    drawn = np.zeros(len(embeds), dtype=bool)
+    same: list[int | None] = []
+    for place, low, high in zip(order.argsort().tolist(), lows, highs, strict=True):
+        near = low + np.flatnonzero(drawn[low:high] & (sorted_seeds[low:high] == sorted_seeds[place]))
+        ratio = sorted_norms[near] / sorted_norms[place]
+        is_same = (unit[near] @ unit[place] >= least) & (np.minimum(ratio, 1 / ratio) >= least)
+        same.append(min(rows[near[is_same]].tolist(), default=None))
+        drawn[place] = same[-1] is None
     return same

@@ -2,6 +2,7 @@
 
 __all__ = ["DEFAULT_SITES", "Plan", "plan"]
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,12 +10,13 @@ from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
+import torch
 
 from vit_lens import __version__
 from vit_lens.addresses import as_index
-from vit_lens.decoders import Decoder, check_decoder, check_encoder, free_memory, seeded, settings_dict
+from vit_lens.decoders import Decoder, check_decoder, check_encoder, free_memory, seeded, settings_dict, stated_numerics
 from vit_lens.engine import duration_words, flops_per_second, machine_kind, size_words
-from vit_lens.errors import ContractError, RecordError, VitLensError
+from vit_lens.errors import ContractError, RecordError, VitLensError, expect
 from vit_lens.lenses import Lens, Sites, parse_lenses
 from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
@@ -32,6 +34,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", 
 _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
 
 
+@stated_numerics()
 def plan(
     model: HookedViT, decoder: Decoder | None, inputs: Any, *, lens: Sequence[Lens | str] | Lens | str | None = None,
     reference: ReferenceMeans | None = None, sites: Sites = DEFAULT_SITES, drawing: Drawing | None = None,
@@ -71,7 +74,7 @@ def plan(
     rows: 256
     pictures: none; disk: about 195 kB
     """
-    check_kind("model", model, HookedViT, "a HookedViT, such as HookedViT.from_pretrained('mini')")
+    expect(model, HookedViT, "model", VitLensError, "such as HookedViT.from_pretrained('mini')")
     check_kind("drawing", drawing, Drawing, "vit_lens.Drawing(settings=..., seeds=..., batch_size=...)")
     check_kind("beside", beside, Beside, "vit_lens.Beside(texts=..., gallery=...)")
     check_kind("execution", execution, Execution, "vit_lens.Execution(executor=..., shard=(i, n), threads=...)")
@@ -256,7 +259,7 @@ class Plan:
         return {
             "format": FORMAT,
             "model": {
-                "encoder_id": model.encoder_id, "fingerprint": model.fingerprint,
+                "encoder_id": model.encoder_id, "fingerprint": model.fingerprint, "weights": _digest_of(model),
                 "dtype": str(model.dtype).removeprefix("torch."), "config": model.cfg.to_dict() | {"device": None},
                 "preprocess": model.preprocess_spec and model.preprocess_spec.to_dict(),
             },
@@ -347,3 +350,12 @@ class Plan:
         said = {} if self.settings is None else settings_dict(self.settings)
         picture = _PNG_SHARE * 3 * (said.get("height") or 0) * (said.get("width") or 0)
         return n * (4 * width * (1 if self.decoder is None else 2) + picture + 250)
+
+
+def _digest_of(model: HookedViT) -> str:
+    """Return what identifies weights to the last bit; the fingerprint is theirs in bfloat16."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]

@@ -3,8 +3,10 @@
 __all__ = ["Controls", "Drawing", "Execution", "Inputs", "check_kind"]
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from vit_lens.addresses import as_index
 from vit_lens.engine import Executor
 from vit_lens.errors import ImageError, VitLensError
 from vit_lens.images import find_images
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
@@ -30,7 +34,7 @@ def _check_whole(name: str, value: object, least: int | None = None) -> None:
 
 
 def _said(value: object) -> str:
-    plain = isinstance(value, (bool, int, float, str, tuple, list, dict))
+    plain = isinstance(value, (bool, int, float, str, tuple, list, dict, type(None)))
     return repr(value)[:60] if plain else f"of type {type(value).__name__}"
 
 
@@ -70,10 +74,30 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def _names(self) -> list[str]:
+        """All names, which differ: folders stand before file names that repeat, numbers behind what is given twice."""
+        paths = [Path(image).absolute() if isinstance(image, (str, os.PathLike)) else None for image in self.images]
+        files, root = [path for path in paths if path is not None], ""
+        is_plain = len({path.name for path in files}) == len(files)
+        if not is_plain:
+            root = os.path.commonprefix([path.as_posix() for path in files])  # noqa: RUF071, of drives there is none
+            root = root[: root.rfind("/") + 1]
+        turns, found = Counter[str](), []
+        for i, path in enumerate(paths):
+            name = f"image {i}" if path is None else path.name if is_plain else path.as_posix().removeprefix(root)
+            name = f"./{name}" if name.startswith(_FORMULA) else name
+            name = name.encode("utf-8", "backslashreplace").decode()
+            turns[name] += 1
+            found.append(f"{name} ({turns[name]})" if turns[name] > 1 else name)
+        return found
+
     def name(self, index: int) -> str:
-        """Return what tables call an input: the file's name, or its number where it came from memory."""
-        image = self.images[index]
-        return Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {index}"
+        """Return what tables call an input: a file's name, with its folders where names repeat; a number from memory.
+
+        No two are equal, and none begins with what a spreadsheet takes for a formula.
+        """
+        return self._names[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +194,9 @@ class Execution:
         if self.shard is not None:
             is_pair = isinstance(self.shard, (tuple, list)) and len(self.shard) == 2
             pair = [as_index(one) for one in self.shard] if is_pair else [None]
-            if None in pair or not 0 <= pair[0] < pair[1]:  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
-                raise VitLensError(f"shard={_said(self.shard)}; expected (i, n) with 0 <= i < n, such as (0, 4)")
+            if None in pair or not 0 <= pair[0] < pair[1] <= 1_000_000:  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
+                raise VitLensError(
+                    f"shard={_said(self.shard)}; expected (i, n) with 0 <= i < n, such as (0, 4); n is at most 1e6"
+                )
         if self.threads is not None:
             _check_whole("threads", self.threads, 1)

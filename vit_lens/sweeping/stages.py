@@ -19,7 +19,6 @@ from vit_lens.conditions import Condition
 from vit_lens.decoders import Decoder, seeded
 from vit_lens.engine import Bench, Drawn, Task, make_executor, recorded_threads
 from vit_lens.errors import RecordError
-from vit_lens.files import exclusive
 from vit_lens.records import Record, RecordWriter, read_manifest
 from vit_lens.sweeping.budget import Pace
 from vit_lens.sweeping.embedding import Embedded, embed_input, read_input
@@ -60,18 +59,18 @@ def run(
     (True, torch.Size([16, 128]))
     """
     started = time.monotonic() if started is None else started
-    stored = read_manifest(Path(out)) if (Path(out) / "record.json").exists() else None
+    stored = read_manifest(Path(out)) if os.path.isfile(Path(out, "record.json")) else None  # noqa: PTH113, any length
     plan = plan.continuing(stored)
     threads = _threads(plan, stored)
-    work = _Work(plan, started, progress)
     with recorded_threads(threads):
+        work = _Work(plan, started, progress)
         if progress and plan.budget is not None and (words := plan.estimate()):
             tqdm.write(words, file=sys.stderr)
         work.read_inputs(new=stored is None)
         more = {"command": command, "notes": list(notes)}
-        writer = RecordWriter(out, plan.manifest(work.rows, work.described, threads, more), plan.table(work.rows))
-        if not (writer.resumed and writer.manifest["complete"]):
-            with exclusive(writer.path):
+        manifest = plan.manifest(work.rows, work.described, threads, more)
+        with RecordWriter.held(Path(out), manifest, plan.table(work.rows)) as writer:
+            if not writer.manifest["complete"]:
                 if plan.budget is not None:
                     writer.add_budget(str(plan.budget))
                 ledger = Ledger(writer, plan.beside, on_pass)
@@ -185,8 +184,7 @@ class _Work:
             here = {row: number for number, row in enumerate(self.rows)}
             same = [here[self.same_as[row]] if row in self.same_as else None for row in self.rows]
             ledger.table["same_as"] = pd.array(same, dtype="Int64")
-        if fresh or left or not self.rows:
-            ledger.save()
+        ledger.save()
 
     def _passes(self, ledger: Ledger) -> list[Pass]:
         """Return the passes, in rows of this record."""
