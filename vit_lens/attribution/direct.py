@@ -11,15 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Address, Indices
+from vit_lens.attribution.brief import Brief
+from vit_lens.attribution.checks import check_cache
 from vit_lens.attribution.directions import Directions, Units
-from vit_lens.attribution.frozen import check_cache
 from vit_lens.attribution.parts import Component, describe, split_embedding
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Brief):
     """What each component contributes along each direction; :func:`direct_attribution` makes it.
 
     Attributes:

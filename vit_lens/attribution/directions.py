@@ -2,7 +2,7 @@
 
 __all__ = ["Directions", "Units"]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.attribution.checks import check_tensor
 from vit_lens.errors import LensError
 from vit_lens.texts import TextBank
 from vit_lens.towers import Tower
@@ -62,34 +63,34 @@ class Directions:
         """
         if units not in get_args(Units):
             raise LensError(f"units={units!r}; expected one of {', '.join(map(repr, get_args(Units)))}")
-        if isinstance(captions, str):
-            raise LensError(f"captions={captions!r} is one text; give a list of texts")
-        scale, bias = 1.0, 0.0
+        names = () if captions is None else _texts(captions)
+        scale, bias, d_embed = 1.0, 0.0, model.cfg.d_embed
         if isinstance(directions, TextBank):
             bank = directions.check(model)
-            names = bank.captions if captions is None else tuple(captions)
+            names = names or bank.captions
             vectors = bank.embeds[[bank.index(name) for name in names]]
             if isinstance(minus, str):
                 names = tuple(f"{name} - {minus}" for name in names)
                 minus = bank.embeds[bank.index(minus)]
             if units == "logit":
                 scale, bias = bank.logit_scale, bank.logit_bias or 0.0 if minus is None else 0.0
-        elif isinstance(directions, Tensor):
-            vectors = directions[None] if directions.ndim == 1 else directions
-            names = tuple(f"direction {i}" for i in range(len(vectors))) if captions is None else tuple(captions)
-            _check_tensor(vectors, names, units)
-            if isinstance(minus, str):
-                raise LensError(f"minus={minus!r} names a caption, and the directions are a tensor; pass an embedding")
+        elif units == "logit":
+            raise LensError("units='logit' need a TextBank, whose logit_scale they are in; use units='cosine'")
+        elif isinstance(minus, str):
+            raise LensError(f"minus={minus!r} names a caption, and the directions are a tensor; pass an embedding")
         else:
-            raise LensError(
-                f"directions are a TextBank or a tensor [direction d_embed], not {type(directions).__name__}"
-            )
-        if vectors.shape[1] != model.cfg.d_embed:
-            raise LensError(
-                f"directions of width {vectors.shape[1]}; the embeddings of {model.encoder_id} have {model.cfg.d_embed}"
-            )
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        return cls(names, _scaled(vectors, minus, units, dtype) * scale, bias, units)
+            vectors = directions[None] if isinstance(directions, Tensor) and directions.ndim == 1 else directions
+            check_tensor("directions= (no TextBank)", vectors, f"direction {d_embed}")
+            names = names or tuple(f"direction {i}" for i in range(len(vectors)))
+            if len(names) != len(vectors) or not names:
+                raise LensError(
+                    f"{len(names)} captions for {len(vectors)} directions; give at least one, a caption each"
+                )
+        if minus is not None:
+            check_tensor("minus=", minus, f"{d_embed}")
+        return cls(
+            names, _scaled(vectors, minus, units, torch.promote_types(model.dtype, torch.float32)) * scale, bias, units
+        )
 
     def divisor(self, embedding: Float[Tensor, "batch d_embed"]) -> Float[Tensor, " batch"]:
         """Return what each image's dot products are divided by: its norm, or 1 for ``dot``."""
@@ -97,20 +98,18 @@ class Directions:
         return torch.ones_like(norm) if self.units == "dot" else norm
 
 
-def _check_tensor(vectors: Tensor, names: Sequence[str], units: Units) -> None:
-    if units == "logit":
-        raise LensError("units='logit' need a TextBank, whose logit_scale they are in; use units='cosine'")
-    if vectors.ndim != 2 or not vectors.is_floating_point() or not len(vectors):
-        raise LensError(f"directions of shape {tuple(vectors.shape)}, {vectors.dtype}; expected [direction d_embed]")
-    if len(names) != len(vectors):
-        raise LensError(f"{len(names)} captions for {len(vectors)} directions")
+def _texts(captions: object) -> tuple[str, ...]:
+    if isinstance(captions, str):
+        raise LensError(f"captions={captions!r} is one text; give a list of texts")
+    texts = tuple(captions) if isinstance(captions, Iterable) else ()
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise LensError(f"captions={captions!r}; expected a list of texts, or None for all")
+    return texts
 
 
 def _scaled(
     vectors: Float[Tensor, "direction d_embed"], minus: Tensor | None, units: Units, dtype: torch.dtype
 ) -> Float[Tensor, "direction d_embed"]:
-    if minus is not None and minus.shape != vectors.shape[1:]:
-        raise LensError(f"minus of shape {tuple(minus.shape)}; expected one embedding [{vectors.shape[1]}]")
     both = [x.detach().to(torch.promote_types(x.dtype, dtype)) for x in (vectors, minus) if x is not None]
     if not all(x.isfinite().all() for x in both):
         raise LensError("a direction is not finite: it holds nan or infinity")

@@ -1,12 +1,13 @@
 """The read-out of one run, frozen: a linear map from the last residual stream to the embedding."""
 
-__all__ = ["FrozenReadout", "check_cache", "read_rows", "read_tokens", "same"]
+__all__ = ["FrozenReadout", "read_rows", "read_tokens", "same"]
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.errors import LensError, VitLensError
+from vit_lens.attribution.checks import check_cache, check_finite, check_tensor
+from vit_lens.errors import LensError
 from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, ViTActivationCache, read_wide
 
 
@@ -50,10 +51,11 @@ class FrozenReadout:
         self.cache = check_cache(cache)
         self.model = cache.model
         readout, self._norm = cache.read_out, self.model.ln_final
-        self._final = read_rows(cache, f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
+        self._final = read_wide(cache, f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post").detach()
+        check_finite(self._final[:, None], ["the last residual"], cache)
         edited = "ln_final.hook_scale" in cache.cache_dict  # otherwise it follows from the residual
         scale = self._wide(cache.readout("ln_final.hook_scale")) if edited else self._norm.split(self._final)[1]
-        self.scale: Float[Tensor, "batch row 1"] = scale
+        self.scale: Float[Tensor, "batch row 1"] = scale.clone()
         self._ends = readout.frozen(cache)
         if isinstance(self._ends, FrozenTokens):
             raise LensError("this read-out has an output for every token: cache.read_out.frozen(cache) maps them apart")
@@ -68,7 +70,13 @@ class FrozenReadout:
         return self.project(self.reduce(residual))
 
     def reduce(self, rows: Float[Tensor, "*part batch row d"]) -> Float[Tensor, "*part batch pool_head d"]:
-        """Return the weighted sum over the read-out rows, which is all of them that the embedding sees."""
+        """Return the weighted sum over the read-out rows, which is all of them that the embedding sees.
+
+        Raises:
+            LensError: The rows are not those of this run.
+        """
+        batch, _, n_rows = self.weights.shape
+        check_tensor("a part of the residual", rows, f"*part {batch} {n_rows} d")
         return self.weights @ rows.to(self.weights)
 
     def project(self, reduced: Float[Tensor, "*part #batch pool_head d_model"]) -> Float[Tensor, "*part batch d_embed"]:
@@ -87,7 +95,12 @@ class FrozenReadout:
     def pull_back_reduced(
         self, directions: Float[Tensor, "*direction d_embed"]
     ) -> Float[Tensor, "*direction batch pool_head d_model"]:
-        """Return the transpose of :meth:`project`."""
+        """Return the transpose of :meth:`project`.
+
+        Raises:
+            LensError: The directions are no embeddings of the model.
+        """
+        check_tensor("a direction", directions, f"*direction {self.model.cfg.d_embed}")
         back = self._norm.centre(self._ends.from_embed(directions.to(self.weights)) * self._wide(self._norm.w))
         return back.expand(*back.shape[:-3], len(self.weights), *back.shape[-2:])
 
@@ -141,30 +154,8 @@ class FrozenReadout:
         return x.expand(*x.shape[:-2], len(self.weights), x.shape[-1])
 
 
-def check_cache(cache: object, error: type[VitLensError] = LensError) -> ViTActivationCache:
-    """Return a cache.
-
-    Args:
-        cache: What was given as one.
-        error: The error to raise.
-
-    Raises:
-        VitLensError: ``error``: it is a plain dict, another library's cache, or something else.
-
-    >>> vl.attribution.check_cache(dict(cache))
-    Traceback (most recent call last):
-    vit_lens.errors.LensError: expected the cache of HookedViT.run_with_cache, not dict; ...
-    """
-    if not isinstance(cache, ViTActivationCache):
-        raise error(
-            f"expected the cache of HookedViT.run_with_cache, not {type(cache).__name__}; a dict of activations "
-            "becomes one with vit_lens.towers.ViTActivationCache(activations, model)"
-        )
-    return cache
-
-
 def read_rows(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row *axes"]:
-    """Return an activation at the read-out rows, in float32 or wider, on the model's device.
+    """Return an activation at the read-out rows, in float32 or wider, on the model's device: a copy.
 
     Args:
         cache: The cache of one run.
@@ -176,7 +167,7 @@ def read_rows(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row 
     >>> vl.attribution.read_rows(cache, "blocks.3.attn.hook_z").shape
     torch.Size([2, 1, 8, 16])
     """
-    return read_wide(cache, name).detach()
+    return read_wide(check_cache(cache), name).detach().clone()
 
 
 def read_tokens(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch *axes"]:

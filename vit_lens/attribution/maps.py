@@ -9,15 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.attribution.frozen import check_cache, read_tokens
+from vit_lens.attribution.brief import Brief
+from vit_lens.attribution.checks import check_cache, check_tensor
+from vit_lens.attribution.frozen import read_tokens
 from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError, LensError
 from vit_lens.tokens import Token, describe_position, image_config, resolve_tokens
 from vit_lens.towers import ViTActivationCache
 
 
-@dataclass(frozen=True, eq=False)
-class PatchMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchMap(Brief):
     """One number per patch, for several images, and one per token that is no patch.
 
     Attributes:
@@ -47,7 +49,7 @@ class PatchMap:
     def of_tokens(
         cls, tokens: Float[Tensor, "batch token"], cfg: TowerConfig, *, title: str, units: str, signed: bool
     ) -> "PatchMap":
-        """Lay out one number per token, in the order of the model's tokens.
+        """Lay out one number per token, in the order of the model's tokens; the numbers are copied.
 
         Args:
             tokens: The numbers, of the prefix tokens first.
@@ -57,12 +59,14 @@ class PatchMap:
             signed: Whether the numbers are drawn around zero.
 
         Raises:
-            LensError: There is another number of tokens than the model has.
+            LensError: They are no tensor, or there is another number of tokens than the model has.
         """
         image = image_config(cfg, "a map")
         rows, columns = image.grid
+        check_tensor("tokens", tokens, "batch token")
         if tokens.shape[1] != image.n_ctx:
             raise LensError(f"{tokens.shape[1]} numbers per image; the model has {image.n_ctx} tokens")
+        tokens = tokens.clone()
         values = rearrange(tokens[:, image.n_prefix :], "b (y x) -> b y x", y=rows, x=columns)
         prefix = {describe_position(i, cfg): tokens[:, i] for i in range(image.n_prefix)}
         return cls(values, prefix, title, units, signed, image.patch_size)

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Address, Indices, Site, as_index, as_indices, spelled
+from vit_lens.attribution.brief import Brief
+from vit_lens.attribution.checks import check_model
 from vit_lens.attribution.frozen import FrozenReadout, read_rows, same
 from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
@@ -71,8 +73,8 @@ class Component:
         return self.address.site
 
 
-@dataclass(frozen=True, eq=False)
-class EmbeddingParts:
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbeddingParts(Brief):
     """What each component contributes to the embeddings of one run; :func:`split_embedding` makes it.
 
     Attributes:
@@ -108,7 +110,7 @@ class EmbeddingParts:
         return len(self.components)
 
     def __getitem__(self, label: str | Site | Address) -> Float[Tensor, "batch d_embed"]:
-        """Return the contribution of one component, by its address.
+        """Return the contribution of one component, by its address: a copy.
 
         Raises:
             UnknownSiteError: There is no such component.
@@ -116,7 +118,10 @@ class EmbeddingParts:
         labels, name = self.labels, spelled(label)
         if name not in labels:
             raise UnknownSiteError(f"no component {name!r}; nearest: {nearest(name, labels)}")
-        return self.values[labels.index(name)]
+        return self.values[labels.index(name)].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.labels)
 
     def select(self, *wanted: str | Site | Address) -> "EmbeddingParts":
         """Return the components with these addresses or kinds, in their own order.
@@ -254,6 +259,7 @@ def hook_names(
     >>> vl.attribution.token_parts(few, layers=[6, 7]).shape
     torch.Size([2, 2, 8, 17, 128])
     """
+    check_model(model)
     cfg = model.cfg
     if layers is not None and not tokens:
         raise LensError("layers= restricts the hooks of tokens=True; without it there is nothing to restrict")
@@ -352,7 +358,7 @@ def check_layer(cfg: TowerConfig, layer: int) -> int:
 
 
 def check_layers(cfg: TowerConfig, layers: Indices | None) -> list[int]:
-    """Return layers of the model as a list; one is a list of one, None is all.
+    """Return layers of the model as a list, each once; one is a list of one, None is all.
 
     Raises:
         LensError: They are not layers of the model.
@@ -360,11 +366,14 @@ def check_layers(cfg: TowerConfig, layers: Indices | None) -> list[int]:
     found = as_indices(range(cfg.n_layers) if layers is None else layers)
     if found is None:
         raise LensError(f"layers {layers!r}: expected whole numbers, 0 to {cfg.n_layers - 1}")
-    return [check_layer(cfg, layer) for layer in found]
+    return list(dict.fromkeys(check_layer(cfg, layer) for layer in found))
 
 
 def _indices(n: int, wanted: slice | Indices) -> list[int]:
-    found = list(range(n))[wanted] if isinstance(wanted, slice) else as_indices(wanted)
+    try:
+        found = list(range(n))[wanted] if isinstance(wanted, slice) else as_indices(wanted)
+    except (TypeError, ValueError):  # a slice of texts, or of step 0
+        found = None
     if not found or not all(0 <= i < n for i in found):
         raise LensError(f"neurons {wanted!r}: the layer has neurons 0 to {n - 1}, and at least one is needed")
-    return found
+    return list(dict.fromkeys(found))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vit_lens.addresses import as_index
 from vit_lens.attribution.maps import PatchMap
 from vit_lens.errors import PreprocessError
 from vit_lens.images import PreprocessSpec, load_image, margins, resized_size
@@ -65,8 +66,10 @@ class Placement:
             spec: The tower's preprocessing (``model.preprocess_spec``).
 
         Raises:
-            PreprocessError: The picture is too narrow to be resized.
+            PreprocessError: The size is none, or the picture is too narrow to be resized.
         """
+        if not isinstance(size, (tuple, list)) or len(size) != 2 or any((as_index(side) or 0) < 1 for side in size):
+            raise PreprocessError(f"size={size!r}; expected (height, width) in whole pixels, each at least 1")
         resized = resized_size(size, spec)
         step = size[0] / resized[0], size[1] / resized[1]
         top, left = margins(resized, spec)

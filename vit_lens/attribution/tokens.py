@@ -10,7 +10,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Address, Indices, Site
+from vit_lens.addresses import Address, Indices, Site, as_index
+from vit_lens.attribution.brief import Brief
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.frozen import FrozenReadout, read_tokens
 from vit_lens.attribution.maps import PatchMap
@@ -68,8 +69,8 @@ def token_parts(
     return out
 
 
-@dataclass(frozen=True, eq=False)
-class TokenAttribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenAttribution(Brief):
     """What each token sends along each direction, through each head; :func:`token_attribution` makes it.
 
     Attributes:
@@ -103,14 +104,14 @@ class TokenAttribution:
         Raises:
             LensError: A layer, head or direction is not in here.
         """
-        if layer is not None and layer not in self.layers:
-            raise LensError(f"layer {layer}: this attribution holds layers {list(self.layers)}")
-        if head is not None and not 0 <= head < self.cfg.n_heads:
-            raise LensError(f"head {head}: a layer has heads 0 to {self.cfg.n_heads - 1}")
-        known = [*self.names, *range(len(self.names))]
-        if direction not in known:
-            raise LensError(f"direction {direction!r}; expected one of {known}")
-        place = self.names.index(direction) if isinstance(direction, str) else direction
+        if layer is not None and as_index(layer) not in self.layers:
+            raise LensError(f"layer {layer!r}: this attribution holds layers {list(self.layers)}")
+        if head is not None and as_index(head) not in range(self.cfg.n_heads):
+            raise LensError(f"head {head!r}: a layer has heads 0 to {self.cfg.n_heads - 1}")
+        named = isinstance(direction, str) and direction in self.names
+        place = self.names.index(direction) if named else as_index(direction)
+        if place is None or place not in range(len(self.names)):
+            raise LensError(f"direction {direction!r}; expected one of {[*self.names, *range(len(self.names))]}")
         values = self.values[..., place]
         values = values.sum(1) if layer is None else values[:, self.layers.index(layer)]
         values = values.sum(1) if head is None else values[:, head]

@@ -186,7 +186,7 @@ def _changed(
             raise InterventionError("path patching needs caches of every token: leave rows= and pos_slice=")
     delta = _delta(model, site, base, source, tokens)
     if not through_mlps:
-        return lambda place: _stream(model, base, place) + delta
+        return partial(_moved, model, base, delta)
     refuse_other_hooks(model)
     first = place_written(site)
     streams = {first: _stream(model, base, first) + delta}
@@ -225,6 +225,10 @@ def _stream(model: Tower, cache: ViTActivationCache, place: int) -> Float[Tensor
     return cache[f"blocks.{layer}.hook_resid_{'mid' if place % 2 else 'pre'}"].to(model.device)
 
 
+def _moved(model: Tower, cache: ViTActivationCache, delta: Tensor, place: int) -> Float[Tensor, "batch pos d_model"]:
+    return _stream(model, cache, place) + delta
+
+
 def _hooks(inputs: list[Input], changed: _Stream) -> Hooks:
     by_name: dict[str, list[Input]] = {}
     for held in inputs:
@@ -239,6 +243,8 @@ def _set_input(act: Tensor, hook: HookPoint, *, changed: _Stream, place: int, he
     stream = changed(place).to(act)
     if len(stream) != len(act):
         raise InterventionError(f"{hook.name}: the caches hold {len(stream)} images, the run has {len(act)}")
+    if (stream.shape[1], stream.shape[-1]) != (act.shape[1], act.shape[-1]):
+        raise InterventionError(f"{hook.name}: these hooks are of another model than this run, or of other inputs")
     if act.ndim == 3:  # an MLP's input, or the last residual
         return stream.clone()
     out = act.clone()

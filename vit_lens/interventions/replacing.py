@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Indices, Sites, as_index, as_indices
 from vit_lens.attribution import check_cache as expect_cache
+from vit_lens.attribution import whole
 from vit_lens.errors import InterventionError, expect
 from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
 from vit_lens.reference import ReferenceMeans
@@ -96,6 +97,8 @@ def patch(
 ) -> Hooks:
     """Return hooks that set sites to their activations in another run.
 
+    They hold what the cache holds: edit a cache before hooks are made of it, not after.
+
     Args:
         model: The model that will be run.
         sites: Sites as :func:`zero` takes them.
@@ -168,7 +171,8 @@ def resample(
     if n_images is None:
         donors = derangement(held, seed=seed)
     else:
-        donors = torch.randint(held, (n_images,), generator=torch.Generator().manual_seed(seed))
+        size = (whole("n_images", n_images, InterventionError),)
+        donors = torch.randint(held, size, generator=_seeded(seed), device="cpu")
     return patch(model, sites, cache, images=donors, tokens=tokens)
 
 
@@ -180,19 +184,23 @@ def derangement(n: int, *, seed: int = 0) -> Int[Tensor, " batch"]:
         seed: The seed of the draw.
 
     Raises:
-        InterventionError: There are fewer than two images.
+        InterventionError: There are fewer than two images, or the seed is no whole number.
 
     >>> order = vl.interventions.derangement(5)
     >>> sorted(order.tolist()), bool((order == torch.arange(5)).any())
     ([0, 1, 2, 3, 4], False)
     """
-    if n < 2:
+    if whole("n", n, InterventionError) < 2:
         raise InterventionError(f"resampling among {n} image: an image would be its own donor; give two or more")
-    generator = torch.Generator().manual_seed(seed)
+    generator = _seeded(seed)
     while True:  # e tries on average
-        order = torch.randperm(n, generator=generator)
-        if not (order == torch.arange(n)).any():
+        order = torch.randperm(n, generator=generator, device="cpu")
+        if not (order == torch.arange(n, device="cpu")).any():
             return order
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(whole("seed", seed, InterventionError, -(2**63)))
 
 
 class _Held:
@@ -234,7 +242,10 @@ def _hooks(
         rows = positions if held is None or some[0].is_pool else held.index(positions)
         value = values(some, rows)
         units = None if some[0].unit is None else _units(some)
-        hooks.append((name, partial(_replace, value=value, units=units, positions=positions, for_any=for_any)))
+        site = some[0].site
+        of = 0 if units is None else model.cfg.d_mlp if site is None else len(model.attention_of(site).W_O)
+        replace = partial(_replace, value=value, units=units, of=of, positions=positions, for_any=for_any)
+        hooks.append((name, replace))
     return hooks
 
 
@@ -244,21 +255,27 @@ def _replace(
     *,
     value: Tensor | None,
     units: list[int] | None,
+    of: int,
     positions: list[int] | None,
     for_any: bool,
 ) -> Tensor:
+    """Replace some of an activation: all tokens or those at ``positions``, all units or ``units`` of ``of``."""
     if value is not None and not for_any and len(value) != len(act):
         raise InterventionError(
             f"{hook.name}: there are activations for {len(value)} images, and the run has {len(act)}; run as many, or "
             "choose with images="
         )
+    where = list(range(act.shape[1])) if positions is None else positions
+    shape = (len(where), *act.shape[2:]) if units is None else (len(where), len(units), *act.shape[3:])
+    fits = max(where) < act.shape[1] and of in (0, act.shape[2]) and (value is None or value.shape[1:] == shape)
+    if not fits:
+        raise InterventionError(f"{hook.name}: these hooks are of another model than this run, or of longer inputs")
     out = act.clone()
     new = torch.zeros((), dtype=act.dtype, device=act.device) if value is None else value.to(act)
-    where = torch.arange(act.shape[1]) if positions is None else torch.tensor(positions)
     if units is None:
         out[:, where] = new
     else:
-        out[:, where[:, None], torch.tensor(units)] = new
+        out[:, torch.tensor(where, device="cpu")[:, None], torch.tensor(units, device="cpu")] = new
     return out
 
 
@@ -283,7 +300,7 @@ def check_cache(model: Tower, cache: ViTActivationCache) -> None:
 
 
 def _checked_images(images: Indices, n: int) -> list[int]:
-    if (chosen := as_indices(images)) is None:
+    if not (chosen := as_indices(images)):
         raise InterventionError(
             f"images={images!r}; expected the number of a cached image, or a list of numbers, one for each image that "
             "is run (a mask is none)"

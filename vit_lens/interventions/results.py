@@ -108,12 +108,14 @@ class Effects(_Sweep):
         kinds = list(dict.fromkeys(site.kind for site in self.sites))
         if kind is None and len(kinds) > 1:
             raise InterventionError(f"there are sites of several kinds; name one: {', '.join(kinds)}")
+        if kind not in (None, *kinds):
+            raise InterventionError(f"no sites of kind {kind!r} here; there are {', '.join(kinds)}")
         rows = {site: row for row, site in enumerate(self.sites) if site.kind == (kind or kinds[0])}
         layers = sorted({site.layer for site in rows if site.layer is not None})
         heads = sorted({site.head for site in rows if site.head is not None})
         shape = [len(axis) for axis in (layers, heads) if axis]
         order = sorted(rows, key=lambda site: (site.layer or 0, site.head or 0))
-        if not rows or len(rows) != torch.Size(shape).numel():
+        if len(rows) != torch.Size(shape).numel():
             raise InterventionError(f"the sites of kind {kind!r} do not fill a grid of layers and heads: use .frame()")
         found = self._of(what)[[rows[site] for site in order]]
         found = found.reshape(*shape, *found.shape[1:])

@@ -2,7 +2,7 @@
 
 __all__ = ["check_pairs", "refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_lens.attribution import check_model, whole
 from vit_lens.errors import InterventionError
 from vit_lens.hooking import Name, check_hook_result
 from vit_lens.towers import Tower
@@ -49,6 +50,7 @@ def run_many(
     >>> embeds.shape, torch.allclose(embeds[0], model(pixels), atol=1e-4)
     (torch.Size([3, 2, 128]), True)
     """
+    hook_sets = list(hook_sets) if isinstance(hook_sets, Iterable) else [hook_sets]
     if not hook_sets:
         raise InterventionError("no sets of hooks to run; an empty list in the list is the unedited run")
     if wrong := [hooks for hooks in hook_sets if not _is_set(hooks)]:
@@ -105,11 +107,14 @@ def run_sets(
         group = [index for index, own in enumerate(starts) if own == start]
         x = stream(start)
         layer = None if start == _PIXELS else start
-        per_run = max(1, batch_size // len(x))
+        per_run = max(1, whole("batch_size", batch_size, InterventionError) // len(x))
         for some in (group[i : i + per_run] for i in range(0, len(group), per_run)):
             hooks = _side_by_side([hook_sets[index] for index in some], len(x))
             out = model.run_with_hooks(torch.cat([x] * len(some)), fwd_hooks=hooks, start_at_layer=layer)
             found.update(zip(some, map(read, out.split(len(x))), strict=True))
+    shapes = {tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in found.values()}
+    if len(shapes) > 1 or not isinstance(found[0], Tensor):
+        raise InterventionError(f"read= returned {sorted(map(str, shapes))}; expected tensors of one shape")
     return torch.stack([found[index] for index in range(len(hook_sets))])
 
 
@@ -122,8 +127,10 @@ def refuse_other_hooks(model: Tower) -> None:
     """Raise if hooks are on the model, which side by side runs would confuse.
 
     Raises:
+        InterventionError: It is no model.
         VitLensError: There are.
     """
+    check_model(model, InterventionError)
     model.refuse_hooks("a sweep of interventions")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from vit_lens.addresses import Address, Site, Sites, find_address, listed
+from vit_lens.attribution import check_model
 from vit_lens.config import TowerConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
 from vit_lens.tokens import Tokens, resolve_tokens
@@ -71,8 +72,9 @@ def resolve_targets(model: Tower, sites: Sites, tokens: Tokens | None = None) ->
 
     Raises:
         UnknownSiteError: A site, layer or neuron is not one of the model's, or there is none.
-        InterventionError: A token is not one of the model's, or an address says others than ``tokens``.
+        InterventionError: It is no model, a token is not one of the model's, or an address says others than ``tokens``.
     """
+    check_model(model, InterventionError)
     positions = None if tokens is None else tuple(resolve_tokens(tokens, model.cfg))
     found: list[Target] = []
     for item in listed(sites):

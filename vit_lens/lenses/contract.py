@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site, Sites
+from vit_lens.attribution import check_model
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
@@ -111,6 +112,8 @@ class Lens(ABC):
 
     def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
         """Return forward hooks under which the model outputs the site's reading, for the cached images.
+
+        They hold what the cache holds, and no copy: what is edited in the cache afterwards, they set.
 
         Args:
             cache: The cache of the images that will be run under the hooks.
@@ -212,6 +215,7 @@ class Lens(ABC):
         return self._pooled(self.read_control(cache, sites, generator=generator))
 
     def _pooled(self, found: Condition) -> Tensor:
+        _check_parts(self, found)
         if found.pooled is None:
             raise LensError(f"{self.describe().label} reads {found.words()}, no pooled embedding: use read()")
         return found.pooled
@@ -223,6 +227,7 @@ class Lens(ABC):
             UnknownSiteError: A site is not one of the model's.
             LensError: The lens is not defined on a site.
         """
+        check_model(model)
         resolved = Site.resolve(sites, model.cfg)
         if unread := [str(site) for site in resolved if not self.reads(site)]:
             raise LensError(f"{self.describe().label} is not defined on {', '.join(unread[:4])}")
@@ -250,7 +255,7 @@ def no_control(lens: Lens) -> LensError:
 
 
 def run_for(
-    model: Tower, pixels: Float[Tensor, "batch channel height width"], lenses: Iterable[Lens]
+    model: Tower, pixels: Float[Tensor, "batch channel height width"], lenses: Iterable[Lens] | Lens
 ) -> tuple[Float[Tensor, "batch d_embed"], ViTActivationCache]:
     """Run a model and keep what lenses need: the parts of the residual stream, at the positions that they read.
 
@@ -259,10 +264,14 @@ def run_for(
         pixels: Preprocessed images.
         lenses: The lenses that will read the cache; one with ``rows="all"`` makes it hold every position.
 
+    Raises:
+        LensError: One of them is no lens, or it is no model.
+
     >>> embeds, small = vl.lenses.run_for(model, pixels, [vl.DiffusionLens()])
     >>> embeds.shape, small.rows
     (torch.Size([2, 128]), 'readout')
     """
+    lenses = [check_lens(lens) for lens in ([lenses] if isinstance(lenses, Lens) else lenses)]
     if all(lens.rows == "readout" for lens in lenses):
         return model.run_with_cache(pixels, rows="readout")
     return model.run_with_cache(pixels, names_filter=model.is_readout_part)
@@ -304,7 +313,8 @@ def checked_read(lens: Lens, found: Any, n_batch: int, n_sites: int) -> Conditio
         n_sites: The number of sites that were read.
 
     Raises:
-        LensError: What was returned is no condition, lacks a part, or has other rows than the cache and the sites.
+        LensError: What was returned is no condition, lacks a part, has other rows than the cache and the sites, or is
+            not finite.
     """
     if not isinstance(found, Condition):
         raise LensError(
@@ -334,7 +344,7 @@ def checked_clean(lens: Lens, found: Any, n_batch: int) -> Condition:
         n_batch: The number of images in the cache.
 
     Raises:
-        LensError: What was returned is no condition, or has other rows than the cache.
+        LensError: What was returned is no condition, has other rows than the cache, or is not finite.
     """
     if not isinstance(found, Condition) or found.rows != (n_batch,):
         said = f"rows {list(found.rows)}" if isinstance(found, Condition) else f"a {type(found).__name__}"
@@ -350,3 +360,5 @@ def _check_parts(lens: Lens, found: Condition) -> None:
     for name, part in found.parts().items():
         if name != "mask" and not part.is_floating_point():
             raise LensError(f"{type(lens).__name__} read {name} as {part.dtype}; expected a floating-point tensor")
+        if not part.is_meta and not part.isfinite().all():
+            raise LensError(f"{type(lens).__name__} read {name} that hold nan or infinity, which nothing can draw")

@@ -3,6 +3,7 @@
 __all__ = ["DiffusionLens"]
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
+from vit_lens.attribution import check_cache
 from vit_lens.lenses.contract import HookFn
 from vit_lens.lenses.residual import ResidualLens, set_rows
 from vit_lens.towers import ViTActivationCache, write_of
@@ -69,7 +71,7 @@ class DiffusionLens(ResidualLens):
         Raises:
             UnknownSiteError: The site is not one of the model's.
         """
-        site = self.check_site(cache.model, site)
+        site = self.check_site(check_cache(cache).model, site)
         stream = cache.model.stream_of(site)
         if site.is_residual:
             return [(name, _zero) for name in stream.after(site)]
@@ -84,17 +86,18 @@ def _zero(act: Tensor, hook: HookPoint) -> Tensor:
 
 
 def _own_hooks(cache: ViTActivationCache, site: Site, own: str) -> list[tuple[str, HookFn]]:
-    put = set_rows(cache, site.hook_name, cache.readout(site.hook_name))
+    put = set_rows(cache, cache.readout(site.hook_name))
     if site.head is None:
         return [(own, put)]
     bias = cache.model.attention_of(site).b_O
+    return [(site.hook_name, partial(_alone, put=put, head=site.head)), (own, partial(_without, bias=bias))]
 
-    def alone(act: Tensor, hook: HookPoint) -> Tensor:
-        out = torch.zeros_like(act)
-        out[:, :, site.head] = put(act, hook)[:, :, site.head]
-        return out
 
-    def without_bias(act: Tensor, hook: HookPoint) -> Tensor:
-        return act - bias
+def _alone(act: Tensor, hook: HookPoint, *, put: HookFn, head: int) -> Tensor:
+    out = torch.zeros_like(act)
+    out[:, :, head] = put(act, hook)[:, :, head]
+    return out
 
-    return [(site.hook_name, alone), (own, without_bias)]
+
+def _without(act: Tensor, hook: HookPoint, *, bias: Tensor) -> Tensor:
+    return act - bias

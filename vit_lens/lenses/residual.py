@@ -1,9 +1,10 @@
 """Lenses that end at the model's own read-out: the outputs of sites, and the embeddings they lead to."""
 
-__all__ = ["ResidualLens", "centred_norm", "check_same_run", "check_speaks", "freeze", "set_rows", "site_outputs"]
+__all__ = ["ResidualLens", "centred_norm", "check_same_run", "freeze", "set_rows", "site_outputs", "spoken"]
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from einops import einsum
@@ -11,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.addresses import Site, Sites
-from vit_lens.attribution import check_cache
+from vit_lens.addresses import Site, Sites, listed
+from vit_lens.attribution import check_cache, check_finite, in_full
 from vit_lens.conditions import Condition
-from vit_lens.errors import LensError
+from vit_lens.errors import LensError, expect
 from vit_lens.lenses.contract import HookFn, Lens
-from vit_lens.towers import ViTActivationCache, by_stream, read_wide
+from vit_lens.towers import Readout, ViTActivationCache, by_stream, read_wide
 
 _Change = Callable[[Tensor, Tensor | None, list[Site]], Tensor]  # of outputs, their origin and their sites
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
@@ -53,7 +54,8 @@ class ResidualLens(Lens):
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
-            LensError: The lens is not defined on a site, or the cache is not one of a run of the model.
+            LensError: The lens is not defined on a site, the cache is not one of a run of the model, or what is read is
+                not finite.
         """
         return self._change(cache, sites, lambda outputs, origin, sites: outputs)
 
@@ -65,12 +67,17 @@ class ResidualLens(Lens):
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
-            LensError: The lens is not defined on a site, or the cache is not one of a run of the model.
+            LensError: The lens is not defined on a site, the cache is not one of a run of the model, what is read is
+                not finite, or the generator is none.
         """
+        expect(generator, torch.Generator, "generator", LensError, "torch.Generator().manual_seed(0) makes one")
+        if generator.device.type != "cpu":
+            raise LensError(f"generator is on {generator.device}; random directions are drawn on the CPU")
 
         def random_like(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
             deviation = outputs if origin is None else outputs - origin
-            noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype).to(outputs.device)
+            noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype, device="cpu")
+            noise = noise.to(outputs.device)
             noise = noise - noise.mean(-1, keepdim=True)
             noise = noise * (centred_norm(deviation) / centred_norm(noise))[..., None, None]
             return noise if origin is None else origin + noise
@@ -91,11 +98,8 @@ class ResidualLens(Lens):
         def exchange(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
             if len(outputs) < 2:
                 raise LensError("the control 'other' needs another image: cache at least two, or leave the control out")
-            own = outputs if origin is None else outputs - origin
-            size = centred_norm(outputs) + (0 if origin is None else centred_norm(origin))
-            check_speaks(centred_norm(own), size, sites, "no direction for the control 'other'")
-            other = own.roll(-1, 0)
-            other = other * (centred_norm(own) / centred_norm(other))[..., None, None]
+            own, norm = spoken(outputs, origin, sites, "no direction for the control 'other'")
+            other = own.roll(-1, 0) * (norm / norm.roll(-1, 0))[..., None, None]
             return other if origin is None else origin + other
 
         return self._pooled(self._change(cache, sites, exchange))
@@ -107,13 +111,15 @@ class ResidualLens(Lens):
         for stream, group in by_stream(cache.model.streams, own):
             chunk = max(1, _CHUNK_NUMBERS // stream.last(cache).numel())
             for some in (group[start : start + chunk] for start in range(0, len(group), chunk)):
-                outputs = change(site_outputs(cache, some), self._origin(cache, some), some)
-                read = stream.read(self._read(cache, some, outputs))
+                with in_full(cache.model):
+                    outputs = change(site_outputs(cache, some), self._origin(cache, some), some)
+                    read = stream.read(self._read(cache, some, outputs))
+                check_finite(read, some, cache)
                 found.update(zip(some, read.unbind(1), strict=True))
         return Condition(pooled=torch.stack([found[site] for site in own], dim=1))
 
 
-def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site row d_model"]:
+def site_outputs(cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site row d_model"]:
     """Return what each site holds or writes at the read-out rows, in float32 or wider; a head's is ``z W_O``.
 
     It lies on the model's device, wherever the cache is kept. Sites of attention pooling have one row, of the
@@ -121,12 +127,18 @@ def site_outputs(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, 
 
     Args:
         cache: The cache of one run; ``rows="readout"`` is enough.
-        sites: Parsed sites, as :meth:`Lens.check_sites` returns them.
+        sites: Sites as ``Site.resolve`` takes them; one that is given twice comes twice.
+
+    Raises:
+        UnknownSiteError: A site is not one of the model's.
+        LensError: The cache is none.
 
     >>> sites = vl.Site.resolve("L3H4, L5.mlp", model.cfg)
     >>> vl.lenses.site_outputs(cache, sites).shape
     torch.Size([2, 2, 1, 128])
     """
+    cfg = check_cache(cache).model.cfg
+    sites = [site for given in listed(sites) for site in Site.resolve(given, cfg)]
     found: dict[Site, Tensor] = {}
     for name in dict.fromkeys(s.hook_name for s in sites if s.head is not None):
         heads = [s for s in sites if s.hook_name == name and s.head is not None]
@@ -147,85 +159,87 @@ def freeze(cache: ViTActivationCache, name: str) -> tuple[str, HookFn]:
     everything that is written to these rows afterwards is frozen too.
     """
     value = cache[name]
-    if cache.rows == "readout":
-        return name, set_rows(cache, name, value)
+    return name, set_rows(cache, value) if cache.rows == "readout" else partial(_set_whole, value=value)
 
-    def set_cached(act: Tensor, hook: HookPoint) -> Tensor:
-        check_batch(act, value, name)
-        if act.shape != value.shape:
-            raise LensError(
-                f"{name}: the cache holds {tuple(value.shape)}, the run has {tuple(act.shape)}; make the cache "
-                "without pos_slice, or with rows='readout'"
-            )
-        return value.to(act)
 
-    return name, set_cached
+def _set_whole(act: Tensor, hook: HookPoint, *, value: Tensor) -> Tensor:
+    check_batch(act, value, hook)
+    if act.shape != value.shape:
+        raise LensError(
+            f"{hook.name}: the cache holds {tuple(value.shape)}, the run has {tuple(act.shape)}; make the cache "
+            "without pos_slice, or with rows='readout'"
+        )
+    return value.to(act, copy=True)
 
 
 def set_rows(
-    cache: ViTActivationCache, name: str, rows: Float[Tensor, "#batch row *axes"], *, of_images: bool = True
-) -> HookFn:
+    cache: ViTActivationCache, rows: Float[Tensor, "#batch row *axes"], *, of_images: bool = True
+) -> Callable[..., Tensor]:
     """Return a hook that sets a hook point at the read-out rows.
 
     Args:
         cache: The cache of one run.
-        name: The hook point's name, for the message.
         rows: What is set.
         of_images: Whether there is one for each image of the cache; otherwise there is one for all.
     """
+    return partial(_set_rows, rows=rows, read_out=cache.read_out, of_images=of_images)
 
-    def put(act: Tensor, hook: HookPoint) -> Tensor:
-        if of_images:
-            check_batch(act, rows, name)
-        return cache.read_out.with_rows(act, rows)
 
-    return put
+def _set_rows(act: Tensor, hook: HookPoint, *, rows: Tensor, read_out: Readout, of_images: bool) -> Tensor:
+    if of_images:
+        check_batch(act, rows, hook)
+    return read_out.with_rows(act, rows)
 
 
 def check_same_run(
-    act: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "_ row *axes"], cache: ViTActivationCache, name: str
+    act: Float[Tensor, "batch pos *axes"], rows: Float[Tensor, "_ row *axes"], read_out: Readout, hook: HookPoint
 ) -> None:
     """Raise if a site's live output is not the cached one: other images, or an edit before the site.
 
     Raises:
         LensError: They differ by more than rounding.
     """
-    check_batch(act, rows, name)
-    live = cache.read_out.rows(act).to(rows)
+    check_batch(act, rows, hook)
+    live = read_out.rows(act).to(rows)
     allowed = min(1e4 * torch.finfo(act.dtype).eps, 0.1) * rows.abs().amax()
     if not (live - rows).abs().amax() <= allowed:  # so that NaN is a difference too
         raise LensError(
-            f"{name} differs between this run and the cached one: other images, or an edit before the site. Make the "
-            "cache of these images under the same edits: "
+            f"{hook.name} differs between this run and the cached one: other images, or an edit before the site. Make "
+            "the cache of these images under the same edits: "
             "`with model.hooks(edits): _, cache = model.run_with_cache(pixels)`"
         )
 
 
-def check_batch(act: Tensor, value: Tensor, name: str) -> None:
+def check_batch(act: Tensor, value: Tensor, hook: HookPoint) -> None:
     """Raise if a run has another number of images than the cache.
 
     Raises:
         LensError: It has.
     """
     if len(act) != len(value):
-        raise LensError(f"{name}: the cache holds {len(value)} images, this run has {len(act)}; run the cached images")
+        raise LensError(
+            f"{hook.name}: the cache holds {len(value)} images, this run has {len(act)}; run the cached images"
+        )
 
 
-def check_speaks(
-    norm: Float[Tensor, "batch site"], size: Float[Tensor, "batch site"], sites: list[Site], lacks: str
-) -> None:
-    """Raise if a site writes nothing but rounding errors.
+def spoken(
+    outputs: Float[Tensor, "batch site row d_model"], origin: Tensor | None, sites: list[Site], lacks: str
+) -> tuple[Float[Tensor, "batch site row d_model"], Float[Tensor, "batch site"]]:
+    """Return outputs, measured from an origin where there is one, and their norms.
 
     Raises:
-        LensError: It does, so that it ``lacks`` something.
+        LensError: A site writes nothing but rounding errors, so that it ``lacks`` something.
     """
+    own = outputs if origin is None else outputs - origin
+    norm, size = centred_norm(own), centred_norm(outputs) + (0 if origin is None else centred_norm(origin))
     silent = norm <= _ROUNDING * torch.finfo(norm.dtype).eps * size
-    if silent.any():
-        image, index = (int(i[0]) for i in torch.where(silent))
+    if not silent.is_meta and silent.any():
+        image, index = silent.nonzero()[0].tolist()
         raise LensError(
             f"site {sites[index]} writes nothing for image {image} (zero but for rounding), so it has {lacks}; leave "
             "the site out"
         )
+    return own, norm
 
 
 def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:

@@ -5,7 +5,7 @@ __all__ = ["DEFAULT_LENSES", "LENS_NAMES", "check_spelling", "parse_lens", "pars
 from collections.abc import Sequence
 from typing import Any
 
-from vit_lens.errors import LensError, nearest
+from vit_lens.errors import LensError, expect, nearest
 from vit_lens.lenses.contract import Lens, check_lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
@@ -54,6 +54,7 @@ def check_spelling(text: str) -> tuple[str, dict[str, float]]:
     >>> vl.lenses.check_spelling("dsl-mean:alpha=5")
     ('dsl-mean', {'alpha': 5.0})
     """
+    expect(text, str, "lens", LensError, "the spelling of one, such as 'dsl:alpha=10'")
     name, _, rest = text.strip().partition(":")
     if name not in LENS_NAMES:
         raise LensError(

@@ -2,8 +2,8 @@
 
 __all__ = ["Anchor", "DiffusionSteeringLens"]
 
-import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,21 +12,15 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site, Sites
+from vit_lens.attribution import check_cache, check_model, finite
 from vit_lens.errors import LensError
 from vit_lens.lenses.contract import HookFn
-from vit_lens.lenses.residual import (
-    ResidualLens,
-    centred_norm,
-    check_same_run,
-    check_speaks,
-    freeze,
-    set_rows,
-    site_outputs,
-)
+from vit_lens.lenses.residual import ResidualLens, centred_norm, check_same_run, freeze, set_rows, site_outputs, spoken
 from vit_lens.reference import ReferenceMeans
-from vit_lens.towers import Tower, ViTActivationCache, write_of
+from vit_lens.towers import Readout, Tower, ViTActivationCache, write_of
 
 Anchor = Literal["clean", "mean"]
+_STRONGEST = 1e12  # far beyond where the other terms are lost to rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +38,7 @@ class DiffusionSteeringLens(ResidualLens):
     ===================== ==============================================================================
 
     Args:
-        alpha: The strength, any finite number: at 1 the clean anchor gives the model's own embedding. None where
+        alpha: The strength, any number up to 1e12: at 1 the clean anchor gives the model's own embedding. None where
             ``share`` says it.
         share: The norm-matched strength ``c``: what is added has ``c`` times the norm of the last residual, both
             after mean removal over d_model. So ``alpha = 1 + c ||r_L|| / ||h||`` for the clean anchor, and
@@ -74,8 +68,11 @@ class DiffusionSteeringLens(ResidualLens):
         if (self.alpha is None) == (self.share is None):
             raise LensError(f"give exactly one of alpha={self.alpha} and share={self.share}")
         name, strength = ("alpha", self.alpha) if self.share is None else ("share", self.share)
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
-            raise LensError(f"{name}={strength!r}; expected a finite number")
+        object.__setattr__(self, name, finite(name, strength, LensError))
+        if abs(getattr(self, name)) > _STRONGEST:
+            raise LensError(
+                f"{name}={strength!r}; at most {_STRONGEST:g}: in float32 the LayerNorm's squares would overflow"
+            )
         if self.anchor not in get_args(Anchor):
             raise LensError(f"anchor={self.anchor!r}; expected 'clean' or 'mean'")
         if self.reference is not None and not isinstance(self.reference, ReferenceMeans):
@@ -125,6 +122,7 @@ class DiffusionSteeringLens(ResidualLens):
             LensError: A site is the residual stream.
             ReferenceMismatchError: The reference means are another model's.
         """
+        check_model(model)
         resolved = Site.resolve(sites, model.cfg)
         if residual := [str(s) for s in resolved if not self.reads(s)]:
             verb = "are" if len(residual) > 1 else "is"
@@ -156,13 +154,9 @@ class DiffusionSteeringLens(ResidualLens):
     ) -> Float[Tensor, "batch site"]:
         if self.alpha is not None:
             return torch.full(outputs.shape[:2], float(self.alpha), dtype=outputs.dtype, device=outputs.device)
-        origin = self._origin(cache, sites)
-        deviation = outputs if origin is None else outputs - origin
-        norm = centred_norm(deviation)
-        size = centred_norm(outputs) + (0 if origin is None else centred_norm(origin))
-        check_speaks(norm, size, sites, "no direction to match a norm with (use alpha=)")
+        _, norm = spoken(outputs, self._origin(cache, sites), sites, "no direction to match a norm with (use alpha=)")
         added = (self.share or 0) * centred_norm(cache.model.stream_of(sites[0]).last(cache))[:, None] / norm
-        return added + 1 if origin is None else added
+        return added + 1 if self.reference is None else added
 
     def hooks(self, cache: ViTActivationCache, site: Site | str) -> list[tuple[str, HookFn]]:
         """Return hooks under which the model outputs the steered embedding, for the cached images.
@@ -176,27 +170,26 @@ class DiffusionSteeringLens(ResidualLens):
             LensError: The site is the residual stream.
             ReferenceMismatchError: The reference means are another model's.
         """
-        site = self.check_site(cache.model, site)
+        site = self.check_site(check_cache(cache).model, site)
         strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]
         if self.reference is not None:
             return _mean_hooks(self.reference, cache, site, strength)
         later = cache.model.stream_of(site).after(site)
-        return [(site.hook_name, _scale(cache, strength, site)), *(freeze(cache, name) for name in later)]
+        own = {"rows": cache.readout(site.hook_name), "read_out": cache.read_out, "head": site.head}
+        scaled = partial(_scale, strength=strength, **own)
+        return [(site.hook_name, scaled), *(freeze(cache, name) for name in later)]
 
 
-def _scale(cache: ViTActivationCache, strength: Float[Tensor, " batch"], site: Site) -> HookFn:
-    rows = cache.readout(site.hook_name)
-
-    def scale(act: Tensor, hook: HookPoint) -> Tensor:
-        check_same_run(act, rows, cache, site.hook_name)
-        factor = strength.to(act).reshape(-1, 1, 1)
-        if site.head is None:
-            return act * factor
-        out = act.clone()
-        out[:, :, site.head] *= factor
-        return out
-
-    return scale
+def _scale(
+    act: Tensor, hook: HookPoint, *, strength: Tensor, rows: Tensor, read_out: Readout, head: int | None
+) -> Tensor:
+    check_same_run(act, rows, read_out, hook)
+    factor = strength.to(act).reshape(-1, 1, 1)
+    if head is None:
+        return act * factor
+    out = act.clone()
+    out[:, :, head] *= factor
+    return out
 
 
 def _mean_hooks(
@@ -218,5 +211,5 @@ def _mean_hooks(
         mean = means.output(model, site)
         rows = mean + strength.to(mean)[:, None, None] * (cached.to(mean) - mean)
     values.pop(site.hook_name, None)
-    means_hooks = [(name, set_rows(cache, name, value, of_images=False)) for name, value in values.items()]
-    return [*means_hooks, (site.hook_name, set_rows(cache, site.hook_name, rows))]
+    means_hooks = [(name, set_rows(cache, value, of_images=False)) for name, value in values.items()]
+    return [*means_hooks, (site.hook_name, set_rows(cache, rows))]

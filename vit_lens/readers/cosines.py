@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.attribution import check_tensor
+
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 _CHUNK_NUMBERS = 2**26  # cosines that are held at once
 
@@ -24,10 +26,15 @@ def deviations(
         values: Lens embeddings.
         origins: The mean that each of them is measured from.
 
+    Raises:
+        LensError: They are no tensors, or of different widths.
+
     >>> vl.readers.deviations(torch.tensor([[3.0, 4.0], [1.0, 1.0000001]]), torch.tensor([[1.0, 1.0]]))
     tensor([[2., 3.],
             [0., 0.]])
     """
+    check_tensor("values", values, "*batch d_embed")
+    check_tensor("origins", origins, f"*batch {values.shape[-1]}")
     origins = origins.to(values)
     found = values - origins
     size = values.norm(dim=-1) + origins.norm(dim=-1)
@@ -45,22 +52,24 @@ def nearest_rows(
 
     Args:
         queries: A query of zeros has cosines nan.
-        targets: None is zero.
+        targets: One of zeros comes last, with cosine nan.
         k: At most the targets that are not banned.
         banned: For each query the target that is no answer.
     """
-    targets = targets / targets.norm(dim=-1, keepdim=True)
+    sizes = targets.norm(dim=-1)
+    targets = targets / sizes.masked_fill(sizes == 0, 1.0)[:, None]
     index, cosine = [], []
     chunk = max(1, _CHUNK_NUMBERS // len(targets))
-    for start in range(0, len(queries), chunk):
+    for start in range(0, max(1, len(queries)), chunk):
         some = queries[start : start + chunk]
         norm = some.norm(dim=-1, keepdim=True)
         silent = norm == 0
         found = (some / norm.masked_fill(silent, 1.0)) @ targets.T
+        found[:, sizes == 0] = -torch.inf
         for row, target in enumerate(banned[start : start + chunk]):
             if target is not None:
                 found[row, target] = -torch.inf
         best = found.topk(k, dim=-1)
         index.append(best.indices)
-        cosine.append(best.values.masked_fill(silent, torch.nan))
+        cosine.append(best.values.masked_fill(silent | best.values.isneginf(), torch.nan))
     return torch.cat(index), torch.cat(cosine)

@@ -1,8 +1,8 @@
 """The lens embeddings of sites, beside those of controls."""
 
-__all__ = ["BANK_ADVICE", "CONTROLS", "SiteEmbeddings", "site_embeddings", "sites_of_each"]
+__all__ = ["BANK_ADVICE", "CONTROLS", "SiteEmbeddings", "checked_lenses", "site_embeddings", "sites_of_each"]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
+from vit_lens.attribution import Brief, check_cache, check_model
 from vit_lens.errors import LensError, expect, nearest
-from vit_lens.lenses import DiffusionLens, Lens, Sites, check_cache
+from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT
 from vit_lens.towers import ViTActivationCache
 
@@ -20,8 +21,8 @@ CONTROLS = ("random", "other")
 BANK_ADVICE = "TextBank.from_pretrained(name, captions) and TextBank.from_open_clip(name, tag, captions) make one"
 
 
-@dataclass(frozen=True, eq=False)
-class SiteEmbeddings:
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteEmbeddings(Brief):
     """What a lens reads at sites, and what it reads when a control stands there.
 
     Attributes:
@@ -86,8 +87,11 @@ def site_embeddings(
     lens = DiffusionLens() if lens is None else lens
     expect(lens, Lens, "lens", LensError, "such as DiffusionLens()")
     chosen = lens.check_sites(cache.model, sites)
+    if isinstance(controls, str) or not isinstance(controls, Iterable):
+        raise LensError(f"controls={controls!r}; expected a list of any of {', '.join(map(repr, CONTROLS))}")
+    controls = list(controls)
     if unknown := [name for name in controls if name not in CONTROLS]:
-        raise LensError(f"no control {unknown[0]!r}; nearest: {nearest(unknown[0], CONTROLS)}")
+        raise LensError(f"no control {unknown[0]!r}; nearest: {nearest(str(unknown[0]), CONTROLS)}")
     with torch.no_grad():
         values = {"": lens.embed(cache, chosen)}
         if "random" in controls:
@@ -96,6 +100,18 @@ def site_embeddings(
         if "other" in controls:
             values["other"] = lens.other_image(cache, chosen)
     return SiteEmbeddings(tuple(chosen), lens, values)
+
+
+def checked_lenses(lenses: Lens | Sequence[Lens]) -> list[Lens]:
+    """Return one lens or several as a list.
+
+    Raises:
+        LensError: One of them is no lens.
+    """
+    found = [lenses] if isinstance(lenses, (Lens, str)) or not isinstance(lenses, Iterable) else list(lenses)
+    for lens in found:
+        expect(lens, Lens, "lens", LensError, "such as DiffusionLens(), or a list of lenses")
+    return found
 
 
 def sites_of_each(model: HookedViT, lens: Lens | Sequence[Lens], sites: Sites) -> list[tuple[Lens, list[Site]]]:
@@ -108,17 +124,18 @@ def sites_of_each(model: HookedViT, lens: Lens | Sequence[Lens], sites: Sites) -
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
-        LensError: No lens is defined on a site.
+        LensError: No lens is defined on a site, something is no lens, or it is no model.
 
     >>> lenses = [vl.DiffusionSteeringLens(alpha=5), vl.DiffusionLens()]
     >>> found = vl.readers.sites_of_each(model, lenses, "L3H4, L7.resid_post")
     >>> [(lens.name, [str(site) for site in sites]) for lens, sites in found]
     [('dsl', ['L3H4']), ('diffusion', ['L3H4', 'L7.resid_post'])]
     """
+    check_model(model)
     wanted = Site.resolve(sites, model.cfg)
     if isinstance(lens, Lens):
         return [(lens, lens.check_sites(model, wanted))]
-    own = [(one, [site for site in wanted if one.reads(site)]) for one in lens]
+    own = [(one, [site for site in wanted if one.reads(site)]) for one in checked_lenses(lens)]
     if unread := [str(site) for site in wanted if not any(site in some for _, some in own)]:
         raise LensError(
             f"none of the lenses is defined on {', '.join(unread[:4])}; add DiffusionLens() for residual sites"

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from vit_lens.addresses import as_index
+from vit_lens.attribution import check_model, check_tensor
 from vit_lens.errors import GalleryError
 from vit_lens.files import load_fields, save_fields
 from vit_lens.images import load_image
@@ -43,6 +45,9 @@ class Gallery:
         complete: Whether every file was embedded.
         embeds: The embeddings, in float32 or wider on the CPU.
 
+    Raises:
+        GalleryError: There are not as many of each, or an embedding is not finite.
+
     >>> gallery = vl.readers.Gallery.from_folder(model, images[0].parent)
     >>> gallery.save(tmp / "gallery.safetensors").name
     'gallery.safetensors'
@@ -61,6 +66,11 @@ class Gallery:
     embeds: Float[Tensor, "image d_embed"]
     skipped: dict[str, str] = field(default_factory=dict)
     complete: bool = True
+
+    def __post_init__(self) -> None:
+        check_tensor("embeds", self.embeds, f"{len(self.names)} d_embed", GalleryError)
+        if not self.embeds.isfinite().all() or not len(self.names) == len(self.hashes) == len(self.stamps):
+            raise GalleryError("a gallery holds a finite embedding, a hash and a stamp for each name; make it again")
 
     @classmethod
     def from_images(
@@ -171,6 +181,7 @@ class Gallery:
         Raises:
             GalleryError: The embeddings were made with other weights or another preprocessing.
         """
+        check_model(model, GalleryError)
         if self.fingerprint != model.fingerprint:
             raise GalleryError(
                 f"this gallery was made with {self.encoder_id} ({self.fingerprint}); the model is {model.encoder_id} "
@@ -207,8 +218,11 @@ class Gallery:
         """Return where an image lies.
 
         Raises:
-            GalleryError: The image was handed over from memory, its file is gone, or its name leads out of the folder.
+            GalleryError: There is no such image (nor is -1, which stands for no neighbour), it was handed over from
+                memory, its file is gone, or its name leads out of the folder.
         """
+        if as_index(index) not in range(len(self)):
+            raise GalleryError(f"image {index!r}: the gallery has {len(self)}, counted from 0; -1 is no neighbour")
         name = Path(self.names[index])
         if self.folder and (name.is_absolute() or ".." in name.parts):
             raise GalleryError(f"{self.names[index]!r} does not lie in {self.folder}: the gallery was changed by hand")
@@ -221,7 +235,7 @@ class Gallery:
         """Return an image of the gallery, in RGB.
 
         Raises:
-            GalleryError: The image was handed over from memory, or its file is gone.
+            GalleryError: There is no such image, it was handed over from memory, or its file is gone.
             ImageError: The file is damaged.
         """
         return load_image(self.path(index)).convert("RGB")
@@ -236,7 +250,8 @@ class Gallery:
     ) -> tuple[Int[Tensor, "query k"], Float[Tensor, "query k"]]:
         """Return the ``k`` nearest pictures to each embedding, best first: their indices and cosines.
 
-        A query without a direction (zero, or equal to its origin but for rounding) gets -1 and nan.
+        A query without a direction (zero, or equal to its origin but for rounding) gets -1 and nan, and so does a place
+        where only pictures without one are left.
 
         Args:
             queries: Embeddings of any length, such as those of a lens.
@@ -247,22 +262,29 @@ class Gallery:
                 None leaves nothing out.
 
         Raises:
-            GalleryError: There are not ``k`` other pictures, or a query is not finite.
+            GalleryError: There are not ``k`` other pictures, a query or its origin is not finite or of another width,
+                or ``leave_out`` does not say one for each query.
         """
+        d_embed = self.embeds.shape[1]
+        leave_out = [None] * len(queries) if leave_out is None else list(leave_out)
+        for name, rows in (("queries", queries), ("origins", queries if origins is None else origins)):
+            check_tensor(name, rows, f"query {d_embed}", GalleryError)
+            if not rows.isfinite().all():
+                raise GalleryError(f"an embedding of {name} is not finite and has no nearest picture")
+            if len(rows) not in (1, len(queries)) or len(leave_out) != len(queries):
+                raise GalleryError(f"origins= and leave_out= hold one for each of the {len(queries)} queries")
         distinct = list(self.distinct)
         if origins is not None and len(distinct) < 2:
             raise GalleryError("the deviation from the gallery's mean needs at least two different pictures")
         wide = torch.promote_types(queries.dtype, self.embeds.dtype)
         queries, targets = queries.detach().to(wide), self.embeds[distinct].to(queries.device, wide)
-        if not queries.isfinite().all():
-            raise GalleryError("an embedding is not finite and has no nearest picture")
         if origins is not None:
-            queries, targets = deviations(queries, origins), targets - self.mean.to(targets)
+            queries, targets = deviations(queries, origins), deviations(targets, self.mean[None])
         place = {self.hashes[index]: i for i, index in enumerate(distinct)}
-        banned = [None if digest is None else place.get(digest) for digest in leave_out or [None] * len(queries)]
+        banned = [None if digest is None else place.get(digest) for digest in leave_out]
         room = len(distinct) - any(index is not None for index in banned)
-        if not 1 <= k <= room:
-            raise GalleryError(f"k={k}: the gallery has {room} different pictures that can be an answer")
+        if as_index(k) not in range(1, room + 1):
+            raise GalleryError(f"k={k!r}: the gallery has {room} different pictures that can be an answer")
         index, cosine = nearest_rows(queries, targets, k, banned)
         found = torch.tensor(distinct, device=index.device)[index]
         return found.masked_fill(cosine.isnan(), -1), cosine

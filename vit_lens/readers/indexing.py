@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_lens.errors import GalleryError, ImageError, PreprocessError
+from vit_lens.attribution import check_model, in_full
+from vit_lens.errors import GalleryError, ImageError, PreprocessError, expect
 from vit_lens.images import images_in, load_image, to_display
 from vit_lens.models import HookedViT, batch_starts
 
@@ -43,11 +44,15 @@ class Entries:
 def picture_hash(picture: Image.Image) -> str:
     """Return 32 digits that identify a picture as the tower sees it (of ``vit_lens.images.to_display``).
 
+    Raises:
+        ImageError: It is no Pillow image.
+
     >>> from vit_lens.images import to_display
     >>> first, second = to_display(images, model.preprocess_spec)
     >>> vl.readers.picture_hash(first) == vl.readers.picture_hash(second)
     False
     """
+    expect(picture, Image.Image, "picture", ImageError, "vit_lens.images.to_display(images, spec) makes them")
     return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
 
 
@@ -57,13 +62,14 @@ def index_images(
     """Embed images from anywhere.
 
     Raises:
-        GalleryError: There are none, or another number of names, or two names are the same.
+        GalleryError: There are none, or another number of names, two names are the same, or an embedding is not finite.
         ImageError: An image cannot be read.
         VitLensError: A batch would hold no image.
     """
+    check_model(model, GalleryError)
     model.refuse_hooks("a gallery")
-    if isinstance(names, str):
-        raise GalleryError(f"names={names!r} is one text; give a list with a name for each image")
+    if not isinstance(names, (list, tuple, type(None))) or not all(isinstance(name, str) for name in names or ()):
+        raise GalleryError(f"names={names!r}; expected a list with a text for each image")
     if names is None:
         names = [str(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
     if not images or len(set(names)) != len(images) or len(names) != len(images):
@@ -83,9 +89,10 @@ def index_folder(
     """Embed the images of a folder that are not known yet; ``keep`` is called now and then.
 
     Raises:
-        GalleryError: There is no such folder, or no image in it can be read.
+        GalleryError: There is no such folder, no image in it can be read, or an embedding is not finite.
         VitLensError: A batch would hold no image.
     """
+    check_model(model, GalleryError)
     model.refuse_hooks("a gallery")
     files = {str(path.relative_to(root)): path for path in _image_files(root)}
     stamps = {name: _stamp(path) for name, path in files.items()}
@@ -131,9 +138,12 @@ def _image_files(root: Path) -> list[Path]:
 def _embed(
     model: HookedViT, images: list[Image.Image], names: list[str], found: Entries, stamps: dict[str, str]
 ) -> None:
-    with torch.no_grad():
+    with torch.no_grad(), in_full(model):
         embeds = model(model.preprocess(images))
     embeds = embeds.to(device="cpu", dtype=torch.promote_types(embeds.dtype, torch.float32))
+    for name, embed in zip(names, embeds, strict=True):
+        if not embed.isfinite().all():
+            raise GalleryError(f"the embedding of {name} is nan or infinite: look at the weights, or use a wider dtype")
     seen = to_display(images, model.preprocess_spec)
     for name, picture, embed in zip(names, seen, embeds, strict=True):
         found.rows[name] = Entry(picture_hash(picture), stamps.get(name, ""), embed.clone())

@@ -3,6 +3,7 @@
 __all__ = ["ZeroShotMaps", "zero_shot_maps"]
 
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 import torch
@@ -10,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
+from vit_lens.attribution import Brief, check_cache
 from vit_lens.errors import LensError, TextError, expect
-from vit_lens.lenses import DiffusionLens, Sites, check_cache
+from vit_lens.lenses import DiffusionLens, Sites
 from vit_lens.readers.cosines import deviations
 from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.readers.patches import check_residual, patch_embeddings
@@ -21,8 +23,8 @@ from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
 
-@dataclass(frozen=True, eq=False)
-class ZeroShotMaps:
+@dataclass(frozen=True, eq=False, repr=False)
+class ZeroShotMaps(Brief):
     """Captions for every patch token, each read alone as if it were the last residual.
 
     No model was trained to be read like this. For towers that average their patches after the last LayerNorm the
@@ -75,7 +77,7 @@ class ZeroShotMaps:
         rows = []
         for form, cosines in self.cosines.items():
             best = top_captions(cosines, self.bank, k)
-            for image, site, row, column in torch.cartesian_prod(*map(torch.arange, cosines.shape[:4])).tolist():
+            for image, site, row, column in product(*map(range, cosines.shape[:4])):
                 where = {"image": image, "site": str(self.sites[site]), "layer": self.sites[site].layer}
                 where |= {"row": row, "column": column, "form": form}
                 rows += [where | numbers for numbers in best.rows(self.bank, image, site, row, column)]

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
+from vit_lens.attribution import check_finite, in_full
 from vit_lens.errors import LensError
 from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT
@@ -40,7 +41,7 @@ def patch_embeddings(cache: ViTActivationCache, site: Site) -> Float[Tensor, "ba
     The final LayerNorm takes fresh statistics of that token; with attention pooling the query attends to it alone.
 
     Raises:
-        LensError: The cache holds only some positions.
+        LensError: The cache holds only some positions, or what is read is not finite.
     """
     if cache.rows != "all" or not cache.has_batch_dim:
         raise LensError(
@@ -50,5 +51,7 @@ def patch_embeddings(cache: ViTActivationCache, site: Site) -> Float[Tensor, "ba
     model, tokens = cache.model, cache[site.hook_name].detach()
     rows, columns = model.cfg.grid
     patches = tokens[:, model.cfg.n_prefix :].to(model.device)
-    with torch.no_grad():
-        return rearrange(model.embed_rows(patches[:, :, None]), "b (y x) d -> b y x d", y=rows, x=columns)
+    with torch.no_grad(), in_full(model):
+        embeds = model.embed_rows(patches[:, :, None])
+    check_finite(embeds[:, None], [f"{site} at a patch"], cache)
+    return rearrange(embeds, "b (y x) d -> b y x d", y=rows, x=columns)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.attribution import Brief
 from vit_lens.errors import GalleryError, LensError, expect
 from vit_lens.images import to_display
 from vit_lens.lenses import Lens, Sites
@@ -20,16 +21,15 @@ from vit_lens.readers.site_means import SiteMeans, check_means
 from vit_lens.towers import ViTActivationCache
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbours:
+@dataclass(frozen=True, eq=False, repr=False)
+class Neighbours(Brief):
     """The nearest pictures of a gallery to lens embeddings, in two forms.
 
-    ``raw``: by the cosine of the lens embedding ``e`` with the gallery's embeddings ``g``. ``centred``: by the
-    cosine of ``e - mu`` with ``g - mean(g)``, where ``mu`` is the mean lens embedding of that site over a reference
-    set, or, where no means were given, ``mean(g)`` as well. What all images share decides nothing in the centred
-    form; for a site far from the embeddings of images (one head under the Diffusion Lens) ``mean(g)`` is not what
-    the site shares, and all images get the same neighbours: give means. Where a site holds the same for all images,
-    so that nothing but rounding is left, there is no neighbour: index -1, cosine nan, no name.
+    ``raw``: by the cosine of the lens embedding ``e`` with the gallery's embeddings ``g``. ``centred``, where means
+    were given: by the cosine of ``e - mu`` with ``g - mean(g)``, where ``mu`` is the mean lens embedding of that site
+    over a reference set. What all images share decides nothing in the centred form. (``mean(g)`` in place of ``mu``
+    would not be what a site shares: all images would get the same neighbours.) Where a site holds the same for all
+    images, so that nothing but rounding is left, there is no neighbour: index -1, cosine nan, no name.
 
     Attributes:
         embeddings: The lens embeddings that were asked with.
@@ -94,7 +94,8 @@ def retrieval_lens(
             None leaves nothing out.
         k: The number of neighbours for each embedding.
         lens: The lens; None for the Diffusion Lens.
-        means: Means of the same lens and sites, see :class:`Neighbours`; None centres on the gallery's mean.
+        means: Means of the same lens and sites, which add the form ``centred``, see :class:`Neighbours`; None for the
+            raw form alone. :meth:`SiteMeans.of_gallery` makes them from the gallery itself.
         controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
         generator: The source of the random directions, on the CPU; None for one seeded with 0.
 
@@ -123,12 +124,12 @@ def retrieval_lens(
         if len(hashes) != n_images:
             raise LensError(f"{len(hashes)} images for a cache of {n_images}")
         leave_out = [digest for digest in hashes for _ in range(n_sites)]
-    origin = gallery.mean[None]
+    forms: dict[str, Tensor | None] = {"raw": None}
     if means is not None:
-        origin = check_means(means).of(cache.model, read.lens, read.sites).repeat(n_images, 1)
+        forms["centred"] = check_means(means).of(cache.model, read.lens, read.sites).repeat(n_images, 1)
     index, cosine = {}, {}
     for control, values in read.values.items():
-        for form, origins in (("raw", None), ("centred", origin)):
+        for form, origins in forms.items():
             found = gallery.nearest(values.flatten(0, 1), k, origins=origins, leave_out=leave_out)
             index[form, control], cosine[form, control] = (part.unflatten(0, (n_images, n_sites)) for part in found)
     return Neighbours(read, gallery, index, cosine)

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from vit_lens.addresses import Site
+from vit_lens.attribution import Brief, whole
 from vit_lens.errors import LensError
 from vit_lens.lenses import Lens, Sites
-from vit_lens.readers.embeddings import sites_of_each
+from vit_lens.readers.embeddings import checked_lenses, sites_of_each
 from vit_lens.readers.gallery import Gallery
 from vit_lens.readers.retrieval import retrieval_lens
 from vit_lens.readers.site_means import SiteMeans, check_means
@@ -21,8 +22,8 @@ from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
 
-@dataclass(frozen=True, eq=False)
-class SiteAnswers:
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteAnswers(Brief):
     """What captions and images say about every site, lens and control.
 
     Attributes:
@@ -98,14 +99,14 @@ def read_sites(
         bank: Captions, embedded for this encoder; None leaves them out.
         gallery: A gallery made with this model; None leaves the images out.
         images: The images of the cache, so that they are not their own neighbours; None leaves nothing out.
-        means: The means of each lens that is read in the centred form too; a lens without means has captions in the raw
-            form alone, and neighbours centred on the gallery's mean.
+        means: The means of each lens that is read in the centred form too; a lens without means has the raw form alone.
         controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
         k: The number of captions and of images for each embedding.
         seed: The seed of the random directions; captions and images see the same ones.
 
     Raises:
-        LensError: Neither a bank nor a gallery was given, no lens reads a site, or means belong to no lens.
+        LensError: Neither a bank nor a gallery was given, no lens reads a site, means belong to no lens or two to one,
+            or the seed is no whole number.
         TextError: The captions belong to another encoder.
         GalleryError: The gallery is another model's, or too small.
         ReferenceMismatchError: Means are another model's.
@@ -117,18 +118,21 @@ def read_sites(
     """
     if bank is None and gallery is None:
         raise LensError("nothing to read with: give bank=, gallery= or both")
-    lenses = [lens] if isinstance(lens, Lens) else list(lens)
+    start = whole("seed", seed, LensError, -(2**63))
+    lenses = checked_lenses(lens)
     means = [check_means(mean) for mean in (means if isinstance(means, Sequence) else [means])]
     captions, neighbours, generator = [], [], torch.Generator()
     for place, (one, own) in enumerate(sites_of_each(cache.model, lens, sites)):
-        mean = next((m for m in means if m.reads(one)), None)
+        mean, *others = [m for m in means if m.reads(one)] or [None]
+        if others:
+            raise LensError(f"{len(others) + 1} means of {one.describe().label}: give one, of all its sites")
         common: dict[str, Any] = {"lens": one, "means": mean, "controls": controls}
         if bank is not None:
-            found = zero_shot_lens(cache, bank, own, generator=generator.manual_seed(seed), **common)
+            found = zero_shot_lens(cache, bank, own, generator=generator.manual_seed(start), **common)
             captions.append(found.to_frame(min(k, len(bank))).assign(reading=place))
         if gallery is not None:
             near = retrieval_lens(
-                cache, gallery, own, images=images, k=k, generator=generator.manual_seed(seed), **common
+                cache, gallery, own, images=images, k=k, generator=generator.manual_seed(start), **common
             )
             neighbours.append(near.to_frame().assign(reading=place))
     if unused := [mean for mean in means if not any(mean.reads(one) for one in lenses)]:

@@ -12,16 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.errors import LensError, ReferenceMismatchError, expect
+from vit_lens.attribution import check_model, check_tensor, in_full, whole
+from vit_lens.errors import GalleryError, LensError, ReferenceMismatchError, expect
 from vit_lens.files import load_fields, save_fields
 from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT, pixel_batches, several
+from vit_lens.readers.embeddings import checked_lenses
 from vit_lens.readers.gallery import Gallery
 from vit_lens.readers.patches import check_residual, patch_embeddings
 
 _FORMAT = "vit_lens.readout_means.1"
 _MEAN_IMAGES = 256
-_RENAMED = {"reference_content": "reference"}  # in files of an earlier version
 _ADVICE = "make the means with SiteMeans.from_images(...).save(path)"
 
 
@@ -41,6 +42,9 @@ class SiteMeans:
         patches: Whether every patch token was read alone; the mean is then over images and patches.
         values: The mean embedding of each site.
 
+    Raises:
+        LensError: There is not one for each site, or one is not finite.
+
     >>> means = vl.readers.SiteMeans.from_images(model, images, "heads")
     >>> means
     SiteMeans('vit_lens/mini', diffusion, 64 sites, n=2)
@@ -55,6 +59,11 @@ class SiteMeans:
     sites: tuple[Site, ...]
     patches: bool
     values: Float[Tensor, "site d_embed"]
+
+    def __post_init__(self) -> None:
+        check_tensor("values", self.values, f"{len(self.sites)} d_embed")
+        if not self.values.isfinite().all() or whole("n", self.n, LensError) < 1:
+            raise LensError("means of sites are not finite; make them again")
 
     @classmethod
     def from_images(
@@ -83,18 +92,19 @@ class SiteMeans:
             LensError: There are no images, the lens is not defined on a site, or ``patches`` with another lens.
             VitLensError: A batch would hold no image.
         """
-        lens = DiffusionLens() if lens is None else lens
+        check_model(model)
+        (lens,) = checked_lenses(DiffusionLens() if lens is None else lens)
         chosen = check_residual(model, lens, sites) if patches else lens.check_sites(model, sites)
         images = several(images)
         if not len(images):
             raise LensError("means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
-        total = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64)
+        made = {"encoder_id": model.encoder_id, "fingerprint": model.fingerprint}  # first: on meta there is none
+        total = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64, device="cpu")
         for _, pixels in pixel_batches(model, images, batch_size, label="read-out means", progress=progress):
             total += _summed(model, pixels, lens, chosen, patches)
         return cls(
-            encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=len(images), lens=_said(lens),
-            sites=tuple(chosen), patches=patches,
+            **made, n=len(images), lens=_said(lens), sites=tuple(chosen), patches=patches,
             values=(total / len(images)).to(torch.promote_types(model.dtype, torch.float32)),
         )  # fmt: skip
 
@@ -112,11 +122,13 @@ class SiteMeans:
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
-            GalleryError: A picture of the gallery cannot be read.
+            LensError: Something is no lens.
+            GalleryError: The gallery is another model's, or a picture of it cannot be read.
         """
-        chosen, resolved = gallery.distinct, Site.resolve(sites, model.cfg)
+        expect(gallery, Gallery, "gallery", GalleryError, "Gallery.from_folder(model, folder) makes one")
+        chosen, resolved = gallery.check(model).distinct, Site.resolve(sites, model.cfg)
         paths = [gallery.path(index) for index in chosen[:: -(-len(chosen) // _MEAN_IMAGES)]]
-        own = [(lens, [site for site in resolved if lens.reads(site)]) for lens in lenses]
+        own = [(lens, [site for site in resolved if lens.reads(site)]) for lens in checked_lenses(lenses)]
         return [cls.from_images(model, paths, some, lens=lens) for lens, some in own if some]
 
     @classmethod
@@ -127,7 +139,8 @@ class SiteMeans:
             LensError: The file is missing, truncated, or not one of these.
         """
         fields = load_fields(cls, Path(path), _FORMAT, what="read-out means", error=LensError, advice=_ADVICE)
-        return cls(**fields | {"lens": _plain(fields["lens"]), "sites": tuple(map(Site.parse, fields["sites"]))})
+        fields["sites"] = tuple(map(Site.parse, fields["sites"]))
+        return cls(**fields)
 
     def save(self, path: str | Path) -> Path:
         """Write the means as safetensors, atomically.
@@ -180,13 +193,8 @@ class SiteMeans:
 
 
 def _said(lens: Lens) -> dict[str, Any]:
-    described = lens.describe()
-    return _plain({"lens": described.lens, **described.settings})
-
-
-def _plain(said: dict[str, Any]) -> dict[str, Any]:
-    """Return what a lens said without what is not set, under the names of today."""
-    return {_RENAMED.get(name, name): value for name, value in said.items() if value is not None}
+    described = checked_lenses(lens)[0].describe()
+    return {"lens": described.lens} | {name: value for name, value in described.settings.items() if value is not None}
 
 
 def check_means(means: SiteMeans) -> SiteMeans:
@@ -203,7 +211,7 @@ def check_means(means: SiteMeans) -> SiteMeans:
 def _summed(
     model: HookedViT, pixels: Tensor, lens: Lens, sites: list[Site], patches: bool
 ) -> Float[Tensor, "site d_embed"]:
-    with torch.no_grad():
+    with torch.no_grad(), in_full(model):
         if not patches:
             _, cache = model.run_with_cache(pixels, rows="readout")
             return lens.embed(cache, sites).cpu().double().sum(0)

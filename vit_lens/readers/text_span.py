@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import Site
-from vit_lens.attribution import hook_names, split_embedding, split_pooling
+from vit_lens.addresses import Site, as_index
+from vit_lens.attribution import Brief, check_model, check_tensor, hook_names, split_embedding, split_pooling
 from vit_lens.errors import LensError, TextError, UnknownSiteError, expect, nearest
 from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import BANK_ADVICE
@@ -20,11 +20,12 @@ from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
 _ROUNDING = 64  # contributions that differ by fewer units in the last place are the same
+_UNIT = 0.01  # half precision rounds a length by less
 _NOTHING_LEFT = 1e-6  # of a text's length: below this it lies in the span of the texts already chosen
 
 
-@dataclass(frozen=True, eq=False)
-class TextSpan:
+@dataclass(frozen=True, eq=False, repr=False)
+class TextSpan(Brief):
     """Captions in the order in which they were chosen, with their directions.
 
     Attributes:
@@ -50,7 +51,12 @@ class TextSpan:
     mean: Float[Tensor, " d_embed"]
 
     def reconstruct(self, contributions: Float[Tensor, "image d_embed"]) -> Float[Tensor, "image d_embed"]:
-        """Return the mean, and of every deviation from it what lies in the span of the directions."""
+        """Return the mean, and of every deviation from it what lies in the span of the directions.
+
+        Raises:
+            LensError: They are no contributions of this width.
+        """
+        check_tensor("contributions", contributions, f"image {len(self.mean)}")
         deviation = contributions.to(self.directions) - self.mean
         return self.mean + deviation @ self.directions.T @ self.directions
 
@@ -70,6 +76,9 @@ class TextSpans(dict[Site, TextSpan]):
     >>> vl.readers.TextSpans({vl.Site.parse("L7H0"): span})["L7H0"] is span
     True
     """
+
+    def __repr__(self) -> str:
+        return f"TextSpans(<{len(self)}>)"
 
     def __missing__(self, key: Site | str) -> TextSpan:
         site = Site.parse(key) if isinstance(key, str) else key
@@ -105,7 +114,8 @@ def text_span(
             token keeps at its width or below. The released code takes the first 80.
 
     Raises:
-        LensError: There are not two images, the contributions do not vary, or ``k`` or ``rank`` is out of range.
+        LensError: There are not two images, the contributions do not vary or are not finite, the texts are not of
+            length 1, or ``k`` or ``rank`` is out of range.
 
     Source: Gandelsman et al. 2024 (arXiv 2310.05916), algorithm 1.
 
@@ -113,14 +123,24 @@ def text_span(
     >>> vl.readers.text_span(spread, torch.eye(2), ["across", "along"], k=2).captions
     ('along', 'across')
     """
+    for name, rows in (("contributions", contributions), ("texts", texts)):
+        check_tensor(name, rows, "row d_embed")
+        if not rows.isfinite().all():
+            raise LensError(f"{name} hold nan or infinity")
+    if isinstance(captions, str) or not isinstance(captions, Sequence):
+        raise LensError(f"captions={captions!r}; expected a list with the text of each")
     data, words = contributions.detach().cpu().double(), texts.detach().cpu().double()
     if len(data) < 2 or words.shape != (len(captions), data.shape[1]):
         raise LensError(
             f"contributions of shape {tuple(data.shape)} and {len(captions)} texts of shape {tuple(words.shape)}; "
             "expected [image d_embed] of at least two images, and [caption d_embed]"
         )
-    if not 1 <= k <= len(captions):
-        raise LensError(f"k={k}: there are {len(captions)} captions")
+    if not ((words.norm(dim=-1) - 1).abs() < _UNIT).all():
+        raise LensError(
+            "texts are not of length 1, and longer ones would be chosen; pass texts / texts.norm(dim=-1, keepdim=True)"
+        )
+    if as_index(k) not in range(1, len(captions) + 1):
+        raise LensError(f"k={k!r}: there are {len(captions)} captions")
     eps = torch.finfo(contributions.dtype).eps
     basis = _span(data, rank, eps)
     words = words @ basis.T @ basis
@@ -172,6 +192,7 @@ def head_contributions(
     >>> vl.readers.head_contributions(model, images, ["L7H3", "L6H6"]).shape
     torch.Size([2, 2, 128])
     """
+    check_model(model)
     chosen = Site.resolve(sites, model.cfg)
     if other := [str(site) for site in chosen if site.head is None]:
         raise LensError(f"TEXTSPAN is about heads, not {', '.join(other[:4])}")
@@ -249,16 +270,12 @@ def _span(data: Float[Tensor, "image d_embed"], rank: int | None, eps: float | i
     """Return the first right singular vectors; those that rounding alone may have made are none."""
     singular, vectors = torch.linalg.svd(data, full_matrices=False)[1:]
     numerical = int((singular > singular[0] * max(data.shape) * eps).sum())
-    if rank is not None and not 1 <= rank <= numerical:
-        raise LensError(f"rank={rank}: the contributions span {numerical} dimensions")
+    if rank is not None and as_index(rank) not in range(1, numerical + 1):
+        raise LensError(f"rank={rank!r}: the contributions span {numerical} dimensions")
     return vectors[: numerical if rank is None else rank]
 
 
 def _terms(cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "site batch d_embed"]:
-    parts = []
-    if any(not site.is_pool for site in sites):
-        parts.append(split_embedding(cache))
-    if any(site.is_pool for site in sites):
-        parts.append(split_pooling(cache))
+    parts = [split(cache) for split in {split_pooling if site.is_pool else split_embedding for site in sites}]
     terms = {label: value for part in parts for label, value in zip(part.labels, part.values, strict=True)}
     return torch.stack([terms[str(site)] for site in sites])

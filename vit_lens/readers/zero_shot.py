@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.addresses import as_index
+from vit_lens.attribution import Brief, check_tensor
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.cosines import deviations
@@ -21,8 +23,8 @@ from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
 
-@dataclass(frozen=True, eq=False)
-class ZeroShot:
+@dataclass(frozen=True, eq=False, repr=False)
+class ZeroShot(Brief):
     """Captions for lens embeddings, in two forms.
 
     ``raw``: the cosine of the lens embedding ``e`` with each caption's text embedding. ``centred``: the cosine of
@@ -97,8 +99,8 @@ class ZeroShot:
         return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
 
 
-@dataclass(frozen=True, eq=False)
-class TopCaptions:
+@dataclass(frozen=True, eq=False, repr=False)
+class TopCaptions(Brief):
     """The best captions, best first, with their numbers."""
 
     index: Int[Tensor, "*batch k"]
@@ -177,15 +179,17 @@ def top_captions(cosines: Float[Tensor, "*batch caption"], bank: TextBank, k: in
         k: The number of captions to keep; None means all.
 
     Raises:
-        LensError: ``k`` is not from 1 to the number of captions.
+        LensError: ``k`` is not from 1 to the number of captions, or the cosines are not of the captions of the bank.
 
     >>> best = vl.readers.top_captions(bank.cosines(model(pixels)), bank, k=2)
     >>> [row["caption"] for row in best.rows(bank, 0)]
     ['a blue star', 'a yellow square']
     """
+    expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
+    check_tensor("cosines", cosines, f"*batch {len(bank)}")
     k = len(bank) if k is None else k
-    if not 1 <= k <= len(bank):
-        raise LensError(f"k={k}: the text bank has {len(bank)} captions")
+    if as_index(k) not in range(1, len(bank) + 1):
+        raise LensError(f"k={k!r}: the text bank has {len(bank)} captions")
     probs = bank.to_probs(bank.to_logits(cosines))
     best = cosines.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     found = cosines.gather(-1, best)
