@@ -3,15 +3,18 @@
 __all__ = [
     "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "BatchSize", "Captions", "ControlSeed", "Controls",
     "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype", "EncoderDtypes",
-    "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "Model", "Open", "Out", "Pair",
+    "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "MaybeOutFile", "Model", "Open", "Out",
+    "OutFile", "Pair",
     "QuickGelu", "Reference", "ReferenceImages", "Sites", "Size", "Steps", "Tag", "Tower", "grouped", "known", "one",
     "parse_shard", "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -99,32 +102,65 @@ Sites = Annotated[
 Controls = Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Denoising steps. Default: the decoder's own; mini: 3 in studies, 5 in the paper's figures."),
+    typer.Option(
+        min=1, help="Denoising steps. Default: the decoder's own; mini: 3 in studies, 5 in the paper's figures."
+    ),
 ]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Guidance scale; 1 is none. Default: the decoder's own; mini: 1 in studies and paper."),
 ]
-Size = Annotated[int | None, typer.Option(help="Height and width of the pictures.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the pictures.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Pictures drawn together. Default: the decoder's own, at most 16; less where memory is short."),
+    typer.Option(
+        min=1, help="Pictures drawn together. Default: the decoder's own, at most 16; less where memory is short."
+    ),
 ]
 # ---- chance ----------------------------------------------------------------------------------------------------
 
 DecoderSeeds = Annotated[
     list[int] | None,
-    typer.Option(help="Noise of the decoder; repeat to draw with each. Default: 0; studies: 0 and 1, or 0 to 3."),
+    typer.Option(
+        min=0, help="Noise of the decoder; repeat to draw with each. Default: 0; studies: 0 and 1, or 0 to 3."
+    ),
 ]
-ControlSeed = Annotated[int, typer.Option(help="Random directions of controls.")]
+ControlSeed = Annotated[int, typer.Option(min=0, help="Random directions of controls.")]
 # ---- where results go ---------------------------------------------------------------------------------------
 
-_OUT = typer.Option(
-    help="Where results go: a folder, in which the same command goes on after an interruption; for reference a file "
+
+def _check_out(path: Path, is_file: bool) -> Path:
+    try:
+        found = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    except OSError as error:
+        raise VitLensError(f"--out {str(path)[:100]}: {error.strerror}; choose another") from None
+    if found.is_dir() == (is_file and found == path.absolute()):
+        raise VitLensError(f"--out {path}: {found} is a {'folder' if found.is_dir() else 'file'}; choose another")
+    if not os.access(found, os.W_OK):
+        raise VitLensError(f"--out {path}: {found} cannot be written to; choose another")
+    return path
+
+
+def _folder(path: Path | None) -> Path | None:
+    """Refuse a folder for results that cannot be made or written to, before anything runs."""
+    return path and _check_out(path, False)
+
+
+def _file(path: Path | None) -> Path | None:
+    """Refuse a file for results that cannot be written, before anything runs."""
+    return path and _check_out(path, True)
+
+
+_OUT_HELP = (
+    "Where results go: a folder, in which the same command goes on after an interruption; for reference a file "
     "(.safetensors), for verify and doctor, too (.json)."
 )
+_OUT = typer.Option(help=_OUT_HELP, callback=_folder)
+_OUT_FILE = typer.Option(help=_OUT_HELP, callback=_file)
 Out = Annotated[Path, _OUT]
+OutFile = Annotated[Path, _OUT_FILE]
 MaybeOut = Annotated[Path | None, _OUT]
+MaybeOutFile = Annotated[Path | None, _OUT_FILE]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
 
 
@@ -142,6 +178,9 @@ class Tower:
         from vit_lens import HookedViT
 
         where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
+        if self.tag is None and self.model != "mini" and get_close_matches(self.model.lower(), ["mini"]):
+            if not Path(self.model).exists():
+                raise VitLensError(f"no model {self.model!r}; nearest: 'mini'")
         return HookedViT.from_pretrained(self.model, tag=self.tag, quick_gelu=self.quick_gelu, **where)
 
 
@@ -155,12 +194,13 @@ class Pair(Tower):
     steps: Steps = None
     guidance: Guidance = None
 
-    def load_decoder(self, dtype: str) -> "AnyDecoder":
-        """Return the decoder that the options name, in this dtype."""
+    def load_decoder(self, dtype: str, model: "HookedViT") -> "AnyDecoder":
+        """Return the decoder that the options name, in this dtype; a model that they name twice is the same."""
         from vit_lens import load_decoder
 
         where = {"dtype": torch_dtype(dtype), "device": torch_device(self.device)}
-        return load_decoder(self.decoder, encoder=self.decoder_encoder, **where)
+        is_model = self.decoder_encoder == self.model and self.tag is None
+        return load_decoder(self.decoder, encoder=model if is_model else self.decoder_encoder, **where)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -229,8 +269,15 @@ def torch_device(name: str) -> "torch.device":
 
 
 def split_list(items: Sequence[str]) -> list[str]:
-    """Split repeated and comma-separated values."""
-    return [part.strip() for item in items for part in split_addresses(item) if part.strip()]
+    """Split repeated and comma-separated values.
+
+    Raises:
+        VitLensError: There is nothing in them.
+    """
+    parts = [part.strip() for item in items for part in split_addresses(item) if part.strip()]
+    if items and not parts:
+        raise VitLensError(f"{', '.join(map(repr, items))} names nothing; leave the option out for what is usual")
+    return parts
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -242,6 +289,6 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit()):
+    if not (slash and first.isdecimal() and second.isdecimal()):
         raise VitLensError(f"--shard {text!r}: write I/N, for example 0/4 for the first of four")
     return int(first), int(second)

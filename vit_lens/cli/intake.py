@@ -5,6 +5,7 @@ __all__ = [
     "read_lenses",
 ]  # fmt: skip
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_lens.cli import flags
-from vit_lens.errors import TextError, VitLensError
+from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
     from vit_lens.decoders import Decoder
@@ -96,16 +97,17 @@ def read_captions(captions: str | None, tower: flags.Tower) -> "TextBank":
         TextError: There is no such file, or the model has no text tower.
     """
     from vit_lens.texts import TextBank
+    from vit_lens.texts import read_captions as caption_lines
 
     if captions is None:
         return TextBank.mini()
     path = Path(captions)
     if path.suffix == ".safetensors":
         return TextBank.load(path)
-    if path.suffix == ".txt" and not path.is_file():
-        raise TextError(f"no file of captions at {path}")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else captions.split(",")
-    return embed_captions(list(dict.fromkeys(line.strip() for line in lines if line.strip())), tower)
+    is_file_name = "," not in captions and path.suffix in (".txt", ".csv", ".tsv", ".json")
+    if is_file_name or os.path.lexists(captions):
+        return embed_captions(caption_lines(path), tower)
+    return embed_captions(list(dict.fromkeys(part.strip() for part in captions.split(",") if part.strip())), tower)
 
 
 def embed_captions(captions: Sequence[str], tower: flags.Tower) -> "TextBank":

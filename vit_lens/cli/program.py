@@ -2,6 +2,7 @@
 
 __all__ = ["app", "main"]
 
+import io
 import logging
 import sys
 import warnings
@@ -57,16 +58,24 @@ def main() -> None:
     """Run the command line; an expected error is one line on the standard error stream, and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # names of files are any bytes, and not every terminal shows every letter
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.argv[1:] = respell(sys.argv[1:])
     try:
         app()
     except VitLensError as error:
         typer.secho(f"vit-lens: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            typer.secho("vit-lens: interrupted; run the same command again to go on", err=True)
-        raise
+    except OSError as error:  # unreadable or full: what is in the way is outside of the program
+        where = f" ({error.filename})" if error.filename else ""
+        typer.secho(f"vit-lens: {error.strerror or error}{where}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:
+            raise
+        typer.secho("vit-lens: interrupted; run the same command again to go on", err=True)
+        sys.exit(_INTERRUPTED)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -2,6 +2,7 @@
 
 __all__ = ["READOUT_EXAMPLES", "readout"]
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,7 @@ def readout(
     lens: flags.Lenses = _LENS,
     reference: flags.Reference = None,
     controls: flags.Controls = False,
-    k: Annotated[int, typer.Option("-k", help="Captions and images for every site.")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, help="Captions and images for every site.")] = 5,
     out: flags.MaybeOut = None,
     encoder_dtype: flags.EncoderDtype = "float32",
 ) -> None:
@@ -66,7 +67,7 @@ def readout(
     )  # fmt: skip
     for name, what in (("captions", "caption"), ("images", "name")):
         if name in tables:
-            _show(tables[name], what, [path.name for path in found])
+            _show(tables[name], what, [_text(Path(path.name)) for path in found])
             _keep(tables[name], name, out)
 
 
@@ -85,9 +86,14 @@ def _read(vit: "HookedViT", paths: list[Path], **options: Any) -> dict[str, Any]
         for name, found in parts.items():
             table = getattr(read, name)
             if table is not None:
-                image_name = table["image"].map(dict(enumerate(map(str, some))))
+                image_name = table["image"].map(dict(enumerate(map(_text, some))))
                 found.append(table.assign(image=table["image"] + start, image_name=image_name))
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
+
+
+def _text(path: Path) -> str:
+    """Return a path as text; its bytes need not be any."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _show(table: Any, what: str, names: list[str]) -> None:

@@ -95,7 +95,8 @@ def sweep(
         typer.Option(help="I/N: only the I-th of N parts of the batches; several can share one image. See merge."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Of the processor; the same for all parts of a sweep. Default: PyTorch's own.")
+        int | None,
+        typer.Option(min=1, help="Of the processor; the same for all parts of a sweep. Default: PyTorch's own."),
     ] = None,
     executor: Annotated[
         str, typer.Option(help="Who draws: local; others register by name, NAME:key=value,key=value.")
@@ -123,13 +124,15 @@ def sweep(
         pair.decoder, **asked, decoder_encoder=pair.decoder_encoder, size=size, decoder_seed=pair.decoder_seed,
         fast=fast, compile=compiled, batch_size=batch_size, budget=budget,
     )  # fmt: skip
+    if guidance_interval is not None and pair.guidance is not None and pair.guidance <= 1:
+        raise VitLensError(f"--guidance {pair.guidance:g} is none, so --guidance-interval would have no effect")
     allowance = None if budget is None else Budget.parse(budget)
     specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
     intake.check_lenses(specs, reference)
     vit = pair.load()
     wanted = flags.split_list(sites)
     lenses = intake.read_lenses(specs, reference, vit)
-    drawer = None if pair.decoder == "none" else pair.load_decoder(decoder_dtype)
+    drawer = None if pair.decoder == "none" else pair.load_decoder(decoder_dtype, vit)
     settings = None
     if drawer is not None:
         make = intake.method_of(drawer, "fast_settings", "has no fast settings", "--fast") if fast else drawer.settings
@@ -178,7 +181,7 @@ def report(
 
 
 def reference(
-    out: flags.Out,
+    out: flags.OutFile,
     tower: flags.Tower,
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
@@ -193,7 +196,7 @@ def reference(
     from vit_lens import ReferenceMeans
 
     found = intake.find_given(paths, images)
-    if out.suffix != ".safetensors" or out.is_dir():
+    if out.suffix != ".safetensors":
         raise VitLensError(f"--out {out}: name a file that ends in .safetensors")
     if positions not in ("readout", "all"):
         raise VitLensError(f"--positions {positions}: expected readout or all")

@@ -19,7 +19,7 @@ def verify(
     images: flags.Images = None,
     device: flags.Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: flags.MaybeOut = None,
+    out: flags.MaybeOutFile = None,
 ) -> None:
     """Compare a model, layer by layer, with the tower that its own library loads. Exit status 1: they differ.
 
@@ -45,7 +45,7 @@ def doctor(
     steps: flags.Steps = None,
     encoder_dtype: flags.EncoderDtype = "float32",
     decoder_dtype: flags.DecoderDtype = "float32",
-    out: flags.MaybeOut = None,
+    out: flags.MaybeOutFile = None,
 ) -> None:
     """Check real weights before you trust a picture: inventory, parity with the source, pipeline, round trip.
 

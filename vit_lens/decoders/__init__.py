@@ -2,8 +2,8 @@
 
 __all__ = [
     "PUBLISHED", "SCHEDULER_CLASSES", "Cost", "DecodeSettings", "Decoder", "EncoderRef", "KandinskyDecoder",
-    "check_decoder", "check_encoder", "check_pictures", "denoising_error", "encoder_id_of",
-    "find_decoder", "free_memory", "load_decoder", "read_json", "reads_layout", "seeded", "settings_dict",
+    "check_decoder", "check_encoder", "check_pictures", "denoising_error", "encoder_id_of", "find_decoder",
+    "free_memory", "load_decoder", "reads_layout", "seeded", "settings_dict", "stated_numerics",
 ]  # fmt: skip
 
 from vit_lens.decoders.by_name import load_decoder, reads_layout
@@ -13,5 +13,5 @@ from vit_lens.decoders.kandinsky import KandinskyDecoder
 from vit_lens.decoders.kandinsky_files import find_decoder
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, check_encoder, encoder_id_of
 from vit_lens.decoders.memory import free_memory
+from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.settings import SCHEDULER_CLASSES, DecodeSettings, settings_dict
-from vit_lens.decoders.weight_files import read_json

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import torch
 
+from vit_lens.decoders.configs import read_config
 from vit_lens.decoders.contract import Decoder
 from vit_lens.decoders.kandinsky_files import find_index
 from vit_lens.decoders.matching import EncoderRef
-from vit_lens.decoders.weight_files import read_json
 from vit_lens.errors import DecoderError, nearest
 
 _BY_PIPELINE: dict[str, type[Decoder]] = {}
@@ -60,7 +60,7 @@ def load_decoder(
     vit_lens.errors.DecoderError: no decoder 'minni': it is not an existing directory; expected 'mini', a directory ...
     """
     index = find_index(name)
-    kind = str(read_json(index).get("_class_name")) if index.is_file() else next(iter(_BY_PIPELINE))
+    kind = str(read_config(index).get("_class_name")) if index.is_file() else next(iter(_BY_PIPELINE))
     if kind not in _BY_PIPELINE:
         raise DecoderError(
             f"{index}: no decoder here reads a {kind}; nearest: {nearest(kind, _BY_PIPELINE)} (docs/own_decoder.md "

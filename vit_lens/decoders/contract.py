@@ -193,16 +193,16 @@ class Decoder(ABC):
         """
         if encoder is not None and self.encoder_id is not None:
             check_encoder(self.decoder_id, self.encoder_id, encoder)
-        if isinstance(condition, Tensor) and (condition.ndim != 2 or not condition.is_floating_point()):
-            raise ContractError(
-                f"embeds must be a float tensor [batch {self.takes.get('pooled', 'd')}], got {condition.dtype} "
-                f"{list(condition.shape)}"
-            )
         given = Condition.of(condition)
         for name, width in self.takes.items():
             part = given.parts().get(name)
             if part is None:
                 raise ContractError(f"decoder {self.decoder_id} takes {self._takes_words()}, got {given.words()}")
+            if len(given.rows) != 1 or part.dtype not in _FLOATS or part.is_meta:
+                raise ContractError(
+                    f"{_WORDS[name]} must be a float tensor [batch{' token' * (name == 'tokens')} {width}], got "
+                    f"{part.dtype} {list(part.shape)} on {part.device}"
+                )
             if part.shape[-1] != width:
                 raise ContractError(
                     f"{_WORDS[name]} are {part.shape[-1]} wide, but the decoder takes {width}: another encoder?"
@@ -225,6 +225,7 @@ class Decoder(ABC):
 
 
 _WORDS = {"pooled": "embeds", "tokens": "tokens"}
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_decoder(decoder: object) -> Decoder:

@@ -54,11 +54,13 @@ class Run:
         stepper = make_stepper(self._scheduler, self.settings)
         latents = self._noise.start.expand(len(embeds), -1, -1, -1)
         negative = None if negative is None else negative.to(embeds)
+        finite = torch.ones((), dtype=torch.bool, device=latents.device)
         for index, guided in enumerate(self.settings.guided_steps):
             output = self._predict(latents, index, embeds, negative if guided else None)
+            finite = finite & torch.isfinite(output).all()
             latents = stepper.step(output, index, latents, self._noise)
             advance()
-        return latents
+        return torch.where(finite, latents, torch.nan)  # a sampler's clamp would make a picture of infinite values
 
     def pictures(
         self, latents: Float[Tensor, "batch channel height width"], chunk: int

@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.addresses import as_index
 from vit_lens.decoders.kandinsky import KandinskyDecoder
 from vit_lens.decoders.kandinsky_parts import unet_output
+from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.sampling import predicted_noise
 from vit_lens.errors import DecoderError
 
 
+@stated_numerics()
 def denoising_error(
     decoder: KandinskyDecoder,
     images: Float[Tensor, "batch 3 height width"],
@@ -47,17 +50,22 @@ def denoising_error(
     """
     decoder.check(embeds)
     n_timesteps = decoder.scheduler.config.num_train_timesteps
+    if images.ndim != 4 or images.shape[1] != 3 or not bool((images.abs() <= 1.01).all()):
+        raise DecoderError(
+            f"images are {images.dtype} {list(images.shape)}; expected [batch 3 height width] with values in [-1, 1]"
+        )
     if len(images) != len(embeds):
         raise DecoderError(f"{len(images)} images, but {len(embeds)} embeddings; give one per image")
     for timestep in timesteps:
-        if not 0 <= timestep < n_timesteps:
-            raise DecoderError(f"timestep {timestep} is out of range, the decoder has 0 to {n_timesteps - 1}")
+        if (index := as_index(timestep)) is None or not 0 <= index < n_timesteps:
+            raise DecoderError(f"timestep {timestep!r} is out of range, the decoder has 0 to {n_timesteps - 1}")
     decoder.layout.latent_shape(images.shape[2], images.shape[3])
     kind, dtype = decoder.scheduler.config.prediction_type, torch.promote_types(decoder.dtype, torch.float32)
     errors = {}
     with torch.inference_mode():
         clean = decoder.movq.encode(images.to(decoder.device, decoder.movq.dtype)).latents.to(dtype)
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32, device="cpu").to(clean)
         for timestep in timesteps:
             alpha = float(decoder.scheduler.alphas_cumprod[timestep])
             noisy = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise

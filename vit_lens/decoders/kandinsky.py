@@ -4,7 +4,7 @@ __all__ = ["KandinskyDecoder"]
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vit_lens.addresses import as_index
 from vit_lens.conditions import Condition
 from vit_lens.decoders.by_name import reads_layout
 from vit_lens.decoders.contract import Cost, Decoder
@@ -21,6 +22,7 @@ from vit_lens.decoders.kandinsky_files import default_settings, find_decoder, lo
 from vit_lens.decoders.kandinsky_parts import PixelLayout, check_parts
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, agreed_encoder, check_scale, encoder_id_of
 from vit_lens.decoders.memory import MovqChunk
+from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
 from vit_lens.identity import MINI_ENCODER, fingerprint
@@ -72,6 +74,7 @@ class KandinskyDecoder(Decoder):
     ):
         check_parts(unet, movq, scheduler)
         self.unet, self.movq, self.scheduler = unet.eval(), movq.eval(), scheduler
+        self._fingerprint: tuple[Any, str] = None, ""
         self.encoder_id: str | None = None if encoder is None else encoder_id_of(encoder)
         self.decoder_id: str = decoder_id or f"module@{self.fingerprint}"
         self.d_embed: int = unet.config.encoder_hid_dim
@@ -84,6 +87,7 @@ class KandinskyDecoder(Decoder):
         self.source: dict[str, Any] | None = None
 
     @classmethod
+    @stated_numerics()
     def from_pretrained(
         cls,
         name: str | Path,
@@ -106,6 +110,13 @@ class KandinskyDecoder(Decoder):
             CheckpointError: Weights are missing, truncated, extra or misshapen.
             DecoderError: Anything else is wrong with the files.
         """
+        try:
+            usable = torch.empty(0, dtype=dtype, device=device).is_floating_point() and dtype.itemsize > 1
+        except (RuntimeError, AssertionError, TypeError) as error:
+            reason = str(error).splitlines()[0][:100]
+            raise DecoderError(f"weights of {dtype} cannot be had on {device!r} here ({reason})") from None
+        if not usable:
+            raise DecoderError(f"dtype is {dtype}; expected torch.float32, bfloat16, float16 or float64")
         directory, is_local = find_decoder(name), Path(name).expanduser().is_dir()
         scheduler = load_scheduler(directory)
         decoder_id = (
@@ -127,11 +138,15 @@ class KandinskyDecoder(Decoder):
         decoder.source = {"name": str(name), "encoder": encoder_id, "dtype": dtype, "device": str(device)}
         return decoder
 
-    @cached_property
-    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Sixteen digits that identify the weights by content."""
-        weights = {f"{part}.{k}": v for part in ("unet", "movq") for k, v in getattr(self, part).state_dict().items()}
-        return fingerprint(weights)
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen digits that identify the weights by content; changes through ``.data`` go unseen."""
+        held = [tensor for part in (self.unet, self.movq) for tensor in part.parameters()]
+        versions = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in held]
+        if self._fingerprint[0] != versions:
+            weights = {f"{part}.{name}": value for part, held in self.parts().items() for name, value in held.items()}
+            self._fingerprint = versions, fingerprint(weights)
+        return self._fingerprint[1]
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +180,7 @@ class KandinskyDecoder(Decoder):
         """
         return override(self.defaults, FAST | overrides)
 
+    @stated_numerics()
     def check_settings(self, settings: DecodeSettings) -> None:
         """Refuse settings that this decoder cannot run, before anything is drawn.
 
@@ -194,16 +210,22 @@ class KandinskyDecoder(Decoder):
         return Condition(pooled=model.zero_embedding())
 
     def identity(self) -> dict[str, Any]:
-        """Return weights, dtype, the scheduler's configuration, and whether it is compiled."""
-        config = {name: value for name, value in sorted(self.scheduler.config.items()) if not name.startswith("_")}
-        scheduler = {"class": type(self.scheduler).__name__, "config": json.loads(json.dumps(config, default=str))}
-        compiled = {"compiled": True} if self.compiled else {}
-        return super().identity() | {"scheduler": scheduler} | compiled
+        """Return weights, dtypes, the configurations of all parts, and what is unusual in how they are computed."""
+        found = super().identity() | {"scheduler": {"class": type(self.scheduler).__name__}}
+        for name in ("unet", "movq", "scheduler"):
+            config = {key: value for key, value in sorted(getattr(self, name).config.items()) if key[0] != "_"}
+            found[name] = found.get(name, {}) | {"config": json.loads(json.dumps(config, default=str))}
+        if self.movq.dtype != self.dtype:
+            found["movq"]["dtype"] = str(self.movq.dtype).removeprefix("torch.")
+        if torch.get_float32_matmul_precision() != "highest":
+            found["float32_matmul"] = torch.get_float32_matmul_precision()
+        return found | ({"compiled": True} if self.compiled else {})
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the weights of UNet and MoVQ."""
         return {name: getattr(self, name).state_dict() for name in ("unet", "movq")}
 
+    @stated_numerics()
     def decode(
         self,
         condition: Condition | Tensor,
@@ -237,6 +259,8 @@ class KandinskyDecoder(Decoder):
             ContractError: The embeddings are not for this decoder, or the negative is missing.
             DecoderError: The settings cannot be run, or one row does not fit into memory.
         """
+        settings = self.defaults if settings is None else settings
+        super().check_settings(settings)
         self.check(condition, encoder)
         embeds, empty = Condition.of(condition).flat, None
         if negative is not None:
@@ -245,15 +269,16 @@ class KandinskyDecoder(Decoder):
             except ContractError as error:
                 raise ContractError(str(error).replace("embeds ", "negative ", 1)) from None
             empty = Condition.of(negative).flat
+            if len(empty) != 1:
+                raise ContractError(f"the negative is one row, got {len(empty)}: take encoder.zero_embedding()")
             check_scale(embeds, empty.to(embeds.device))
-        settings = settings or self.defaults
         if any(settings.guided_steps) and empty is None:
             raise ContractError(
                 f"guidance {settings.guidance} needs a negative, which the decoder cannot make: pass "
                 "negative=encoder.zero_embedding(), or take guidance=1"
             )
-        if batch_size is not None and batch_size < 1:
-            raise DecoderError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None and (as_index(batch_size) or 0) < 1:
+            raise DecoderError(f"batch_size must be at least 1, a whole number, got {batch_size!r}")
         if output not in ("uint8", "float"):
             raise DecoderError(f"output must be 'uint8' or 'float', got {output!r}")
         size = batch_size or min(len(embeds), self.batch_size_for(settings))
@@ -261,6 +286,7 @@ class KandinskyDecoder(Decoder):
         passes = Passes(self._run(settings), self._movq_chunk, padded, on_smaller)
         return passes.decode(embeds, empty, output, size=size, progress=progress)
 
+    @stated_numerics()
     def cost(self, settings: DecodeSettings, rows: int) -> Cost:
         """Count what one pass costs; see :func:`vit_lens.decoders.costs.decoding_cost`.
 

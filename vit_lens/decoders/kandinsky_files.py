@@ -9,17 +9,22 @@ from typing import Any
 
 import torch
 
+from vit_lens.decoders.configs import from_config, read_config
 from vit_lens.decoders.kandinsky_parts import PixelLayout
-from vit_lens.decoders.settings import DecodeSettings, override
-from vit_lens.decoders.weight_files import WEIGHTS, load_weights, read_json
+from vit_lens.decoders.settings import SCHEDULER_CLASSES, DecodeSettings, override
+from vit_lens.decoders.weight_files import WEIGHTS, load_weights
 from vit_lens.errors import DecoderError
-from vit_lens.files import check_fields
+from vit_lens.files import check_fields, damaged
 from vit_lens.identity import MINI_FILES
 
 _PART_CLASSES = {"unet": "UNet2DConditionModel", "movq": "VQModel"}
 _SCHEDULER_CLASSES = ("DDPMScheduler", "DDIMScheduler")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _INDEX = "model_index.json"
+_EXPECTED = (
+    "expected 'mini', a directory with unet/, movq/ and scheduler/, or a Hub id such as "
+    "'kandinsky-community/kandinsky-2-2-decoder'"
+)
 _OF_PART = ("config.json", WEIGHTS, f"{WEIGHTS}.index.json", "diffusion_pytorch_model-*-of-*.safetensors")
 _WANTED = [_INDEX, "vit_lens.json", "scheduler/scheduler_config.json"]
 _WANTED += [f"{part}/{name}" for part in _PART_CLASSES for name in _OF_PART]
@@ -61,16 +66,16 @@ def find_decoder(name: str | Path) -> Path:
 def _found(name: str | Path, wanted: list[str]) -> Path:
     import huggingface_hub
 
-    directory = MINI_FILES / "decoder" if name == "mini" else Path(name).expanduser()
-    if directory.is_dir():
-        return directory
+    if not isinstance(name, (str, Path)):
+        raise DecoderError(f"a decoder's name is of type {type(name).__name__}; {_EXPECTED}")
+    with damaged(DecoderError, f"no decoder {str(name)[:200]!r}", _EXPECTED):
+        directory = MINI_FILES / "decoder" if name == "mini" else Path(name).expanduser()
+        if name and directory.is_dir():
+            return directory
     if name == "mini":
         raise DecoderError("this installation of vit_lens lacks the embedded pair 'mini'; install the package again")
     if not isinstance(name, str) or _HUB_ID.fullmatch(name) is None:
-        raise DecoderError(
-            f"no decoder {str(name)!r}: it is not an existing directory; expected 'mini', a directory with unet/, "
-            "movq/ and scheduler/, or a Hub id such as 'kandinsky-community/kandinsky-2-2-decoder'"
-        )
+        raise DecoderError(f"no decoder {str(name)!r}: it is not an existing directory; {_EXPECTED}")
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError) as error:
@@ -86,7 +91,7 @@ def read_card(directory: Path) -> Card | None:
     path = directory / "vit_lens.json"
     if not path.is_file():
         return None
-    return Card(**check_fields(Card, read_json(path), str(path), DecoderError))
+    return Card(**check_fields(Card, read_config(path), str(path), DecoderError))
 
 
 def load_scheduler(directory: Path) -> Any:
@@ -98,11 +103,13 @@ def load_scheduler(directory: Path) -> Any:
     import diffusers
 
     path = directory / "scheduler" / "scheduler_config.json"
-    config = read_json(path)
+    config = read_config(path)
     kind = config.get("_class_name")
     if kind not in _SCHEDULER_CLASSES:
         raise DecoderError(f"{path}: scheduler {kind!r} is not supported, expected one of {_SCHEDULER_CLASSES}")
-    return _from_config(getattr(diffusers, kind), config, path)
+    # Another sampler may run on it, and reads settings that this one has not.
+    others = [getattr(diffusers, name) for name in SCHEDULER_CLASSES.values()]
+    return from_config(getattr(diffusers, kind), config, path, *others)
 
 
 def load_part(directory: Path, part: str, *, dtype: torch.dtype, device: str | torch.device) -> Any:
@@ -115,20 +122,13 @@ def load_part(directory: Path, part: str, *, dtype: torch.dtype, device: str | t
     import diffusers
 
     path = directory / part / "config.json"
-    config = read_json(path)
+    config = read_config(path)
     if config.get("_class_name") != _PART_CLASSES[part]:
         raise DecoderError(f"{path}: class {config.get('_class_name')!r}, expected {_PART_CLASSES[part]}")
     with torch.device("meta"):
-        model = _from_config(getattr(diffusers, _PART_CLASSES[part]), config, path)
+        model = from_config(getattr(diffusers, _PART_CLASSES[part]), config, path)
     load_weights(model, path.parent, dtype, device)
     return model
-
-
-def _from_config(cls: Any, config: dict[str, Any], path: Path) -> Any:
-    try:
-        return cls.from_config(config)
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise DecoderError(f"{path}: {cls.__name__} cannot be built from it: {error}") from error
 
 
 def default_settings(layout: PixelLayout, card: Card | None) -> DecodeSettings:

@@ -33,9 +33,11 @@ class PixelLayout:
         """Read the layout from the parts' configurations."""
         factor = 2 ** (len(movq.config.block_out_channels) - 1)
         size = unet.config.sample_size or 64
-        rows, columns = (size, size) if isinstance(size, int) else size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2:
+            raise DecoderError(f"the UNet has sample_size={size}; expected a number, or height and width")
         multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
-        at = rows * factor, columns * factor
+        at = sides[0] * factor, sides[1] * factor
         return cls(channels=unet.config.in_channels, factor=factor, multiple=multiple, default_size=at)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -75,7 +77,14 @@ def check_parts(unet: Any, movq: Any, scheduler: Any) -> None:
             )
     if movq.config.lookup_from_codebook:
         raise DecoderError("the MoVQ has lookup_from_codebook=True, but a Kandinsky 2.2 decoder skips the codebook")
-    config = scheduler.config
+    config, alphas = scheduler.config, scheduler.alphas_cumprod
+    if len(alphas) != config.num_train_timesteps:
+        raise DecoderError(f"the scheduler has {len(alphas)} betas for {config.num_train_timesteps} timesteps")
+    if not bool(((alphas >= 0) & (alphas <= 1)).all()):
+        raise DecoderError(
+            f"the scheduler has beta_start {config.beta_start} and beta_end {config.beta_end}, so that what is left of "
+            f"a picture runs from {float(alphas[0]):g} to {float(alphas[-1]):g}; expected numbers from 1 to 0"
+        )
     if config.prediction_type not in get_args(PredictionType):
         raise DecoderError(f"prediction_type {config.prediction_type!r}, expected one of {get_args(PredictionType)}")
     if str(config.get("variance_type")).startswith("learned"):

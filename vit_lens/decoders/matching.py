@@ -3,6 +3,7 @@
 __all__ = ["PUBLISHED", "EncoderRef", "HasEncoderId", "agreed_encoder", "check_encoder", "check_scale", "encoder_id_of"]
 
 import warnings
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -37,10 +38,16 @@ PUBLISHED: dict[str, str] = {"kandinsky-community/kandinsky-2-2-decoder": KANDIN
 def encoder_id_of(encoder: EncoderRef) -> str:
     """Return the id of an encoder given as a model or as its id.
 
+    Raises:
+        ContractError: It is neither.
+
     >>> vl.decoders.encoder_id_of(model), vl.decoders.encoder_id_of("open_clip:ViT-B-32/openai")
     ('vit_lens/mini', 'open_clip:ViT-B-32/openai')
     """
-    return canonical_encoder_id(encoder if isinstance(encoder, str) else encoder.encoder_id)
+    found = encoder if isinstance(encoder, str) else getattr(encoder, "encoder_id", None)
+    if not isinstance(found, str):
+        raise ContractError(f"an encoder is given as a model or as its id, got a {type(encoder).__name__}")
+    return canonical_encoder_id(found)
 
 
 def agreed_encoder(decoder_id: str, declared: str | None, said: EncoderRef | None) -> str:
@@ -78,7 +85,9 @@ def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
     vit_lens.errors.ContractError: decoder vit_lens/mini was made for encoder 'vit_lens/mini', but the embeddings ...
     """
     given_id = encoder_id_of(given)
-    if not same_encoder(made_for, given_id):
+    source = getattr(given, "source", None) or {"name": "", "tag": None}
+    named = not source["tag"] and Path(source["name"]).absolute() == Path(made_for).absolute()
+    if not named and not same_encoder(made_for, given_id):
         raise ContractError(
             f"decoder {decoder_id} was made for encoder {canonical_encoder_id(made_for)!r}, but the embeddings "
             f"come from {given_id!r}; use that encoder, or the decoder of this one. If they are that encoder's weights "

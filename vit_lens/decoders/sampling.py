@@ -47,9 +47,9 @@ def draw_noise(
 
     It is drawn on the CPU in float32, so that it depends on the seed alone.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator("cpu").manual_seed(settings.seed)
     n_draws = sum(t > 0 for t in timesteps) if settings.scheduler == "ddpm" else 0
-    draws = [torch.randn(1, *shape, generator=generator) for _ in range(1 + n_draws)]
+    draws = [torch.randn(1, *shape, generator=generator, dtype=torch.float32, device="cpu") for _ in range(1 + n_draws)]
     start, *steps = (draw.to(device=device, dtype=dtype) for draw in draws)
     return SharedNoise(start, tuple(steps))
 
@@ -78,10 +78,10 @@ def make_stepper(scheduler: Any, settings: DecodeSettings) -> Stepper:
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
         sampler.set_timesteps(settings.steps)
     timesteps = [int(t) for t in sampler.timesteps]
-    if max(timesteps) >= config.num_train_timesteps:
+    if max(timesteps) >= config.num_train_timesteps or min(timesteps) < 0:
         raise DecoderError(
-            f"steps={settings.steps} with scheduler {settings.scheduler!r} starts at timestep {max(timesteps)}, "
-            f"but the decoder's last is {config.num_train_timesteps - 1}; take fewer steps"
+            f"steps={settings.steps} with scheduler {settings.scheduler!r} runs from timestep {max(timesteps)} to "
+            f"{min(timesteps)}, but the decoder has those from {config.num_train_timesteps - 1} to 0; take fewer steps"
         )
     return (_DdpmStepper if settings.scheduler == "ddpm" else Stepper)(sampler, timesteps)
 

@@ -7,9 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
+from vit_lens.addresses import as_index
 from vit_lens.errors import DecoderError, nearest
 
 _S = TypeVar("_S")
+_MOST = 65536  # steps, and pixels of a side: beyond, asking what a picture costs takes all memory
 SchedulerName = Literal["ddpm", "ddim", "dpm++"]
 
 # Our word for a sampler, and the class of diffusers that runs it.
@@ -56,14 +58,14 @@ class DecodeSettings:
     width: int
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("seed", 0), ("height", 1), ("width", 1)):
-            _check_whole(name, getattr(self, name), low)
+        for name, low, high in (("steps", 1, _MOST), ("seed", 0, 2**63 - 1), ("height", 1, _MOST), ("width", 1, _MOST)):
+            object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
         if self.scheduler not in get_args(SchedulerName):
             raise DecoderError(
                 f"no scheduler {self.scheduler!r}; nearest: {nearest(str(self.scheduler), get_args(SchedulerName))}"
             )
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise DecoderError(f"guidance must be a finite number >= 0 (1 or below is off), got {self.guidance}")
+        if not (isinstance(self.guidance, (int, float)) and math.isfinite(self.guidance) and self.guidance >= 0):
+            raise DecoderError(f"guidance must be a finite number >= 0 (1 or below is off), got {self.guidance!r}")
         if self.guidance_interval is not None:
             _check_interval(self.guidance_interval)
 
@@ -105,13 +107,17 @@ def override(settings: _S, overrides: dict[str, Any]) -> _S:
     return dataclasses.replace(settings, **overrides)  # pyright: ignore[reportArgumentType]
 
 
-def _check_whole(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
-        raise DecoderError(f"{name} must be a whole number >= {low}, got {value!r}")
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    index = as_index(value)
+    if index is None or not low <= index <= high:
+        most = f" and at most {high}" if index is not None and index > high else ""
+        raise DecoderError(f"{name} must be a whole number >= {low}{most}, got {value!r}")
+    return index
 
 
-def _check_interval(interval: tuple[float | int, float | int]) -> None:
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+def _check_interval(interval: Any) -> None:
+    is_pair = isinstance(interval, (tuple, list)) and [type(part) in (int, float) for part in interval] == [True, True]
+    if not is_pair or not 0 <= interval[0] < interval[1] <= 1:
         raise DecoderError(
-            f"guidance_interval must be (start, stop) with 0 <= start < stop <= 1, got {interval}; None is all steps"
+            f"guidance_interval must be (start, stop) with 0 <= start < stop <= 1, got {interval!r}; None is all steps"
         )

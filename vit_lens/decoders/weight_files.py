@@ -1,8 +1,8 @@
 """A decoder's weight files, looked into before they are loaded."""
 
-__all__ = ["WEIGHTS", "load_weights", "read_json"]
+__all__ = ["WEIGHTS", "load_weights"]
 
-import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_lens.errors import CheckpointError, DecoderError
-from vit_lens.files import damaged
+from vit_lens.errors import CheckpointError
+from vit_lens.files import open_safetensors, read_shards
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -28,6 +28,7 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
         opened = _open_weights(folder, stack)
         expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: list(file.get_slice(name).get_shape()) for name, file in opened.items()}
+        kinds = {name: file.get_slice(name).get_dtype() for name, file in opened.items()}
         problems = {
             "missing": expected.keys() - found.keys(),
             "not in the model": found.keys() - expected.keys(),
@@ -35,6 +36,9 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
                 f"{name} {found[name]} instead of {shape}"
                 for name, shape in expected.items()
                 if found.get(name, shape) != shape
+            },
+            "of a type that is scaled, or no weight's": {
+                f"{name} ({kind})" for name, kind in kinds.items() if kind not in ("F64", "F32", "BF16", "F16")
             },
         }
         told = [f"{len(names)} {what}: {', '.join(sorted(names)[:3])}" for what, names in problems.items() if names]
@@ -47,42 +51,17 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
 
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Open a part's weight files; return the open file of each tensor."""
-    from safetensors import safe_open
-
-    index = folder / f"{WEIGHTS}.index.json"
-    names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [WEIGHTS]
+    advice = "download the decoder again"
+    found = sorted(path.name for path in folder.glob("diffusion_pytorch_model*") if "-of-" not in path.name)
+    usual = [name for name in (f"{WEIGHTS}.index.json", WEIGHTS) if name in found]
+    # What save_pretrained(variant="fp16") writes: it is taken where it is all that there is.
+    variants = [name for name in found if re.fullmatch(r".*model\.\w+\.safetensors|.*\.index\.\w+\.json", name)]
+    if not usual and len(variants) != 1:
+        told = f"holds the variants {', '.join(variants)}; keep one" if variants else f"holds no {WEIGHTS}"
+        raise CheckpointError(f"{folder} {told}: a decoder's weights are safetensors (pickled .bin is never read)")
+    name = [*usual, *variants][0]
+    names = read_shards(folder / name, CheckpointError, advice) if name.endswith(".json") else [name]
     opened: dict[str, Any] = {}
-    for path in (folder / name for name in names):
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path} is missing; a decoder's weights are safetensors (pickled .bin is never read)"
-            )
-        with damaged(CheckpointError, f"{path} is truncated or not safetensors", "download it again"):
-            file = stack.enter_context(safe_open(path, framework="pt"))
+    for file in [stack.enter_context(open_safetensors(folder / name, CheckpointError, advice)) for name in names]:
         opened |= dict.fromkeys(file.keys(), file)
     return opened
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DecoderError: The file is missing or holds something else.
-
-    >>> path = tmp / "card.json"
-    >>> path.write_text('{"encoder_id": "vit_lens/mini"}') > 0
-    True
-    >>> vl.decoders.read_json(path)
-    {'encoder_id': 'vit_lens/mini'}
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DecoderError(
-            f"{path} is missing; expected the published layout with unet/, movq/ and scheduler/"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DecoderError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise DecoderError(f"{path} holds a {type(values).__name__}, expected a JSON object")
-    return values

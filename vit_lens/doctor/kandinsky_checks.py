@@ -2,6 +2,7 @@
 
 __all__ = ["denoising_checks", "pipeline_check", "scheduler_check", "stock_scheduler"]
 
+import json
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,6 @@ from vit_lens.decoders import (
     KandinskyDecoder,
     denoising_error,
     find_decoder,
-    read_json,
 )
 from vit_lens.doctor.published import DENOISING_FACTOR, FLAT_PICTURE, KANDINSKY_22, PIPELINE_BAR, published_decoder
 from vit_lens.doctor.reporting import Check, dtype_name
@@ -30,7 +30,7 @@ def stock_scheduler(name: str | Path) -> Any:
     import diffusers
 
     folder = find_decoder(name) / "scheduler"
-    kind = read_json(folder / "scheduler_config.json")["_class_name"]
+    kind = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
     return getattr(diffusers, kind).from_pretrained(folder)
 
 

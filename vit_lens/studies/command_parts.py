@@ -1,25 +1,28 @@
 """What study commands share: options and groups of them, and from options to a setup and to files."""
 
 __all__ = [
-    "AblationImages", "At", "By", "Decode", "Draws", "ImageSeed", "JudgeName", "JudgeTag", "N", "NDecoded", "NMaybe",
-    "Overlays", "Scales", "Study", "StudyOnImages", "Top", "Untrained", "finish", "load_drawer", "open_setup",
+    "AblationImages", "At", "By", "CaptionsFrom", "Decode", "Draws", "ImageSeed", "JudgeName", "JudgeTag", "Overlays",
+    "Scales", "Study", "StudyOnImages", "Top", "Untrained", "embed_for", "finish", "load_drawer", "n_drawn", "n_tested",
+    "open_setup",
 ]  # fmt: skip
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vit_lens.cli import flags, intake
-from vit_lens.errors import StudyError
+from vit_lens.errors import StudyError, TextError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from vit_lens.decoders import Decoder
+    from vit_lens.models import HookedViT
     from vit_lens.studies import StudyImages, StudyResult, StudySetup
+    from vit_lens.texts import TextBank
 
 # Held-out scenes come back at a cosine of .998 with these, as with ten steps, in a quarter of the time.
 _SMALL_STEPS = 3
@@ -47,25 +50,40 @@ JudgeName = Annotated[
     ),
 ]
 JudgeTag = Annotated[str | None, typer.Option(help="For an open_clip judge: its pretrained tag or checkpoint.")]
+CaptionsFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Where captions are embedded, for a model without a text tower: the CLIP that it was part of, as for "
+        "--model, or a saved text bank (.safetensors). Default: the model's own text tower."
+    ),
+]
 Decode = Annotated[
     list[str] | None,
     typer.Option(help="Lenses whose pictures are drawn. Commas or repeat. Default: four, or those of --lens."),
 ]
-Top = Annotated[int, typer.Option(help="Heads shown.")]
+Top = Annotated[int, typer.Option(min=1, help="Heads shown.")]
 By = Annotated[
-    str,
+    Literal["cos", "S", "picture"],
     typer.Option(
         help="What ranks the heads: cos or S (raw or centred similarity of the embedding to the input), or picture "
         "(of the re-encoded picture; draws every head)."
     ),
 ]
-ImageSeed = Annotated[int, typer.Option(help="Which images and draws are taken at random.")]
-_N = typer.Option("--n", help="Images that are tested (content: bases; overlay: those from which heads are taken).")
-N = Annotated[int, _N]
-NMaybe = Annotated[int | None, _N]
-NDecoded = Annotated[int, typer.Option(help="How many of them are drawn (content: with their partners).")]
-Draws = Annotated[int, typer.Option(help="Of each null before decoding.")]
+ImageSeed = Annotated[int, typer.Option(min=0, help="Which images and draws are taken at random.")]
+Draws = Annotated[int, typer.Option(min=1, help="Of each null before decoding.")]
 Untrained = Annotated[bool, typer.Option(help="Test a model with random weights, too.")]
+
+
+def n_tested(at_least: int) -> Any:
+    """Return the option ``--n`` of a study that needs so many images."""
+    told = "Images that are tested (content: bases; overlay: those from which heads are taken)."
+    return typer.Option("--n", min=at_least, help=told)
+
+
+def n_drawn(at_least: int) -> Any:
+    """Return the option ``--n-decoded`` of a study that needs so many pictures."""
+    told = "How many of them are drawn (content: with their partners; planted: an even number)."
+    return typer.Option("--n-decoded", min=at_least, help=told)
 
 
 @dataclass(kw_only=True)
@@ -107,10 +125,28 @@ class StudyOnImages(Study):
         return StudyImages(found[:n], find_images(self.reference_images), find_images(self.ablation_images))
 
 
-def load_drawer(pair: flags.Pair, small_steps: int, **more: int | None) -> "tuple[Decoder, Any]":
+def embed_for(study: Study, captions: Sequence[str], captions_from: str | None) -> "TextBank":
+    """Embed the captions of a study, before anything that takes longer.
+
+    Raises:
+        TextError: There is no text tower, or no such bank.
+    """
+    from vit_lens.texts import TextBank
+
+    if captions_from is not None and captions_from.endswith(".safetensors"):
+        return TextBank.load(captions_from)
+    if captions_from is not None:
+        return intake.embed_captions(captions, flags.Tower(model=captions_from, device=study.device))
+    try:
+        return intake.embed_captions(captions, study)
+    except TextError as error:
+        raise TextError(f"{error}; or give --captions-from, the CLIP that the tower was part of") from error
+
+
+def load_drawer(pair: flags.Pair, model: "HookedViT", small_steps: int, **more: int | None) -> "tuple[Decoder, Any]":
     """Load what draws for a study, in half precision where that is fast; a small one takes few steps."""
     is_small = pair.decoder == "mini" or (Path(pair.decoder) / "vit_lens.json").is_file()
-    drawer = pair.load_decoder("bfloat16" if is_small or not pair.device.startswith("cpu") else "float32")
+    drawer = pair.load_decoder("bfloat16" if is_small or not pair.device.startswith("cpu") else "float32", model)
     usual = {"steps": small_steps, "guidance": 1.0} if is_small else {}
     return drawer, drawer.settings(**usual | flags.known(steps=pair.steps, guidance=pair.guidance, **more))
 
@@ -123,6 +159,7 @@ def open_setup(
     lenses: Sequence[str],
     decoder_seeds: Sequence[int] = (0, 1),
     judge_captions: Sequence[str] | None = None,
+    texts: "TextBank | None" = None,
 ) -> "StudySetup":
     """Load what the options name, and return the setup.
 
@@ -133,6 +170,7 @@ def open_setup(
         lenses: Spellings.
         decoder_seeds: Where the options name none.
         judge_captions: That the judge reads; None for a study that needs none.
+        texts: Captions that the encoder's embeddings are compared with, of that width.
     """
     from vit_lens.mini import JUDGE
     from vit_lens.studies import Judge, make_setup
@@ -143,9 +181,11 @@ def open_setup(
     )  # fmt: skip
     intake.check_lenses(lenses, None)
     vit = study.load()
+    if texts is not None:
+        texts.check(vit, other_encoder=True)
     drawer = reader = settings = None
     if study.decoder != "none":
-        drawer, settings = load_drawer(study, _SMALL_STEPS)
+        drawer, settings = load_drawer(study, vit, _SMALL_STEPS)
         if study.judge != "none":
             name = str(JUDGE) if study.judge == "mini" else study.judge
             tower = flags.Tower(model=name, tag=study.judge_tag, device=study.device)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_lens import __version__
 from vit_lens.errors import StudyError
-from vit_lens.files import make_directory, write_atomic
+from vit_lens.files import make_directory, read_json, write_atomic
 from vit_lens.studies.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -219,8 +219,10 @@ def load_result(path: Path) -> StudyResult:
     {'encoder': 'mine'}
     """
     path = path / "result.json" if path.is_dir() else path
+    if not path.is_file():
+        raise StudyError(f"no result of a study at {path}; give the folder of a study")
+    found = read_json(path, StudyError, "run the study again")
     try:
-        found = json.loads(path.read_text())
         if found["format"] != _FORMAT:
             raise StudyError(f"{path} has format {found['format']!r}, expected {_FORMAT!r}; run the study again")
         _check_kinds(found)
@@ -229,9 +231,7 @@ def load_result(path: Path) -> StudyResult:
             study=found["study"], setup=found["setup"], options=found["options"], scores=scores,
             tables=found["tables"], notes=tuple(found["notes"]), command=found["command"],
         )  # fmt: skip
-    except OSError as error:
-        raise StudyError(f"no result of a study at {path} ({error.strerror}); give the folder of a study") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, StudyError):
             raise
         raise StudyError(f"{path} is not a result of a study ({error!r}); run the study again") from error

@@ -10,7 +10,9 @@ import typer
 from vit_lens.cli import flags
 
 mini = typer.Typer(help="The embedded pair: a small CLIP and a small decoder.", no_args_is_help=True)
-TrainingSeed = Annotated[int, typer.Option(help="Of weights, images and their order; 0: as the shipped encoder.")]
+TrainingSeed = Annotated[
+    int, typer.Option(min=0, max=2**31 - 1, help="Of weights, images and their order; 0: as the shipped encoder.")
+]
 
 
 def mount(app: typer.Typer) -> None:

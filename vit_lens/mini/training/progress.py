@@ -12,6 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from vit_lens.errors import OutputError
+from vit_lens.files import damaged
+
 _log = logging.getLogger(__name__)
 
 
@@ -95,11 +98,14 @@ def _save(parts: Mapping[str, Trainable], path: Path, step: int, settings: dict[
 def _restore(parts: Mapping[str, Trainable], path: Path, settings: dict[str, Any]) -> int:
     if not path.exists():
         return 0
-    saved = torch.load(path, weights_only=True)
-    if saved["settings"] != settings:
-        raise ValueError(
-            f"{path} was made with {saved['settings']}, not {settings}; remove it or give another output directory"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(saved["parts"][name])
-    return int(saved["step"])
+    advice = "remove it, or choose another --out"
+    with damaged(OutputError, f"{path} is no whole state of a training", advice):
+        try:
+            saved = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises RuntimeError, EOFError and pickle's own
+            raise ValueError(str(error).splitlines()[0]) from error
+        if saved["settings"] != settings:
+            raise OutputError(f"{path} was made with {saved['settings']}, not {settings}; {advice}")
+        for name, part in parts.items():
+            part.load_state_dict(saved["parts"][name])
+        return int(saved["step"])

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from vit_lens.errors import OutputError
+from vit_lens.files import damaged
 from vit_lens.mini import world
 from vit_lens.mini.training.encoder import image_embeds, to_pixels
 from vit_lens.mini.training.movq import to_signed
@@ -95,7 +97,8 @@ def build_bank(
 ) -> dict[str, Tensor]:
     """Give latents and embeddings of training scenes, from `path` if an earlier call wrote them there."""
     if path.exists():
-        return load_file(path)
+        with damaged(OutputError, f"{path} is no whole bank of scenes", "remove it, or choose another --out"):
+            return load_file(path)
     codes = world.sample_codes(n_images, np.random.default_rng([seed, 2]), held_out=False)
     latents, embeds = [], []
     for first in range(0, n_images, chunk):

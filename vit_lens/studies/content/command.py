@@ -2,8 +2,9 @@
 
 __all__ = ["content"]
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from vit_lens.cli import flags, intake
 from vit_lens.errors import StudyError
@@ -31,10 +32,11 @@ def content(
     study: parts.Study,
     images: flags.Images = None,
     reference_images: flags.ReferenceImages = None,
-    n: parts.NMaybe = None,
-    n_decoded: parts.NDecoded = 6,
+    n: Annotated[int | None, parts.n_tested(1)] = None,
+    n_decoded: Annotated[int, parts.n_drawn(1)] = 6,
     out: flags.Out = Path("vit-lens-study-content"),
     sites: flags.Sites = _SITES,
+    captions_from: parts.CaptionsFrom = None,
 ) -> None:
     """Swap one attribute: does the picture of a site change in what the site changes? Needs captions of both.
 
@@ -44,10 +46,12 @@ def content(
     from vit_lens.studies.content.study import content_study as run
 
     pairs, sets = _pairs(flags.one(images, "--images"), reference_images, n, study.image_seed)
-    lenses = flags.split_list(study.lens or ()) or LENSES
-    setup = parts.open_setup(study, sets, out, lenses=lenses, judge_captions=pairs.captions)
-    texts = intake.embed_captions(pairs.captions, study)
-    result = run(setup, pairs, texts, sites=flags.split_list(sites), n_decoded=n_decoded, command=intake.command_line())
+    lenses, shown = flags.split_list(study.lens or ()) or LENSES, flags.split_list(sites)
+    texts = parts.embed_for(study, pairs.captions, captions_from)
+    setup = parts.open_setup(study, sets, out, lenses=lenses, judge_captions=pairs.captions, texts=texts)
+    if captions_from is not None:  # the user says whose they are
+        texts = replace(texts, encoder_id=setup.model.encoder_id)
+    result = run(setup, pairs, texts, sites=shown, n_decoded=n_decoded, command=intake.command_line())
     parts.finish(result, out, _figures(result))
 
 

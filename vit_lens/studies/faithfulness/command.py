@@ -3,6 +3,7 @@
 __all__ = ["faithfulness"]
 
 from pathlib import Path
+from typing import Annotated
 
 from vit_lens.cli import flags, intake
 from vit_lens.errors import StudyError
@@ -15,7 +16,7 @@ _SITES = ["heads", "mlp", "resid_post"]
 
 def faithfulness(
     study: parts.StudyOnImages,
-    n: parts.N = 6,
+    n: Annotated[int, parts.n_tested(2)] = 6,
     out: flags.Out = Path("vit-lens-study-faithfulness"),
     sites: flags.Sites = _SITES,
 ) -> None:
@@ -26,8 +27,8 @@ def faithfulness(
 
     if study.decoder == "none":
         raise StudyError("study faithfulness is about pictures; --decoder none draws none")
-    lenses = flags.split_list(study.lens or ()) or DECODED
+    lenses, shown = flags.split_list(study.lens or ()) or DECODED, flags.split_list(sites)
     setup = parts.open_setup(study, study.find(n), out, lenses=lenses, decoder_seeds=_DECODER_SEEDS)
-    result = run(setup, sites=flags.split_list(sites), command=intake.command_line())
+    result = run(setup, sites=shown, command=intake.command_line())
     figures = {"faithfulness": score_figure(result.frame(), "faithfulness", "Faithfulness of pictures")}
     parts.finish(result, out, figures | {"layers": faithfulness_layers(result.frame("layers"))})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vit_lens.cli import flags, intake
+from vit_lens.errors import StudyError
 from vit_lens.studies import command_parts as parts
 from vit_lens.studies.usual_lenses import DECODED
 
@@ -16,12 +17,12 @@ _SHOWN = "dsl-mean:alpha=5"
 
 def importance(
     study: parts.StudyOnImages,
-    n: parts.N = 200,
+    n: Annotated[int, parts.n_tested(3)] = 200,
     out: flags.Out = Path("vit-lens-study-importance"),
-    n_decoded: parts.NDecoded = 12,
+    n_decoded: Annotated[int, parts.n_drawn(3)] = 12,
     decode: parts.Decode = None,
     draws: parts.Draws = 20,
-    picture_draws: Annotated[int, typer.Option(help="Of the equal-norm placebo's pictures.")] = 1,
+    picture_draws: Annotated[int, typer.Option(min=1, help="Of the equal-norm placebo's pictures.")] = 1,
     untrained: parts.Untrained = True,
 ) -> None:
     """Is the head whose lens result resembles the input the one that matters, beyond its size?"""
@@ -29,6 +30,8 @@ def importance(
     from vit_lens.studies.importance.study import LENSES
     from vit_lens.studies.importance.study import importance_study as run
 
+    if study.decoder != "none" and n_decoded > n:
+        raise StudyError(f"--n-decoded {n_decoded} of --n {n} images: at most all of them can be drawn")
     given = flags.split_list(study.lens or ())
     drawn = flags.split_list(decode or ()) or given or list(DECODED)
     lenses = list(dict.fromkeys([*(given or LENSES), *drawn]))

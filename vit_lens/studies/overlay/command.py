@@ -11,6 +11,7 @@ import typer
 from vit_lens.cli import flags, intake
 from vit_lens.errors import StudyError
 from vit_lens.studies import command_parts as parts
+from vit_lens.studies.statistics import MIN_FOR_INTERVAL
 from vit_lens.studies.usual_lenses import DECODED, LENSES
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ def overlay(
     overlay: parts.Overlays = None,
     at: parts.At = None,
     scale: parts.Scales = None,
-    n: parts.N = 50,
+    n: Annotated[int, parts.n_tested(MIN_FOR_INTERVAL)] = 50,
     n_rank: Annotated[
-        int, typer.Option(help="Other images, on which heads are ranked; drawn with and without each overlay.")
+        int, typer.Option(min=1, help="Other images, on which heads are ranked; drawn with and without each overlay.")
     ] = 4,
-    n_effects: Annotated[int, typer.Option(help="More images, for the orders by effect: those and these.")] = 4,
+    n_effects: Annotated[int, typer.Option(min=0, help="More images, for the orders by effect: those and these.")] = 4,
     out: flags.Out = Path("vit-lens-study-overlay"),
     decode: parts.Decode = None,
     draws: parts.Draws = 20,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import StudyError, nearest
@@ -74,7 +74,7 @@ class Overlay:
             with Image.open(path) as image:
                 has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
                 rgba = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
             raise StudyError(f"overlay {path} cannot be read ({error}); give a PNG with an alpha channel") from error
         if not has_alpha:
             raise StudyError(

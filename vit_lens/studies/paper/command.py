@@ -54,7 +54,7 @@ class Figure(flags.Pair):
             own = study_images(1, seed=self.image_seed, overlay=overlay, n_means=_MINI_REFERENCE)
             shown, reference = shown or own.test, reference or own.anchor
         vit = self.load()
-        drawer, settings = parts.load_drawer(self, _SMALL_STEPS, height=self.size, width=self.size, seed=seed)
+        drawer, settings = parts.load_drawer(self, vit, _SMALL_STEPS, height=self.size, width=self.size, seed=seed)
         setup = make_paper(
             vit, drawer, reference, out=self.out, settings=settings, seed=self.control_seed,
             batch_size=_BATCH if self.batch_size is None else self.batch_size, progress=True,
@@ -65,7 +65,7 @@ class Figure(flags.Pair):
 def fig2(
     figure: Figure,
     stride: Annotated[
-        int | None, typer.Option(help="Show every so many layers; default: as many as give about 12.")
+        int | None, typer.Option(min=1, help="Show every so many layers; default: as many as give about 12.")
     ] = None,
 ) -> None:
     """The residual stream, layer by layer, under the Diffusion Lens."""
@@ -90,8 +90,11 @@ def fig4(
     by: parts.By = "cos",
 ) -> None:
     """The heads most like the input under D1 (reconstruction) at several strengths, and mean-anchored."""
+    from vit_lens import DiffusionSteeringLens
     from vit_lens.studies.paper import ALPHAS, ladder_plate
 
+    for strength in alpha or ():  # refused before a model is loaded
+        DiffusionSteeringLens(alpha=strength)
     _draw(figure, ladder_plate, alphas=alpha or ALPHAS, top=top, by=by)
 
 

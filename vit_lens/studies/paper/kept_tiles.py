@@ -16,7 +16,8 @@ from torch import Tensor
 from vit_lens.conditions import Condition
 from vit_lens.decoders import settings_dict
 from vit_lens.engine import OWN, Drawn
-from vit_lens.files import make_directory, write_atomic
+from vit_lens.errors import StudyError
+from vit_lens.files import damaged, make_directory, write_atomic
 from vit_lens.metrics import cosine
 from vit_lens.records import encode_png, is_whole_png
 from vit_lens.studies.paper.paper_setup import PaperSetup
@@ -65,7 +66,8 @@ def draw(setup: PaperSetup, asked: Condition, clean: Float[Tensor, "row d_embed"
 
 
 def _open(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    with PIL.Image.open(path, formats=["PNG"]) as picture:
+    advice = "remove it, and run the same command again"
+    with damaged(StudyError, f"{path} is no whole picture", advice), PIL.Image.open(path, formats=["PNG"]) as picture:
         return np.asarray(picture.convert("RGB"))
 
 

@@ -2,6 +2,7 @@
 
 __all__ = ["planted"]
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,13 +23,14 @@ def planted(
             "attribute. Default: scenes of the embedded pair's world."
         ),
     ] = None,
-    n: parts.N = 64,
+    n: Annotated[int, parts.n_tested(4)] = 64,
     out: flags.Out = Path("vit-lens-study-planted"),
     decode: parts.Decode = None,
-    heads: Annotated[int, typer.Option(help="Heads that each attribute is planted in.")] = 3,
-    bar: Annotated[float, typer.Option(help="R2 with which such a head must tell the attribute.")] = 0.5,
-    n_plants_decoded: Annotated[int, typer.Option(help="Plants of each kind whose pictures are read.")] = 2,
-    n_decoded: parts.NDecoded = 8,
+    heads: Annotated[int, typer.Option(min=1, help="Heads that each attribute is planted in.")] = 3,
+    bar: Annotated[float, typer.Option(min=0, max=1, help="R2 with which such a head must tell the attribute.")] = 0.5,
+    n_plants_decoded: Annotated[int, typer.Option(min=1, help="Plants of each kind whose pictures are read.")] = 2,
+    n_decoded: Annotated[int, parts.n_drawn(4)] = 8,
+    captions_from: parts.CaptionsFrom = None,
 ) -> None:
     """Plant attributes in heads: does a lens find the head that is known to tell them?
 
@@ -44,13 +46,19 @@ def planted(
     pictures = study.decoder != "none"
     if decode and not pictures:
         raise StudyError("with --decoder none nothing is drawn: --decode has no effect")
+    if pictures and n_decoded % 2:
+        raise StudyError(f"--n-decoded {n_decoded}: give an even number, half of each class")
     seed = study.image_seed
     known = labelled_images(n, seed=seed) if labels is None else LabelledImages.from_csv(labels, n, seed=seed)
-    lenses = flags.split_list(study.lens or ()) or list(LENSES)
-    decoded = flags.split_list(decode or ()) or [name for name in DECODED if name in lenses]
-    setup = parts.open_setup(study, known.images, out, lenses=lenses, judge_captions=known.captions)
+    lenses, drawn = flags.split_list(study.lens or ()) or list(LENSES), flags.split_list(decode or ())
+    decoded = drawn or [name for name in DECODED if name in lenses]
+    lenses = list(dict.fromkeys([*lenses, *drawn]))
+    texts = parts.embed_for(study, known.captions, captions_from)
+    setup = parts.open_setup(study, known.images, out, lenses=lenses, judge_captions=known.captions, texts=texts)
+    if captions_from is not None:  # the user says whose they are
+        texts = replace(texts, encoder_id=setup.model.encoder_id)
     result = run(
-        setup, intake.embed_captions(known.captions, study), known.attributes, n_heads=heads, bar=bar,
+        setup, texts, known.attributes, n_heads=heads, bar=bar,
         decoded=decoded if pictures else (), n_plants_decoded=n_plants_decoded, n_decoded=n_decoded,
         command=intake.command_line(),
     )  # fmt: skip
