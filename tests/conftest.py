@@ -1,8 +1,16 @@
 """Small models with random weights and biases; vit_lens is imported inside, after the shape checks are on."""
 
+import os
+
 import pytest
 import torch
 import towers
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # several processes at once (-n): one thread each, also of those that they start
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser):

@@ -96,7 +96,7 @@ def test_guidance_needs_a_negative(decoder):
 @pytest.mark.parametrize(("overrides", "said"), [
     (dict(steps=0), "steps must be a whole number >= 1, got 0"),
     (dict(steps=1001), "steps=1001, but the decoder was trained with 1000"),
-    (dict(steps=1000), "steps=1000 with scheduler 'ddpm' starts at timestep 1000.*last is 999"),
+    (dict(steps=1000), "steps=1000 with scheduler 'ddpm' runs from timestep 1000 to 1, .* those from 999 to 0"),
     (dict(guidance=float("nan")), "guidance must be a finite number"),
     (dict(guidance=float("inf")), "guidance must be a finite number"),
     (dict(guidance=-1.0), "guidance must be a finite number >= 0"),
@@ -109,7 +109,7 @@ def test_guidance_needs_a_negative(decoder):
     (dict(gidance=2.0), "no decoder setting 'gidance'; nearest: 'guidance'"),
     (dict(height=30), "height=30: this decoder needs multiples of 4; nearest: 28 or 32"),
     (dict(width=3), "width=3: this decoder needs multiples of 4; nearest: 4"),
-    (dict(batch_size=0), "batch_size must be at least 1, got 0"),
+    (dict(batch_size=0), "batch_size must be at least 1, a whole number, got 0"),
 ], ids=str)  # fmt: skip
 def test_settings_that_cannot_run(decoder, overrides, said):
     from vit_lens.errors import DecoderError

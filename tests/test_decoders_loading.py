@@ -136,22 +136,22 @@ def test_broken_weights_are_refused_by_file_and_tensor(directory, part):
             load(directory)
     for cut in (0, 5, 1000, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(CheckpointError, match=rf"{part}/{WEIGHTS} is truncated"):
+        with pytest.raises(CheckpointError, match=rf"{part}/{WEIGHTS} is not a whole safetensors file"):
             load(directory)
     path.unlink()
     (directory / part / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(CheckpointError, match=rf"{part}/{WEIGHTS} is missing.*\.bin is never read"):
+    with pytest.raises(CheckpointError, match=rf"{part} holds no {WEIGHTS}.*\.bin is never read"):
         load(directory)
 
 
 @pytest.mark.parametrize(("file", "content", "said"), [
     ("unet/config.json", "{", "unet/config.json cannot be read as JSON"),
-    ("unet/config.json", "[]", "holds a list, expected a JSON object"),
+    ("unet/config.json", "[]", "holds a JSON list; expected an object"),
     ("unet/config.json", '{"_class_name": "UNet2DModel"}', "'UNet2DModel', expected UNet2DConditionModel"),
     ("movq/config.json", '{"_class_name": "AutoencoderKL"}', "'AutoencoderKL', expected VQModel"),
     ("movq/config.json", '{"_class_name": "VQModel", "up_block_types": ["Nonsense"]}', "VQModel cannot be built"),
     ("scheduler/scheduler_config.json", '{"_class_name": "UnCLIPScheduler"}', "'UnCLIPScheduler' is not supported"),
-    ("scheduler/scheduler_config.json", None, "scheduler_config.json is missing; expected the published layout"),
+    ("scheduler/scheduler_config.json", None, "scheduler_config.json: no such file; expected the published layout"),
 ])  # fmt: skip
 def test_broken_configurations_are_refused(directory, file, content, said):
     from vit_lens.errors import DecoderError
@@ -182,7 +182,7 @@ def test_weights_in_shards(directory):
     loaded = load(directory)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.unet.state_dict().items())
     (folder / list(shards)[1]).unlink()
-    with pytest.raises(CheckpointError, match=r"00002-of-00002.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00002.safetensors: no such file; download the decoder again"):
         load(directory)
 
 
@@ -208,7 +208,7 @@ def test_mini_is_package_data(saved, tmp_path, monkeypatch):
 def test_an_empty_directory_is_not_a_decoder(tmp_path):
     from vit_lens.errors import DecoderError
 
-    with pytest.raises(DecoderError, match=r"scheduler_config.json is missing; expected the published layout"):
+    with pytest.raises(DecoderError, match=r"scheduler_config.json: no such file; expected the published layout"):
         load(tmp_path)
 
 

@@ -22,7 +22,7 @@ UNSHOWN = {
     # A study runs for minutes; its command and docs/trust.md show it.
     "studies": ("content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study"),
     # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
-    "lenses": ("check_cache", "checked_clean", "checked_read", "no_control"),
+    "lenses": ("checked_clean", "checked_read", "no_control"),
     # It registers a class for the rest of the process; docs/own_decoder.md shows it on saved files.
     "decoders": ("reads_layout",),
     # Errors are shown where they are raised.

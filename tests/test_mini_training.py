@@ -73,7 +73,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(kind, tmp_path):
 
 def test_other_settings_do_not_continue_a_run(tmp_path):
     train_encoder(tmp_path, seed=1, settings=ENCODER, stop_after=1)
-    with pytest.raises(ValueError, match="another output directory"):
+    with pytest.raises(ValueError, match="remove it, or choose another --out"):
         train_encoder(tmp_path, seed=2, settings=ENCODER)
 
 

@@ -26,7 +26,8 @@ def _writer(path, table, **changes):
 
 
 def _files(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    found = (p for p in sorted(path.rglob("*")) if p.is_file() and p.name != ".vit_lens.lock")
+    return {str(p.relative_to(path)): p.read_bytes() for p in found}
 
 
 def test_a_record_reads_back_what_was_written(small):
@@ -92,6 +93,7 @@ def test_a_truncated_table_is_refused(small, keep, says):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
+    _unlist(small.path)
     file = small.path / "table.csv"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(RecordError, match=says):
@@ -102,6 +104,7 @@ def test_a_table_that_lost_whole_lines_is_refused(small):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
+    _unlist(small.path)
     file = small.path / "table.csv"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
     with pytest.raises(RecordError, match="32 rows, the manifest says 34"):
@@ -112,8 +115,8 @@ def test_a_table_that_lost_whole_lines_is_refused(small):
     ("content", "says"),
     [
         (None, "no record.json"),
-        (b"{", "not readable JSON"),
-        (b"[]", "not a JSON object"),
+        (b"{", "cannot be read as JSON"),
+        (b"[]", "holds a JSON list; expected an object"),
         (b'{"format": 3}', "format 3, this version reads formats 1 and 2"),
         (b'{"format": 2}', "lacks model, decoder, readings"),
         (b'{"format": 1}', "lacks model, decoder, lenses"),
@@ -144,6 +147,7 @@ def test_a_record_cannot_point_outside_itself(small):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
+    _unlist(small.path)
     file = small.path / "table.csv"
     file.write_bytes(file.read_bytes().replace(b"pictures/000002.png", b"../../000002.png"))
     with pytest.raises(RecordError, match="row 2 names the picture"):
@@ -158,8 +162,11 @@ def test_truncated_embeddings_are_refused(small, keep, name):
 
     file = small.path / f"embeddings/{name}/000000.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(RecordError, match=rf"embeddings/{name}/000000\.safetensors is not what the record wrote"):
+        Record.load(small.path).conditions[name]
+    _unlist(small.path)
     with pytest.raises(RecordError, match=rf"embeddings/{name}/000000\.safetensors cannot be read"):
-        Record.load(small.path)
+        Record.load(small.path).conditions[name]
 
 
 def test_only_whole_pictures_count_as_finished(tmp_path):
@@ -213,7 +220,7 @@ def test_numbers_of_an_earlier_run_are_kept(tmp_path):
         ({"seeds": {"decoder": [1], "control": 1}}, r"seeds.decoder\[0\] is 0 on disk, 1 now"),
         ({"encoder_id": "hf/other"}, 'model.encoder_id is "vit_lens/mini" on disk, "hf/other" now'),
         ({"decoder": False}, "decoder is "),
-        ({"shard": {"index": 0, "of": 2}}, r'shard is null on disk, \{"index": 0, "of": 2\} now'),
+        ({"shard": {"index": 0, "of": 2, "n_rows": 0, "rows": []}}, r'shard is null on disk, \{"index": 0, "of": 2, '),
         ({"readings": [factory.PLAIN]}, "readings is "),
         ({"readings": [factory.PLAIN, *factory.READINGS[:2]]}, r'readings\[0\].id is "dsl-.* on disk, "diffusion-'),
         ({"machine": "cuda"}, 'machine is "cpu" on disk, "cuda" now'),
@@ -253,7 +260,10 @@ def test_a_record_with_missing_pictures_cannot_be_finished(tmp_path):
 
     record = factory.build(tmp_path / "r", stop_after=3, **SMALL)
     writer = _writer(tmp_path / "r", factory.rows(("cup.png",), **SMALL))
-    with pytest.raises(RecordError, match=f"{len(record.table) - 3} of {len(record.table)} pictures are missing"):
+    missing, n = len(record.table) - 3, len(record.table) + 6  # the table, an input, four kinds of conditions
+    with pytest.raises(
+        RecordError, match=rf"{missing} of {n} files .* are missing .*, the first is pictures/000003\.png"
+    ):
         writer.finish()
     assert not Record.load(tmp_path / "r").complete
 
@@ -263,6 +273,7 @@ def test_a_sweep_without_a_decoder_needs_no_pictures(tmp_path):
 
     table = factory.rows(("cup.png",), **SMALL, numbers=False)
     writer = _writer(tmp_path / "r", table, decoder=False)
+    writer.write_input(0, factory.picture(1000))
     factory.write_embeddings(writer, factory.embeddings(len(table), 1))
     writer.finish(["no decoder"])
     record = Record.load(tmp_path / "r")
@@ -350,6 +361,11 @@ def _shards(tmp_path, cuts=CUTS, names=NAMES, changes=(), **options):
         )
         for part, held in enumerate(cuts)
     ]
+
+
+def _unlist(path):
+    """Make a complete record one that does not say what its files are."""
+    _edit(path, complete=False, files=None)
 
 
 def _edit(path, **changes):
@@ -451,7 +467,7 @@ def test_shards_that_leave_rows_out_or_claim_those_of_others_are_refused(tmp_pat
     paths = _shards(tmp_path)
     for part, claimed in rows.items():
         _cuts_shard(paths[part], rows=claimed)
-    with pytest.raises(RecordError, match=r"these shards hold \d+ different rows of 136: they overlap or leave some"):
+    with pytest.raises(RecordError, match=r"these shards hold \d+ different rows of 136: |does not say which"):
         merge(paths, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -654,7 +670,7 @@ def test_lost_and_truncated_files_beside_the_table_are_refused(tmp_path, name, k
     if keep is not None:
         file.write_bytes(data[:keep])
     record = Record.load(tmp_path / "r")
-    with pytest.raises(RecordError, match=f"has lost its {name}" if keep is None else "cannot be read"):
+    with pytest.raises(RecordError, match="does not exist" if keep is None else "is not what the record wrote"):
         getattr(record, name)
 
 
@@ -1039,6 +1055,7 @@ def test_conditions_with_tokens_read_back_to_the_bit(tmp_path, monkeypatch, most
     table = factory.rows(("cup.png",), **SMALL, numbers=False)
     writer = _writer(tmp_path / "r", table, decoder=False)
     written = {"lens": _tokens(len(table), 1), "clean": _tokens(1, 2), "negative": _tokens(1, 3)}
+    writer.write_input(0, factory.picture(1000))
     factory.write_embeddings(writer, written)
     writer.finish()
     record = Record.load(tmp_path / "r")
@@ -1100,8 +1117,10 @@ def test_a_part_that_is_not_there_is_nan_until_the_record_is_complete(tmp_path, 
         assert torch.equal(read[there], found[name][there])
     whole = factory.build(tmp_path / "whole", **SMALL)
     (whole.path / f"embeddings/{name}/{part:06d}.safetensors").unlink()
-    with pytest.raises(RecordError, match=f"is complete but its '{name}' embeddings are not"):
-        Record.load(whole.path)
+    record = Record.load(whole.path)
+    with pytest.raises(RecordError, match=rf"{name}/{part:06d}\.safetensors does not exist"):
+        record.conditions[name]
+    assert not record.complete
 
 
 def _again(record):
@@ -1138,16 +1157,18 @@ def test_a_part_of_another_shape_is_refused(tmp_path, parts_of_8, tensors):
     says = r"embeddings/reencoded/000002\.safetensors holds .* the manifest says \{'pooled': \(8, 7\)\}"
     whole = factory.build(tmp_path / "whole", **SMALL)
     save_file(tensors, whole.path / "embeddings/reencoded/000002.safetensors")
+    with pytest.raises(RecordError, match=r"reencoded/000002\.safetensors is not what the record wrote"):
+        Record.load(whole.path).conditions["reencoded"]
+    _unlist(whole.path)
     with pytest.raises(RecordError, match=says):
-        Record.load(whole.path)
+        Record.load(whole.path).conditions["reencoded"]
     unfinished = factory.build(tmp_path / "unfinished", stop_after=3, **SMALL)
     save_file(tensors, unfinished.path / "embeddings/reencoded/000002.safetensors")
     record = Record.load(unfinished.path)
     assert torch.equal(record.embeddings["clean"], factory.embeddings(34, 1)["clean"])
     with pytest.raises(RecordError, match=says):
         record.embeddings["reencoded"]
-    with pytest.raises(RecordError, match=says):
-        _again(unfinished)
+    assert _again(unfinished).conditions["reencoded"].pooled[16:24].isnan().all()  # to be made anew
 
 
 def test_conditions_of_another_shape_do_not_go_on(tmp_path):
@@ -1192,6 +1213,7 @@ def test_a_declared_column_is_written_and_read(tmp_path):
     assert write_report(record).is_file()
     with pytest.raises(RecordError, match="unknown table columns score"):
         factory.build(tmp_path / "other", scores=True, **SMALL)
+    _unlist(record.path)
     lines = (record.path / "table.csv").read_text().split("\n")
     (record.path / "table.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines[:-1]) + "\n")
     with pytest.raises(RecordError, match="does not name the columns"):
@@ -1543,8 +1565,8 @@ def test_what_stood_beside_a_record_of_format_1_is_read(tmp_path):
     from vit_lens.records.answers import readouts_bytes
 
     path, rows = _old_record(tmp_path / "r", readouts={"k": 4, "texts": {}})
-    with pytest.raises(RecordError, match="has lost its readouts"):
-        Record.load(path).readouts  # noqa: B018
+    with pytest.raises(RecordError, match=r"is complete but has no readouts\.safetensors"):
+        Record.load(path)
     (path / "readouts.safetensors").write_bytes(readouts_bytes(factory.beside(len(rows))))
     assert Record.load(path).readouts.captions == factory.CAPTIONS
 
@@ -1554,7 +1576,7 @@ def test_what_stood_beside_a_record_of_format_1_is_read(tmp_path):
     [
         ("embeddings.safetensors", None, r"is complete but has no embeddings\.safetensors"),
         ("embeddings.safetensors", 400, r"embeddings\.safetensors cannot be read"),
-        ("table.csv", None, r"table\.csv cannot be read"),
+        ("table.csv", None, r"table\.csv does not exist"),
         ("table.csv", -3, "fields|cut short"),
     ],
 )

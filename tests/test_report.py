@@ -424,6 +424,7 @@ def test_a_record_without_a_decoder_shows_its_numbers(browser, tmp_path):
 
     table = [{**row, "faithfulness": None, "cos_input": None, "label": ""} for row in factory.rows(("cup.png",))]
     writer = RecordWriter(tmp_path / "r", factory.manifest(len(table), ("cup.png",), decoder=False), table)
+    writer.write_input(0, factory.picture(1000))
     factory.write_embeddings(writer, factory.embeddings(len(table), 1))
     writer.finish()
     browser.get(write_report(Record.load(tmp_path / "r")).as_uri())

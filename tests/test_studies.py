@@ -455,7 +455,7 @@ def test_a_summary_shows_the_measures_that_count():
     [
         ({"lens": ["dlens"]}, "no lens 'dlens'"),
         ({"lens": ["dsl-mean:alpha=abc"]}, "'abc' is not a number"),
-        ({"decoder": "none", "judge": "other"}, "--judge other has no effect"),
+        ({"decoder": "none", "judge": "other"}, "so --judge would have no effect"),
         ({"decoder": "none", "steps": 4}, "have no effect"),
     ],
 )

@@ -179,13 +179,15 @@ def test_the_towers_own_positions_are_left_alone(kind):
     assert all(parameter.requires_grad for parameter in tower.parameters())
 
 
-def test_the_size_of_the_preprocessing_decides_for_dinov2():
+def test_the_size_of_the_preprocessing_decides_for_dinov2_and_is_refused_elsewhere():
+    from vit_lens.errors import PreprocessError
     from vit_lens.images import PreprocessSpec
 
     spec = PreprocessSpec.from_hf_preprocessor(PREPROCESSOR)
     assert (spec.size, spec.resize_edge) == ((11, 11), 14)
     assert hooked(towers.hf_other("Dinov2Model"), preprocess_spec=spec).cfg.image_size == (11, 11)
-    assert hooked(towers.hf_other("SiglipVisionModel"), preprocess_spec=spec).cfg.image_size == (13, 13)
+    with pytest.raises(PreprocessError, match=r"makes pixels of \(11, 11\), the tower sees \(13, 13\)"):
+        hooked(towers.hf_other("SiglipVisionModel"), preprocess_spec=spec)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------

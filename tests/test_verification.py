@@ -593,7 +593,8 @@ def test_revision_and_cache_reach_the_hub(tmp_path, monkeypatch):
         asked.append((repo_id, options))
         return str(tmp_path / filename)
 
-    def load(repo_id, *, subfolder, output_loading_info, **options):
+    def load(repo_id, *, subfolder, output_loading_info, config, **options):
+        assert config.num_hidden_layers == 3  # known keys alone
         asked.append((repo_id, options))
         return honest(tmp_path, output_loading_info=output_loading_info)
 

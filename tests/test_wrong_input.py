@@ -305,7 +305,7 @@ def refused_by_readouts():
                  "lens is of type str; expected Lens"),
         "dict": (lambda ro, m, c, b, r: ro.zero_shot_maps(dict(c), b, site), "LensError", "not dict"),
         "names": (lambda ro, m, c, b, r: ro.Gallery.from_images(m, [1, 2], names="ab"), "GalleryError",
-                  "names='ab' is one text"),
+                  "names='ab'; expected a list"),
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 CASES = {
     "vl.Drawing(seeds=3)": "seeds is 3; expected a list of whole numbers",
+    "vl.plan(None, None, image)": "model is of type NoneType; expected HookedViT: such as HookedViT.from_pre",
     "vl.Drawing(seeds=[1.5])": "seed=1.5; expected a whole number",
     "vl.Drawing(batch_size='4')": "batch_size='4'; expected a whole number",
     "vl.Drawing(batch_size=2.5)": "batch_size=2.5; expected a whole number",
@@ -23,7 +24,7 @@ CASES = {
     "vl.Beside(texts=['a star'])": "texts is ['a star']; expected a TextBank",
     "vl.Beside(gallery='x')": "gallery is 'x'; expected a Gallery",
     "vl.Beside(labels=['x'])": "labels is ['x']; expected ZeroShotLabels",
-    "plan(model='mini')": "model is 'mini'; expected a HookedViT",
+    "plan(model='mini')": "model is of type str; expected HookedViT: such as HookedViT.from_pretrained('mini')",
     "plan(drawing={'steps': 1})": "drawing is {'steps': 1}; expected vit_lens.Drawing(settings=",
     "plan(execution=(0, 4))": "execution is (0, 4); expected vit_lens.Execution(",
     "plan(beside='x')": "beside is 'x'; expected vit_lens.Beside(",

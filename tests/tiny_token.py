@@ -13,7 +13,7 @@ def make(model, seed=3):
     """Return the decoder for a model, with random weights, and its lens."""
     from vit_lens import Condition, Decoder, Lens
     from vit_lens.identity import fingerprint
-    from vit_lens.lenses.contract import check_cache
+    from vit_lens.lenses import check_cache
 
     def patches(model, stream):
         """Every patch token of a residual stream, read alone: [... patch d_embed]."""
