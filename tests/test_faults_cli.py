@@ -172,17 +172,14 @@ def test_what_the_system_refuses_is_one_line(vit_lens, work, monkeypatch):
     assert (status, error) == (2, "vit-lens: Permission denied (record/table.csv)\n")
 
 
-@pytest.mark.parametrize("stage", ["images.find_images", "HookedViT.from_pretrained", "verification.load_source"])
+@pytest.mark.parametrize("stage", ["images.find_images", "HookedViT.from_pretrained", "doctor.examining.load_source"])
 def test_ctrl_c_is_told_wherever_it_comes(vit_lens, work, monkeypatch, stage):
-    import vit_lens as package
-
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    owner, name = stage.split(".")
-    monkeypatch.setattr(getattr(package, owner), name, interrupt)
+    monkeypatch.setattr(f"vit_lens.{stage}", interrupt)
     commands = {"find_images": ("sweep", "p.png"), "from_pretrained": ("verify", "mini")}
-    status, _, error = vit_lens(*commands.get(name, ("doctor", "--decoder", "none")))
+    status, _, error = vit_lens(*commands.get(stage.rsplit(".", 1)[1], ("doctor", "--decoder", "none")))
     assert status == 130 and "vit-lens: interrupted; run the same command again to go on" in error
     monkeypatch.setattr("vit_lens.cli.program.app", interrupt)
     assert vit_lens("models")[0] == 130
