@@ -1,6 +1,7 @@
 """Small models with random weights and biases; vit_lens is imported inside, after the shape checks are on."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -127,6 +128,33 @@ def pooling_vit(request):
 def pooling_pixels():
     """Three random images for ``pooling_vit``."""
     return torch.randn(3, 3, 23, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+
+
+@pytest.fixture
+def vit_lens(monkeypatch, capsys):
+    """Run a command in this process; return its status, output and error output."""
+
+    def run(*arguments):
+        from vit_lens.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["vit-lens", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As users call: without the type checks of this suite."""
+    from jaxtyping import config
+
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")

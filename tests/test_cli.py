@@ -1,7 +1,6 @@
 """The command line as a user meets it: wrong input is one clear line and status 2, and leaves nothing behind."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -30,25 +29,6 @@ def options(command):
     """The options of a command by every name that they have."""
     named = [param for param in command.params if param.param_type_name == "option"]
     return {name: param for param in named for name in (*param.opts, *param.secondary_opts)}
-
-
-@pytest.fixture
-def vit_lens(monkeypatch, capsys):
-    """Run a command in this process; return its status, output and error output."""
-
-    def run(*arguments):
-        from vit_lens.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["vit-lens", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
 
 
 @pytest.fixture

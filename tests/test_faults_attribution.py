@@ -5,12 +5,7 @@ import pytest
 import torch
 from faults import outcomes, pickled
 
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture

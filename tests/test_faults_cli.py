@@ -12,24 +12,6 @@ from PIL import Image
 
 
 @pytest.fixture
-def vit_lens(monkeypatch, capsys):
-    """Run a command in this process; return its status, output and error output."""
-
-    def run(*arguments):
-        from vit_lens.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["vit-lens", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def work(monkeypatch, tmp_path):
     """A folder with an image and files that are in the way."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

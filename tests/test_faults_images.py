@@ -15,12 +15,7 @@ GREY = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", 
 HF = {"size": {"shortest_edge": 31}, "crop_size": {"height": 31, "width": 31}}
 
 
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Call as users do, without the type checks of this suite."""
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def spec(**changes):

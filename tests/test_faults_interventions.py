@@ -7,12 +7,7 @@ import pytest
 import torch
 from faults import outcomes, pickled
 
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,7 @@ import torch
 from faults import outcomes, pickled
 from PIL import Image
 
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture(scope="module")

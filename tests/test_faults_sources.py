@@ -17,12 +17,7 @@ PREPROCESSOR = dict(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Call as users do, without the type checks of this suite."""
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def load(name, **options):

@@ -8,13 +8,7 @@ import torch
 
 from vit_lens.errors import TextError, UnknownSiteError, VitLensError
 
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Call as users do, without the type checks of this suite."""
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 # ---- tracebacks: files of captions ----------------------------------------------------------------------------

@@ -11,13 +11,7 @@ import torch
 from kinds import close, images, own_tower
 from torch import nn
 
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Functions are called as users call them, without the type checks of this suite."""
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture(scope="module", params=["registers", "map", "coca"])

@@ -4,7 +4,6 @@ import importlib
 import json
 import math
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -382,25 +381,6 @@ def test_a_tile_refuses_numbers_without_a_meaning(numbers, words):
 
     with pytest.raises(RecordError, match=words):
         Tile(label="L0H0", picture=np.zeros((2, 2, 3), np.uint8), numbers=numbers)
-
-
-@pytest.fixture
-def vit_lens(monkeypatch, capsys):
-    """Run a command in this process; return its status, output and error output."""
-
-    def run(*arguments):
-        from vit_lens.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["vit-lens", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
 
 
 def test_the_command_on_the_embedded_pair(vit_lens, monkeypatch, tmp_path):

@@ -10,14 +10,6 @@ from torch import nn
 pytestmark = pytest.mark.tl3
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    """As users call: without the type checks of this suite."""
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
-
-
 SIGMAS = (14.6, 5.3, 1.7, 0.4, 0.0)
 POINTS = ("hook_cond", "hook_in", "blocks.0.hook_out", "blocks.1.hook_out", "hook_denoised")
 

@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.tl3
-
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    from jaxtyping import config
-
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+pytestmark = [pytest.mark.tl3, pytest.mark.usefixtures("unchecked")]
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,8 @@ class LoudHookedRootModule(HookedRootModule):
         try:
             yield
         finally:
-            self._users.remove(mine)
+            with _TURNS:  # another thread may be looking through them
+                self._users.remove(mine)
 
     def setup(self) -> None:
         """Name the hook points; see ``HookedRootModule.setup``."""

@@ -178,7 +178,7 @@ def load_live(files: RecordFiles) -> LiveNumbers | None:
         return None
     tensors, said = files.tensors(LIVE_FILE)
     where = str(files.path / LIVE_FILE)
-    with damaged(RecordError, f"{where} cannot be read", AGAIN), jaxtyped("context"):  # type: ignore[reportArgumentType]
+    with damaged(RecordError, f"{where} cannot be read", AGAIN), jaxtyped("context"):  # pyright: ignore[reportArgumentType]
         live = LiveNumbers(**check_fields(LiveNumbers, {**said, **tensors}, where, RecordError))
         shape = [len(live.images), len(live.labels)]
         if list(live.contributions.shape[:2]) != shape or not all(isinstance(at, int) for at in live.images):
