@@ -25,7 +25,7 @@ from vit_lens.decoders.memory import MovqChunk
 from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
-from vit_lens.identity import MINI_ENCODER, fingerprint
+from vit_lens.identity import MINI_ENCODER, exact_fingerprint
 from vit_lens.models import HookedViT
 
 _COARSE_SHARE, _LEAST_STEPS = 5, 3
@@ -140,12 +140,12 @@ class KandinskyDecoder(Decoder):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen digits that identify the weights by content; changes through ``.data`` go unseen."""
+        """Sixteen digits that identify the weights to the last bit; changes through ``.data`` go unseen."""
         held = [tensor for part in (self.unet, self.movq) for tensor in part.parameters()]
         versions = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in held]
         if self._fingerprint[0] != versions:
             weights = {f"{part}.{name}": value for part, held in self.parts().items() for name, value in held.items()}
-            self._fingerprint = versions, fingerprint(weights)
+            self._fingerprint = versions, exact_fingerprint(weights)
         return self._fingerprint[1]
 
     @property
