@@ -12,6 +12,30 @@ HOSTILE = "<script>window.hacked=1</script>\"'>,\n</script><!-- \u2028 .png"
 D_EMBED = 7
 
 
+def edit_manifest(path, **changes):
+    """Change what a record's manifest says, as whoever wrote it would have."""
+    from vit_lens.records.opening import manifest_content
+
+    file = Path(path) / "record.json"
+    said = {**json.loads(file.read_text()), **changes}
+    del said["content"]
+    file.write_text(json.dumps({**said, "content": manifest_content(said)}))
+
+
+def unlist(path):
+    """Make a complete record one that does not say what its files are."""
+    edit_manifest(path, complete=False, files=None)
+    (Path(path) / "files.csv").unlink()
+
+
+def without_list(record):
+    """Return an unfinished record that does not say what its files are."""
+    from vit_lens.records import Record
+
+    (record.path / "files.csv").unlink()
+    return Record.load(record.path)
+
+
 def reading(lens, label, words="", /, **settings):
     """Return a reading as manifests hold it; its id follows from the settings."""
     digits = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

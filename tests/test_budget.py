@@ -364,7 +364,7 @@ def test_killed_at_any_write_no_picture_is_lost_or_paired_with_other_numbers(
         found = contents(out / "pictures") if (out / "pictures").exists() else {}
         assert all(found[name] == data for name, data in kept.items())
         kept = found
-        if (out / "table.csv").exists():
+        if (out / "record.json").exists():
             _numbers_are_of_the_picture(Record.load(out), model)
     run(out, budget=EVERYTHING, **SMALL)
     assert _but_the_manifest(out) == _but_the_manifest(small.path)
@@ -514,7 +514,8 @@ def _as_if_killed_at_the_end(record, lost):
 
 def _same(before, path):
     after = contents(path)
-    assert json.loads(after.pop("record.json")) == json.loads(before.pop("record.json"))
+    ours, theirs = (json.loads(held.pop("record.json")) for held in (after, before))
+    assert {**ours, "content": ""} == {**theirs, "content": ""}
     assert after == before
 
 

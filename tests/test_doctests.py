@@ -33,7 +33,7 @@ UNSHOWN = {
         "UnsupportedTowerError", "VitLensError",
     },
     # What clears up behind killed writers shows nothing; file_tensors is shown in open_tensors.
-    "files": {"clear_temporary", "file_tensors"},
+    "files": {"file_tensors"},
     # Parts and read-outs, which docs/own_tower.md builds a tower from.
     "towers": {
         "AllTokens", "AttentionPool", "AttentionPooling", "EndOfText", "MeanOfPatches", "PooledMean",

@@ -1,7 +1,6 @@
 """Faults that hostile use found in records, and more of their kinds: a record knows what it wrote, and what it lost."""
 
 import copy
-import json
 import os
 import shutil
 import struct
@@ -43,11 +42,6 @@ def _files(path):
     return {name: data for name, data in tiny_sweep.contents(path).items() if name != ".vit_lens.lock"}
 
 
-def _edit(path, **changes):
-    file = path / "record.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
 # ---- R1: a record knows what it wrote ------------------------------------------------------------------------------
 
 LOST = [
@@ -63,8 +57,7 @@ def test_what_is_lost_is_made_anew_to_the_bit(swept, copied, name, unfinished):
     from vit_lens import Record
 
     if unfinished:
-        _edit(copied, complete=False, files=None)
-        (copied / "files.csv").unlink()
+        factory.unlist(copied)
     (copied / name).unlink(missing_ok=True)
     if name != "table.csv":
         assert not Record.load(copied).complete
@@ -72,12 +65,15 @@ def test_what_is_lost_is_made_anew_to_the_bit(swept, copied, name, unfinished):
     assert Record.load(copied).complete and _files(copied) == _files(swept.whole)
 
 
+@pytest.mark.parametrize("unfinished", [False, True])
 @pytest.mark.parametrize("name", [name for name in LOST if name != "files.csv"])
-def test_what_was_changed_is_noticed_and_made_anew(swept, copied, name):
+def test_what_was_changed_is_noticed_and_made_anew(swept, copied, name, unfinished):
     """One bit, so that sizes stay; reading says so, and the same sweep repairs it."""
     from vit_lens import Record
     from vit_lens.errors import RecordError
 
+    if unfinished:
+        factory.edit_manifest(copied, complete=False, files=None)
     data = bytearray((copied / name).read_bytes())
     data[-3] ^= 1
     (copied / name).write_bytes(bytes(data))
@@ -89,7 +85,10 @@ def test_what_was_changed_is_noticed_and_made_anew(swept, copied, name):
     assert _files(copied) == _files(swept.whole)
 
 
-def test_a_picture_that_took_the_place_of_another_is_drawn_anew(swept, copied):
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_picture_that_took_the_place_of_another_is_drawn_anew(swept, copied, unfinished):
+    if unfinished:
+        factory.edit_manifest(copied, complete=False, files=None)
     shutil.copy(copied / "pictures/000000.png", copied / "pictures/000001.png")
     swept(copied)
     assert _files(copied) == _files(swept.whole)
@@ -110,12 +109,12 @@ def test_only_what_is_lost_is_drawn_again(swept, copied):
 
 
 def test_numbers_that_the_conditions_do_not_bear_out_are_made_anew(swept, copied):
-    """Of an unfinished record, which has no list of its files: rows of another file, or shuffled ones."""
+    """Of an unfinished record whose list of files was lost: rows of another file, or shuffled ones."""
     from safetensors.torch import load_file
 
     from vit_lens.files import save_tensors
 
-    _edit(copied, complete=False, files=None)
+    factory.unlist(copied)
     for name in ("lens", "reencoded"):
         file = copied / f"embeddings/{name}/000000.safetensors"
         save_tensors({"pooled": load_file(file)["pooled"].flip(0)}, file)
@@ -247,7 +246,7 @@ def test_manifests_of_another_form_are_refused(tmp_path, change, said):
     from vit_lens.errors import RecordError
 
     factory.build(tmp_path / "r", **SMALL)
-    _edit(tmp_path / "r", **change)
+    factory.edit_manifest(tmp_path / "r", **change)
     with pytest.raises(RecordError, match=said):
         Record.load(tmp_path / "r")
 
@@ -280,7 +279,7 @@ def test_pictures_of_too_many_pixels_are_refused(tmp_path, size):
     from vit_lens.errors import RecordError
     from vit_lens.records import is_whole_png
 
-    record = factory.build(tmp_path / "r", stop_after=3, **SMALL)
+    record = factory.without_list(factory.build(tmp_path / "r", stop_after=3, **SMALL))
     (tmp_path / "r/pictures/000001.png").write_bytes(_bomb(*size))
     with pytest.raises(RecordError, match=r"000001\.png is damaged"):
         record.picture(1)
@@ -307,12 +306,12 @@ def test_numbers_of_rows_that_no_table_has_do_not_hang(tmp_path):
     from vit_lens.records import merge
 
     factory.build(tmp_path / "r", **SMALL)
-    _edit(tmp_path / "r", batch_plan={"n_rows": 10**9 - 1})
+    factory.edit_manifest(tmp_path / "r", batch_plan={"n_rows": 10**9 - 1})
     with pytest.raises(RecordError, match="has 34 rows, the manifest says 999999999"):
         Record.load(tmp_path / "r")
     part = factory.build_part(tmp_path / "0", [(0, 34)], 0, 1, names=("cup.png",), **SMALL)
     for rows in ([[0, 10**9 - 1]], [[0, 10**9 - 1], [10**9 - 1, 34]], [[0]], [[0, 34, 1]], []):
-        _edit(part, shard={"index": 0, "of": 1, "n_rows": 34, "rows": rows})
+        factory.edit_manifest(part, shard={"index": 0, "of": 1, "n_rows": 34, "rows": rows})
         with pytest.raises(RecordError, match="does not say which of the whole's rows its 34 rows are"):
             merge([part], tmp_path / "whole")
 
@@ -385,7 +384,7 @@ def test_read_outs_that_do_not_fit_are_refused(tmp_path, change, said):
     from vit_lens.records.answers import readouts_bytes
 
     read = factory.beside(34)
-    record = factory.build(tmp_path / "r", stop_after=3, read=read, **SMALL)
+    record = factory.without_list(factory.build(tmp_path / "r", stop_after=3, read=read, **SMALL))
     changed = replace(read)
     vars(changed).update(change(read))
     (tmp_path / "r/readouts.safetensors").write_bytes(readouts_bytes(changed))
@@ -404,7 +403,7 @@ def test_read_outs_that_do_not_fit_are_refused(tmp_path, change, said):
         ),
         ({"recomputed": 1}, "recomputed is 1"),
         ({"constant": None}, "constant is missing"),
-        ({"embedding": factory.embeddings(1, 1)["lens"][:, :3]}, "embedding"),
+        ({"embedding": factory.embeddings(1, 1)["lens"][:, :3]}, "image d_embed"),
     ],
 )
 def test_live_numbers_that_do_not_fit_are_refused(tmp_path, change, said):
@@ -412,7 +411,7 @@ def test_live_numbers_that_do_not_fit_are_refused(tmp_path, change, said):
     from vit_lens.records.live import live_bytes_of
 
     alive = factory.live(2, 3)
-    record = factory.build(tmp_path / "r", stop_after=3, alive=alive, **SMALL)
+    record = factory.without_list(factory.build(tmp_path / "r", stop_after=3, alive=alive, **SMALL))
     vars(alive).update(change)
     (tmp_path / "r/live.safetensors").write_bytes(live_bytes_of(alive))
     with pytest.raises(RecordError, match=said):
@@ -459,7 +458,7 @@ def test_a_list_of_files_that_is_none_makes_an_unfinished_record(tmp_path, lines
     factory.build(tmp_path / "r", **SMALL)
     data = f"path,size,sha256,media_type\n{lines}".encode()
     (tmp_path / "r/files.csv").write_bytes(data)
-    _edit(tmp_path / "r", files={"n": 1, "sha256": hashlib.sha256(data).hexdigest()})
+    factory.edit_manifest(tmp_path / "r", files={"n": 1, "sha256": hashlib.sha256(data).hexdigest()})
     try:
         assert not Record.load(tmp_path / "r").complete
     except RecordError as error:

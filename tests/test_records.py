@@ -93,7 +93,7 @@ def test_a_truncated_table_is_refused(small, keep, says):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
-    _unlist(small.path)
+    factory.unlist(small.path)
     file = small.path / "table.csv"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(RecordError, match=says):
@@ -104,7 +104,7 @@ def test_a_table_that_lost_whole_lines_is_refused(small):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
-    _unlist(small.path)
+    factory.unlist(small.path)
     file = small.path / "table.csv"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-2]))
     with pytest.raises(RecordError, match="32 rows, the manifest says 34"):
@@ -147,7 +147,7 @@ def test_a_record_cannot_point_outside_itself(small):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
-    _unlist(small.path)
+    factory.unlist(small.path)
     file = small.path / "table.csv"
     file.write_bytes(file.read_bytes().replace(b"pictures/000002.png", b"../../000002.png"))
     with pytest.raises(RecordError, match="row 2 names the picture"):
@@ -164,7 +164,7 @@ def test_truncated_embeddings_are_refused(small, keep, name):
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(RecordError, match=rf"embeddings/{name}/000000\.safetensors is not what the record wrote"):
         Record.load(small.path).conditions[name]
-    _unlist(small.path)
+    factory.unlist(small.path)
     with pytest.raises(RecordError, match=rf"embeddings/{name}/000000\.safetensors cannot be read"):
         Record.load(small.path).conditions[name]
 
@@ -363,19 +363,9 @@ def _shards(tmp_path, cuts=CUTS, names=NAMES, changes=(), **options):
     ]
 
 
-def _unlist(path):
-    """Make a complete record one that does not say what its files are."""
-    _edit(path, complete=False, files=None)
-
-
-def _edit(path, **changes):
-    file = path / "record.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
 def _cuts_shard(path, **changes):
     shard = json.loads((path / "record.json").read_text())["shard"]
-    _edit(path, shard={**shard, **changes})
+    factory.edit_manifest(path, shard={**shard, **changes})
 
 
 @pytest.mark.parametrize(
@@ -489,7 +479,7 @@ def test_shards_of_different_sweeps_are_refused(tmp_path):
     paths = _shards(tmp_path)
     decoder = json.loads((paths[2] / "record.json").read_text())["decoder"]
     decoder["settings"]["steps"] = 25
-    _edit(paths[2], decoder=decoder)
+    factory.edit_manifest(paths[2], decoder=decoder)
     with pytest.raises(RecordError, match=r"decoder\.settings\.steps is 10 in .*s0, 25 in .*s2"):
         merge(paths, tmp_path / "merged")
 
@@ -593,7 +583,7 @@ def test_a_damaged_reading_is_refused(small, change):
     from vit_lens.errors import RecordError
     from vit_lens.records import Record
 
-    _edit(small.path, readings=[factory.STEERING | change, *factory.READINGS[1:]])
+    factory.edit_manifest(small.path, readings=[factory.STEERING | change, *factory.READINGS[1:]])
     with pytest.raises(RecordError, match="a reading"):
         Record.load(small.path)
 
@@ -603,10 +593,10 @@ def test_rows_name_readings_and_inputs_of_the_manifest(small):
     from vit_lens.records import Record
 
     inputs = small.manifest["inputs"]
-    _edit(small.path, readings=factory.READINGS[:2])
+    factory.edit_manifest(small.path, readings=factory.READINGS[:2])
     with pytest.raises(RecordError, match=f"names the reading '{factory.PLAIN['id']}', the manifest knows only"):
         Record.load(small.path)
-    _edit(small.path, readings=factory.READINGS, inputs=[inputs[0] | {"index": 4}])
+    factory.edit_manifest(small.path, readings=factory.READINGS, inputs=[inputs[0] | {"index": 4}])
     with pytest.raises(RecordError, match=r"names input 0, the manifest knows only \[4\]"):
         Record.load(small.path)
 
@@ -712,6 +702,9 @@ def test_a_table_that_contradicts_itself_is_refused(tmp_path, cell, other, says)
     data = file.read_bytes()
     assert data.count(cell) == 1
     file.write_bytes(data.replace(cell, other))
+    with pytest.raises(RecordError, match=r"table\.csv is not what the record wrote"):
+        Record.load(tmp_path / "r")
+    (tmp_path / "r/files.csv").unlink()
     with pytest.raises(RecordError, match=says):
         Record.load(tmp_path / "r")
 
@@ -1159,11 +1152,12 @@ def test_a_part_of_another_shape_is_refused(tmp_path, parts_of_8, tensors):
     save_file(tensors, whole.path / "embeddings/reencoded/000002.safetensors")
     with pytest.raises(RecordError, match=r"reencoded/000002\.safetensors is not what the record wrote"):
         Record.load(whole.path).conditions["reencoded"]
-    _unlist(whole.path)
+    factory.unlist(whole.path)
     with pytest.raises(RecordError, match=says):
         Record.load(whole.path).conditions["reencoded"]
     unfinished = factory.build(tmp_path / "unfinished", stop_after=3, **SMALL)
     save_file(tensors, unfinished.path / "embeddings/reencoded/000002.safetensors")
+    (unfinished.path / "files.csv").unlink()
     record = Record.load(unfinished.path)
     assert torch.equal(record.embeddings["clean"], factory.embeddings(34, 1)["clean"])
     with pytest.raises(RecordError, match=says):
@@ -1213,7 +1207,7 @@ def test_a_declared_column_is_written_and_read(tmp_path):
     assert write_report(record).is_file()
     with pytest.raises(RecordError, match="unknown table columns score"):
         factory.build(tmp_path / "other", scores=True, **SMALL)
-    _unlist(record.path)
+    factory.unlist(record.path)
     lines = (record.path / "table.csv").read_text().split("\n")
     (record.path / "table.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines[:-1]) + "\n")
     with pytest.raises(RecordError, match="does not name the columns"):
@@ -1303,9 +1297,33 @@ def test_pictures_of_a_first_pass_are_listed_too(tmp_path):
     assert "pictures/coarse/000004.png" in _listed(record)
 
 
-def test_an_unfinished_record_lists_nothing(tmp_path):
+def test_an_unfinished_record_lists_what_it_has_so_far(tmp_path):
+    """A file that was written twice has two lines, and every file is held against them."""
+    from vit_lens.errors import RecordError
+
     record = factory.build(tmp_path / "r", stop_after=3, **SMALL)
-    assert record.manifest["files"] is None and not (record.path / "files.csv").exists()
+    lines = [line.split(",") for line in (record.path / "files.csv").read_text().splitlines()[1:]]
+    held = {(name, int(size), sha256, media) for name, size, sha256, media in lines}
+    assert record.manifest["files"] is None and len(held) == len(lines)
+    assert held >= {(name, *said) for name, said in _on_disk(record).items()}
+    shutil.copy(record.path / "pictures/000000.png", record.path / "pictures/000001.png")
+    with pytest.raises(RecordError, match=r"000001\.png is not what the record wrote"):
+        record.picture(1)
+    assert record.picture(0).size
+
+
+def test_a_manifest_that_was_changed_is_refused(small):
+    from vit_lens.errors import RecordError
+    from vit_lens.records import Record
+
+    file = small.path / "record.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"notes": ["Drawn on a Monday."]}))
+    with pytest.raises(RecordError, match=r"record\.json is not what the record wrote \(its content has"):
+        Record.load(small.path)
+    del said["content"]  # as those have it that were written before there was one
+    file.write_text(json.dumps(said))
+    assert Record.load(small.path).complete
 
 
 @pytest.mark.parametrize("stop", [0, 7, 33])

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import record_factory
 import tiny_kandinsky
 import tiny_sweep
 import torch
@@ -322,8 +323,7 @@ def test_threads_are_those_of_the_record(model, decoder, images, lenses, tmp_pat
     first = run(model, decoder, images[:1], lenses, tmp_path / "out", threads=1, **small)
     assert first.manifest["threads"] == 1 and torch.get_num_threads() == before
     (tmp_path / "out" / "pictures" / "000001.png").unlink()
-    manifest = (tmp_path / "out" / "record.json").read_text().replace('"complete": true', '"complete": false')
-    (tmp_path / "out" / "record.json").write_text(manifest)
+    record_factory.edit_manifest(tmp_path / "out", complete=False)
     torch.set_num_threads(2)
     try:
         watch = dict(on_pass=lambda _: seen.append(torch.get_num_threads()))

@@ -5,9 +5,9 @@ Every write goes to a temporary file beside the target, then takes its name. JSO
 """
 
 __all__ = [
-    "check_fields", "clear_temporary", "damaged", "exclusive", "file_tensors", "load_fields", "make_directory",
-    "open_safetensors", "open_tensors", "parse_json", "read_json", "read_shards", "save_fields", "save_tensors",
-    "to_bytes", "write_atomic",
+    "append", "check_fields", "damaged", "exclusive", "file_tensors", "load_fields",
+    "make_directory", "open_safetensors", "open_tensors", "parse_json", "read_json", "read_shards", "save_fields",
+    "save_tensors", "to_bytes", "write_atomic",
 ]  # fmt: skip
 
 import contextlib
@@ -20,7 +20,12 @@ import types
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import torch
 from filelock import FileLock, Timeout
@@ -40,7 +45,9 @@ _DAMAGE = (
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents, where they are not there.
+    """Create a directory and its parents, where they are not there; remove from it what killed writers left.
+
+    What is being written there by others stays.
 
     Raises:
         OutputError: That is impossible, as where a file is in the way.
@@ -53,6 +60,10 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create the directory {path}: {error.strerror}; choose another --out") from error
+    for leftover in path.glob(f"{_TEMP_PREFIX}*.tmp"):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:
+            _lock(file, wait=False)
+            leftover.unlink()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -65,14 +76,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     >>> (tmp / "note.txt").read_bytes()
     b'whole'
     """
-    temporary = path.parent / f"{_TEMP_PREFIX}{uuid.uuid4().hex}.tmp"
+    temporary = None
     try:
-        with temporary.open("xb") as file:
+        temporary, file = _open_temporary(path.parent)
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        if os.name == "posix":  # so that the name outlasts a power cut as well
+            if fcntl is not None:
+                temporary.replace(path)  # while it is locked
+        if fcntl is None:
+            temporary.replace(path)
+        else:  # so that the name outlasts a power cut as well
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -85,14 +100,46 @@ def write_atomic(path: Path, data: bytes) -> None:
         ) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
 
 
-def clear_temporary(path: Path) -> None:
-    """Remove what killed writers left in a folder and the folders directly below it."""
-    for leftover in [*path.glob(f"{_TEMP_PREFIX}*.tmp"), *path.glob(f"*/{_TEMP_PREFIX}*.tmp")]:
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+def _open_temporary(folder: Path) -> tuple[Path, BinaryIO]:
+    """Open a file that :func:`make_directory` leaves alone as long as it is open."""
+    while True:
+        temporary = folder / f"{_TEMP_PREFIX}{uuid.uuid4().hex}.tmp"
+        file = temporary.open("xb")
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            _lock(file)
+        if temporary.exists():  # nobody cleared it away before it was locked
+            return temporary, file
+        file.close()
+
+
+def _lock(file: BinaryIO, *, wait: bool = True) -> None:
+    if fcntl is not None:  # Windows does not remove open files anyway
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def append(path: Path, data: bytes) -> None:
+    r"""Add ``data`` to the end of a file; a kill may leave a part of it.
+
+    Raises:
+        OutputError: The file cannot be written.
+
+    >>> append(tmp / "lines.txt", b"one\n")
+    >>> append(tmp / "lines.txt", b"two\n")
+    >>> (tmp / "lines.txt").read_bytes()
+    b'one\ntwo\n'
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(data)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another --out, then run the same "
+            "command again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -446,8 +493,8 @@ def check_fields(cls: type, found: Any, where: str, error: type[VitLensError]) -
     wrong += [f"{name} is missing" for name in needed if name not in found]
     if wrong:
         raise error(f"{where} holds the fields {sorted(found)}: {'; '.join(wrong)}")
-    for name, value in found.items():
-        if not _fits(value, kind := kinds[name]):
+    for name, kind in kinds.items():
+        if name in found and not _fits(value := found[name], kind):
             told = str(kind) if (origin := get_origin(kind)) else getattr(kind, "__name__", kind)
             told = f"one of {', '.join(map(repr, get_args(kind)))}" if origin is Literal else told
             raise error(f"{where}: {name} is {value!r}; expected {told}")

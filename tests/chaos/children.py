@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 SECONDS = 20
 BYTES = 1 << 30  # more than the parent has mapped
 _PACKAGE = Path(__file__).parents[2] / "vit_lens"
@@ -33,6 +35,7 @@ def in_child(function, *arguments, seconds: int = SECONDS) -> Outcome:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # makes anew the pool that a fork breaks; two threads at once would race for it
             _bound(seconds)
             with open(writer, "w") as pipe:
                 pipe.write(json.dumps(_outcome(function, arguments)))

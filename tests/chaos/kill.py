@@ -28,7 +28,7 @@ _SECONDS = 300
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _AUDITED = {"os.rename": "rename", "os.remove": "remove", "os.mkdir": "mkdir", "os.rmdir": "rmdir"}
 _LEFT = (".vit_lens.lock", "report.html")  # the page follows from the record
-_TIMELY = ("command", "budgets", "seconds_per_picture")  # in JSON
+_TIMELY = ("command", "budgets", "seconds_per_picture", "content")  # in JSON
 
 
 # ---- the jobs, each a function of the world and a folder

@@ -1,6 +1,6 @@
 """The one door to the files of a record: whole, inside it, within bounds, and as the record says that it wrote them."""
 
-__all__ = ["AGAIN", "RecordFiles", "check_table", "noted", "read_manifest"]
+__all__ = ["AGAIN", "RecordFiles", "check_table", "manifest_content", "noted", "read_manifest"]
 
 import hashlib
 import stat
@@ -19,7 +19,16 @@ from vit_lens.errors import RecordError
 from vit_lens.files import damaged, parse_json
 from vit_lens.records.encoding import open_png
 from vit_lens.records.named_readings import Reading
-from vit_lens.records.schema import DRAWN, LISTED, check_manifest, csv_rows, csv_to_table, expected_files, picture_name
+from vit_lens.records.schema import (
+    DRAWN,
+    LISTED,
+    check_manifest,
+    csv_rows,
+    csv_to_table,
+    expected_files,
+    json_bytes,
+    picture_name,
+)  # fmt: skip
 
 AGAIN = "run the same sweep again, which makes anew what was lost"
 _MOST_BYTES = 2**32  # of one file
@@ -29,24 +38,28 @@ _MOST_BYTES = 2**32  # of one file
 class RecordFiles:
     """The files in a record's folder.
 
+    A complete record's list has a line for each file. While the record is written, a line is added before a file is:
+    the files of lines above that of a table lie on disk, and each holds what one of its lines says.
+
     Attributes:
         path: The folder.
-        listed: Size and SHA-256 of the files that the record says it has, by name; empty while it says of none.
+        listed: Sizes and SHA-256 that the record says its files have, by name; empty where it says of none.
+        surely: The names of files that lie there, unless they were lost.
+        closed: Whether there are no others.
     """
 
     path: Path
-    listed: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
+    listed: dict[str, list[tuple[int, str]]] = field(default_factory=dict, repr=False)
+    surely: frozenset[str] = field(default=frozenset(), repr=False)
+    closed: bool = False
 
     @classmethod
     def of(cls, path: Path, manifest: Mapping[str, Any]) -> "RecordFiles":
         """Return the files of a record with what its list says; without, where the list itself is lost."""
-        plain, said = cls(path), manifest["files"] or {}
-        try:
-            data = plain.read("files.csv")
-            rows = csv_rows(data, str(path / "files.csv"), list(LISTED)) if noted(data)[1] == said.get("sha256") else []
-            return cls(path, {row["path"]: (int(row["size"]), row["sha256"]) for row in rows})
-        except (RecordError, ValueError):
-            return plain
+        if manifest["complete"]:
+            listed, _ = _read_list(path, (manifest["files"] or {}).get("sha256"))
+            return cls(path, listed, frozenset(listed), closed=bool(listed))
+        return cls(path, *_read_list(path))
 
     @cached_property
     def _root(self) -> Path:
@@ -54,7 +67,7 @@ class RecordFiles:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file, or should be."""
-        return name in self.listed if self.listed else (self.path / name).exists()
+        return name in self.surely or (not self.closed and (self.path / name).exists())
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file; None where there is none."""
@@ -67,7 +80,7 @@ class RecordFiles:
     def lost(self, manifest: Mapping[str, Any]) -> list[str]:
         """Return the files of a complete record that are missing, or have another size than its list says."""
         names = dict.fromkeys([*expected_files(manifest), *self.listed])
-        return [name for name in names if name not in self.listed or self.size(name) != self.listed[name][0]]
+        return [name for name in names if self.size(name) not in [size for size, _ in self.listed.get(name, [])]]
 
     def read(self, name: str) -> bytes:
         """Return a file whole.
@@ -87,9 +100,17 @@ class RecordFiles:
             data = file.read_bytes()
         except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError before Python 3.13
             raise RecordError(f"{file} cannot be read ({error}); {AGAIN}") from error
-        if self.listed and self.listed.get(name) != noted(data):
+        if self.listed and not self._knows(name, data):
             raise RecordError(f"{file} is not what the record wrote: it is damaged, or another file; {AGAIN}")
         return data
+
+    def _knows(self, name: str, data: bytes) -> bool:
+        if noted(data) in self.listed.get(name, []):
+            return True
+        if self.closed:
+            return False
+        listed, _ = _read_list(self.path)  # another process may have written it since
+        return noted(data) in listed.get(name, [])
 
     def picture(self, name: str) -> PIL.Image.Image:
         """Return the picture in a PNG file."""
@@ -110,9 +131,32 @@ class RecordFiles:
         return check_table(csv_to_table(self.read("table.csv"), where, manifest["columns"]), manifest, where)
 
 
+def _read_list(path: Path, sha256: str | None = None) -> tuple[dict[str, list[tuple[int, str]]], frozenset[str]]:
+    """Return what ``files.csv`` says, and the names above the last line of a table; nothing where it is lost."""
+    listed: dict[str, list[tuple[int, str]]] = {}
+    surely = frozenset()
+    try:
+        data = RecordFiles(path).read("files.csv")
+        if sha256 not in (None, noted(data)[1]):
+            return {}, surely
+        whole = data[: data.rfind(b"\n") + 1]  # who adds a line may be killed
+        for row in csv_rows(whole, str(path / "files.csv"), list(LISTED)):
+            if row["path"] == "table.csv":
+                surely = frozenset(listed)
+            listed.setdefault(row["path"], []).append((int(row["size"]), row["sha256"]))
+    except (RecordError, ValueError):
+        return {}, frozenset()
+    return listed, surely
+
+
 def noted(data: bytes) -> tuple[int, str]:
     """Return what a record's list says of a file: its size and SHA-256."""
     return len(data), hashlib.sha256(data).hexdigest()
+
+
+def manifest_content(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest, which ``record.json`` holds as ``content`` beside it."""
+    return noted(json_bytes(manifest))[1]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -129,7 +173,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path} holds no record.json; give the directory of a sweep")
     where, advice = str(path / "record.json"), "the record is damaged: sweep into another directory"
     manifest = parse_json(RecordFiles(path).read("record.json"), where, RecordError, advice)
-    return manifest if manifest.get("format") == 1 else check_manifest(manifest, where)
+    content = manifest.pop("content", None)
+    if manifest.get("format") == 1:
+        return manifest
+    if content not in (None, manifest_content(check_manifest(manifest, where))):  # None: written before there was one
+        raise RecordError(f"{where} is not what the record wrote (its content has another hash); {advice}")
+    return manifest
 
 
 def check_table(table: pd.DataFrame, manifest: dict[str, Any], where: str) -> pd.DataFrame:

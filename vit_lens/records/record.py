@@ -91,7 +91,7 @@ class Record:
         if manifest["format"] == 1:
             manifest, table, conditions = load_format_1(files, manifest)
         else:
-            files = RecordFiles.of(path, manifest) if manifest["complete"] else files
+            files = RecordFiles.of(path, manifest)
             table, conditions = files.table(manifest), StoredConditions(files, manifest)
             manifest |= {"complete": manifest["complete"] and not files.lost(manifest)}
         readings = {found["id"]: Reading.from_dict(found, str(path)) for found in manifest["readings"]}

@@ -9,12 +9,14 @@ Format 2, a folder:
                                       input, ``negative`` one; parts ``pooled``, ``tokens``, ``mask``
 ``pictures/000000.png``               by row; those of a budget's first pass in ``pictures/coarse``
 ``inputs/0000.png``                   what the model saw of an image, by its index
-``files.csv``                         every file but the manifest and itself: path, size, sha256, media type
+``files.csv``                         every file but the manifest and itself: path, size, sha256, media type; while
+                                      a record is written, a line is added before a file is
 ===================================== ==================================================================================
 
 In the manifest: ``readings`` say what a row was read with (:class:`vit_lens.records.Reading`), and rows name theirs by
 its id. ``inputs`` have a ``kind`` (``image``, ``text``), an ``index`` over all parts of a divided sweep, a name and a
 content hash. ``machine`` (kind of device), ``versions`` and ``threads`` are what bits depend on beside the plan.
+``content`` is the SHA-256 of everything else in it.
 ``batch_plan`` says which rows are drawn together. ``shard`` says which of the whole sweep's rows a part holds.
 """
 

@@ -4,6 +4,7 @@ __all__ = ["RecordWriter"]
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
-from vit_lens.files import clear_temporary, exclusive, make_directory, write_atomic
+from vit_lens.files import append, exclusive, make_directory, write_atomic
 from vit_lens.records import schema
 from vit_lens.records.answers import Readouts, gallery_name, load_readouts, readouts_bytes
 from vit_lens.records.encoding import encode_png, is_png
 from vit_lens.records.live import LiveNumbers, live_bytes_of, load_live
-from vit_lens.records.opening import RecordFiles, noted, read_manifest
+from vit_lens.records.opening import RecordFiles, manifest_content, noted, read_manifest
 from vit_lens.records.row_files import StoredConditions, rows_per_part, write_conditions
 
 _COMPRESS_LEVEL = 1  # of pictures, most of a sweep's files: zlib's time is spent beside the decoder's
@@ -57,25 +58,24 @@ class RecordWriter:
             raise RecordError(
                 f"the batch plan says {manifest['batch_plan']['n_rows']} rows, the table has {len(self.table)}"
             )
-        self.files = RecordFiles(self.path)
+        self.files, self._listing = RecordFiles(self.path), threading.Lock()
         self._noted: dict[str, tuple[int, str]] = {}
         make_directory(self.path)
         self.resumed = (self.path / "record.json").exists()
         planned = schema.table_to_csv(self.table, self._columns)
         if self.resumed:
             self._continue()
-            for folder in (self.path, self.path / "pictures", self.path / "embeddings"):
-                clear_temporary(folder)
         elif strangers := [file for file in self.path.iterdir() if not _is_own(file, planned)]:
             raise RecordError(
                 f"{self.path} is not empty and holds no record ({strangers[0].name}); choose an empty or new directory"
             )
         else:
-            clear_temporary(self.path)
+            self._begin_list()
             self._put("table.csv", planned)  # before the manifest, so that there is never one without a table
-            write_atomic(self.path / "record.json", schema.json_bytes(manifest))
+            self._amend()
         coarse = ["pictures/coarse"] if "budget" in self.manifest["batch_plan"] else []
-        for folder in ("pictures", "inputs", *coarse):
+        gallery = ["gallery"] if (self.path / "gallery").exists() else []
+        for folder in ("pictures", "inputs", *coarse, *gallery):
             make_directory(self.path / folder)
         self._open_conditions()
 
@@ -98,10 +98,24 @@ class RecordWriter:
             yield writer
 
     def _put(self, name: str, data: bytes) -> None:
+        with self._listing:
+            held = self.files.listed.setdefault(name, [])
+            if noted(data) not in held:  # listed before it is written: of a kill in between, no file is left unknown
+                held.append(noted(data))
+                if self.manifest["complete"]:
+                    self._amend(complete=False)
+                append(self.path / "files.csv", _lines([(name, *noted(data))], head=False))
         write_atomic(self.path / name, data)
         self._noted[name] = noted(data)
-        if self.files.listed:
-            self.files.listed[name] = noted(data)
+
+    def _begin_list(self) -> None:
+        """Begin the list, or go on with what it says of files that are there; what a lost one said, they say now."""
+        known = self.files.listed or {
+            name: [noted(self.files.read(name))] for name in self._found() if self.holds(name)
+        }
+        there = sorted((name for name in known if self.files.size(name) is not None), key="table.csv".__eq__)
+        write_atomic(self.path / "files.csv", _lines((name, *said) for name in there for said in known[name]))
+        self.files = RecordFiles.of(self.path, self.manifest)
 
     def write_input(self, index: int, picture: Picture) -> None:
         """Store what the model saw of an image."""
@@ -202,25 +216,27 @@ class RecordWriter:
     def finish(self, notes: Iterable[str] = ()) -> None:
         """List every file and mark the record complete; RecordError while one is missing."""
         expected = list(dict.fromkeys([*schema.expected_files(self.manifest), *self._noted]))
-        found = {file.relative_to(self.path).as_posix() for pattern in _LISTED for file in self.path.glob(pattern)}
-        kept = {name: self._noted[name] for name in sorted({*expected, *found}) if self._is_still(name)}
+        kept = {name: self._noted[name] for name in sorted({*expected, *self._found()}) if self._is_still(name)}
         if lost := [name for name in expected if name not in kept]:
             raise RecordError(
                 f"{len(lost)} of {len(expected)} files of {self.path} are missing or damaged, the first is {lost[0]}; "
                 "run the same sweep again"
             )
         self.add_notes(notes)
-        lines = [(name, *said, _MEDIA[Path(name).suffix]) for name, said in kept.items()]
-        listed = pd.DataFrame(lines, columns=list(schema.LISTED)).to_csv(index=False, lineterminator="\n").encode()
+        listed = _lines((name, *said) for name, said in kept.items())
         write_atomic(self.path / "files.csv", listed)
-        self._amend(files={"n": len(lines), "sha256": noted(listed)[1]}, complete=True)
+        self._amend(files={"n": len(kept), "sha256": noted(listed)[1]}, complete=True)
+
+    def _found(self) -> set[str]:
+        return {file.relative_to(self.path).as_posix() for pattern in _LISTED for file in self.path.glob(pattern)}
 
     def _is_still(self, name: str) -> bool:
         return (name in self._noted or self.holds(name)) and self.files.size(name) == self._noted[name][0]
 
     def _amend(self, **changes: Any) -> None:
         manifest = {**self.manifest, **changes}
-        write_atomic(self.path / "record.json", schema.json_bytes(manifest))
+        said = schema.json_bytes({**manifest, "content": manifest_content(manifest)})
+        write_atomic(self.path / "record.json", said)
         self.manifest = manifest
 
     def _continue(self) -> None:
@@ -236,6 +252,8 @@ class RecordWriter:
         names = [*schema.expected_files(stored), *self.files.listed]
         if stored["complete"] and not all(name in self.files.listed and self.holds(name) for name in names):
             self._amend(complete=False)
+        if not self.manifest["complete"]:
+            self._begin_list()
         try:
             table = self.files.table(stored)
         except RecordError:  # lost or damaged, and made anew
@@ -271,4 +289,12 @@ def _other_plan(old: pd.DataFrame, new: pd.DataFrame) -> str:
 
 def _is_own(file: Path, table: bytes) -> bool:
     """Whether a file of a directory without a record is what a killed writer of this one left there."""
-    return file.name.startswith(".vit_lens") or (file.name == "table.csv" and file.read_bytes() == table)
+    known = {"table.csv": table, "files.csv": _lines([])}
+    return file.name.startswith(".vit_lens") or (file.name in known and file.read_bytes().startswith(known[file.name]))
+
+
+def _lines(files: Iterable[tuple[str, int, str]], *, head: bool = True) -> bytes:
+    """Return lines of ``files.csv``."""
+    lines = [(name, size, sha256, _MEDIA[Path(name).suffix]) for name, size, sha256 in files]
+    listed = pd.DataFrame(lines, columns=list(schema.LISTED))
+    return listed.to_csv(index=False, header=head, lineterminator="\n").encode()
