@@ -87,7 +87,8 @@ def write_atomic(path: Path, data: bytes) -> None:
                 temporary.replace(path)  # while it is locked
         if fcntl is None:
             temporary.replace(path)
-        else:  # so that the name outlasts a power cut as well
+        temporary = None
+        if os.name == "posix":  # so that the name outlasts a power cut as well
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -99,9 +100,9 @@ def write_atomic(path: Path, data: bytes) -> None:
             "free some space or choose another --out, then run the same command again"
         ) from error
     finally:
-        with contextlib.suppress(OSError):
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _open_temporary(folder: Path) -> tuple[Path, BinaryIO]:

@@ -201,14 +201,14 @@ def _is_in(path, out, whole):
 
 
 def campaign(world, job, tally: Tally, n: int | None) -> None:
-    """Kill a job at every event once, a quick one at as many pairs, too; or, with ``n``, at so many of all these."""
+    """Kill a job at every event once, a quick one at some pairs, too; or, with ``n``, at so many of all these."""
     undisturbed = world.folder / f"whole {job.__name__}"
     undisturbed.mkdir()
     outcome = run(world, job, undisturbed)
     assert outcome.how == "value", outcome
     events, whole, chance = outcome.what, contents(undisturbed), random.Random(tally.given.seed)
     plans = [[number] for number in range(len(events))]
-    plans += [[chance.randrange(len(events)) for _ in range(2)] for _ in events if job in QUICK]
+    plans += [[chance.randrange(len(events)) for _ in range(2)] for _ in events[::8] if job in QUICK]
     for at in plans if n is None else chance.sample(plans, min(n, len(plans))):
         how, what = killed(world, job, whole, at)
         tally.add(job.__name__, how, None if how == "equal" else how, {"at": at, "event": events[at[0]], "what": what})
