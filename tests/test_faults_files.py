@@ -1,11 +1,13 @@
 """Files that anybody may have written go through one door, which takes what is meant and says what is wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from faults import outcomes
 
-from vit_lens.errors import RecordError, VitLensError
+from vit_lens.errors import ImageError, RecordError, VitLensError
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -131,3 +133,111 @@ def test_fields_are_checked_down_to_their_elements(change, words):
     assert check_fields(TextBank, plain, "it", VitLensError)["captions"] == ("a", "b")
     with pytest.raises(VitLensError, match=words):
         check_fields(TextBank, plain | change, "it", VitLensError)
+
+
+# ---- paths: one door, whoever hands one over ------------------------------------------------------------------
+
+NO_PATH = "expected str or PathLike: where the file or folder lies"
+NO_PATHS = {  # what is given, and what is said of it
+    "None": (None, f"is of type NoneType; {NO_PATH}"),
+    "a number": (3, f"is of type int; {NO_PATH}"),
+    "bytes": (b"x", f"is of type bytes; {NO_PATH}"),
+    "a list": (["x"], f"is of type list; {NO_PATH}"),
+    "nothing": ("", "is empty: no such file or folder"),
+    "NUL": ("a\0b", r"no file can be at 'a\x00b': "),
+    "NUL in a Path": (Path("a\0b"), r"no file can be at 'a\x00b': "),
+    "5,000 characters": ("x" * 5000, "xxx...xxx"),
+    "a folder of 5,000": (Path("x" * 5000, "y"), "File name too long; choose another name"),
+}
+
+
+@pytest.fixture(scope="module")
+def takers(vit):
+    """Every public function that takes a path, and the error that it raises."""
+    import vit_lens as vl
+    from vit_lens import images, readers, texts
+
+    bank = texts.TextBank(captions=("a",), embeds=torch.ones(1, 13), logit_scale=1.0, logit_bias=None, encoder_id="x")
+    pixels = torch.randn(2, 3, 22, 22, dtype=torch.float64)
+    means = readers.SiteMeans.from_images(vit, pixels, "L1.mlp")
+    reference = vl.ReferenceMeans.from_images(vit, pixels)
+    parts = dict(encoder_id="x", fingerprint="x", preprocess={}, folder="", names=("a",), hashes=("a",), stamps=("a",))
+    gallery = readers.Gallery(**parts, embeds=torch.ones(1, 13))
+    return {
+        "Gallery.load": (readers.Gallery.load, "GalleryError"),
+        "Gallery.save": (gallery.save, "OutputError"),
+        "Gallery.from_folder": (lambda path: readers.Gallery.from_folder(vit, path), "GalleryError"),
+        "Gallery.from_folder(out)": (lambda path: readers.Gallery.from_folder(vit, ".", out=path), "OutputError"),
+        "SiteMeans.load": (readers.SiteMeans.load, "LensError"),
+        "SiteMeans.save": (means.save, "OutputError"),
+        "ReferenceMeans.load": (vl.ReferenceMeans.load, "VitLensError"),
+        "ReferenceMeans.save": (reference.save, "OutputError"),
+        "TextBank.load": (vl.TextBank.load, "TextError"),
+        "TextBank.save": (bank.save, "OutputError"),
+        "read_captions": (texts.read_captions, "TextError"),
+        "load_image": (images.load_image, "ImageError"),
+        "load_with_hash": (images.load_with_hash, "ImageError"),
+        "find_images": (images.find_images, "ImageError"),
+        "find_images of several": (lambda path: images.find_images([path]), "ImageError"),
+        "images_in": (lambda path: images.images_in(path, below=True), "ImageError"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", NO_PATHS)
+def test_what_is_no_path_is_refused_by_everybody_who_takes_one(given, takers, errors):
+    value, said = NO_PATHS[given]
+    cases = {name: (lambda call=call: call(value), kind, said) for name, (call, kind) in takers.items()}
+    if not isinstance(value, str | Path):  # no file: of a picture there are other kinds, None keeps a gallery in memory
+        for name in ("load_image", "load_with_hash", *["find_images"] * isinstance(value, list)):
+            del cases[name]
+    if value is None:
+        del cases["Gallery.from_folder(out)"]
+    assert not outcomes(errors, cases)
+
+
+@pytest.mark.parametrize("given", [name for name in NO_PATHS if name != "nothing"])
+def test_no_file_function_meets_what_is_no_path(given, errors):
+    from vit_lens import files
+
+    value, said = NO_PATHS[given]
+    reading = dict(error=VitLensError, advice="copy it")
+    cases = {
+        "make_directory": (lambda: files.make_directory(value), "OutputError", said),
+        "write_atomic": (lambda: files.write_atomic(value, b""), "OutputError", said),
+        "clear_temporary": (lambda: files.clear_temporary(value), "OutputError", said),
+        "exclusive": (lambda: files.exclusive(value).__enter__(), "OutputError", said),
+        "save_tensors": (lambda: files.save_tensors({}, value), "OutputError", said),
+        "open_safetensors": (lambda: files.open_safetensors(value, **reading), "VitLensError", said),
+        "open_tensors": (
+            lambda: files.open_tensors(value, ["x"], what="a x", **reading).__enter__(), "VitLensError", said
+        ),
+        "read_json": (lambda: files.read_json(value, **reading), "VitLensError", said),
+        "read_shards": (lambda: files.read_shards(value, **reading), "VitLensError", said),
+    }  # fmt: skip
+    assert not outcomes(errors, cases)
+
+
+def test_a_tilde_is_a_home_for_everybody(tmp_path, monkeypatch):
+    from vit_lens import TextBank
+    from vit_lens.files import as_path
+    from vit_lens.images import load_image
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/a.png", VitLensError) == as_path(Path("~", "a.png"), VitLensError) == tmp_path / "a.png"
+    assert as_path("~no-such-user/x", VitLensError) == Path("~no-such-user/x")  # as shells have it
+    with pytest.raises(ImageError, match=r"~no-such-user/x: no such file"):
+        load_image("~no-such-user/x")
+    bank = TextBank(captions=("a",), embeds=torch.ones(1, 3), logit_scale=1.0, logit_bias=None, encoder_id="x")
+    assert bank.save("~/below/bank") == tmp_path / "below" / "bank"
+    assert TextBank.load("~/below/bank").captions == ("a",)
+
+
+def test_what_is_no_tensors_is_not_written(tmp_path, errors):
+    from vit_lens.files import save_tensors
+
+    cases = {
+        "None": (lambda: save_tensors(None, tmp_path / "x"), "OutputError", "tensors is of type NoneType"),
+        "numpy": (lambda: save_tensors({"a": [1]}, tmp_path / "x"), "OutputError", "'a' is of type list"),
+        "metadata": (lambda: save_tensors({}, tmp_path / "x", ["a"]), "OutputError", "metadata is of type list"),
+    }
+    assert not outcomes(errors, cases) and not (tmp_path / "x").exists()

@@ -239,5 +239,12 @@ def test_what_preprocess_is_given():
     ):
         with pytest.raises(PreprocessError, match=words):
             images.preprocess(picture(), spec(), **wrong)
+    for size in (None, 3, "ab", (3,), (3, 4, 5), (3, 0), (3, 4.5), torch.tensor([3, 4])):
+        for of_size, name in ((images.resized_size, "size"), (images.margins, "resized")):
+            with pytest.raises(PreprocessError, match=rf"{name}=.*; expected \(height, width\) in pixels"):
+                of_size(size, spec())
+    for of_spec in (images.resized_size, images.margins):
+        with pytest.raises(PreprocessError, match="spec is of type tuple; expected PreprocessSpec"):
+            of_spec((3, 4), (2, 2))
     with pytest.raises(PreprocessError, match="spec is of type dict; expected PreprocessSpec"):
         images.preprocess(picture(), spec().to_dict())

@@ -234,6 +234,7 @@ def test_wrong_arguments_are_refused_in_words(seeing, cache, bank, gallery, pict
     data, names = torch.randn(6, 4), list("abcd")
     one, near, no_model = "LensError", "GalleryError", "expected a HookedViT, not"
     span, no_lens = ro.text_span, "expected Lens: such as DiffusionLens(), or a list of lenses"
+    answers, maps = ro.read_sites(c, lens, site, bank=bank), ro.zero_shot_maps(c, bank, "L1.resid_post")
     long = torch.tensor([1.0, 1, 1, 100])[:, None] * unit
     cases = {
         "controls of text": (lambda: ro.zero_shot_lens(c, bank, controls="random"), one, "controls='random'; expected"),
@@ -268,10 +269,10 @@ def test_wrong_arguments_are_refused_in_words(seeing, cache, bank, gallery, pict
         "check of a name": (lambda: gallery.check("mini"), near, f"{no_model} str"),
         "hash of a path": (lambda: ro.picture_hash("a.png"), "ImageError", "picture is of type str; expected Image"),
         "means of no model": (lambda: ro.SiteMeans.from_images(None, pictures, "heads"), one, f"{no_model} NoneType"),
-        "means by a name": (lambda: ro.SiteMeans.from_images(m, pictures, "heads", lens="diffusion"), one, no_lens),
+        "means by a name": (lambda: ro.SiteMeans.from_images(m, pictures, site, lens="dsl"), one, "expected Lens: "),
         "means of a folder": (lambda: ro.SiteMeans.of_gallery(m, "photos", [lens], site), near, "expected Gallery"),
         "means of lenses": (lambda: ro.SiteMeans.of_gallery(m, gallery, ["dsl"], site), one, no_lens),
-        "means read by a name": (lambda: means.reads("dsl"), one, no_lens),
+        "means read by a name": (lambda: means.reads("dsl"), one, "expected Lens: such"),
         "lens by name": (lambda: ro.read_sites(c, "diffusion", site, bank=bank), one, no_lens),
         "lenses by name": (lambda: ro.read_sites(c, ["diffusion"], site, bank=bank), one, no_lens),
         "lens None": (lambda: ro.read_sites(c, None, site, bank=bank), one, no_lens),
@@ -292,6 +293,24 @@ def test_wrong_arguments_are_refused_in_words(seeing, cache, bank, gallery, pict
         "span of lengths": (lambda: span(data, long, names, k=1), one, "texts are not of length 1"),
         "span of a text": (lambda: span(data, unit, "abcd", k=1), one, "captions='abcd'; expected a list"),
         "span of 4": (lambda: span(data, unit, 4, k=1), one, "captions=4; expected a list"),
+        "queries None": (lambda: gallery.nearest(None, 1), near, "queries is a NoneType"),
+        "left out 3": (lambda: gallery.nearest(queries, 1, leave_out=3), near, "leave_out=3; expected a hash or None"),
+        "left out text": (lambda: gallery.nearest(queries, 1, leave_out="abc"), near, "leave_out='abc'; expected a"),
+        "no names": (lambda: dataclasses.replace(gallery, names=None), near, "names is of type NoneType"),
+        "hashes 3": (lambda: dataclasses.replace(gallery, hashes=3), near, "hashes is of type int"),
+        "means' sites": (lambda: dataclasses.replace(means, sites=None), one, "sites is of type NoneType"),
+        "means of None": (lambda: means.of(None, lens, means.sites), one, f"{no_model} NoneType"),
+        "means of no sites": (lambda: means.of(m, lens, None), one, "sites is of type NoneType"),
+        "means of no lens": (lambda: means.of(m, [], means.sites), one, "expected Lens: such as DiffusionLens()"),
+        "cache of a model": (lambda: ro.read_sites(m, lens, site, bank=bank), one, "expected the cache of HookedViT"),
+        "k of both": (lambda: ro.read_sites(c, lens, site, bank=bank, k=None), one, "k=None; expected a whole number"),
+        "answer None": (lambda: answers.of(None, site), one, "image=None; expected a whole number, at least 0"),
+        "answer of reading": (lambda: answers.of(0, site, reading="x"), one, "reading='x'; expected a whole number"),
+        "answer of control": (lambda: answers.of(0, site, control=[1]), one, "control is of type list"),
+        "answer of no site": (lambda: answers.of(0, None), "UnknownSiteError", "an address is of type NoneType"),
+        "form": (lambda: read.of(["raw"]), one, "no form ['raw']"),
+        "form of maps": (lambda: maps.of({}), one, "no form {} here; there are ['raw']"),
+        "spans of no model": (lambda: ro.text_spans(None, pictures, bank, "heads"), "TextError", f"{no_model} NoneTyp"),
         "reconstruct": (lambda: span(data, unit, names, k=1).reconstruct(torch.zeros(2, 5)), one, "[image 4]"),
     }  # fmt: skip
     assert not outcomes(errors, cases)

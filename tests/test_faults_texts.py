@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from faults import outcomes
 
 from vit_lens.errors import TextError, UnknownSiteError, VitLensError
 
@@ -115,6 +116,84 @@ def test_messages_are_text():
     """A file's name may hold bytes that are none."""
     assert str(VitLensError("a\udcff.png")) == "a\\udcff.png"
     assert str(UnknownSiteError("é")) == "é" and str(VitLensError()) == "" and VitLensError(3).args == ("3",)
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------
+
+
+def test_texts_refuse_what_they_cannot_read(vit, errors):
+    from vit_lens import TextBank, ZeroShotLabels
+    from vit_lens.identity import aliases, canonical_encoder_id, fingerprint, same_encoder
+
+    embeds = torch.randn(2, 13)
+    fields = dict(captions=("a", "b"), embeds=embeds, logit_scale=90.0, logit_bias=None, encoder_id="x")
+    bank, labels = TextBank(**fields), ZeroShotLabels({"colour": ("red", "blue")}, {"colour": embeds})
+
+    def of(**change):
+        return lambda: TextBank(**fields | change)
+
+    one, text = "VitLensError", "TextError"
+    cases = {
+        "captions": (of(captions=None), text, "captions is of type NoneType"),
+        "captions 3": (of(captions=3), text, "captions is of type int"),
+        "embeds": (of(embeds=embeds.tolist()), text, "embeds is of type list"),
+        "embeds of one axis": (of(embeds=embeds[0]), text, "torch.float32 of shape (13,); expected floats [caption"),
+        "embeds of counts": (of(embeds=embeds.long()), text, "torch.int64 of shape (2, 13)"),
+        "scale": (of(logit_scale="90"), text, "logit_scale is of type str"),
+        "scale None": (of(logit_scale=None), text, "logit_scale is of type NoneType"),
+        "bias": (of(logit_bias="1"), text, "logit_bias is of type str"),
+        "encoder": (of(encoder_id=3), text, "encoder_id is of type int"),
+        "templates None": (lambda: TextBank.mini(["a red star"], templates=None), text, "templates=None; expected"),
+        "templates 3": (lambda: TextBank.mini(["a red star"], templates=[3]), text, "the template 3 has no {}"),
+        "one template": (lambda: TextBank.mini(["red"], templates="a {}"), text, "templates='a {}'; expected a list"),
+        "device": (lambda: TextBank.from_pretrained("mini", ["a red star"], device="gpu"), text, "device='gpu' ("),
+        "open_clip None": (lambda: TextBank.from_open_clip(None, "openai", ["a"]), text, "name is of type NoneType"),
+        "open_clip tag": (lambda: TextBank.from_open_clip("ViT-B-32", None, ["a"]), text, "tag is of type NoneType"),
+        "open_clip NUL": (lambda: TextBank.from_open_clip("ViT-B-32", "a\0b", ["a"]), text, "no file can be at 'a"),
+        "cosines": (lambda: bank.cosines(None), text, "image_embeds is of type NoneType"),
+        "cosines of numpy": (lambda: bank.probs(embeds.numpy()), text, "image_embeds is of type ndarray"),
+        "cosines of counts": (lambda: bank.logits(embeds.long()), text, "image_embeds are torch.int64"),
+        "cosines of a number": (lambda: bank.cosines(embeds[0, 0]), text, "of shape (); expected floats"),
+        "to logits": (lambda: bank.to_logits([0.1]), text, "cosines is of type list"),
+        "to probs": (lambda: bank.to_probs(None), text, "logits is of type NoneType"),
+        "index": (lambda: bank.index(3), text, "caption is of type int"),
+        "check": (lambda: bank.check("mini"), text, "expected a HookedViT, not str"),
+        "labels": (lambda: ZeroShotLabels(None, {}), one, "names is of type NoneType"),
+        "labels' embeds": (lambda: ZeroShotLabels({"a": ("x",)}, {"a": [1]}), one, "embeds['a'] is of type list"),
+        "label": (lambda: labels.label(None), one, "image_embeds is of type NoneType"),
+        "label of width 5": (lambda: labels.label(torch.zeros(2, 5)), one, "the labels have widths {'colour': 13}"),
+        "canonical": (lambda: canonical_encoder_id(None), one, "an encoder's id is of type NoneType"),
+        "same": (lambda: same_encoder("mini", 3), one, "an encoder's id is of type int"),
+        "aliases": (lambda: aliases(b"mini"), one, "an encoder's id is of type bytes"),
+        "fingerprint": (lambda: fingerprint(embeds), one, "state_dict is of type Tensor"),
+        "fingerprint of lists": (lambda: fingerprint({"a": [1]}), one, "'a' is of type list"),
+    }  # fmt: skip
+    assert not outcomes(errors, cases)
+
+
+def test_addresses_are_of_models_and_configs(vit, errors):
+    from vit_lens.addresses import Address, Position, Site
+
+    kind, no_cfg = (
+        "UnknownSiteError",
+        "cfg is of type HookedViT; expected TowerConfig: the config of the model, model.cfg",
+    )
+    cases = {
+        **{
+            f"{read.__name__} of {value!r}": (lambda read=read, value=value: read(value), kind, "expected a model")
+            for read in (Site.heads, Site.attns, Site.mlps, Site.residuals) for value in (None, 3, "mini", [vit])
+        },
+        "residuals": (lambda: Site.residuals(vit, "nose"), kind, "unknown kind of site 'nose'"),
+        "resolve": (lambda: Site.resolve("heads", vit), kind, no_cfg),
+        "check": (lambda: Site.parse("L0H0").check(vit), kind, no_cfg),
+        "kind": (lambda: Site(0, ["head"], 1), kind, "unknown kind of site ['head']"),
+        "sigma": (lambda: Address(block="L", layer=3, sigma="x"), kind, "is no address: could not convert"),
+        "hook": (lambda: Address(block="L", layer=3, hook=3), kind, "is no address: sequence item"),
+        "spliced": (lambda: Address.parse("L5.f3").resolve_feature(None), kind, "spliced=None; expected a list"),
+        "spliced text": (lambda: Address.parse("L5.f3").resolve_feature("L5.mlp"), kind, "spliced='L5.mlp'"),
+        "position": (lambda: Position([3], 1), kind, "is no position"),
+    }  # fmt: skip
+    assert not outcomes(errors, cases)
 
 
 # ---- R9: identity ---------------------------------------------------------------------------------------------

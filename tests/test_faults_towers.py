@@ -1,6 +1,7 @@
 """Hostile use of towers, hooks and caches: what came out wrong or without a word, a section for each case."""
 
 import copy
+import dataclasses
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -612,6 +613,38 @@ WRONG = {
     "sigma 'x'": (lambda m, c, x, vl: m.step(0, sigma="x").__enter__(), "sigma='x'; expected a finite number"),
     "no config": (lambda m, c, x, vl: type(m)(None), "cfg is of type NoneType; expected TowerConfig"),
     "id 3": (lambda m, c, x, vl: type(m)(m.cfg, encoder_id=3), "encoder_id is of type int; expected str"),
+    "tokens None": (lambda m, c, x, vl: m.tokens_to_residual_directions(None), "tokens of type NoneType; expected a"),
+    "tokens of texts": (lambda m, c, x, vl: m.tokens_to_residual_directions(["a"]), "tokens of type list; expected a"),
+    "complex tokens": (
+        lambda m, c, x, vl: m.tokens_to_residual_directions(torch.zeros(2).cfloat()),
+        "tokens of dtype torch.complex64",
+    ),
+    "activation 3": (lambda m, c, x, vl: c.stack_activation(3), "activation_name is of type int; expected str"),
+    "activation None": (lambda m, c, x, vl: c.stack_activation(None), "activation_name is of type NoneType"),
+    "layers": (lambda m, c, x, vl: c.stack_activation("z", torch.zeros(2)), "layer=tensor"),
+    "means of no model": (lambda m, c, x, vl: vl.ReferenceMeans.from_images(None, x), "expected a HookedViT, not None"),
+    "shipped": (lambda m, c, x, vl: vl.ReferenceMeans.shipped("mini"), "expected a HookedViT, not str"),
+    **{
+        f"means.{name}": (lambda m, c, x, vl, call=call: call(vl.ReferenceMeans.from_images(m, x)), "a HookedViT, not")
+        for name, call in {
+            "check": lambda means: means.check(None),
+            "at_readout": lambda means: means.at_readout("mini"),
+            "output": lambda means: means.output(None, "L0.mlp"),
+            "resid": lambda means: means.resid(3, 1),
+            "last_state": lambda means: means.last_state(None),
+        }.items()
+    },
+    "means.z_of": (lambda m, c, x, vl: vl.ReferenceMeans.from_images(m, x).z_of("L0H0"), "site is of type str"),
+    "means' z": (
+        lambda m, c, x, vl: dataclasses.replace(vl.ReferenceMeans.from_images(m, x), z=None),
+        "z is of type NoneType; expected Tensor",
+    ),
+    "means' n": (
+        lambda m, c, x, vl: dataclasses.replace(vl.ReferenceMeans.from_images(m, x), n="3"),
+        "n='3', positions='readout'; expected 1 or more",
+    ),
+    "stability": (lambda m, c, x, vl: vl.ReferenceMeans.from_images(m, x).stability.error(["z"]), r"no kind \['z'\]"),
+    "part": (lambda m, c, x, vl: vl.ReferenceMeans.from_images(m, x).stability.by_chance({}), "no part {}"),
     "narrow rows": (
         lambda m, c, x, vl: m.embed_rows(torch.zeros(2, 1, 3)),
         r"rows of shape \(2, 1, 3\); expected d_model=14",

@@ -171,7 +171,7 @@ class Position:
     value: int | tuple[int, int] | str | None = None
 
     def __post_init__(self) -> None:
-        _take(self, _read_position(str(self)))
+        _take(self, _read_position(_written(self)))
 
     @classmethod
     def parse(cls, text: str) -> "Position":
@@ -243,7 +243,7 @@ class Address:
     sigma: float | None = None
 
     def __post_init__(self) -> None:
-        _take(self, _read_address(str(self)))
+        _take(self, _read_address(_written(self)))
 
     @classmethod
     def parse(cls, text: str) -> "Address":
@@ -328,6 +328,8 @@ class Address:
         """
         if self.feature is None:
             raise UnknownSiteError(f"{self} is no feature; one is for example 'L5.f3796' or 'L5.resid_post.f3796'")
+        if isinstance(spliced, (str, Address)) or not isinstance(spliced, Iterable):
+            raise UnknownSiteError(f"spliced={spliced!r}; expected a list of addresses, such as ['L5.resid_post']")
         held = list(dict.fromkeys(Address.parse(str(one)) for one in spliced))
         found = [
             one
@@ -363,6 +365,19 @@ def spelled(text: object) -> str:
 
 def _said(sign: str, value: object) -> str:
     return "" if value is None else f"{sign}{value}"
+
+
+def _written(self: object) -> str:
+    """Return an address or position as text, which attributes of other kinds cannot be.
+
+    Raises:
+        UnknownSiteError: They cannot.
+    """
+    try:
+        return str(self)
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
+        raise UnknownSiteError(f"{said} is no {type(self).__name__.lower()}: {error}") from error
 
 
 def _take(self: Address | Position, read: Mapping[str, Any] | None) -> None:
@@ -467,7 +482,7 @@ class Site:
     head: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(SiteKind):
+        if not isinstance(self.kind, str) or self.kind not in get_args(SiteKind):
             raise UnknownSiteError(
                 f"unknown kind of site {self.kind!r}; nearest: {nearest(str(self.kind), get_args(SiteKind))}"
             )
@@ -553,6 +568,7 @@ class Site:
         Traceback (most recent call last):
         vit_lens.errors.UnknownSiteError: site L8H0: the model has layers L0 to L7
         """
+        expect(cfg, TowerConfig, "cfg", UnknownSiteError, "the config of the model, model.cfg")
         if self.layer is None:
             return self._check_pool(cfg)
         if self.layer >= cfg.n_layers:
@@ -591,6 +607,7 @@ class Site:
         >>> len(Site.resolve(["heads", "mlp"], model.cfg))
         72
         """
+        expect(cfg, TowerConfig, "cfg", UnknownSiteError, "the config of the model, model.cfg")
         out: list[Site] = []
         for item in listed(sites):
             if isinstance(item, Site):
@@ -608,17 +625,17 @@ class Site:
         >>> len(Site.heads(model)), str(Site.heads(model)[9])
         (64, 'L1H1')
         """
-        return _group(model.cfg, "head")
+        return _group(_config_of(model), "head")
 
     @classmethod
     def attns(cls, model: _HasConfig) -> "list[Site]":
         """Every layer's attention output (all heads and ``b_O``); that of attention pooling last."""
-        return _group(model.cfg, "attn")
+        return _group(_config_of(model), "attn")
 
     @classmethod
     def mlps(cls, model: _HasConfig) -> "list[Site]":
         """Every layer's MLP output (with ``b_out``); that of attention pooling last."""
-        return _group(model.cfg, "mlp")
+        return _group(_config_of(model), "mlp")
 
     @classmethod
     def residuals(cls, model: _HasConfig, kind: SiteKind = "resid_post") -> "list[Site]":
@@ -627,7 +644,7 @@ class Site:
         >>> str(Site.residuals(model, "resid_pre")[2])
         'L2.resid_pre'
         """
-        return _group(model.cfg, kind)
+        return _group(_config_of(model), Site(0, kind).kind)
 
     def __str__(self) -> str:
         where = "pool" if self.is_pool else f"L{self.layer}"
@@ -669,6 +686,14 @@ def _parsed(text: str, cfg: TowerConfig) -> Site:
             f"no site or group of sites {text!r}; nearest: {nearest(text, [*_GROUPS, 'L0H0', 'L0.attn', 'L0.mlp'])}. "
             f"Groups are {', '.join(_GROUPS)}; one site is for example 'L0H0', 'L0.mlp' or 'L0.resid_post'"
         ) from error
+
+
+def _config_of(model: object) -> TowerConfig:
+    if not isinstance(cfg := getattr(model, "cfg", None), TowerConfig):
+        raise UnknownSiteError(
+            f"expected a model, such as a HookedViT, whose sites to list; not {type(model).__name__}"
+        )
+    return cfg
 
 
 def _group(cfg: TowerConfig, kind: SiteKind) -> list[Site]:

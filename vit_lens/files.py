@@ -5,7 +5,7 @@ Every write goes to a temporary file beside the target, then takes its name. JSO
 """
 
 __all__ = [
-    "append", "check_fields", "damaged", "exclusive", "file_tensors", "load_fields",
+    "append", "as_path", "check_fields", "damaged", "exclusive", "file_tensors", "load_fields",
     "make_directory", "open_safetensors", "open_tensors", "parse_json", "read_json", "read_shards", "save_fields",
     "save_tensors", "to_bytes", "write_atomic",
 ]  # fmt: skip
@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from vit_lens.errors import OutputError, VitLensError, nearest
+from vit_lens.errors import OutputError, VitLensError, expect, nearest
 
 _TEMP_PREFIX = ".vit_lens-"
 _JSON_BYTES, _JSON_DEPTH, _JSON_INTEGER = 64 * 2**20, 64, 2**63
@@ -42,6 +42,44 @@ _DAMAGE = (
     SafetensorError, ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError,
     TypeError, ValueError,
 )  # fmt: skip
+
+
+def as_path(path: Any, error: type[VitLensError], what: str = "path") -> Path:
+    """Return the path that a caller gave, ``~`` read as a home as a shell does; whether there is a file is not asked.
+
+    Args:
+        path: What was given as one: a text, or an object of ``os.PathLike``.
+        error: The error to raise.
+        what: The argument's name, for the message.
+
+    Raises:
+        VitLensError: ``error``: it is no path, empty, holds a NUL, or has a name that is too long for a file.
+
+    >>> as_path("pictures/1.png", VitLensError).name
+    '1.png'
+    >>> as_path(None, VitLensError)
+    Traceback (most recent call last):
+    vit_lens.errors.VitLensError: path is of type NoneType; expected str or PathLike: where the file or folder lies
+    """
+    found = _checked(path, error, what)
+    if not os.fspath(path):
+        raise error(f"{what} is empty: no such file or folder; '.' is this folder")
+    return Path(os.path.expanduser(found))  # noqa: PTH111, for Path's own raises where there is no such user
+
+
+def _checked(path: Any, error: type[VitLensError], what: str = "path") -> Path:
+    """Return a path that files can have, which the system is asked for."""
+    expect(path, (str, os.PathLike), what, error, "where the file or folder lies")
+    expect(given := os.fspath(path), str, what, error, "where the file or folder lies")
+    try:
+        os.lstat(given)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as reason:
+        said, why = repr(given), getattr(reason, "strerror", None) or str(reason)
+        said = said if len(said) <= 200 else f"{said[:80]}...{said[-80:]}"
+        raise error(f"no file can be at {said}: {why}; choose another name") from reason
+    return Path(given)
 
 
 def make_directory(path: Path) -> None:
@@ -56,6 +94,7 @@ def make_directory(path: Path) -> None:
     >>> (tmp / "made" / "below").is_dir()
     True
     """
+    path = _checked(path, OutputError)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,7 +115,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     >>> (tmp / "note.txt").read_bytes()
     b'whole'
     """
-    temporary = None
+    path, temporary = _checked(path, OutputError), None
+    expect(data, bytes, "data", OutputError, "what the file is to hold")
     try:
         temporary, file = _open_temporary(path.parent)
         with file:
@@ -153,7 +193,7 @@ def exclusive(directory: Path) -> Iterator[None]:
     >>> with exclusive(tmp):
     ...     write_atomic(tmp / "mine.txt", b"")
     """
-    lock = FileLock(directory / ".vit_lens.lock")
+    lock = FileLock(_checked(directory, OutputError) / ".vit_lens.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -183,6 +223,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     >>> save_tensors({"x": torch.zeros(2)}, tmp / "x.safetensors", {"format": "example.1"}).name
     'x.safetensors'
     """
+    path = _checked(path, OutputError)
+    for what, given in (("tensors", tensors), ("metadata", {} if metadata is None else metadata)):
+        expect(given, Mapping, what, OutputError, "tensors, and texts, by name")
+    for name, tensor in tensors.items():
+        expect(tensor, Tensor, repr(name), OutputError, "tensors by name")
     make_directory(path.parent)
     said = dict(metadata or {})
     write_atomic(path, to_bytes(tensors, {**said, "content": _content(tensors, said)}))
@@ -242,6 +287,7 @@ def open_tensors(
     ...     file_tensors(file)
     {'x': tensor([0., 0.])}
     """
+    path = _checked(path, error)
     if not path.is_file():
         raise error(f"no {what.removeprefix('a ')} at {path}; {advice}")
     with (
@@ -275,6 +321,7 @@ def open_safetensors(path: Path, error: type[VitLensError], advice: str) -> Any:
     >>> open_safetensors(path, VitLensError, "make it").keys()
     ['x']
     """
+    path = _checked(path, error)
     if not path.is_file():
         raise error(f"{path}: no such file; {advice}")
     with damaged(error, f"{path} is not a whole safetensors file", advice):
@@ -356,6 +403,7 @@ def read_json(path: Path, error: type[VitLensError], advice: str) -> dict[str, A
     Traceback (most recent call last):
     vit_lens.errors.VitLensError: ...a.json cannot be read as JSON (the key 'a' occurs twice); write it again
     """
+    path = _checked(path, error)
     if not path.is_file():
         raise error(f"{path}: no such file; {advice}")
     with damaged(error, f"{path} cannot be read as JSON", advice), path.open("rb") as file:
@@ -507,7 +555,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Any or origin in (types.UnionType, Union):
         return kind is Any or any(_fits(value, one) for one in parts)
     if origin is Literal:
-        return value in parts
+        return any(type(value) is type(one) and value == one for one in parts)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             return False

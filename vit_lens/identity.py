@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vit_lens.errors import VitLensError
+from vit_lens.errors import VitLensError, expect
 
 MINI_ENCODER = "vit_lens/mini"
 MINI_FILES = Path(__file__).parent / "mini" / "pair"
@@ -34,6 +34,7 @@ def canonical_encoder_id(encoder_id: str) -> str:
     >>> canonical_encoder_id("open_clip/ViT-bigG-14/laion2b_s39b_b160k")
     'hf/kandinsky-community/kandinsky-2-2-prior:image_encoder'
     """
+    expect(encoder_id, str, "an encoder's id", VitLensError, "such as 'mini', or model.encoder_id")
     return _CANONICAL.get(encoder_id.lower(), encoder_id)
 
 
@@ -99,6 +100,9 @@ def exact_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def _digest(state_dict: Mapping[str, Tensor], kept: Callable[[Tensor], Tensor]) -> str:
+    expect(state_dict, Mapping, "state_dict", VitLensError, "tensors by name, such as model.state_dict()")
+    for name, tensor in state_dict.items():
+        expect(tensor, Tensor, repr(name), VitLensError, "tensors by name, such as model.state_dict()")
     if any(tensor.is_meta for tensor in state_dict.values()):
         raise VitLensError("weights on the meta device have no content to identify; load them on a real device")
     digest = hashlib.sha256()

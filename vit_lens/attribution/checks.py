@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.errors import LensError, VitLensError
-from vit_lens.towers import Tower, ViTActivationCache
+from vit_lens.towers import Tower, ViTActivationCache, check_model
 
 
 def check_cache(cache: object, error: type[VitLensError] = LensError) -> ViTActivationCache:
@@ -35,27 +35,6 @@ def check_cache(cache: object, error: type[VitLensError] = LensError) -> ViTActi
             "becomes one with vit_lens.towers.ViTActivationCache(activations, model)"
         )
     return cache
-
-
-def check_model(model: object, error: type[VitLensError] = LensError) -> None:
-    """Raise unless something is a hooked model.
-
-    Args:
-        model: What was given as one.
-        error: The error to raise.
-
-    Raises:
-        VitLensError: ``error``: it is the name of a model, another library's model, or something else.
-
-    >>> vl.attribution.check_model("mini")
-    Traceback (most recent call last):
-    vit_lens.errors.LensError: expected a HookedViT, not str: HookedViT.from_pretrained(name) or ...
-    """
-    if not hasattr(model, "hook_dict"):
-        raise error(
-            f"expected a HookedViT, not {type(model).__name__}: HookedViT.from_pretrained(name) or "
-            "HookedViT.from_module(tower) makes one"
-        )
 
 
 def in_full(model: Tower) -> torch.autocast:

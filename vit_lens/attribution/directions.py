@@ -61,7 +61,7 @@ class Directions:
             LensError: The arguments do not fit together, or the directions have another width or are not finite.
             TextError: A caption is unknown, or the bank was made for another encoder.
         """
-        if units not in get_args(Units):
+        if str(units) not in get_args(Units):
             raise LensError(f"units={units!r}; expected one of {', '.join(map(repr, get_args(Units)))}")
         names = () if captions is None else _texts(captions)
         scale, bias, d_embed = 1.0, 0.0, model.cfg.d_embed

@@ -80,7 +80,12 @@ class FrozenReadout:
         return self.weights @ rows.to(self.weights)
 
     def project(self, reduced: Float[Tensor, "*part #batch pool_head d_model"]) -> Float[Tensor, "*part batch d_embed"]:
-        """Map what :meth:`reduce` returned to the embedding."""
+        """Map what :meth:`reduce` returned to the embedding.
+
+        Raises:
+            LensError: It is no such part.
+        """
+        check_tensor("a reduced part", reduced, f"*part batch pool_head {self.model.cfg.d_model}")
         return self.pooled_to_embed(self._ends.to_pooled(self._norm.centre(reduced) * self._wide(self._norm.w)))
 
     def pull_back(
@@ -105,7 +110,12 @@ class FrozenReadout:
         return back.expand(*back.shape[:-3], len(self.weights), *back.shape[-2:])
 
     def pooled_to_embed(self, pooled: Float[Tensor, "*part #batch d_pooled"]) -> Float[Tensor, "*part batch d_embed"]:
-        """Map a part of the pooled vector (before ``ln_post``, where there is one) to the embedding."""
+        """Map a part of the pooled vector (before ``ln_post``, where there is one) to the embedding.
+
+        Raises:
+            LensError: It is no such part.
+        """
+        check_tensor("a part of the pooled vector", pooled, f"*part batch {self.model.cfg.d_pooled}")
         return self._of_all(self._ends.to_embed(pooled))
 
     @property

@@ -19,6 +19,7 @@ from vit_lens.decoders.memory import MAX_ROWS, rows_that_fit
 from vit_lens.decoders.settings import override, settings_dict
 from vit_lens.errors import ContractError, DecoderError
 from vit_lens.models import HookedViT
+from vit_lens.towers import check_model
 
 # What the activations of a batch may take by default, whatever memory is free: the batch decides bits.
 _BATCH_BYTES = 8 * 2**30
@@ -114,7 +115,12 @@ class Decoder(ABC):
     # ---- what may stay as it is
 
     def read(self, model: HookedViT, pixels: Float[Tensor, "batch channel height width"]) -> Condition:
-        """Return the condition of whole pictures, what they would be drawn from; by default their embedding."""
+        """Return the condition of whole pictures, what they would be drawn from; by default their embedding.
+
+        Raises:
+            DecoderError: It is no model.
+        """
+        check_model(model, DecoderError)
         return Condition(pooled=model(pixels))
 
     def negative(self, model: HookedViT) -> Condition | None:

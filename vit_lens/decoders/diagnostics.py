@@ -2,18 +2,19 @@
 
 __all__ = ["denoising_error"]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import as_index
+from vit_lens.attribution import whole
 from vit_lens.decoders.kandinsky import KandinskyDecoder
 from vit_lens.decoders.kandinsky_parts import unet_output
 from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.sampling import predicted_noise
-from vit_lens.errors import DecoderError
+from vit_lens.errors import DecoderError, expect
 
 
 @stated_numerics()
@@ -39,7 +40,8 @@ def denoising_error(
 
     Raises:
         ContractError: The embeddings are not for this decoder.
-        DecoderError: The numbers of pictures and embeddings differ, or a size or timestep is out of range.
+        DecoderError: It is no such decoder, images and embeddings are not as many, or a size or timestep is out of
+            range.
 
     >>> from vit_lens.images import to_display
     >>> seen = np.stack([np.asarray(picture) for picture in to_display(images, model.preprocess_spec)])
@@ -48,6 +50,10 @@ def denoising_error(
     >>> errors[100] > errors[900]
     True
     """
+    expect(decoder, KandinskyDecoder, "decoder", DecoderError, "KandinskyDecoder.from_pretrained(name) loads one")
+    expect(images, Tensor, "images", DecoderError, "[batch 3 height width], with values in [-1, 1]")
+    expect(timesteps, Iterable, "timesteps", DecoderError, "a list of whole numbers")
+    timesteps, seed = list(timesteps), whole("seed", seed, DecoderError, 0)
     decoder.check(embeds)
     n_timesteps = decoder.scheduler.config.num_train_timesteps
     if images.ndim != 4 or images.shape[1] != 3 or not bool((images.abs() <= 1.01).all()):

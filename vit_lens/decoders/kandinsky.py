@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vit_lens.addresses import as_index
+from vit_lens.attribution import whole
 from vit_lens.conditions import Condition
 from vit_lens.decoders.by_name import reads_layout
 from vit_lens.decoders.contract import Cost, Decoder
@@ -27,6 +28,7 @@ from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
 from vit_lens.identity import MINI_ENCODER, exact_fingerprint
 from vit_lens.models import HookedViT
+from vit_lens.towers import check_model
 
 _COARSE_SHARE, _LEAST_STEPS = 5, 3
 
@@ -112,7 +114,7 @@ class KandinskyDecoder(Decoder):
         """
         try:
             usable = torch.empty(0, dtype=dtype, device=device).is_floating_point() and dtype.itemsize > 1
-        except (RuntimeError, AssertionError, TypeError) as error:
+        except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
             reason = str(error).splitlines()[0][:100]
             raise DecoderError(f"weights of {dtype} cannot be had on {device!r} here ({reason})") from None
         if not usable:
@@ -192,21 +194,29 @@ class KandinskyDecoder(Decoder):
 
     def settings_words(self, settings: DecodeSettings) -> str:
         """Say steps and guidance."""
+        super().check_settings(settings)
         guidance = f"guidance {settings.guidance:g}" if settings.guidance > 1 else "no guidance"
         return f"{settings.steps} steps, {guidance}"
 
     def coarse(self, settings: DecodeSettings) -> DecodeSettings | None:
         """Return a fifth of the steps, at least 3, without guidance, all else the same; None if that saves nothing."""
+        super().check_settings(settings)
         steps = max(_LEAST_STEPS, round(settings.steps / _COARSE_SHARE))
         coarse = override(settings, {"steps": steps, "guidance": 1.0, "guidance_interval": None})
         return coarse if self.work(coarse) < self.work(settings) else None
 
     def work(self, settings: DecodeSettings) -> float | int:
         """Return how many rows the UNet computes for one picture: two in a step with guidance."""
+        super().check_settings(settings)
         return settings.steps + sum(settings.guided_steps)
 
     def negative(self, model: HookedViT) -> Condition:
-        """Return the encoder's embedding of an all-zero pixel tensor, as the published pipeline has it."""
+        """Return the encoder's embedding of an all-zero pixel tensor, as the published pipeline has it.
+
+        Raises:
+            DecoderError: It is no model.
+        """
+        check_model(model, DecoderError)
         return Condition(pooled=model.zero_embedding())
 
     def identity(self) -> dict[str, Any]:
@@ -279,7 +289,7 @@ class KandinskyDecoder(Decoder):
             )
         if batch_size is not None and (as_index(batch_size) or 0) < 1:
             raise DecoderError(f"batch_size must be at least 1, a whole number, got {batch_size!r}")
-        if output not in ("uint8", "float"):
+        if str(output) not in ("uint8", "float"):
             raise DecoderError(f"output must be 'uint8' or 'float', got {output!r}")
         size = batch_size or min(len(embeds), self.batch_size_for(settings))
         padded = batch_size is not None or self._compiled is not None
@@ -291,8 +301,10 @@ class KandinskyDecoder(Decoder):
         """Count what one pass costs; see :func:`vit_lens.decoders.costs.decoding_cost`.
 
         Raises:
-            DecoderError: The settings' size does not fit.
+            DecoderError: The settings' size does not fit, or rows are no whole number, at least 1.
         """
+        super().check_settings(settings)
+        rows = whole("rows", rows, DecoderError)
         # The seed changes nothing of it.
         key = (self.dtype, settings.height, settings.width, settings.guided_steps, rows)
         if key not in self._costs:

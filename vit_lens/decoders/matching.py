@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.errors import ContractError
+from vit_lens.errors import ContractError, expect
 from vit_lens.identity import KANDINSKY_22_ENCODER, canonical_encoder_id, same_encoder
 
 # A row of norm 1 to this tolerance was normalised on purpose ...
@@ -84,6 +84,7 @@ def check_encoder(decoder_id: str, made_for: str, given: EncoderRef) -> None:
     Traceback (most recent call last):
     vit_lens.errors.ContractError: decoder vit_lens/mini was made for encoder 'vit_lens/mini', but the embeddings ...
     """
+    expect(made_for, str, "made_for", ContractError, "the id of an encoder")
     given_id = encoder_id_of(given)
     source = getattr(given, "source", None) or {"name": "", "tag": None}
     named = not source["tag"] and Path(source["name"]).absolute() == Path(made_for).absolute()

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from vit_lens.decoders.settings import DecodeSettings
-from vit_lens.errors import DecoderError
+from vit_lens.errors import DecoderError, expect
 
 # Rows per pass beyond which little is gained: 16 cost 3 % more per picture than 32 on two CPU cores, and half as much
 # where a sweep is small, since the last pass is filled up.
@@ -54,6 +54,7 @@ def free_memory(device: torch.device) -> int:
     >>> vl.decoders.free_memory(torch.device("cpu")) > 0
     True
     """
+    expect(device, torch.device, "device", DecoderError, "torch.device('cpu')")
     if device.type == "cpu":
         return psutil.virtual_memory().available
     if device.type == "cuda":

@@ -60,7 +60,7 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         for name, low, high in (("steps", 1, _MOST), ("seed", 0, 2**63 - 1), ("height", 1, _MOST), ("width", 1, _MOST)):
             object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
-        if self.scheduler not in get_args(SchedulerName):
+        if str(self.scheduler) not in get_args(SchedulerName):
             raise DecoderError(
                 f"no scheduler {self.scheduler!r}; nearest: {nearest(str(self.scheduler), get_args(SchedulerName))}"
             )
@@ -87,9 +87,14 @@ def settings_dict(settings: Any) -> dict[str, Any]:
     Args:
         settings: A dataclass, of any decoder's own type.
 
+    Raises:
+        DecoderError: They are something else.
+
     >>> vl.decoders.settings_dict(decoder.settings(guidance_interval=(0.2, 0.6)))["guidance_interval"]
     [0.2, 0.6]
     """
+    if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
+        raise DecoderError(f"settings are of type {type(settings).__name__}; decoder.settings(...) makes them")
     found = dataclasses.asdict(settings)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

@@ -4,12 +4,13 @@ __all__ = ["find_images", "images_in"]
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from vit_lens.errors import ImageError
+from vit_lens.files import as_path
 from vit_lens.images.load import formats
 
 # Of pictures that are not read, or with a plugin for Pillow alone.
@@ -28,7 +29,9 @@ def find_images(paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
     ['2_heart.png', '1_star.png']
     """
     found: list[Path] = []
-    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
+    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
+        paths = [paths]
+    for path in (as_path(one, ImageError, "a path") for one in paths):
         if path.is_dir():
             found += images_in(path, below=False)
         elif path.exists():
@@ -38,7 +41,7 @@ def find_images(paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
     return found
 
 
-def images_in(folder: Path, *, below: bool) -> list[Path]:
+def images_in(folder: str | Path, *, below: bool) -> list[Path]:
     """Return the images in a folder, and with ``below`` in the folders in it, in order of path.
 
     Hidden ones are left out, those in folders that hold the record of a sweep, which drew them, and with a warning
@@ -54,6 +57,7 @@ def images_in(folder: Path, *, below: bool) -> list[Path]:
     >>> images_in(images[0].parent, below=False)[0].name
     '1_star.png'
     """
+    folder = as_path(folder, ImageError, "folder")
     paths = sorted(path for path in folder.glob("**/*" if below else "*") if not _is_hidden(path.relative_to(folder)))
     records = {file.parent for file in folder.glob("*/**/record.json")} if below else set[Path]()
     files = [path for path in paths if path.is_file() and records.isdisjoint(path.parents)]

@@ -10,7 +10,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vit_lens.errors import ImageError, PreprocessError
+from vit_lens.files import as_path
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 Layout = Literal["HWC", "CHW"]
@@ -98,9 +98,9 @@ def source_name(source: Any) -> str:
 
 
 def _file_bytes(source: str | os.PathLike[str]) -> bytes:
-    path = Path(source).expanduser()
-    if not os.fspath(source) or not os.path.lexists(path):
-        raise ImageError(f"{os.fspath(source) or repr('')}: no such file")
+    path = as_path(source, ImageError, "the path of an image")
+    if not os.path.lexists(path):
+        raise ImageError(f"{source_name(source)}: no such file")
     if not path.is_file():
         raise ImageError(f"{path} is {'a directory' if path.is_dir() else 'no regular file'}; expected an image file")
     try:

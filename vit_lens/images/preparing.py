@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vit_lens.addresses import as_indices
 from vit_lens.errors import PreprocessError, expect
 from vit_lens.images.load import ImageSource, Layout, load_image
 from vit_lens.images.spec import INTERPOLATIONS, PreprocessSpec
@@ -112,6 +113,7 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     >>> resized_size((480, 640), model.spec())
     (64, 85)
     """
+    spec, size = _required(spec), _pair("size", size)
     ratios = [before / after for before, after in zip(size, spec.size, strict=True)]
     edge = spec.resize_edge or (spec.size[0] if spec.size[0] == spec.size[1] else None)
     if spec.resize_mode == "squash":
@@ -140,8 +142,15 @@ def margins(resized: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
     >>> margins((64, 85), model.spec())
     (0, 10)
     """
+    spec, resized = _required(spec), _pair("resized", resized)
     top, left = (_margin(before, after, spec) for before, after in zip(resized, spec.size, strict=True))
     return top, left
+
+
+def _pair(name: str, size: object) -> tuple[int, int]:
+    if isinstance(size, Sequence) and len(found := as_indices(size) or []) == 2 and min(found) > 0:
+        return found[0], found[1]
+    raise PreprocessError(f"{name}={size!r}; expected (height, width) in pixels")
 
 
 def _margin(before: int, after: int, spec: PreprocessSpec) -> int:

@@ -3,7 +3,7 @@
 __all__ = ["Gallery", "picture_hash"]
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.attribution import check_model, check_tensor
-from vit_lens.errors import GalleryError
-from vit_lens.files import load_fields, save_fields
+from vit_lens.errors import GalleryError, OutputError, expect
+from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.images import load_image
 from vit_lens.models import HookedViT
 from vit_lens.readers.cosines import deviations, nearest_rows
@@ -68,6 +68,8 @@ class Gallery:
     complete: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("names", "hashes", "stamps"):
+            expect(getattr(self, name), (tuple, list), name, GalleryError, "a text for each image")
         check_tensor("embeds", self.embeds, f"{len(self.names)} d_embed", GalleryError)
         if not self.embeds.isfinite().all() or not len(self.names) == len(self.hashes) == len(self.stamps):
             raise GalleryError("a gallery holds a finite embedding, a hash and a stamp for each name; make it again")
@@ -125,7 +127,8 @@ class Gallery:
             GalleryError: The folder holds no image that can be read, or ``out`` holds another model's or folder's.
             OutputError: ``out`` cannot be written.
         """
-        root, path = Path(folder).expanduser().resolve(), None if out is None else Path(out)
+        root = as_path(folder, GalleryError, "folder").resolve()
+        path = None if out is None else as_path(out, OutputError, "out")
         known = cls._resume(model, root, path)
 
         def keep(entries: Entries) -> None:
@@ -152,7 +155,7 @@ class Gallery:
         Raises:
             GalleryError: The file is missing, truncated, not one of these, or of a gallery that is not finished.
         """
-        gallery = cls._load(Path(path))
+        gallery = cls._load(as_path(path, GalleryError))
         if not gallery.complete:
             raise GalleryError(
                 f"the gallery {path} is not finished: it holds {len(gallery)} images of {gallery.folder} so far. Run "
@@ -166,7 +169,7 @@ class Gallery:
         Raises:
             OutputError: The file cannot be written.
         """
-        return save_fields(self, Path(path), _FORMAT)
+        return save_fields(self, as_path(path, OutputError), _FORMAT)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -266,6 +269,9 @@ class Gallery:
                 or ``leave_out`` does not say one for each query.
         """
         d_embed = self.embeds.shape[1]
+        check_tensor("queries", queries, f"query {d_embed}", GalleryError)
+        if isinstance(leave_out, str) or not isinstance(leave_out, Iterable | None):
+            raise GalleryError(f"leave_out={leave_out!r}; expected a hash or None for each query, or None")
         leave_out = [None] * len(queries) if leave_out is None else list(leave_out)
         for name, rows in (("queries", queries), ("origins", queries if origins is None else origins)):
             check_tensor(name, rows, f"query {d_embed}", GalleryError)

@@ -54,7 +54,7 @@ class ZeroShotMaps(Brief):
         Raises:
             LensError: That form was not computed.
         """
-        if form not in self.cosines:
+        if str(form) not in self.cosines:
             raise LensError(f"no form {form!r} here; there are {list(self.cosines)}. The centred form needs means=")
         return self.cosines[form]
 

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from vit_lens.addresses import Site
-from vit_lens.attribution import Brief, whole
-from vit_lens.errors import LensError
+from vit_lens.attribution import Brief, check_cache, whole
+from vit_lens.errors import LensError, expect
 from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.embeddings import checked_lenses, sites_of_each
 from vit_lens.readers.gallery import Gallery
@@ -56,9 +56,11 @@ class SiteAnswers(Brief):
 
         Raises:
             LensError: There is no such row.
-            UnknownSiteError: The text is no site.
+            UnknownSiteError: It is no site.
         """
-        site = Site.parse(site) if isinstance(site, str) else site
+        site = site if isinstance(site, Site) else Site.parse(site)
+        image, reading = whole("image", image, LensError, 0), whole("reading", reading, LensError, 0)
+        expect(control, str, "control", LensError, "'' for the site itself")
         numbers = {"captions": ["caption", "cosine", "logit", "prob"], "images": ["name", "index", "cosine", "copies"]}
         found: dict[str, Any] = {}
         for what, columns in numbers.items():
@@ -118,6 +120,8 @@ def read_sites(
     """
     if bank is None and gallery is None:
         raise LensError("nothing to read with: give bank=, gallery= or both")
+    check_cache(cache)
+    k = whole("k", k, LensError)
     start = whole("seed", seed, LensError, -(2**63))
     lenses = checked_lenses(lens)
     means = [check_means(mean) for mean in (means if isinstance(means, Sequence) else [means])]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.attribution import check_model, check_tensor, in_full, whole
-from vit_lens.errors import GalleryError, LensError, ReferenceMismatchError, expect
-from vit_lens.files import load_fields, save_fields
+from vit_lens.errors import GalleryError, LensError, OutputError, ReferenceMismatchError, expect
+from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import checked_lenses
@@ -61,6 +61,7 @@ class SiteMeans:
     values: Float[Tensor, "site d_embed"]
 
     def __post_init__(self) -> None:
+        expect(self.sites, (tuple, list), "sites", LensError, "a Site for each mean")
         check_tensor("values", self.values, f"{len(self.sites)} d_embed")
         if not self.values.isfinite().all() or whole("n", self.n, LensError) < 1:
             raise LensError("means of sites are not finite; make them again")
@@ -93,7 +94,8 @@ class SiteMeans:
             VitLensError: A batch would hold no image.
         """
         check_model(model)
-        (lens,) = checked_lenses(DiffusionLens() if lens is None else lens)
+        lens = DiffusionLens() if lens is None else lens
+        expect(lens, Lens, "lens", LensError, "such as DiffusionLens()")
         chosen = check_residual(model, lens, sites) if patches else lens.check_sites(model, sites)
         images = several(images)
         if not len(images):
@@ -138,7 +140,9 @@ class SiteMeans:
         Raises:
             LensError: The file is missing, truncated, or not one of these.
         """
-        fields = load_fields(cls, Path(path), _FORMAT, what="read-out means", error=LensError, advice=_ADVICE)
+        fields = load_fields(
+            cls, as_path(path, LensError), _FORMAT, what="read-out means", error=LensError, advice=_ADVICE
+        )
         fields["sites"] = tuple(map(Site.parse, fields["sites"]))
         return cls(**fields)
 
@@ -148,7 +152,7 @@ class SiteMeans:
         Raises:
             OutputError: The file cannot be written.
         """
-        return save_fields(self, Path(path), _FORMAT)
+        return save_fields(self, as_path(path, OutputError), _FORMAT)
 
     def __repr__(self) -> str:
         what = "patches of " if self.patches else ""
@@ -169,6 +173,8 @@ class SiteMeans:
             ReferenceMismatchError: The means are another model's.
             LensError: The means are of another lens, or of other sites, or differ in ``patches``.
         """
+        check_model(model)
+        expect(sites, (tuple, list), "sites", LensError, "a list of Site")
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
                 f"these read-out means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
@@ -193,7 +199,8 @@ class SiteMeans:
 
 
 def _said(lens: Lens) -> dict[str, Any]:
-    described = checked_lenses(lens)[0].describe()
+    expect(lens, Lens, "lens", LensError, "such as DiffusionLens()")
+    described = lens.describe()
     return {"lens": described.lens} | {name: value for name, value in described.settings.items() if value is not None}
 
 

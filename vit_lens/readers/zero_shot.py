@@ -63,7 +63,7 @@ class ZeroShot(Brief):
         Raises:
             LensError: That form or control was not computed.
         """
-        if (form, control) not in self.cosines:
+        if (str(form), str(control)) not in self.cosines:
             raise LensError(
                 f"no form {form!r} with control {control!r} here; there are {sorted(self.cosines)}. The centred form "
                 "needs means=, controls need controls="

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import RESIDUAL_KINDS, Site, as_index
-from vit_lens.errors import ReferenceMismatchError, VitLensError, expect
-from vit_lens.files import open_tensors, save_tensors
+from vit_lens.errors import OutputError, ReferenceMismatchError, VitLensError, expect
+from vit_lens.files import as_path, open_tensors, save_tensors
 from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
 from vit_lens.models import HookedViT, several
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
-from vit_lens.towers import Tower
+from vit_lens.towers import Tower, check_model
 
 _FORMAT = "vit_lens.reference_means.2"
 _FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
@@ -68,8 +68,10 @@ class ReferenceMeans:
     stability: Stability | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.positions not in get_args(Positions):
-            raise VitLensError(f"n={self.n}, positions={self.positions!r}; expected 1 or more, and readout or all")
+        if (as_index(self.n) or 0) < 1 or str(self.positions) not in get_args(Positions):
+            raise VitLensError(f"n={self.n!r}, positions={self.positions!r}; expected 1 or more, and readout or all")
+        for name, mean in self._tensors().items():
+            expect(mean, Tensor, name, VitLensError, _ADVICE)
         sound = {name: m.is_floating_point() and bool(torch.isfinite(m).all()) for name, m in self._tensors().items()}
         if bad := [name for name in sound if not sound[name]]:
             raise VitLensError(f"the means {bad} are no finite numbers; {_ADVICE}")
@@ -92,6 +94,8 @@ class ReferenceMeans:
             ImageError: An image cannot be read.
             VitLensError: There are no images, a batch would hold none, or ``positions`` is neither of the two.
         """
+        check_model(model, VitLensError)
+        expect(positions, str, "positions", VitLensError, "'readout' or 'all'")
         if positions != "readout" and positions != "all":
             raise VitLensError(f"positions={positions!r}; expected 'readout' or 'all'")
         images = several(images)
@@ -114,9 +118,8 @@ class ReferenceMeans:
         Raises:
             VitLensError: The file is not one of these, or is truncated.
         """
-        if str(path) == "mini":
-            return cls.load(MINI_FILES / "reference_means.safetensors")
-        with open_tensors(Path(path), _FORMATS, what="reference means", error=VitLensError, advice=_ADVICE) as opened:
+        place = MINI_FILES / "reference_means.safetensors" if str(path) == "mini" else as_path(path, VitLensError)
+        with open_tensors(place, _FORMATS, what="reference means", error=VitLensError, advice=_ADVICE) as opened:
             file, meta = opened
             names = ["resid_pre", "z", "mlp_out", *(kind for kind in _POOL if kind in set(file.keys()))]
             return cls(
@@ -129,6 +132,7 @@ class ReferenceMeans:
     @classmethod
     def shipped(cls, model: Tower) -> "ReferenceMeans | None":
         """Return the means that ship with the package for a model; None where there are none."""
+        check_model(model, VitLensError)
         return cls.load("mini") if model.encoder_id == MINI_ENCODER else None
 
     def save(self, path: str | Path) -> Path:
@@ -143,7 +147,7 @@ class ReferenceMeans:
         }  # fmt: skip
         if self.stability is not None:
             meta["stability"] = self.stability.to_json()
-        return save_tensors(self._tensors(), Path(path), meta)
+        return save_tensors(self._tensors(), as_path(path, OutputError), meta)
 
     def _tensors(self) -> dict[str, Tensor]:
         pool = {kind: getattr(self, kind) for kind in _POOL if getattr(self, kind) is not None}
@@ -166,6 +170,7 @@ class ReferenceMeans:
             ReferenceMismatchError: The means were made with other weights.
             VitLensError: The means hold other positions.
         """
+        check_model(model, VitLensError)
         if self.fingerprint != model.fingerprint:
             raise ReferenceMismatchError(
                 f"these reference means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
@@ -223,8 +228,9 @@ class ReferenceMeans:
         """Return the mean ``z`` of all heads of the attention that a site belongs to.
 
         Raises:
-            VitLensError: The model has no attention pooling.
+            VitLensError: The model has no attention pooling, or it is no site.
         """
+        expect(site, Site, "site", VitLensError, "such as Site.parse('L3H4')")
         return (self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)).clone()
 
     def output(self, model: Tower, site: Site) -> Float[Tensor, "row d_model"]:
@@ -233,6 +239,7 @@ class ReferenceMeans:
         Raises:
             UnknownSiteError: The site is not one of the model's.
         """
+        check_model(model, VitLensError)
         expect(site, Site, "site", VitLensError, "such as Site.parse('L3H4')")
         site.check(model.cfg)
         if site.kind in ("mlp", "pool_mlp"):
@@ -257,8 +264,9 @@ class ReferenceMeans:
         Raises:
             VitLensError: There is no such place.
         """
+        check_model(model, VitLensError)
         n_layers = model.cfg.n_layers
-        if kind not in RESIDUAL_KINDS or as_index(layer) is None or not -n_layers <= layer < n_layers:
+        if str(kind) not in RESIDUAL_KINDS or as_index(layer) is None or not -n_layers <= layer < n_layers:
             raise VitLensError(f"resid({layer!r}, {kind!r}): layers are 0 to {n_layers - 1}, kinds {RESIDUAL_KINDS}")
         n_attn = layer % n_layers + (kind != "resid_pre")
         n_mlp = layer % n_layers + (kind == "resid_post")
@@ -276,6 +284,7 @@ class ReferenceMeans:
         Raises:
             UnknownSiteError: The model has no attention pooling.
         """
+        check_model(model, VitLensError)
         if not pooled:
             return self.resid(model, -1)
         parts = [part for part in (*Site.attns(model), *Site.mlps(model)) if part.is_pool]

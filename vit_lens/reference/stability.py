@@ -87,7 +87,7 @@ class Stability:
         Raises:
             VitLensError: There is no such part.
         """
-        if part not in (parts := self._parts()):
+        if str(part) not in (parts := self._parts()):
             raise VitLensError(f"no part {part!r}; there are {[f'first {m}' for m in self.distance]} and 'halves'")
         return parts[part][2]
 
@@ -101,7 +101,7 @@ class Stability:
         Raises:
             VitLensError: There is no such kind or part.
         """
-        if kind not in self.spread:
+        if str(kind) not in self.spread:
             raise VitLensError(f"no kind {kind!r}; there are {list(self.spread)}")
         self.by_chance(part)
         ratios = list(map(_ratio, self._parts()[part][1][kind], self.spread[kind]))

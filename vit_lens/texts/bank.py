@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_lens.config import TowerConfig
-from vit_lens.errors import TextError, nearest
-from vit_lens.files import load_fields, save_fields
+from vit_lens.errors import OutputError, TextError, expect, nearest
+from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.identity import same_encoder
 from vit_lens.sources import read_module
 from vit_lens.texts import whole_clips
@@ -71,17 +72,24 @@ class TextBank:
 
     def __post_init__(self) -> None:
         check_captions(self.captions)
+        expect(self.embeds, Tensor, "embeds", TextError, "the text embeddings [caption d_embed]")
+        if self.embeds.ndim != 2 or not self.embeds.is_floating_point():
+            raise TextError(f"embeds are {_said(self.embeds)}; expected floats [caption d_embed]")
         if len(self.captions) != len(self.embeds):
             raise TextError(f"{len(self.captions)} captions need as many embeddings, not {len(self.embeds)}")
         norms = self.embeds.norm(dim=-1)
         if not (torch.isfinite(norms) & (norms > 0)).all():
             bad = int((~(torch.isfinite(norms) & (norms > 0))).nonzero()[0])
             raise TextError(f"the embedding of {self.captions[bad]!r} has norm {norms[bad]:g}; expected a finite one")
-        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0 and math.isfinite(self.logit_bias or 0.0)):
+        bias = 0.0 if self.logit_bias is None else self.logit_bias
+        for name, value in (("logit_scale", self.logit_scale), ("logit_bias", bias)):
+            expect(value, Real, name, TextError, "a finite number")
+        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0 and math.isfinite(bias)):
             raise TextError(
                 f"logit_scale={self.logit_scale}, logit_bias={self.logit_bias}; expected finite numbers, the first the "
                 "exponential of CLIP's parameter, above 0"
             )
+        expect(self.encoder_id, str, "encoder_id", TextError, "the id of the image encoder")
         if not self.encoder_id:
             raise TextError("encoder_id is empty; name the image encoder that the text tower was trained with")
 
@@ -208,6 +216,8 @@ class TextBank:
             what = "one text" if isinstance(captions, str) else "no list"
             raise TextError(f"captions={captions!r} is {what}; give a list of texts (texts.read_captions reads a file)")
         captions = check_captions(tuple(captions))
+        if isinstance(templates, str) or not isinstance(templates, Iterable):
+            raise TextError(f"templates={templates!r}; expected a list of texts such as 'a photo of a {{}}'")
         tower = text_tower(clip, tokenizer)
         return cls(
             captions=captions,
@@ -228,7 +238,8 @@ class TextBank:
         >>> vl.TextBank.load(bank.save(tmp / "bank.safetensors")).captions == bank.captions
         True
         """
-        return cls(**load_fields(cls, Path(path), _FORMAT, "bank", what="a text bank", error=TextError, advice=_ADVICE))
+        place = as_path(path, TextError)
+        return cls(**load_fields(cls, place, _FORMAT, "bank", what="a text bank", error=TextError, advice=_ADVICE))
 
     def save(self, path: str | Path) -> Path:
         """Write the bank as safetensors, whole or not at all, and return the path.
@@ -236,7 +247,7 @@ class TextBank:
         Raises:
             OutputError: The file cannot be written.
         """
-        return save_fields(self, Path(path), _FORMAT, "bank")
+        return save_fields(self, as_path(path, OutputError), _FORMAT, "bank")
 
     # ---- what it says ------------------------------------------------------------------------------------
 
@@ -255,11 +266,12 @@ class TextBank:
         """Return the cosine of every image embedding with every caption, in float32 or wider; nan for a zero vector.
 
         Raises:
-            TextError: The image embeddings have another width than the text embeddings.
+            TextError: They are no embeddings, or of another width than the text embeddings.
 
         >>> [round(value, 2) for value in bank.cosines(model(pixels))[0].tolist()]
         [-0.06, 0.1, -0.28, -0.09, 0.03, 0.09]
         """
+        _check_floats("image_embeds", image_embeds)
         wide = torch.promote_types(torch.promote_types(image_embeds.dtype, self.embeds.dtype), torch.float32)
         if image_embeds.shape[-1] != self.embeds.shape[1]:
             raise TextError(
@@ -271,10 +283,12 @@ class TextBank:
 
     def to_logits(self, cosines: Float[Tensor, "*batch caption"]) -> Float[Tensor, "*batch caption"]:
         """Scale cosines as the model does, and add the bias of SigLIP."""
+        _check_floats("cosines", cosines)
         return self.logit_scale * cosines + (self.logit_bias or 0.0)
 
     def to_probs(self, logits: Float[Tensor, "*batch caption"]) -> Float[Tensor, "*batch caption"]:
         """Return a softmax over the captions, or for SigLIP a sigmoid of each logit on its own."""
+        _check_floats("logits", logits)
         return logits.softmax(-1) if self.logit_bias is None else logits.sigmoid()
 
     def logits(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]:
@@ -301,6 +315,7 @@ class TextBank:
         Traceback (most recent call last):
         vit_lens.errors.TextError: no caption 'a red rig' in this bank; nearest: 'a red ring', ...
         """
+        expect(caption, str, "caption", TextError, "one of the bank's captions")
         try:
             return self.captions.index(caption)
         except ValueError:
@@ -322,6 +337,10 @@ class TextBank:
         >>> bank.check(model) is bank
         True
         """
+        if not isinstance(getattr(model, "cfg", None), TowerConfig):
+            raise TextError(
+                f"expected a HookedViT, not {type(model).__name__}: HookedViT.from_pretrained(name) makes one"
+            )
         if self.embeds.shape[1] != model.cfg.d_embed:
             raise TextError(
                 f"this text bank has width {self.embeds.shape[1]} and belongs to {self.encoder_id}; the embedding of "
@@ -341,3 +360,13 @@ class TextBank:
                 stacklevel=2,
             )
         return self
+
+
+def _said(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _check_floats(name: str, value: object) -> None:
+    expect(value, Tensor, name, TextError, "floats along the last axis")
+    if isinstance(value, Tensor) and not (value.ndim and value.is_floating_point()):
+        raise TextError(f"{name} are {_said(value)}; expected floats along the last axis")

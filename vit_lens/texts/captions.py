@@ -4,7 +4,8 @@ __all__ = ["check_captions", "mini_captions", "read_captions"]
 
 from pathlib import Path
 
-from vit_lens.errors import TextError
+from vit_lens.errors import TextError, expect
+from vit_lens.files import as_path
 from vit_lens.identity import MINI_FILES
 
 
@@ -14,7 +15,8 @@ def check_captions(captions: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         TextError: There are none, one is empty or no text, or two are alike.
     """
-    if not captions:
+    expect(captions, (tuple, list), "captions", TextError, "several texts")
+    if not len(captions):
         raise TextError("no captions; give at least one text")
     seen: set[str] = set()
     for number, caption in enumerate(captions):
@@ -30,7 +32,7 @@ def _is_text(caption: str) -> bool:
     return caption.encode(errors="replace").decode() == caption  # no half characters
 
 
-def read_captions(path: Path) -> tuple[str, ...]:
+def read_captions(path: str | Path) -> tuple[str, ...]:
     r"""Read a file of captions, one a line, each once; blank lines do not count.
 
     Raises:
@@ -41,6 +43,7 @@ def read_captions(path: Path) -> tuple[str, ...]:
     >>> read_captions(tmp / "captions.txt")
     ('a red star', 'a blue ring')
     """
+    path = as_path(path, TextError)
     if not path.is_file():
         raise TextError(f"no file of captions at {path}; expected a text file with one caption a line")
     try:

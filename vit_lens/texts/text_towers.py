@@ -78,7 +78,7 @@ def embed_captions(
         TextError: A caption has unknown words or is cut, two are the same to the tower, or a template has no ``{}``.
     """
     for template in templates:
-        if "{}" not in template:
+        if not isinstance(template, str) or "{}" not in template:
             raise TextError(f"the template {template!r} has no {{}} where the caption goes")
     prompts = [template.replace("{}", caption) for caption in captions for template in templates or ("{}",)]
     parts = []

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vit_lens.errors import TextError, expect
-from vit_lens.files import damaged
+from vit_lens.files import as_path, damaged
 from vit_lens.identity import MINI_ENCODER, aliases
 from vit_lens.sources import (
     OpenClipName,
@@ -36,6 +36,9 @@ def from_open_clip(
     """
     import open_clip
 
+    _check_device(device)
+    expect(name, str, "name", TextError, "a name of open_clip's, such as 'ViT-B-32'")
+    as_path(tag, TextError, "tag")  # a tag may be a file's
     weights = open_clip_weights(OpenClipName(name, tag), quick_gelu)
     wanted = weights.quick_gelu
     built = name.removesuffix("-quickgelu") if weights.config.get("quick_gelu", False) and not wanted else name
@@ -54,6 +57,7 @@ def from_pretrained(
     Raises:
         TextError: There is no model of these kinds under this name, or it cannot be read.
     """
+    _check_device(device)
     expect(name, (str, Path), "name", TextError, "'mini', a Hub id 'owner/name' or a directory")
     plain = str(name).removeprefix("hf/")
     with damaged(TextError, f"{plain[:80]!r} cannot be looked up", "shorten it"):
@@ -94,3 +98,11 @@ def _load(folder: Any, *, device: str | torch.device) -> tuple[nn.Module, Any]:
     if missing := sorted(loading["missing_keys"]):
         raise TextError(f"{where} lacks {len(missing)} tensors of its text or image tower, such as {missing[0]}")
     return model.eval().to(device), tokenizer
+
+
+def _check_device(device: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TextError(f"device={device!r} ({reason}); expected one that is here, such as 'cpu'") from error

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.errors import VitLensError
+from vit_lens.errors import VitLensError, expect
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,24 @@ class ZeroShotLabels:
     only_if: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("names", "embeds", "only_if"):
+            expect(getattr(self, name), Mapping, name, VitLensError, "a dict by group")
         for group, names in self.names.items():
+            if group in self.embeds:
+                expect(self.embeds[group], Tensor, f"embeds[{group!r}]", VitLensError, "[label d_embed]")
             if group not in self.embeds or len(self.embeds[group]) != len(names):
                 raise VitLensError(f"labels {group!r}: {len(names)} names need as many text embeddings")
 
     def label(self, image_embeds: Float[Tensor, "batch d_embed"]) -> list[str]:
-        """Return one line for each embedding: the best label of each group, by cosine."""
+        """Return one line for each embedding: the best label of each group, by cosine.
+
+        Raises:
+            VitLensError: They are no embeddings, or of another width than the labels'.
+        """
+        expect(image_embeds, Tensor, "image_embeds", VitLensError, "[batch d_embed], such as model(pixels)")
+        widths = {group: texts.shape[-1] for group, texts in self.embeds.items()}
+        if image_embeds.ndim != 2 or {image_embeds.shape[1]} != {*widths.values()}:
+            raise VitLensError(f"embeddings of shape {tuple(image_embeds.shape)}; the labels have widths {widths}")
         images = F.normalize(image_embeds.float(), dim=-1)
         nearest = {
             group: (images @ F.normalize(texts.float(), dim=-1).T).argmax(-1).tolist()

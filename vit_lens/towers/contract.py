@@ -1,6 +1,6 @@
 """What lenses, caches, attribution, interventions and verification need of a transformer, and of captions."""
 
-__all__ = ["CaptionBank", "Tower"]
+__all__ = ["CaptionBank", "Tower", "check_model"]
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
 from vit_lens.config import TowerConfig
+from vit_lens.errors import LensError, VitLensError
 from vit_lens.towers.layers import Attention, LayerNorm, TransformerBlock
 from vit_lens.towers.readout import Readout
 from vit_lens.towers.streams import Stream
@@ -102,3 +103,24 @@ class Tower(Protocol):
         def encoder_id(self) -> str: ...
         @property
         def fingerprint(self) -> str: ...
+
+
+def check_model(model: object, error: type[VitLensError] = LensError) -> None:
+    """Raise unless something is a hooked model.
+
+    Args:
+        model: What was given as one.
+        error: The error to raise.
+
+    Raises:
+        VitLensError: ``error``: it is the name of a model, another library's model, or something else.
+
+    >>> vl.attribution.check_model("mini")
+    Traceback (most recent call last):
+    vit_lens.errors.LensError: expected a HookedViT, not str: HookedViT.from_pretrained(name) or ...
+    """
+    if not hasattr(model, "hook_dict"):
+        raise error(
+            f"expected a HookedViT, not {type(model).__name__}: HookedViT.from_pretrained(name) or "
+            "HookedViT.from_module(tower) makes one"
+        )

@@ -68,9 +68,14 @@ class Vocabulary(nn.Module):
         Raises:
             VitLensError: A caption is unknown, or an index out of range.
         """
-        index = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
-        if index.is_floating_point() or index.dtype == torch.bool:
-            raise VitLensError(f"tokens of dtype {index.dtype}; expected whole numbers or a caption")
+        try:
+            index = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+            torch.iinfo(index.dtype)
+        except VitLensError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:  # no numbers, or none that are whole
+            told = f"dtype {tokens.dtype}" if isinstance(tokens, Tensor) else f"type {type(tokens).__name__}"
+            raise VitLensError(f"tokens of {told}; expected a caption, or whole numbers of any shape") from error
         table = self.W_U.T
         if self.vocabulary is not None:
             table = self.vocabulary.unit.to(table) @ table

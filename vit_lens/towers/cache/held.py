@@ -201,7 +201,8 @@ def readout_rows(cache: HeldActivations, value: Float[Tensor, "*batch_pos_axes"]
 def input_of(cache: HeldActivations, layer: int | None, mlp_input: bool = False) -> int:
     """Return the layer whose input is meant; None and -1 mean the end of the residual stream."""
     n_layers = cache.model.cfg.n_layers
-    index = n_layers if layer is None or layer == -1 else as_index(layer)
+    index = n_layers if layer is None else as_index(layer)
+    index = n_layers if index == -1 else index
     if index is None or not cache.first_layer <= index <= n_layers:
         start = f", since the run started at layer {cache.first_layer}" if cache.first_layer else ""
         raise VitLensError(

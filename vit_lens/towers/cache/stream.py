@@ -12,7 +12,7 @@ from transformer_lens.utilities import (
     get_act_name,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from vit_lens.errors import VitLensError
+from vit_lens.errors import VitLensError, expect
 from vit_lens.towers.cache.held import HeldActivations, as_slice, cut, input_of, need
 from vit_lens.towers.cache.norms import FrozenNorm, LabelledStack, Parts, Reading
 
@@ -115,6 +115,8 @@ class Streams(HeldActivations):
         Raises:
             UnknownHookError: The cache lacks a layer.
         """
+        advice = "the short name of an activation, such as 'z' or 'mlp_out'"
+        expect(activation_name, str, "activation_name", VitLensError, advice)
         layers = range(self.first_layer, input_of(self, layer))
         names = [get_act_name(activation_name, index, sublayer_type) for index in layers]
         if unknown := [name for name in names if name not in self.model.hook_dict]:
