@@ -146,6 +146,92 @@ def test_galleries_and_means_hold_one_finite_vector_for_each(seeing, gallery, pi
     assert not outcomes(errors, cases)
 
 
+# ---- R9: weights that differ by less than bfloat16 shows are others ---------------------------------------------
+
+
+def kept_of(model, images, folder, out):
+    """A call for each kind of what is kept of a model, which gives the check that a model is its own."""
+    from vit_lens import DiffusionLens, ReferenceMeans
+    from vit_lens.readers import Gallery, SiteMeans
+
+    means, lens = SiteMeans.from_images(model, images, "L1.mlp"), DiffusionLens()
+    reference, gallery = ReferenceMeans.from_images(model, images), Gallery.from_folder(model, folder, out=out)
+    places = [out.with_name("means"), out.with_name("reference")]
+    means, reference = SiteMeans.load(means.save(places[0])), ReferenceMeans.load(reference.save(places[1]))
+    return {
+        "ReferenceMismatchError: read-out": lambda other: means.of(other, lens, means.sites),
+        "ReferenceMismatchError: reference": reference.check,
+        "GalleryError: gallery": Gallery.load(out).check,
+        "GalleryError: resumed": lambda other: Gallery.from_folder(other, folder, out=out),
+    }, (means, reference, gallery)
+
+
+def nudged(model):
+    """A copy with one weight moved by one unit in the last place."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = other.blocks[1].attn.W_V
+        weight[0, 0, 0] = torch.nextafter(weight[0, 0, 0], torch.tensor(torch.inf, dtype=weight.dtype))
+    return other
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_is_kept_knows_weights_to_the_last_bit(seeing, pictures, folder, tmp_path, dtype, errors):
+    model = copy.deepcopy(seeing).to(dtype)
+    checks, kept = kept_of(model, pictures, folder, tmp_path / "gallery")
+    other = nudged(model)
+    assert other.fingerprint == model.fingerprint and other.exact_fingerprint() != model.exact_fingerprint()
+    assert {one.weights for one in kept} == {model.exact_fingerprint()}
+    for name, check in checks.items():
+        check(copy.deepcopy(model))
+        with pytest.raises(
+            errors.VitLensError, match=r"made with module@.*differ by less than bfloat16 shows"
+        ) as caught:
+            check(other)
+        assert type(caught.value).__name__ == name.split(":")[0] and model.exact_fingerprint() in str(caught.value)
+
+
+def test_a_cast_keeps_what_is_kept(seeing, pictures, folder, tmp_path, errors):
+    """To a wider type always, where it is compared at the narrower one; to bfloat16, which rounds what was nudged."""
+    model = copy.deepcopy(seeing).float()
+    checks, _ = kept_of(model, pictures, folder, tmp_path / "gallery")
+    del checks["GalleryError: resumed"]
+    for check in checks.values():
+        for cast in (torch.float64, torch.bfloat16):
+            check(copy.deepcopy(model).to(cast))
+        with pytest.raises(errors.VitLensError, match="differ by less than bfloat16 shows"):
+            check(nudged(model).double())
+
+
+def test_files_of_an_earlier_version_are_known_by_their_fingerprint(seeing, pictures, folder, tmp_path, errors):
+    from vit_lens.readers import Gallery
+
+    model = copy.deepcopy(seeing).float()
+    _, (means, reference, gallery) = kept_of(model, pictures, folder, tmp_path / "gallery")
+    old = dataclasses.replace(gallery, weights="")
+    assert old.check(nudged(model)) and dataclasses.replace(reference, weights="").check(nudged(model))
+    with pytest.raises(errors.GalleryError, match="this gallery was made with"):
+        dataclasses.replace(old, fingerprint="0" * 16).check(model)
+    old = dataclasses.replace(old, embeds=old.embeds + 1)  # whoever made it, the rows are embedded again
+    old.save(tmp_path / "gallery")
+    resumed = Gallery.from_folder(model, folder, out=tmp_path / "gallery")
+    assert resumed.weights == model.exact_fingerprint() and torch.equal(resumed.embeds, gallery.embeds)
+
+
+def test_weights_are_hashed_once(seeing, monkeypatch):
+    from vit_lens.towers import tower
+
+    calls, digits = [], tower.exact_fingerprint
+    monkeypatch.setattr(tower, "exact_fingerprint", lambda *given: calls.append(given) or digits(*given))
+    model = copy.deepcopy(seeing)
+    for _ in range(3):
+        assert model.fingerprint == seeing.fingerprint and model.exact_fingerprint() == seeing.exact_fingerprint()
+    assert len(calls) <= 4  # two of the copy, and at most two of the other
+    with torch.no_grad():
+        model.ln_final.w[0] += 1
+    assert model.exact_fingerprint() != seeing.exact_fingerprint() and model.fingerprint != seeing.fingerprint
+
+
 # ---- silent, wrong ----------------------------------------------------------------------------------------------
 
 

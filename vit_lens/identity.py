@@ -84,10 +84,14 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     return _digest(state_dict, lambda tensor: tensor.to(dtype=torch.bfloat16))
 
 
-def exact_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+def exact_fingerprint(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """Return 16 hexadecimal digits that identify the values of weights to the last bit, and what they are kept in.
 
     Two runs with weights of one such fingerprint may be joined; :func:`fingerprint` says which encoder it is.
+
+    Args:
+        state_dict: The weights by name.
+        dtype: What the weights are rounded to first; None takes them as they are.
 
     Raises:
         VitLensError: The tensors are on the meta device and have no content.
@@ -96,7 +100,7 @@ def exact_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     >>> fingerprint(plain) == fingerprint(nudged), exact_fingerprint(plain) == exact_fingerprint(nudged)
     (True, False)
     """
-    return _digest(state_dict, lambda tensor: tensor)
+    return _digest(state_dict, lambda tensor: tensor.to(dtype=dtype))
 
 
 def _digest(state_dict: Mapping[str, Tensor], kept: Callable[[Tensor], Tensor]) -> str:

@@ -21,6 +21,7 @@ from vit_lens.images import load_image
 from vit_lens.models import HookedViT
 from vit_lens.readers.cosines import deviations, nearest_rows
 from vit_lens.readers.indexing import Entries, Entry, index_folder, index_images, picture_hash
+from vit_lens.towers import other_weights
 
 _FORMAT = "vit_lens.gallery.1"
 _ADVICE = "make the gallery with Gallery.from_folder(model, folder, out=path)"
@@ -35,7 +36,7 @@ class Gallery:
 
     Attributes:
         encoder_id: The id of the model that made the embeddings.
-        fingerprint: Digits that identify the model's weights by content.
+        fingerprint: Digits that identify the model's weights by content, rounded to bfloat16.
         preprocess: How images became pixels, as plain values.
         folder: Where the images lie; empty if they were handed over one by one.
         names: The images' paths in the folder, or names.
@@ -44,6 +45,7 @@ class Gallery:
         skipped: The files that could not be read, and why.
         complete: Whether every file was embedded.
         embeds: The embeddings, in float32 or wider on the CPU.
+        weights: What identifies the model's weights to the last bit; empty for files of an earlier version.
 
     Raises:
         GalleryError: There are not as many of each, or an embedding is not finite.
@@ -66,6 +68,7 @@ class Gallery:
     embeds: Float[Tensor, "image d_embed"]
     skipped: dict[str, str] = field(default_factory=dict)
     complete: bool = True
+    weights: str = ""
 
     def __post_init__(self) -> None:
         for name in ("names", "hashes", "stamps"):
@@ -113,7 +116,8 @@ class Gallery:
         """Embed every image in a folder and the folders in it, in order of name.
 
         With ``out`` the gallery is kept there, now and then while it is made: a run that was stopped goes on, and
-        a later run embeds only files that are new or changed, and forgets those that are gone. A file that cannot
+        a later run embeds only files that are new or changed, and forgets those that are gone (all of them are embedded
+        again if the weights are kept in another dtype, or the gallery is of an earlier version). A file that cannot
         be read is left out, with a warning, and named in :attr:`skipped`.
 
         Args:
@@ -185,11 +189,8 @@ class Gallery:
             GalleryError: The embeddings were made with other weights or another preprocessing.
         """
         check_model(model, GalleryError)
-        if self.fingerprint != model.fingerprint:
-            raise GalleryError(
-                f"this gallery was made with {self.encoder_id} ({self.fingerprint}); the model is {model.encoder_id} "
-                f"({model.fingerprint}). Make its own: Gallery.from_folder(model, folder)"
-            )
+        if told := other_weights(self, model):
+            raise GalleryError(f"this gallery was {told}. Make its own: Gallery.from_folder(model, folder)")
         if self.preprocess != _preprocess_of(model):
             raise GalleryError(
                 f"this gallery was made with the preprocessing {self.preprocess}; the model has {_preprocess_of(model)}"
@@ -302,7 +303,7 @@ class Gallery:
             names=tuple(entries.rows), hashes=tuple(row.digest for row in entries.rows.values()),
             stamps=tuple(row.stamp for row in entries.rows.values()),
             embeds=torch.stack([row.embed for row in entries.rows.values()]),
-            skipped=dict(entries.skipped), complete=complete,
+            skipped=dict(entries.skipped), complete=complete, weights=model.exact_fingerprint(),
         )  # fmt: skip
 
     @classmethod
@@ -316,6 +317,8 @@ class Gallery:
         kept = cls._load(path).check(model)
         if kept.folder != str(root):
             raise GalleryError(f"{path} is the gallery of {kept.folder}, not of {root}; choose another file")
+        if kept.weights != model.exact_fingerprint():  # of an earlier version, or of a cast: embedded again
+            return Entries()
         parts = zip(kept.names, kept.hashes, kept.stamps, kept.embeds, strict=True)
         return Entries({name: Entry(digest, stamp, embed) for name, digest, stamp, embed in parts})
 

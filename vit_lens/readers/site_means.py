@@ -20,6 +20,7 @@ from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import checked_lenses
 from vit_lens.readers.gallery import Gallery
 from vit_lens.readers.patches import check_residual, patch_embeddings
+from vit_lens.towers import other_weights
 
 _FORMAT = "vit_lens.readout_means.1"
 _MEAN_IMAGES = 256
@@ -35,12 +36,13 @@ class SiteMeans:
 
     Attributes:
         encoder_id: The id of the model.
-        fingerprint: Digits that identify the model's weights by content.
+        fingerprint: Digits that identify the model's weights by content, rounded to bfloat16.
         n: The number of images.
         lens: The name and settings of the lens.
         sites: The sites along the site axis.
         patches: Whether every patch token was read alone; the mean is then over images and patches.
         values: The mean embedding of each site.
+        weights: What identifies the model's weights to the last bit; empty for files of an earlier version.
 
     Raises:
         LensError: There is not one for each site, or one is not finite.
@@ -59,6 +61,7 @@ class SiteMeans:
     sites: tuple[Site, ...]
     patches: bool
     values: Float[Tensor, "site d_embed"]
+    weights: str = ""
 
     def __post_init__(self) -> None:
         expect(self.sites, (tuple, list), "sites", LensError, "a Site for each mean")
@@ -102,6 +105,7 @@ class SiteMeans:
             raise LensError("means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
         made = {"encoder_id": model.encoder_id, "fingerprint": model.fingerprint}  # first: on meta there is none
+        made["weights"] = model.exact_fingerprint()
         total = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64, device="cpu")
         for _, pixels in pixel_batches(model, images, batch_size, label="read-out means", progress=progress):
             total += _summed(model, pixels, lens, chosen, patches)
@@ -175,10 +179,9 @@ class SiteMeans:
         """
         check_model(model)
         expect(sites, (tuple, list), "sites", LensError, "a list of Site")
-        if self.fingerprint != model.fingerprint:
+        if told := other_weights(self, model):
             raise ReferenceMismatchError(
-                f"these read-out means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
-                f"is {model.encoder_id} ({model.fingerprint}). Make its own: SiteMeans.from_images(model, images, "
+                f"these read-out means (n={self.n}) were {told}. Make its own: SiteMeans.from_images(model, images, "
                 "sites)"
             )
         if self.lens != _said(lens) or self.patches != patches:

@@ -18,7 +18,7 @@ from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
 from vit_lens.models import HookedViT, several
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
-from vit_lens.towers import Tower, check_model
+from vit_lens.towers import Tower, check_model, other_weights
 
 _FORMAT = "vit_lens.reference_means.2"
 _FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
@@ -34,7 +34,7 @@ class ReferenceMeans:
 
     Attributes:
         encoder_id: The id of the model, such as ``vit_lens/mini``.
-        fingerprint: Digits that identify the model's weights by content.
+        fingerprint: Digits that identify the model's weights by content, rounded to bfloat16.
         n: The number of images.
         resid_pre: The mean residual stream that enters block 0.
         z: The mean ``z`` of every head.
@@ -44,6 +44,8 @@ class ReferenceMeans:
         pool_mlp_out: The mean output of the pool's MLP; None where the model has none.
         stability: How far means over fewer images lie from these; None for files of an earlier version, and where
             positions were left out later.
+        weights: What identifies the model's weights to the last bit; empty for files of an earlier version, which
+            :attr:`fingerprint` has to tell from other models'.
 
     >>> means = vl.ReferenceMeans.from_images(model, images)
     >>> means.save(tmp / "means.safetensors").name
@@ -66,6 +68,7 @@ class ReferenceMeans:
     pool_z: Float[Tensor, "1 pool_head pool_d_head"] | None = None
     pool_mlp_out: Float[Tensor, "1 d_pooled"] | None = None
     stability: Stability | None = None
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if (as_index(self.n) or 0) < 1 or str(self.positions) not in get_args(Positions):
@@ -108,7 +111,8 @@ class ReferenceMeans:
         return cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=n, positions=positions,
             resid_pre=stacked["resid_pre"][0], z=stacked["z"], mlp_out=stacked["mlp_out"],
-            stability=stability, **{kind: stacked[kind][0] for kind in _POOL if kind in stacked},
+            stability=stability, weights=model.exact_fingerprint(),
+            **{kind: stacked[kind][0] for kind in _POOL if kind in stacked},
         )  # fmt: skip
 
     @classmethod
@@ -126,6 +130,7 @@ class ReferenceMeans:
                 encoder_id=meta["encoder_id"], fingerprint=meta["fingerprint"], n=int(meta["n"]),
                 positions=cast(Positions, meta.get("positions", "readout")),
                 stability=Stability.from_json(meta["stability"]) if "stability" in meta else None,
+                weights=meta.get("weights", ""),
                 **{name: file.get_tensor(name) for name in names},
             )  # fmt: skip
 
@@ -145,6 +150,8 @@ class ReferenceMeans:
             "format": _FORMAT, "encoder_id": self.encoder_id, "fingerprint": self.fingerprint, "n": str(self.n),
             "positions": self.positions,
         }  # fmt: skip
+        if self.weights:
+            meta["weights"] = self.weights
         if self.stability is not None:
             meta["stability"] = self.stability.to_json()
         return save_tensors(self._tensors(), as_path(path, OutputError), meta)
@@ -171,11 +178,10 @@ class ReferenceMeans:
             VitLensError: The means hold other positions.
         """
         check_model(model, VitLensError)
-        if self.fingerprint != model.fingerprint:
+        if told := other_weights(self, model):
             raise ReferenceMismatchError(
-                f"these reference means (n={self.n}) were made with {self.encoder_id} ({self.fingerprint}); the model "
-                f"is {model.encoder_id} ({model.fingerprint}), or has the same weights in another precision. Make its "
-                "own: ReferenceMeans.from_images(model, images)"
+                f"these reference means (n={self.n}) were {told}; or it has the same weights in another precision. "
+                "Make its own: ReferenceMeans.from_images(model, images)"
             )
         wanted, shapes = self._shapes(model), {name: tuple(mean.shape) for name, mean in self._tensors().items()}
         if wrong := {name: shape for name, shape in shapes.items() if wanted.get(name) != shape}:

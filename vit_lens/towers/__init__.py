@@ -4,11 +4,12 @@ __all__ = [
     "AllTokens", "Attention", "AttentionPool", "AttentionPooling", "ClassToken", "Embed", "EndOfText",
     "FrozenAttentionPooling", "FrozenTokens", "HookedTower", "LayerNorm", "MeanOfPatches", "PooledMean", "PosEmbed",
     "PreNorm", "Readout", "Rows", "Stream", "Tower", "TransformerBlock", "ViTActivationCache", "by_stream",
-    "cast", "check_input", "check_model", "process", "read_wide", "whole_mask", "working_copy", "write_of",
+    "cast", "check_input", "check_model", "other_weights", "process", "read_wide", "whole_mask", "working_copy",
+    "write_of",
 ]  # fmt: skip
 
 from vit_lens.towers.cache import Rows, ViTActivationCache
-from vit_lens.towers.contract import Tower, check_model
+from vit_lens.towers.contract import Tower, check_model, other_weights
 from vit_lens.towers.copying import cast, working_copy
 from vit_lens.towers.inputs import check_input, whole_mask
 from vit_lens.towers.layers import Attention, AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock

@@ -1,6 +1,6 @@
 """What lenses, caches, attribution, interventions and verification need of a transformer, and of captions."""
 
-__all__ = ["CaptionBank", "Tower", "check_model"]
+__all__ = ["CaptionBank", "MadeWith", "Tower", "check_model", "other_weights"]
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
@@ -103,6 +103,49 @@ class Tower(Protocol):
         def encoder_id(self) -> str: ...
         @property
         def fingerprint(self) -> str: ...
+        def exact_fingerprint(self, dtype: torch.dtype | None = None) -> str: ...
+
+
+class MadeWith(Protocol):
+    """What was made with a model and kept: means, a gallery.
+
+    Attributes:
+        encoder_id: The id of the model.
+        fingerprint: Digits that identify the model's weights, rounded to bfloat16.
+        weights: What identifies them to the last bit; empty in files of an earlier version.
+    """
+
+    @property
+    def encoder_id(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+
+
+def other_weights(made: MadeWith, model: Tower) -> str:
+    """Return how the weights that something was made with differ from a model's, in words; empty if they do not.
+
+    A model that is kept wider has to round to the very weights; of one that is kept narrower, and for files without
+    ``weights``, what bfloat16 shows has to be the same.
+
+    >>> means = vl.ReferenceMeans.load("mini")
+    >>> vl.towers.other_weights(means, model), vl.towers.other_weights(means, model.process_weights())[:28]
+    ('', 'made with vit_lens/mini (64b')
+    """
+    if made.fingerprint != model.fingerprint:
+        return (
+            f"made with {made.encoder_id} ({made.fingerprint}); the model is {model.encoder_id} ({model.fingerprint})"
+        )
+    dtype = getattr(torch, made.weights.partition(":")[0], None)
+    if not isinstance(dtype, torch.dtype) or torch.promote_types(dtype, model.dtype) != model.dtype:
+        return ""
+    if (own := model.exact_fingerprint(dtype)) == made.weights:
+        return ""
+    return (
+        f"made with {made.encoder_id} ({made.weights}); the model is {model.encoder_id} ({own}), whose weights differ "
+        "by less than bfloat16 shows"
+    )
 
 
 def check_model(model: object, error: type[VitLensError] = LensError) -> None:

@@ -16,7 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.addresses import Site
 from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError, VitLensError, expect
-from vit_lens.identity import fingerprint
+from vit_lens.identity import exact_fingerprint
 from vit_lens.towers.caching import CachingRootModule
 from vit_lens.towers.contract import Tower
 from vit_lens.towers.copying import working_copy
@@ -70,7 +70,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
             expect(encoder_id, str, "encoder_id", VitLensError, "the id of the weights, or None")
         self.cfg = cfg
         self._encoder_id = encoder_id
-        self._fingerprint: tuple[tuple | None, str] | None = None
+        self._fingerprints: tuple[tuple | None, dict[torch.dtype, str]] = None, {}
         self._loaded: tuple | None = None
 
     def add_blocks(self) -> None:
@@ -328,10 +328,28 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         They are kept until the weights change. Change weights under ``torch.no_grad()``: PyTorch does not count
         changes through ``.data``, so they would go unseen here.
         """
+        return self._digits(torch.bfloat16)
+
+    def exact_fingerprint(self, dtype: torch.dtype | None = None) -> str:
+        """Return a dtype, and digits that identify the weights to its last bit; kept until the weights change.
+
+        Args:
+            dtype: What the weights are rounded to; None for their own.
+
+        >>> model.exact_fingerprint().split(":")[0], len(model.exact_fingerprint(torch.float64))
+        ('float32', 24)
+        """
+        dtype = self.dtype if dtype is None else dtype
+        return f"{str(dtype).removeprefix('torch.')}:{self._digits(dtype)}"
+
+    def _digits(self, dtype: torch.dtype) -> str:
         versions = self._versions()
-        if versions is None or self._fingerprint is None or self._fingerprint[0] != versions:
-            self._fingerprint = (versions, fingerprint(self.state_dict()))
-        return self._fingerprint[1]
+        if versions is None or self._fingerprints[0] != versions:
+            self._fingerprints = versions, {}
+        found = self._fingerprints[1]
+        if dtype not in found:  # in bfloat16 the two are one
+            found[dtype] = exact_fingerprint(self.state_dict(), dtype)
+        return found[dtype]
 
     @property
     def edited(self) -> bool:
@@ -352,7 +370,8 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         self._loaded = self._versions()
 
     def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "_fingerprint": None, "_loaded": None if self._loaded is None else self.edited}
+        loaded = None if self._loaded is None else self.edited
+        return {**super()._state(), "_fingerprints": (None, {}), "_loaded": loaded}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # a copy's tensors are its own
