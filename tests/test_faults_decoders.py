@@ -146,6 +146,89 @@ def test_another_configuration_or_weight_is_another_identity(decoder, tmp_path, 
         torch.set_float32_matmul_precision(precision)
 
 
+def _squash(module, given, out):
+    return out * 0.5
+
+
+class _Squashed(torch.nn.SiLU):
+    def forward(self, x):
+        return super().forward(x) * 0.5
+
+
+EDITS = {  # what is changed in memory, where neither weights nor configuration say it
+    "eps of a norm": ("unet", lambda unet: setattr(unet.conv_norm_out, "eps", 0.5), {"conv_norm_out.eps": "0.5"}),
+    "eps in MoVQ": (
+        "movq", lambda movq: setattr(movq.decoder.conv_norm_out.norm_layer, "eps", 0.5),
+        None,
+    ),
+    "scale of a block": ("unet", lambda unet: setattr(unet.mid_block.resnets[0], "output_scale_factor", 9.0), None),
+    "processor": ("unet", lambda unet: setattr(_attention(unet), "processor", _Processor()), None),
+    "hook": (
+        "unet", lambda unet: unet.conv_in.register_forward_hook(_squash),
+        {"conv_in.forward_hooks": f"[{__name__}._squash]"},
+    ),
+    "method": ("unet", lambda unet: setattr(unet.conv_in, "forward", lambda x: x.repeat(1, 8, 1, 1)), None),
+    "module": ("unet", lambda unet: setattr(unet, "conv_act", _Squashed().eval()), None),
+    "no module": ("unet", lambda unet: setattr(unet, "conv_norm_out", None), None),
+    "training": ("movq", lambda movq: movq.decoder.train(), None),
+}  # fmt: skip
+
+
+def _attention(unet):
+    from diffusers.models.attention_processor import Attention
+
+    return next(module for module in unet.modules() if isinstance(module, Attention))
+
+
+class _Processor:
+    def __init__(self):
+        self.strength = 0.5
+
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        return hidden_states * self.strength
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_is_changed_in_memory_is_another_identity(decoder, edit):
+    name, change, said = EDITS[edit]
+    other, plain = build(), decoder.identity()
+    decode(other)  # which leaves nothing behind
+    assert other.identity() == plain and "edited" not in plain["unet"] and "edited" not in plain["movq"]
+    change(getattr(other, name))
+    told = other.identity()
+    assert told["fingerprint"] == plain["fingerprint"] or edit == "no module"
+    edited = told[name].pop("edited")
+    assert edited and json.loads(json.dumps(edited)) == edited and (said is None or edited == said)
+    assert not any(" at 0x" in value for value in edited.values())
+    if edit not in ("training", "no module"):
+        assert told == plain and not torch.equal(decode(other), decode(decoder))
+
+
+def test_buffers_that_no_file_holds_are_weights_too(decoder):
+    other = build()
+    other.unet.conv_in.register_buffer("gain", torch.ones(3), persistent=False)
+    first = other.fingerprint
+    assert first != decoder.fingerprint
+    other.unet.conv_in.gain.mul_(2)
+    assert other.fingerprint not in (first, decoder.fingerprint)
+
+
+def test_which_values_of_a_schedule_are_defaults_is_in_the_identity(decoder):
+    """Another sampler takes its own defaults in their place, and what was said as it was said."""
+    from diffusers import DDPMScheduler
+
+    said = {**{k: v for k, v in decoder.scheduler.config.items() if k[0] != "_"}, "timestep_spacing": "leading"}
+    unsaid = {name: value for name, value in said.items() if name != "timestep_spacing"}
+    pictures, identities = [], []
+    for config in (said, unsaid):
+        other = build()
+        other.scheduler = DDPMScheduler.from_config(config)
+        assert other.scheduler.config.timestep_spacing == "leading"
+        pictures.append(decode(other, steps=3, scheduler="dpm++"))
+        identities.append(other.identity())
+    assert not torch.equal(*pictures) and identities[0] != identities[1]
+
+
 # ---- wrong arguments, without the suite's checks of types, as users meet them --------------------------------------
 
 ARGUMENTS = {

@@ -207,7 +207,7 @@ def test_files_of_an_earlier_version_are_known_by_their_fingerprint(seeing, pict
     from vit_lens.readers import Gallery
 
     model = copy.deepcopy(seeing).float()
-    _, (means, reference, gallery) = kept_of(model, pictures, folder, tmp_path / "gallery")
+    _, (_, reference, gallery) = kept_of(model, pictures, folder, tmp_path / "gallery")
     old = dataclasses.replace(gallery, weights="")
     assert old.check(nudged(model)) and dataclasses.replace(reference, weights="").check(nudged(model))
     with pytest.raises(errors.GalleryError, match="this gallery was made with"):

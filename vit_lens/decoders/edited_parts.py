@@ -21,10 +21,10 @@ def edits(part: Any) -> dict[str, str]:
     Args:
         part: A model of diffusers, whose configuration builds it again, on no device.
 
-    >>> vl.decoders.edits(decoder.unet)
+    >>> edits(decoder.unet)
     {}
     >>> decoder.unet.conv_norm_out.eps = 0.5
-    >>> vl.decoders.edits(decoder.unet)
+    >>> edits(decoder.unet)
     {'conv_norm_out.eps': '0.5'}
     >>> decoder.unet.conv_norm_out.eps = decoder.unet.config.norm_eps
     """
@@ -37,7 +37,8 @@ def edits(part: Any) -> dict[str, str]:
 
 def unsaved_buffers(part: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that a part computes with and ``state_dict`` leaves out."""
-    return {name: buffer for name, buffer in part.named_buffers() if name not in part.state_dict()}
+    saved = part.state_dict()
+    return {name: buffer for name, buffer in part.named_buffers() if name not in saved}
 
 
 def _settings(part: nn.Module) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from vit_lens.decoders.by_name import reads_layout
 from vit_lens.decoders.contract import Cost, Decoder
 from vit_lens.decoders.costs import decoding_cost
 from vit_lens.decoders.decode_call import Passes, Run
+from vit_lens.decoders.edited_parts import edits, unsaved_buffers
 from vit_lens.decoders.kandinsky_files import default_settings, find_decoder, load_part, load_scheduler, read_card
 from vit_lens.decoders.kandinsky_parts import PixelLayout, check_parts
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, agreed_encoder, check_scale, encoder_id_of
@@ -143,10 +144,11 @@ class KandinskyDecoder(Decoder):
     @property
     def fingerprint(self) -> str:
         """Sixteen digits that identify the weights to the last bit; changes through ``.data`` go unseen."""
-        held = [tensor for part in (self.unet, self.movq) for tensor in part.parameters()]
+        held = [tensor for part in (self.unet, self.movq) for tensor in (*part.parameters(), *part.buffers())]
         versions = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in held]
         if self._fingerprint[0] != versions:
-            weights = {f"{part}.{name}": value for part, held in self.parts().items() for name, value in held.items()}
+            parts = {name: {**held, **unsaved_buffers(getattr(self, name))} for name, held in self.parts().items()}
+            weights = {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}
             self._fingerprint = versions, exact_fingerprint(weights)
         return self._fingerprint[1]
 
@@ -220,11 +222,20 @@ class KandinskyDecoder(Decoder):
         return Condition(pooled=model.zero_embedding())
 
     def identity(self) -> dict[str, Any]:
-        """Return weights, dtypes, the configurations of all parts, and what is unusual in how they are computed."""
-        found = super().identity() | {"scheduler": {"class": type(self.scheduler).__name__}}
+        """Return weights, dtypes, the configurations of all parts, and what is unusual in how they are computed.
+
+        That is what differs from the configurations, such as the ``eps`` of a norm, and which of the scheduler's values
+        are defaults of its class, in whose place another sampler takes its own.
+        """
+        found: dict[str, Any] = super().identity() | {"scheduler": {"class": type(self.scheduler).__name__}}
         for name in ("unet", "movq", "scheduler"):
             config = {key: value for key, value in sorted(getattr(self, name).config.items()) if key[0] != "_"}
             found[name] = found.get(name, {}) | {"config": json.loads(json.dumps(config, default=str))}
+        for name in ("unet", "movq"):
+            if changed := edits(getattr(self, name)):
+                found[name]["edited"] = changed
+        if defaults := sorted(self.scheduler.config.get("_use_default_values", ())):
+            found["scheduler"]["defaults"] = defaults
         if self.movq.dtype != self.dtype:
             found["movq"]["dtype"] = str(self.movq.dtype).removeprefix("torch.")
         if torch.get_float32_matmul_precision() != "highest":
