@@ -440,3 +440,13 @@ def test_what_is_no_module_or_family():
         register_family(Family)
     with pytest.raises(VitLensError, match="preprocess_spec is of type dict"):
         HookedViT.from_module(towers.hf_tower(), preprocess_spec={})
+
+
+def test_the_embedded_pair_is_among_the_nearest_names(errors):
+    from vit_lens import HookedViT
+
+    for name in ("minni", "Mini", "mni"):
+        with pytest.raises(errors.CheckpointError, match=rf"unknown model '{name}'.*Nearest names: 'mini'"):
+            HookedViT.from_pretrained(name)
+    with pytest.raises(errors.CheckpointError, match=r"tag= belongs to open_clip names; minni is none, nearest: 'ViT"):
+        HookedViT.from_pretrained("minni", tag="openai")

@@ -50,7 +50,9 @@ def _resolved(
             raise CheckpointError(f"revision= belongs to Hub ids; {model} is an open_clip name, choose with tag=")
         return OpenClipName(model, require_tag(model, found_tag))
     if tag is not None:
-        raise CheckpointError(f"tag= belongs to open_clip names; {name} is none, nearest: {_near(str(name))}")
+        raise CheckpointError(
+            f"tag= belongs to open_clip names; {name} is none, nearest: {nearest(str(name), known_models())}"
+        )
     found = _folder_name(name, revision, cache_dir)
     if revision is not None and isinstance(found.root, Path):
         raise CheckpointError(f"revision= belongs to Hub ids; {name} is a directory here and has one content")
@@ -88,7 +90,8 @@ def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path |
         return TowerFolder(local, subfolder, None, label)
     repo_id = root.removeprefix("hf/")
     if repo_id.count("/") != 1:
-        raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest open_clip names: {_near(root)}")
+        near = nearest(root, ["mini", *known_models()])
+        raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest names: {near}")
     hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
     return TowerFolder(HubFolder(repo_id, revision, cache_dir), subfolder, hub_id, repo_id)
 
@@ -138,7 +141,3 @@ def _one_tag(name: str, found: str, tag: str | Path | None, *, explicit: bool) -
             f"{name!r} is a directory here and an open_clip tag; write './{name}' or 'open_clip/{name}'"
         )
     return found
-
-
-def _near(name: str) -> str:
-    return nearest(name, known_models())
