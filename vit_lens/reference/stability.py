@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vit_lens.errors import VitLensError
+from vit_lens.files import parse_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PerLayer = tuple[float, ...]
+_ADVICE = "make the means again: ReferenceMeans.from_images(model, images)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +130,11 @@ class Stability:
             VitLensError: The text is not what :meth:`to_json` writes.
         """
         try:
-            held = json.loads(text)
+            held = parse_json(text, "it", VitLensError, _ADVICE)
             distance = {int(m): _tuples(by_kind) for m, by_kind in held["distance"].items()}
             spread, halves = _tuples(held["spread"]), _tuples(held["halves"])
             return cls(n=held["n"], spread=spread, distance=distance, halves=halves)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VitLensError(f"the stability of these means cannot be read: {error!r}") from error
 
 
