@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
-    "lazy", "axes", "errors", "config", "addresses", "tokens", "identity", "files", "images", "hooking", "sources",
-    "texts", "conditions", "towers", "verification", "models", "reference", "attribution",
+    "lazy", "axes", "errors", "numerics", "config", "addresses", "tokens", "identity", "files", "images", "hooking",
+    "sources", "texts", "conditions", "towers", "verification", "models", "reference", "attribution",
     "interventions", "lenses", "readers", "decoders", "metrics", "records", "engine", "sweeping", "figures", "report",
     "mini", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip

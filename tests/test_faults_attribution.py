@@ -169,3 +169,58 @@ def test_wrong_arguments_are_refused_in_words(vit, cache, bank, errors):
         "layer of a site": (lambda: at.attention_map(cache, Site.parse("L0H0"), 0), "UnknownSiteError", "whole n"),
     }  # fmt: skip
     assert not outcomes(errors, cases)
+
+
+# ---- autocast: numbers are as wide as their tensors -------------------------------------------------------------
+
+
+def test_what_is_measured_does_not_follow_autocast(vit, pixels, bank):
+    """Autocast rounds products of float32 to bfloat16; those of float64, in which other tests run, it leaves."""
+    import copy
+
+    from vit_lens import DiffusionLens, ReferenceMeans, Site, ZeroShotLabels
+    from vit_lens import attribution as at
+    from vit_lens import readers as ro
+
+    model, pixels = copy.deepcopy(vit).float(), pixels.float()
+    found = model.run_with_cache(pixels)[1]
+    embeds, readout, reference = model(pixels), at.FrozenReadout(found), ReferenceMeans.from_images(model, pixels)
+    labels = ZeroShotLabels({"a": bank.captions}, {"a": bank.embeds})
+    parts = dict(encoder_id="x", fingerprint="x", preprocess={}, folder="")
+    gallery = ro.Gallery(**parts, **dict.fromkeys(("names", "hashes", "stamps"), tuple("abc")), embeds=embeds)
+    calls = {
+        "split_embedding": lambda: at.split_embedding(found).values,
+        "neuron_parts": lambda: at.neuron_parts(found, 1).values,
+        "token_parts": lambda: at.token_parts(found),
+        "token_attribution": lambda: at.token_attribution(found, bank).values,
+        "direct_attribution": lambda: at.direct_attribution(found, bank).values,
+        "FrozenReadout": lambda: at.FrozenReadout(found).embedding,
+        "embedding": lambda: readout.embedding,
+        "project": lambda: readout.project(readout.final_reduced),
+        "pooled_to_embed": lambda: readout.pooled_to_embed(found["blocks.2.hook_resid_post"][:, 0]),
+        "pull_back": lambda: readout.pull_back(bank.embeds),
+        "bank.logits": lambda: bank.logits(embeds),
+        "nearest": lambda: gallery.nearest(embeds, 3)[1],
+        "zero_shot_lens": lambda: ro.zero_shot_lens(found, bank, "heads", lens=DiffusionLens()).of(),
+        "head_contributions": lambda: ro.head_contributions(model, pixels, "heads"),
+        "output": lambda: reference.output(model, Site.parse("L1.attn")),
+        "last_state": lambda: reference.last_state(model),
+    }
+    plain = {name: call() for name, call in calls.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (embeds @ embeds.T).dtype == torch.bfloat16
+        cast, labelled = {name: call() for name, call in calls.items()}, labels.label(embeds)
+    assert labelled == labels.label(embeds)
+    assert not [name for name in calls if not torch.equal(cast[name], plain[name])]
+
+
+def test_pooling_does_not_follow_autocast(pooling_vit, pooling_pixels):
+    import copy
+
+    from vit_lens import attribution as at
+
+    found = copy.deepcopy(pooling_vit).float().run_with_cache(pooling_pixels.float())[1]
+    for call in (at.pool_token_parts, at.token_parts, lambda cache: at.split_pooling(cache).values):
+        plain = call(found)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(call(found), plain)

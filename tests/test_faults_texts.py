@@ -196,6 +196,14 @@ def test_addresses_are_of_models_and_configs(vit, errors):
     assert not outcomes(errors, cases)
 
 
+def test_texts_are_embedded_as_wide_as_their_tower():
+    from vit_lens import TextBank
+
+    plain = TextBank.mini(["star", "ring"], templates=["a red {}", "a blue {}"]).embeds
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(TextBank.mini(["star", "ring"], templates=["a red {}", "a blue {}"]).embeds, plain)
+
+
 # ---- R9: identity ---------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from vit_lens.attribution.brief import Brief
 from vit_lens.attribution.checks import check_cache
 from vit_lens.attribution.directions import Directions, Units
 from vit_lens.attribution.parts import Component, describe, split_embedding
+from vit_lens.numerics import without_autocast
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
@@ -66,6 +67,7 @@ class Attribution(Brief):
         return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
 
 
+@without_autocast()
 def direct_attribution(
     cache: ViTActivationCache,
     directions: Tensor | TextBank,

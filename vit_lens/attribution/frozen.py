@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vit_lens.attribution.checks import check_cache, check_finite, check_tensor
 from vit_lens.errors import LensError
+from vit_lens.numerics import without_autocast
 from vit_lens.towers import FrozenAttentionPooling, FrozenTokens, ViTActivationCache, read_wide
 
 
@@ -47,6 +48,7 @@ class FrozenReadout:
     torch.Size([6, 2, 1, 128])
     """
 
+    @without_autocast()
     def __init__(self, cache: ViTActivationCache):
         self.cache = check_cache(cache)
         self.model = cache.model
@@ -69,6 +71,7 @@ class FrozenReadout:
         """Return what a part of the last residual, at the read-out rows, contributes to the embedding."""
         return self.project(self.reduce(residual))
 
+    @without_autocast()
     def reduce(self, rows: Float[Tensor, "*part batch row d"]) -> Float[Tensor, "*part batch pool_head d"]:
         """Return the weighted sum over the read-out rows, which is all of them that the embedding sees.
 
@@ -79,6 +82,7 @@ class FrozenReadout:
         check_tensor("a part of the residual", rows, f"*part {batch} {n_rows} d")
         return self.weights @ rows.to(self.weights)
 
+    @without_autocast()
     def project(self, reduced: Float[Tensor, "*part #batch pool_head d_model"]) -> Float[Tensor, "*part batch d_embed"]:
         """Map what :meth:`reduce` returned to the embedding.
 
@@ -88,6 +92,7 @@ class FrozenReadout:
         check_tensor("a reduced part", reduced, f"*part batch pool_head {self.model.cfg.d_model}")
         return self.pooled_to_embed(self._ends.to_pooled(self._norm.centre(reduced) * self._wide(self._norm.w)))
 
+    @without_autocast()
     def pull_back(
         self, directions: Float[Tensor, "*direction d_embed"]
     ) -> Float[Tensor, "*direction batch row d_model"]:
@@ -97,6 +102,7 @@ class FrozenReadout:
         """
         return self.weights.transpose(-1, -2) @ self.pull_back_reduced(directions)
 
+    @without_autocast()
     def pull_back_reduced(
         self, directions: Float[Tensor, "*direction d_embed"]
     ) -> Float[Tensor, "*direction batch pool_head d_model"]:
@@ -109,6 +115,7 @@ class FrozenReadout:
         back = self._norm.centre(self._ends.from_embed(directions.to(self.weights)) * self._wide(self._norm.w))
         return back.expand(*back.shape[:-3], len(self.weights), *back.shape[-2:])
 
+    @without_autocast()
     def pooled_to_embed(self, pooled: Float[Tensor, "*part #batch d_pooled"]) -> Float[Tensor, "*part batch d_embed"]:
         """Map a part of the pooled vector (before ``ln_post``, where there is one) to the embedding.
 
@@ -124,11 +131,13 @@ class FrozenReadout:
         return self.reduce(self._final)
 
     @property
+    @without_autocast()
     def constant(self) -> Float[Tensor, "batch d_embed"]:
         """The sum of :attr:`constants`: the embedding of a residual of zeros."""
         return torch.stack(list(self.constants.values())).sum(0)
 
     @property
+    @without_autocast()
     def embedding(self) -> Float[Tensor, "batch d_embed"]:
         """The embedding of the run."""
         return self.project(self.final_reduced) + self.constant
@@ -148,6 +157,7 @@ class FrozenReadout:
         return self._ends.pattern
 
     @property
+    @without_autocast()
     def normed(self) -> Float[Tensor, "batch row d_model"]:
         """The last residual at the read-out rows, after the last LayerNorm."""
         return self._norm.centre(self._final) / self.scale * self._wide(self._norm.w) + self._wide(self._norm.b)

@@ -19,6 +19,7 @@ from vit_lens.attribution.checks import check_model
 from vit_lens.attribution.frozen import FrozenReadout, read_rows, same
 from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError, UnknownSiteError, nearest
+from vit_lens.numerics import without_autocast
 from vit_lens.towers import Tower, ViTActivationCache
 
 PartKind = Literal[
@@ -161,6 +162,7 @@ class EmbeddingParts(Brief):
         return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
 
 
+@without_autocast()
 def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), start_layer: int = 0) -> EmbeddingParts:
     """Split the embeddings of a run into terms that add up to them, the last LayerNorm's scale held fixed.
 
@@ -214,6 +216,7 @@ def split_embedding(cache: ViTActivationCache, *, neuron_layers: Indices = (), s
     return EmbeddingParts(tuple(components), torch.cat(values))
 
 
+@without_autocast()
 def neuron_parts(cache: ViTActivationCache, layer: int, neurons: slice | Indices = slice(None)) -> EmbeddingParts:
     """Return what single neurons of one MLP contribute; all of them and ``b_out`` add up to the MLP's term.
 

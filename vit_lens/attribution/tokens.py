@@ -18,10 +18,12 @@ from vit_lens.attribution.maps import PatchMap
 from vit_lens.attribution.parts import Component, EmbeddingParts, check_layers
 from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError
+from vit_lens.numerics import without_autocast
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
 
+@without_autocast()
 def token_parts(
     cache: ViTActivationCache, *, layers: Indices | None = None
 ) -> Float[Tensor, "batch layer head token d_embed"]:
@@ -120,6 +122,7 @@ class TokenAttribution(Brief):
         return PatchMap.of_tokens(values, self.cfg, title=title, units=self.units, signed=True)
 
 
+@without_autocast()
 def token_attribution(
     cache: ViTActivationCache,
     directions: Tensor | TextBank,
@@ -164,6 +167,7 @@ def token_attribution(
     return TokenAttribution(values, tuple(chosen), along.names, units, cfg)
 
 
+@without_autocast()
 def split_pooling(cache: ViTActivationCache) -> EmbeddingParts:
     """Split the embedding by the heads of attention pooling, in place of the parts of the residual stream.
 
@@ -194,6 +198,7 @@ def split_pooling(cache: ViTActivationCache) -> EmbeddingParts:
     return EmbeddingParts((*heads, *others), values)
 
 
+@without_autocast()
 def pool_token_parts(cache: ViTActivationCache) -> Float[Tensor, "batch head token d_embed"]:
     """Return what each token of the last residual sends through each head of attention pooling.
 

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from vit_lens.numerics import without_autocast
+
 _CPU = torch.device("cpu")
 
 
@@ -26,14 +28,11 @@ def stated_numerics() -> Iterator[None]:
     >>> torch.set_default_dtype(torch.float32)
     """
     before = torch.get_default_dtype()
-    kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)]
     with ExitStack() as stack:
+        stack.enter_context(without_autocast())
         if before != torch.float32:
             stack.callback(torch.set_default_dtype, before)
             torch.set_default_dtype(torch.float32)
         if torch.get_default_device() != _CPU:  # only then: it costs time in every operation
             stack.enter_context(_CPU)
-        for kind in kinds:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
         yield

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.attribution import check_tensor
+from vit_lens.numerics import without_autocast
 
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 _CHUNK_NUMBERS = 2**26  # cosines that are held at once
@@ -42,6 +43,7 @@ def deviations(
     return found.masked_fill(silent[..., None], 0.0)
 
 
+@without_autocast()
 def nearest_rows(
     queries: Float[Tensor, "query d_embed"],
     targets: Float[Tensor, "target d_embed"],

@@ -15,6 +15,7 @@ from vit_lens.addresses import Site, as_index
 from vit_lens.attribution import Brief, check_model, check_tensor, hook_names, split_embedding, split_pooling
 from vit_lens.errors import LensError, TextError, UnknownSiteError, expect, nearest
 from vit_lens.models import HookedViT, pixel_batches, several
+from vit_lens.numerics import without_autocast
 from vit_lens.readers.embeddings import BANK_ADVICE
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
@@ -50,6 +51,7 @@ class TextSpan(Brief):
     explained: Float[Tensor, " direction"]
     mean: Float[Tensor, " d_embed"]
 
+    @without_autocast()
     def reconstruct(self, contributions: Float[Tensor, "image d_embed"]) -> Float[Tensor, "image d_embed"]:
         """Return the mean, and of every deviation from it what lies in the span of the directions.
 
@@ -87,6 +89,7 @@ class TextSpans(dict[Site, TextSpan]):
         return self[site]
 
 
+@without_autocast()
 def text_span(
     contributions: Float[Tensor, "image d_embed"],
     texts: Float[Tensor, "caption d_embed"],
@@ -169,6 +172,7 @@ def text_span(
     )
 
 
+@without_autocast()
 def head_contributions(
     model: HookedViT, images: Any, sites: Sequence[Site | str] | str, *, batch_size: int = 32, progress: bool = False
 ) -> Float[Tensor, "site image d_embed"]:
@@ -209,6 +213,7 @@ def head_contributions(
     return torch.cat(parts, dim=1)
 
 
+@without_autocast()
 def text_spans(
     model: HookedViT,
     images: Any,

@@ -16,6 +16,7 @@ from vit_lens.errors import OutputError, ReferenceMismatchError, VitLensError, e
 from vit_lens.files import as_path, open_tensors, save_tensors
 from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
 from vit_lens.models import HookedViT, several
+from vit_lens.numerics import without_autocast
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
 from vit_lens.towers import Tower, check_model, other_weights
@@ -239,6 +240,7 @@ class ReferenceMeans:
         expect(site, Site, "site", VitLensError, "such as Site.parse('L3H4')")
         return (self.z[site.layer] if site.layer is not None else self._of_pool(self.pool_z)).clone()
 
+    @without_autocast()
     def output(self, model: Tower, site: Site) -> Float[Tensor, "row d_model"]:
         """Mean of what a site holds or writes; that of an attention block is all its heads' and its ``b_O``.
 
@@ -259,6 +261,7 @@ class ReferenceMeans:
             return z[:, site.head] @ attn.W_O[site.head].detach().to(z)
         return einsum(z, attn.W_O.detach().to(z), "row h k, h k d -> row d") + attn.b_O.detach().to(z)
 
+    @without_autocast()
     def resid(self, model: Tower, layer: int, kind: str = "resid_post") -> Float[Tensor, "row d_model"]:
         """Mean residual stream at a place: the sum of the mean outputs before it, negative layers from the end.
 
@@ -280,6 +283,7 @@ class ReferenceMeans:
         written += [self.output(model, Site(below, "mlp")) for below in range(n_mlp)]
         return torch.stack([self.resid_pre.to(model.device), *written]).sum(0)
 
+    @without_autocast()
     def last_state(self, model: Tower, *, pooled: bool = False) -> Float[Tensor, "row d_model"]:
         """Mean of what outputs add up to: the last residual, or with ``pooled`` what attention pooling adds up.
 

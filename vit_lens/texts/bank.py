@@ -18,6 +18,7 @@ from vit_lens.config import TowerConfig
 from vit_lens.errors import OutputError, TextError, expect, nearest
 from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.identity import same_encoder
+from vit_lens.numerics import without_autocast
 from vit_lens.sources import read_module
 from vit_lens.texts import whole_clips
 from vit_lens.texts.captions import check_captions, mini_captions
@@ -262,6 +263,7 @@ class TextBank:
         """The text embeddings at length 1."""
         return self.embeds / self.embeds.norm(dim=-1, keepdim=True)
 
+    @without_autocast()
     def cosines(self, image_embeds: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch caption"]:
         """Return the cosine of every image embedding with every caption, in float32 or wider; nan for a zero vector.
 

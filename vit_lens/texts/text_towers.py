@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_lens.errors import TextError
+from vit_lens.numerics import without_autocast
 from vit_lens.texts.tokenising import HFTokens, check_open_clip_tokens, hf_tokens
 
 Tokenizer = Callable[..., Any]
@@ -66,6 +67,7 @@ def text_tower(clip: nn.Module, tokenizer: Tokenizer) -> TextTower:
     )
 
 
+@without_autocast()
 def embed_captions(
     tower: TextTower, captions: Sequence[str], templates: Sequence[str] = (), *, progress: bool = False
 ) -> Float[Tensor, "caption d_embed"]:

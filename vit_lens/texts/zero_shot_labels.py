@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.errors import VitLensError, expect
+from vit_lens.numerics import without_autocast
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class ZeroShotLabels:
             if group not in self.embeds or len(self.embeds[group]) != len(names):
                 raise VitLensError(f"labels {group!r}: {len(names)} names need as many text embeddings")
 
+    @without_autocast()
     def label(self, image_embeds: Float[Tensor, "batch d_embed"]) -> list[str]:
         """Return one line for each embedding: the best label of each group, by cosine.
 
