@@ -147,7 +147,7 @@ NO_PATHS = {  # what is given, and what is said of it
     "NUL": ("a\0b", r"no file can be at 'a\x00b': "),
     "NUL in a Path": (Path("a\0b"), r"no file can be at 'a\x00b': "),
     "5,000 characters": ("x" * 5000, "xxx...xxx"),
-    "a folder of 5,000": (Path("x" * 5000, "y"), "File name too long; choose another name"),
+    "a folder of 5,000": (Path("x" * 5000, "y"), "File name too long; choose another "),
 }
 
 
@@ -204,7 +204,7 @@ def test_no_file_function_meets_what_is_no_path(given, errors):
     cases = {
         "make_directory": (lambda: files.make_directory(value), "OutputError", said),
         "write_atomic": (lambda: files.write_atomic(value, b""), "OutputError", said),
-        "clear_temporary": (lambda: files.clear_temporary(value), "OutputError", said),
+        "append": (lambda: files.append(value, b""), "OutputError", said),
         "exclusive": (lambda: files.exclusive(value).__enter__(), "OutputError", said),
         "save_tensors": (lambda: files.save_tensors({}, value), "OutputError", said),
         "open_safetensors": (lambda: files.open_safetensors(value, **reading), "VitLensError", said),
@@ -241,3 +241,31 @@ def test_what_is_no_tensors_is_not_written(tmp_path, errors):
         "metadata": (lambda: save_tensors({}, tmp_path / "x", ["a"]), "OutputError", "metadata is of type list"),
     }
     assert not outcomes(errors, cases) and not (tmp_path / "x").exists()
+
+
+# ---- R12: spreadsheets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", "'=1", "''=1", "a = b", "'tis", "", "-"])
+def test_no_cell_is_a_formula_and_texts_come_back(text):
+    import csv
+    import io
+
+    import pandas as pd
+
+    from vit_lens.records import csv_bytes, csv_text
+
+    table = pd.DataFrame({"label": [text, "a cup"], "n": [-1, 2], "cosine": [-0.1, float("nan")]})
+    head, first, second = csv.reader(io.StringIO(csv_bytes(table).decode(), newline=""))
+    assert head == ["label", "n", "cosine"] and first[1:] == ["-1", "-0.1"] and second == ["a cup", "2", ""]
+    assert first[0] == text or first[0] == f"'{text}"
+    assert not first[0].startswith(("=", "+", "-", "@", "\t")) and csv_text(first[0]) == text
+
+
+def test_labels_of_a_record_are_no_formulas_and_come_back():
+    from vit_lens.records.schema import csv_to_table, table_to_csv, to_table
+
+    table = to_table([{"row": 0, "input": 0, "site": "L0H0", "label": "=HYPERLINK(1)", "norm_h": -0.25}])
+    data = table_to_csv(table)
+    assert b",'=HYPERLINK(1)," in data and b",-0.25," in data
+    assert csv_to_table(data, "here").equals(table)

@@ -5,9 +5,9 @@ Every write goes to a temporary file beside the target, then takes its name. JSO
 """
 
 __all__ = [
-    "append", "as_path", "check_fields", "damaged", "exclusive", "file_tensors", "load_fields",
-    "make_directory", "open_safetensors", "open_tensors", "parse_json", "read_json", "read_shards", "save_fields",
-    "save_tensors", "to_bytes", "write_atomic",
+    "append", "as_path", "check_fields", "damaged", "exclusive", "file_tensors", "load_fields", "make_directory",
+    "open_safetensors", "open_tensors", "parse_json", "read_json", "read_shards",
+    "save_fields", "save_tensors", "to_bytes", "write_atomic",
 ]  # fmt: skip
 
 import contextlib
@@ -78,7 +78,8 @@ def _checked(path: Any, error: type[VitLensError], what: str = "path") -> Path:
     except (OSError, ValueError) as reason:
         said, why = repr(given), getattr(reason, "strerror", None) or str(reason)
         said = said if len(said) <= 200 else f"{said[:80]}...{said[-80:]}"
-        raise error(f"no file can be at {said}: {why}; choose another name") from reason
+        other = "--out" if issubclass(error, OutputError) else "name"
+        raise error(f"no file can be at {said}: {why}; choose another {other}") from reason
     return Path(given)
 
 
@@ -173,6 +174,7 @@ def append(path: Path, data: bytes) -> None:
     >>> (tmp / "lines.txt").read_bytes()
     b'one\ntwo\n'
     """
+    path = _checked(path, OutputError)
     try:
         with path.open("ab", buffering=0) as file:
             file.write(data)

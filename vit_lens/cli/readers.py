@@ -104,7 +104,8 @@ def _show(table: Any, what: str, names: list[str]) -> None:
 
 def _keep(table: Any, name: str, out: Path | None) -> None:
     from vit_lens.files import make_directory, write_atomic
+    from vit_lens.records import csv_bytes
 
     if out is not None:
         make_directory(out)
-        write_atomic(out / f"{name}.csv", table.to_csv(index=False).encode())
+        write_atomic(out / f"{name}.csv", csv_bytes(table))

@@ -2,6 +2,7 @@
 
 from vit_lens.records.answers import FORMS, Found, Readouts, gallery_name
 from vit_lens.records.budgets import budget_words, unfinished_words
+from vit_lens.records.cells import csv_bytes, csv_text
 from vit_lens.records.encoding import encode_png, is_whole_png, thumbnail_uri
 from vit_lens.records.live import LIVE_BUDGET, LiveNumbers, live_bytes, live_labels
 from vit_lens.records.named_readings import Reading, told_apart
@@ -14,7 +15,7 @@ from vit_lens.records.writer import RecordWriter
 
 __all__ = [
     "COLUMNS", "DRAWN", "FORMAT", "FORMS", "LIVE_BUDGET", "Found", "LiveNumbers", "Reading", "Readouts", "Record",
-    "RecordWriter", "budget_words", "encode_png", "gallery_name", "input_name", "is_whole_png",
+    "RecordWriter", "budget_words", "csv_bytes", "csv_text", "encode_png", "gallery_name", "input_name", "is_whole_png",
     "live_bytes", "live_labels", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "select",
     "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
 ]  # fmt: skip

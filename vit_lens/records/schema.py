@@ -35,6 +35,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from vit_lens.errors import RecordError
+from vit_lens.records.cells import csv_bytes, csv_text
 
 FORMAT = 2
 Kind = Literal["int", "int or empty", "float", "text"]
@@ -194,12 +195,13 @@ def to_table(rows: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Mapping[
 
 def table_to_csv(table: pd.DataFrame, columns: Mapping[str, Kind] = COLUMNS) -> bytes:
     """Return the table as CSV; floats are written so that they read back to the same bits, missing ones empty."""
-    return table[list(columns)].to_csv(index=False, lineterminator="\n").encode()
+    return csv_bytes(table.reindex(columns=list(columns)))
 
 
 def csv_to_table(data: bytes, where: str, columns: Mapping[str, Kind] = COLUMNS) -> pd.DataFrame:
     """Read what `table_to_csv` wrote; RecordError where a line is cut short or a value cannot be read."""
-    return to_table(csv_rows(data, where, list(columns)), columns)
+    rows = csv_rows(data, where, list(columns))
+    return to_table([{name: csv_text(cell) for name, cell in row.items()} for row in rows], columns)
 
 
 def csv_rows(data: bytes, where: str, columns: list[str]) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ import numpy as np
 from vit_lens import __version__
 from vit_lens.errors import StudyError
 from vit_lens.files import make_directory, read_json, write_atomic
+from vit_lens.records import csv_bytes
 from vit_lens.studies.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -197,9 +198,9 @@ class StudyResult:
             text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         except ValueError as error:
             raise StudyError(f"a number of study {self.study} is not finite ({error}); say None and why") from error
-        write_atomic(directory / "scores.csv", self.frame().to_csv(index=False).encode())
+        write_atomic(directory / "scores.csv", csv_bytes(self.frame()))
         for name in self.tables:
-            write_atomic(directory / f"{name}.csv", self.frame(name).to_csv(index=False).encode())
+            write_atomic(directory / f"{name}.csv", csv_bytes(self.frame(name)))
         write_atomic(directory / "result.json", (text + "\n").encode())
         return directory / "result.json"
 

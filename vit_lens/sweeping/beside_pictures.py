@@ -15,7 +15,7 @@ from torch import Tensor
 from vit_lens.errors import GalleryError, LensError, VitLensError
 from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery, SiteMeans, deviations, picture_hash, top_captions
-from vit_lens.records import FORMS, Found, LiveNumbers, Readouts, RecordWriter, gallery_name
+from vit_lens.records import Found, LiveNumbers, Readouts, RecordWriter, gallery_name
 from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.lens_readings import LensReading
 from vit_lens.sweeping.live_parts import gather_live, n_live_images
@@ -38,8 +38,8 @@ class Beside:
             all captions are one group.
         gallery: Images embedded by this encoder, among which the nearest to every lens embedding are sought; small
             copies of those that are found go into the record. None seeks none.
-        means: The means of the lenses, which the centred form of captions and neighbours takes away. Without them
-            neighbours are centred on the gallery's mean, and captions are not.
+        means: The means of the lenses, which the centred form of captions and neighbours takes away; rows of a lens
+            without means have the raw form alone.
         live: Whether the numbers of the live page are kept, for as many of the first images as a page can carry (8 MB).
 
     Raises:
@@ -152,12 +152,10 @@ class BesideModel(Beside):
             if origins is not None:
                 found["by_caption", "centred"] = self._best(deviations(embeds, origins), self.texts)
         if self.gallery is not None:
-            k = min(_K, len(self.gallery.distinct) - 1)
-            leave_out = [picture_hash(seen)] * len(embeds)
-            middle = self.gallery.mean.to(embeds)[None].expand_as(embeds)
-            centres = middle if origins is None else torch.where(origins.isnan(), middle, origins)
-            for form, origin in zip(FORMS, (None, centres), strict=True):
-                found["by_image", form] = self.gallery.nearest(embeds, k, origins=origin, leave_out=leave_out)
+            asked = {"k": min(_K, len(self.gallery.distinct) - 1), "leave_out": [picture_hash(seen)] * len(embeds)}
+            found["by_image", "raw"] = self.gallery.nearest(embeds, **asked)
+            if origins is not None:
+                found["by_image", "centred"] = self.gallery.nearest(embeds, origins=origins, **asked)
         return {key: (index.int().cpu(), cosine.float().cpu()) for key, (index, cosine) in found.items()}
 
     def _best(self, embeds: Float[Tensor, "row d_embed"], bank: TextBank) -> tuple[Tensor, Tensor]:
@@ -174,7 +172,7 @@ class BesideModel(Beside):
     def words(self) -> str:
         """Say what the centred form takes away."""
         if not self.means:
-            return "the mean embedding of the gallery" if self.gallery is not None else ""
+            return ""
         counts = sorted({mean.n for mean in self.means})
         return f"the site's mean reading over {' or '.join(map(str, counts))} other images"
 
