@@ -106,6 +106,7 @@ class Tower(Protocol):
         def exact_fingerprint(self, dtype: torch.dtype | None = None) -> str: ...
 
 
+@runtime_checkable
 class MadeWith(Protocol):
     """What was made with a model and kept: means, a gallery.
 
