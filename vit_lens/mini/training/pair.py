@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import torch
 
-from vit_lens.files import write_atomic
+from vit_lens.files import make_directory, write_atomic
 from vit_lens.mini import world
 from vit_lens.mini.training.encoder import EncoderSettings, train_encoder
 from vit_lens.mini.training.evaluate import evaluate_pair, load_pair
@@ -74,6 +74,7 @@ def measure_pair(pair: Path, *, n_images: int = 1000, n_decoded: int = 200) -> d
 def assemble_pair(work: Path, pair: Path, *, encoder_id: str, d_embed: int = 128) -> Path:
     """Copy the trained parts in `work` into the published layouts of encoder and decoder, and return `pair`."""
     decoder = pair / "decoder"
+    make_directory(decoder)
     for source, target in (("encoder", pair / "encoder"), ("unet", decoder / "unet"), ("movq", decoder / "movq")):
         shutil.copytree(work / source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
     scheduler = build_scheduler()
