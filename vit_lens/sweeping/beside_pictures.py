@@ -155,7 +155,8 @@ class BesideModel(Beside):
             asked = {"k": min(_K, len(self.gallery.distinct) - 1), "leave_out": [picture_hash(seen)] * len(embeds)}
             found["by_image", "raw"] = self.gallery.nearest(embeds, **asked)
             if origins is not None:
-                found["by_image", "centred"] = self.gallery.nearest(embeds, origins=origins, **asked)
+                known = torch.where(origins.isnan(), embeds, origins)  # what equals its origin has no neighbour
+                found["by_image", "centred"] = self.gallery.nearest(embeds, origins=known, **asked)
         return {key: (index.int().cpu(), cosine.float().cpu()) for key, (index, cosine) in found.items()}
 
     def _best(self, embeds: Float[Tensor, "row d_embed"], bank: TextBank) -> tuple[Tensor, Tensor]:
