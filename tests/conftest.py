@@ -25,7 +25,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             is_gain = name.endswith(("weight", ".w")) and parameter.ndim == 1
-            scale = 0.3 if parameter.ndim == 1 else 0.9 / parameter.flatten(1).shape[1] ** 0.5
+            scale = 0.3 if parameter.ndim <= 1 else 0.9 / parameter.flatten(1).shape[1] ** 0.5
             parameter.copy_(noise * scale + (1.0 if is_gain else 0.0))
     return module
 

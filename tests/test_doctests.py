@@ -72,6 +72,7 @@ def names(tmp_path_factory):
     return {
         "vl": vl, "torch": torch, "np": np, "model": model, "images": images, "pixels": pixels,
         "cache": model.run_with_cache(pixels)[1], "bank": vl.TextBank.from_pretrained("mini", captions),
+        "text_model": vl.HookedTextEncoder.from_pretrained("mini").requires_grad_(False),
         "decoder": vl.load_decoder("mini"), "tmp": tmp_path_factory.mktemp("examples"),
     }  # fmt: skip
 

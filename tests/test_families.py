@@ -62,8 +62,8 @@ class Eyes(Family):
     towers = "the eyes of this test"
     homes = (__name__,)
     classes = ("Eye",)
-    vision_prefix = "eye."
-    text_prefixes = ("ear.",)
+    prefix = "eye."
+    other_prefixes = ("ear.",)
     model_types = {"eye": None}  # noqa: RUF012
 
     def blueprint(self, tower, image_size=None):
@@ -224,10 +224,13 @@ def test_a_family_from_memory_alone_says_so(known, errors, monkeypatch, tmp_path
 
 
 def test_every_family_that_ships_is_asked_about_its_own():
-    """No module is two families', and none is read by a name that another one has."""
+    """No module is two families' of one kind, and none is read by a name that another one has."""
     from vit_lens.sources import families
 
-    shipped = families.families()
+    texts = families.families("text")
+    assert [type(family).__name__ for family in texts] == ["ClipText", "OpenClipText", "T5"]
+    assert len({home for family in texts for home in family.homes}) == 3
+    shipped = families.families("image")
     assert len({home for family in shipped for home in family.homes}) == sum(len(family.homes) for family in shipped)
     types = [model_type for family in shipped for model_type in family.model_types]
     assert len(set(types)) == len(types) == 6

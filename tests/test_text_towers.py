@@ -1,4 +1,4 @@
-"""Text towers made of the package's parts: equal to Hugging Face's in float64, and as open to every tool."""
+"""Hooked text towers: equal to their sources in float64, masked and unmasked, and as open to every tool as images'."""
 
 import pytest
 import text_towers
@@ -6,76 +6,193 @@ import torch
 from conftest import randomize
 
 pytestmark = pytest.mark.tl3
+# float64 sums of a few dozen terms of order one, over three layers
 EXACT = dict(atol=1e-12, rtol=1e-10)
 
 
 @pytest.fixture(scope="module")
 def ids():
-    """Three texts of eleven tokens; the end, 18, comes at places of their own."""
-    found = torch.randint(1, 17, (3, 11), generator=torch.Generator().manual_seed(5))
-    for text, end in enumerate((4, 10, 7)):
-        found[text, end:] = 0
-        found[text, end] = 18
+    """Three texts of eleven tokens; the end, the highest id, comes at places of their own and fills the rest."""
+    end = len(text_towers.clip_tokenizer()) - 1
+    found = torch.randint(1, end - 1, (3, 11), generator=torch.Generator().manual_seed(5))
+    for text, place in enumerate((4, 10, 7)):
+        found[text, place:] = end
     return found
+
+
+@pytest.fixture(scope="module")
+def t5_ids():
+    """Three texts of eleven tokens for T5, whose end is 1 and whose filling is 0."""
+    found = torch.randint(2, 30, (3, 11), generator=torch.Generator().manual_seed(6))
+    for text, place in enumerate((4, 10, 7)):
+        found[text, place:], found[text, place] = 0, 1
+    return found
+
+
+def hooked(source, **given):
+    from vit_lens import HookedTextEncoder
+
+    return HookedTextEncoder.from_module(source, **given).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def clip():
     """Hugging Face's CLIP text encoder, and the tower of the same weights."""
     source = text_towers.clip_text(randomize)
-    tower = text_towers.load_clip_text(text_towers.text_tower(text_towers.text_config(), positions=True), source)
-    return source, tower.requires_grad_(False)
+    return source, hooked(source)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["gated", "relu"])
 def t5(request):
     """Hugging Face's T5 encoder, and the tower of the same weights."""
     source = text_towers.t5_encoder(randomize, gated=request.param)
-    tower = text_towers.text_tower(text_towers.t5_config(gated=request.param), positions=False)
-    return source, text_towers.load_t5(tower, source).requires_grad_(False)
+    return source, hooked(source)
 
 
-def test_a_causal_clip_text_tower_equals_its_source(clip, ids):
-    source, tower = clip
-    theirs = source(input_ids=ids, output_hidden_states=True)
-    out, cache = tower.run_with_cache(ids)
-    torch.testing.assert_close(out, theirs.text_embeds, **EXACT)
-    for layer, state in enumerate(theirs.hidden_states[:-1]):
-        torch.testing.assert_close(cache["resid_pre", layer], state, **EXACT)
-    torch.testing.assert_close(cache["ln_final.hook_normalized"], theirs.last_hidden_state, **EXACT)
-    torch.testing.assert_close(tower(ids), out, **EXACT)  # with the fused attention of an unhooked run
-    assert (cache["pattern", 1].triu(1) == 0).all()
-    whole = text_towers.text_tower(text_towers.pooled_at_every_token(tower.cfg), positions=True)
-    whole.load_state_dict(tower.state_dict())
-    projected = theirs.last_hidden_state @ source.text_projection.weight.T
-    torch.testing.assert_close(whole(ids), projected, **EXACT)
+def masked(ids, model):
+    """Attention masks: none, what is no filling, and holes."""
+    holes = torch.ones_like(ids)
+    holes[:, 2] = 0
+    return None, model.attention_mask(ids), holes
 
 
-def test_a_mask_adds_to_the_causal_one(clip, ids):
-    source, tower = clip
-    seen = torch.ones_like(ids, dtype=torch.bool)
-    seen[:, 2] = False
-    theirs = source(input_ids=ids, attention_mask=seen.long()).text_embeds
-    torch.testing.assert_close(tower(ids, mask=seen[:, None, None].expand(-1, 1, 11, -1)), theirs, **EXACT)
-    assert (tower(ids) - theirs).abs().max() > 1e-3
+CLIPS = {
+    "projected": dict(),
+    "legacy end": dict(eos_token_id=2),
+    "plain": dict(projected=False, hidden_act="gelu"),
+    "one head": dict(num_attention_heads=1, num_hidden_layers=1, hidden_act="gelu_pytorch_tanh"),
+    "narrow heads": dict(num_attention_heads=15, layer_norm_eps=1e-3),
+}
 
 
-def test_a_t5_encoder_equals_its_source(t5, ids, monkeypatch):
-    from transformers.models.t5 import modeling_t5
+@pytest.mark.parametrize("kind", CLIPS)
+def test_a_clip_text_tower_equals_its_source(kind, ids):
+    source = text_towers.clip_text(randomize, **CLIPS[kind])
+    model = hooked(source)
+    layers = range(model.cfg.n_layers)
+    for mask in masked(ids, model):
+        theirs = source(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        out, cache = model.run_with_cache(ids, attention_mask=mask)
+        expected = theirs.text_embeds if hasattr(source, "text_projection") else theirs.pooler_output
+        torch.testing.assert_close(out, expected, **EXACT)
+        states = [*(cache["resid_pre", layer] for layer in layers), cache["resid_post", layers[-1]]]
+        torch.testing.assert_close(states, list(theirs.hidden_states), **EXACT)
+        torch.testing.assert_close(cache["ln_final.hook_normalized"], theirs.last_hidden_state, **EXACT)
+        torch.testing.assert_close(model(ids, attention_mask=mask), out, **EXACT)  # with fused attention
+        found = model.states(ids, attention_mask=mask)
+        torch.testing.assert_close(found.residual, theirs.hidden_states[-1], **EXACT)
+        torch.testing.assert_close(found.tokens, theirs.last_hidden_state, **EXACT)
+        torch.testing.assert_close(found.embeds, expected, **EXACT)
+        where = model.ends(ids)
+        torch.testing.assert_close(found.pooled, theirs.last_hidden_state[torch.arange(3), where], **EXACT)
+    assert (cache["pattern", 0].triu(1) == 0).all() and where.tolist() == [4, 10, 7]
 
-    def in_float64(self, x):  # the source takes the mean square in float32, whatever the weights are
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
-    monkeypatch.setattr(modeling_t5.T5LayerNorm, "forward", in_float64)
-    source, tower = t5
-    theirs = source(input_ids=ids, output_hidden_states=True)
-    out, cache = tower.run_with_cache(ids)
-    torch.testing.assert_close(out, theirs.last_hidden_state, **EXACT)
-    for layer, state in enumerate(theirs.hidden_states[:-1]):
-        torch.testing.assert_close(cache["resid_pre", layer], state, **EXACT)
-    torch.testing.assert_close(tower(ids), out, **EXACT)
-    assert not [name for name in tower.state_dict() if name.rsplit(".", 1)[-1].startswith("b_")]
-    assert cache["rel_bias.hook_rel_bias"].shape == (3, 11, 11)
+def test_a_mask_changes_what_is_read(clip, ids):
+    _, model = clip
+    _, filling, holes = masked(ids, model)
+    assert (model(ids, attention_mask=holes) - model(ids)).abs().max() > 1e-3
+    torch.testing.assert_close(model(ids, attention_mask=filling), model(ids), **EXACT)  # which is behind the ends
+    both = torch.ones(11, 11, dtype=torch.bool)
+    both[5:, 3] = False
+    seen = both & holes.bool()[:, None]
+    torch.testing.assert_close(model(ids, attention_mask=holes, mask=both), model(ids, mask=seen[:, None]), **EXACT)
+
+
+def test_both_layouts_and_a_whole_clip(ids):
+    from transformers import CLIPConfig, CLIPModel
+
+    text, vision = text_towers.clip_config().to_dict(), dict(hidden_size=20, num_attention_heads=2, num_hidden_layers=1)
+    whole = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=13))
+    whole = randomize(whole.double()).eval().requires_grad_(False)
+    expected = whole.get_text_features(input_ids=ids)
+    expected = getattr(expected, "pooler_output", expected)
+    torch.testing.assert_close(hooked(whole)(ids), expected, **EXACT)
+    alone = hooked(whole.text_model)
+    torch.testing.assert_close(alone(ids), whole.text_model(input_ids=ids).pooler_output, **EXACT)
+
+
+OPEN_CLIPS = {
+    "argmax": dict(),
+    "eos": dict(pool_type="eos", eos_id=22, ls_init_value=None, norm_eps=1e-3),
+    "both ways": dict(no_causal_mask=True, proj_bias=True, ls_init_value=None),
+    "no projection": dict(output_dim=None, quick_gelu=True),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN_CLIPS)
+def test_a_text_tower_of_open_clip_equals_its_source(kind):
+    from functools import partial
+
+    from open_clip.transformer import LayerNorm, QuickGELU
+
+    changes = dict(OPEN_CLIPS[kind])
+    if eps := changes.pop("norm_eps", None):
+        changes["norm_layer"] = partial(LayerNorm, eps=eps)
+    if changes.pop("quick_gelu", False):
+        changes["act_layer"] = QuickGELU
+    source = text_towers.open_clip_text(randomize, **changes)
+    model = hooked(source)
+    ids = torch.randint(1, 22, (3, 11), generator=torch.Generator().manual_seed(5))
+    ids[[0, 1, 2], [4, 10, 7]] = 22
+    theirs = source.forward_intermediates(ids, output_fmt="NLC")
+    out, cache = model.run_with_cache(ids)
+    torch.testing.assert_close(out, source(ids), **EXACT)
+    states = [cache["resid_post", layer] for layer in range(3)]
+    torch.testing.assert_close(states, list(theirs["text_intermediates"]), **EXACT)
+
+
+def test_whole_models_of_open_clip_have_text_towers():
+    import open_clip
+
+    sizes = dict(embed_dim=13, vision_cfg=dict(image_size=14, layers=1, width=24, head_width=8, patch_size=7))
+    text = dict(context_length=11, vocab_size=23, width=30, heads=3, layers=2)
+    ids = torch.randint(1, 23, (3, 11), generator=torch.Generator().manual_seed(5))
+    for kind in (open_clip.CLIP, open_clip.CustomTextCLIP):
+        whole = randomize(kind(**sizes, text_cfg=text, quick_gelu=True).double().eval()).requires_grad_(False)
+        torch.testing.assert_close(hooked(whole)(ids), whole.encode_text(ids), **EXACT)
+
+
+def test_a_t5_encoder_equals_its_source(t5, t5_ids, monkeypatch):
+    text_towers.exact_t5_norms(monkeypatch)
+    source, model = t5
+    for mask in masked(t5_ids, model):
+        theirs = source(input_ids=t5_ids, attention_mask=mask, output_hidden_states=True)
+        out, cache = model.run_with_cache(t5_ids, attention_mask=mask)
+        torch.testing.assert_close(out, theirs.last_hidden_state, **EXACT)
+        for layer, state in enumerate(theirs.hidden_states[:-1]):
+            torch.testing.assert_close(cache["resid_pre", layer], state, **EXACT)
+        torch.testing.assert_close(model(t5_ids, attention_mask=mask), out, **EXACT)
+        found = model.states(t5_ids, attention_mask=mask)
+        torch.testing.assert_close(model.ln_final.read(found.residual), found.tokens, **EXACT)
+        torch.testing.assert_close(found.tokens, out, **EXACT)
+        assert found.pooled is None and found.embeds is None
+    assert (out - model(t5_ids)).abs().max() > 1e-3
+    assert not [name for name in model.state_dict() if name.rsplit(".", 1)[-1].startswith("b_")]
+    assert cache["rel_bias.hook_rel_bias"].shape == (3, 3, 11, 11)
+
+
+def test_a_t5_encoder_in_float32_equals_its_source_as_it_is(t5_ids):
+    source = text_towers.t5_encoder(randomize, gated=True).float()
+    theirs = source(input_ids=t5_ids).last_hidden_state
+    torch.testing.assert_close(hooked(source)(t5_ids), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_whole_t5_has_an_encoder(t5_ids, monkeypatch):
+    from transformers import T5ForConditionalGeneration
+
+    text_towers.exact_t5_norms(monkeypatch)
+    config = text_towers.t5_config(gated=False, is_encoder_decoder=True, d_kv=10, num_layers=2)
+    whole = randomize(T5ForConditionalGeneration(config).double()).eval().requires_grad_(False)
+    theirs = whole.encoder(input_ids=t5_ids).last_hidden_state
+    torch.testing.assert_close(hooked(whole)(t5_ids), theirs, **EXACT)
+
+
+def test_shared_weights_are_shared(ids):
+    source = text_towers.clip_text(randomize)
+    model = hooked(source, copy=False)
+    source.text_model.encoder.layers[1].mlp.fc2.bias += 1
+    torch.testing.assert_close(model(ids), source(input_ids=ids).text_embeds, **EXACT)
 
 
 def test_buckets_are_those_of_t5():
@@ -91,13 +208,16 @@ def test_buckets_are_those_of_t5():
         assert torch.equal(bias.buckets(distance), theirs)
 
 
-def test_the_algebra_of_caches_holds_for_texts(clip, t5, ids):
-    for _, tower in (clip, t5):
-        out, cache = tower.run_with_cache(ids)
+def test_the_algebra_of_caches_holds_for_texts(clip, t5, ids, t5_ids):
+    for (_, tower), given in ((clip, ids), (t5, t5_ids)):
+        out, cache = tower.run_with_cache(given)
         last = cache["resid_post", 2]
-        torch.testing.assert_close(
-            cache.decompose_resid(incl_embeds=False).sum(0) + cache["resid_pre", 0], last, **EXACT
-        )
+        parts, labels = cache.decompose_resid(return_labels=True)
+        torch.testing.assert_close(parts.sum(0), last, **EXACT)
+        assert labels[: 1 + tower.cfg.has_pos_embed] == ["embed", "pos_embed"][: 1 + tower.cfg.has_pos_embed]
+        torch.testing.assert_close(cache.get_full_resid_decomposition().sum(0), last, **EXACT)
+        one = cache.apply_slice_to_batch_dim([1])
+        torch.testing.assert_close(one.decompose_resid().sum(0), last[1:2], **EXACT)
         heads = cache.stack_head_results()
         biases = torch.stack([block.attn.b_O for block in tower.blocks]).sum(0)
         written = torch.stack([cache["attn_out", layer] for layer in range(3)]).sum(0)
@@ -106,7 +226,7 @@ def test_the_algebra_of_caches_holds_for_texts(clip, t5, ids):
         scale = cache["ln_final.hook_scale"]
         by_hand = heads - heads.mean(-1, keepdim=True) if tower.cfg.normalization_type == "LN" else heads
         torch.testing.assert_close(normed, by_hand / scale * tower.ln_final.w, **EXACT)
-        torch.testing.assert_close(tower.readout_of(ids).read(tower.readout_of(ids).rows(last)), out, **EXACT)
+        torch.testing.assert_close(tower.readout_of(given).read(tower.readout_of(given).rows(last)), out, **EXACT)
 
 
 @pytest.mark.parametrize("pool", ["eos", "all"])
@@ -114,8 +234,9 @@ def test_readouts_of_texts_in_three_forms(clip, ids, pool):
     from dataclasses import replace
 
     _, tower = clip
-    model = text_towers.text_tower(replace(tower.cfg, pool=pool), positions=True)
+    model = type(tower)(replace(tower.cfg, pool=pool)).double()
     model.load_state_dict(tower.state_dict())
+    model.requires_grad_(False)
     out, cache = model.run_with_cache(ids)
     readout, last = model.readout_of(ids), cache["resid_post", 2]
     torch.testing.assert_close(readout.read(readout.rows(last)), out, **EXACT)
@@ -180,5 +301,5 @@ def test_lenses_and_attribution_read_a_text_where_it_ends(clip, ids):
     torch.testing.assert_close(tower.run_with_hooks(ids, fwd_hooks=patch(tower, "L1.mlp", cache)), out, **EXACT)
     off = zero(tower, "L1H2", tokens=[4, 7, 10])
     assert (tower.run_with_hooks(ids, fwd_hooks=off) - out).abs().max() > 1e-3
-    with pytest.raises(InterventionError, match=r"tokens='cls': this tower sees no patches; give positions, 0 to 10"):
+    with pytest.raises(InterventionError, match=r"tokens='cls': this tower sees no patches; give positions, 0 to 18"):
         zero(tower, "L1H2@cls")

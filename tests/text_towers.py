@@ -1,145 +1,91 @@
-"""Text towers built from the package's parts, and the Hugging Face encoders that they are held to."""
+"""Text encoders of other libraries, in float64, with random weights and biases; nothing is a round number."""
 
-from dataclasses import dataclass, replace
-
-import torch
-from torch import nn
-from transformer_lens.hook_points import HookPoint
+LETTERS = "abcdefghijklmnopqrstuvwxyz,!"
+WORDS = ("a", "red", "star", "of", "blue")
+PROMPTS = ("a red star", "a blue, starry star of red", "")
 
 
-def text_config(**changes):
-    """Sizes of a small text tower: nothing is a round number, and heads are wider together than the stream."""
-    from vit_lens.config import TowerConfig
+def clip_tokenizer(**changes):
+    """A byte-pair tokenizer that has a few whole words; its end is its filling."""
+    from transformers import CLIPTokenizer
 
-    @dataclass(frozen=True, kw_only=True)
-    class TextConfig(TowerConfig):
-        n_vocab: int
-        n_ctx: int
+    vocab = {piece: i for i, piece in enumerate([*LETTERS, *(f"{letter}</w>" for letter in LETTERS)])}
+    merges = []
+    for word in WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts = [parts[0] + parts[1], *parts[2:]]
+            vocab.setdefault(parts[0], len(vocab))
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=19, **changes)
+
+
+def t5_tokenizer():
+    """A tokenizer of sentence pieces: a few words and every letter."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0), ("</s>", 0), ("<unk>", 0), *((f"\u2581{word}", -2) for word in WORDS), ("\u2581", -3)]
+    return T5Tokenizer(vocab=[*pieces, *((letter, -5) for letter in LETTERS)], extra_ids=0, model_max_length=19)
+
+
+def clip_config(**changes):
+    """Sizes of a CLIP text tower: three heads of width ten, 19 positions."""
+    from transformers import CLIPTextConfig
+
+    n_vocab = len(clip_tokenizer())
+    sizes = dict(
+        vocab_size=n_vocab, hidden_size=30, intermediate_size=41, num_hidden_layers=3, num_attention_heads=3,
+        max_position_embeddings=19, projection_dim=13, hidden_act="quick_gelu", bos_token_id=n_vocab - 2,
+        eos_token_id=n_vocab - 1, pad_token_id=n_vocab - 1,
+    )  # fmt: skip
+    return CLIPTextConfig(**(sizes | changes))
+
+
+def clip_text(randomize, *, projected=True, **changes):
+    """Hugging Face's causal CLIP text encoder, with a projection or without."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return randomize(kind(clip_config(**changes)).double()).eval().requires_grad_(False)
+
+
+def t5_config(*, gated, **changes):
+    """Sizes of a T5 encoder: heads together are wider than the stream."""
+    from transformers import T5Config
 
     sizes = dict(
-        n_layers=3, d_model=30, n_heads=3, d_head=10, d_mlp=41, act_fn="quick_gelu", eps=1e-5, n_vocab=19, n_ctx=11,
-        d_embed=13, pool="eos", attn_pool=None, ln_final="before_pool", has_proj=True, has_proj_bias=False,
-        is_causal=True,
-    )  # fmt: skip
-    return TextConfig(**(sizes | changes))
-
-
-def text_tower(cfg, *, positions):
-    """Build a text tower; ``positions`` says whether it has learned position embeddings."""
-    from vit_lens.towers import HookedTower
-
-    class TextTower(HookedTower):
-        """Token ids in; the end of the text, or every token, out."""
-
-        def __init__(self, cfg):
-            super().__init__(cfg)
-            self.W_E = nn.Parameter(torch.zeros(cfg.n_vocab, cfg.d_model))
-            self.W_pos = nn.Parameter(torch.zeros(cfg.n_ctx, cfg.d_model)) if positions else None
-            self.hook_embed = HookPoint()
-            self.hook_pos_embed = HookPoint() if positions else None
-            self.add_blocks()
-
-        def readout_of(self, *model_args, ends=None):
-            if model_args and self.cfg.pool == "eos":
-                ends = model_args[0].argmax(-1)  # the end has the highest id
-            return super().readout_of(ends=ends)
-
-        def forward(self, ids, *, start_at_layer=None, stop_at_layer=None, mask=None):
-            resid = self.hook_embed(self.W_E[ids])
-            if self.W_pos is not None and self.hook_pos_embed is not None:
-                resid = resid + self.hook_pos_embed(self.W_pos[: ids.shape[1]].expand_as(resid))
-            resid = self.run_blocks(resid, self.blocks_to_run(start_at_layer, stop_at_layer), mask)
-            return resid if stop_at_layer is not None else self.read_out(resid, self.readout_of(ids))
-
-    return TextTower(cfg).double()
-
-
-def clip_text(randomize):
-    """Hugging Face's causal CLIP text encoder with a projection, in float64, with random weights and biases."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    cfg = CLIPTextConfig(
-        vocab_size=19, hidden_size=30, intermediate_size=41, num_hidden_layers=3, num_attention_heads=3,
-        max_position_embeddings=11, projection_dim=13, hidden_act="quick_gelu", bos_token_id=17, eos_token_id=18,
-        pad_token_id=0,
-    )  # fmt: skip
-    return randomize(CLIPTextModelWithProjection(cfg).double()).eval().requires_grad_(False)
-
-
-def load_clip_text(tower, source):
-    """Copy the weights of :func:`clip_text` into a text tower."""
-    text = getattr(source, "text_model", source)
-    n_heads, d_head, d = tower.cfg.n_heads, tower.cfg.d_head, tower.cfg.d_model
-    state = {
-        "W_E": text.embeddings.token_embedding.weight, "W_pos": text.embeddings.position_embedding.weight,
-        "ln_final.w": text.final_layer_norm.weight, "ln_final.b": text.final_layer_norm.bias,
-        "unembed.W_U": source.text_projection.weight.T,
-    }  # fmt: skip
-    for i, layer in enumerate(text.encoder.layers):
-        at = f"blocks.{i}"
-        for ours, theirs in (("ln1", layer.layer_norm1), ("ln2", layer.layer_norm2)):
-            state |= {f"{at}.{ours}.w": theirs.weight, f"{at}.{ours}.b": theirs.bias}
-        for name in "QKV":
-            part = getattr(layer.self_attn, f"{name.lower()}_proj")
-            state[f"{at}.attn.W_{name}"] = part.weight.view(n_heads, d_head, d).transpose(1, 2)
-            state[f"{at}.attn.b_{name}"] = part.bias.view(n_heads, d_head)
-        out = layer.self_attn.out_proj
-        state |= {f"{at}.attn.W_O": out.weight.T.reshape(n_heads, d_head, d), f"{at}.attn.b_O": out.bias}
-        state |= {f"{at}.mlp.W_in": layer.mlp.fc1.weight.T, f"{at}.mlp.b_in": layer.mlp.fc1.bias}
-        state |= {f"{at}.mlp.W_out": layer.mlp.fc2.weight.T, f"{at}.mlp.b_out": layer.mlp.fc2.bias}
-    tower.load_weights({name: value.detach().clone() for name, value in state.items()})
-    return tower
-
-
-def t5_encoder(randomize, *, gated):
-    """Hugging Face's T5 encoder, in float64, with random weights: heads together are wider than the stream."""
-    from transformers import T5Config, T5EncoderModel
-
-    cfg = T5Config(
-        vocab_size=19, d_model=30, d_kv=14, d_ff=41, num_layers=3, num_heads=3, dropout_rate=0.0,
+        vocab_size=len(t5_tokenizer()), d_model=30, d_kv=14, d_ff=41, num_layers=3, num_heads=3, dropout_rate=0.0,
         feed_forward_proj="gated-gelu" if gated else "relu", relative_attention_num_buckets=8,
-        relative_attention_max_distance=20, is_encoder_decoder=False, tie_word_embeddings=False,
+        relative_attention_max_distance=20, is_encoder_decoder=False, tie_word_embeddings=False, n_positions=23,
     )  # fmt: skip
-    return randomize(T5EncoderModel(cfg).double()).eval().requires_grad_(False)
+    return T5Config(**(sizes | changes))
 
 
-def t5_config(*, gated):
-    """The config of :func:`t5_encoder`."""
-    from vit_lens.config import RelativeBiasConfig
+def t5_encoder(randomize, *, gated, **changes):
+    """Hugging Face's T5 encoder, of version 1.1 (gated) or 1.0."""
+    from transformers import T5EncoderModel
 
-    return text_config(
-        d_head=14, act_fn="gelu_pytorch_tanh" if gated else "relu", eps=1e-6, normalization_type="RMS",
-        gated_mlp=gated, has_biases=False, attn_scale=1.0, pool="all", has_proj=False, d_embed=30, is_causal=False,
-        relative_bias=RelativeBiasConfig(n_buckets=8, max_distance=20),
+    return randomize(T5EncoderModel(t5_config(gated=gated, **changes)).double()).eval().requires_grad_(False)
+
+
+def exact_t5_norms(monkeypatch):
+    """Let the source take mean squares in the dtype of its weights; it takes them in float32, whatever these are."""
+    import torch
+    from transformers.models.t5 import modeling_t5
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(modeling_t5.T5LayerNorm, "forward", forward)
+
+
+def open_clip_text(randomize, **changes):
+    """A text tower of open_clip's, LayerScale included."""
+    from open_clip.transformer import TextTransformer
+
+    sizes = dict(
+        context_length=11, vocab_size=23, width=30, heads=3, layers=3, mlp_ratio=1.4, output_dim=13, ls_init_value=0.1,
     )  # fmt: skip
-
-
-def load_t5(tower, source):
-    """Copy the weights of :func:`t5_encoder` into a text tower."""
-    n_heads, d_head, d = tower.cfg.n_heads, tower.cfg.d_head, tower.cfg.d_model
-    encoder = source.encoder
-    first = encoder.block[0].layer[0].SelfAttention
-    state = {
-        "W_E": encoder.embed_tokens.weight, "ln_final.w": encoder.final_layer_norm.weight,
-        "rel_bias.rel_attn_bias": first.relative_attention_bias.weight,
-    }  # fmt: skip
-    for i, block in enumerate(encoder.block):
-        at, (attention, mlp) = f"blocks.{i}", (block.layer[0], block.layer[1])
-        state |= {f"{at}.ln1.w": attention.layer_norm.weight, f"{at}.ln2.w": mlp.layer_norm.weight}
-        for name in "QKV":
-            weight = getattr(attention.SelfAttention, name.lower()).weight
-            state[f"{at}.attn.W_{name}"] = weight.view(n_heads, d_head, d).transpose(1, 2)
-        state[f"{at}.attn.W_O"] = attention.SelfAttention.o.weight.T.reshape(n_heads, d_head, d)
-        hidden = mlp.DenseReluDense
-        if tower.cfg.gated_mlp:
-            state |= {f"{at}.mlp.W_gate": hidden.wi_0.weight.T, f"{at}.mlp.W_in": hidden.wi_1.weight.T}
-        else:
-            state[f"{at}.mlp.W_in"] = hidden.wi.weight.T
-        state[f"{at}.mlp.W_out"] = hidden.wo.weight.T
-    tower.load_weights({name: value.detach().clone() for name, value in state.items()})
-    return tower
-
-
-def pooled_at_every_token(cfg):
-    """The config of a tower of the same weights that gives every token, projected."""
-    return replace(cfg, pool="all")
+    return randomize(TextTransformer(**(sizes | changes)).double().eval()).requires_grad_(False)

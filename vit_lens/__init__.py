@@ -16,6 +16,8 @@ _HOME = {
     "DiffusionSteeringLens": "vit_lens.lenses",
     "Drawing": "vit_lens.sweeping",
     "Execution": "vit_lens.sweeping",
+    "HookedTextConfig": "vit_lens.config",
+    "HookedTextEncoder": "vit_lens.models",
     "HookedViT": "vit_lens.models",
     "HookedViTConfig": "vit_lens.config",
     "Inputs": "vit_lens.sweeping",

@@ -5,8 +5,8 @@ A tower's config is one flat dataclass, made of the parts that it has: Transform
 """
 
 __all__ = [
-    "ActivationName", "AttentionPoolConfig", "BlocksConfig", "HookedViTConfig", "PatchEmbedConfig", "ReadoutConfig",
-    "RelativeBiasConfig", "TowerConfig",
+    "ActivationName", "AttentionPoolConfig", "BlocksConfig", "HookedTextConfig", "HookedViTConfig", "PatchEmbedConfig",
+    "ReadoutConfig", "RelativeBiasConfig", "TowerConfig",
 ]  # fmt: skip
 
 import dataclasses
@@ -19,6 +19,7 @@ ActivationName = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "relu"]
 
 _LARGEST = 2**20  # of any size; far above every tower, and far below what would fill a machine
 _MOST_LAYERS = 1000
+_FROM_ZERO = ("n_registers", "eos_token_id")
 
 
 def _check_values(cfg: Any) -> None:
@@ -35,7 +36,7 @@ def _check_values(cfg: Any) -> None:
             expected = f"(height, width), whole numbers from 1 to {_LARGEST}"
             fits = isinstance(value, tuple) and len(value) == 2 and all(_is_whole(side, 1, _LARGEST) for side in value)
         elif int in kinds:
-            least, most = int(name != "n_registers"), _MOST_LAYERS if name == "n_layers" else _LARGEST
+            least, most = int(name not in _FROM_ZERO), _MOST_LAYERS if name == "n_layers" else _LARGEST
             expected, fits = f"a whole number from {least} to {most}", _is_whole(value, least, most)
         elif float in kinds:
             least, most = (0, 1) if name == "eps" else (1e-9, _LARGEST)
@@ -334,3 +335,41 @@ class HookedViTConfig(PatchEmbedConfig, TowerConfig):
             raise VitLensError(f"pool={self.pool!r} reads a text; an image is read by 'cls', 'avg' or 'attn'")
         if self.pool == "cls" and not self.has_cls:
             raise VitLensError("pool='cls' needs has_cls=True")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookedTextConfig(TowerConfig):
+    """Sizes and switches of one text tower: :class:`BlocksConfig`, :class:`ReadoutConfig`, and how ids become tokens.
+
+    Attributes:
+        n_vocab: The number of ids that are embedded.
+        n_ctx: The number of tokens that a prompt may have; of a T5, how many it was trained on.
+        has_pos_embed: Whether learned position embeddings are added to the tokens, as in CLIP; T5 has none.
+        eos_token_id: The id that ends a prompt, at its first place; None where the highest id of each prompt does,
+            which is what Hugging Face's CLIP means by ``eos_token_id=2``.
+
+    Raises:
+        VitLensError: A size is below 1, or two switches contradict each other; the message names them.
+
+    >>> sizes = dict(n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, act_fn="quick_gelu", eps=1e-5)
+    >>> read = dict(pool="eos", attn_pool=None, ln_final="before_pool", has_proj=True, has_proj_bias=False, d_embed=7)
+    >>> texts = dict(n_vocab=40, n_ctx=11, has_pos_embed=True, eos_token_id=39)
+    >>> cfg = HookedTextConfig(**sizes, **read, **texts, is_causal=True)
+    >>> cfg.n_ctx, cfg.eos_token_id
+    (11, 39)
+    """
+
+    n_vocab: int
+    n_ctx: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    has_pos_embed: bool
+    eos_token_id: int | None
+
+    has_ln_pre: ClassVar[bool] = False
+    """False: embeddings are the residual stream as they are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in ("eos", "all"):
+            raise VitLensError(f"pool={self.pool!r} reads an image; a text is read by 'eos' or 'all'")
+        if self.eos_token_id is not None and self.eos_token_id >= self.n_vocab:
+            raise VitLensError(f"eos_token_id={self.eos_token_id} is none of n_vocab={self.n_vocab} ids, from 0")

@@ -2,7 +2,7 @@
 
 __all__ = [
     "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "aliases", "canonical_encoder_id", "exact_fingerprint",
-    "fingerprint", "same_encoder",
+    "fingerprint", "same_encoder", "text_side",
 ]  # fmt: skip
 
 import hashlib
@@ -48,6 +48,15 @@ def same_encoder(a: str, b: str) -> bool:
         return True
     print_a, print_b = _fingerprint_in(a), _fingerprint_in(b)
     return print_a is not None and print_a == print_b
+
+
+def text_side(encoder_id: str) -> str:
+    """Return the id of the text tower of a whole CLIP, whose id is that of its image tower.
+
+    >>> text_side("vit_lens/mini")
+    'vit_lens/mini#text'
+    """
+    return f"{encoder_id}#text"
 
 
 def _fingerprint_in(encoder_id: str) -> str | None:

@@ -268,7 +268,7 @@ def hook_names(
         raise LensError("layers= restricts the hooks of tokens=True; without it there is nothing to restrict")
     neuron_layers = check_layers(cfg, neuron_layers)
     layers = check_layers(cfg, layers)
-    names = {*_EMBEDS, "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post", "hook_image_embeds"}
+    names = {*_EMBEDS, "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post", model.output_point}
     names |= {f"blocks.{i}.{part}" for i in range(cfg.n_layers) for part in ("attn.hook_z", "hook_mlp_out")}
     names |= {f"blocks.{i}.mlp.hook_post" for i in neuron_layers}
     if tokens:
@@ -310,9 +310,10 @@ def _reduced_start(
     readout: FrozenReadout, layer: int
 ) -> tuple[list[Component], Float[Tensor, "part batch pool_head d_model"]]:
     cache = readout.cache
-    if layer == 0 and all(name in cache.cache_dict for name in _EMBEDS):
-        components = [Component(Address(hook=name.removeprefix("hook_"))) for name in _EMBEDS]
-        return components, torch.stack([readout.reduce(read_rows(cache, name)) for name in _EMBEDS])
+    embeds = [name for name in _EMBEDS if name in readout.model.hook_dict]
+    if layer == 0 and all(name in cache.cache_dict for name in embeds):
+        components = [Component(Address(hook=name.removeprefix("hook_"))) for name in embeds]
+        return components, torch.stack([readout.reduce(read_rows(cache, name)) for name in embeds])
     rows = read_rows(cache, f"blocks.{layer}.hook_resid_pre")
     return [Component(Site(layer, "resid_pre").address)], readout.reduce(rows)[None]
 
@@ -339,8 +340,8 @@ def _check_whole(readout: FrozenReadout, found: Float[Tensor, "batch pool_head d
             "or hook_result), or ran under torch.autocast, which rounds between them. Edit hook_z or hook_mlp_out "
             "instead, or begin after the edit with start_layer=; run without autocast"
         )
-    if "hook_image_embeds" in readout.cache.cache_dict:
-        own, out = readout.embedding, readout.cache["hook_image_embeds"].detach()
+    if (point := readout.model.output_point) in readout.cache.cache_dict:
+        own, out = readout.embedding, readout.cache[point].detach()
         if not same(own, out.to(own), out.abs().amax().to(own), readout.eps):
             raise LensError(
                 "the frozen read-out does not give the embedding of this run: it was edited after the last block, at a "

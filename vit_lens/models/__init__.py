@@ -1,6 +1,7 @@
 """Hooked models: towers that are loaded, run, cached and edited."""
 
-__all__ = ["HookedViT", "batch_starts", "pixel_batches", "several"]
+__all__ = ["HookedTextEncoder", "HookedViT", "TextStates", "batch_starts", "pixel_batches", "several"]
 
 from vit_lens.models.batches import batch_starts, pixel_batches, several
+from vit_lens.models.text import HookedTextEncoder, TextStates
 from vit_lens.models.vit import HookedViT

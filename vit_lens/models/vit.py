@@ -2,7 +2,6 @@
 
 __all__ = ["HookedViT"]
 
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
@@ -15,12 +14,12 @@ from vit_lens.config import HookedViTConfig
 from vit_lens.errors import PreprocessError
 from vit_lens.hooking import is_hooked
 from vit_lens.images import PreprocessSpec, preprocess
+from vit_lens.models.loaded import LoadedTower, uncompiled
 from vit_lens.sources import TowerSource, read_module, read_pretrained
-from vit_lens.towers import Embed, HookedTower, PosEmbed, PreNorm, check_input, process, whole_mask
-from vit_lens.verification import exact_float32, verify
+from vit_lens.towers import Embed, PosEmbed, PreNorm, check_input, whole_mask
 
 
-class HookedViT(HookedTower):
+class HookedViT(LoadedTower):
     """A vision tower: pixels in, image embedding out, every step a hook point.
 
     Hook points, in the order in which they fire (B images, T tokens, H heads; those of ``attn_pool`` exist where
@@ -89,7 +88,6 @@ class HookedViT(HookedTower):
     ):
         super().__init__(cfg, encoder_id=encoder_id)
         self.preprocess_spec = preprocess_spec
-        self._source: dict[str, Any] | None = None
         self.embed = Embed(cfg)
         self.hook_embed_raw = HookPoint()
         self.pos_embed = PosEmbed(cfg)
@@ -194,23 +192,13 @@ class HookedViT(HookedTower):
 
     @classmethod
     def _from_source(cls, source: TowerSource) -> "HookedViT":
-        with torch.device("meta"):  # the tensors of the source become the parameters: one copy in memory
-            model = cls(source.cfg, preprocess_spec=source.preprocess_spec, encoder_id=source.encoder_id)
-        model.load_weights(source.state_dict)
-        return model.requires_grad_(True)
+        carried = {"preprocess_spec": source.preprocess_spec, "encoder_id": source.encoder_id}
+        return cls._made_of(source.cfg, source.state_dict, **carried)
+
+    def _carried(self) -> dict[str, Any]:
+        return {**super()._carried(), "preprocess_spec": self.preprocess_spec}
 
     # ---- what it is -------------------------------------------------------------------------------------
-
-    @property
-    def source(self) -> dict[str, Any] | None:
-        """Arguments of :meth:`from_pretrained` that make this model elsewhere; None for one made or changed here.
-
-        >>> model.source["name"], model.source["dtype"]
-        ('mini', torch.float32)
-        """
-        if self._source is None or self.edited:
-            return None
-        return {**self._source, "dtype": self.dtype, "device": str(self.device)}
 
     @property
     def preprocess_spec(self) -> PreprocessSpec | None:
@@ -242,51 +230,6 @@ class HookedViT(HookedTower):
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
         """The learned position embeddings, one row for each token: class token, registers, patches row by row."""
         return self.pos_embed.W_pos
-
-    # ---- other weights for the same function; the same function as the source -------------------------------
-
-    def process_weights(
-        self, *, fold_ln: bool = True, fold_value_biases: bool = True, center_writing_weights: bool = True
-    ) -> "HookedViT":
-        """Return a new model that computes the same function with weights that are easier to read.
-
-        Names as in TransformerLens; :mod:`vit_lens.towers.processing` says what each step does and what CLIP forbids.
-        The ``encoder_id`` stays; the :attr:`fingerprint` changes, so reference means must be made again. The new
-        model's ``processing`` lists every hook point that means something else. Half-precision weights are
-        rounded once more: process in float32, then cast.
-
-        Args:
-            fold_ln: Whether the weight and bias of LayerNorms go into the matrices that read them.
-            fold_value_biases: Whether value biases go into ``b_O``.
-            center_writing_weights: Whether what is written to the residual stream loses its mean over ``d_model``.
-
-        Raises:
-            VitLensError: No step is asked for, or hooks are on the model.
-
-        >>> processed = model.process_weights()
-        >>> bool(torch.allclose(processed(pixels), model(pixels), atol=1e-3))
-        True
-        >>> bool(processed.blocks[0].ln1.b.any())  # folded into the matrices that read it
-        False
-        >>> processed.processing.changed["hook_pooled"]
-        "without the LayerNorm's weight and bias"
-        """
-        asked = {
-            "fold_ln": fold_ln, "fold_value_biases": fold_value_biases,
-            "center_writing_weights": center_writing_weights,
-        }  # fmt: skip
-        self.refuse_hooks("the processed model, which has none,")
-        steps = [step for step, on in asked.items() if on]
-        with exact_float32():
-            state_dict, cfg, processing = process(self.state_dict(), self.cfg, steps, self.processing)  # pyright: ignore[reportArgumentType]
-        with torch.device("meta"):
-            made = type(self)(cfg, preprocess_spec=self.preprocess_spec, encoder_id=self.encoder_id)
-        made.load_state_dict(state_dict, assign=True)
-        made.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
-        made.vocabulary, made.processing = self.vocabulary, processing
-        return made
-
-    verify = verify
 
     # ---- running it -------------------------------------------------------------------------------------
 
@@ -324,7 +267,8 @@ class HookedViT(HookedTower):
         """
         hooked = torch.compiler.is_compiling() and any(map(is_hooked, self.hook_dict.values()))
         if hooked:  # to ask also makes a compiler watch every hook point
-            return _uncompiled()(self, pixels, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, mask=mask)
+            run = uncompiled(HookedViT.forward)
+            return run(self, pixels, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, mask=mask)
         blocks = self.blocks_to_run(start_at_layer, stop_at_layer)
         self.check_reach(start_at_layer, stop_at_layer)
         if start_at_layer is None:
@@ -397,9 +341,3 @@ class HookedViT(HookedTower):
                 f"(size={self.cfg.image_size}, mean=..., std=..., interpolation='bicubic', resize_mode='shortest')"
             )
         return self.preprocess_spec
-
-
-@cache
-def _uncompiled() -> Any:
-    """Return ``forward`` as a compiler leaves it alone; made late, since making it imports the compiler."""
-    return torch.compiler.disable(HookedViT.forward, reason="hooks are on the model, and a graph could keep old ones")

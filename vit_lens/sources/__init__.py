@@ -3,8 +3,8 @@
 __all__ = [
     "Blueprint", "Family", "OpenClipName", "Recipe", "SourceTower", "SupportedTower", "TowerSource",
     "embedded_encoder", "known_models", "load_module", "no_progress_bars", "open_clip_weights", "read_module",
-    "read_pretrained", "register_family", "resolve_name", "source_tower", "stored_config", "supported_open_clip",
-    "supported_towers",
+    "read_pretrained", "refuse_float16", "register_family", "resolve_name", "source_tower", "stored_config",
+    "supported_open_clip", "supported_towers",
 ]  # fmt: skip
 
 from vit_lens.sources.catalogue import OpenClipName, known_models, open_clip_weights
@@ -15,5 +15,6 @@ from vit_lens.sources.modules import read_module, source_tower
 from vit_lens.sources.naming import embedded_encoder, resolve_name
 from vit_lens.sources.pretrained import load_module, read_pretrained, stored_config
 from vit_lens.sources.recipe import Recipe
+from vit_lens.sources.refusals import refuse_float16
 from vit_lens.sources.source_tower import SourceTower
 from vit_lens.sources.tower_source import TowerSource

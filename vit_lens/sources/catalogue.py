@@ -1,13 +1,14 @@
 """open_clip's installed registry: what a model name, and a pretrained tag or a checkpoint of it, stand for."""
 
 __all__ = [
-    "CUSTOM_OPTIONS", "OpenClipName", "OpenClipWeights", "build_visual", "create_visual", "is_timm", "known_models",
-    "model_config", "obstacle", "open_clip_weights", "require_tag", "spec_of",
+    "CUSTOM_OPTIONS", "OpenClipName", "OpenClipWeights", "build_text", "build_visual", "create_text", "create_visual",
+    "is_timm", "known_models", "model_config", "obstacle", "open_clip_tokenizer", "open_clip_weights", "require_tag",
+    "spec_of", "text_obstacle",
 ]  # fmt: skip
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,14 +225,32 @@ def spec_of(cfg: Mapping[str, Any], size: tuple[int, int]) -> PreprocessSpec:
 
 
 def create_visual(name: OpenClipName, *, file_quick_gelu: bool, cache_dir: str | Path | None = None) -> nn.Module:
-    """Load a vision tower as open_clip does, but with the activation that the weights were trained with.
+    """Load a vision tower; see :func:`_create`."""
+    clip, act = _create(name, file_quick_gelu, cache_dir)
+    return _with_activation(clip.visual, act)
+
+
+def create_text(name: OpenClipName, *, file_quick_gelu: bool, cache_dir: str | Path | None = None) -> nn.Module:
+    """Load a model for its text tower; see :func:`_create`."""
+    clip, act = _create(name, file_quick_gelu, cache_dir)
+    _with_activation(getattr(clip, "text", clip), act)
+    return clip
+
+
+def _create(
+    name: OpenClipName, file_quick_gelu: bool, cache_dir: str | Path | None
+) -> tuple[Any, Callable[[], nn.Module]]:
+    """Load a model as open_clip does, but with the activation that the weights were trained with.
 
     open_clip only warns where a tag's activation differs from the model's config.
 
     Args:
         name: A model with a tag or a file.
-        file_quick_gelu: The activation of a file, which does not say it.
+        file_quick_gelu: Whether a file, which does not say it, is run with QuickGELU.
         cache_dir: Where downloads are kept.
+
+    Returns:
+        The model, and what makes the activation that its weights were trained with.
     """
     import open_clip
     from open_clip.transformer import QuickGELU
@@ -242,11 +261,14 @@ def create_visual(name: OpenClipName, *, file_quick_gelu: bool, cache_dir: str |
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
         cache = None if cache_dir is None else str(cache_dir)
-        visual: Any = open_clip.create_model(name.model, pretrained=pretrained, cache_dir=cache).visual
-    if hasattr(visual, "transformer"):
-        for block in visual.transformer.resblocks:
-            block.mlp.gelu = QuickGELU() if quick_gelu else nn.GELU()
-    return visual
+        clip: Any = open_clip.create_model(name.model, pretrained=pretrained, cache_dir=cache)
+    return clip, QuickGELU if quick_gelu else nn.GELU
+
+
+def _with_activation(tower: Any, act: Callable[[], nn.Module]) -> nn.Module:
+    for block in tower.transformer.resblocks if hasattr(tower, "transformer") else ():
+        block.mlp.gelu = act()
+    return tower
 
 
 def _entry(model: str, tag: str) -> dict[str, Any]:
@@ -297,6 +319,69 @@ def build_visual(
     with understood(where), torch.device(device):
         cfg = CLIPVisionCfg(**vision)
         return _build_vision_tower(model_cfg["embed_dim"], cfg, says if quick_gelu is None else quick_gelu)
+
+
+def build_text(
+    model_cfg: Mapping[str, Any], where: object, *, quick_gelu: bool | None = None, device: str = "meta"
+) -> nn.Module:
+    """Build the text tower of a config, on the meta device without memory for its weights.
+
+    Args:
+        model_cfg: The config of a whole model, of which known keys reach open_clip.
+        where: Where it was found, for messages.
+        quick_gelu: Whether its activation is QuickGELU; None for what the config says.
+        device: Where the tower is built.
+
+    Raises:
+        CheckpointError: The config lacks something, or a value is of another kind or out of range.
+        UnsupportedTowerError: The config is not one of a plain text tower.
+    """
+    from open_clip.model import CLIPTextCfg, _build_text_tower
+
+    text: Any = copy.deepcopy(model_cfg.get("text_cfg"))
+    says = model_cfg.get("quick_gelu", False)
+    expect(text, dict, f"text_cfg in {where}", CheckpointError, "sizes of a tower")
+    expect(says, bool, f"quick_gelu in {where}", CheckpointError, "true or false")
+    expect(model_cfg.get("embed_dim"), int, f"embed_dim in {where}", CheckpointError, "the width of the embedding")
+    check_ranges(text | {"embed_dim": model_cfg["embed_dim"]}, where)
+    if reason := text_obstacle(text):
+        refuse(reason)
+    given = {name: value for name, value in text.items() if value is not None}
+    check_fields(CLIPTextCfg, given, f"text_cfg in {where}", CheckpointError)
+    with understood(where), torch.device(device):
+        return _build_text_tower(
+            model_cfg["embed_dim"], CLIPTextCfg(**text), says if quick_gelu is None else quick_gelu
+        )
+
+
+def text_obstacle(text_cfg: Mapping[str, Any]) -> str:
+    """Return what a config by itself says to keep its text tower from being a plain one, or nothing."""
+    if text_cfg.get("hf_model_name"):
+        return f"a text tower of Hugging Face's ({text_cfg['hf_model_name']})"
+    if text_cfg.get("embed_cls"):
+        return "a text tower with a class token behind the text (CoCa)"
+    if (pool := text_cfg.get("pool_type", "argmax")) not in ("argmax", "eos"):
+        return f"a text tower with pool_type={pool!r}; expected 'argmax' or 'eos'"
+    custom = [name for name in CUSTOM_OPTIONS if text_cfg.get(name)]
+    if custom or text_cfg.get("block_type") == "custom":
+        return f"custom residual blocks ({', '.join(custom) or 'block_type=custom'})"
+    if text_cfg.get("act_kwargs"):
+        return f"an activation with act_kwargs={text_cfg['act_kwargs']}"
+    return ""
+
+
+def open_clip_tokenizer(model: str) -> Any:
+    """Return the tokenizer of a model name; those of Hugging Face's may be downloaded.
+
+    Raises:
+        CheckpointError: It cannot be had.
+    """
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(model)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the tokenizer of {model} could not be had ({error}); check the connection") from error
 
 
 def is_timm(model_cfg: Mapping[str, Any]) -> bool:

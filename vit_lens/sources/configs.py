@@ -11,17 +11,22 @@ from vit_lens.sources.refusals import refuse
 
 # The least and most that a file may say; a library asks for memory, or loops, by these numbers.
 _SIZES: dict[str, tuple[float, float]] = (
-    dict.fromkeys(("hidden_size", "width", "embed_dim", "projection_dim", "projection_size"), (1, 2**16))
-    | dict.fromkeys(("num_hidden_layers", "layers", "num_attention_heads", "attn_pooler_heads"), (1, 1000))
-    | dict.fromkeys(("image_size", "intermediate_size", "max_position_embeddings"), (1, 2**18))
-    | dict.fromkeys(("patch_size", "head_width", "num_channels", "attn_pooler_queries"), (1, 2**12))
-    | dict.fromkeys(("layer_norm_eps", "eps"), (1e-20, 0.1))
+    dict.fromkeys(("hidden_size", "width", "embed_dim", "projection_dim", "projection_size", "d_model"), (1, 2**16))
+    | dict.fromkeys(
+        ("num_hidden_layers", "layers", "num_attention_heads", "attn_pooler_heads", "heads", "num_layers", "num_heads"),
+        (1, 1000),
+    )
+    | dict.fromkeys(("image_size", "intermediate_size", "max_position_embeddings", "d_ff", "n_positions"), (1, 2**18))
+    | dict.fromkeys(("context_length", "relative_attention_max_distance"), (1, 2**18))
+    | dict.fromkeys(("patch_size", "head_width", "num_channels", "attn_pooler_queries", "d_kv"), (1, 2**12))
+    | dict.fromkeys(("layer_norm_eps", "eps", "layer_norm_epsilon"), (1e-20, 0.1))
+    | {"relative_attention_num_buckets": (4, 2**16)}
     | {"num_register_tokens": (0, 2**12), "mlp_ratio": (0.01, 100), "vocab_size": (1, 2**24)}
 )
 _PARTS = ("vision_config", "text_config", "vision_config_dict", "text_config_dict")
 _KEYS = {
     *_SIZES, "model_type", "hidden_act", "layerscale_value", "qkv_bias", "use_swiglu_ffn", "use_mask_token",
-    "vision_use_head", "pad_token_id", "bos_token_id", "eos_token_id",
+    "vision_use_head", "feed_forward_proj", "pad_token_id", "bos_token_id", "eos_token_id",
 }  # fmt: skip
 _REFUSED = {
     "quantization_config": "quantised weights (quantization_config)",

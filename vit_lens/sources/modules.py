@@ -11,9 +11,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from vit_lens.errors import CheckpointError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.families import families, known_family
-from vit_lens.sources.families.family import Blueprint, Family
+from vit_lens.sources.families.family import Blueprint, Family, Kind
 from vit_lens.sources.recipe import FLOATS, build
-from vit_lens.sources.refusals import kind, refuse, require_spec, size_pair
+from vit_lens.sources.refusals import kind as class_of
+from vit_lens.sources.refusals import refuse, refuse_float16, require_spec, size_pair
 from vit_lens.sources.source_tower import SourceTower
 from vit_lens.sources.tower_source import TowerSource, source_of
 
@@ -21,12 +22,13 @@ from vit_lens.sources.tower_source import TowerSource, source_of
 def read_module(
     tower: nn.Module,
     *,
+    kind: Kind = "image",
     encoder_id: str | None = None,
     copy: bool = True,
     image_size: int | tuple[int, int] | None = None,
     preprocess_spec: PreprocessSpec | None = None,
 ) -> TowerSource:
-    """Read a model of a known family, or its vision tower.
+    """Read a model of a known family, or its tower.
 
     The weights are copied: the tower is left as it is, in training mode too, and later training does not reach
     the copy. Dtype and device are those of the patch embedding; of a mixed half-precision model the float32
@@ -34,7 +36,9 @@ def read_module(
 
     Args:
         tower: open_clip's ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` or their ``.visual``; timm's
-            ``VisionTransformer``; Hugging Face's CLIP, SigLIP and DINOv2 models and vision models.
+            ``VisionTransformer``; Hugging Face's CLIP, SigLIP and DINOv2 models and vision models. Of text towers
+            open_clip's and its ``.text``, Hugging Face's CLIP and T5.
+        kind: Which tower is read: ``image`` or ``text``.
         encoder_id: The id of the weights if it is known; None makes one from their content.
         copy: Whether the weights are copied. False makes the result share the tower's memory: an edit or a training
             step of either shows in the other. Towers whose conversion computes (LayerScale, CoCa's query) refuse it.
@@ -55,17 +59,21 @@ def read_module(
     Traceback (most recent call last):
     vit_lens.errors.UnsupportedTowerError: ...a Linear from torch.nn.modules.linear; known are ...
     """
-    size, family = size_pair(image_size), known_family(tower)
+    size, family = size_pair(image_size), known_family(tower, kind)
     require_spec(preprocess_spec)
-    blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {kind(tower)}"))
-    _require_own_code(family.vision(tower), [family], family.unused)
+    blueprint = family.blueprint(tower, family.size(size, preprocess_spec, f"a {type(tower).__name__}"))
+    _require_own_code(family.part(tower), [family], family.unused)
     state_dict = _converted(blueprint, family.tensors(tower), copy)
     spec = preprocess_spec or family.spec(tower)
     return source_of(blueprint.cfg, state_dict, spec, encoder_id=encoder_id, label="module")
 
 
-def source_tower(module: nn.Module) -> SourceTower:
+def source_tower(module: nn.Module, kind: Kind = "image") -> SourceTower:
     """Return a tower in memory as something to listen to. The module is not changed.
+
+    Args:
+        module: The whole model, or its tower.
+        kind: Which tower is meant: ``image`` or ``text``.
 
     Raises:
         UnsupportedTowerError: The module is of no known kind, or hooks or other code are on it, which a copy would not
@@ -78,14 +86,14 @@ def source_tower(module: nn.Module) -> SourceTower:
     if isinstance(module, SourceTower):
         _require_own_code(module.parts, families())
         return module
-    family = known_family(module)
+    family = known_family(module, kind)
     found = family.listen(module)
-    _require_own_code(family.vision(module), [family], family.unused)
+    _require_own_code(family.part(module), [family], family.unused)
     return found
 
 
 def _require_own_code(tower: nn.Module, known: Sequence[Family], unused: tuple[str, ...] = ()) -> None:
-    """Check that the vision tower runs its library's code: weights and sizes do not show what was put on top.
+    """Check that the tower runs its library's code: weights and sizes do not show what was put on top.
 
     That is a forward hook, a ``forward`` set on one module, or a part of a class that no library of towers made.
 
@@ -94,12 +102,14 @@ def _require_own_code(tower: nn.Module, known: Sequence[Family], unused: tuple[s
     """
     libraries = {"torch", *(home.split(".")[0] for family in known for home in (*family.homes, *family.built_from))}
     parts = {name: part for name, part in tower.named_modules() if not name.startswith(unused)}
-    found = [f"{name or kind(part)} ({why})" for name, part in parts.items() if (why := _foreign_code(part, libraries))]
+    found = [
+        f"{name or class_of(part)} ({why})" for name, part in parts.items() if (why := _foreign_code(part, libraries))
+    ]
     if found:
         more = f", and {len(found) - 3} more" if len(found) > 3 else ""
         refuse(
-            f"code on the tower that HookedViT would not run: {', '.join(found[:3])}{more}; merge an adapter into the "
-            "weights (merge_and_unload() of PEFT), take other code off"
+            f"code on the tower that a hooked one would not run: {', '.join(found[:3])}{more}; merge an adapter into "
+            "the weights (merge_and_unload() of PEFT), take other code off"
         )
 
 
@@ -112,7 +122,7 @@ def _foreign_code(part: nn.Module, libraries: set[str]) -> str:
         return "a forward of its own"
     is_linear = type(part) in (nn.Linear, NonDynamicallyQuantizableLinear) or not isinstance(part, nn.Linear)
     if not is_linear or type(part).__module__.split(".")[0] not in libraries:
-        return f"of type {type(part).__module__}.{kind(part)}"
+        return f"of type {type(part).__module__}.{class_of(part)}"
     return ""
 
 
@@ -126,6 +136,7 @@ def _converted(blueprint: Blueprint, tensors: dict[str, Tensor], copy: bool) -> 
         raise CheckpointError(
             f"the tower's weights are {like.dtype}; expected a floating-point tower, not a quantised one"
         )
+    refuse_float16(blueprint.cfg, like.dtype)
     recipe.check(tensors)
     mixed = sorted({str(tensors[name].dtype) for name in recipe.shapes} - {str(like.dtype)})
     if mixed and not copy:

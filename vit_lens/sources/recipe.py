@@ -1,4 +1,4 @@
-"""How the tensors of a source become those of a HookedViT: a list of steps that is made before any value is read."""
+"""How the tensors of a source become those of a hooked tower: a list of steps that is made before any value is read."""
 
 __all__ = ["FLOATS", "Heads", "Recipe", "Shape", "StateDict", "build"]
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import CheckpointError
 from vit_lens.sources.tensors import StoredTensors
 
@@ -122,7 +122,7 @@ class Recipe:
 
     def blocks(
         self,
-        cfg: HookedViTConfig,
+        cfg: TowerConfig,
         source: str,
         *,
         norms: tuple[str, str],

@@ -1,12 +1,15 @@
 """How towers are refused, and checks of what a caller asks for."""
 
-__all__ = ["kind", "reason_of", "refuse", "require_device", "require_dtype", "require_spec", "size_pair"]
+__all__ = [
+    "kind", "reason_of", "refuse", "refuse_float16", "require_device", "require_dtype", "require_spec", "size_pair"
+]  # fmt: skip
 
 from typing import Any, NoReturn
 
 import torch
 
 from vit_lens.addresses import as_index
+from vit_lens.config import TowerConfig
 from vit_lens.errors import CheckpointError, PreprocessError, UnsupportedTowerError, expect
 from vit_lens.images import PreprocessSpec
 
@@ -41,6 +44,23 @@ def require_dtype(dtype: Any) -> torch.dtype:
     if not dtype.is_floating_point:
         raise CheckpointError(f"dtype={dtype}; expected a floating-point type such as torch.float32")
     return dtype
+
+
+def refuse_float16(cfg: TowerConfig, dtype: torch.dtype) -> None:
+    """Raise for a T5 in float16, whose activations outgrow it; Hugging Face cuts them off and keeps weights in float32.
+
+    Raises:
+        UnsupportedTowerError: It is one.
+
+    >>> from dataclasses import replace
+    >>> refuse_float16(replace(text_model.cfg, normalization_type="RMS"), torch.float16)
+    Traceback (most recent call last):
+    vit_lens.errors.UnsupportedTowerError: a T5 in float16 ...; load it in torch.bfloat16 or torch.float32: dtype=
+    """
+    if dtype == torch.float16 and cfg.normalization_type == "RMS":
+        raise UnsupportedTowerError(
+            "a T5 in float16 outgrows that type's range; load it in torch.bfloat16 or torch.float32: dtype="
+        )
 
 
 def size_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -5,22 +5,22 @@ __all__ = ["SourceTower"]
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Embed = Callable[[Any, Tensor], Tensor]
 
 
 class SourceTower(nn.Module):
-    """A tower of another library: pixels in, embedding out.
+    """A tower of another library: pixels or ids in, its output out.
 
     Args:
         kind: The library and class, for people.
         parts: What the embedding is computed with, and nothing else.
-        embed: Makes the embedding of ``parts`` and pixels; it must not close over modules, which are copied.
+        embed: Makes the output of ``parts`` and pixels or ids; it must not close over modules, which are copied.
         blocks: The transformer blocks, in the order in which they run.
-        final_norm: The LayerNorm that HookedViT calls ``ln_final``.
-        is_folded: Whether HookedViT multiplies weights of it with each other when it loads them, which rounds once
+        final_norm: The norm that a hooked tower calls ``ln_final``.
+        is_folded: Whether a hooked tower multiplies weights of it with each other when it loads them, which rounds once
             more; LayerScale is found by itself.
         tokens_first: Whether blocks pass [pos batch d_model], and not [batch pos d_model].
         own_size: The image size (height, width) in pixels of its stored positions, where it interpolates them to
@@ -51,5 +51,7 @@ class SourceTower(nn.Module):
         self.tokens_first, self.own_size = tokens_first, own_size
         self.is_folded = is_folded or any(type(part).__name__.endswith("LayerScale") for part in parts.modules())
 
-    def forward(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch d_embed"]:
-        return self.embed(self.parts, pixels)
+    def forward(
+        self, inputs: Float[Tensor, "batch channel height width"] | Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch *row d_embed"]:
+        return self.embed(self.parts, inputs)

@@ -1,6 +1,6 @@
 """Tokens that hold the whole caption: unknown words and cut ends are errors, not silent losses."""
 
-__all__ = ["HFTokens", "check_open_clip_tokens", "hf_tokens"]
+__all__ = ["HFTokens", "check_fits", "check_known", "check_open_clip_tokens", "hf_tokens"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +30,27 @@ def hf_tokens(tokenizer: Any, texts: list[str], max_tokens: int, *, vocabulary: 
         TextError: The tokenizer is not the tower's, or a text has an unknown word or more tokens than the tower has
             positions.
     """
+    check_fits(tokenizer, vocabulary)
+    rows = tokenizer(texts, verbose=False)["input_ids"]
+    check_known(tokenizer, texts, rows)
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > max_tokens:
+            raise _cut(text, max_tokens, f"{len(row)} tokens")
+    if to_longest:
+        return tokenizer(texts, padding=True, return_tensors="pt")
+    return tokenizer(texts, padding="max_length", max_length=max_tokens, return_tensors="pt")
+
+
+def check_fits(tokenizer: Any, vocabulary: int) -> None:
+    """Raise unless a tokenizer of Hugging Face's may be that of a text tower.
+
+    Args:
+        tokenizer: The tokenizer.
+        vocabulary: The number of tokens that the tower embeds.
+
+    Raises:
+        TextError: It is none, or has many fewer tokens or more.
+    """
     if not hasattr(tokenizer, "unk_token_id"):
         raise TextError(f"{type(tokenizer).__name__} is not a Hugging Face tokenizer; use AutoTokenizer's")
     # From a folder without a tokenizer, transformers makes an empty one without a word.
@@ -38,14 +59,6 @@ def hf_tokens(tokenizer: Any, texts: list[str], max_tokens: int, *, vocabulary: 
             f"the tokenizer has {len(tokenizer)} tokens, the text tower {vocabulary}: it is not this tower's, or its "
             "files (tokenizer.json, or vocab.json and merges.txt) are missing"
         )
-    rows = tokenizer(texts, verbose=False)["input_ids"]
-    _check_known(tokenizer, texts, rows)
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) > max_tokens:
-            raise _cut(text, max_tokens, f"{len(row)} tokens")
-    if to_longest:
-        return tokenizer(texts, padding=True, return_tensors="pt")
-    return tokenizer(texts, padding="max_length", max_length=max_tokens, return_tensors="pt")
 
 
 def check_open_clip_tokens(
@@ -66,17 +79,22 @@ def check_open_clip_tokens(
             raise _cut(texts[int(cut.nonzero()[0])], n_tokens, "more")
     inner = getattr(tokenizer, "tokenizer", None)  # HFTokenizer and SigLipTokenizer wrap one of Hugging Face
     if hasattr(inner, "unk_token_id"):
-        _check_known(inner, texts, tokens.tolist())
+        check_known(inner, texts, tokens.tolist())
 
 
-def _check_known(tokenizer: Any, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+def check_known(tokenizer: Any, texts: Sequence[str], rows: Sequence[Sequence[int]], what: str = "caption") -> None:
+    """Raise if a text has a word that the tokenizer does not know; ``what`` is what a text is called.
+
+    Raises:
+        TextError: One has; the message names the words, and those that are known where these are few.
+    """
     unknown = tokenizer.unk_token_id
     # CLIP's byte-level tokenizer knows every text and uses its end token where others have an unknown one.
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
         return
     for text, row in zip(texts, rows, strict=True):
         if unknown in row:
-            raise TextError(f"{_unknown_words(tokenizer, text)} in the caption {text!r}. {_known_words(tokenizer)}")
+            raise TextError(f"{_unknown_words(tokenizer, text)} in the {what} {text!r}. {_known_words(tokenizer)}")
 
 
 def _unknown_words(tokenizer: Any, text: str) -> str:

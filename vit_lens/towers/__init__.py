@@ -3,16 +3,26 @@
 __all__ = [
     "AllTokens", "Attention", "AttentionPool", "AttentionPooling", "ClassToken", "Embed", "EndOfText",
     "FrozenAttentionPooling", "FrozenTokens", "HookedTower", "LayerNorm", "MeanOfPatches", "PooledMean", "PosEmbed",
-    "PreNorm", "Readout", "Rows", "Stream", "Tower", "TransformerBlock", "ViTActivationCache", "by_stream",
-    "cast", "check_input", "check_model", "other_weights", "process", "read_wide", "whole_mask", "working_copy",
+    "PreNorm", "Readout", "Rows", "Stream", "TokenEmbed", "Tower", "TransformerBlock", "ViTActivationCache",
+    "by_stream", "cast", "check_input", "check_model", "check_tokens", "other_weights", "process", "read_wide",
+    "whole_mask", "working_copy",
     "write_of",
 ]  # fmt: skip
 
 from vit_lens.towers.cache import Rows, ViTActivationCache
 from vit_lens.towers.contract import Tower, check_model, other_weights
 from vit_lens.towers.copying import cast, working_copy
-from vit_lens.towers.inputs import check_input, whole_mask
-from vit_lens.towers.layers import Attention, AttentionPool, Embed, LayerNorm, PosEmbed, PreNorm, TransformerBlock
+from vit_lens.towers.inputs import check_input, check_tokens, whole_mask
+from vit_lens.towers.layers import (
+    Attention,
+    AttentionPool,
+    Embed,
+    LayerNorm,
+    PosEmbed,
+    PreNorm,
+    TokenEmbed,
+    TransformerBlock,
+)
 from vit_lens.towers.processing import process
 from vit_lens.towers.readout import (
     AllTokens,

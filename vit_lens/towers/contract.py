@@ -46,6 +46,7 @@ class Tower(Protocol):
         hook_dict: The hook points by name.
         blocks: The transformer blocks, in the order in which they run.
         ln_final: The norm behind the last block.
+        output_point: The name of the output's hook point.
         readout: How the output is read off the last residual stream.
         streams: What parts add up in: the residual stream, then that of attention pooling, where there is any.
         device: The device of the weights.
@@ -59,6 +60,7 @@ class Tower(Protocol):
     hook_dict: dict[str, HookPoint]
     blocks: Sequence[TransformerBlock]
     ln_final: LayerNorm
+    output_point: str
 
     @property
     def cfg(self) -> TowerConfig: ...

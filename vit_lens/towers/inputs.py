@@ -1,17 +1,17 @@
-"""What a model is given: pixels, a residual stream, a mask; checked before anything runs."""
+"""What a model is given: pixels, ids, a residual stream, a mask; checked before anything runs."""
 
-__all__ = ["check_input", "whole_mask"]
+__all__ = ["check_input", "check_tokens", "whole_mask"]
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from vit_lens.config import HookedViTConfig
-from vit_lens.errors import PreprocessError, VitLensError
+from vit_lens.config import HookedTextConfig, TowerConfig
+from vit_lens.errors import PreprocessError, TextError, VitLensError
 
 
 def whole_mask(
-    mask: Tensor, batch: int, cfg: HookedViTConfig, device: torch.device | None = None
+    mask: Tensor, batch: int, cfg: TowerConfig, device: torch.device | None = None, n_pos: int | None = None
 ) -> Bool[Tensor, "#batch #head pos pos"]:
     """Return a mask as [batch or 1, head or 1, pos, pos]: True where a query (third axis) may look at a key.
 
@@ -20,6 +20,7 @@ def whole_mask(
         batch: The number of images that it is for.
         cfg: The config of the tower.
         device: The device of the images; None does not check it.
+        n_pos: The number of tokens of each; None takes as many as the tower reads.
 
     Raises:
         VitLensError: The mask is of another shape, dtype or device, or leaves a query nothing to look at.
@@ -27,7 +28,7 @@ def whole_mask(
     >>> whole_mask(torch.ones(17, 17, dtype=torch.bool), 2, model.cfg).shape
     torch.Size([1, 1, 17, 17])
     """
-    n_heads, n_ctx = cfg.n_heads, cfg.n_ctx
+    n_heads, n_ctx = cfg.n_heads, n_pos or cfg.n_ctx
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else None
     whole = (1, 1, *shape) if shape and len(shape) == 2 else shape
     fits = whole and len(whole) == 4 and whole[0] in (1, batch) and whole[1] in (1, n_heads)
@@ -80,3 +81,39 @@ def check_input(x: Tensor, expected: tuple[int, ...], like: Tensor) -> None:
     finite = torch.isfinite(x).flatten(1).all(1)
     if not finite.all():
         raise PreprocessError(f"image {int((~finite).nonzero()[0])} holds NaN or infinite {name.split()[-1]}")
+
+
+def check_tokens(ids: Tensor, cfg: HookedTextConfig, what: str = "prompts") -> None:
+    """Raise unless ``ids`` are those of prompts that a text tower reads, [batch pos].
+
+    Args:
+        ids: The tensor that the model was given.
+        cfg: The config of the tower.
+        what: The argument that they came by, for messages.
+
+    Raises:
+        TextError: The tensor is of another shape or dtype, holds more tokens than the tower reads, or an id that it
+            does not embed.
+
+    >>> check_tokens(torch.tensor([[1, 25, 99]]), text_model.cfg)
+    Traceback (most recent call last):
+    vit_lens.errors.TextError: id 99 in prompts: the tower embeds 60 ids, counted from 0; ...
+    """
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel():
+        given = f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise TextError(f"{what} is {given}; expected texts, or ids [batch pos]: model.to_tokens(texts)")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TextError(
+            f"{what} of dtype {ids.dtype}; expected ids, whole numbers; a residual stream goes with start_at_layer="
+        )
+    if ids.shape[1] > cfg.n_ctx:
+        raise TextError(
+            f"{what} of {ids.shape[1]} tokens; this tower reads {cfg.n_ctx}: model.to_tokens(texts, truncate=True) cuts"
+        )
+    if torch.compiler.is_compiling() or ids.is_meta:
+        return
+    if (odd := ids[(ids < 0) | (ids >= cfg.n_vocab)]).numel():
+        raise TextError(
+            f"id {int(odd[0])} in {what}: the tower embeds {cfg.n_vocab} ids, counted from 0; tokenise with its own "
+            "tokenizer: model.to_tokens(texts)"
+        )

@@ -2,7 +2,7 @@
 
 __all__ = [
     "MLP", "Attention", "AttentionPool", "Embed", "LayerNorm", "PosEmbed", "PreNorm", "RMSNorm", "RelativeBias",
-    "TransformerBlock", "Unembed", "norm_of", "wide",
+    "TokenEmbed", "TransformerBlock", "Unembed", "norm_of", "wide",
 ]  # fmt: skip
 
 import math
@@ -14,7 +14,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.config import ActivationName, AttentionPoolConfig, BlocksConfig, HookedViTConfig, RelativeBiasConfig
+from vit_lens.config import (
+    ActivationName,
+    AttentionPoolConfig,
+    BlocksConfig,
+    HookedTextConfig,
+    HookedViTConfig,
+    RelativeBiasConfig,
+    TowerConfig,
+)
 from vit_lens.hooking import is_hooked
 
 
@@ -46,6 +54,24 @@ class Embed(nn.Module):
         return torch.cat([*(repeat(x, "n d -> b n d", b=len(pixels)) for x in prefix), patches], dim=1)
 
 
+class TokenEmbed(nn.Module):
+    """The embeddings of a text's tokens, one row for each id.
+
+    Args:
+        cfg: The config of the tower.
+
+    >>> TokenEmbed(text_model.cfg)(torch.tensor([[1, 6, 3]])).shape
+    torch.Size([1, 3, 96])
+    """
+
+    def __init__(self, cfg: HookedTextConfig):
+        super().__init__()
+        self.W_E = nn.Parameter(torch.zeros(cfg.n_vocab, cfg.d_model))
+
+    def forward(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_E[ids]
+
+
 class PosEmbed(nn.Module):
     """The learned position embeddings, one for each token; zero where the source has none (registers).
 
@@ -56,12 +82,13 @@ class PosEmbed(nn.Module):
     torch.Size([2, 17, 128])
     """
 
-    def __init__(self, cfg: HookedViTConfig):
+    def __init__(self, cfg: TowerConfig):
         super().__init__()
         self.W_pos = nn.Parameter(torch.zeros(cfg.n_ctx, cfg.d_model))
 
-    def forward(self, batch: int) -> Float[Tensor, "batch pos d_model"]:
-        return self.W_pos.expand(batch, -1, -1)
+    def forward(self, batch: int, n_pos: int | None = None) -> Float[Tensor, "batch pos d_model"]:
+        """Return those of the first ``n_pos`` tokens; None for all."""
+        return self.W_pos[:n_pos].expand(batch, -1, -1)
 
 
 class LayerNorm(nn.Module):
@@ -225,7 +252,7 @@ class Attention(nn.Module):
         key: Float[Tensor, "batch pos *head d_model"],
         value: Float[Tensor, "batch pos *head d_model"],
         mask: Bool[Tensor, "#batch #head query pos"] | None = None,
-        bias: Float[Tensor, "head query pos"] | None = None,
+        bias: Float[Tensor, "#batch head query pos"] | None = None,
     ) -> Float[Tensor, "batch query d_query"]:
         """Attend; ``mask`` is True where a query (third axis) may look at a key; ``bias`` is added to the scores."""
         q = self.hook_q(_per_head(query, self.W_Q, self.b_Q))
@@ -243,7 +270,7 @@ class Attention(nn.Module):
         k: Float[Tensor, "batch pos head d_head"],
         v: Float[Tensor, "batch pos head d_head"],
         mask: Bool[Tensor, "#batch #head query pos"] | None,
-        bias: Float[Tensor, "head query pos"] | None,
+        bias: Float[Tensor, "#batch head query pos"] | None,
     ) -> Float[Tensor, "batch query head d_head"]:
         if not (is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)):
             added = mask if bias is None or mask is None else bias.masked_fill(~mask, float("-inf"))
@@ -274,10 +301,10 @@ class RelativeBias(nn.Module):
         self.rel_attn_bias = nn.Parameter(torch.zeros(sizes.n_buckets, n_heads))
         self.hook_rel_bias = HookPoint()
 
-    def forward(self, n_pos: int) -> Float[Tensor, "head pos pos"]:
+    def forward(self, batch: int, n_pos: int) -> Float[Tensor, "batch head pos pos"]:
         place = torch.arange(n_pos, device=self.rel_attn_bias.device)
         bias = rearrange(self.rel_attn_bias[self.buckets(place[None] - place[:, None])], "q k h -> h q k")
-        return self.hook_rel_bias(bias)
+        return self.hook_rel_bias(bias.expand(batch, -1, -1, -1))
 
     def buckets(self, distance: Int[Tensor, "*axes"]) -> Int[Tensor, "*axes"]:
         """Return the bucket of each distance, a key's place less the query's."""
@@ -343,7 +370,7 @@ class TransformerBlock(nn.Module):
         self,
         resid: Float[Tensor, "batch pos d_model"],
         mask: Bool[Tensor, "#batch #head pos pos"] | None = None,
-        bias: Float[Tensor, "head pos pos"] | None = None,
+        bias: Float[Tensor, "#batch head pos pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         resid_pre = self.hook_resid_pre(resid)
         attn_out = self.hook_attn_out(self.attn(*self._attention_inputs(resid_pre), mask, bias))

@@ -27,8 +27,7 @@ from vit_lens.towers.stacked import StackedWeights
 from vit_lens.towers.streams import PoolingStream, ResidualStream, Stream
 from vit_lens.towers.vocabulary import Vocabulary
 
-_POOLED = ("hook_pooled", "hook_image_embeds")
-_PER_QUERY = ("hook_attn_scores", "hook_pattern")
+_PER_QUERY = ("hook_attn_scores", "hook_pattern", "hook_rel_bias")
 _POOL = "attn_pool."
 _POOL_KEYS = (f"{_POOL}attn.hook_k", f"{_POOL}attn.hook_v")  # of every token; the rest is of the one query
 _READOUT_PARTS = (
@@ -62,6 +61,8 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
     blocks: Sequence[TransformerBlock]
     processing: WeightProcessing | None = None
     """What was done to the weights, and which hook points changed; None for a tower as it was loaded."""
+    output_point: str = "hook_image_embeds"
+    """The hook point of the output."""
 
     def __init__(self, cfg: TowerConfig, *, encoder_id: str | None = None):
         super().__init__()
@@ -82,7 +83,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         self.attn_pool = AttentionPool(cfg, cfg.attn_pool) if cfg.attn_pool else None
         self.hook_pooled = HookPoint()
         self.unembed = Unembed(cfg.d_pooled, cfg.d_embed, bias=cfg.has_proj_bias) if cfg.has_proj else None
-        self.hook_image_embeds = HookPoint()
+        setattr(self, self.output_point, HookPoint())
         self.setup()
         self.eval()
 
@@ -149,7 +150,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         if self.cfg.is_causal:
             seen = torch.ones(1, 1, n_pos, n_pos, dtype=torch.bool, device=resid.device).tril()
             mask = seen if mask is None else seen & mask
-        bias = None if self.rel_bias is None else self.rel_bias(n_pos)
+        bias = self.rel_bias(len(resid), n_pos) if self.rel_bias is not None and len(blocks) else None
         for layer in blocks:
             resid = self.blocks[layer](resid, mask, bias)
         return resid
@@ -164,7 +165,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
             readout: How it is read; None takes the tower's own.
         """
         pooled = self.hook_pooled((readout or self.readout).pool(resid))
-        return self.hook_image_embeds(pooled if self.unembed is None else self.unembed(pooled))
+        return getattr(self, self.output_point)(pooled if self.unembed is None else self.unembed(pooled))
 
     # ---- how it is read ---------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """
         self.hook_points_named(name)
         last = name.rsplit(".", 1)[-1]
-        if last in _POOLED:
+        if last in ("hook_pooled", self.output_point):
             return 1 if self.cfg.pool == "all" else None
         if name.startswith(_POOL) and name not in _POOL_KEYS:
             return None
@@ -299,7 +300,9 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         def reached(name: str) -> bool:
             if name.startswith("blocks."):
                 return int(name.split(".")[1]) in blocks
-            is_end = name.startswith(("ln_final.", _POOL, *_POOLED))
+            if name.startswith("rel_bias."):
+                return len(blocks) > 0
+            is_end = name.startswith(("ln_final.", _POOL, "hook_pooled", self.output_point))
             return stop_at_layer is None if is_end else start_at_layer is None
 
         return reached

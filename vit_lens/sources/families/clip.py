@@ -33,8 +33,8 @@ class Clip(HuggingFace):
     older_classes = ("CLIPVisionTransformer",)
     tier = "A"
     unused = ("text_model", "text_proj")
-    vision_prefix = "vision_model."
-    text_prefixes = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
+    prefix = "vision_model."
+    other_prefixes = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
     model_types: ClassVar = {
         "clip": ModelType("CLIPConfig", "CLIPVisionModel", ("CLIPModel",)),
         "clip_vision_model": ModelType(

@@ -1,16 +1,16 @@
 """What a family of towers is: how its towers are recognised, read, converted, loaded and run."""
 
-__all__ = ["Blueprint", "Family", "SupportedTower", "Tier"]
+__all__ = ["Blueprint", "Family", "Kind", "SupportedTower", "Tier"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import TowerConfig
 from vit_lens.errors import CheckpointError
 from vit_lens.images import PreprocessSpec
 from vit_lens.sources.folders import TowerFolder
@@ -19,6 +19,8 @@ from vit_lens.sources.refusals import refuse
 from vit_lens.sources.source_tower import SourceTower
 
 Tier = Literal["A", "B"]
+Kind = Literal["image", "text"]
+Config = TypeVar("Config", bound=TowerConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class SupportedTower:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class Blueprint(Generic[Config]):
     """What a family learns from a tower without looking at its values.
 
     Attributes:
@@ -59,7 +61,7 @@ class Blueprint:
         recipe: Says how the source's tensors, of which it reads names and shapes, are converted.
     """
 
-    cfg: HookedViTConfig
+    cfg: Config
     recipe: Callable[[Mapping[str, Tensor]], Recipe]
 
 
@@ -70,27 +72,29 @@ class Family(ABC):
     ``model_types`` on and :meth:`build`, and :meth:`load` to be verified by name.
 
     Attributes:
+        kind: What its towers read.
         towers: The family's towers in words, for messages.
         homes: The modules of Python, or packages, whose classes are of this family.
         classes: The names of those classes, subclasses included; empty for every class of ``homes``.
         built_from: The further packages, beside torch, whose modules may sit inside a tower.
         tier: The tier of the family's classes in the table of towers.
-        unused: The prefixes of submodules of a whole model that its image embedding does not run through.
-        vision_prefix: What the names of the tower's tensors begin with in a whole model.
-        text_prefixes: What the names of the other tensors of a whole model begin with.
+        unused: The prefixes of submodules of a whole model that the tower's output does not run through.
+        prefix: What the names of the tower's tensors begin with in a whole model.
+        other_prefixes: What the names of the other tensors of a whole model begin with.
         config_file: The name of the file that describes a tower in a directory.
         model_types: What ``model_type`` in that file may say, each with what the family keeps about it.
         weight_files: The names that weights are looked for by; the first that is there counts.
     """
 
+    kind: ClassVar[Kind] = "image"
     towers: str
     homes: tuple[str, ...]
     classes: tuple[str, ...] = ()
     built_from: tuple[str, ...] = ()
     tier: Tier = "B"
     unused: tuple[str, ...] = ()
-    vision_prefix: str = ""
-    text_prefixes: tuple[str, ...] = ()
+    prefix: str = ""
+    other_prefixes: tuple[str, ...] = ()
     config_file: str = "config.json"
     model_types: ClassVar[Mapping[str, Any]] = {}
     weight_files: tuple[str, ...] = (
@@ -107,8 +111,8 @@ class Family(ABC):
             for cls in type(module).__mro__
         )
 
-    def vision(self, tower: Any) -> nn.Module:
-        """Return the part of a whole model whose code makes the image embedding."""
+    def part(self, tower: Any) -> nn.Module:
+        """Return the part of a whole model whose code makes the output."""
         return tower
 
     @abstractmethod
@@ -117,7 +121,7 @@ class Family(ABC):
 
         Args:
             tower: A module that the family owns.
-            image_size: The (height, width) in pixels to fit the positions to; None for the tower's own.
+            image_size: The (height, width) in pixels to fit the positions to; None for the tower's own, and for texts.
 
         Raises:
             UnsupportedTowerError: The tower would not be exact; the message names the part.
@@ -133,7 +137,7 @@ class Family(ABC):
 
     def tensors(self, tower: Any) -> dict[str, Tensor]:
         """Return the tensors of a tower in memory by the names of its recipe."""
-        stored = self.vision(tower).state_dict()
+        stored = self.part(tower).state_dict()
         return {name: stored[key] for name, key in self.names(stored).items()}
 
     def spec(self, tower: Any) -> PreprocessSpec | None:
@@ -161,9 +165,9 @@ class Family(ABC):
             CheckpointError: Two tensors have one name.
         """
         keys = list(stored)
-        if any(key.startswith(self.vision_prefix) for key in keys):  # else the tower is alone
-            keys = [key for key in keys if not key.startswith(self.text_prefixes)]
-        found = {self.current_name(key.removeprefix(self.vision_prefix)): key for key in keys}
+        if any(key.startswith(self.prefix) for key in keys):  # else the tower is alone
+            keys = [key for key in keys if not key.startswith(self.other_prefixes)]
+        found = {self.current_name(key.removeprefix(self.prefix)): key for key in keys}
         if twice := sorted(set(keys) - set(found.values())):
             raise CheckpointError(f"tensors occur twice, under two names: {', '.join(twice[:8])}")
         return found
@@ -205,6 +209,10 @@ class Family(ABC):
     def stored_spec(self, folder: TowerFolder, config: Mapping[str, Any]) -> PreprocessSpec | None:
         """Return the preprocessing that files carry; by default that of Hugging Face's image processor."""
         return folder.preprocessor()
+
+    def tokenizer(self, folder: TowerFolder, config: Mapping[str, Any]) -> Any:
+        """Return the tokenizer that lies with a text tower's files; None where there is none, and for images."""
+        return None
 
     def load(self, folder: TowerFolder, config: Mapping[str, Any]) -> nn.Module:
         """Load a tower with the library that published it, without the readers of weights of this package.

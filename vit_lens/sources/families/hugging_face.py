@@ -1,4 +1,4 @@
-"""What the vision towers of Hugging Face's transformers have in common."""
+"""What the towers of Hugging Face's transformers have in common."""
 
 __all__ = ["HuggingFace", "ModelType", "Positions", "fitted", "no_progress_bars", "stored_shape", "stored_size"]
 
@@ -30,7 +30,7 @@ class ModelType(NamedTuple):
 
     Attributes:
         config: Of the config.
-        tower: Of the vision tower.
+        tower: Of the tower.
         sources: That load it, to be tried until one finds all its weights.
     """
 
@@ -45,18 +45,24 @@ class HuggingFace(Family):
     Attributes:
         model_types: Each a :class:`ModelType`.
         older_classes: Those of ``classes`` that only older versions of transformers have.
+        nested: Name of the tower in a whole model.
+        config_part: Name of the tower's config in that of a whole model.
         final_norm: Name of the norm after the last block.
+        activation: Name of the MLP's nonlinearity in a config.
         fits_positions: Whether a forward pass has to be asked to fit positions to the pixels.
     """
 
     older_classes: tuple[str, ...] = ()
+    nested: str = "vision_model"
+    config_part: str = "vision_config"
     final_norm: str = "post_layernorm"
     fits_positions: bool = True
+    activation: str = "hidden_act"
 
     def core(self, tower: Any) -> Any:
         """Return the module that holds embeddings and layers; whole models and older versions nest it."""
         while not hasattr(tower, "embeddings"):
-            tower = tower.vision_model
+            tower = getattr(tower, self.nested)
         return tower
 
     def tensors(self, tower: Any) -> dict[str, Tensor]:
@@ -84,11 +90,11 @@ class HuggingFace(Family):
         import transformers
         from transformers.activations import ACT2FN
 
-        vision, tower_class = self.tower_of(self.library_config(config, path), names)
-        if vision.hidden_act not in ACT2FN:
-            refuse(f"a tower with hidden_act={vision.hidden_act!r}, which is no activation of transformers")
+        own, tower_class = self.tower_of(self.library_config(config, path), names)
+        if (act := getattr(own, self.activation)) not in ACT2FN:
+            refuse(f"a tower with {self.activation}={act!r}, which is no activation of transformers")
         with understood(path), torch.device("meta"):
-            return getattr(transformers, tower_class)(vision)
+            return getattr(transformers, tower_class)(own)
 
     def library_config(self, config: Mapping[str, Any], path: Path) -> Any:
         """Return the config of transformers that a file stands for; unknown keys do not reach it."""
@@ -99,8 +105,8 @@ class HuggingFace(Family):
             return getattr(transformers, self.model_types[config["model_type"]].config).from_dict(plain)
 
     def tower_of(self, config: Any, names: Collection[str]) -> tuple[Any, str]:
-        """Return the vision tower's own config, of a config in memory, and its class."""
-        return getattr(config, "vision_config", config), self.model_types[config.model_type].tower
+        """Return the tower's own config, of a config in memory, and its class."""
+        return getattr(config, self.config_part, config), self.model_types[config.model_type].tower
 
     def load(self, folder: TowerFolder, config: Mapping[str, Any]) -> nn.Module:
         import transformers

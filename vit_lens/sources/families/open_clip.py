@@ -1,6 +1,6 @@
 """open_clip's vision towers: native ones, CoCa's, and those around a trunk of timm's."""
 
-__all__ = ["FAMILY", "OpenClip"]
+__all__ = ["FAMILY", "OpenClip", "require_plain_block"]
 
 import functools
 import json
@@ -33,8 +33,8 @@ class OpenClip(Family):
     towers = "open_clip's native ones, CoCa and SigLIP"
     homes = ("open_clip",)
     built_from = ("timm",)  # the trunks of SigLIP and MobileCLIP
-    vision_prefix = "visual."
-    text_prefixes = (
+    prefix = "visual."
+    other_prefixes = (
         "text.", "text_decoder.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.",
         "text_projection", "logit_scale", "logit_bias", "attn_mask", "input_resolution", "context_length", "vocab_size",
     )  # fmt: skip
@@ -43,19 +43,19 @@ class OpenClip(Family):
         "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"
     )  # fmt: skip
 
-    def vision(self, tower: Any) -> nn.Module:
+    def part(self, tower: Any) -> nn.Module:
         return getattr(tower, "visual", tower)
 
     def blueprint(self, tower: Any, image_size: tuple[int, int] | None = None) -> Blueprint:
         from open_clip.transformer import LayerNorm, LayerNormFp32
 
-        visual: Any = self.vision(tower)
+        visual: Any = self.part(tower)
         if hasattr(visual, "trunk"):
             return timm.FAMILY.blueprint(visual)
         _require_plain(visual)
         blocks = list(visual.transformer.resblocks)
         for block in blocks:
-            _require_plain_block(block)
+            require_plain_block(block)
         pooler, attn_pool = visual.attn_pool, _pool_sizes(visual)
         norms = {"ln_post": visual.ln_post}
         if attn_pool is not None:
@@ -104,7 +104,7 @@ class OpenClip(Family):
         return steps
 
     def listen(self, tower: Any) -> SourceTower:
-        visual: Any = self.vision(tower)
+        visual: Any = self.part(tower)
         if hasattr(visual, "trunk"):
             return timm.FAMILY.listen(visual)
         _require_type(visual)
@@ -121,7 +121,7 @@ class OpenClip(Family):
 
     def spec(self, tower: Any) -> PreprocessSpec | None:
         """Return the preprocessing that open_clip's factory left on the tower, or None."""
-        visual: Any = self.vision(tower)
+        visual: Any = self.part(tower)
         cfg: dict[str, Any] | None = getattr(visual, "preprocess_cfg", None)
         if cfg is not None:
             return PreprocessSpec.from_open_clip_cfg(cfg)
@@ -149,8 +149,8 @@ class OpenClip(Family):
 
         tower = catalogue.build_visual(config["model_cfg"], folder.label, device="cpu")
         stored: Any = load_state_dict(str(folder.weights(self.weight_files)[0]))
-        own = [name for name in stored if name.startswith(self.vision_prefix)]
-        tower.load_state_dict({name.removeprefix(self.vision_prefix): stored[name] for name in own})
+        own = [name for name in stored if name.startswith(self.prefix)]
+        tower.load_state_dict({name.removeprefix(self.prefix): stored[name] for name in own})
         return tower
 
     def table(self) -> list[SupportedTower]:
@@ -239,7 +239,12 @@ def _pool_sizes(visual: Any) -> AttentionPoolConfig | None:
     )
 
 
-def _require_plain_block(block: Any) -> None:
+def require_plain_block(block: Any) -> None:
+    """Raise unless a block of open_clip's is pre-norm attention and an MLP, with LayerScale or without.
+
+    Raises:
+        UnsupportedTowerError: It is not; the message names the part.
+    """
     from open_clip.transformer import CustomResidualAttentionBlock, LayerScale, ResidualAttentionBlock
 
     if isinstance(block, CustomResidualAttentionBlock):

@@ -149,14 +149,14 @@ class Scores(HeldActivations):
         return (logits, labels) if return_labels else logits
 
     def _check_read_out(self, labels: list[str], embeds: list[Tensor]) -> None:
-        own = self.cache_dict.get("hook_image_embeds")
+        own = self.cache_dict.get(self.model.output_point)
         if own is None or labels[-1] != "final_post":
             return
         allowed = min(1e4 * torch.finfo(own.dtype).eps, 0.1) * own.abs().amax()
         if not (embeds[-1].to(own) - own).abs().amax() <= allowed:
             raise LensError(
-                "this run was edited behind its last block (ln_final, hook_pooled, hook_image_embeds), so its last "
-                "residual does not lead to its embedding; make the cache without those hooks"
+                f"this run was edited behind its last block (ln_final, hook_pooled, {self.model.output_point}), so its "
+                "last residual does not lead to its embedding; make the cache without those hooks"
             )
 
 

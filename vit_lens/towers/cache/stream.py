@@ -142,7 +142,8 @@ def stream_until(cache: HeldActivations, layer: int, incl_mid: bool) -> dict[str
 def sources(cache: HeldActivations) -> dict[str, str]:
     """Return what the stream begins with, by label."""
     if cache.start_at_layer is None:
-        return {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+        named = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+        return {label: name for label, name in named.items() if name in cache.model.hook_dict}
     return {"resid_in": f"blocks.{cache.first_layer}.hook_resid_pre"}
 
 
