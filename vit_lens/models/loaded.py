@@ -81,7 +81,7 @@ class LoadedTower(HookedTower):
             state_dict, cfg, processing = process(self.state_dict(), self.cfg, steps, self.processing)  # pyright: ignore[reportArgumentType]
         with torch.device("meta"):
             made = type(self)(cfg, **self._carried())
-        made.load_state_dict(state_dict, assign=True)
+        made.take_weights(state_dict)
         made.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
         made.vocabulary, made.processing = self.vocabulary, processing
         return made

@@ -33,14 +33,24 @@ class HubFolder:
         """Fetch a file; None if the repository has no such file.
 
         Raises:
-            CheckpointError: The Hub cannot be reached, or the id or revision is unknown or not public.
+            CheckpointError: The Hub cannot be reached, or the id or revision is unknown or not public, or gated.
         """
         import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
 
         advice = "Check the id and the connection, or download the files elsewhere and pass their directory"
         try:
             path = huggingface_hub.hf_hub_download(self.repo_id, name, revision=self.revision, cache_dir=self.cache_dir)
+        except GatedRepoError as error:
+            raise CheckpointError(
+                f"{self.repo_id!r} is gated: accept its terms at https://huggingface.co/{self.repo_id}, log in with "
+                "`hf auth login`, or download the files elsewhere and pass their directory"
+            ) from error
         except RepositoryNotFoundError as error:
             raise CheckpointError(f"the Hub has no public repository {self.repo_id!r}. {advice}") from error
         except LocalEntryNotFoundError as error:

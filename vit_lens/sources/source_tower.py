@@ -23,6 +23,7 @@ class SourceTower(nn.Module):
         is_folded: Whether a hooked tower multiplies weights of it with each other when it loads them, which rounds once
             more; LayerScale is found by itself.
         tokens_first: Whether blocks pass [pos batch d_model], and not [batch pos d_model].
+        least_bar: The least relative difference that its own rounding allows in a wide dtype; 0 for none.
         own_size: The image size (height, width) in pixels of its stored positions, where it interpolates them to
             another; None where it does not.
 
@@ -43,12 +44,13 @@ class SourceTower(nn.Module):
         final_norm: nn.Module,
         is_folded: bool = False,
         tokens_first: bool = False,
+        least_bar: float = 0.0,
         own_size: tuple[int, int] | None = None,
     ):
         super().__init__()
         self.kind, self.parts, self.embed = kind, parts, embed
         self.blocks, self.final_norm = nn.ModuleList(blocks), final_norm
-        self.tokens_first, self.own_size = tokens_first, own_size
+        self.tokens_first, self.own_size, self.least_bar = tokens_first, own_size, least_bar
         self.is_folded = is_folded or any(type(part).__name__.endswith("LayerScale") for part in parts.modules())
 
     def forward(

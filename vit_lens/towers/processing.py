@@ -20,11 +20,12 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import HookedTextConfig, HookedViTConfig
 from vit_lens.errors import VitLensError
 from vit_lens.towers.layers import wide
 
 StateDict = dict[str, Tensor]
+Config = HookedViTConfig | HookedTextConfig
 Step = Literal["fold_ln", "fold_value_biases", "center_writing_weights"]
 
 _NO_GAIN = "without the LayerNorm's weight and bias"
@@ -55,9 +56,9 @@ class WeightProcessing:
 
 
 def process(
-    state_dict: Mapping[str, Tensor], cfg: HookedViTConfig, steps: Sequence[Step], done: WeightProcessing | None
-) -> tuple[StateDict, HookedViTConfig, WeightProcessing]:
-    """Return weights and config that compute the same function, and what was done; see ``HookedViT.process_weights``.
+    state_dict: Mapping[str, Tensor], cfg: Config, steps: Sequence[Step], done: WeightProcessing | None
+) -> tuple[StateDict, Config, WeightProcessing]:
+    """Return weights and config that compute the same function, and what was done; see ``process_weights`` of a model.
 
     Args:
         state_dict: The weights of the model.
@@ -66,7 +67,7 @@ def process(
         done: What was done to the model before; None for nothing.
 
     Raises:
-        VitLensError: No step is asked for.
+        VitLensError: No step is asked for, or one that this tower has not: RMS norms keep the mean of what is written.
 
     >>> weights, cfg, done = process(model.state_dict(), model.cfg, ["fold_value_biases"], None)
     >>> bool(weights["blocks.0.attn.b_V"].any()), done.steps
@@ -74,6 +75,13 @@ def process(
     """
     if not steps:
         raise VitLensError(f"no step is asked for; set one of {', '.join(get_args(Step))} to True")
+    refused = {
+        "fold_value_biases": None if cfg.has_biases else "this tower has no biases",
+        "center_writing_weights": "an RMS norm reads the mean too" if cfg.normalization_type == "RMS" else None,
+    }
+    if found := {step: why for step, why in refused.items() if why and step in steps}:
+        told = "; ".join(f"{step}=True: {why}" for step, why in found.items())
+        raise VitLensError(f"{told}. Call process_weights({', '.join(f'{step}=False' for step in found)})")
     out: StateDict = {name: tensor.detach() for name, tensor in state_dict.items()}
     if "fold_ln" in steps:
         out, cfg = fold_ln(out, cfg)
@@ -86,7 +94,7 @@ def process(
     return copied, cfg, WeightProcessing(every, changed_hooks(cfg, every))
 
 
-def fold_ln(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> tuple[StateDict, HookedViTConfig]:
+def fold_ln(state_dict: Mapping[str, Tensor], cfg: Config) -> tuple[StateDict, Config]:
     """Move the weight and bias of every LayerNorm into the matrices that read it; they become one and zero.
 
     A LayerNorm's output ``n w + b`` is only ever read linearly: ``(n w + b) W + c = n (w W) + (b W + c)``. That
@@ -96,7 +104,7 @@ def fold_ln(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> tuple[Sta
     LayerNorm                      goes into
     ============================== =========================================================================
     ``ln1``                        ``W_Q``, ``W_K``, ``W_V`` and their biases
-    ``ln2``                        ``W_in``, ``b_in``
+    ``ln2``                        ``W_in``, ``b_in``, and ``W_gate`` where there is one
     ``ln_final``                   ``W_U`` and a new bias ``b_U``; a tower without a projection gets one, the
                                    diagonal matrix of the weight. With attention pooling: the pool's
                                    ``W_K``, ``W_V`` and their biases
@@ -113,7 +121,8 @@ def fold_ln(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> tuple[Sta
     for layer in range(cfg.n_layers):
         attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.mlp"
         _fold_norm(out, f"blocks.{layer}.ln1", [(f"{attn}.W_{x}", f"{attn}.b_{x}") for x in "QKV"])
-        _fold_norm(out, f"blocks.{layer}.ln2", [(f"{mlp}.W_in", f"{mlp}.b_in")])
+        gate = [(f"{mlp}.W_gate", "")] if cfg.gated_mlp else []
+        _fold_norm(out, f"blocks.{layer}.ln2", [(f"{mlp}.W_in", f"{mlp}.b_in"), *gate])
     pool = cfg.attn_pool
     if pool is None:
         return out, _fold_into_projection(out, "ln_final", cfg)
@@ -123,7 +132,7 @@ def fold_ln(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> tuple[Sta
     return out, _fold_into_projection(out, "attn_pool.ln_post", cfg) if pool.has_ln_post else cfg
 
 
-def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> StateDict:
+def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: Config) -> StateDict:
     """Move every ``b_V`` through ``W_O`` into ``b_O``: each row of an attention pattern sums to one.
 
     A ``mask`` keeps it exact, since what it leaves of a row is normalised again. An edited ``hook_pattern`` whose
@@ -138,7 +147,7 @@ def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) ->
     return out
 
 
-def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedViTConfig) -> StateDict:
+def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: Config) -> StateDict:
     """Remove the mean over ``d_model`` from all that is written where only LayerNorms read, which remove it anyway.
 
     * Every block's ``W_O``, ``b_O``, ``W_out`` and ``b_out``: blocks and every kind of read-out begin with a
@@ -157,7 +166,7 @@ def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedViTConfi
     return out
 
 
-def changed_hooks(cfg: HookedViTConfig, steps: Iterable[Step]) -> dict[str, str]:
+def changed_hooks(cfg: Config, steps: Iterable[Step]) -> dict[str, str]:
     """Return every hook point whose activation changes, with what changes in it.
 
     Gradients at hook points follow: they are those with respect to the new activation.
@@ -173,7 +182,7 @@ def changed_hooks(cfg: HookedViTConfig, steps: Iterable[Step]) -> dict[str, str]
     return {name: "; ".join(hows) for name, hows in found.items()}
 
 
-def _changed_by_fold_ln(cfg: HookedViTConfig) -> dict[str, str]:
+def _changed_by_fold_ln(cfg: Config) -> dict[str, str]:
     norms = [f"blocks.{layer}.{norm}" for layer in range(cfg.n_layers) for norm in ("ln1", "ln2")] + ["ln_final"]
     pool = cfg.attn_pool
     norms += ["attn_pool.ln2"] if pool and pool.d_mlp else []
@@ -182,14 +191,15 @@ def _changed_by_fold_ln(cfg: HookedViTConfig) -> dict[str, str]:
     return changed | ({"hook_pooled": _NO_GAIN} if pool is None or pool.has_ln_post else {})
 
 
-def _changed_by_fold_value_biases(cfg: HookedViTConfig) -> dict[str, str]:
+def _changed_by_fold_value_biases(cfg: Config) -> dict[str, str]:
     hooks = ("hook_v", "hook_z", "hook_result")
     return {f"{attn}.{hook}": _NO_VALUE_BIAS for attn in _attentions(cfg) for hook in hooks}
 
 
-def _changed_by_centring(cfg: HookedViTConfig) -> dict[str, str]:
+def _changed_by_centring(cfg: Config) -> dict[str, str]:
     stream = _STREAM_AFTER_LN_PRE if cfg.has_ln_pre else _CENTRED
-    embeds = ("hook_embed_raw", "hook_pos_embed_raw", "hook_embed", "hook_pos_embed")
+    raw = ("hook_embed_raw", "hook_pos_embed_raw") if isinstance(cfg, HookedViTConfig) else ()
+    embeds = (*raw, "hook_embed", "hook_pos_embed")
     changed = {name: _CENTRED for name in embeds}
     if cfg.has_ln_pre:
         changed = {"hook_embed": "with ln_pre's bias without its mean over d_model"}
@@ -204,11 +214,11 @@ def _changed_by_centring(cfg: HookedViTConfig) -> dict[str, str]:
     return changed
 
 
-def _attentions(cfg: HookedViTConfig) -> list[str]:
+def _attentions(cfg: Config) -> list[str]:
     return [f"blocks.{layer}.attn" for layer in range(cfg.n_layers)] + (["attn_pool.attn"] if cfg.attn_pool else [])
 
 
-def _writing(cfg: HookedViTConfig) -> list[str]:
+def _writing(cfg: Config) -> list[str]:
     embeds = ("embed.W_E", "embed.b_E", "embed.cls_token", "embed.registers", "pos_embed.W_pos")
     names = ["ln_pre.b"] if cfg.has_ln_pre else list(embeds)
     places = [f"blocks.{layer}" for layer in range(cfg.n_layers)]
@@ -217,24 +227,31 @@ def _writing(cfg: HookedViTConfig) -> list[str]:
     return names + [f"{place}.{part}" for place in places for part in parts]
 
 
-def _fold_into_projection(out: StateDict, norm: str, cfg: HookedViTConfig) -> HookedViTConfig:
+def _fold_into_projection(out: StateDict, norm: str, cfg: Config) -> Config:
     w = out[f"{norm}.w"]
     if not cfg.has_proj:
         out["unembed.W_U"] = torch.eye(cfg.d_pooled, dtype=w.dtype, device=w.device)
-    if not cfg.has_proj_bias:
+    has_bias = cfg.has_proj_bias or f"{norm}.b" in out
+    if has_bias and not cfg.has_proj_bias:
         out["unembed.b_U"] = torch.zeros(cfg.d_embed, dtype=w.dtype, device=w.device)
     _fold_norm(out, norm, [("unembed.W_U", "unembed.b_U")])
-    return replace(cfg, has_proj=True, has_proj_bias=True)
+    return replace(cfg, has_proj=True, has_proj_bias=has_bias)
 
 
 def _fold_norm(out: StateDict, norm: str, readers: list[tuple[str, str]]) -> None:
-    """Move weight and bias of a norm into matrices [*head d_in d_out] and their biases [*head d_out]."""
-    w, b = out[f"{norm}.w"], out[f"{norm}.b"]
+    """Move weight and bias of a norm into matrices [*head d_in d_out] and their biases [*head d_out].
+
+    An RMS norm has no bias, and what reads it need have none.
+    """
+    w, b = out[f"{norm}.w"], out.get(f"{norm}.b")
     for weight, bias in readers:
         reads = wide(out[weight])
-        out[bias] = (wide(out[bias]) + wide(b) @ reads).to(out[bias])
+        if b is not None:
+            out[bias] = (wide(out[bias]) + wide(b) @ reads).to(out[bias])
         out[weight] = (wide(w)[:, None] * reads).to(out[weight])
-    out[f"{norm}.w"], out[f"{norm}.b"] = torch.ones_like(w), torch.zeros_like(b)
+    out[f"{norm}.w"] = torch.ones_like(w)
+    if b is not None:
+        out[f"{norm}.b"] = torch.zeros_like(b)
 
 
 def _is_told(name: str) -> bool:

@@ -364,13 +364,17 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
 
     def load_weights(self, state_dict: dict[str, Tensor]) -> None:
         """Make tensors the model's parameters, without a copy; what is changed afterwards counts as edited."""
+        self.take_weights(state_dict)
+        self._set_switch(device=str(self.device))
+        self._loaded = self._versions()
+
+    def take_weights(self, state_dict: dict[str, Tensor]) -> None:
+        """Make tensors the model's parameters, as of a model that was built and not loaded."""
         self.load_state_dict(state_dict, assign=True)
         for module in self.modules():
             for name, buffer in module.named_buffers(recurse=False):  # zeros in the place of biases
                 if buffer.device != self.device:
                     setattr(module, name, torch.zeros(buffer.shape, dtype=self.dtype, device=self.device))
-        self._set_switch(device=str(self.device))
-        self._loaded = self._versions()
 
     def _state(self) -> dict[str, Any]:
         loaded = None if self._loaded is None else self.edited

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_lens.errors import VitLensError
@@ -16,6 +16,7 @@ from vit_lens.sources import SourceTower
 from vit_lens.towers import HookedTower, LayerNorm, working_copy
 from vit_lens.verification.copying import cast_while_running
 
+Ids = Int[Tensor, "batch pos"]
 _FINAL_NORM = "ln_final.hook_normalized"
 
 
@@ -44,19 +45,22 @@ class Difference:
 
 @torch.no_grad()
 def differences(
-    model: HookedTower, source: SourceTower, pixels: Float[Tensor, "batch channel height width"], dtype: torch.dtype
+    model: HookedTower,
+    source: SourceTower,
+    inputs: Float[Tensor, "batch channel height width"] | Ids,
+    dtype: torch.dtype,
 ) -> list[Difference]:
     """Compare what enters block 0, what leaves every block, the final norm and the embedding.
 
-    Both run from the same pixels on their own results. While the source runs, the model follows block by block, so
-    that the activations of one layer of each are in memory, and one block of each in ``dtype``. Where weight
-    processing changed what an activation means, residual streams are compared without their mean, and a folded final
-    norm is left out.
+    Both run from the same pixels, or ids of prompts, on their own results. While the source runs, the model follows
+    block by block, so that the activations of one layer of each are in memory, and one block of each in ``dtype``.
+    Where weight processing changed what an activation means, residual streams are compared without their mean, and a
+    folded final norm is left out.
 
     Args:
         model: Without hooks.
         source: In any dtype and on any device; it is cast to the model's dtype, then to ``dtype``. Both run as copies.
-        pixels: Of the model's dtype and device.
+        inputs: Pixels of the model's dtype and device, or ids of prompts.
         dtype: To compute in.
 
     Raises:
@@ -65,13 +69,14 @@ def differences(
     casts = dict.fromkeys((model.dtype, dtype))
     ours = working_copy(model, dtype, device=model.device, uncast=model.blocks)
     theirs = working_copy(source, *casts, device=model.device, uncast=source.blocks)
-    run = _Lockstep(ours, theirs, pixels.to(dtype), tuple(casts))
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    run = _Lockstep(ours, theirs, inputs, tuple(casts))
     handles = [theirs.final_norm.register_forward_hook(run.leave_norm)]
     for layer, block in enumerate(theirs.blocks):
         handles.append(block.register_forward_pre_hook(partial(run.enter_block, layer), with_kwargs=True))
         handles.append(block.register_forward_hook(partial(run.leave_block, layer)))
     try:
-        embedding = theirs(run.pixels)
+        embedding = theirs(run.inputs)
         run.compare("embedding", run.embedding, embedding)
     finally:
         for handle in handles:  # they tie the copies into a cycle, which would outlive this call
@@ -84,8 +89,9 @@ def differences(
 
 
 def norm_faults(model: HookedTower, source: SourceTower) -> list[str]:
-    """Return the LayerNorms of the model whose eps the source does not have: float32 may not show it in numbers."""
-    known = sorted({float(part.eps) for part in source.modules() if isinstance(part, nn.LayerNorm)})
+    """Return the norms of the model whose eps the source does not have: float32 may not show it in numbers."""
+    every = [getattr(part, "variance_epsilon", getattr(part, "eps", None)) for part in source.modules()]
+    known = sorted({float(eps) for eps in every if eps is not None})
     told = ", ".join(f"{eps:g}" for eps in known)
     norms = [(name, part.eps) for name, part in model.named_modules() if isinstance(part, LayerNorm)]
     return [f"{name} has eps {eps:g}, the source {told}" for name, eps in norms if known and eps not in known]
@@ -97,25 +103,25 @@ class _Lockstep:
 
     model: HookedTower
     source: SourceTower
-    pixels: Float[Tensor, "batch channel height width"]
+    inputs: Float[Tensor, "batch channel height width"] | Ids
     casts: tuple[torch.dtype, ...]
     found: list[Difference] = field(default_factory=list)
     casting: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         self.steps = self.model.processing.steps if self.model.processing else ()
-        self.resid = self.embedding = self.pixels
+        self.resid = self.embedding = self.inputs
 
     def enter_block(self, layer: int, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if layer == 0:
-            self.resid = self.model.forward(self.pixels, stop_at_layer=0)  # a call would refuse NaN, here a difference
+            self.resid = self.model.forward(self.inputs, stop_at_layer=0)  # a call would refuse NaN, here a difference
             self._compare_stream("into L0", args[0] if args else kwargs["hidden_states"])
         self.casting.enter_context(cast_while_running(block, *self.casts))
 
     def leave_block(self, layer: int, block: nn.Module, args: tuple, output: Any) -> None:
         self.casting.close()
         with cast_while_running(self.model.blocks[layer], *self.casts):
-            self.resid = self.model.blocks[layer](self.resid)
+            self.resid = self.model.run_blocks(self.resid, range(layer, layer + 1))
         self._compare_stream(f"L{layer}", output[0] if isinstance(output, tuple) else output)
 
     def leave_norm(self, norm: nn.Module, args: tuple, output: Tensor) -> None:
@@ -142,9 +148,11 @@ class _Lockstep:
     def _read_out(self) -> tuple[Tensor, Tensor]:
         if not torch.isfinite(self.resid).all():  # the model refuses such a stream; here it is a difference
             nothing = torch.full_like(self.resid, float("nan"))
-            return nothing, nothing.new_full((len(nothing), self.model.cfg.d_embed), float("nan"))
+            shape = nothing.shape[: 2 if self.model.cfg.pool == "all" else 1]
+            return nothing, nothing.new_full((*shape, self.model.cfg.d_embed), float("nan"))
         last = self.model.cfg.n_layers
         kept, hooks, _ = self.model.get_caching_hooks(_FINAL_NORM)
         with self.model.hooks(hooks):
-            embedding = self.model.forward(self.resid, start_at_layer=last)
+            texts = {} if self.inputs.is_floating_point() else {"tokens": self.inputs}  # say where they end
+            embedding = self.model.forward(self.resid, start_at_layer=last, **texts)
         return kept[_FINAL_NORM], embedding

@@ -5,13 +5,13 @@ __all__ = ["load_source", "verify"]
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_lens.config import HookedViTConfig
+from vit_lens.config import HookedTextConfig, HookedViTConfig
 from vit_lens.errors import CheckpointError, VitLensError
 from vit_lens.sources import SourceTower, load_module, resolve_name, source_tower
 from vit_lens.towers import HookedTower
@@ -20,6 +20,7 @@ from vit_lens.verification.lockstep import differences, norm_faults
 from vit_lens.verification.result import BARS, FOLDING_BAR, Verification
 
 _N_RANDOM = 2
+_N_POS = 77  # tokens of prompts for a tower without a table of positions
 _SEED = 0
 
 
@@ -31,17 +32,19 @@ def verify(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     images: Any = None,
+    prompts: Any = None,
     dtypes: Sequence[torch.dtype] | None = None,
 ) -> Verification:
-    """Run a model and its source on the same pixels and compare every layer; also ``model.verify(source)``.
+    """Run a model and its source on the same inputs and compare every layer; also ``model.verify(source)``.
 
     ``HookedViT.from_module(tower).verify(tower)`` certifies a fine-tune of your own.
 
     Both start from two images of normal noise (a fixed seed, so that a result can be repeated anywhere), and from
-    ``images``. Each goes on with its own results, as in use. Both run as copies: the source's mode, dtype and device
-    stay as they are. Weights that need no cast are shared with the copies, blocks are cast one at a time, and
-    activations are held one layer at a time. The source is first cast to the model's dtype, so a model in half
-    precision is compared with a source rounded likewise. float32 is computed as float32 on a GPU too.
+    ``images``; text towers from two prompts of random ids, and from ``prompts``. Each goes on with its own results, as
+    in use. Both run as copies: the source's mode, dtype and device stay as they are. Weights that need no cast are
+    shared with the copies, blocks are cast one at a time, and activations are held one layer at a time. The source is
+    first cast to the model's dtype, so a model in half precision is compared with a source rounded likewise. float32 is
+    computed as float32 on a GPU too.
 
     Args:
         model: The model to check, whose weights may be processed, without hooks.
@@ -52,14 +55,15 @@ def verify(
         cache_dir: Where downloads are kept; None takes the default of the library that downloads.
         images: What both look at besides noise: pixels [batch channel height width], or images as
             ``model.preprocess`` takes them; None for nothing.
+        prompts: What both text towers read besides random ids: texts, or ids as wide as those; None for nothing.
         dtypes: What to compute in; None takes float32, bfloat16 and float64, which sees what the others cannot, and
             for a float64 model float64 alone.
 
     Raises:
         UnsupportedTowerError: The source is of no known kind, or hooks or other code are on it.
         CheckpointError: The source cannot be loaded by its own library.
-        VitLensError: The source is another tower in size, hooks are on the model, ``images`` do not fit it,
-            or a dtype has no bar.
+        VitLensError: The source is another tower in size, hooks are on the model, ``images`` or ``prompts`` do not fit
+            it, or a dtype has no bar.
 
     >>> verify(model, "mini", images=images, dtypes=[torch.float32]).passed
     True
@@ -74,19 +78,21 @@ def verify(
         raise VitLensError(f"{given[0]}= goes with the name of a source; this one is in memory")
     chosen = _dtypes(model, dtypes)
     model.refuse_hooks("a verdict on the model")
-    pixels = _pixels(model, images)
-    tower = source_tower(source) if isinstance(source, nn.Module) else load_source(source, model, **where)
+    inputs = _prompts(model, prompts, images) if _kind(model) == "text" else _pixels(model, images, prompts)
+    is_here = isinstance(source, nn.Module)
+    tower = source_tower(source, _kind(model)) if is_here else load_source(source, model, **where)
     if len(tower.blocks) != model.cfg.n_layers:
         raise VitLensError(
             f"the {tower.kind} has {len(tower.blocks)} blocks, the model {model.cfg.n_layers}; it is another tower"
         )
     with exact_float32():
-        found = {dtype: differences(model, tower, pixels, dtype) for dtype in chosen}
-    given = f", {len(pixels) - _N_RANDOM} given" if len(pixels) > _N_RANDOM else ""
+        found = {dtype: differences(model, tower, inputs, dtype) for dtype in chosen}
+    given = f", {len(inputs) - _N_RANDOM} given" if len(inputs) > _N_RANDOM else ""
+    noise = "images" if _kind(model) == "image" else f"prompts of {inputs.shape[1]} tokens"
     return Verification(
         differences=found, bars={dtype: _bar(dtype, model, tower) for dtype in chosen},
         faults=norm_faults(model, tower), model=model.encoder_id, fingerprint=model.fingerprint, source=tower.kind,
-        inputs=f"{_N_RANDOM} random images (seed {_SEED}){given}", notes=_notes(model),
+        inputs=f"{_N_RANDOM} random {noise} (seed {_SEED}){given}", notes=_notes(model, tower),
     )  # fmt: skip
 
 
@@ -120,11 +126,12 @@ def load_source(
     """
     from safetensors import SafetensorError
 
+    kind = _kind(model)
     found = resolve_name(name, tag=tag, revision=revision, cache_dir=cache_dir)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of the load reports of the libraries, what matters is checked here
     try:
-        module = load_module(found, quick_gelu=model.cfg.act_fn == "quick_gelu", cache_dir=cache_dir)
+        module = load_module(found, quick_gelu=model.cfg.act_fn == "quick_gelu", cache_dir=cache_dir, kind=kind)
     except VitLensError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
@@ -132,7 +139,7 @@ def load_source(
         raise CheckpointError(f"the source of {name} cannot be loaded by its own library: {reason}") from error
     finally:
         logging.disable(before)
-    tower = source_tower(module).to(device=model.device, dtype=model.dtype)
+    tower = source_tower(module, kind).to(device=model.device, dtype=model.dtype)
     tower.kind += f" of {found.told}"
     return tower
 
@@ -150,7 +157,31 @@ def _dtypes(model: HookedTower, dtypes: Sequence[torch.dtype] | None) -> list[to
     return list(dict.fromkeys(dtypes))
 
 
-def _pixels(model: HookedTower, images: Any) -> Float[Tensor, "batch channel height width"]:
+def _kind(model: HookedTower) -> Literal["image", "text"]:
+    return "text" if isinstance(model.cfg, HookedTextConfig) else "image"
+
+
+def _prompts(model: Any, prompts: Any, images: Any) -> Int[Tensor, "batch pos"]:
+    if images is not None:
+        raise VitLensError(f"images= goes with image towers, and a {type(model).__name__} reads prompts=")
+    cfg: HookedTextConfig = model.cfg
+    n_pos = cfg.n_ctx if cfg.has_pos_embed else min(cfg.n_ctx, _N_POS)
+    seeded = torch.Generator("cpu").manual_seed(_SEED)
+    ids = torch.randint(cfg.n_vocab, (_N_RANDOM, n_pos), generator=seeded, device="cpu")
+    if cfg.eos_token_id is not None:
+        ids[0, n_pos // 2], ids[1:, -1] = cfg.eos_token_id, cfg.eos_token_id
+    ids = ids.to(model.device)
+    if prompts is None:
+        return ids
+    given = prompts if isinstance(prompts, Tensor) else model.to_tokens(prompts, pad_to=n_pos)
+    if tuple(given.shape[1:]) != (n_pos,):
+        raise VitLensError(f"prompts= of shape {list(given.shape)}; expected texts, or ids [batch, {n_pos}]")
+    return torch.cat([ids, given.to(ids)])
+
+
+def _pixels(model: HookedTower, images: Any, prompts: Any) -> Float[Tensor, "batch channel height width"]:
+    if prompts is not None:
+        raise VitLensError(f"prompts= goes with text towers, and a {type(model).__name__} sees images=")
     seeded = torch.Generator("cpu").manual_seed(_SEED)  # whatever dtype and device are the default
     noise = torch.randn(_N_RANDOM, 3, *_size(model), generator=seeded, dtype=torch.float32, device="cpu")
     noise = noise.to(model.device, model.dtype)
@@ -164,15 +195,18 @@ def _pixels(model: HookedTower, images: Any) -> Float[Tensor, "batch channel hei
 
 
 def _bar(dtype: torch.dtype, model: HookedTower, tower: SourceTower) -> float:
-    is_resized = tower.own_size not in (None, _size(model))  # positions were interpolated at load
+    is_resized = tower.own_size is not None and tower.own_size != _size(model)  # positions interpolated at load
+    least = max(BARS[dtype], tower.least_bar)
     if not (tower.is_folded or is_resized or model.processing):
-        return BARS[dtype]
-    return max(BARS[dtype], FOLDING_BAR * torch.finfo(model.dtype).eps)
+        return least
+    return max(least, FOLDING_BAR * torch.finfo(model.dtype).eps)
 
 
-def _notes(model: HookedTower) -> list[str]:
+def _notes(model: HookedTower, tower: SourceTower) -> list[str]:
     steps = model.processing.steps if model.processing else ()
     notes = []
+    if tower.least_bar:
+        notes.append(f"the source rounds its norms to float32 in every dtype: no bar is below {tower.least_bar:.0e}")
     if "center_writing_weights" in steps:
         notes.append("writing weights are centred: residual streams are compared without their mean over d_model")
     if "fold_ln" in steps:

@@ -22,6 +22,7 @@ class HuggingFaceText(HuggingFace):
 
     Attributes:
         projection: Name of what projects the pooled vector.
+        least_bar: As of :class:`SourceTower`.
     """
 
     kind: ClassVar[Kind] = "text"
@@ -29,6 +30,7 @@ class HuggingFaceText(HuggingFace):
     config_part = "text_config"
     final_norm = "final_layer_norm"
     projection: str = "text_projection"
+    least_bar: float = 0.0
     run: ClassVar[Callable[[Any, Tensor], Tensor]]
     """Returns the output of the parts that ``listen`` puts together."""
 
@@ -43,6 +45,7 @@ class HuggingFaceText(HuggingFace):
             type(self).run,
             blocks=self.layers(core),
             final_norm=getattr(core, self.final_norm),
+            least_bar=self.least_bar,
         )
 
     def layers(self, core: Any) -> nn.ModuleList:

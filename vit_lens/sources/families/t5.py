@@ -34,6 +34,7 @@ class T5(HuggingFaceText):
     unused = ("decoder", "lm_head")
     other_prefixes = ("decoder.", "lm_head.")
     activation = "dense_act_fn"
+    least_bar = 1e-5  # its norms take means of squares in float32, whatever dtype it is in
     model_types: ClassVar = {"t5": ModelType("T5Config", "T5EncoderModel", ("T5EncoderModel",))}
     run = staticmethod(_run)
 
