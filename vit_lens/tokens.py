@@ -1,15 +1,15 @@
-"""Tokens of an image: what the positions of addresses (``cls``, ``patch17``, ``(row, column)``) are in one tower."""
+"""Tokens: what the positions of addresses (``cls``, ``patch17``, ``(row, column)``, ``5``) are in one tower."""
 
-__all__ = ["Token", "Tokens", "describe_position", "image_config", "resolve_tokens"]
+__all__ = ["Token", "Tokens", "describe_position", "image_config", "read_token", "resolve_tokens", "token_list"]
 
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from vit_lens.addresses import Position, as_index, as_indices
-from vit_lens.config import PatchEmbedConfig, TowerConfig
+from vit_lens.config import HookedTextConfig, PatchEmbedConfig, TowerConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
 
 Token = Position | str | SupportsIndex | tuple[SupportsIndex, SupportsIndex]
@@ -48,8 +48,7 @@ def resolve_tokens(tokens: Tokens, cfg: TowerConfig) -> list[int]:
     """
     if isinstance(tokens, Tensor) and as_index(tokens) is None:
         return _of_mask(tokens, image_config(cfg, "a mask of tokens"))
-    items = list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, (str, tuple)) else [tokens]
-    found = [position for item in items for position in _positions(item, cfg)]
+    found = [position for item in token_list(tokens) for position in _positions(item, cfg)]
     if not found:
         raise InterventionError("tokens selects nothing; pass None for every token")
     return list(dict.fromkeys(found))
@@ -107,8 +106,10 @@ def _of_mask(mask: Tensor, cfg: PatchEmbedConfig) -> list[int]:
 
 
 def _positions(item: object, cfg: TowerConfig) -> list[int]:
-    kind, value = _read(item)
+    kind, value = read_token(item)
     told = f"tokens={str(item) if isinstance(item, Position) else item!r}"
+    if kind in ("eos", "pad", "word") and isinstance(cfg, HookedTextConfig):
+        raise InterventionError(f"{told} is at a place of its own in every prompt; say which are run: prompts=")
     if kind == "index":
         return [_checked(value, range(cfg.n_ctx), f"position {value}")]
     image = image_config(cfg, told)
@@ -137,8 +138,24 @@ def _checked(index: object, found: range, name: str) -> int:
     return found[index]
 
 
-def _read(item: object) -> tuple[str, int | tuple[int, ...] | str | None]:
-    """Return kind and value of a position, also of one that no tower has, such as -1."""
+def token_list(tokens: Any) -> list[Any]:
+    """Return one token or several as a list.
+
+    >>> token_list("cls"), token_list([(0, 2), "cls"])
+    (['cls'], [(0, 2), 'cls'])
+    """
+    return list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, (str, tuple)) else [tokens]
+
+
+def read_token(item: object) -> tuple[str, int | tuple[int, ...] | str | None]:
+    """Return kind and value of a token, also of one that no tower has, such as -1.
+
+    Raises:
+        InterventionError: It is no token in any spelling.
+
+    >>> read_token('"star"'), read_token(3), read_token((0, 2))
+    (('word', 'star'), ('index', 3), ('place', (0, 2)))
+    """
     if (index := as_index(item)) is not None:
         return "index", index
     place = as_indices(item) if isinstance(item, tuple) else None
@@ -151,6 +168,6 @@ def _read(item: object) -> tuple[str, int | tuple[int, ...] | str | None]:
     if not isinstance(position, Position):
         raise InterventionError(
             f"tokens={item!r}; expected 'cls', 'patches', 'registers', (row, column), 'patch17', 'register0', "
-            "a position, a list of these, or a bool mask of the grid"
+            "a position, a list of these, or a bool mask of the grid; in prompts 'eos', 'pad' or a word '\"star\"'"
         )
     return position.kind, position.value

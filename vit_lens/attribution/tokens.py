@@ -60,7 +60,8 @@ def token_parts(
     readout = FrozenReadout(cache)
     cfg, chosen = readout.model.cfg, _layers(readout.model.cfg, layers)
     batch = len(readout.weights)
-    out = readout.weights.new_empty(batch, len(chosen), cfg.n_heads, cfg.n_ctx, cfg.d_embed)
+    n_pos = readout.cache[f"blocks.{cfg.n_layers - 1}.hook_resid_post"].shape[1]
+    out = readout.weights.new_empty(batch, len(chosen), cfg.n_heads, n_pos, cfg.d_embed)
     for i, layer in enumerate(chosen):
         mass, v = _mass_and_values(readout, layer)
         weight = readout.model.blocks[layer].attn.W_O.detach().to(v)

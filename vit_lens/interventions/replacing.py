@@ -4,6 +4,7 @@ __all__ = ["Hooks", "check_cache", "derangement", "mean", "patch", "resample", "
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,6 +15,7 @@ from vit_lens.addresses import Indices, Sites, as_index, as_indices
 from vit_lens.attribution import check_cache as expect_cache
 from vit_lens.attribution import whole
 from vit_lens.errors import InterventionError, expect
+from vit_lens.interventions.in_prompts import replace_in_prompts
 from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens
@@ -23,7 +25,7 @@ Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
 
 
-def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
+def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None, prompts: Any = None) -> Hooks:
     """Return hooks that set sites to zero.
 
     For a head this is its ``z``: what it writes, and not the layer's ``b_O``. Zero is far from anything that the
@@ -35,6 +37,8 @@ def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
             attention and MLP of a layer, ``L3N17`` for a neuron; ``L3H4@cls`` also says where.
         tokens: The tokens at which sites that do not say so are replaced (:func:`vit_lens.tokens.resolve_tokens`);
             None for every token.
+        prompts: The prompts that will be run, as texts or ids, where sites are at words or ends of them
+            (``L3.mlp@"star"``, ``L3H4@eos``); None for images.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
@@ -47,7 +51,8 @@ def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None) -> Hooks:
     Traceback (most recent call last):
     vit_lens.errors.InterventionError: L3H4 would have no effect: L3.attn is replaced too, and runs after it
     """
-    return _hooks(model, sites, tokens, lambda targets, rows: None, None)
+    targets = resolve_targets(model, sites, tokens, prompts)
+    return _hooks(model, targets, lambda targets, rows: None, None)
 
 
 def mean(model: Tower, sites: Sites, reference: ReferenceMeans, *, tokens: Tokens | None = None) -> Hooks:
@@ -84,7 +89,8 @@ def mean(model: Tower, sites: Sites, reference: ReferenceMeans, *, tokens: Token
         held = reference.output(model, site) if site.head is None else reference.z_of(site)[:, _units(targets)]
         return (held if rows is None else held[rows])[None]
 
-    return _hooks(model, sites, tokens, values, _Held(model, reference.positions, "means", advice))
+    targets = resolve_targets(model, sites, tokens)
+    return _hooks(model, targets, values, _Held(model, reference.positions, "means", advice))
 
 
 def patch(
@@ -94,6 +100,7 @@ def patch(
     *,
     images: Indices | None = None,
     tokens: Tokens | None = None,
+    prompts: Any = None,
 ) -> Hooks:
     """Return hooks that set sites to their activations in another run.
 
@@ -106,6 +113,8 @@ def patch(
         images: Which cached image each image of the run takes; an int gives all of them the same one; None gives the
             first the first, and so on.
         tokens: The tokens at which sites are replaced, as for :func:`zero`; the same positions are read and written.
+        prompts: The prompts that will be run, as for :func:`zero`; a word is read where the cached prompt has it, and
+            written where the prompt that is run has it.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
@@ -120,6 +129,10 @@ def patch(
     """
     check_cache(model, cache)
     advice = "make the cache with run_with_cache(pixels), without pos_slice"
+    cached = cache.read_out.ids if prompts is not None else None
+    if cached is not None and images is not None:
+        cached = cached[_checked_images(images, len(cached))]
+    targets = resolve_targets(model, sites, tokens, prompts, cached)
 
     def values(targets: list[Target], rows: list[int] | None) -> Tensor:
         value = cache[targets[0].hook_name]
@@ -130,7 +143,7 @@ def patch(
         return value if rows is None else value[:, rows]
 
     held = _Held(model, cache.rows, "cache", advice)
-    return _hooks(model, sites, tokens, values, held, for_any=as_index(images) is not None)
+    return _hooks(model, targets, values, held, for_any=as_index(images) is not None)
 
 
 def resample(
@@ -141,6 +154,7 @@ def resample(
     seed: int = 0,
     n_images: int | None = None,
     tokens: Tokens | None = None,
+    prompts: Any = None,
 ) -> Hooks:
     """Return hooks that set sites to their activations for another image, drawn at random.
 
@@ -155,6 +169,8 @@ def resample(
         n_images: None: the run is of the cached images themselves, and none is its own donor
             (:func:`derangement`). A number: the run is of so many other images, each of which draws any donor.
         tokens: The tokens at which sites are replaced, as for :func:`zero`.
+        prompts: The prompts that will be run, as for :func:`patch`; None takes the cached ones where ``n_images`` is
+            None.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
@@ -167,13 +183,14 @@ def resample(
     True
     """
     check_cache(model, cache)
-    held = len(cache[resolve_targets(model, sites)[0].hook_name])
+    prompts = cache.read_out.ids if prompts is None and n_images is None else prompts
+    held = len(cache[resolve_targets(model, sites, prompts=prompts)[0].hook_name])
     if n_images is None:
         donors = derangement(held, seed=seed)
     else:
         size = (whole("n_images", n_images, InterventionError),)
         donors = torch.randint(held, size, generator=_seeded(seed), device="cpu")
-    return patch(model, sites, cache, images=donors, tokens=tokens)
+    return patch(model, sites, cache, images=donors, tokens=tokens, prompts=prompts)
 
 
 def derangement(n: int, *, seed: int = 0) -> Int[Tensor, " batch"]:
@@ -227,25 +244,26 @@ class _Held:
         return [p - self.positions.start for p in positions]
 
 
-def _hooks(
-    model: Tower, sites: Sites, tokens: Tokens | None, values: _Values, held: _Held | None, for_any: bool = True
-) -> Hooks:
+def _hooks(model: Tower, targets: list[Target], values: _Values, held: _Held | None, for_any: bool = True) -> Hooks:
     """Return one hook for each hook point; ``for_any`` gives one value to any number of images."""
-    targets = resolve_targets(model, sites, tokens)
     refuse_shadowed(targets, model.cfg.n_ctx)
-    if pooled := [str(t.address) for t in targets if t.is_pool and t.positions is not None]:
+    if pooled := [str(t.address) for t in targets if t.is_pool and (t.positions, t.places) != (None, None)]:
         raise InterventionError(f"{', '.join(pooled)}: attention pooling has one row, so tokens= does not apply to it")
     hooks: Hooks = []
-    for name, where in dict.fromkeys((t.hook_name, t.positions) for t in targets):
-        some = [t for t in targets if (t.hook_name, t.positions) == (name, where)]
-        positions = None if where is None else list(where)
+    for name, where in dict.fromkeys((t.hook_name, t.where) for t in targets):
+        some = [t for t in targets if (t.hook_name, t.where) == (name, where)]
+        positions = None if some[0].positions is None else list(some[0].positions)
         rows = positions if held is None or some[0].is_pool else held.index(positions)
         value = values(some, rows)
         units = None if some[0].unit is None else _units(some)
         site = some[0].site
         of = 0 if units is None else model.cfg.d_mlp if site is None else len(model.attention_of(site).W_O)
-        replace = partial(_replace, value=value, units=units, of=of, positions=positions, for_any=for_any)
-        hooks.append((name, replace))
+        given = {"value": value, "units": units, "of": of, "for_any": for_any}
+        if some[0].places is None:
+            hooks.append((name, partial(_replace, positions=positions, **given)))
+        else:
+            there = {"places": some[0].places, "sources": some[0].sources}
+            hooks.append((name, partial(replace_in_prompts, **there, **given)))
     return hooks
 
 

@@ -3,13 +3,18 @@
 __all__ = ["Target", "refuse_shadowed", "resolve_targets"]
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
+
+from torch import Tensor
 
 from vit_lens.addresses import Address, Site, Sites, find_address, listed
 from vit_lens.attribution import check_model
-from vit_lens.config import TowerConfig
+from vit_lens.config import HookedTextConfig, TowerConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
+from vit_lens.interventions.in_prompts import Places, places_in, require_pairs
 from vit_lens.tokens import Tokens, resolve_tokens
 from vit_lens.towers import Tower
 
@@ -22,11 +27,15 @@ class Target:
 
     Attributes:
         address: The part alone.
-        positions: On the axis ``pos``; None for every token.
+        positions: On the axis ``pos``, the same of every image; None for every token, or where ``places`` says which.
+        places: The positions of each prompt that is run; None where all have the same.
+        sources: The positions of each cached prompt that a value is taken from; None for the same.
     """
 
     address: Address
     positions: tuple[int, ...] | None
+    places: Places | None = None
+    sources: Places | None = None
 
     @cached_property
     def hook_name(self) -> str:
@@ -51,6 +60,17 @@ class Target:
         return replace(self.address, head=None, neuron=None, hook="mlp" if self.site is None else "attn").hook_name
 
     @property
+    def where(self) -> tuple[tuple[int, ...] | None, Places | None, Places | None]:
+        """All that says which tokens: positions, places and sources."""
+        return self.positions, self.places, self.sources
+
+    def tokens(self, image: int, n_ctx: int) -> Sequence[int]:
+        """Return the positions of one image or prompt, of ``n_ctx``."""
+        if self.places is not None:
+            return self.places[image] if image < len(self.places) else ()
+        return range(n_ctx) if self.positions is None else self.positions
+
+    @property
     def is_pool(self) -> bool:
         """Whether it is part of attention pooling, which has one row and no token positions."""
         return self.address.block == "pool"
@@ -67,25 +87,58 @@ class Target:
         return self.order[0] - (self.order[1] == _ORDER["resid_pre"])
 
 
-def resolve_targets(model: Tower, sites: Sites, tokens: Tokens | None = None) -> list[Target]:
+def resolve_targets(
+    model: Tower, sites: Sites, tokens: Tokens | None = None, prompts: Any = None, cached: Any = None
+) -> list[Target]:
     """Return the targets of sites; also of ``L3`` (attention and MLP), ``L3N17`` (a neuron), ``L3H4@cls``.
+
+    Args:
+        model: The model.
+        sites: What is replaced.
+        tokens: Where, for sites that do not say so; None for every token.
+        prompts: The prompts that are run, as texts or ids, where positions are words or ends; None for images.
+        cached: The ids of the prompts that values are taken from; None where they are the same, or none.
 
     Raises:
         UnknownSiteError: A site, layer or neuron is not one of the model's, or there is none.
         InterventionError: It is no model, a token is not one of the model's, or an address says others than ``tokens``.
     """
     check_model(model, InterventionError)
-    positions = None if tokens is None else tuple(resolve_tokens(tokens, model.cfg))
+    every = _Where(model, tokens, prompts, cached)
     found: list[Target] = []
     for item in listed(sites):
-        address, where = find_address(str(item)), positions
+        address, where = find_address(str(item)), every
         if address is not None and address.position is not None:
-            where = tuple(resolve_tokens(address.position, model.cfg))
-            if positions is not None and set(positions) != set(where):
+            where = _Where(model, address.position, prompts, cached)
+            if tokens is not None and where.cells != every.cells:
                 raise InterventionError(f"{address} says at which tokens, and tokens={tokens!r} says others: give one")
             item = replace(address, position=None)
-        found += [Target(part, where) for part in _parts(item, model.cfg)]
+        found += [Target(part, *where.of_target) for part in _parts(item, model.cfg)]
     return list(dict.fromkeys(found))
+
+
+class _Where:
+    """Which tokens are meant: the same of all, or places of each prompt."""
+
+    def __init__(self, model: Tower, where: Tokens | None, prompts: Any, cached: Any):
+        self.positions: tuple[int, ...] | None = None
+        self.places: Places | None = None
+        self.sources: Places | None = None
+        is_mask = isinstance(where, Tensor) and isinstance(model.cfg, HookedTextConfig) and where.ndim == 2
+        if where is not None and (is_mask or prompts is not None):
+            self.places = places_in(model, where, prompts)
+            self.sources = None if cached is None or is_mask else places_in(model, where, cached)
+            require_pairs(f"{where}", self.places, self.sources)
+        elif where is not None:
+            self.positions = tuple(resolve_tokens(where, model.cfg))
+
+    @property
+    def of_target(self) -> tuple[tuple[int, ...] | None, Places | None, Places | None]:
+        return self.positions, self.places, self.sources
+
+    @property
+    def cells(self) -> set[Any]:
+        return {frozenset(row) for row in self.places} if self.places else set(self.positions or ())
 
 
 def refuse_shadowed(targets: list[Target], n_ctx: int) -> None:
@@ -98,13 +151,14 @@ def refuse_shadowed(targets: list[Target], n_ctx: int) -> None:
     Raises:
         InterventionError: It would.
     """
-    rows = {t: set(range(n_ctx) if t.positions is None else t.positions) for t in targets}
+    n = max([len(t.places) for t in targets if t.places is not None], default=1)
+    rows = {t: {(image, p) for image in range(n) for p in t.tokens(image, n_ctx)} for t in targets}
     wholes = [t for t in targets if t.unit is None]
     residuals = [t for t in wholes if t.site is not None and t.site.is_residual]
     for target in targets:
         whole = [t for t in wholes if t.hook_name == target.whole and rows[t] >= rows[target]]
         later = [t for t in residuals if t.order > target.order and rows[t] >= rows[target]]
-        later = [t for t in later if len(rows[t]) == n_ctx or t.stretch == target.stretch]
+        later = [t for t in later if len(rows[t]) == n * n_ctx or t.stretch == target.stretch]
         if later or whole:
             last = max(later or whole, key=lambda t: t.order).address
             raise InterventionError(f"{target.address} would have no effect: {last} is replaced too, and runs after it")

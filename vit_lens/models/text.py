@@ -3,7 +3,7 @@
 __all__ = ["HookedTextEncoder", "TextStates"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.config import HookedTextConfig
-from vit_lens.errors import TextError, VitLensError
+from vit_lens.errors import InterventionError, TextError, VitLensError
 from vit_lens.hooking import is_hooked
 from vit_lens.models.loaded import LoadedTower, uncompiled
 from vit_lens.sources import TowerSource, read_module, read_pretrained, refuse_float16
 from vit_lens.texts import PromptTokenizer, prompt_tokenizer
+from vit_lens.tokens import Tokens, read_token, token_list
 from vit_lens.towers import PosEmbed, Readout, TokenEmbed, check_input, check_tokens, whole_mask
 
 Prompts = str | Sequence[str] | Int[Tensor, "batch pos"]
@@ -417,6 +418,49 @@ class HookedTextEncoder(LoadedTower):
         ids = self.to_tokens(tokens)
         return torch.arange(ids.shape[1], device=ids.device) <= self.ends(ids)[:, None]
 
+    def positions_of(self, where: Tokens, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        """Return where tokens are in each prompt, as behind ``@`` in addresses.
+
+        Args:
+            where: ``"eos"`` is the end, ``"pad"`` all that is filled up behind it, ``'"star"'`` a word (all its tokens,
+                and everywhere that it stands; capitals do not count), ``4`` a position; or a list of these.
+            prompts: A text, texts, or ids [batch pos].
+
+        Raises:
+            InterventionError: A prompt has no such word or position, none is filled up, or images alone have it.
+
+        >>> text_model.positions_of('"red star"', ["a red star", "a red striped red star"]).int()
+        tensor([[0, 0, 1, 1, 0, 0, 0],
+                [0, 0, 0, 0, 1, 1, 0]], dtype=torch.int32)
+        >>> text_model.positions_of('"stair"', "a red star")
+        Traceback (most recent call last):
+        vit_lens.errors.InterventionError: the prompt 'a red star' has no word "stair"; nearest: 'star', ...
+        """
+        ids = self.to_tokens(prompts)
+        found = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        for item in token_list(where):
+            kind, value = read_token(item)
+            if kind == "word":
+                rows, words = ids.tolist(), self._tokenizer_of(prompts)
+                for prompt, row in enumerate(rows):
+                    found[prompt, words.places(row, str(value))] = True
+            elif kind == "eos":
+                found[torch.arange(len(ids)), self.ends(ids)] = True
+            elif kind == "pad":
+                found |= ~self.attention_mask(ids)
+            elif kind == "index" and isinstance(value, int) and 0 <= value < ids.shape[1]:
+                found[:, value] = True
+            else:
+                last = ids.shape[1] - 1
+                raise InterventionError(
+                    f"{item!r}: these prompts have 'eos', 'pad', words such as '\"star\"', and positions 0 to {last}"
+                )
+        if not found.any():
+            raise InterventionError(
+                f"{where!r} is nowhere: no prompt is filled up; model.to_tokens(prompts, pad_to=...) fills them"
+            )
+        return found
+
     def readout_of(self, *model_args: Any, ends: Int[Tensor, " batch"] | None = None) -> Readout:
         """Return the read-out of a run, which knows where its prompts end.
 
@@ -424,9 +468,10 @@ class HookedTextEncoder(LoadedTower):
             *model_args: The prompts of the run.
             ends: Other positions to read, one for each prompt; None for the prompts' ends.
         """
-        if ends is None and model_args and self.cfg.pool == "eos":
-            ends = self.ends(model_args[0])
-        return super().readout_of(ends=ends)
+        ids = self.to_tokens(model_args[0]) if model_args else None
+        if ends is None and ids is not None and self.cfg.pool == "eos":
+            ends = self.ends(ids)
+        return replace(super().readout_of(ends=ends), ids=ids)
 
     def _tokenizer_of(self, prompts: Any) -> PromptTokenizer:
         if self._prompts is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -83,6 +83,7 @@ class Tower(Protocol):
     ) -> Float[Tensor, " d_model"]: ...
     def blocks_to_run(self, start_at_layer: SupportsIndex | None, stop_at_layer: SupportsIndex | None) -> range: ...
     def is_readout_part(self, name: str) -> bool: ...
+    def positions_of(self, where: Any, prompts: Any) -> Bool[Tensor, "batch pos"]: ...
     def pos_axis(self, name: str) -> int | None: ...
 
     @property

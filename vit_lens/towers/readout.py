@@ -53,6 +53,7 @@ class Readout(ABC):
         attn_pool: The layers of attention pooling; None where there is none.
         n_prefix: The number of tokens before an image's patches.
         ends: The position at which each text ends, counted from 0; None where the output is not read at an end.
+        ids: The ids of the texts of the run; None for images, and where they are not known.
 
     >>> readout, resid = model.readout, cache["resid_post", 7]
     >>> readout.kind, readout.rows(resid).shape
@@ -67,6 +68,7 @@ class Readout(ABC):
     attn_pool: AttentionPool | None = None
     n_prefix: int = 0
     ends: Int[Tensor, " batch"] | None = None
+    ids: Int[Tensor, "batch pos"] | None = None
 
     kind: ClassVar[str]
     """What the rows are: ``cls``, ``patches``, ``pooled`` (their mean), ``tokens`` (all) or ``eos``."""
@@ -124,9 +126,10 @@ class Readout(ABC):
 
     def of(self, images: Slice) -> "Readout":
         """Return the read-out of some of the images or texts of a run."""
-        if self.ends is None or images.mode == "int":
+        if images.mode == "int":
             return self
-        return replace(self, ends=images.apply(self.ends, dim=0))
+        ends, ids = (x if x is None else images.apply(x, dim=0) for x in (self.ends, self.ids))
+        return replace(self, ends=ends, ids=ids)
 
     def condition(self, rows: Float[Tensor, "*batch row d_model"]) -> Condition:
         """Return what :meth:`read` gives as a decoder takes it: a pooled vector for each entry of the batch."""

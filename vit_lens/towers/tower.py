@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site
 from vit_lens.config import TowerConfig
-from vit_lens.errors import LensError, VitLensError, expect
+from vit_lens.errors import InterventionError, LensError, VitLensError, expect
 from vit_lens.identity import exact_fingerprint
 from vit_lens.towers.caching import CachingRootModule
 from vit_lens.towers.contract import Tower
@@ -183,6 +183,14 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """
         n_prefix = getattr(self.cfg, "n_prefix", 0)
         return readout_kind(self.cfg)(self.cfg, self.ln_final, self.unembed, self.attn_pool, n_prefix, ends)
+
+    def positions_of(self, where: Any, prompts: Any) -> Bool[Tensor, "batch pos"]:
+        """Return where a position is in prompts; a tower that reads texts says how.
+
+        Raises:
+            InterventionError: This tower reads none.
+        """
+        raise InterventionError(f"prompts= says where words are, and a {type(self).__name__} reads none; leave it out")
 
     @property
     def streams(self) -> tuple[Stream, ...]:

@@ -15,10 +15,10 @@ from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice  # pyright: ignore[reportPrivateImportUsage]
 
 from vit_lens.addresses import as_index
-from vit_lens.errors import BatchAxisError, LensError, UnknownHookError, VitLensError, nearest
+from vit_lens.errors import BatchAxisError, InterventionError, LensError, UnknownHookError, VitLensError, nearest
 from vit_lens.hooking import as_device
 from vit_lens.towers.contract import Tower
-from vit_lens.towers.readout import Readout
+from vit_lens.towers.readout import EndOfText, Readout
 
 Rows = Literal["all", "readout", "cut"]
 Held = TypeVar("Held", bound="HeldActivations")
@@ -97,6 +97,34 @@ class HeldActivations(ActivationCache):
             return value
         rows = self.read_out.gradient_rows if name != plain else self.read_out.rows
         return rows(value.movedim(axis, 1)).movedim(1, axis) if self.rows == "all" else readout_rows(self, value)
+
+    def read_at(self: Held, where: Any) -> Held:
+        """Return this cache, of a text tower, as if the output were read at another token of each prompt.
+
+        Lenses, attribution and ``logit_lens`` then answer for that token. What was cached of the output itself is left
+        out: it is of the ends.
+
+        Args:
+            where: One token of each prompt: ``'"star"'``, ``"eos"``, ``4``, as behind ``@`` in addresses.
+
+        Raises:
+            InterventionError: A prompt has no such token, or several.
+            LensError: The prompts of the run are not known, or the cache holds some positions alone.
+
+        >>> _, texts = text_model.run_with_cache(["a red star", "a striped blue star"])
+        >>> vl.attribution.split_embedding(texts.read_at('"star"')).values.shape
+        torch.Size([16, 2, 128])
+        """
+        if self.read_out.ids is None or self.rows != "all" or not self.has_batch_dim:
+            raise LensError("read_at needs a whole cache of prompts, made without start_at_layer, pos_slice and rows=")
+        mask = self.model.positions_of(where, self.read_out.ids)
+        if (n := mask.sum(-1)).max() > 1:
+            raise InterventionError(f"{where!r} is {int(n.max())} tokens of a prompt; name one by its position")
+        read = self.read_out
+        there = EndOfText(read.cfg, read.ln_final, read.unembed, ends=mask.int().argmax(-1), ids=read.ids)
+        own = ("hook_pooled", self.model.output_point)
+        held = {name: value for name, value in self.cache_dict.items() if name.removesuffix(_GRAD) not in own}
+        return type(self)(held, self.model, True, self.rows, self.start_at_layer, there)
 
     # ---- images and devices -------------------------------------------------------------------------------
 
