@@ -204,3 +204,22 @@ def test_reading_elsewhere_needs_one_token_of_each_prompt(model):
     _, few = model.run_with_cache(["a star"], pos_slice=[1, 2])
     with pytest.raises(LensError, match="read_at needs a whole cache of prompts"):
         few.read_at("eos")
+
+
+def test_the_logit_lens_of_a_clip_s_own_text_side():
+    """The text tower of a CLIP shares the space of its images, so captions that name images name its layers too."""
+    from vit_lens import HookedTextEncoder, TextBank
+
+    captions = ["a red star", "a blue ring", "a green heart"]
+    bank = TextBank.mini(captions)
+    text = HookedTextEncoder.from_pretrained("mini").requires_grad_(False)
+    out, cache = text.run_with_cache(captions)
+    logits, labels = cache.logit_lens(bank, return_labels=True)
+    assert labels == ["0_pre", "1_pre", "final_post"]
+    torch.testing.assert_close(logits[-1], bank.logits(out))
+    assert logits[-1].argmax(-1).tolist() == [0, 1, 2]
+    text.vocabulary = bank
+    attrs = cache.logit_attrs(cache.decompose_resid(), "a blue ring", incl_bias=True)
+    ends = torch.tensor([4, 4, 4])
+    of_ends = attrs[:, torch.arange(3), ends].sum(0)
+    torch.testing.assert_close(of_ends, out @ bank.unit[1], atol=1e-4, rtol=1e-4)

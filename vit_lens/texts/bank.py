@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vit_lens.config import TowerConfig
 from vit_lens.errors import OutputError, TextError, expect, nearest
 from vit_lens.files import as_path, load_fields, save_fields
-from vit_lens.identity import same_encoder
+from vit_lens.identity import same_encoder, text_side
 from vit_lens.numerics import without_autocast
 from vit_lens.sources import read_module
 from vit_lens.texts import whole_clips
@@ -329,7 +329,8 @@ class TextBank:
         """Return the bank if it was made for the model's own embedding space.
 
         Args:
-            model: The image encoder that the captions are to be compared with.
+            model: The image encoder that the captions are to be compared with, or the hooked text tower of the same
+                CLIP.
             other_encoder: Whether another id is accepted, for an image tower that was tuned towards this text tower;
                 the widths must be the same all the same.
 
@@ -348,7 +349,8 @@ class TextBank:
                 f"this text bank has width {self.embeds.shape[1]} and belongs to {self.encoder_id}; the embedding of "
                 f"{model.encoder_id} has width {model.cfg.d_embed}"
             )
-        same = other_encoder or same_encoder(self.encoder_id, model.encoder_id)
+        own = model.encoder_id.removesuffix(text_side(""))  # a whole CLIP's text tower shares the space of its images
+        same = other_encoder or same_encoder(self.encoder_id, own)
         if not same and not same_encoder(self.encoder_id, f"module@{model.fingerprint}"):
             raise TextError(
                 f"this text bank was made for {self.encoder_id}; the model is {model.encoder_id} ({model.fingerprint})."
