@@ -113,7 +113,7 @@ class HeldActivations(ActivationCache):
 
         >>> _, texts = text_model.run_with_cache(["a red star", "a striped blue star"])
         >>> vl.attribution.split_embedding(texts.read_at('"star"')).values.shape
-        torch.Size([16, 2, 128])
+        torch.Size([15, 2, 128])
         """
         if self.read_out.ids is None or self.rows != "all" or not self.has_batch_dim:
             raise LensError("read_at needs a whole cache of prompts, made without start_at_layer, pos_slice and rows=")
