@@ -223,3 +223,28 @@ def test_the_logit_lens_of_a_clip_s_own_text_side():
     ends = torch.tensor([4, 4, 4])
     of_ends = attrs[:, torch.arange(3), ends].sum(0)
     torch.testing.assert_close(of_ends, out @ bank.unit[1], atol=1e-4, rtol=1e-4)
+
+
+def test_sweeps_of_interventions_run_prompts(model):
+    from vit_lens.interventions import ablate_each, patch, patch_each, run_many, zero
+
+    prompts, other = ["a red star", "a blue, starry star"], ["a blue star", "of red star"]
+    sets = [[], zero(model, "L1H2"), zero(model, 'L0.mlp@"star"', prompts=prompts)]
+    ids = model.to_tokens(prompts)
+    for given in (prompts, ids):
+        found = run_many(model, given, sets, batch_size=4)
+        for at, hooks in enumerate(sets):
+            torch.testing.assert_close(found[at], model.run_with_hooks(given, fwd_hooks=hooks), **EXACT)
+
+    def metric(out):
+        return out.flatten(1).norm(dim=-1)
+
+    effects = ablate_each(model, prompts, metric, "L1.mlp", replacement="zero", tokens='"star"').values
+    expected = metric(model.run_with_hooks(prompts, fwd_hooks=zero(model, 'L1.mlp@"star"', prompts=prompts)))
+    torch.testing.assert_close(effects[0, 0], expected, **EXACT)
+    _, cache = model.run_with_cache(other)
+    effects = patch_each(model, prompts, other, metric, "L0.resid_post", tokens='"star"').values
+    hooks = patch(model, 'L0.resid_post@"star"', cache, prompts=prompts)
+    torch.testing.assert_close(effects[0, 0], metric(model.run_with_hooks(prompts, fwd_hooks=hooks)), **EXACT)
+    one_by_one = ablate_each(model, prompts, metric, "L1.mlp", replacement="zero", each="token").values
+    assert one_by_one.shape == (1, ids.shape[1], 2)

@@ -1,12 +1,13 @@
 """Many interventions on the same images: what they share is computed once, and they run in batches."""
 
-__all__ = ["check_pairs", "refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
+__all__ = ["Inputs", "check_pairs", "refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
+from types import MappingProxyType
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -15,6 +16,7 @@ from vit_lens.errors import InterventionError
 from vit_lens.hooking import Name, check_hook_result
 from vit_lens.towers import Tower
 
+Inputs = Float[Tensor, "batch channel height width"] | Int[Tensor, "batch pos"] | str | Sequence[str]
 _PIXELS = -1  # stands for a run from the pixels
 _Stream = Callable[[int], Tensor]
 HookSet = Sequence[tuple[Name, Callable]]
@@ -23,7 +25,7 @@ HookSet = Sequence[tuple[Name, Callable]]
 @torch.no_grad()
 def run_many(
     model: Tower,
-    pixels: Float[Tensor, "batch channel height width"],
+    pixels: Inputs,
     hook_sets: Sequence[HookSet],
     *,
     batch_size: int = 64,
@@ -36,7 +38,7 @@ def run_many(
 
     Args:
         model: The model, without other hooks.
-        pixels: The preprocessed images.
+        pixels: The preprocessed images; of a text tower prompts, as texts or ids.
         hook_sets: Lists of (hook name, function), as ``run_with_hooks`` takes them; an empty list is the unedited run.
         batch_size: The number of images in one run; one set runs whole at any rate.
 
@@ -63,13 +65,13 @@ def run_many(
 
 @torch.no_grad()
 def run_and_read(
-    model: Tower, pixels: Tensor, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
+    model: Tower, pixels: Inputs, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "set *read"]:
     """Do what :func:`run_many` does, and keep of each set's embeddings what ``read`` makes of them.
 
     Args:
         model: The model, without other hooks.
-        pixels: The preprocessed images [batch channel height width].
+        pixels: The preprocessed images [batch channel height width]; of a text tower prompts, as texts or ids.
         hook_sets: Lists of (hook name, function); an empty list is the unedited run.
         batch_size: The number of images in one run.
         read: A function of one set's embeddings [batch d_embed]; what it returns has one shape for all sets.
@@ -84,23 +86,33 @@ def run_and_read(
     torch.Size([2, 2, 6])
     """
     refuse_other_hooks(model)
-    at, resid = _PIXELS, pixels
+    beside = model.beside(pixels)
+    at, resid = _PIXELS, beside.get("tokens", pixels)
 
     def stream(start: int) -> Tensor:  # called with rising starts
         nonlocal at, resid
         if start != at:
-            resid = model(resid, start_at_layer=None if at == _PIXELS else at, stop_at_layer=start)
+            layer = None if at == _PIXELS else at
+            resid = model(resid, start_at_layer=layer, stop_at_layer=start, **_given(beside, layer))
             at = start
         return resid
 
-    return run_sets(model, stream, hook_sets, batch_size, read)
+    return run_sets(model, stream, hook_sets, batch_size, read, beside)
 
 
 @torch.no_grad()
 def run_sets(
-    model: Tower, stream: _Stream, hook_sets: Sequence[HookSet], batch_size: int, read: Callable[[Tensor], Tensor]
+    model: Tower,
+    stream: _Stream,
+    hook_sets: Sequence[HookSet],
+    batch_size: int,
+    read: Callable[[Tensor], Tensor],
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Float[Tensor, "set *read"]:
-    """Do what :func:`run_and_read` does, where ``stream`` gives the residual stream that enters a block."""
+    """Do what :func:`run_and_read` does, where ``stream`` gives the residual stream that enters a block.
+
+    ``beside`` is what a run from there needs as well.
+    """
     starts = [min((_start(model, name) for name, _ in hooks), default=model.cfg.n_layers) for hooks in hook_sets]
     found: dict[int, Tensor] = {}
     for start in sorted(set(starts)):
@@ -110,12 +122,18 @@ def run_sets(
         per_run = max(1, whole("batch_size", batch_size, InterventionError) // len(x))
         for some in (group[i : i + per_run] for i in range(0, len(group), per_run)):
             hooks = _side_by_side([hook_sets[index] for index in some], len(x))
-            out = model.run_with_hooks(torch.cat([x] * len(some)), fwd_hooks=hooks, start_at_layer=layer)
+            more = _given(beside, layer, len(some))
+            out = model.run_with_hooks(torch.cat([x] * len(some)), fwd_hooks=hooks, start_at_layer=layer, **more)
             found.update(zip(some, map(read, out.split(len(x))), strict=True))
     shapes = {tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in found.values()}
     if len(shapes) > 1 or not isinstance(found[0], Tensor):
         raise InterventionError(f"read= returned {sorted(map(str, shapes))}; expected tensors of one shape")
     return torch.stack([found[index] for index in range(len(hook_sets))])
+
+
+def _given(beside: Mapping[str, Tensor], layer: int | None, times: int = 1) -> dict[str, Tensor]:
+    """Return what a run from a layer is given beside its input, so many times over; from the start that is no ids."""
+    return {name: torch.cat([x] * times) for name, x in beside.items() if layer is not None or name != "tokens"}
 
 
 def _is_set(hooks: object) -> bool:
@@ -134,7 +152,7 @@ def refuse_other_hooks(model: Tower) -> None:
     model.refuse_hooks("a sweep of interventions")
 
 
-def check_pairs(base: Tensor, source: Tensor) -> None:
+def check_pairs(base: Sized, source: Sized) -> None:
     """Raise unless there is one image to take from for each image that is run.
 
     Raises:

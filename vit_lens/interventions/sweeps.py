@@ -2,10 +2,10 @@
 
 __all__ = ["ablate_each", "patch_each"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.addresses import Site, Sites
@@ -13,19 +13,18 @@ from vit_lens.errors import InterventionError
 from vit_lens.interventions.metrics import Metric, measure
 from vit_lens.interventions.replacing import Hooks, derangement, mean, patch, resample, zero
 from vit_lens.interventions.results import Effects
-from vit_lens.interventions.running import check_pairs, refuse_other_hooks, run_and_read, run_many
+from vit_lens.interventions.running import Inputs, check_pairs, refuse_other_hooks, run_and_read, run_many
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens, image_config, resolve_tokens
 from vit_lens.towers import Tower, ViTActivationCache
 
 _EACH = ("site", "token", "patch")
-_Pixels = Float[Tensor, "batch channel height width"]
 
 
 def patch_each(
     model: Tower,
-    base: Float[Tensor, "batch channel height width"],
-    source: Float[Tensor, "_ channel height width"],
+    base: Inputs,
+    source: Float[Tensor, "_ channel height width"] | Int[Tensor, "_ source_pos"] | str | Sequence[str],
     metric: Metric,
     sites: Sites = "heads",
     *,
@@ -41,7 +40,7 @@ def patch_each(
 
     Args:
         model: The model, without hooks.
-        base: The preprocessed images that are run.
+        base: The preprocessed images that are run; of a text tower prompts, as texts or ids.
         source: The preprocessed images that activations come from, as many.
         metric: A function of the embeddings ``[batch d_embed]`` that gives one number for each, or one for all.
         sites: Sites as ``Site.resolve`` takes them.
@@ -62,19 +61,20 @@ def patch_each(
     torch.Size([8, 8, 1])
     """
     refuse_other_hooks(model)
+    base, source = ([each] if isinstance(each, str) else each for each in (base, source))
     check_pairs(base, source)
     cache = _donors(model, source, sites)
     embeds = run_many(model, source, [[]])[0]
 
     def hooks(site: Site, tokens: Tokens | None) -> Hooks:
-        return patch(model, site, cache, tokens=tokens)
+        return patch(model, site, cache, tokens=tokens, prompts=model.beside(base).get("tokens"))
 
     return _sweep(model, base, metric, sites, hooks, each, tokens, batch_size, source=measure(metric, embeds))
 
 
 def ablate_each(
     model: Tower,
-    pixels: Float[Tensor, "batch channel height width"],
+    pixels: Inputs,
     metric: Metric,
     sites: Sites = "heads",
     *,
@@ -90,7 +90,7 @@ def ablate_each(
 
     Args:
         model: The model, without hooks.
-        pixels: The preprocessed images.
+        pixels: The preprocessed images; of a text tower prompts, as texts or ids.
         metric: A function of the embeddings ``[batch d_embed]`` that gives one number for each, or one for all.
         sites: Sites as ``Site.resolve`` takes them.
         replacement: What stands in for a site: ``"zero"``; reference means, for mean ablation; ``"resample"``, so that
@@ -115,7 +115,8 @@ def ablate_each(
     tensor(0)
     """
     refuse_other_hooks(model)
-    n_images = len(pixels)
+    prompts = model.beside(pixels).get("tokens")
+    n_images = len(pixels if prompts is None else prompts)
     if replacement == "resample":
         derangement(n_images)  # refuses a single image before anything runs
         replacement, n_images = _donors(model, pixels, sites), None
@@ -124,17 +125,17 @@ def ablate_each(
         if isinstance(replacement, ReferenceMeans):
             return mean(model, site, replacement, tokens=tokens)
         if isinstance(replacement, ViTActivationCache):
-            return resample(model, site, replacement, seed=seed, n_images=n_images, tokens=tokens)
+            return resample(model, site, replacement, seed=seed, n_images=n_images, tokens=tokens, prompts=prompts)
         if replacement != "zero":
             raise InterventionError(
                 f"replacement={replacement!r}; expected 'zero', 'resample', ReferenceMeans, or a cache"
             )
-        return zero(model, site, tokens=tokens)
+        return zero(model, site, tokens=tokens, prompts=prompts)
 
     return _sweep(model, pixels, metric, sites, hooks, each, tokens, batch_size, source=None)
 
 
-def _donors(model: Tower, pixels: _Pixels, sites: Sites) -> ViTActivationCache:
+def _donors(model: Tower, pixels: Inputs, sites: Sites) -> ViTActivationCache:
     names = list(dict.fromkeys(site.hook_name for site in Site.resolve(sites, model.cfg)))
     with torch.no_grad():
         return model.run_with_cache(pixels, names_filter=names)[1]
@@ -142,7 +143,7 @@ def _donors(model: Tower, pixels: _Pixels, sites: Sites) -> ViTActivationCache:
 
 def _sweep(
     model: Tower,
-    pixels: _Pixels,
+    pixels: Inputs,
     metric: Metric,
     sites: Sites,
     hooks: Callable[[Site, Tokens | None], Hooks],
@@ -156,7 +157,9 @@ def _sweep(
     found = Site.resolve(sites, model.cfg)
     places: list[Tokens | None] = [tokens]
     if each != "site":
-        chosen = range(model.cfg.n_ctx) if tokens is None else resolve_tokens(tokens, model.cfg)
+        prompts = model.beside(pixels).get("tokens")
+        n_pos = model.cfg.n_ctx if prompts is None else prompts.shape[1]
+        chosen = range(n_pos) if tokens is None else resolve_tokens(tokens, model.cfg)
         first = 0 if each == "token" else image_config(model.cfg, "each='patch'").n_prefix
         places = [position for position in chosen if position >= first]
         if not places:

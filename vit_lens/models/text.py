@@ -131,7 +131,8 @@ class HookedTextEncoder(LoadedTower):
 
         >>> from transformers import CLIPTextConfig, CLIPTextModel
         >>> sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-        >>> tower = CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=40, max_position_embeddings=9, eos_token_id=39))
+        >>> ids = dict(vocab_size=40, max_position_embeddings=9, bos_token_id=38, eos_token_id=39)
+        >>> tower = CLIPTextModel(CLIPTextConfig(**sizes, **ids))
         >>> vl.HookedTextEncoder.from_module(tower)(torch.tensor([[38, 7, 39]])).shape
         torch.Size([1, 32])
         """
@@ -274,9 +275,9 @@ class HookedTextEncoder(LoadedTower):
         if start_at_layer is None:
             if tokens is not None:
                 raise TextError("tokens= goes with start_at_layer, where the input does not say where prompts end")
-            tokens = self.to_tokens(prompts)
-            if attention_mask is None and not isinstance(prompts, Tensor) and not self.cfg.is_causal:
-                attention_mask = self.attention_mask(tokens)
+            own = self.beside(prompts)
+            tokens = own["tokens"]
+            attention_mask = own.get("attention_mask") if attention_mask is None else attention_mask
             resid = self._embed(tokens)
         else:
             n_pos = prompts.shape[1] if isinstance(prompts, Tensor) and prompts.ndim == 3 else self.cfg.n_ctx
@@ -418,6 +419,20 @@ class HookedTextEncoder(LoadedTower):
         ids = self.to_tokens(tokens)
         return torch.arange(ids.shape[1], device=ids.device) <= self.ends(ids)[:, None]
 
+    def beside(self, inputs: Prompts) -> dict[str, Tensor]:
+        """Return what a run from a later block needs beside the stream: ``tokens``, and for texts to T5 a mask.
+
+        Args:
+            inputs: The prompts that the run began with.
+
+        >>> list(text_model.beside(["a red star"]))
+        ['tokens']
+        """
+        ids = self.to_tokens(inputs)
+        if isinstance(inputs, Tensor) or self.cfg.is_causal:
+            return {"tokens": ids}
+        return {"tokens": ids, "attention_mask": self.attention_mask(ids)}
+
     def positions_of(self, where: Tokens, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         """Return where tokens are in each prompt, as behind ``@`` in addresses.
 
@@ -434,7 +449,7 @@ class HookedTextEncoder(LoadedTower):
                 [0, 0, 0, 0, 1, 1, 0]], dtype=torch.int32)
         >>> text_model.positions_of('"stair"', "a red star")
         Traceback (most recent call last):
-        vit_lens.errors.InterventionError: the prompt 'a red star' has no word "stair"; nearest: 'star', ...
+        vit_lens.errors.InterventionError: the prompt 'a red star' has no word "stair"; nearest: 'star'
         """
         ids = self.to_tokens(prompts)
         found = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)

@@ -184,6 +184,14 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         n_prefix = getattr(self.cfg, "n_prefix", 0)
         return readout_kind(self.cfg)(self.cfg, self.ln_final, self.unembed, self.attn_pool, n_prefix, ends)
 
+    def beside(self, inputs: Any) -> dict[str, Tensor]:
+        """Return what a run from a later block needs beside the residual stream, by name; nothing for images.
+
+        Args:
+            inputs: What the run began with.
+        """
+        return {}
+
     def positions_of(self, where: Any, prompts: Any) -> Bool[Tensor, "batch pos"]:
         """Return where a position is in prompts; a tower that reads texts says how.
 
