@@ -184,6 +184,15 @@ def test_a_tokenizer_of_another_tower_is_refused(pipeline):
         model("a star")
 
 
+def test_a_damaged_tokenizer_is_told(tmp_path):
+    from vit_lens.errors import CheckpointError
+
+    text_towers.clip_text(randomize).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .* cannot be read \(.*\); download or copy it again"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [

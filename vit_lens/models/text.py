@@ -383,10 +383,6 @@ class HookedTextEncoder(LoadedTower):
         found = [self._tokenizer_of(prompts).pieces(row) for row in rows]
         return found[0] if isinstance(prompts, str) else found
 
-    def preprocess(self, images: Prompts) -> Int[Tensor, "batch pos"]:
-        """Return what ``forward`` takes: :meth:`to_tokens`."""
-        return self.to_tokens(images)
-
     def ends(self, tokens: Prompts) -> Int[Tensor, " batch"]:
         """Return the position at which each prompt ends, counted from 0.
 

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vit_lens.errors import CheckpointError
 from vit_lens.sources.families.family import Family, Kind
 from vit_lens.sources.families.hugging_face import HuggingFace, no_progress_bars
 from vit_lens.sources.folders import TowerFolder
 from vit_lens.sources.refusals import kind
 from vit_lens.sources.source_tower import SourceTower
+from vit_lens.sources.tensors import ADVICE
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
@@ -60,7 +62,11 @@ class HuggingFaceText(HuggingFace):
 
 
 def stored_tokenizer(folder: TowerFolder) -> Any:
-    """Return the tokenizer of a text tower's folder, or the one that a pipeline keeps beside it; None without one."""
+    """Return the tokenizer of a text tower's folder, or the one that a pipeline keeps beside it; None without one.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     from transformers import AutoTokenizer
 
     places = [folder.subfolder]
@@ -70,6 +76,13 @@ def stored_tokenizer(folder: TowerFolder) -> Any:
         own = TowerFolder(folder.root, place, None, folder.name)
         if any(own.find(name) is not None for name in _TOKENIZER_FILES):
             where, options = own.library_place
-            with no_progress_bars():
-                return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+            try:
+                with no_progress_bars():
+                    return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+            except Exception as error:  # libraries raise classes of their own here
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise CheckpointError(
+                    f"the tokenizer in {own.label} cannot be read ({reason}); {ADVICE}, or take its files away and set "
+                    "model.tokenizer"
+                ) from error
     return None
