@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 # Each room imports only rooms above it. CONTRIBUTING.md says what each is for.
 ROOMS = [
     "lazy", "axes", "errors", "numerics", "config", "addresses", "tokens", "identity", "files", "images", "hooking",
-    "sources", "texts", "conditions", "towers", "verification", "models", "reference", "attribution",
+    "sources", "texts", "conditions", "text_formats", "towers", "verification", "models", "reference", "attribution",
     "interventions", "lenses", "readers", "decoders", "metrics", "records", "engine", "sweeping", "figures", "report",
     "mini", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip
@@ -20,7 +20,7 @@ DOORS = {
     "open_clip": {"sources", "texts"},
     "timm": {"sources"},
     "torchvision": set(),
-    "transformers": {"sources", "texts", "mini.training", "doctor"},
+    "transformers": {"sources", "texts", "decoders", "mini.training", "doctor"},
     "diffusers": {"decoders", "mini.training", "doctor"},
     "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses"},
     "plotly": {"figures", "studies"},

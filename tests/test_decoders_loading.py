@@ -195,10 +195,10 @@ def test_names_that_are_neither_directories_nor_hub_ids(name, no_network):
 
 
 def test_mini_is_package_data(saved, tmp_path, monkeypatch):
-    from vit_lens.decoders import kandinsky_files
+    from vit_lens.decoders import part_files
     from vit_lens.errors import DecoderError
 
-    monkeypatch.setattr(kandinsky_files, "MINI_FILES", tmp_path / "vit_lens" / "mini" / "pair")
+    monkeypatch.setattr(part_files, "MINI_FILES", tmp_path / "vit_lens" / "mini" / "pair")
     with pytest.raises(DecoderError, match="lacks the embedded pair 'mini'"):
         load("mini")
     shutil.copytree(saved, tmp_path / "vit_lens" / "mini" / "pair" / "decoder")

@@ -10,8 +10,8 @@ import torch
 
 from vit_lens.decoders.configs import read_config
 from vit_lens.decoders.contract import Decoder
-from vit_lens.decoders.kandinsky_files import find_index
 from vit_lens.decoders.matching import EncoderRef
+from vit_lens.decoders.part_files import find_index
 from vit_lens.errors import DecoderError, nearest
 
 _BY_PIPELINE: dict[str, type[Decoder]] = {}

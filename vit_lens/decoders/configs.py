@@ -48,7 +48,9 @@ def from_config(cls: Any, config: dict[str, Any], path: Path, *others: Any) -> A
         low, high = _BOUNDS.get(name, (-_MOST, _MOST))
         in_bounds = all(low <= one <= high for one in tree_leaves(value) if isinstance(one, (int, float)))
         is_short = name == "trained_betas" or not isinstance(value, list) or len(value) <= _MOST_BLOCKS
-        if not (_is_of(value, known[name].annotation) and in_bounds and is_short):
+        # Against annotations, parameters of diffusers are None by default, and published files say null for no.
+        is_unset = value is None and (known[name].default is None or known[name].annotation is bool)
+        if not ((is_unset or _is_of(value, known[name].annotation)) and in_bounds and is_short):
             raise DecoderError(f"{path}: {name} is {repr(value)[:200]}, which no decoder has; download it again")
     try:
         return cls.from_config(given)

@@ -19,15 +19,17 @@ from vit_lens.decoders.by_name import reads_layout
 from vit_lens.decoders.contract import Cost, Decoder
 from vit_lens.decoders.costs import decoding_cost
 from vit_lens.decoders.decode_call import Passes, Run
-from vit_lens.decoders.edited_parts import edits, unsaved_buffers
-from vit_lens.decoders.kandinsky_files import default_settings, find_decoder, load_part, load_scheduler, read_card
+from vit_lens.decoders.edited_parts import edits
+from vit_lens.decoders.kandinsky_files import default_settings, find_decoder, load_sampler, load_trained, read_card
 from vit_lens.decoders.kandinsky_parts import PixelLayout, check_parts
+from vit_lens.decoders.known_weights import KnownWeights
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, agreed_encoder, check_scale, encoder_id_of
 from vit_lens.decoders.memory import MovqChunk
 from vit_lens.decoders.numerics import stated_numerics
+from vit_lens.decoders.part_files import usable
 from vit_lens.decoders.settings import FAST, DecodeSettings, override
 from vit_lens.errors import ContractError, DecoderError
-from vit_lens.identity import MINI_ENCODER, exact_fingerprint
+from vit_lens.identity import MINI_ENCODER
 from vit_lens.models import HookedViT
 from vit_lens.towers import check_model
 
@@ -77,7 +79,7 @@ class KandinskyDecoder(Decoder):
     ):
         check_parts(unet, movq, scheduler)
         self.unet, self.movq, self.scheduler = unet.eval(), movq.eval(), scheduler
-        self._fingerprint: tuple[Any, str] = None, ""
+        self._weights = KnownWeights()
         self.encoder_id: str | None = None if encoder is None else encoder_id_of(encoder)
         self.decoder_id: str = decoder_id or f"module@{self.fingerprint}"
         self.d_embed: int = unet.config.encoder_hid_dim
@@ -113,22 +115,16 @@ class KandinskyDecoder(Decoder):
             CheckpointError: Weights are missing, truncated, extra or misshapen.
             DecoderError: Anything else is wrong with the files.
         """
-        try:
-            usable = torch.empty(0, dtype=dtype, device=device).is_floating_point() and dtype.itemsize > 1
-        except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
-            reason = str(error).splitlines()[0][:100]
-            raise DecoderError(f"weights of {dtype} cannot be had on {device!r} here ({reason})") from None
-        if not usable:
-            raise DecoderError(f"dtype is {dtype}; expected torch.float32, bfloat16, float16 or float64")
+        usable(dtype, device)
         directory, is_local = find_decoder(name), Path(name).expanduser().is_dir()
-        scheduler = load_scheduler(directory)
+        scheduler = load_sampler(directory)
         decoder_id = (
             MINI_ENCODER if name == "mini" else f"local/{directory.resolve().name}" if is_local else f"hf/{name}"
         )
         known = None if is_local else PUBLISHED.get(str(name))
         card = None if known else read_card(directory)
         encoder_id = agreed_encoder(decoder_id, card.encoder_id if card else known, encoder)
-        unet, movq = (load_part(directory, part, dtype=dtype, device=device) for part in ("unet", "movq"))
+        unet, movq = load_trained(directory, dtype, device)
         check_parts(unet, movq, scheduler)
         if card and card.embed_dim not in (None, unet.config.encoder_hid_dim):
             raise ContractError(
@@ -144,13 +140,7 @@ class KandinskyDecoder(Decoder):
     @property
     def fingerprint(self) -> str:
         """Sixteen digits that identify the weights to the last bit; changes through ``.data`` go unseen."""
-        held = [tensor for part in (self.unet, self.movq) for tensor in (*part.parameters(), *part.buffers())]
-        versions = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in held]
-        if self._fingerprint[0] != versions:
-            parts = {name: {**held, **unsaved_buffers(getattr(self, name))} for name, held in self.parts().items()}
-            weights = {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}
-            self._fingerprint = versions, exact_fingerprint(weights)
-        return self._fingerprint[1]
+        return self._weights.fingerprint({"unet": self.unet, "movq": self.movq})
 
     @property
     def device(self) -> torch.device:

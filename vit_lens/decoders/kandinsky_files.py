@@ -1,33 +1,23 @@
-"""From a name to the parts of a Kandinsky decoder: files found, checked against the model, then loaded."""
+"""The files of a Kandinsky decoder: its folder, the card beside its weights, its parts."""
 
-__all__ = ["Card", "default_settings", "find_decoder", "find_index", "load_part", "load_scheduler", "read_card"]
+__all__ = ["Card", "default_settings", "find_decoder", "load_sampler", "load_trained", "read_card"]
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vit_lens.decoders.configs import from_config, read_config
+from vit_lens.decoders.configs import read_config
 from vit_lens.decoders.kandinsky_parts import PixelLayout
+from vit_lens.decoders.part_files import OF_PART, fetch, load_part, load_scheduler
 from vit_lens.decoders.settings import SCHEDULER_CLASSES, DecodeSettings, override
-from vit_lens.decoders.weight_files import WEIGHTS, load_weights
 from vit_lens.errors import DecoderError
-from vit_lens.files import check_fields, damaged
-from vit_lens.identity import MINI_FILES
+from vit_lens.files import check_fields
 
-_PART_CLASSES = {"unet": "UNet2DConditionModel", "movq": "VQModel"}
-_SCHEDULER_CLASSES = ("DDPMScheduler", "DDIMScheduler")
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_INDEX = "model_index.json"
-_EXPECTED = (
-    "expected 'mini', a directory with unet/, movq/ and scheduler/, or a Hub id such as "
-    "'kandinsky-community/kandinsky-2-2-decoder'"
-)
-_OF_PART = ("config.json", WEIGHTS, f"{WEIGHTS}.index.json", "diffusion_pytorch_model-*-of-*.safetensors")
-_WANTED = [_INDEX, "vit_lens.json", "scheduler/scheduler_config.json"]
-_WANTED += [f"{part}/{name}" for part in _PART_CLASSES for name in _OF_PART]
+_PARTS = {"unet": "UNet2DConditionModel", "movq": "VQModel"}
+_WANTED = ["vit_lens.json", "scheduler/scheduler_config.json"]
+_WANTED += [f"{part}/{name}" for part in _PARTS for name in OF_PART]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +32,6 @@ class Card:
     scheduler: str | None = None
 
 
-def find_index(name: str | Path) -> Path:
-    """Return where the file lies that says which pipeline a decoder was saved by; no weights are fetched.
-
-    Raises:
-        DecoderError: There is no such decoder, or it cannot be fetched.
-    """
-    return _found(name, [_INDEX]) / _INDEX
-
-
 def find_decoder(name: str | Path) -> Path:
     """Return the folder of a decoder: "mini", a local directory in the published layout, or a Hub id, which is fetched.
 
@@ -60,26 +41,7 @@ def find_decoder(name: str | Path) -> Path:
     >>> sorted(folder.name for folder in vl.decoders.find_decoder("mini").iterdir() if folder.is_dir())
     ['movq', 'scheduler', 'unet']
     """
-    return _found(name, _WANTED)
-
-
-def _found(name: str | Path, wanted: list[str]) -> Path:
-    import huggingface_hub
-
-    if not isinstance(name, (str, Path)):
-        raise DecoderError(f"a decoder's name is of type {type(name).__name__}; {_EXPECTED}")
-    with damaged(DecoderError, f"no decoder {str(name)[:200]!r}", _EXPECTED):
-        directory = MINI_FILES / "decoder" if name == "mini" else Path(name).expanduser()
-        if name and directory.is_dir():
-            return directory
-    if name == "mini":
-        raise DecoderError("this installation of vit_lens lacks the embedded pair 'mini'; install the package again")
-    if not isinstance(name, str) or _HUB_ID.fullmatch(name) is None:
-        raise DecoderError(f"no decoder {str(name)!r}: it is not an existing directory; {_EXPECTED}")
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        raise DecoderError(f"decoder {name!r} cannot be fetched from the Hub: {error}") from error
+    return fetch(name, _WANTED)
 
 
 def read_card(directory: Path) -> Card | None:
@@ -94,41 +56,26 @@ def read_card(directory: Path) -> Card | None:
     return Card(**check_fields(Card, read_config(path), str(path), DecoderError))
 
 
-def load_scheduler(directory: Path) -> Any:
-    """Load the scheduler that a decoder was trained with.
+def load_sampler(directory: Path) -> Any:
+    """Load the scheduler that the UNet was trained with; another may run on it, and reads settings that it has not.
 
     Raises:
         DecoderError: Its file is missing, broken or of another kind.
     """
-    import diffusers
-
-    path = directory / "scheduler" / "scheduler_config.json"
-    config = read_config(path)
-    kind = config.get("_class_name")
-    if kind not in _SCHEDULER_CLASSES:
-        raise DecoderError(f"{path}: scheduler {kind!r} is not supported, expected one of {_SCHEDULER_CLASSES}")
-    # Another sampler may run on it, and reads settings that this one has not.
-    others = [getattr(diffusers, name) for name in SCHEDULER_CLASSES.values()]
-    return from_config(getattr(diffusers, kind), config, path, *others)
+    return load_scheduler(
+        directory / "scheduler", ("DDPMScheduler", "DDIMScheduler"), tuple(SCHEDULER_CLASSES.values())
+    )
 
 
-def load_part(directory: Path, part: str, *, dtype: torch.dtype, device: str | torch.device) -> Any:
-    """Load "unet" or "movq".
+def load_trained(directory: Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, Any]:
+    """Load UNet and MoVQ.
 
     Raises:
-        DecoderError: The configuration is missing, broken or of another class.
+        DecoderError: A configuration is missing, broken or of another class.
         CheckpointError: Weights are missing, truncated, extra or misshapen.
     """
-    import diffusers
-
-    path = directory / part / "config.json"
-    config = read_config(path)
-    if config.get("_class_name") != _PART_CLASSES[part]:
-        raise DecoderError(f"{path}: class {config.get('_class_name')!r}, expected {_PART_CLASSES[part]}")
-    with torch.device("meta"):
-        model = from_config(getattr(diffusers, _PART_CLASSES[part]), config, path)
-    load_weights(model, path.parent, dtype, device)
-    return model
+    unet, movq = (load_part(directory / part, cls, dtype=dtype, device=device) for part, cls in _PARTS.items())
+    return unet, movq
 
 
 def default_settings(layout: PixelLayout, card: Card | None) -> DecodeSettings:

@@ -1,6 +1,6 @@
 """How a picture is sampled: steps, guidance, scheduler, seed, size."""
 
-__all__ = ["FAST", "SCHEDULER_CLASSES", "DecodeSettings", "SchedulerName", "override", "settings_dict"]
+__all__ = ["FAST", "MOST", "SCHEDULER_CLASSES", "DecodeSettings", "SchedulerName", "override", "settings_dict", "whole"]
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from vit_lens.addresses import as_index
 from vit_lens.errors import DecoderError, nearest
 
 _S = TypeVar("_S")
-_MOST = 65536  # steps, and pixels of a side: beyond, asking what a picture costs takes all memory
+MOST = 65536  # steps, and pixels of a side: beyond, asking what a picture costs takes all memory
 SchedulerName = Literal["ddpm", "ddim", "dpm++"]
 
 # Our word for a sampler, and the class of diffusers that runs it.
@@ -58,8 +58,8 @@ class DecodeSettings:
     width: int
 
     def __post_init__(self) -> None:
-        for name, low, high in (("steps", 1, _MOST), ("seed", 0, 2**63 - 1), ("height", 1, _MOST), ("width", 1, _MOST)):
-            object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
+        for name, low, high in (("steps", 1, MOST), ("seed", 0, 2**63 - 1), ("height", 1, MOST), ("width", 1, MOST)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
         if str(self.scheduler) not in get_args(SchedulerName):
             raise DecoderError(
                 f"no scheduler {self.scheduler!r}; nearest: {nearest(str(self.scheduler), get_args(SchedulerName))}"
@@ -112,7 +112,12 @@ def override(settings: _S, overrides: dict[str, Any]) -> _S:
     return dataclasses.replace(settings, **overrides)  # pyright: ignore[reportArgumentType]
 
 
-def _whole(name: str, value: object, low: int, high: int) -> int:
+def whole(name: str, value: object, low: int, high: int) -> int:
+    """Return a setting that must be a whole number.
+
+    Raises:
+        DecoderError: It is none, or out of range.
+    """
     index = as_index(value)
     if index is None or not low <= index <= high:
         most = f" and at most {high}" if index is not None and index > high else ""

@@ -3,6 +3,7 @@
 __all__ = ["WEIGHTS", "load_weights"]
 
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
     with ExitStack() as stack:
         opened = _open_weights(folder, stack)
         expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: list(file.get_slice(name).get_shape()) for name, file in opened.items()}
-        kinds = {name: file.get_slice(name).get_dtype() for name, file in opened.items()}
+        stored = {_today(name, expected): name for name in opened}
+        opened = {name: opened[stored[name]] for name in stored}
+        found = {name: list(file.get_slice(stored[name]).get_shape()) for name, file in opened.items()}
+        kinds = {name: file.get_slice(stored[name]).get_dtype() for name, file in opened.items()}
         problems = {
             "missing": expected.keys() - found.keys(),
             "not in the model": found.keys() - expected.keys(),
@@ -45,8 +48,32 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
         if told:
             raise CheckpointError(f"{folder / WEIGHTS} does not fit its config.json; tensors {'; '.join(told)}")
         # Copies: what is read is mapped, and would change with the file.
-        tensors = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in opened.items()}
+        tensors = {name: file.get_tensor(stored[name]).to(device, dtype, copy=True) for name, file in opened.items()}
     model.load_state_dict(tensors, assign=True)
+    _make_positions(model, dtype, device)
+
+
+def _today(name: str, expected: Mapping[str, Any]) -> str:
+    """Return what a tensor is called now: attention of early autoencoders had other names."""
+    for old, new in {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}.items():
+        if name not in expected and old in name and (renamed := name.replace(old, new)) in expected:
+            return renamed
+    return name
+
+
+def _make_positions(model: nn.Module, dtype: torch.dtype, device: str | torch.device) -> None:
+    """Compute the positions that a model on the meta device was made without, and that no file holds."""
+    from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
+
+    for part in model.modules():
+        if isinstance(part, PatchEmbed) and part.pos_embed is not None and part.pos_embed.is_meta:
+            made = get_2d_sincos_pos_embed(
+                part.pos_embed.shape[-1], int(part.pos_embed.shape[-2] ** 0.5), base_size=part.base_size,
+                interpolation_scale=part.interpolation_scale, output_type="pt",
+            )  # fmt: skip
+            part.register_buffer("pos_embed", made.float()[None].to(device, dtype), persistent=False)
+    if unmade := [name for name, held in model.named_buffers() if held.is_meta]:
+        raise CheckpointError(f"{type(model).__name__} computes {unmade[0]}, which cannot be made from its files")
 
 
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""The folders of text-to-image pipelines: what draws and what reads, each half loaded alone."""
+
+__all__ = ["load_drawing", "load_text", "name_of"]
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_lens.decoders.configs import read_config
+from vit_lens.decoders.part_files import OF_PART, fetch, find_index, index_of, load_part, load_scheduler, usable
+from vit_lens.decoders.text_to_image.drawing import (
+    DRAWN,
+    SCHEDULERS,
+    UPSCALER,
+    Drawn,
+    check_dtype,
+    check_encoders,
+    stock,
+    text_parts,
+    widths,
+)  # fmt: skip
+from vit_lens.errors import CheckpointError, DecoderError, nearest
+from vit_lens.files import damaged
+from vit_lens.sources import no_progress_bars
+from vit_lens.text_formats import TEXT_FORMATS, Reading, TextFormat
+
+_UPSCALER = "IFSuperResolutionPipeline"
+_OF_ENCODER = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_OF_TOKENIZER = (
+    "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+_ADVICE = "download the pipeline again"
+
+
+def name_of(name: str | Path) -> tuple[str, bool]:
+    """Return what records call a decoder, and whether it comes from a local directory."""
+    directory = Path(name).expanduser()
+    return (f"local/{directory.resolve().name}", True) if directory.is_dir() else (f"hf/{name}", False)
+
+
+def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> Any:
+    """Load what draws of a pipeline; return the stock pipeline without its text encoders.
+
+    Raises:
+        DecoderError: There is no such pipeline, or something is wrong with its files.
+        CheckpointError: Weights are missing, truncated, extra or misshapen.
+        ContractError: The text encoders beside it are of another width than its denoiser takes.
+    """
+    usable(dtype, device)
+    kind, index = _index(name, {one.pipeline for one in TEXT_FORMATS.values()} | {_UPSCALER})
+    format = next((one for one in TEXT_FORMATS.values() if one.pipeline == kind), TEXT_FORMATS["if"])
+    drawn = UPSCALER if kind == _UPSCALER else DRAWN[format.name]
+    schedulers = ["scheduler", *(["image_noising_scheduler"] if drawn is UPSCALER else [])]
+    wanted = [f"{part}/{file}" for part in drawn.parts for file in OF_PART]
+    wanted += [f"{part}/scheduler_config.json" for part in schedulers]
+    directory = fetch(name, [*wanted, *(f"{encoder}/config.json" for encoder in text_parts(format))])
+    for part, cls in drawn.parts.items():
+        _check_entry(directory, index, part, "diffusers", [cls, *([drawn.older] if drawn.older else [])])
+    _check_widths(directory, format, drawn)
+    known = SCHEDULERS[format.flow]
+    parts = {part: load_scheduler(directory / part, known, known) for part in schedulers}
+    for part, cls in drawn.parts.items():
+        older = drawn.older if part == drawn.denoiser[0] else None
+        parts[part] = load_part(directory / part, cls, dtype=dtype, device=device, older=older)
+    return stock(kind, parts, **_options(index))
+
+
+def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, Mapping[str, Any] | None]:
+    """Load what reads of a pipeline; return the stock pipeline without what draws, and the denoiser's configuration.
+
+    Raises:
+        DecoderError: There is no such pipeline, or something is wrong with its files.
+        CheckpointError: Weights are missing or misshapen.
+        ContractError: Its encoders are of another kind or width than its denoiser was trained with.
+    """
+    import transformers
+
+    usable(dtype, device)
+    kind, index = _index(name, {one.pipeline for one in TEXT_FORMATS.values()})
+    format = next(one for one in TEXT_FORMATS.values() if one.pipeline == kind)
+    drawn, tokenizers = DRAWN[format.name], text_parts(format)
+    wanted = [f"{encoder}/{file}" for encoder in tokenizers for file in _OF_ENCODER]
+    wanted += [f"{tokenizer}/{file}" for tokenizer in tokenizers.values() for file in _OF_TOKENIZER]
+    directory = fetch(name, [*wanted, f"{drawn.denoiser[0]}/config.json"])
+    for one in format.readings:
+        check_dtype(one, dtype)
+        _check_entry(directory, index, one.encoder, "transformers", [_encoder_class(one)])
+    denoiser = _check_widths(directory, format, drawn)
+    parts: dict[str, Any] = {}
+    for one in format.readings:
+        cls = getattr(transformers, _encoder_class(one))
+        parts[one.encoder] = _load_encoder(cls, directory / one.encoder, dtype).to(device)
+        tokenizer = directory / tokenizers[one.encoder]
+        if not tokenizer.is_dir():
+            raise DecoderError(f"{directory} has no {tokenizer.name}, which is needed to read prompts; {_ADVICE}")
+        reads = transformers.CLIPTokenizer if one.kind == "clip" else transformers.T5Tokenizer
+        with damaged(DecoderError, f"{tokenizer} is no tokenizer of {reads.__name__}", _ADVICE):
+            parts[tokenizer.name] = reads.from_pretrained(tokenizer, local_files_only=True)
+    return stock(kind, parts, **_options(index)), denoiser
+
+
+def _encoder_class(one: Reading) -> str:
+    if one.kind == "t5":
+        return "T5EncoderModel"
+    return "CLIPTextModelWithProjection" if one.pooled == "projected" else "CLIPTextModel"
+
+
+def _load_encoder(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    with damaged(CheckpointError, f"{folder} holds no weights of a {cls.__name__} in safetensors", _ADVICE):
+        with no_progress_bars():
+            model, told = cls.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    # transformers fills what is missing with random values and goes on.
+    if wrong := [*told["missing_keys"], *told["mismatched_keys"]]:
+        raise CheckpointError(f"{folder} lacks {len(wrong)} tensors of a {cls.__name__}, such as {wrong[0]}; {_ADVICE}")
+    return model.eval()
+
+
+def _index(name: str | Path, known: set[str]) -> tuple[str, dict[str, Any]]:
+    """Return which pipeline a folder was saved by, and what its index says."""
+    import diffusers
+
+    path = find_index(name)
+    kind = str(read_config(path).get("_class_name"))
+    if kind not in known:
+        raise DecoderError(f"{path}: a {kind} draws no text here; nearest: {nearest(kind, sorted(known))}")
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    return kind, index_of(path.parent, [each for each in parameters if each != "self"])
+
+
+def _check_entry(directory: Path, index: Mapping[str, Any], part: str, library: str, classes: list[str]) -> None:
+    said = index.get(part)
+    if said is None or said == [None, None] or not (directory / part).is_dir():
+        raise DecoderError(f"{directory} has no {part}, which is needed here; {_ADVICE}, or take another repository")
+    if not isinstance(said, list) or said[0] != library or said[-1] not in classes:
+        raise DecoderError(
+            f"{directory}: {part} is a {said!r}; expected {[library, classes[0]]}, of which the format is made"
+        )
+
+
+def _check_widths(directory: Path, format: TextFormat, drawn: Drawn) -> Mapping[str, Any] | None:
+    """Compare the configurations of encoders and denoiser, where all are there; return the denoiser's."""
+    paths = {name: directory / name / "config.json" for name in (drawn.denoiser[0], *text_parts(format))}
+    found = {name: read_config(path) for name, path in paths.items() if path.is_file()}
+    denoiser = found.get(drawn.denoiser[0])
+    if len(found) == len(paths) and denoiser is not None:
+        check_encoders(format, found, widths(drawn, denoiser))
+    return denoiser
+
+
+def _options(index: Mapping[str, Any]) -> dict[str, Any]:
+    zeros = index.get("force_zeros_for_empty_prompt")
+    return {} if zeros is None else {"force_zeros_for_empty_prompt": bool(zeros)}
