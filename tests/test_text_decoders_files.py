@@ -163,6 +163,10 @@ def test_text_encoders_under_their_older_names(copied):
     rewrite(folder / "transformer" / "config.json", _class_name="Transformer2DModel", only_cross_attention=False)
     assert load_decoder(folder).fingerprint == expected
 
+    file = copied("sdxl") / "unet" / "config.json"  # as published: null, where a bool is annotated
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"upcast_attention": None}))
+    assert load_decoder(file.parent.parent).takes == {"tokens": 72, "pooled": 40}
+
 
 # ---- wrong files
 
