@@ -118,6 +118,29 @@ def test_rows_of_residuals_are_the_embedding_and_every_block(name):
         assert all(torch.equal(one.pooled, whole.pooled) for one in others if one.pooled is not None)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_any_other_reading_would_be_seen(name):
+    """Another norm, layer or pooled vector than the table's makes another condition: these tests can fail."""
+    from dataclasses import replace
+
+    text = encoder(name)
+    residuals, format = text.residuals(PROMPTS), text.format
+    right = text.at(residuals)
+    for index, one in enumerate(format.readings):
+        others = [] if one.below is None else [replace(one, norm=not one.norm), replace(one, below=1 - one.below)]
+        others += [replace(one, pooled="end")] if one.pooled == "projected" else []
+        for other in others:
+            readings = [*format.readings[:index], other, *format.readings[index + 1 :]]
+            wrong = replace(format, readings=tuple(readings))
+            layers = {each.encoder: each.layer(tiny_depth(text.encoders[each.encoder])) for each in readings}
+            tokens = {part: residuals.streams[part][layer] for part, layer in layers.items()}
+            rows = torch.arange(len(PROMPTS))
+            ends = {part: residuals.streams[part][-1][rows, end] for part, end in residuals.ends.items()}
+            with torch.no_grad():
+                found = wrong.condition(tokens, ends, text.readouts, residuals.mask)
+            assert (found.flat - right.flat).abs().max() > 1e-3, other
+
+
 def tiny_depth(encoder):
     return getattr(encoder.config, "num_hidden_layers", None) or encoder.config.num_layers
 
@@ -174,7 +197,7 @@ def test_the_picture_is_the_pipelines_own(name):
     pictures = drawn(name, asked, how)
     assert torch.equal(pictures, (own * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
     assert (own[0] - own[1]).abs().max() > 0.02
-    assert torch.equal(drawn(name, asked, how), pictures)
+    assert torch.equal(drawn(name, asked, how), pictures) and not found.is_inference()
     permuted = drawn(name, asked[torch.tensor([1, 0])], how)
     assert torch.equal(permuted.flip(0), pictures)
     padded = drawn(name, asked[:1], how, batch_size=2)
@@ -231,6 +254,10 @@ def test_the_second_stage_is_the_pipelines_own():
     same = both.decode(asked[:1].padded(2), settings=how)
     assert torch.equal(same[0], same[1])
     assert both.settings_words(how) == "2 steps, guidance 7, then 3 steps, guidance 4, to 32 x 32"
+    from vit_lens.errors import DecoderError
+
+    with pytest.raises(DecoderError, match=r"noise_level=1000, but the second stage was trained with 0 to 999"):
+        both.check_settings(both.settings(noise_level=1000))
     assert both.work(how) == 10 and both.identity()["upscaler"]["image_noising_scheduler"]["class"] == "DDPMScheduler"
 
 
@@ -257,7 +284,7 @@ def test_step_noise_is_the_same_for_every_row():
     assert abs(alone[0] * 255 - pictures[0].numpy()).max() <= 1.0
 
 
-def test_the_seed_alone_decides_the_noise(monkeypatch):
+def test_the_seed_alone_decides_the_noise():
     """Not the state of the global generator, nor what was drawn before."""
     for name in ("if", "dev"):
         asked, how = encoder(name).encode(PROMPTS), settings(name)

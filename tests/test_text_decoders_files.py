@@ -76,6 +76,18 @@ def test_halves_from_files_are_the_pipeline_in_memory(name, saved, no_network):
     assert half.decode(asked, negative=negative, settings=how).shape == pictures.shape
 
 
+@pytest.mark.parametrize("name", ["sdxl", "dev"])
+def test_bfloat16_is_applied_as_the_pipeline_does(name, saved):
+    """Norms run in the encoders' own dtype; the condition says it."""
+    from vit_lens.decoders import PromptEncoder
+
+    text = PromptEncoder.from_pretrained(saved(name)[0], length=LENGTH.get(name), dtype=torch.bfloat16)
+    asked, at = text.encode(PROMPTS), text.at(text.residuals(PROMPTS))
+    assert text.dtype == torch.bfloat16
+    for part, value in asked.parts().items():
+        assert value.dtype == torch.bfloat16 and torch.equal(getattr(at, part), value)
+
+
 def test_a_second_stage_from_files(saved, no_network):
     from vit_lens.decoders import PromptEncoder, TextDecoder
 

@@ -28,7 +28,9 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         DecoderError: It is missing, or no JSON object.
     """
-    return read_json(path, DecoderError, "expected the published layout with unet/, movq/ and scheduler/")
+    return read_json(
+        path, DecoderError, "expected the published layout, a folder for each part, such as unet/ and scheduler/"
+    )
 
 
 def from_config(cls: Any, config: dict[str, Any], path: Path, *others: Any) -> Any:

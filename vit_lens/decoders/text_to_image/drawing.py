@@ -60,12 +60,14 @@ class Drawn:
 
 
 _UNET = ("unet", "UNet2DConditionModel")
+# Distillations that are told the guidance read no negative.
+_PLAIN = {"encoder_hid_dim_type": None, "class_embed_type": None, "time_cond_proj_dim": None}
 _IF_SAYS = {"encoder_hid_dim_type": "text_proj", "addition_embed_type": "text", "out_channels": 6}
 DRAWN: dict[str, Drawn] = {
     "sd": Drawn(
         denoiser=_UNET, steps=50, guidance=7.5,
         takes=lambda config: {"tokens": config["cross_attention_dim"]},
-        says={"addition_embed_type": None, "encoder_hid_dim_type": None, "class_embed_type": None},
+        says={**_PLAIN, "addition_embed_type": None},
     ),
     "sdxl": Drawn(
         denoiser=_UNET, steps=50, guidance=5.0,
@@ -74,7 +76,7 @@ DRAWN: dict[str, Drawn] = {
             # Six numbers of sizes and crops are embedded beside the pooled vector.
             "pooled": config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"],
         },
-        says={"addition_embed_type": "text_time", "encoder_hid_dim_type": None, "class_embed_type": None},
+        says={**_PLAIN, "addition_embed_type": "text_time"},
     ),
     "if": Drawn(
         denoiser=_UNET, steps=100, guidance=7.0, latent_channels=None,

@@ -2,8 +2,6 @@
 
 __all__ = ["TextDecoder"]
 
-import json
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,20 +21,10 @@ from vit_lens.decoders.matching import EncoderRef, encoder_id_of
 from vit_lens.decoders.memory import MAX_ROWS, guarded
 from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.settings import override
-from vit_lens.decoders.text_to_image.drawing import (
-    DRAWN,
-    SCHEDULERS,
-    UPSCALER,
-    Drawn,
-    check_configs,
-    check_parts,
-    configs_of,
-    format_of,
-    stock,
-    text_parts,
-)  # fmt: skip
+from vit_lens.decoders.text_to_image.drawing import DRAWN, UPSCALER, format_of, text_parts
 from vit_lens.decoders.text_to_image.prompts import PromptEncoder
-from vit_lens.decoders.text_to_image.text_settings import SAMPLERS, TextSettings, UpscaledSettings
+from vit_lens.decoders.text_to_image.stage import Stage
+from vit_lens.decoders.text_to_image.text_settings import TextSettings, UpscaledSettings
 from vit_lens.errors import ContractError, DecoderError
 from vit_lens.models import HookedViT
 from vit_lens.text_formats import TEXT_FORMATS, TextFormat
@@ -44,78 +32,6 @@ from vit_lens.text_formats import TEXT_FORMATS, TextFormat
 # The released code of Diffusion Lens draws four pictures of a layer at a time.
 _LEGACY_ROWS = 4
 _FULL_PIXELS = 512 * 512
-
-
-class _Stage:
-    """One pipeline that draws: its stock class, with the parts that draw alone.
-
-    Args:
-        name: The class of diffusers.
-        drawn: What draws it.
-        parts: The parts of a pipeline, of which those that draw are taken.
-        flow: Whether it is sampled along a flow.
-    """
-
-    def __init__(self, name: str, drawn: Drawn, parts: Mapping[str, Any], flow: bool):
-        others = ["scheduler", *(["image_noising_scheduler"] if drawn is UPSCALER else [])]
-        check_parts(parts, [*drawn.parts, *others], f"this {name}")
-        self.name, self.drawn = name, drawn
-        self.trained = {part: _of_class(part, parts[part], cls).eval() for part, cls in drawn.parts.items()}
-        self.takes = check_configs(drawn, configs_of(self.trained), name)
-        self.denoiser = self.trained[drawn.denoiser[0]]
-        self._others = {part: parts[part] for part in others}
-        scheduler, known = parts["scheduler"], SCHEDULERS[flow]
-        stochastic = " with stochastic_sampling" if scheduler.config.get("stochastic_sampling") else ""
-        if type(scheduler).__name__ not in known or stochastic:
-            raise DecoderError(
-                f"the scheduler of this {name} is a {type(scheduler).__name__}{stochastic}, whose noise cannot be held "
-                f"from row to row; expected one of {', '.join(known)}: give the pipeline another scheduler"
-            )
-        self._flow = flow
-
-    @property
-    def factor(self) -> int:
-        """Pixels for each number of the denoiser, along each side."""
-        return 2 ** (len(self.trained["vae"].config["block_out_channels"]) - 1) if "vae" in self.trained else 1
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """Height and width that the denoiser was trained for."""
-        size = self.drawn.sample_size or self.denoiser.config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return height * self.factor, width * self.factor
-
-    def check_size(self, **sizes: int) -> None:
-        """Refuse sides that are no multiples of what the parts need; diffusers rounds some silently."""
-        multiple = self.drawn.multiple(self.denoiser.config, self.factor)
-        for name, size in sizes.items():
-            if size % multiple:
-                lower = size // multiple * multiple
-                valid = " or ".join(str(each) for each in (lower, lower + multiple) if each)
-                raise DecoderError(f"{name}={size}: this decoder needs multiples of {multiple}; nearest: {valid}")
-
-    def check_scheduler(self, word: str, steps: int) -> None:
-        """Refuse a sampler that cannot run on what the pipeline comes with."""
-        if self._flow and word != "own":
-            raise DecoderError(f"scheduler {word!r} is a diffusion's, and {self.name} draws along a flow; take 'own'")
-        if steps > (most := self._others["scheduler"].config.num_train_timesteps):
-            raise DecoderError(f"steps={steps}, but the decoder was trained with {most}")
-
-    def run(self, word: str, arguments: dict[str, Any]) -> Tensor:
-        """Draw with a scheduler of its own, which keeps nothing of an earlier call."""
-        import diffusers
-
-        own = self._others["scheduler"]
-        cls = type(own) if (named := SAMPLERS[word]) is None else getattr(diffusers, named)
-        pipe = stock(self.name, self.trained | self._others | {"scheduler": cls.from_config(own.config)})
-        with warnings.catch_warnings():  # diffusers hands torch tensors to numpy 2 in a way that it is leaving
-            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-            return pipe(**arguments, **self.drawn.call, output_type="pt").images
-
-    def identity(self) -> dict[str, Any]:
-        """Return the configurations of all parts, as plain values."""
-        parts = self.trained | self._others
-        return {part: {"class": type(one).__name__, "config": _plain(one.config)} for part, one in parts.items()}
 
 
 @reads_layout(*(one.pipeline for one in TEXT_FORMATS.values()))
@@ -157,9 +73,9 @@ class TextDecoder(Decoder):
     ):
         self.format: TextFormat = format_of(pipeline)
         parts = dict(pipeline.components)
-        self._first = _Stage(self.format.pipeline, DRAWN[self.format.name], parts, self.format.flow)
+        self._first = Stage(self.format.pipeline, DRAWN[self.format.name], parts, self.format.flow)
         self.takes = self._first.takes
-        self._second: _Stage | None = None
+        self._second: Stage | None = None
         if upscaler is not None:
             self._second = self._upscaler(upscaler)
         self._zeros = self.format.negative == "zeros" and pipeline.config.get("force_zeros_for_empty_prompt", True)
@@ -264,6 +180,7 @@ class TextDecoder(Decoder):
             sides = {name: getattr(settings, name) for name in ("upscaled_height", "upscaled_width")}
             self._second.check_size(**sides)
             self._second.check_scheduler(settings.scheduler, settings.upscale_steps)
+            self._second.check_noise(settings.noise_level)
 
     def settings_words(self, settings: Any) -> str:
         """Say steps, guidance and sampler."""
@@ -402,7 +319,7 @@ class TextDecoder(Decoder):
                 pictures.append(self._delivered(made[:n], output))
                 bar.update(n)
                 done += n
-        return torch.cat(pictures).clone()  # outside of the block: what was made in it cannot enter autograd later
+        return torch.cat(pictures)  # outside of the block: what was made in it cannot enter autograd later
 
     # ---- parts of a call
 
@@ -457,7 +374,10 @@ class TextDecoder(Decoder):
                 f"guidance {max(guidances):g} leads away from a negative, which a decoder without text encoders cannot "
                 "make: pass negative=PromptEncoder(...).negative(), or take guidance=1"
             )
-        self.check(found)
+        try:
+            self.check(found)
+        except ContractError as error:
+            raise ContractError(f"the negative: {error}") from None
         if len(found) != 1 or found.shapes() != condition.shapes():
             raise ContractError(
                 f"the negative is {found!r}; expected one row of {condition.words()}, as the condition has: take "
@@ -495,14 +415,14 @@ class TextDecoder(Decoder):
         second = {} if self._second is None else self._second.trained
         return self._first.trained | {f"upscaler.{name}": part for name, part in second.items()}
 
-    def _upscaler(self, pipeline: Any) -> _Stage:
+    def _upscaler(self, pipeline: Any) -> Stage:
         kind = type(pipeline).__name__
         if self.format.name != "if" or kind != "IFSuperResolutionPipeline":
             raise DecoderError(
                 f"a {kind} draws nothing of what {self.format.pipeline} drew; expected an IFSuperResolutionPipeline "
                 "after an IFPipeline"
             )
-        stage = _Stage(kind, UPSCALER, dict(pipeline.components), flow=False)
+        stage = Stage(kind, UPSCALER, dict(pipeline.components), flow=False)
         if stage.takes != self.takes:
             raise ContractError(f"the second stage takes {stage.takes}, the first {self.takes}: of different encoders")
         return stage
@@ -519,16 +439,3 @@ class TextDecoder(Decoder):
 
     def __repr__(self) -> str:
         return f"TextDecoder({self.format.pipeline}, {self.decoder_id}, {self.dtype} on {self.device})"
-
-
-def _of_class(name: str, part: Any, cls: str) -> Any:
-    import diffusers
-
-    if not isinstance(part, getattr(diffusers, cls)):
-        raise DecoderError(f"the {name} is a {type(part).__name__}; expected {cls} of diffusers")
-    return part
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in sorted(config.items()) if key[0] != "_"}
-    return json.loads(json.dumps(kept, default=str), parse_constant=str)  # records hold no infinite numbers

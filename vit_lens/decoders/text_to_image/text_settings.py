@@ -33,7 +33,7 @@ class TextSettings:
     'own'
     >>> vl.decoders.TextSettings(steps=20, guidance=7.5, height=512, width=512, scheduler="dpm")
     Traceback (most recent call last):
-    vit_lens.errors.DecoderError: no scheduler 'dpm'; nearest: 'dpm++'
+    vit_lens.errors.DecoderError: no scheduler 'dpm'; nearest: 'dpm++', 'ddim'
     """
 
     steps: int
