@@ -206,7 +206,10 @@ def test_the_picture_is_the_pipelines_own(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_conditions_are_equal_pictures_and_seeds_are_not(name):
+    from vit_lens.decoders import check_decoder
+
     asked, how = encoder(name).encode(PROMPTS[:1]).padded(3), settings(name)
+    assert check_decoder(decoder(name)) is decoder(name)
     pictures = drawn(name, asked, how)
     assert torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[0], pictures[2])
     other = drawn(name, asked[:1], settings(name, seed=8), batch_size=3)
