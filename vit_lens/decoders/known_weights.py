@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from vit_lens.decoders.edited_parts import unsaved_buffers
 from vit_lens.identity import exact_fingerprint
 
 
@@ -18,9 +19,12 @@ class KnownWeights:
 
     def fingerprint(self, parts: Mapping[str, nn.Module]) -> str:
         """Return sixteen digits that identify weights to the last bit; changes through ``.data`` go unseen."""
-        held = [tensor for part in parts.values() for tensor in part.parameters()]
+        held = [tensor for part in parts.values() for tensor in (*part.parameters(), *part.buffers())]
         versions = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in held]
         if self._last[0] != versions:
-            named = {f"{part}.{name}": value for part, one in parts.items() for name, value in one.state_dict().items()}
+            named = {
+                f"{part}.{name}": value for part, one in parts.items()
+                for name, value in {**one.state_dict(), **unsaved_buffers(one)}.items()
+            }  # fmt: skip
             self._last = versions, exact_fingerprint(named)
         return self._last[1]

@@ -158,7 +158,7 @@ def usable(dtype: torch.dtype, device: str | torch.device) -> None:
     """
     try:
         is_usable = torch.empty(0, dtype=dtype, device=device).is_floating_point() and dtype.itemsize > 1
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0][:100]
         raise DecoderError(f"weights of {dtype} cannot be had on {device!r} here ({reason})") from None
     if not is_usable:
