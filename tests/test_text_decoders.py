@@ -356,3 +356,19 @@ def test_padding_is_read_but_where_a_mask_is_told(name):
     changed = Condition(tokens=tokens, mask=asked.mask, pooled=asked.pooled)
     one, other = (drawn(name, each, how) for each in (asked, changed))
     assert torch.equal(one, other) == (name == "pixart")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_changed_in_memory_is_in_the_identity(name):
+    """An epsilon, of a norm or of attention's, changes pictures; the configuration does not say it."""
+    from vit_lens.decoders import TextDecoder
+
+    pipe = tiny_pipelines.make(name)
+    before = TextDecoder(pipe).identity()
+    assert not any("edited" in one for one in before.values() if isinstance(one, dict))
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
+    norm = next(module for module in getattr(pipe, part).modules() if isinstance(getattr(module, "eps", None), float))
+    norm.eps = 0.5
+    after = TextDecoder(pipe).identity()
+    (changed,) = after[part].pop("edited").items()
+    assert changed[0].endswith("eps") and changed[1] == "0.5" and after == before

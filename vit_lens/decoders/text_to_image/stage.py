@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vit_lens.decoders.edited_parts import edits
 from vit_lens.decoders.text_to_image.drawing import (
     SCHEDULERS,
     UPSCALER,
@@ -109,9 +110,15 @@ class Stage:
             return pipe(**arguments, **self.drawn.call, output_type="pt").images
 
     def identity(self) -> dict[str, Any]:
-        """Return the configurations of all parts, as plain values."""
+        """Return the configurations of all parts, as plain values, and what differs from them in memory."""
         parts = self.trained | self._others
-        return {part: {"class": type(one).__name__, "config": _plain(one.config)} for part, one in parts.items()}
+        found: dict[str, Any] = {
+            part: {"class": type(one).__name__, "config": _plain(one.config)} for part, one in parts.items()
+        }
+        for part, one in self.trained.items():
+            if changed := edits(one):
+                found[part]["edited"] = changed
+        return found
 
 
 def _of_class(name: str, part: Any, cls: str) -> Any:
