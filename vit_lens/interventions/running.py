@@ -5,6 +5,7 @@ __all__ = ["Inputs", "check_pairs", "refuse_other_hooks", "run_and_read", "run_m
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -87,7 +88,8 @@ def run_and_read(
     """
     refuse_other_hooks(model)
     beside = model.beside(pixels)
-    at, resid = _PIXELS, beside.get("tokens", pixels)
+    at = _PIXELS
+    resid: Any = beside.get("tokens", pixels)
 
     def stream(start: int) -> Tensor:  # called with rising starts
         nonlocal at, resid
