@@ -2,8 +2,8 @@
 
 __all__ = [
     "DEFAULT_LENSES", "DiffusionLens", "DiffusionSteeringLens", "Lens", "LensDescription", "ResidualLens", "Sites",
-    "centred_norm", "check_cache", "check_spelling", "checked_clean", "checked_read", "no_control", "parse_lens",
-    "parse_lenses", "run_for", "site_outputs",
+    "TextDiffusionLens", "TextRun", "TextSteeringLens", "centred_norm", "check_cache", "check_spelling",
+    "checked_clean", "checked_read", "no_control", "parse_lens", "parse_lenses", "run_for", "site_outputs",
 ]  # fmt: skip
 
 from vit_lens.addresses import Sites
@@ -13,3 +13,5 @@ from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
 from vit_lens.lenses.spelling import DEFAULT_LENSES, check_spelling, parse_lens, parse_lenses
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
+from vit_lens.lenses.text_lens import TextDiffusionLens, TextSteeringLens
+from vit_lens.lenses.text_run import TextRun
