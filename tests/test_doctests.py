@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 
 import pytest
+import tiny_pipelines
 
 import vit_lens
 
@@ -74,6 +75,7 @@ def names(tmp_path_factory):
         "vl": vl, "torch": torch, "np": np, "model": model, "images": images, "pixels": pixels,
         "cache": model.run_with_cache(pixels)[1], "bank": vl.TextBank.from_pretrained("mini", captions),
         "text_model": vl.HookedTextEncoder.from_pretrained("mini").requires_grad_(False),
+        "text_to_image": vl.decoders.PromptEncoder(tiny_pipelines.make("sd1")),
         "decoder": vl.load_decoder("mini"), "tmp": tmp_path_factory.mktemp("examples"),
     }  # fmt: skip
 

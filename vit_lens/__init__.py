@@ -26,6 +26,7 @@ _HOME = {
     "Plan": "vit_lens.sweeping",
     "PreprocessSpec": "vit_lens.images",
     "Record": "vit_lens.records",
+    "Prompts": "vit_lens.sweeping",
     "ReferenceMeans": "vit_lens.reference",
     "Site": "vit_lens.addresses",
     "TextBank": "vit_lens.texts",

@@ -28,7 +28,7 @@ class Bench:
     """A decoder at work.
 
     Attributes:
-        model: The encoder that the decoder was made for; it reads the pictures again.
+        model: The encoder that the decoder was made for; it reads the pictures again. None where it reads no pictures.
         decoder: What draws.
         negative: The condition that guidance leads away from; None for nothing.
         readers: Other encoders that look at the pictures, by name.
@@ -40,7 +40,7 @@ class Bench:
     (torch.Size([2, 64, 64, 3]), Condition([2] rows of pooled [128]))
     """
 
-    model: HookedViT
+    model: HookedViT | None
     decoder: Decoder
     negative: Condition | None
     readers: Mapping[str, HookedViT] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Bench:
         Raises:
             ContractError: The decoder's ``read`` did not return a row for each picture.
         """
-        found = {OWN: self._read(self.model, pictures, size, self.decoder.read)}
+        found = {} if self.model is None else {OWN: self._read(self.model, pictures, size, self.decoder.read)}
         for name, reader in self.readers.items():
             found[name] = self._read(reader, pictures, size, lambda model, pixels: Condition(pooled=model(pixels)))
         return found

@@ -1,6 +1,6 @@
 """Lenses by name, as the library, the command line and studies spell them."""
 
-__all__ = ["DEFAULT_LENSES", "LENS_NAMES", "check_spelling", "parse_lens", "parse_lenses"]
+__all__ = ["DEFAULT_LENSES", "LENS_NAMES", "check_spelling", "parse_lens", "parse_lenses", "parse_text_lenses"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from vit_lens.errors import LensError, expect, nearest
 from vit_lens.lenses.contract import Lens, check_lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
+from vit_lens.lenses.text_lens import TextDiffusionLens, TextSteeringLens
 from vit_lens.reference import ReferenceMeans
 from vit_lens.towers import Tower
 
@@ -99,3 +100,49 @@ def parse_lenses(
     if not found:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
     return found
+
+
+_TEXT_SETTINGS = ("norm", "encoder", "positions", "held", "pooled")
+
+
+def parse_text_lenses(given: Sequence[Lens | str] | Lens | str | None) -> list[TextDiffusionLens]:
+    """Return lenses of text encoders as they are, and read their spellings: ``diffusion``, ``dsl:alpha=5``.
+
+    Behind each may stand the settings of :class:`TextDiffusionLens`, as ``diffusion:norm=match:positions=eos``.
+
+    Args:
+        given: Lenses, spellings or both; None stands for the Diffusion Lens.
+
+    Raises:
+        LensError: Something is no lens of text encoders, or a setting is none of its.
+
+    >>> [lens.label for lens in vl.lenses.parse_text_lenses(["diffusion:positions=eos", "dsl:alpha=5"])]
+    ['Diffusion Lens, positions eos', 'DSL, alpha 5']
+    """
+    items = [given] if given is None or isinstance(given, (str, Lens)) else list(given)
+    if not items:
+        raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
+    return [_text_lens("diffusion" if item is None else item) for item in items]
+
+
+def _text_lens(item: object) -> TextDiffusionLens:
+    if isinstance(item, TextDiffusionLens):
+        return item
+    if not isinstance(item, str):
+        raise LensError(f"{type(item).__name__} reads no prompts; take TextDiffusionLens(), or 'dsl:alpha=5'")
+    name, *rest = item.strip().split(":")
+    pairs = [part.partition("=") for part in rest]
+    settings: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+    known = ("alpha", *_TEXT_SETTINGS) if name == "dsl" else _TEXT_SETTINGS
+    if name not in ("diffusion", "dsl") or not all(value for _, _, value in pairs):
+        raise LensError(f"lens {item!r}: write diffusion, dsl:alpha=5, or diffusion:norm=match:positions=eos")
+    if unknown := [key for key in settings if key not in known]:
+        raise LensError(f"lens {item!r} has no setting {unknown[0]!r}; nearest: {nearest(unknown[0], known)}")
+    if name == "diffusion":
+        return TextDiffusionLens(**settings)
+    try:
+        return TextSteeringLens(alpha=float(settings.pop("alpha")), **settings)
+    except KeyError:
+        raise LensError(f"lens {item!r}: give its strength as dsl:alpha=NUMBER") from None
+    except ValueError as error:
+        raise LensError(f"lens {item!r}: {error}") from None

@@ -94,7 +94,8 @@ class TextDiffusionLens(Lens):
         """The lens's name and what is set otherwise than by default."""
         given = {name: value for name, value in self.settings().items() if value is not None}
         del given["definition"]
-        said = [f"{name} {value}" for name, value in given.items() if (name, value) != ("norm", "format")]
+        said = [f"{name} {f'{value:g}' if isinstance(value, float) else value}" for name, value in given.items() if
+                (name, value) != ("norm", "format")]  # fmt: skip
         return ", ".join([self._title, *said])
 
     _title = "Diffusion Lens"

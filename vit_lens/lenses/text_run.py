@@ -1,6 +1,6 @@
 """One run of prompts through the text encoders of a format: what each part wrote, where words stand."""
 
-__all__ = ["PromptReader", "TextRun"]
+__all__ = ["PromptReader", "TextRun", "check_prompts"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,11 +32,12 @@ class PromptReader(Protocol):
 
     format: TextFormat
     encoders: dict[str, Any]
+    length: int | None
 
     @property
-    def towers(self) -> Mapping[str, HookedTextEncoder]: ...
+    def towers(self) -> dict[str, HookedTextEncoder]: ...
     @property
-    def readouts(self) -> Mapping[str, TextReadout]: ...
+    def readouts(self) -> dict[str, TextReadout]: ...
     def encode(self, prompts: Sequence[str]) -> Condition: ...
 
 
@@ -87,6 +88,8 @@ class TextRun:
                 "vit_lens.decoders.PromptEncoder(pipeline) makes it"
             )
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not truncate:
+            check_prompts(encoder, [text for text in texts if isinstance(text, str)])
         kept: dict[str, dict[str, Tensor]] = {name: {} for name in encoder.encoders}
         told: dict[str, dict[str, Tensor]] = {}
         with ExitStack() as stack:
@@ -95,8 +98,6 @@ class TextRun:
                     stack.callback(handle.remove)
             condition = encoder.encode(texts)
         ids = {name: one["input_ids"] for name, one in told.items()}
-        if not truncate:
-            _check_lengths(encoder, texts, ids)
         caches = {name: _cache(encoder.towers[name], held) for name, held in kept.items()}
         masks = {name: one.get("attention_mask") for name, one in told.items()}
         return cls(encoder, tuple(texts), condition, caches, ids, masks)
@@ -258,15 +259,29 @@ def _cache(tower: HookedTextEncoder, held: dict[str, Tensor]) -> ViTActivationCa
     return ViTActivationCache(held, tower, rows="all", read_out=every)
 
 
-def _check_lengths(encoder: PromptReader, texts: Sequence[str], ids: Mapping[str, Tensor]) -> None:
-    for name, read in ids.items():
-        tokenizer, room = encoder.towers[name].tokenizer, read.shape[1]
-        for text in texts:
-            n = len(tokenizer(text.lower() if encoder.format.name in _LOWERED else text, verbose=False)["input_ids"])
-            if n > room:
+def check_prompts(encoder: PromptReader, prompts: Sequence[str]) -> None:
+    """Raise if an encoder would cut a prompt.
+
+    Args:
+        encoder: A :class:`vit_lens.decoders.PromptEncoder`.
+        prompts: Texts.
+
+    Raises:
+        TextError: A prompt has more tokens than some encoder reads.
+
+    >>> vl.lenses.check_prompts(text_to_image, ["star " * 15])
+    Traceback (most recent call last):
+    vit_lens.errors.TextError: prompt 'star star ...' has 17 tokens, and text_encoder reads 16; shorten it, ...
+    """
+    for one in encoder.format.readings:
+        tokenizer = encoder.towers[one.encoder].tokenizer
+        room = tokenizer.model_max_length if one.kind == "clip" else encoder.length or encoder.format.length or 0
+        for text in prompts:
+            read = text.lower().strip() if encoder.format.name in _LOWERED else text
+            if (n := len(tokenizer(read, verbose=False)["input_ids"])) > room:
                 raise TextError(
-                    f"prompt {text!r:.60} has {n} tokens, and {name} reads {room}; shorten it, or cut its end off with "
-                    "truncate=True"
+                    f"prompt {text!r:.60} has {n} tokens, and {one.encoder} reads {room}; shorten it, or cut its end "
+                    "off with truncate=True"
                 )
 
 

@@ -9,13 +9,22 @@ from vit_lens.records.named_readings import Reading, told_apart
 from vit_lens.records.opening import read_manifest
 from vit_lens.records.record import Record
 from vit_lens.records.rows import over_seeds, select
-from vit_lens.records.schema import COLUMNS, DRAWN, FORMAT, input_name, picture_name, to_table
+from vit_lens.records.schema import (
+    COLUMNS,
+    DRAWN,
+    FORMAT,
+    has_picture,
+    input_name,
+    looks_again,
+    picture_name,
+    to_table,
+)
 from vit_lens.records.shards import merge, ranges
 from vit_lens.records.writer import RecordWriter
 
 __all__ = [
     "COLUMNS", "DRAWN", "FORMAT", "FORMS", "LIVE_BUDGET", "Found", "LiveNumbers", "Reading", "Readouts", "Record",
-    "RecordWriter", "budget_words", "csv_bytes", "csv_text", "encode_png", "gallery_name", "input_name", "is_whole_png",
-    "live_bytes", "live_labels", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "select",
-    "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
+    "RecordWriter", "budget_words", "csv_bytes", "csv_text", "encode_png", "gallery_name", "has_picture", "input_name",
+    "is_whole_png", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds", "picture_name", "ranges",
+    "read_manifest", "select", "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
 ]  # fmt: skip

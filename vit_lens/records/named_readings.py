@@ -9,7 +9,12 @@ from typing import Any
 from vit_lens.errors import RecordError
 from vit_lens.files import check_fields
 
-CONTROL_WORDS = {"random": "Control: a random direction of the same length stands in for what the site writes."}
+CONTROL_WORDS = {
+    "random": "Control: a random direction of the same length stands in for what the site writes.",
+    "other": "Control: what the site writes for another prompt, at the same length, stands in for it.",
+    "shuffled": "Control: what the site writes for the same words in another order, at the same length, stands in.",
+    "empty": "Control: what the site writes where nothing is said, at the same length, stands in for it.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import PIL.Image
 
 from vit_lens.errors import RecordError
 from vit_lens.records.encoding import thumbnail_uri
+from vit_lens.records.schema import has_picture
 
 N_INPUTS, N_PICTURES = 3, 8
 
@@ -36,12 +37,17 @@ def _line(record: Any, entry: dict[str, Any]) -> str:
     rows = table.loc[(table["input"] == entry["index"]) & table["reading"].isin(sites)]
     by = "cos_input" if rows["cos_input"].notna().any() else "cos_lens_clean"
     best = rows.sort_values(by, ascending=False, kind="stable").head(N_PICTURES)
-    cells = [_figure(_uri(record.input, entry["index"]), str(entry["name"]), "input")]
+    name = str(entry["name"])
+    cells = [_figure(_uri(record.input, entry["index"]), name, "input") if has_picture(entry) else _text(name)]
     for row in best.to_dict("records"):
         title = f"{row['site']}: {record.readings[row['reading']].label}"
         number = "" if pd.isna(row[by]) else f" {row[by]:.2f}"
         cells.append(_figure(_uri(record.picture, row["row"]), title, f"{row['site']}{number}"))
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _text(words: str) -> str:
+    return f'<td style="max-width:12em">{html.escape(words)}</td>'
 
 
 def _figure(uri: str, title: str, caption: str) -> str:

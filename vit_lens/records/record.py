@@ -22,7 +22,7 @@ from vit_lens.records.named_readings import Reading
 from vit_lens.records.notebook import record_html
 from vit_lens.records.opening import RecordFiles, read_manifest
 from vit_lens.records.row_files import StoredConditions
-from vit_lens.records.schema import input_name, picture_name
+from vit_lens.records.schema import has_picture, input_name, picture_name
 
 
 class _Pooled(Mapping[str, Tensor]):
@@ -147,12 +147,26 @@ class Record:
             raise RecordError(f"no row {row}; the record has {len(self.table)} rows")
         return self.files.picture(self.table["picture"].iloc[row] or picture_name(row))
 
+    def entry(self, index: SupportsIndex) -> dict[str, Any]:
+        """Return what the manifest says of an input, by its index over the whole sweep: kind, name, hash, text.
+
+        Raises:
+            RecordError: There is no such input.
+        """
+        found = [entry for entry in self.manifest["inputs"] if entry["index"] == index.__index__()]
+        if not found:
+            known = [entry["index"] for entry in self.manifest["inputs"]]
+            raise RecordError(f"no input {index}; the record has {known[:8]}{' and more' if len(known) > 8 else ''}")
+        return found[0]
+
     def input(self, index: SupportsIndex) -> PIL.Image.Image:
         """Return what the model saw of an image, by its index over the whole sweep.
 
         Raises:
-            RecordError: The picture is missing or damaged.
+            RecordError: The picture is missing or damaged, or the input is a text.
         """
+        if not all(map(has_picture, self.manifest["inputs"])):
+            raise RecordError(f"input {index} is a text, which has no picture: record.entry({index})['text'] has it")
         return self.files.picture(input_name(index.__index__()))
 
     @cached_property

@@ -15,15 +15,15 @@ Format 2, a folder:
 
 In the manifest: ``readings`` say what a row was read with (:class:`vit_lens.records.Reading`), and rows name theirs by
 its id. ``inputs`` have a ``kind`` (``image``, ``text``), an ``index`` over all parts of a divided sweep, a name and a
-content hash. ``machine`` (kind of device), ``versions`` and ``threads`` are what bits depend on beside the plan.
-``content`` is the SHA-256 of everything else in it.
+content hash; a text has its ``text``, no picture, and no ``reencoded``. ``machine`` (kind of device), ``versions`` and
+``threads`` are what bits depend on beside the plan. ``content`` is the SHA-256 of everything else in it.
 ``batch_plan`` says which rows are drawn together. ``shard`` says which of the whole sweep's rows a part holds.
 """
 
 __all__ = [
     "COLUMNS", "DRAWN", "FORMAT", "IDENTITY_KEYS", "LISTED", "LIVE_FILE", "MANIFEST_KEYS", "PLAN_COLUMNS",
-    "READOUTS_FILE", "Kind", "check_manifest", "csv_rows", "csv_to_table", "differing", "expected_files", "input_name",
-    "json_bytes", "lengths", "part_name", "picture_name", "table_to_csv", "to_table",
+    "READOUTS_FILE", "Kind", "check_manifest", "csv_rows", "csv_to_table", "differing", "expected_files", "has_picture",
+    "input_name", "json_bytes", "lengths", "looks_again", "part_name", "picture_name", "table_to_csv", "to_table",
 ]  # fmt: skip
 
 import csv
@@ -104,6 +104,20 @@ def input_name(index: int) -> str:
     return f"inputs/{index:04d}.png"
 
 
+def has_picture(entry: Mapping[str, Any]) -> bool:
+    """Whether an input is one that the model saw as a picture; a text is none.
+
+    >>> vl.records.has_picture({"kind": "text", "index": 0, "name": "a red star"})
+    False
+    """
+    return entry.get("kind") != "text"
+
+
+def looks_again(manifest: Mapping[str, Any]) -> bool:
+    """Whether the pictures of a record are read again by the encoder of its inputs: an encoder of texts reads none."""
+    return bool(manifest["decoder"]) and any(map(has_picture, manifest["inputs"]))
+
+
 def lengths(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Return how many rows each kind of condition of a record has."""
     n_rows = int(manifest["batch_plan"]["n_rows"])
@@ -121,9 +135,9 @@ def expected_files(manifest: Mapping[str, Any]) -> list[str]:
     if not n_rows:
         return ["table.csv"]
     held: dict[str, Any] = manifest["conditions"] or {"shapes": {}, "rows_per_part": n_rows}
-    names = {"lens", "clean", *(["reencoded"] if manifest["decoder"] else []), *held["shapes"]}
+    names = {"lens", "clean", *(["reencoded"] if looks_again(manifest) else []), *held["shapes"]}
     return [
-        "table.csv", *(input_name(entry["index"]) for entry in manifest["inputs"]),
+        "table.csv", *(input_name(entry["index"]) for entry in manifest["inputs"] if has_picture(entry)),
         *(picture_name(row) for row in range(n_rows) if manifest["decoder"]),
         *(
             part_name(name, part) for name, n in lengths(manifest).items() if name in names

@@ -16,7 +16,7 @@ from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
 from vit_lens.records.answers import Found, gallery_name
 from vit_lens.records.record import Record
-from vit_lens.records.schema import IDENTITY_KEYS, differing, picture_name
+from vit_lens.records.schema import IDENTITY_KEYS, differing, has_picture, picture_name
 from vit_lens.records.writer import RecordWriter
 
 # What a part has of its own is its rows, and with them its inputs.
@@ -64,7 +64,8 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     joined = _Joined([part for part in parts if len(part.table)], places)
     with RecordWriter.held(Path(out), _manifest(parts, joined), joined.table()) as writer:
         for index, (owner, _) in joined.inputs.items():
-            writer.write_input(index, owner.input(index))
+            if has_picture(owner.entry(index)):
+                writer.write_input(index, owner.input(index))
         done = writer.finished_rows()
         for (part, row), place in zip(joined.rows, places, strict=True):
             if place not in done and writer.manifest["decoder"]:

@@ -1,7 +1,8 @@
 """Sweeps: sites x inputs, read by lenses, decoded into pictures, kept as a record."""
 
 __all__ = [
-    "DEFAULT_SITES", "Beside", "Budget", "Controls", "Drawing", "Execution", "Inputs", "Plan", "plan", "run",
+    "DEFAULT_SITES", "Beside", "Budget", "Controls", "Drawing", "Execution", "Inputs", "Plan", "Prompts",
+    "plan", "run",
     "sweep",
 ]  # fmt: skip
 
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vit_lens.decoders import Decoder
+from vit_lens.decoders import Decoder, PromptEncoder
 from vit_lens.lenses import Lens, Sites
 from vit_lens.models import HookedViT
 from vit_lens.records import Record
@@ -20,11 +21,13 @@ from vit_lens.sweeping.budget import Budget
 from vit_lens.sweeping.plan import DEFAULT_SITES, Plan, plan
 from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, check_kind
 from vit_lens.sweeping.stages import run
+from vit_lens.sweeping.text_inputs import Prompts
 
 
 def sweep(
-    model: HookedViT, decoder: Decoder | None, inputs: Any, *, lens: Sequence[Lens | str] | Lens | str | None = None,
-    reference: ReferenceMeans | None = None, sites: Sites = DEFAULT_SITES, out: str | os.PathLike[str],
+    model: HookedViT | PromptEncoder, decoder: Decoder | None, inputs: Any, *,
+    lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | None = None,
+    sites: Sites | None = None, out: str | os.PathLike[str],
     drawing: Drawing | None = None, controls: Controls | bool = False, beside: Beside | None = None,
     budget: Budget | str | int | float | None = None, execution: Execution | None = None, progress: bool = False,
     on_pass: Callable[[Record], object] | None = None, command: str | None = None, notes: Sequence[str] = (),
@@ -36,14 +39,16 @@ def sweep(
     threads, which stand in the record. A budget follows the clock, and is exempt.
 
     Args:
-        model: The encoder.
+        model: The encoder: a model that sees images, or a :class:`vit_lens.decoders.PromptEncoder` for prompts.
         decoder: The decoder that draws the pictures; None keeps embeddings and their numbers alone.
-        inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`.
-        lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
+        inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`; or
+            prompts as :class:`Prompts` takes them.
+        lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`, and for
+            prompts :class:`vit_lens.TextDiffusionLens`. One
             must be defined on every site, of several each reads the sites that it is defined on.
         reference: Means for the spelling ``dsl-mean``; by default those that ship with the model.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
-            ``resid_mid``, ``resid_post``.
+            ``resid_mid``, ``resid_post``. None takes every layer, and of images every head, attention block and MLP.
         out: The directory of the record: new, empty, or this same sweep's, which then goes on.
         drawing: The decoder's settings, noise seeds and batch size; None takes the decoder's own.
         controls: Whether a control of equal norm and random direction is drawn beside every row that is not a

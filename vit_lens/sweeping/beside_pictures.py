@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import GalleryError, LensError, VitLensError
-from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery, SiteMeans, deviations, picture_hash, top_captions
 from vit_lens.records import Found, LiveNumbers, Readouts, RecordWriter, gallery_name
 from vit_lens.sweeping.controls import Centre
@@ -69,7 +68,7 @@ class Beside:
         if self.means and self.texts is None and self.gallery is None:
             raise VitLensError("means= centre captions and neighbours; without texts= and gallery= they have no effect")
 
-    def of(self, model: HookedViT, readings: list[LensReading]) -> "BesideModel":
+    def of(self, model: Any, readings: list[LensReading]) -> "BesideModel":
         """Return what is kept for the readings of a model.
 
         Raises:
@@ -85,7 +84,7 @@ class Beside:
 class BesideModel(Beside):
     """The same for the readings of one model; see :meth:`Beside.of`."""
 
-    model: HookedViT
+    model: Any
     readings: list[LensReading]
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ def control_numbers(
         digits: That identify the image; directions follow from them, whichever images are swept with it.
         controls: How many directions, and their seed.
     """
-    sites = [site for site in reading.sites if not (reading.reading.control or site.is_residual)]
+    sites = [site for site in reading.sites if not reading.reading.control and reading.is_controlled(site)]
     found: dict[Site, tuple[float, float]] = {}
     if sites and reading.has_control:
         generator = torch.Generator().manual_seed((int(digits[12:24], 16) + controls.seed) % 2**63)

@@ -15,7 +15,7 @@ from vit_lens.conditions import Condition
 from vit_lens.engine import OWN, Drawn, Task
 from vit_lens.errors import ContractError
 from vit_lens.metrics import cosine
-from vit_lens.records import DRAWN, Record, RecordWriter, input_name, picture_name
+from vit_lens.records import DRAWN, Record, RecordWriter, has_picture, input_name, looks_again, picture_name
 from vit_lens.sweeping.beside_pictures import BesideModel, Collected
 from vit_lens.sweeping.embedding import Embedded
 from vit_lens.sweeping.threads import PictureThreads
@@ -81,16 +81,20 @@ class Ledger:
         """Return the inputs of which everything is there: numbers, what the model saw, and what stands beside."""
         unknown = set(self.table.loc[self.table["norm_h"].isna(), "input"])
         known = sorted(set(self.table["input"]) - unknown)
-        return {index for index in known if self._writer.holds(input_name(index)) and self._collected.has(index)}
+        return {index for index in known if self._holds(index) and self._collected.has(index)}
+
+    def _holds(self, index: int) -> bool:
+        entry = self._writer.manifest["inputs"][self._place[index]]
+        return not has_picture(entry) or self._writer.holds(input_name(index))
 
     def keep_input(
-        self, index: int, seen: Image.Image, found: Embedded, places: dict[int, int], negative: Condition | None
+        self, index: int, seen: Image.Image | None, found: Embedded, places: dict[int, int], negative: Condition | None
     ) -> None:
         """Keep what one input's sites are read as.
 
         Args:
             index: Of the input.
-            seen: What the model saw.
+            seen: What the model saw; None where that is no picture.
             found: All its sites.
             places: For each of the record's rows of it, which site of ``found`` that is.
             negative: Of the decoder.
@@ -102,17 +106,18 @@ class Ledger:
             for name, values in found.numbers.items():
                 self.table.loc[rows, name] = [values[place] for place in of]
         self._put("clean", [self._place[index]], found.clean)
-        self._collected.add(found.read.vector, seen, rows, of)
+        if seen is not None:
+            self._collected.add(found.read.vector, seen, rows, of)
+            self._writer.write_input(index, seen)
         if found.live is not None:
             self._collected.live[index] = found.live
-        self._writer.write_input(index, seen)
         self._embedding_changed = True
         self._keep()
 
     def _begin(self, found: Embedded, negative: Condition | None) -> None:
         if not self._held:
             shapes = {"lens": found.read.shapes(), "clean": found.clean.shapes()}
-            shapes |= {"reencoded": found.clean.shapes()} if self._writer.manifest["decoder"] else {}
+            shapes |= {"reencoded": found.clean.shapes()} if looks_again(self._writer.manifest) else {}
             shapes |= {} if negative is None else {"negative": negative.shapes()}
             self._writer.begin_conditions(shapes)
             self._held = dict(self._writer.conditions)
@@ -169,7 +174,8 @@ class Ledger:
         for row, index in zip(members, place, strict=True):
             if row not in on_disk and self._pictures is not None:
                 self._pictures.write(row, drawn.pictures[index], task.drawn)
-        self._note(task, members, drawn.seen[OWN][place])
+        again = drawn.seen.get(OWN)
+        self._note(task, members, None if again is None else again[place])
         self._keep()
 
     def changes(self) -> list[dict[str, Any]]:
@@ -183,7 +189,13 @@ class Ledger:
     def _members(self, rows: Iterable[int]) -> list[int]:
         return [row for first in rows for row in (first, *self._twins.get(first, []))]
 
-    def _note(self, task: Task, rows: list[int], again: Condition) -> None:
+    def _note(self, task: Task, rows: list[int], again: Condition | None) -> None:
+        if again is not None:
+            self._compare(rows, again)
+        self.table.loc[rows, "picture"] = [picture_name(row, task.drawn) for row in rows]
+        self.table.loc[rows, "drawn"] = task.drawn
+
+    def _compare(self, rows: list[int], again: Condition) -> None:
         table, held = self.table, self._held
         if again.flat.shape[-1] != held["clean"].flat.shape[-1]:
             raise ContractError(
@@ -196,8 +208,6 @@ class Ledger:
         table.loc[rows, "cos_input"] = cosine(again.flat, clean.flat).tolist()
         if self._labels is not None:
             table.loc[rows, "label"] = self._labels.label(again.vector)
-        table.loc[rows, "picture"] = [picture_name(row, task.drawn) for row in rows]
-        table.loc[rows, "drawn"] = task.drawn
 
     # ---- storing and showing
 

@@ -1,6 +1,6 @@
 """Each lens on the sites that it reads, and its controls."""
 
-__all__ = ["LensReading", "make_readings", "record_reading"]
+__all__ = ["LensReading", "make_readings", "record_reading", "with_controls"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +24,10 @@ class LensReading:
     lens: Lens
     sites: list[Site]
     reading: Reading
+
+    def is_controlled(self, site: Site) -> bool:
+        """Whether a site has controls."""
+        return not site.is_residual
 
     @property
     def has_control(self) -> bool:
@@ -68,19 +72,29 @@ def make_readings(model: HookedViT, lenses: Sequence[Lens], sites: Sites, contro
         LensError: No lens is defined on some site, a lens has no control where they are asked for, or two lenses say
             the same of themselves.
     """
+    pairs = sites_of_each(model, lenses[0] if len(lenses) == 1 else lenses, sites)
+    made = [LensReading(lens, own, record_reading(lens)) for lens, own in pairs]
+    return with_controls(made, ("random",) if controls else ())
+
+
+def with_controls(readings: Sequence[LensReading], kinds: Sequence[str]) -> list[LensReading]:
+    """Return readings, each followed by its controls of some kinds.
+
+    Raises:
+        LensError: A lens has no control where they are asked for, or two lenses say the same of themselves.
+    """
     found: list[LensReading] = []
-    for lens, own in sites_of_each(model, lenses[0] if len(lenses) == 1 else lenses, sites):
-        reading = LensReading(lens, own, record_reading(lens))
+    for reading in readings:
         if any(reading.reading.id == other.reading.id for other in found):
             raise LensError(
                 f"two lenses say the same of themselves: {reading.reading.label}, {dict(reading.reading.settings)}. "
                 "Give one of them, or let settings() tell them apart"
             )
         found.append(reading)
-        free = [site for site in own if not site.is_residual]
-        if controls and free:
+        free = [site for site in reading.sites if reading.is_controlled(site)]
+        for kind in kinds if free else ():
             if not reading.has_control:
-                raise no_control(lens)
-            found.append(LensReading(lens, free, reading.reading.controlled("random")))
+                raise no_control(reading.lens)
+            found.append(replace(reading, sites=free, reading=reading.reading.controlled(kind)))
     told = told_apart([one.reading for one in found])
     return [replace(one, reading=reading) for one, reading in zip(found, told, strict=True)]

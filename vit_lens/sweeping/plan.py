@@ -2,7 +2,6 @@
 
 __all__ = ["DEFAULT_SITES", "Plan", "plan"]
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,25 +9,34 @@ from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
-import torch
 
 from vit_lens import __version__
 from vit_lens.addresses import as_index
-from vit_lens.decoders import Decoder, check_decoder, check_encoder, free_memory, seeded, settings_dict, stated_numerics
+from vit_lens.decoders import (
+    Decoder,
+    PromptEncoder,
+    check_decoder,
+    free_memory,
+    seeded,
+    settings_dict,
+    stated_numerics,
+)  # fmt: skip
 from vit_lens.engine import duration_words, flops_per_second, machine_kind, size_words
 from vit_lens.errors import ContractError, RecordError, VitLensError, expect
-from vit_lens.lenses import Lens, Sites, parse_lenses
+from vit_lens.lenses import Lens, Sites
 from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
 from vit_lens.reference import ReferenceMeans
 from vit_lens.sweeping.beside_pictures import Beside, BesideModel
 from vit_lens.sweeping.budget import Budget
-from vit_lens.sweeping.lens_readings import LensReading, make_readings
+from vit_lens.sweeping.input_kinds import ImageKind, InputKind
+from vit_lens.sweeping.lens_readings import LensReading
 from vit_lens.sweeping.order import Batch, batches_in_order, share_of
 from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, check_kind
+from vit_lens.sweeping.text_inputs import Prompts, TextKind
 
-DEFAULT_SITES = ("L0.resid_pre", "resid_post", "heads", "attn", "mlp")
-"""Every layer, head, attention block and MLP."""
+DEFAULT_SITES = tuple(ImageKind.default_sites)
+"""Of images: every layer, head, attention block and MLP; of prompts it is every layer."""
 _WITHOUT_DECODER = 32
 _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", "pillow")
 _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
@@ -36,22 +44,24 @@ _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
 
 @stated_numerics()
 def plan(
-    model: HookedViT, decoder: Decoder | None, inputs: Any, *, lens: Sequence[Lens | str] | Lens | str | None = None,
-    reference: ReferenceMeans | None = None, sites: Sites = DEFAULT_SITES, drawing: Drawing | None = None,
+    model: HookedViT | PromptEncoder, decoder: Decoder | None, inputs: Any, *,
+    lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | None = None,
+    sites: Sites | None = None, drawing: Drawing | None = None,
     controls: Controls | bool = False, beside: Beside | None = None, budget: Budget | str | int | float | None = None,
     execution: Execution | None = None,
 ) -> "Plan":  # fmt: skip
     """Return what a sweep would do; see :func:`vit_lens.sweep`. Printed, it says what that takes.
 
     Args:
-        model: The encoder.
+        model: The encoder: a model that sees images, or a :class:`vit_lens.decoders.PromptEncoder`.
         decoder: The decoder that draws the pictures; None keeps embeddings and their numbers alone.
-        inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`.
+        inputs: Images as :class:`Inputs` takes them (paths, folders, PIL images, uint8 arrays), or :class:`Inputs`; or
+            prompts as :class:`Prompts` takes them.
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
             must be defined on every site, of several each reads the sites that it is defined on.
         reference: Means for the spelling ``dsl-mean``; by default those that ship with the model.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
-            ``resid_mid``, ``resid_post``.
+            ``resid_mid``, ``resid_post``. None takes every layer, and of images every head, attention block and MLP.
         drawing: The decoder's settings, noise seeds and batch size; None takes the decoder's own.
         controls: Whether random directions are drawn beside every site, or :class:`Controls` that say which.
         beside: Captions, neighbours and live numbers to keep beside the pictures; None keeps none.
@@ -74,16 +84,14 @@ def plan(
     rows: 256
     pictures: none; disk: about 195 kB
     """
-    expect(model, HookedViT, "model", VitLensError, "such as HookedViT.from_pretrained('mini')")
     check_kind("drawing", drawing, Drawing, "vit_lens.Drawing(settings=..., seeds=..., batch_size=...)")
     check_kind("beside", beside, Beside, "vit_lens.Beside(texts=..., gallery=...)")
     check_kind("execution", execution, Execution, "vit_lens.Execution(executor=..., shard=(i, n), threads=...)")
     check_kind("reference", reference, ReferenceMeans, "such as ReferenceMeans.load('means.safetensors')")
-    model.refuse_hooks("a record")
-    given, drawing, execution = Inputs.of(inputs), drawing or Drawing(), execution or Execution()
+    kind, drawing, execution = _kind_of(model, inputs), drawing or Drawing(), execution or Execution()
     controls = Controls.of(controls)
-    readings = make_readings(model, parse_lenses(lens, model, reference), sites, controls.drawn)
-    kept = (beside or Beside()).of(model, readings)
+    readings = kind.readings(lens, reference, kind.default_sites if sites is None else sites, controls)
+    kept = kind.beside(beside or Beside(), readings)
     if decoder is None:
         if not (drawing.settings is None and drawing.seeds is None and kept.labels is None and budget is None):
             raise VitLensError(
@@ -92,17 +100,10 @@ def plan(
         settings, seeds, size = None, [0], drawing.batch_size or _WITHOUT_DECODER
     else:
         decoder = check_decoder(decoder)
-        for one in readings:
-            if set(decoder.takes) != set(one.lens.parts):
-                raise ContractError(
-                    f"decoder {decoder.decoder_id} takes {' and '.join(decoder.takes)}, lens {one.reading.label} reads "
-                    f"{' and '.join(one.lens.parts)}: sweep lenses that read what the decoder takes"
-                )
+        kind.check_decoder(decoder, readings)
         settings = decoder.defaults if drawing.settings is None else drawing.settings
         decoder.check_settings(settings)
         own_seed = getattr(settings, "seed", None)
-        if decoder.encoder_id is not None:
-            check_encoder(decoder.decoder_id, decoder.encoder_id, model)
         seeds = list(drawing.seeds) if drawing.seeds is not None else [own_seed or 0]
         if own_seed is None and drawing.seeds is not None and len(seeds) > 1:
             raise VitLensError(
@@ -123,7 +124,7 @@ def plan(
         said = coarse and {**settings_dict(coarse), "words": decoder.settings_words(coarse)}
         within = {"same_above": spent.same_above, "coarse": said, "order": "information"}
     return Plan(
-        model=model, decoder=decoder, inputs=given, readings=readings, seeds=seeds, settings=settings, size=size,
+        kind=kind, decoder=decoder, readings=readings, seeds=seeds, settings=settings, size=size,
         drawing=drawing, controls=controls, beside=kept, budget=spent, within=within, execution=execution,
     )  # fmt: skip
 
@@ -135,9 +136,8 @@ class Plan:
     :func:`vit_lens.plan` makes it, :func:`vit_lens.sweeping.run` runs it; printed, it says what that takes.
 
     Attributes:
-        model: The encoder.
+        kind: The inputs, with the encoder that reads them.
         decoder: The decoder that draws the pictures; None where nothing is drawn.
-        inputs: The images that are read.
         readings: The lenses on their sites, controls among them.
         seeds: The noise seeds; every row is drawn with each.
         settings: The decoder's settings; None without a decoder.
@@ -158,9 +158,8 @@ class Plan:
     [['2_heart.png', 'L1.resid_post']]
     """
 
-    model: HookedViT
+    kind: InputKind
     decoder: Decoder | None
-    inputs: Inputs
     readings: list[LensReading]
     seeds: list[int]
     settings: Any
@@ -171,6 +170,16 @@ class Plan:
     budget: Budget | None
     within: dict[str, Any] | None
     execution: Execution
+
+    @property
+    def model(self) -> Any:
+        """The encoder."""
+        return self.kind.model
+
+    @property
+    def inputs(self) -> Any:
+        """The inputs that are read."""
+        return self.kind.inputs
 
     @property
     def per_input(self) -> int:
@@ -258,11 +267,7 @@ class Plan:
         shard = self.execution.shard
         return {
             "format": FORMAT,
-            "model": {
-                "encoder_id": model.encoder_id, "fingerprint": model.fingerprint, "weights": _digest_of(model),
-                "dtype": str(model.dtype).removeprefix("torch."), "config": model.cfg.to_dict() | {"device": None},
-                "preprocess": model.preprocess_spec and model.preprocess_spec.to_dict(),
-            },
+            "model": self.kind.describe(),
             "decoder": decoder and {
                 **decoder.identity(), "settings": settings_dict(self.settings),
                 "words": decoder.settings_words(self.settings), "takes": dict(decoder.takes),
@@ -346,16 +351,16 @@ class Plan:
 
     def _stored(self, n: int) -> float:
         """Return about how many bytes a record takes: conditions twice, pictures, a line of the table."""
-        width = self.model.cfg.d_embed if self.decoder is None else sum(self.decoder.takes.values())
+        width = self.kind.row_numbers
         said = {} if self.settings is None else settings_dict(self.settings)
         picture = _PNG_SHARE * 3 * (said.get("height") or 0) * (said.get("width") or 0)
         return n * (4 * width * (1 if self.decoder is None else 2) + picture + 250)
 
 
-def _digest_of(model: HookedViT) -> str:
-    """Return what identifies weights to the last bit; the fingerprint is theirs in bfloat16."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
+def _kind_of(model: Any, inputs: Any) -> InputKind:
+    """Return the inputs with the encoder that reads them."""
+    if isinstance(model, PromptEncoder):
+        return TextKind(model, Prompts.of(inputs))
+    expect(model, HookedViT, "model", VitLensError, "such as HookedViT.from_pretrained('mini')")
+    model.refuse_hooks("a record")
+    return ImageKind(model, Inputs.of(inputs))

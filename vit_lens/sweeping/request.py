@@ -1,6 +1,6 @@
 """What a sweep is asked for, in a few objects: what is read, how it is drawn, held against what, by whom."""
 
-__all__ = ["Controls", "Drawing", "Execution", "Inputs", "check_kind"]
+__all__ = ["FORMULA", "Controls", "Drawing", "Execution", "Inputs", "check_kind"]
 
 import os
 from collections import Counter
@@ -12,10 +12,11 @@ from typing import Any
 
 from vit_lens.addresses import as_index
 from vit_lens.engine import Executor
-from vit_lens.errors import ImageError, VitLensError
+from vit_lens.errors import ImageError, VitLensError, nearest
 from vit_lens.images import find_images
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+CONTROL_KINDS = ("random", "other", "shuffled", "empty")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
@@ -86,7 +87,7 @@ class Inputs:
         turns, found = Counter[str](), []
         for i, path in enumerate(paths):
             name = f"image {i}" if path is None else path.name if is_plain else path.as_posix().removeprefix(root)
-            name = f"./{name}" if name.startswith(_FORMULA) else name
+            name = f"./{name}" if name.startswith(FORMULA) else name
             name = name.encode("utf-8", "backslashreplace").decode()
             turns[name] += 1
             found.append(f"{name} ({turns[name]})" if turns[name] > 1 else name)
@@ -140,6 +141,10 @@ class Controls:
         drawn: Whether a control is drawn beside every row that is not a residual.
         seed: The seed of the directions, 0 or more; they follow from it and from the image alone.
         draws: How many directions stand behind ``cos_lens_control`` and ``leak``, which need no drawing; at least 1.
+        kinds: What stands in for a site's output: ``"random"``, a direction of equal norm. For prompts, at every
+            position and as long as the site's output there, also what the site writes for another text: for the
+            next prompt of the sweep (``"other"``), for the prompt with its words in another order (``"shuffled"``),
+            for the text "" (``"empty"``: of several encoders, those that are held speak alone).
 
     Raises:
         VitLensError: A number is out of range.
@@ -152,11 +157,18 @@ class Controls:
     drawn: bool = True
     seed: int = 0
     draws: int = 20
+    kinds: Sequence[str] = ("random",)
 
     def __post_init__(self) -> None:
         check_kind("drawn", self.drawn, bool, "True or False")
         _check_whole("seed", self.seed, 0)
         _check_whole("draws", self.draws, 1)
+        kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
+        if unknown := [kind for kind in kinds if kind not in CONTROL_KINDS]:
+            raise VitLensError(f"no control {unknown[0]!r}; nearest: {nearest(str(unknown[0]), CONTROL_KINDS)}")
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise VitLensError(f"kinds={list(kinds)}: give different kinds of control, at least one")
+        object.__setattr__(self, "kinds", kinds)
 
     @classmethod
     def of(cls, given: "Controls | bool") -> "Controls":

@@ -21,7 +21,7 @@ from vit_lens.engine import Bench, Drawn, Task, make_executor, recorded_threads
 from vit_lens.errors import RecordError
 from vit_lens.records import Record, RecordWriter, read_manifest
 from vit_lens.sweeping.budget import Pace
-from vit_lens.sweeping.embedding import Embedded, embed_input, read_input
+from vit_lens.sweeping.embedding import Embedded, embed_input
 from vit_lens.sweeping.ledger import Ledger
 from vit_lens.sweeping.order import Batch, Pass, find_twins, rounds_by_information, share_of
 from vit_lens.sweeping.plan import Plan
@@ -108,13 +108,13 @@ class _Work:
     progress: bool
     rows: list[int] = field(default_factory=list)
     described: dict[int, dict[str, Any]] = field(default_factory=dict)
-    seen: dict[int, Image.Image] = field(default_factory=dict)
+    seen: dict[int, Image.Image | None] = field(default_factory=dict)
     embedded: dict[int, Embedded] = field(default_factory=dict)
     same_as: dict[int, int] | None = None
 
     def __post_init__(self) -> None:
         decoder, self.negative = self.plan.decoder, None
-        found = None if decoder is None else decoder.negative(self.plan.model)
+        found = None if decoder is None else self.plan.kind.negative(decoder)
         if decoder is not None and found is not None:
             decoder.check(found, encoder=self.plan.model)
             self.negative = found.kept()
@@ -126,7 +126,7 @@ class _Work:
         self.rows = [] if divides else plan.rows
         inputs = range(len(plan.inputs)) if divides else sorted({plan.place(row)[0] for row in self.rows})
         for index in tqdm(inputs, desc="inputs", unit="input", disable=not self.progress, delay=_SHOW_AFTER):
-            self.described[index], self.seen[index] = read_input(plan.model, plan.inputs, index)
+            self.described[index], self.seen[index] = plan.kind.read(index)
         if divides:
             self._divide()
         elif new and self.rows:  # a lens that does not keep its contract leaves nothing behind
@@ -135,7 +135,7 @@ class _Work:
     def _embed(self, index: int) -> Embedded:
         plan = self.plan
         found = embed_input(
-            plan.model, self.described[index], self.seen[index], plan.readings, plan.beside, plan.controls,
+            plan.kind, self.described[index], self.seen[index], plan.readings, plan.beside, plan.controls,
             live=plan.beside.wants_live(index),
         )  # fmt: skip
         if plan.decoder is not None:
@@ -199,7 +199,7 @@ class _Work:
     def draw(self, decoder: Decoder, ledger: Ledger) -> bool:
         """Draw what is not finished, pass by pass; returns whether all of it is."""
         plan, passes = self.plan, self._passes(ledger)
-        bench = Bench(model=plan.model, decoder=decoder, negative=self.negative)
+        bench = Bench(model=plan.kind.looks_again, decoder=decoder, negative=self.negative)
         executor = make_executor(plan.execution.executor)
         pace, ended = Pace(plan.budget, self.started, ledger.ending), True
         with ledger:

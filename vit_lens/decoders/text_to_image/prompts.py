@@ -29,6 +29,7 @@ from vit_lens.decoders.text_to_image.drawing import (
 )  # fmt: skip
 from vit_lens.errors import ContractError, DecoderError, TextError
 from vit_lens.identity import exact_fingerprint
+from vit_lens.models import HookedTextEncoder
 from vit_lens.text_formats import Readout, TextFormat
 
 # FLUX.1 [schnell] was distilled on fewer positions than [dev], and has no guidance to be told.
@@ -144,6 +145,19 @@ class PromptEncoder:
     def readouts(self) -> dict[str, Readout]:
         """The final norm of each encoder, and its projection where it has one."""
         return {name: _readout(encoder) for name, encoder in self.encoders.items()}
+
+    @property
+    def towers(self) -> dict[str, HookedTextEncoder]:
+        """The encoders as hooked towers, which share their weights."""
+        return self._towers
+
+    @cached_property
+    def _towers(self) -> dict[str, HookedTextEncoder]:
+        tokenizers = {name: self._pipe.components[each] for name, each in text_parts(self.format).items()}
+        return {
+            name: HookedTextEncoder.from_module(encoder, tokenizer=tokenizers[name], copy=False)
+            for name, encoder in self.encoders.items()
+        }
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Return the condition of each prompt, as the pipeline's own ``encode_prompt`` makes it.
