@@ -4,9 +4,8 @@ __all__ = [
     "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "BatchSize", "Captions", "ControlSeed", "Controls",
     "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype", "EncoderDtypes",
     "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "MaybeOutFile", "Model", "Open", "Out",
-    "OutFile", "Pair",
-    "QuickGelu", "Reference", "ReferenceImages", "Sites", "Size", "Steps", "Tag", "Tower", "grouped", "known", "one",
-    "parse_shard", "split_list", "torch_device", "torch_dtype",
+    "OutFile", "Pair", "Prompts", "QuickGelu", "Reference", "ReferenceImages", "Sites", "Size", "Steps", "Tag",
+    "Tower", "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
 import functools
@@ -44,6 +43,13 @@ Images = Annotated[
     typer.Option(
         help=f"{IMAGES}; repeat for more (study content: a table of pairs, .csv). Studies, figures and doctor have "
         "scenes of the embedded pair's world, too."
+    ),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Prompts in place of images: a file with one a line, or a prompt itself; repeat for more. --model names a "
+        "text-to-image pipeline then, which draws them, too."
     ),
 ]
 Reference = Annotated[

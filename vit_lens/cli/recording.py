@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vit_lens.cli import flags, intake
+from vit_lens.cli import flags, intake, prompting
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vit_lens.records import Record
+    from vit_lens.sweeping import Plan
 
 # A quarter of the work of the decoder's own settings; the model card says what it costs.
 _DEMO_SETTINGS = {"steps": 5, "guidance": 1.0}
@@ -23,6 +26,7 @@ Examples:
   vit-lens sweep photos/ --controls
   vit-lens sweep photos/ --controls --budget 60s
   vit-lens sweep cat.png --captions "a cat, a dog" --gallery photos/ --decoder none --model ViT-B-32 --tag openai
+  vit-lens sweep --prompts "a red star" --prompts prompts.txt --model ./stable-diffusion --controls
   vit-lens sweep cat.png --sites L7H3,L7.mlp --lens dsl-mean:alpha=5 --decoder-seed 0 --decoder-seed 1
   vit-lens sweep cat.png --sites resid_post --lens diffusion \\
     --model kandinsky-community/kandinsky-2-2-prior:image_encoder \\
@@ -55,6 +59,10 @@ def sweep(
     pair: flags.Pair,
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
+    prompts: flags.Prompts = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut prompts that are too long, as pipelines do, and record it.")
+    ] = False,
     lens: flags.Lenses = flags.DEFAULT_LENSES,
     sites: flags.Sites = flags.DEFAULT_SITES,
     reference: flags.Reference = None,
@@ -83,6 +91,13 @@ def sweep(
         ),
     ] = None,
     controls: flags.Controls = False,
+    control_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --controls of prompts, what stands in: random, or what a site writes for another prompt "
+            "(other), for the words in another order (shuffled), for no words (empty). Repeat; default: random."
+        ),
+    ] = None,
     control_seed: flags.ControlSeed = 0,
     captions: flags.Captions = None,
     gallery: flags.GalleryFolder = None,
@@ -107,16 +122,31 @@ def sweep(
     ] = False,
     page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
 ) -> None:
-    """Draw what sites of a model contribute to images of yours. Run it again to go on after an interruption."""
+    """Draw what sites of a model contribute to images or prompts. Run it again to go on after an interruption."""
     from vit_lens.mini import mini_beside, mini_notes
     from vit_lens.readers import Gallery, SiteMeans
-    from vit_lens.records import budget_words
-    from vit_lens.report import write_report
-    from vit_lens.sweeping import Budget, Drawing, Execution, plan, run
+    from vit_lens.sweeping import Budget, Drawing, Execution, plan
     from vit_lens.sweeping import Controls as Against
 
-    started, found, part = time.monotonic(), intake.find_given(paths, images), flags.parse_shard(shard)
+    started, part = time.monotonic(), flags.parse_shard(shard)
     flags.torch_dtype(decoder_dtype)  # refuses a misspelt one before the model is loaded
+    allowance = None if budget is None else Budget.parse(budget)
+    execution = Execution(executor=executor, shard=part, threads=threads)
+    if prompts is not None:
+        prompting.refuse_images_words(
+            images=paths or images, reference=reference, captions=captions, gallery=gallery, fast=fast,
+            compile=compiled, guidance_interval=guidance_interval, decoder_encoder=pair.decoder_encoder, tag=pair.tag,
+        )  # fmt: skip
+        made = prompting.plan_prompts(
+            pair, prompts, truncate=truncate, lens=lens, sites=sites, dtype=decoder_dtype, batch_size=batch_size,
+            asked={"steps": pair.steps, "guidance": pair.guidance, "scheduler": scheduler, "size": size},
+            controls=Against(drawn=controls, seed=control_seed, kinds=control_kind or ("random",)), budget=allowance,
+            execution=execution,
+        )  # fmt: skip
+        return _run(made, out, only_plan, page, allowance, started, shown=made.decoder is not None, notes=())
+    if truncate or control_kind:
+        raise VitLensError("--truncate and --control-kind are for --prompts, which were not given")
+    found = intake.find_given(paths, images)
     asked = {
         "steps": pair.steps, "guidance": pair.guidance, "guidance_interval": guidance_interval, "scheduler": scheduler,
     }  # fmt: skip
@@ -126,7 +156,6 @@ def sweep(
     )  # fmt: skip
     if guidance_interval is not None and pair.guidance is not None and pair.guidance <= 1:
         raise VitLensError(f"--guidance {pair.guidance:g} is none, so --guidance-interval would have no effect")
-    allowance = None if budget is None else Budget.parse(budget)
     specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
     intake.check_lenses(specs, reference)
     vit = pair.load()
@@ -147,8 +176,21 @@ def sweep(
         vit, drawer, found, lens=lenses, sites=wanted,
         drawing=Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size),
         controls=Against(drawn=controls, seed=control_seed), beside=beside, budget=allowance,
-        execution=Execution(executor=executor, shard=part, threads=threads),
+        execution=execution,
     )  # fmt: skip
+    shown = drawer is not None or captions is not None or gallery is not None
+    _run(made, out, only_plan, page, allowance, started, shown=shown, notes=mini_notes(vit))
+
+
+def _run(
+    made: "Plan", out: Path, only_plan: bool, page: bool, allowance: object, started: float, *, shown: bool,
+    notes: "Sequence[str]",
+) -> None:  # fmt: skip
+    """Run a plan, or print it; the page grows with a record that has a budget."""
+    from vit_lens.records import budget_words
+    from vit_lens.report import write_report
+    from vit_lens.sweeping import run
+
     if only_plan:
         typer.echo(str(made))
         return
@@ -161,13 +203,13 @@ def sweep(
 
     record = run(
         made, out, started=started, progress=True,
-        on_pass=show if page and allowance is not None else None, command=intake.command_line(), notes=mini_notes(vit),
+        on_pass=show if page and allowance is not None else None, command=intake.command_line(), notes=notes,
     )  # fmt: skip
     if words := budget_words(record):
         typer.echo(words)
     if page and allowance is not None:
         return
-    if page and (drawer is not None or captions is not None or gallery is not None):
+    if page and shown:
         _page(record.path, False)
     else:
         typer.echo(f"record: {record.path}")

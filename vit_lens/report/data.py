@@ -5,6 +5,7 @@ __all__ = ["beside_data", "live_data", "page_data", "texts_data"]
 import base64
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -12,13 +13,19 @@ import torch
 from torch import Tensor
 
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
-from vit_lens.records import LIVE_BUDGET, Found, Record
+from vit_lens.records import LIVE_BUDGET, Found, Record, has_picture
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
 _NEIGHBOURS = 2_000_000  # bytes of small copies of the gallery's pictures
 _TENSORS = ("contributions", "constant", "embedding", "gram", "along", "variance")
 # Columns of the table by their name on the page.
 _COLUMNS = {"image": "input", "type": "site_type"}
+_OF_PROMPTS = {
+    "cos_lens_clean": replace(
+        NUMBERS["cos_lens_clean"], title="Condition vs. prompt",
+        meaning="cosine of what the decoder is given with what the pipeline gives it of the whole prompt",
+    )
+}  # fmt: skip
 _COLUMNS |= {name: name for name in ("site", "layer", "head", "seed", "label", *NUMBERS)}
 
 
@@ -30,9 +37,10 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
     thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]], max(BUDGET - spent, BUDGET // 4))
     groups, membership = _groups(record)
     plan = manifest["batch_plan"].get("budget")
+    numbers = NUMBERS if all(map(has_picture, manifest["inputs"])) else NUMBERS | _OF_PROMPTS
     budget = plan and {"coarse": plan["coarse"] and plan["coarse"]["words"], "same_above": plan["same_above"]}
     return {
-        "base": base, "threshold": DRAWN_THRESHOLD, "numbers": {key: vars(number) for key, number in NUMBERS.items()},
+        "base": base, "threshold": DRAWN_THRESHOLD, "numbers": {key: vars(number) for key, number in numbers.items()},
         "images": _images(record), "groups": groups,
         "rows": {
             "group": membership,

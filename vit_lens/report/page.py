@@ -12,11 +12,24 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from vit_lens.identity import MINI_ENCODER
-from vit_lens.records import LIVE_BUDGET, Reading, Record, budget_words, is_whole_png, picture_name, unfinished_words
+from vit_lens.records import (
+    LIVE_BUDGET,
+    Reading,
+    Record,
+    budget_words,
+    has_picture,
+    is_whole_png,
+    picture_name,
+    unfinished_words,
+)
 from vit_lens.report.data import page_data
 from vit_lens.report.one_file import page_path, write_page
 
 _HERE = "vit_lens.report"
+_PARTS = {  # of a page of images, and of one of prompts: template, styles, scripts
+    True: ("page.html.j2", ["page.css"], ["live.js", "page.js"]),
+    False: ("prompts.html.j2", ["page.css", "prompts.css"], ["prompts.js"]),
+}
 JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -42,9 +55,11 @@ def write_report(record: Record | str | os.PathLike[str], out: str | os.PathLike
     record = record if isinstance(record, Record) else Record.load(record)
     target = page_path(record.path / "report.html" if out is None else out)
     data = page_data(record, _base(record.path, target.parent))
+    template, styles, scripts = _PARTS[all(map(has_picture, record.manifest["inputs"]))]
     return write_page(
-        target, (_HERE, "page.html.j2"), styles=[(_HERE, "page.css")], scripts=[(_HERE, "live.js"), (_HERE, "page.js")],
-        images="data: 'self' file:", data=Markup(_embedded_json(data)), beside_words=_beside_words(record),
+        target, (_HERE, template), styles=[(_HERE, name) for name in styles],
+        scripts=[(_HERE, name) for name in scripts], images="data: 'self' file:",
+        data=Markup(_embedded_json(data)), beside_words=_beside_words(record),
         **_live_header(record, data["live"]), **_header(record),
     )  # fmt: skip
 

@@ -1,0 +1,81 @@
+"""From what the sweep command is given to a plan over prompts."""
+
+__all__ = ["plan_prompts", "read_prompts", "refuse_images_words"]
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit_lens.cli import flags, intake
+from vit_lens.errors import VitLensError
+
+if TYPE_CHECKING:
+    from vit_lens.sweeping import Budget, Controls, Execution, Plan
+
+
+def refuse_images_words(**options: object) -> None:
+    """Refuse options that are for images, where prompts are given.
+
+    Raises:
+        VitLensError: One of them was given.
+    """
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+        raise VitLensError(
+            f"{', '.join(given)} would have no effect on --prompts; leave {'it' if len(given) < 2 else 'them'} out"
+        )
+
+
+def read_prompts(given: Sequence[str]) -> list[str]:
+    """Return prompts: those of files, one a line, and those that are given as they are.
+
+    Raises:
+        TextError: There is no such file.
+    """
+    from vit_lens.texts import read_captions
+
+    is_file = [Path(text).suffix in (".txt", ".csv", ".tsv", ".json") or _exists(text) for text in given]
+    return [
+        one
+        for text, file in zip(given, is_file, strict=True)
+        for one in (read_captions(Path(text)) if file else [text])
+    ]
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a name can be
+        return False
+
+
+def plan_prompts(
+    pair: flags.Pair, given: Sequence[str], *, truncate: bool, lens: Sequence[str] | None, sites: Sequence[str],
+    dtype: str, asked: Mapping[str, Any], batch_size: int | None, controls: "Controls", budget: "Budget | None",
+    execution: "Execution",
+) -> "Plan":  # fmt: skip
+    """Load both halves of a pipeline and plan a sweep.
+
+    Raises:
+        VitLensError: No pipeline is named.
+        DecoderError: There is no such pipeline, or something is wrong with its files.
+    """
+    from vit_lens.decoders import PromptEncoder, TextDecoder
+    from vit_lens.sweeping import Drawing, Prompts, plan
+
+    if pair.model == "mini":
+        raise VitLensError("--prompts needs --model, the directory or Hub id of a text-to-image pipeline")
+    prompts = Prompts(read_prompts(given), truncate=truncate)
+    intake.check_drawn(pair.decoder, **asked, decoder_seed=pair.decoder_seed, batch_size=batch_size, budget=budget)
+    where: dict[str, Any] = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(pair.device)}
+    encoder, decoder = PromptEncoder.from_pretrained(pair.model, **where), None
+    settings = None
+    if pair.decoder != "none":
+        decoder = TextDecoder.from_pretrained(pair.model if pair.decoder == "mini" else pair.decoder, **where)
+        sizes = {"height": asked["size"], "width": asked["size"]}
+        settings = decoder.settings(**flags.known(**{**asked, **sizes, "size": None}))
+    drawing = Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size)
+    return plan(
+        encoder, decoder, prompts, lens=None if lens == flags.DEFAULT_LENSES else flags.split_list(lens or ()) or None,
+        sites=None if sites == flags.DEFAULT_SITES else flags.split_list(sites), drawing=drawing, controls=controls,
+        budget=budget, execution=execution,
+    )  # fmt: skip
