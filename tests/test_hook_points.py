@@ -149,7 +149,10 @@ def test_a_caption_needs_a_vocabulary(vit):
     assert vit.tokens_to_residual_directions(torch.tensor([[1, 2]])).shape == (1, 2, 35)
     with pytest.raises(VitLensError, match="needs a vocabulary"):
         vit.tokens_to_residual_directions("a cat")
-    for wrong, message in ((13, "13 dimensions of the embedding"), (torch.tensor([0.5]), "expected a caption, or whole numbers")):
+    for wrong, message in (
+        (13, "13 dimensions of the embedding"),
+        (torch.tensor([0.5]), "expected a caption, or whole numbers"),
+    ):
         with pytest.raises(VitLensError, match=message):
             vit.tokens_to_residual_directions(wrong)
 
