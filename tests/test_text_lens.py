@@ -263,6 +263,68 @@ def test_controls_are_as_long_at_every_position(name):
     assert torch.equal(again.tokens, controls["random"].tokens)
 
 
+# ---- means
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "if"])
+def test_the_mean_anchor(name):
+    """Means by role against a loop over prompts; deviations of all parts add up to that of what is read."""
+    import vit_lens as vl
+    from vit_lens.errors import LensError, TextError
+
+    text = encoder(name, torch.float64)
+    known = ["a red star", "two small green stars", "a big blue ring", "a ring and a cross left of two red stars"]
+    known = [" ".join(one.split()[:5]) for one in known]
+    means, run = vl.TextMeans.of(text, known), vl.TextRun.of(text, "a green cross")
+    lens = vl.TextSteeringLens(alpha=2.5, reference=means)
+    moved = lens.moved_in(run)
+    tower = run.tower(moved.encoder)
+    others = [vl.TextRun.of(text, one) for one in known]
+
+    def mean_of(point, position):
+        own_end = int(tower.ends(run.ids[moved.encoder])[0])
+        rows = []
+        for other in others:
+            end, value = int(tower.ends(other.ids[moved.encoder])[0]), other.caches[moved.encoder][point][0]
+            if position > own_end:
+                rows += list(value[end + 1 :])
+            elif position == own_end:
+                rows.append(value[end])
+            elif position < end:
+                rows.append(value[position])
+        return torch.stack(rows).mean(0)
+
+    aligned = means.aligned(run, moved.encoder)
+    for point in ("blocks.1.hook_resid_post", "blocks.0.attn.hook_z"):
+        for position in range(aligned[point].shape[1]):
+            assert torch.allclose(aligned[point][0, position], mean_of(point, position), atol=1e-12), (point, position)
+    bare = vl.TextSteeringLens(alpha=2.5, reference=means, norm="none")
+    width, layer = tower.cfg.d_model, read_layer(run, moved.encoder)
+    sites = [f"L{i}.{part}" for i in range(layer) for part in ("attn", "mlp")]
+    one = replace_alpha(bare, 1).read(run, sites).tokens[0, ..., -width:]
+    anchor = aligned["blocks.0.hook_resid_pre"] if layer == 0 else aligned[f"blocks.{layer - 1}.hook_resid_post"]
+    start = run.residual(moved.encoder, 0) - aligned["blocks.0.hook_resid_pre"]
+    deviations = (one - anchor).sum(0) + start[0]
+    assert (deviations - (run.read_residual(moved) - anchor)[0]).abs().max() < 1e-10
+    zero = replace_alpha(bare, 0).read(run, "L0H1").tokens[0, 0, :, -width:]
+    assert torch.allclose(zero, (anchor - 0)[0], atol=1e-12)
+    assert lens.label == "DSL, mean-anchored, alpha 2.5" and lens.settings()["reference_n"] == 4
+    with pytest.raises(LensError, match="has words, or filling, where no reference prompt has: add longer"):
+        lens.read(vl.TextRun.of(text, "a red star and a blue ring and two small big"), "L0H1")
+    with pytest.raises(LensError, match="the means are of another PromptEncoder"):
+        lens.read(run_of("sd2"), "L0H1")
+    with pytest.raises(LensError, match="has no hook functions"):
+        lens.hooks(run, "L0H1")
+    with pytest.raises(TextError, match="means are over several texts"):
+        vl.TextMeans.of(text, "a red star")
+
+
+def replace_alpha(lens, alpha):
+    import dataclasses
+
+    return dataclasses.replace(lens, alpha=alpha)
+
+
 # ---- wrong input
 
 

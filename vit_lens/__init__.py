@@ -31,6 +31,7 @@ _HOME = {
     "Site": "vit_lens.addresses",
     "TextBank": "vit_lens.texts",
     "TextDiffusionLens": "vit_lens.lenses",
+    "TextMeans": "vit_lens.lenses",
     "TextRun": "vit_lens.lenses",
     "TextSteeringLens": "vit_lens.lenses",
     "VitLensError": "vit_lens.errors",

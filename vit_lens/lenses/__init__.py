@@ -2,7 +2,7 @@
 
 __all__ = [
     "DEFAULT_LENSES", "DiffusionLens", "DiffusionSteeringLens", "Lens", "LensDescription", "ResidualLens", "Sites",
-    "TextDiffusionLens", "TextRun", "TextSteeringLens", "centred_norm", "check_cache", "check_prompts",
+    "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens", "centred_norm", "check_cache", "check_prompts",
     "check_spelling", "checked_clean", "checked_read", "no_control", "parse_lens", "parse_lenses", "parse_text_lenses",
     "run_for", "site_outputs",
 ]  # fmt: skip
@@ -15,4 +15,5 @@ from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
 from vit_lens.lenses.spelling import DEFAULT_LENSES, check_spelling, parse_lens, parse_lenses, parse_text_lenses
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
 from vit_lens.lenses.text_lens import TextDiffusionLens, TextSteeringLens
+from vit_lens.lenses.text_means import TextMeans
 from vit_lens.lenses.text_run import TextRun, check_prompts

@@ -3,7 +3,7 @@
 __all__ = ["TextDiffusionLens", "TextSteeringLens"]
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +18,7 @@ from vit_lens.lenses.contract import HookFn, Lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.residual import site_outputs
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
+from vit_lens.lenses.text_means import TextMeans
 from vit_lens.lenses.text_run import TextRun, Tokens
 from vit_lens.text_formats import Reading, TextFormat
 
@@ -87,18 +88,23 @@ class TextDiffusionLens(Lens):
         said = {"definition": self.definition, "norm": self.norm, "encoder": self.encoder, "pooled": self.pooled}
         return said | {"positions": _said(self.positions), "held": _said(self.held)}
 
-    definition = "h_l where the format reads"
+    @property
+    def definition(self) -> str:
+        """The state, in the symbols of the class."""
+        return "h_l where the format reads"
 
     @property
     def label(self) -> str:
         """The lens's name and what is set otherwise than by default."""
-        given = {name: value for name, value in self.settings().items() if value is not None}
-        del given["definition"]
+        hidden = ("definition", "reference", "reference_n")
+        given = {name: value for name, value in self.settings().items() if value is not None and name not in hidden}
         said = [f"{name} {f'{value:g}' if isinstance(value, float) else value}" for name, value in given.items() if
                 (name, value) != ("norm", "format")]  # fmt: skip
         return ", ".join([self._title, *said])
 
-    _title = "Diffusion Lens"
+    @property
+    def _title(self) -> str:
+        return "Diffusion Lens"
 
     @property
     def words(self) -> str:
@@ -281,10 +287,12 @@ class TextSteeringLens(TextDiffusionLens):
     """Make what one part of a text encoder writes louder, hold everything later fixed, and do what the format does.
 
     With ``h`` the part's output and ``r`` the residual that the format reads, the state is ``r + (alpha - 1) h`` at
-    every position: the steering lens of arXiv 2504.13763, with a sequence in the place of one vector.
+    every position: the steering lens of arXiv 2504.13763, with a sequence in the place of one vector. With means ``mu``
+    over reference prompts it is ``mu_r + alpha (h - mu_h)``: nothing of the prompt but what ``h`` carries.
 
     Args:
-        alpha: The strength; at 1 the condition is the pipeline's own.
+        alpha: The strength; without means the condition is the pipeline's own at 1.
+        reference: Means over other prompts, by aligned positions; None starts from the prompt's own residual.
         norm: As for :class:`TextDiffusionLens`, and so are the others.
         encoder: The encoder whose parts are steered.
         positions: The positions at which they are.
@@ -303,27 +311,43 @@ class TextSteeringLens(TextDiffusionLens):
     """
 
     alpha: float | int
+    reference: TextMeans | None = None
 
     name = "dsl"
-    definition = "r + (alpha - 1) h where the format reads"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reference is not None:
+            expect(self.reference, TextMeans, "reference", LensError, "as TextMeans.of(encoder, prompts) makes it")
         object.__setattr__(self, "alpha", finite("alpha", self.alpha, LensError))
 
     def settings(self) -> dict[str, Any]:
         """Return the definition, the strength, and every setting of the reading."""
         said = super().settings()
+        means = self.reference
+        said |= {} if means is None else {"reference": means.content, "reference_n": means.n}
         return {"definition": said.pop("definition"), "alpha": self.alpha, **said}
 
-    _title = "DSL"
+    @property
+    def definition(self) -> str:
+        """The state, in the symbols of the class."""
+        return f"{'r + (alpha - 1) h' if self.reference is None else 'mu_r + alpha (h - mu_h)'} where the format reads"
+
+    @property
+    def _title(self) -> str:
+        return "DSL" if self.reference is None else "DSL, mean-anchored"
 
     @property
     def words(self) -> str:
         """Two sentences on what is steered, and from where."""
+        start = (
+            "the prompt's own residual, so the prompt shows through whatever the site does"
+            if self.reference is None
+            else "the average prompt, so that whatever resembles this one comes from the site"
+        )
         return (
             "Steers the residual that the format reads along what this site writes, everything later held fixed. It "
-            "starts from the prompt's own residual, so the prompt shows through whatever the site does."
+            f"starts from {start}."
         )
 
     def reads(self, site: Site) -> bool:
@@ -331,12 +355,18 @@ class TextSteeringLens(TextDiffusionLens):
         return not site.is_residual
 
     def _image_lens(self) -> Lens:
+        if self.reference is not None:
+            raise LensError(f"{self.label} has no hook functions; read(run, sites) is its closed form")
         return DiffusionSteeringLens(alpha=self.alpha)
 
     def _state(self, run: TextRun, site: Site, output: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
         reading = self.moved_in(run)
         self._check_before(run, site, "states that it adds to")
-        return run.read_residual(reading).to(output) + (self.alpha - 1) * output
+        if self.reference is None:
+            return run.read_residual(reading).to(output) + (self.alpha - 1) * output
+        means = replace(run, caches={**run.caches, reading.encoder: self.reference.aligned(run, reading.encoder)})
+        mean = site_outputs(means.caches[reading.encoder], [site])[:, 0]
+        return means.read_residual(reading).to(output) + self.alpha * (output - mean)
 
 
 def _said(tokens: Tokens | None) -> str | None:

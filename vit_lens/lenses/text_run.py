@@ -271,7 +271,7 @@ def check_prompts(encoder: PromptReader, prompts: Sequence[str]) -> None:
 
     >>> vl.lenses.check_prompts(text_to_image, ["star " * 15])
     Traceback (most recent call last):
-    vit_lens.errors.TextError: prompt 'star star ...' has 17 tokens, and text_encoder reads 16; shorten it, ...
+    vit_lens.errors.TextError: prompt 'star star ... has 17 tokens, and text_encoder reads 16; shorten it, ...
     """
     for one in encoder.format.readings:
         tokenizer = encoder.towers[one.encoder].tokenizer
