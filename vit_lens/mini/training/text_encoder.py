@@ -1,0 +1,141 @@
+"""Train a text encoder in CLIP's format, so that the end of a sentence of the small world says what a picture shows."""
+
+__all__ = [
+    "MAX_TOKENS", "TextSettings", "build_text_encoder", "build_text_tokenizer", "text_answers", "tokenise",
+    "train_text",
+]  # fmt: skip
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from vit_lens.mini import still_life
+from vit_lens.mini.second_judge import ANSWERS
+from vit_lens.mini.still_life import Lexicon, Sentence
+from vit_lens.mini.training.progress import cosine, run_steps, start_step
+
+MAX_TOKENS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """Sizes of the text encoder, and of the training run."""
+
+    width: int = 128
+    n_layers: int = 8
+    n_heads: int = 8
+    batch: int = 128
+    n_steps: int = 700
+    lr: float = 2e-3
+    lr_muon: float = 0.02
+
+
+_DEFAULTS = TextSettings()
+
+
+def build_text_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer of the world's words; texts are padded with their end, as Stable Diffusion 1 does."""
+    words = ("<start>", *still_life.words_of_the_world(), "<unk>", "<end>")
+    vocabulary = {word: index for index, word in enumerate(words)}
+    model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    model.normalizer = Lowercase()
+    model.pre_tokenizer = WhitespaceSplit()
+    ends = [(name, vocabulary[name]) for name in ("<start>", "<end>")]
+    model.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=ends)
+    special = dict(bos_token="<start>", eos_token="<end>", unk_token="<unk>", pad_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=model, model_max_length=MAX_TOKENS, **special)
+
+
+def build_text_encoder(settings: TextSettings, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> CLIPTextModel:
+    """Build an untrained text encoder whose initial weights depend on ``seed`` alone."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=settings.width, intermediate_size=4 * settings.width,
+        num_hidden_layers=settings.n_layers, num_attention_heads=settings.n_heads, max_position_embeddings=MAX_TOKENS,
+        hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPTextModel(config)
+        embeddings = getattr(model, "text_model", model).embeddings
+        nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
+        nn.init.normal_(embeddings.position_embedding.weight, std=0.2)
+    return model.train()
+
+
+def tokenise(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Int[Tensor, "text token"]:
+    """Return the ids of texts, each padded to the encoder's length."""
+    return tokenizer(list(texts), padding="max_length", return_tensors="pt").input_ids
+
+
+def train_text(
+    out: Path, *, seed: int, settings: TextSettings = _DEFAULTS, stop_after: int | None = None
+) -> tuple[CLIPTextModel, nn.Linear]:
+    """Train a text encoder in ``out``, going on with what is there; return it and the probe that it was trained with.
+
+    The probe reads the end of the text, behind the final norm: layout, then colour, texture and shape of the object at
+    each place. What a sentence leaves unsaid is not asked.
+    """
+    tokenizer, lexicon = build_text_tokenizer(), Lexicon(seed)
+    model = build_text_encoder(settings, tokenizer, seed=seed)
+    probe = nn.Linear(settings.width, sum(ANSWERS.values()))
+    for parameter in probe.parameters():
+        nn.init.zeros_(parameter)
+    blocks = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
+    inner = {id(p) for p in blocks}
+    rest = [p for p in (*model.parameters(), *probe.parameters()) if id(p) not in inner]
+    muon = torch.optim.Muon(blocks, lr=settings.lr_muon, weight_decay=0.01)
+    adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def step(index: int) -> dict[str, Tensor]:
+        generator = np.random.default_rng([seed, 4, index])
+        sentences = still_life.sample(settings.batch, generator, lexicon, pairs=0.6, named=0.35)
+        start_step({muon: settings.lr_muon, adamw: settings.lr}, cosine(index, settings.n_steps, warm_up=50))
+        logits = probe(model(tokenise(tokenizer, [s.text for s in sentences])).pooler_output)
+        losses = _losses(logits, text_answers(sentences))
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(rest, 1.0)
+        muon.step()
+        adamw.step()
+        return losses
+
+    parts = {"model": model, "probe": probe, "muon": muon, "adamw": adamw}
+    done = run_steps(
+        step, parts, n_steps=settings.n_steps, checkpoint=out / "text.pt", settings={"seed": seed, **asdict(settings)},
+        stop_after=stop_after,
+    )  # fmt: skip
+    if done == settings.n_steps:
+        model.save_pretrained(out / "text_encoder")
+        tokenizer.save_pretrained(out / "tokenizer")
+        save_file(probe.state_dict(), out / "probe.safetensors")
+    return model.eval(), probe
+
+
+def text_answers(sentences: Sequence[Sentence]) -> Int[Tensor, "sentence question"]:
+    """Return what the probe should say to each question; -1 where a sentence leaves it open."""
+    answers = still_life.codes([sentence.scene for sentence in sentences])
+    for row, sentence in zip(answers, sentences, strict=True):
+        says = [True, *(said for mention in sentence.mentions for said in mention.says)]
+        row[: len(says)][~np.array(says)] = -1
+    return torch.from_numpy(answers)
+
+
+def _losses(logits: Float[Tensor, "sentence logit"], answers: Int[Tensor, "sentence question"]) -> dict[str, Tensor]:
+    groups = logits.split(list(ANSWERS.values()), dim=1)
+    return {
+        name: functional.cross_entropy(group, answer, ignore_index=-1)
+        for name, group, answer in zip(ANSWERS, groups, answers.T, strict=True)
+    }

@@ -1,0 +1,179 @@
+"""Train what paints the small world from sentences, in Stable Diffusion's format: a tiny autoencoder and a UNet."""
+
+__all__ = [
+    "PainterSettings",
+    "build_autoencoder",
+    "build_painter",
+    "build_schedule",
+    "train_autoencoder",
+    "train_painter",
+]
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from vit_lens.mini import still_life
+from vit_lens.mini.still_life import Lexicon
+from vit_lens.mini.training.movq import to_signed
+from vit_lens.mini.training.muon import Muon
+from vit_lens.mini.training.progress import average_into, cosine, run_steps, start_step
+from vit_lens.mini.training.text_encoder import build_text_tokenizer, tokenise
+
+
+@dataclass(frozen=True, kw_only=True)
+class PainterSettings:
+    """Sizes of autoencoder and UNet, and of their training runs."""
+
+    ae_channels: tuple[int, ...] = (32, 32, 32)
+    latent_channels: int = 8
+    ae_batch: int = 32
+    ae_steps: int = 1500
+    ae_lr: float = 2e-3
+    latent_noise: float = 0.1
+    channels: tuple[int, ...] = (64, 96)
+    text_width: int = 128
+    batch: int = 32
+    n_steps: int = 1000
+    lr: float = 1e-3
+    lr_muon: float = 0.02
+    drop: float = 0.1
+    named: float = 0.3
+    average: float = 0.995
+
+
+_DEFAULTS = PainterSettings()
+
+
+def build_autoencoder(settings: PainterSettings, *, seed: int) -> AutoencoderTiny:
+    """Build an untrained autoencoder of a fourth of the side whose initial weights depend on ``seed`` alone."""
+    one_each = (1,) * len(settings.ae_channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderTiny(
+            encoder_block_out_channels=settings.ae_channels, decoder_block_out_channels=settings.ae_channels,
+            num_encoder_blocks=one_each, num_decoder_blocks=one_each, latent_channels=settings.latent_channels,
+            scaling_factor=1.0,
+        )  # fmt: skip
+
+
+def train_autoencoder(
+    out: Path, *, seed: int, settings: PainterSettings = _DEFAULTS, stop_after: int | None = None
+) -> AutoencoderTiny:
+    """Train the autoencoder in ``out``, going on with what is there, and save it in ``out/vae`` when it is done."""
+    model = build_autoencoder(settings, seed=seed).train()
+    average = copy.deepcopy(model).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.ae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    lexicon = Lexicon(seed)
+
+    def step(index: int) -> dict[str, Tensor]:
+        generator = np.random.default_rng([seed, 5, index])
+        sentences = still_life.sample(settings.ae_batch, generator, lexicon, pairs=0.8)
+        target = to_signed(still_life.draw([s.scene for s in sentences], generator))
+        start_step({optimizer: settings.ae_lr}, cosine(index, settings.ae_steps, warm_up=50))
+        latents = model.encode(target).latents
+        noise = torch.from_numpy(generator.standard_normal(latents.shape, dtype=np.float32))
+        error = model.decode(latents + settings.latent_noise * noise).sample - target
+        square = error.pow(2).mean()
+        centred = latents.mean((0, 2, 3)).pow(2).sum() + (latents.std((0, 2, 3)) - 1).pow(2).sum()
+        (square + 0.1 * error.abs().mean() + 2e-3 * centred).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average_into(average, model, decay=min(settings.average, (1 + index) / (10 + index)))
+        return {"psnr": -10 * torch.log10(square.detach() / 4), "std": latents.detach().std()}
+
+    done = run_steps(
+        step, {"model": model, "average": average, "optimizer": optimizer}, n_steps=settings.ae_steps,
+        checkpoint=out / "vae.pt", settings={"seed": seed, **asdict(settings)}, stop_after=stop_after,
+    )  # fmt: skip
+    if done == settings.ae_steps:
+        average.save_pretrained(out / "vae")
+    return average
+
+
+def build_painter(settings: PainterSettings, *, seed: int) -> UNet2DConditionModel:
+    """Build an untrained UNet whose initial weights depend on ``seed`` alone."""
+    n_levels = len(settings.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            sample_size=still_life.SIDE // 4, in_channels=settings.latent_channels,
+            out_channels=settings.latent_channels, block_out_channels=settings.channels, layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",) * n_levels, up_block_types=("CrossAttnUpBlock2D",) * n_levels,
+            mid_block_type="UNetMidBlock2DCrossAttn", cross_attention_dim=settings.text_width,
+            attention_head_dim=4, norm_num_groups=32, resnet_time_scale_shift="scale_shift",
+            use_linear_projection=True,
+        )  # fmt: skip
+
+
+def build_schedule() -> DDIMScheduler:
+    """Build the noise schedule: scaled-linear, zero signal at the end, and the clean latents predicted."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True,
+        timestep_spacing="trailing", prediction_type="sample", clip_sample=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def train_painter(
+    out: Path,
+    text_encoder: CLIPTextModel,
+    autoencoder: AutoencoderTiny,
+    *,
+    encoder_seed: int,
+    seed: int,
+    settings: PainterSettings = _DEFAULTS,
+    stop_after: int | None = None,
+) -> UNet2DConditionModel:
+    """Train a UNet in ``out`` on a frozen text encoder, going on with what is there; saved in ``out/unet``.
+
+    Every name is as frequent as every other here, so that what is rare is rare for the text encoder alone.
+    """
+    model = build_painter(settings, seed=seed).train()
+    average = copy.deepcopy(model).eval()
+    inner = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and ("_blocks." in n or "mid_block." in n)}
+    rest = [p for name, p in model.named_parameters() if name not in inner]
+    muon = Muon(inner.values(), lr=settings.lr_muon, weight_decay=0.01)
+    adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.98), weight_decay=1e-3)
+    tokenizer, lexicon = build_text_tokenizer(), Lexicon(encoder_seed)
+    signal = build_schedule().alphas_cumprod
+
+    def step(index: int) -> dict[str, Tensor]:
+        generator = np.random.default_rng([seed, 6, index])
+        sentences = still_life.sample(settings.batch, generator, lexicon, pairs=0.6, named=settings.named, equal=True)
+        texts = ["" if generator.random() < settings.drop else s.text for s in sentences]
+        with torch.no_grad():
+            x0 = autoencoder.encode(to_signed(still_life.draw([s.scene for s in sentences], generator))).latents
+            states = text_encoder(tokenise(tokenizer, texts)).last_hidden_state
+        t = torch.from_numpy(generator.integers(0, len(signal), size=settings.batch))
+        noise = torch.from_numpy(generator.standard_normal(x0.shape, dtype=np.float32))
+        a = signal[t][:, None, None, None]
+        start_step(
+            {muon: settings.lr_muon, adamw: settings.lr},
+            cosine(index, settings.n_steps, warm_up=min(50, settings.n_steps)),
+        )
+        error = model(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample - x0
+        weight = 1 / (1 - a + 0.15)
+        loss = (weight * error.pow(2)).mean() / weight.mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(rest, 1.0)
+        muon.step()
+        adamw.step()
+        average_into(average, model, decay=min(settings.average, (1 + index) / (10 + index)))
+        return {"loss": loss, "square": error.detach().pow(2).mean()}
+
+    done = run_steps(
+        step, {"model": model, "average": average, "muon": muon, "adamw": adamw}, n_steps=settings.n_steps,
+        checkpoint=out / "unet.pt", settings={"seed": seed, "encoder_seed": encoder_seed, **asdict(settings)},
+        stop_after=stop_after,
+    )  # fmt: skip
+    if done == settings.n_steps:
+        average.save_pretrained(out / "unet")
+    return average
