@@ -2,11 +2,15 @@
 
 __all__ = ["ANSWERS", "SecondJudge"]
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from vit_lens.errors import CheckpointError
+from vit_lens.files import file_tensors, open_safetensors
 from vit_lens.mini.still_life import COLOURS, LAYOUTS, SHAPES, SIDE, TEXTURES, Scene, scenes_of
 
 ANSWERS = {
@@ -31,6 +35,14 @@ class SecondJudge(nn.Module):
             before = width
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.answers = nn.Linear(before * (SIDE // 8) ** 2, sum(ANSWERS.values()))
+
+    @classmethod
+    def load(cls, path: Path) -> "SecondJudge":
+        """Load a trained judge."""
+        judge = cls()
+        with open_safetensors(path, CheckpointError, "train it with `vit-lens mini train-text`") as file:
+            judge.load_state_dict(file_tensors(file))
+        return judge.eval()
 
     def forward(self, signed: Float[Tensor, "picture 3 height width"]) -> dict[str, Float[Tensor, "picture answer"]]:
         """Return the logits of each question; values are in [-1, 1]."""

@@ -1,4 +1,4 @@
-"""Commands for the embedded pair: train it again, from any seed."""
+"""Commands for the embedded models: train them again, from any seed."""
 
 __all__ = ["mount"]
 
@@ -9,14 +9,20 @@ import typer
 
 from vit_lens.cli import flags
 
-mini = typer.Typer(help="The embedded pair: a small CLIP and a small decoder.", no_args_is_help=True)
+mini = typer.Typer(
+    help="The embedded models: a small CLIP with a small decoder, and a text-to-image model.", no_args_is_help=True
+)
 TrainingSeed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Of weights, images and their order; 0: as the shipped encoder.")
 ]
 
+PainterSeed = Annotated[
+    int | None, typer.Option(min=0, max=2**31 - 1, help="Of the UNet. Default: that of the text encoder.")
+]
+
 
 def mount(app: typer.Typer) -> None:
-    """Add ``mini train`` and ``mini replica``."""
+    """Add ``mini train``, ``mini replica`` and ``mini train-text``."""
     app.add_typer(mini, name="mini")
 
 
@@ -44,3 +50,16 @@ def replica(out: flags.Out, training_seed: TrainingSeed) -> None:
     logging.getLogger("vit_lens").setLevel(logging.INFO)
     found = train_replica(out, training_seed)
     typer.echo(f"pair: {out / 'pair'}; round trip {found['cosine_round_trip']}")
+
+
+@mini.command("train-text")
+def train_text(out: flags.Out, training_seed: TrainingSeed, painter_seed: PainterSeed = None) -> None:
+    """Train a text encoder with a UNet of its own, in Stable Diffusion's format: about 20 minutes on one free CPU core.
+
+    Use it with `DiffusionPipeline.from_pretrained("OUT/sd")`.
+    """
+    from vit_lens.mini.training.text_to_image import train_text_to_image
+
+    logging.getLogger("vit_lens").setLevel(logging.INFO)
+    bars = train_text_to_image(out, training_seed, painter_seed=painter_seed)["bars"]
+    typer.echo(f"pipeline: {out / 'sd'}; bars {bars}")

@@ -39,6 +39,8 @@ class TextSettings:
     n_heads: int = 8
     batch: int = 128
     n_steps: int = 700
+    pairs: float = 0.6
+    named: float = 0.5
     lr: float = 2e-3
     lr_muon: float = 0.02
 
@@ -102,7 +104,7 @@ def train_text(
 
     def step(index: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([seed, 4, index])
-        sentences = still_life.sample(settings.batch, generator, lexicon, pairs=0.6, named=0.35)
+        sentences = still_life.sample(settings.batch, generator, lexicon, pairs=settings.pairs, named=settings.named)
         start_step({muon: settings.lr_muon, adamw: settings.lr}, cosine(index, settings.n_steps, warm_up=50))
         logits = probe(model(tokenise(tokenizer, [s.text for s in sentences])).pooler_output)
         losses = _losses(logits, text_answers(sentences))

@@ -46,6 +46,7 @@ class PainterSettings:
     lr: float = 1e-3
     lr_muon: float = 0.02
     drop: float = 0.1
+    pairs: float = 0.6
     named: float = 0.3
     average: float = 0.995
 
@@ -147,7 +148,9 @@ def train_painter(
 
     def step(index: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([seed, 6, index])
-        sentences = still_life.sample(settings.batch, generator, lexicon, pairs=0.6, named=settings.named, equal=True)
+        sentences = still_life.sample(
+            settings.batch, generator, lexicon, pairs=settings.pairs, named=settings.named, equal=True
+        )
         texts = ["" if generator.random() < settings.drop else s.text for s in sentences]
         with torch.no_grad():
             x0 = autoencoder.encode(to_signed(still_life.draw([s.scene for s in sentences], generator))).latents

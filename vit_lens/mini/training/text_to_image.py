@@ -1,0 +1,106 @@
+"""Train a text-to-image model of the small world from a seed, and lay it out as a stock Stable Diffusion pipeline."""
+
+__all__ = ["assemble_pipeline", "load_pipeline", "measure_pipeline", "train_text_to_image"]
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from transformers import AutoTokenizer, CLIPTextModel
+
+from vit_lens.files import write_atomic
+from vit_lens.mini.second_judge import SecondJudge
+from vit_lens.mini.training.second_judge import JudgeSettings, train_second_judge
+from vit_lens.mini.training.text_encoder import TextSettings, train_text
+from vit_lens.mini.training.text_evaluate import evaluate_painter
+from vit_lens.mini.training.text_painter import (
+    PainterSettings,
+    build_schedule,
+    train_autoencoder,
+    train_painter,
+)
+
+_SHARED = 0  # the seed of autoencoder and judge, which all models have in common
+_TEXT, _PAINTER, _JUDGE = TextSettings(), PainterSettings(), JudgeSettings()
+
+
+def train_text_to_image(
+    out: Path,
+    seed: int,
+    *,
+    painter_seed: int | None = None,
+    text: TextSettings = _TEXT,
+    painter: PainterSettings = _PAINTER,
+    judge: JudgeSettings = _JUDGE,
+    n: int = 400,
+) -> dict[str, object]:
+    """Train text encoder, autoencoder, judge and UNet in ``out/work``, write ``out/sd``, and return its measured bars.
+
+    Killed and started again, it goes on from the last checkpoint. Autoencoder and judge are the same for every seed.
+
+    Args:
+        out: A folder for all of it.
+        seed: Of the names, of which of them are rare, and of the text encoder.
+        painter_seed: Of the UNet; None is ``seed``.
+        text: Sizes of the text encoder.
+        painter: Sizes of autoencoder and UNet.
+        judge: Sizes of the second judge's training.
+        n: How many pictures of each kind the bars are measured on.
+    """
+    work = out / "work"
+    encoder, _ = train_text(work, seed=seed, settings=text)
+    autoencoder = train_autoencoder(work, seed=_SHARED, settings=painter)
+    train_second_judge(work, seed=_SHARED, settings=judge)
+    train_painter(
+        work, encoder, autoencoder, encoder_seed=seed, seed=seed if painter_seed is None else painter_seed,
+        settings=painter,
+    )  # fmt: skip
+    folder = assemble_pipeline(work, out / "sd")
+    return measure_pipeline(folder, encoder_seed=seed, n=n)
+
+
+def assemble_pipeline(work: Path, folder: Path) -> Path:
+    """Write the parts trained in ``work`` as a pipeline in half precision, with judge and probe beside it."""
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderTiny.from_pretrained(work / "vae").half(),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder").half(),
+        tokenizer=AutoTokenizer.from_pretrained(work / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(work / "unet").half(),
+        scheduler=build_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # a path of this machine
+        if path.parent.name == "text_encoder":  # else it is loaded in half precision, and the other parts in single
+            config["dtype"] = "float32"
+        _write(path, config)
+    for name in ("probe.safetensors", "second_judge.safetensors"):
+        shutil.copyfile(work / name, folder / name)
+    return folder
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """Load a pipeline in single precision."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def measure_pipeline(folder: Path, *, encoder_seed: int, n: int = 400) -> dict[str, object]:
+    """Measure the bars of the pipeline in ``folder``, and write them to its ``metrics.json``."""
+    judge = SecondJudge.load(folder / "second_judge.safetensors")
+    metrics = evaluate_painter(load_pipeline(folder), judge, encoder_seed=encoder_seed, n=n)
+    _write(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _write(path: Path, content: Mapping[str, object]) -> None:
+    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
