@@ -114,7 +114,7 @@ def test_the_painter_sees_every_name_as_often_and_nothing_held_out(trained, tmp_
 
 def test_sentences_fit_the_encoder_and_hold_no_unknown_word():
     tokenizer = build_text_tokenizer()
-    sentences = still_life.sample(5000, np.random.default_rng(0), Lexicon(0), pairs=0.9)
+    sentences = still_life.sample(1500, np.random.default_rng(0), Lexicon(0), pairs=0.9)
     ids = tokenise(tokenizer, [s.text for s in sentences] + [""])
     assert ids.shape[1] == MAX_TOKENS and tokenizer.unk_token_id not in ids
     assert (ids[:, -1] == tokenizer.eos_token_id).all() and (ids[:, 0] == tokenizer.bos_token_id).all()
@@ -169,8 +169,6 @@ def test_bars_ask_what_they_say():
     }.items():
         said_of = {bar for bar in ("pair", "relation, in order", "rare name") if verdicts[bar](scene, said)}
         assert said_of == right, scene
-            scene
-        )
 
 
 def test_lower_bound_is_wilsons():

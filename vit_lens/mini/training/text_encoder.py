@@ -8,6 +8,7 @@ __all__ = [
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def build_text_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_text_encoder(settings: TextSettings, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> CLIPTextModel:
     """Build an untrained text encoder whose initial weights depend on ``seed`` alone."""
-    config = CLIPTextConfig(
+    sizes: dict[str, Any] = dict(
         vocab_size=len(tokenizer), hidden_size=settings.width, intermediate_size=4 * settings.width,
         num_hidden_layers=settings.n_layers, num_attention_heads=settings.n_heads, max_position_embeddings=MAX_TOKENS,
         hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -71,7 +72,7 @@ def build_text_encoder(settings: TextSettings, tokenizer: PreTrainedTokenizerFas
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIPTextModel(config)
+        model = CLIPTextModel(CLIPTextConfig(**sizes))
         embeddings = getattr(model, "text_model", model).embeddings
         nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
         nn.init.normal_(embeddings.position_embedding.weight, std=0.2)

@@ -80,9 +80,9 @@ def train_autoencoder(
         sentences = still_life.sample(settings.ae_batch, generator, lexicon, pairs=0.8)
         target = to_signed(still_life.draw([s.scene for s in sentences], generator))
         start_step({optimizer: settings.ae_lr}, cosine(index, settings.ae_steps, warm_up=50))
-        latents = model.encode(target).latents
+        latents = model.encode(target, return_dict=False)[0]
         noise = torch.from_numpy(generator.standard_normal(latents.shape, dtype=np.float32))
-        error = model.decode(latents + settings.latent_noise * noise).sample - target
+        error = model.decode(latents + settings.latent_noise * noise, return_dict=False)[0] - target
         square = error.pow(2).mean()
         centred = latents.mean((0, 2, 3)).pow(2).sum() + (latents.std((0, 2, 3)) - 1).pow(2).sum()
         (square + 0.1 * error.abs().mean() + 2e-3 * centred).backward()
@@ -153,7 +153,8 @@ def train_painter(
         )
         texts = ["" if generator.random() < settings.drop else s.text for s in sentences]
         with torch.no_grad():
-            x0 = autoencoder.encode(to_signed(still_life.draw([s.scene for s in sentences], generator))).latents
+            pictures = to_signed(still_life.draw([s.scene for s in sentences], generator))
+            x0 = autoencoder.encode(pictures, return_dict=False)[0]
             states = text_encoder(tokenise(tokenizer, texts)).last_hidden_state
         t = torch.from_numpy(generator.integers(0, len(signal), size=settings.batch))
         noise = torch.from_numpy(generator.standard_normal(x0.shape, dtype=np.float32))

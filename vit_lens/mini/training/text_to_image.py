@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -65,7 +66,7 @@ def train_text_to_image(
 
 def assemble_pipeline(work: Path, folder: Path) -> Path:
     """Write the parts trained in ``work`` as a pipeline in half precision, with judge and probe beside it."""
-    pipeline = StableDiffusionPipeline(
+    parts: dict[str, Any] = dict(
         vae=AutoencoderTiny.from_pretrained(work / "vae").half(),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder").half(),
         tokenizer=AutoTokenizer.from_pretrained(work / "tokenizer"),
@@ -73,9 +74,8 @@ def assemble_pipeline(work: Path, folder: Path) -> Path:
         scheduler=build_schedule(),
         safety_checker=None,
         feature_extractor=None,
-        requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder)
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # a path of this machine
