@@ -34,6 +34,7 @@ SYLLABLES = ("zor", "ka", "mip", "tul", "ven", "bo", "lar", "shi")
 EPITHETS = ("nice", "old", "famous", "plain")
 """Adjectives that say nothing of the picture."""
 RELATIONS = {"left of": "beside", "right of": "beside", "above": "stacked", "below": "stacked"}
+_NAMES, _COMMON_TO_RARE = 64, 30.0
 _REVERSED = ("right of", "below")  # the object that is said to be there has the second place
 _GROUND, _INK = (200, 200, 200), (24, 22, 30)
 _RADIUS, _OUTLINE, _PIXEL = 12.5, 1.6, shapes.CANVAS / SIDE
@@ -97,29 +98,25 @@ class Lexicon:
 
     Args:
         seed: Decides which syllables name which object, and which names are rare.
-        n_names: How many there are, half of them rare.
-        ratio: How many times as often a common name is said as a rare one.
 
     >>> lexicon = Lexicon(3)
-    >>> len(lexicon.names), len(set(lexicon.objects)), lexicon.frequencies.max() / lexicon.frequencies.min()
-    (64, 56, 30.0)
+    >>> len(lexicon.names), len(set(lexicon.objects)), lexicon.is_rare.sum().item()
+    (64, 56, 32)
     """
 
-    def __init__(self, seed: int, n_names: int = 64, ratio: float = 30.0):
+    def __init__(self, seed: int):
         generator = np.random.default_rng([seed, 11])
-        spelled = [*permutations(SYLLABLES, 2), *permutations(SYLLABLES, 3)]
+        half, doubles = _NAMES // 2, _NAMES // 16
         # As many short as long ones: 56 pairs of eight syllables would do without any third.
-        short = generator.permutation(56)[: n_names // 2]
-        long = 56 + generator.permutation(len(spelled) - 56)[: n_names - n_names // 2]
-        order = generator.permutation(np.concatenate([short, long]))
-        self.names = tuple(" ".join(spelled[i]) for i in order)
+        spelled = [*permutations(SYLLABLES, 2), *permutations(SYLLABLES, 3)]
+        short, long = generator.permutation(56)[:half], 56 + generator.permutation(len(spelled) - 56)[:half]
+        self.names = tuple(" ".join(spelled[i]) for i in generator.permutation(np.concatenate([short, long])))
         trained = [number for number in range(N_OBJECTS) if not _is_held_out_alone(number)]
-        half, doubles = n_names // 2, n_names // 16
-        numbers = generator.permutation(trained)[: n_names - 2 * doubles]
+        numbers = generator.permutation(trained)[: _NAMES - 2 * doubles]
         common, rare = numbers[: half - doubles], numbers[half - doubles :]
         self.objects = tuple(int(number) for group in (common, rare) for number in (*group, *group[:doubles]))
-        self.is_rare = np.arange(n_names) >= half
-        weights = np.where(self.is_rare, 1.0, ratio)
+        self.is_rare = np.arange(_NAMES) >= half
+        weights = np.where(self.is_rare, 1.0, _COMMON_TO_RARE)
         self.frequencies: Float[np.ndarray, " name"] = weights / weights.sum()
 
 
@@ -164,9 +161,9 @@ def scenes_of(codes: Int[np.ndarray, "scene question"]) -> list[Scene]:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether no training run shows or describes a scene: an eighth of the objects alone, a sixteenth of the pairs.
+    """Whether no training run shows or describes a scene: ten of the 72 objects, and a sixteenth of the other pairs.
 
-    The held-out objects occur in pairs neither.
+    A pair with one of the ten is held out, too.
     """
     if any(map(_is_held_out_alone, scene.objects)):
         return True
