@@ -12,6 +12,7 @@ import torch
 from vit_lens.mini import still_life
 from vit_lens.mini.still_life import Lexicon, Scene
 from vit_lens.mini.training import text_evaluate, text_painter
+from vit_lens.mini.training.autoencoder import AutoencoderSettings, train_autoencoder
 from vit_lens.mini.training.second_judge import JudgeSettings, train_second_judge
 from vit_lens.mini.training.text_encoder import (
     MAX_TOKENS,
@@ -21,14 +22,12 @@ from vit_lens.mini.training.text_encoder import (
     tokenise,
     train_text,
 )
-from vit_lens.mini.training.text_painter import PainterSettings, build_schedule, train_autoencoder, train_painter
+from vit_lens.mini.training.text_painter import PainterSettings, build_schedule, train_painter
 from vit_lens.mini.training.text_to_image import train_text_to_image
 
 TEXT = TextSettings(width=16, n_layers=2, n_heads=2, batch=8, n_steps=3)
-PAINTER = PainterSettings(
-    ae_channels=(8, 8, 8), latent_channels=4, ae_batch=4, ae_steps=3, channels=(32, 32), text_width=16, batch=4,
-    n_steps=3,
-)  # fmt: skip
+AUTOENCODER = AutoencoderSettings(channels=(8, 8, 8), latent_channels=4, batch=4, n_steps=3)
+PAINTER = PainterSettings(latent_channels=4, channels=(32, 32), text_width=16, batch=4, n_steps=3)
 JUDGE = JudgeSettings(batch=8, n_steps=3)
 STOCK = """
 import json, sys, torch
@@ -44,7 +43,7 @@ print(json.dumps([type(pipe).__name__, [image.size for image in images], "vit_le
 def trained(tmp_path_factory):
     """A tiny model, trained for a few steps: in effect random."""
     out = tmp_path_factory.mktemp("text")
-    return out, train_text_to_image(out, 1, text=TEXT, painter=PAINTER, judge=JUDGE, n=4)
+    return out, train_text_to_image(out, 1, text=TEXT, autoencoder=AUTOENCODER, painter=PAINTER, judge=JUDGE, n=4)
 
 
 def test_a_stock_process_loads_and_draws_with_what_was_trained(trained):
@@ -65,7 +64,7 @@ def _trainer(kind, trained):
     parts = trained[0] / "work"
     return {
         "text": lambda out, **more: train_text(out, seed=1, settings=TEXT, **more)[0],
-        "autoencoder": lambda out, **more: train_autoencoder(out, seed=1, settings=PAINTER, **more),
+        "autoencoder": lambda out, **more: train_autoencoder(out, seed=1, settings=AUTOENCODER, **more),
         "judge": lambda out, **more: train_second_judge(out, seed=1, settings=JUDGE, **more),
         "painter": lambda out, **more: _paint(out, parts, **more),
     }[kind]
@@ -73,7 +72,7 @@ def _trainer(kind, trained):
 
 def _paint(out, parts, **more):
     text, _ = train_text(parts, seed=1, settings=TEXT)
-    autoencoder = train_autoencoder(parts, seed=0, settings=PAINTER)
+    autoencoder = train_autoencoder(parts, seed=0, settings=AUTOENCODER)
     return train_painter(out, text, autoencoder, encoder_seed=1, seed=2, settings=PAINTER, **more)
 
 

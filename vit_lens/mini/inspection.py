@@ -4,14 +4,16 @@ __all__ = ["Inspection", "inspect"]
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from vit_lens.mini.still_life import LAYOUTS, MOVES, N_OBJECTS, SIDE, Layout, Scene, draw_object, window
+from vit_lens.mini.still_life import LAYOUTS, N_OBJECTS, SIDE, Layout, Scene, draw_object, window
 
 _LEVELS = 255.0
 _CHUNK = 256
+_MOVES = tuple(product((0, 0.5, 1, 1.5, 2), repeat=2))  # a drawn object may well stand between two pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Inspection:
     Attributes:
         layouts: Number of the layout in ``LAYOUTS``.
         objects: Numbers of the objects at the first and second place; -1 at the second of a scene of one.
-        residuals: Mean squared difference to the nearest picture of the world, of values in [0, 1]. The judge always
+        residuals: Mean squared difference to the nearest of these pictures, of values in [0, 1]. The judge always
             answers; this says whether there is a scene at all.
     """
 
@@ -43,7 +45,7 @@ class Inspection:
 
 
 def inspect(pictures: UInt8[np.ndarray, "picture height width 3"]) -> Inspection:
-    """Find the scene that is nearest to each picture, among all layouts, objects and moves.
+    """Find the scene that is nearest to each picture, among all layouts, objects and moves by halves of a pixel.
 
     >>> import numpy as np
     >>> from vit_lens.mini.inspection import inspect
@@ -68,7 +70,7 @@ def _inspect(
             seen = pictures[(slice(None), *window(layout, place))].reshape(n, -1) / _LEVELS
             templates, squares = _templates(layout, place)
             best = (squares - 2 * seen @ templates.T).argmin(axis=1)
-            objects[index, :, place] = best // len(MOVES)
+            objects[index, :, place] = best // len(_MOVES)
             errors[index] += np.square(seen - templates[best]).sum(axis=1)
     layouts, every = errors.argmin(axis=0), np.arange(n)
     return layouts, objects[layouts, every], errors[layouts, every] / (SIDE * SIDE * 3)
@@ -79,6 +81,6 @@ def _templates(
     layout: Layout, place: int
 ) -> tuple[Float[np.ndarray, "template value"], Float[np.ndarray, " template"]]:
     """Every object with every move in its part of the picture, and the squares' sums."""
-    drawn = [draw_object(number, layout, place, move) for number in range(N_OBJECTS) for move in MOVES]
+    drawn = [draw_object(number, layout, place, move) for number in range(N_OBJECTS) for move in _MOVES]
     templates = np.stack([picture.ravel() for picture in drawn]) / _LEVELS
     return templates, np.square(templates).sum(axis=1)

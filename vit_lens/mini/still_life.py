@@ -275,16 +275,31 @@ def window(layout: Layout, place: int) -> tuple[slice, slice]:
     return {"alone": (slice(SIDE),) * 2, "beside": (slice(SIDE), half), "stacked": (half, slice(SIDE))}[layout]
 
 
-@lru_cache(maxsize=4096)
-def draw_object(number: int, layout: Layout, place: int, move: tuple[int, ...]) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw an object's window; a move of (1, 1) is none."""
+@lru_cache(maxsize=16_384)
+def draw_object(
+    number: int, layout: Layout, place: int, move: tuple[float | int, ...]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw an object's window; a move of (1, 1) is none, one of (2, 0.5) a pixel to the right and half of one up."""
     colour, texture, shape = object_of(number)
-    x, y = (line[window(layout, place)] for line in shapes.pixel_centres(SIDE))
-    centre = _CENTRES[layout][place]
-    x, y = x - centre[0] - (move[0] - 1) * _PIXEL, y - centre[1] - (move[1] - 1) * _PIXEL
-    distance = shapes.shape_distance(shape, x, y, radius=_RADIUS)
+    x, y = _grid(layout, place, move)
+    distance = _distance(shape, layout, place, move)
     outline = np.clip(0.5 + (distance + _OUTLINE) / _PIXEL, 0, 1)
     dark = np.maximum(shapes.texture_mask(texture, x, y), outline)[..., None]
     paint = np.array(COLOURS[colour], dtype=float) * (1 - dark) + np.array(_INK) * dark
     cover = np.clip(0.5 - distance / _PIXEL, 0, 1)[..., None]
     return np.rint(np.array(_GROUND) + cover * (paint - _GROUND)).astype(np.uint8)
+
+
+@lru_cache(maxsize=1024)
+def _distance(
+    shape: str, layout: Layout, place: int, move: tuple[float | int, ...]
+) -> Float[np.ndarray, "height width"]:
+    return shapes.shape_distance(shape, *_grid(layout, place, move), radius=_RADIUS)
+
+
+def _grid(
+    layout: Layout, place: int, move: tuple[float | int, ...]
+) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+    x, y = (line[window(layout, place)] for line in shapes.pixel_centres(SIDE))
+    across, down = _CENTRES[layout][place]
+    return x - across - (move[0] - 1) * _PIXEL, y - down - (move[1] - 1) * _PIXEL

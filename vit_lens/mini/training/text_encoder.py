@@ -41,7 +41,7 @@ class TextSettings:
     batch: int = 128
     n_steps: int = 700
     pairs: float = 0.6
-    named: float = 0.35
+    named: float = 0.5
     lr: float = 2e-3
     lr_muon: float = 0.02
 

@@ -1,13 +1,6 @@
-"""Train what paints the small world from sentences, in Stable Diffusion's format: a tiny autoencoder and a UNet."""
+"""Train the UNet that paints the small world from sentences, in Stable Diffusion's format."""
 
-__all__ = [
-    "PainterSettings",
-    "build_autoencoder",
-    "build_painter",
-    "build_schedule",
-    "train_autoencoder",
-    "train_painter",
-]
+__all__ = ["PainterSettings", "build_painter", "build_schedule", "train_painter"]
 
 import copy
 from dataclasses import asdict, dataclass
@@ -31,18 +24,13 @@ from vit_lens.mini.training.text_encoder import build_text_tokenizer, tokenise
 
 @dataclass(frozen=True, kw_only=True)
 class PainterSettings:
-    """Sizes of autoencoder and UNet, and of their training runs."""
+    """Sizes of the UNet, and of its training run."""
 
-    ae_channels: tuple[int, ...] = (32, 32, 32)
     latent_channels: int = 8
-    ae_batch: int = 32
-    ae_steps: int = 1500
-    ae_lr: float = 2e-3
-    latent_noise: float = 0.1
     channels: tuple[int, ...] = (64, 96)
     text_width: int = 128
     batch: int = 32
-    n_steps: int = 1000
+    n_steps: int = 2000
     lr: float = 1e-3
     lr_muon: float = 0.02
     drop: float = 0.1
@@ -52,52 +40,6 @@ class PainterSettings:
 
 
 _DEFAULTS = PainterSettings()
-
-
-def build_autoencoder(settings: PainterSettings, *, seed: int) -> AutoencoderTiny:
-    """Build an untrained autoencoder of a fourth of the side whose initial weights depend on ``seed`` alone."""
-    one_each = (1,) * len(settings.ae_channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoencoderTiny(
-            encoder_block_out_channels=settings.ae_channels, decoder_block_out_channels=settings.ae_channels,
-            num_encoder_blocks=one_each, num_decoder_blocks=one_each, latent_channels=settings.latent_channels,
-            scaling_factor=1.0,
-        )  # fmt: skip
-
-
-def train_autoencoder(
-    out: Path, *, seed: int, settings: PainterSettings = _DEFAULTS, stop_after: int | None = None
-) -> AutoencoderTiny:
-    """Train the autoencoder in ``out``, going on with what is there, and save it in ``out/vae`` when it is done."""
-    model = build_autoencoder(settings, seed=seed).train()
-    average = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.ae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    lexicon = Lexicon(seed)
-
-    def step(index: int) -> dict[str, Tensor]:
-        generator = np.random.default_rng([seed, 5, index])
-        sentences = still_life.sample(settings.ae_batch, generator, lexicon, pairs=0.8)
-        target = to_signed(still_life.draw([s.scene for s in sentences], generator))
-        start_step({optimizer: settings.ae_lr}, cosine(index, settings.ae_steps, warm_up=50))
-        latents = model.encode(target, return_dict=False)[0]
-        noise = torch.from_numpy(generator.standard_normal(latents.shape, dtype=np.float32))
-        error = model.decode(latents + settings.latent_noise * noise, return_dict=False)[0] - target
-        square = error.pow(2).mean()
-        centred = latents.mean((0, 2, 3)).pow(2).sum() + (latents.std((0, 2, 3)) - 1).pow(2).sum()
-        (square + 0.1 * error.abs().mean() + 2e-3 * centred).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average_into(average, model, decay=min(settings.average, (1 + index) / (10 + index)))
-        return {"psnr": -10 * torch.log10(square.detach() / 4), "std": latents.detach().std()}
-
-    done = run_steps(
-        step, {"model": model, "average": average, "optimizer": optimizer}, n_steps=settings.ae_steps,
-        checkpoint=out / "vae.pt", settings={"seed": seed, **asdict(settings)}, stop_after=stop_after,
-    )  # fmt: skip
-    if done == settings.ae_steps:
-        average.save_pretrained(out / "vae")
-    return average
 
 
 def build_painter(settings: PainterSettings, *, seed: int) -> UNet2DConditionModel:

@@ -15,18 +15,15 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from vit_lens.files import write_atomic
 from vit_lens.mini.second_judge import SecondJudge
+from vit_lens.mini.training.autoencoder import AutoencoderSettings, train_autoencoder
 from vit_lens.mini.training.second_judge import JudgeSettings, train_second_judge
 from vit_lens.mini.training.text_encoder import TextSettings, train_text
 from vit_lens.mini.training.text_evaluate import evaluate_painter
-from vit_lens.mini.training.text_painter import (
-    PainterSettings,
-    build_schedule,
-    train_autoencoder,
-    train_painter,
-)
+from vit_lens.mini.training.text_painter import PainterSettings, build_schedule, train_painter
 
 _SHARED = 0  # the seed of autoencoder and judge, which all models have in common
-_TEXT, _PAINTER, _JUDGE = TextSettings(), PainterSettings(), JudgeSettings()
+_TEXT, _AUTOENCODER = TextSettings(), AutoencoderSettings()
+_PAINTER, _JUDGE = PainterSettings(), JudgeSettings()
 
 
 def train_text_to_image(
@@ -35,6 +32,7 @@ def train_text_to_image(
     *,
     painter_seed: int | None = None,
     text: TextSettings = _TEXT,
+    autoencoder: AutoencoderSettings = _AUTOENCODER,
     painter: PainterSettings = _PAINTER,
     judge: JudgeSettings = _JUDGE,
     n: int = 400,
@@ -48,16 +46,17 @@ def train_text_to_image(
         seed: Of the names, of which of them are rare, and of the text encoder.
         painter_seed: Of the UNet; None is ``seed``.
         text: Sizes of the text encoder.
-        painter: Sizes of autoencoder and UNet.
+        autoencoder: Sizes of the autoencoder.
+        painter: Sizes of the UNet.
         judge: Sizes of the second judge's training.
         n: How many pictures of each kind the bars are measured on.
     """
     work = out / "work"
     encoder, _ = train_text(work, seed=seed, settings=text)
-    autoencoder = train_autoencoder(work, seed=_SHARED, settings=painter)
+    vae = train_autoencoder(work, seed=_SHARED, settings=autoencoder)
     train_second_judge(work, seed=_SHARED, settings=judge)
     train_painter(
-        work, encoder, autoencoder, encoder_seed=seed, seed=seed if painter_seed is None else painter_seed,
+        work, encoder, vae, encoder_seed=seed, seed=seed if painter_seed is None else painter_seed,
         settings=painter,
     )  # fmt: skip
     folder = assemble_pipeline(work, out / "sd")
