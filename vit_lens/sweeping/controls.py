@@ -54,14 +54,16 @@ def control_numbers(
     found: dict[Site, tuple[float, float]] = {}
     if sites and reading.has_control:
         generator = torch.Generator().manual_seed((int(digits[12:24], 16) + controls.seed) % 2**63)
-        draws = torch.stack(
-            [reading.lens.read_control(cache, sites, generator=generator)[0].kept().flat for _ in range(controls.draws)]
+        drawn = (
+            reading.lens.read_control(cache, sites, generator=generator)[0].kept().flat for _ in range(controls.draws)
         )
         whole, index = clean.flat, [reading.sites.index(site) for site in sites]
-        cosines = cosine(draws, whole).mean(0).tolist()
         leaks = [math.nan] * len(sites)
-        if centre is not None:
-            taken = centre.sites[index]
+        if centre is None:  # one draw after the other: of long sequences not even two may fit
+            cosines = torch.stack([cosine(draw, whole) for draw in drawn]).mean(0).tolist()
+        else:
+            draws, taken = torch.stack(list(drawn)), centre.sites[index]
+            cosines = cosine(draws, whole).mean(0).tolist()
             leaks = _leaks(read.flat[index] - taken, draws - taken, whole - centre.clean)
         found = dict(zip(sites, zip(cosines, leaks, strict=True), strict=True))
     numbers = [found.get(site, (math.nan, math.nan)) for site in reading.sites]
