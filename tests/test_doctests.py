@@ -34,7 +34,7 @@ UNSHOWN = {
         "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
         "UnsupportedTowerError", "VitLensError",
     },
-    # What clears up behind killed writers shows nothing; file_tensors is shown in open_tensors.
+    # It is shown in open_tensors.
     "files": {"file_tensors"},
     # Parts and read-outs, which docs/own_tower.md builds a tower from.
     "towers": {

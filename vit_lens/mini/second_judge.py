@@ -25,7 +25,14 @@ ANSWERS = {
 
 
 class SecondJudge(nn.Module):
-    """Three strided convolutions and a linear layer; it answers every question of ``ANSWERS``."""
+    """Three strided convolutions and a linear layer; it answers every question of ``ANSWERS``.
+
+    ``vit-lens mini train-text`` trains one; :meth:`load` reads it.
+
+    >>> logits = vl.mini.SecondJudge()(torch.zeros(2, 3, 32, 32))
+    >>> logits["layout"].shape, logits["shape 1"].shape
+    (torch.Size([2, 3]), torch.Size([2, 6]))
+    """
 
     def __init__(self, channels: tuple[int, int, int] = (24, 48, 64)):
         super().__init__()

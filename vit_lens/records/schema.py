@@ -114,7 +114,11 @@ def has_picture(entry: Mapping[str, Any]) -> bool:
 
 
 def looks_again(manifest: Mapping[str, Any]) -> bool:
-    """Whether the pictures of a record are read again by the encoder of its inputs: an encoder of texts reads none."""
+    """Whether the pictures of a record are read again by the encoder of its inputs: an encoder of texts reads none.
+
+    >>> vl.records.looks_again({"decoder": {"decoder_id": "vit_lens/mini"}, "inputs": [{"kind": "text"}]})
+    False
+    """
     return bool(manifest["decoder"]) and any(map(has_picture, manifest["inputs"]))
 
 
