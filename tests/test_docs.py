@@ -22,7 +22,12 @@ pytestmark = pytest.mark.tl3
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-WRONG_CALLS = ("errors", "own_decoder", "own_lens")  # pages that show them as users meet them: without type checks
+WRONG_CALLS = (
+    "errors",
+    "own_decoder",
+    "own_lens",
+    "text_lens",
+)  # pages that show them as users meet them: without type checks
 
 _BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")

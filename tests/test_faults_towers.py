@@ -515,12 +515,12 @@ def test_means_weights_and_verdicts_do_not_follow_autocast(model):
 def test_the_noise_of_a_verdict_is_the_same_everywhere(model):
     from vit_lens.verification import verifying
 
-    noise = verifying._pixels(model, None)
+    noise = verifying._pixels(model, None, None)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(verifying._pixels(model, None), noise)
+        assert torch.equal(verifying._pixels(model, None, None), noise)
         with torch.device("meta"):
-            assert torch.equal(verifying._pixels(model, None), noise)
+            assert torch.equal(verifying._pixels(model, None, None), noise)
     finally:
         torch.set_default_dtype(torch.float32)
 

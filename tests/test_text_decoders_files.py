@@ -236,7 +236,7 @@ def test_wrong_files_of_text_encoders_are_told(copied):
 # ---- wrong input in memory
 
 
-def test_conditions_of_another_width_or_format_are_refused():
+def test_conditions_of_another_width_or_format_are_refused(unchecked):
     from vit_lens import Condition
     from vit_lens.decoders import PromptEncoder, TextDecoder
     from vit_lens.errors import ContractError
@@ -304,7 +304,7 @@ def test_t5_in_float16_is_refused_from_files(saved):
     assert load_decoder(saved("if")[0], dtype=torch.float16).dtype == torch.float16
 
 
-def test_settings_that_cannot_be_run(saved):
+def test_settings_that_cannot_be_run(unchecked, saved):
     from vit_lens.decoders import TextDecoder, load_decoder
     from vit_lens.errors import DecoderError
 
@@ -333,7 +333,7 @@ def test_settings_that_cannot_be_run(saved):
         flux.check_settings(flux.settings(scheduler="ddim"))
 
 
-def test_prompts_and_layers_that_are_none(saved):
+def test_prompts_and_layers_that_are_none(unchecked, saved):
     from vit_lens.decoders import PromptEncoder
     from vit_lens.errors import ContractError, DecoderError, TextError
 

@@ -328,7 +328,7 @@ def replace_alpha(lens, alpha):
 # ---- wrong input
 
 
-def test_wrong_input():
+def test_wrong_input(unchecked):
     import vit_lens as vl
     from vit_lens.errors import LensError, TextError, UnknownSiteError
 

@@ -170,7 +170,7 @@ def test_truncation_is_recorded(tmp_path):
     assert json.loads((tmp_path / "r/record.json").read_text())["model"]["preprocess"]["truncate"] is True
 
 
-def test_wrong_input(tmp_path):
+def test_wrong_input(unchecked, tmp_path):
     import vit_lens as vl
     from vit_lens import errors
 

@@ -27,7 +27,7 @@ OLD_SPELLINGS: dict[str, dict[str, str]] = {
     **{f"paper {figure}": _PAPER for figure in ("fig2", "fig3", "fig4", "fig5")},
     "mini train": {"--seed": "--training-seed"},
     "mini replica": {"--seed": "--training-seed"},
-    "mini train-text": {"--seed": "--training-seed"},
+    "mini train-text": {"--seed": "--text-seed"},
 }  # fmt: skip
 """For each command: old name, new name. Two new names divide what the old one meant."""
 

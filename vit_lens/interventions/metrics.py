@@ -72,7 +72,7 @@ def _difference(embeds: Tensor, first: Metric, second: Metric, scale: float | in
     return scale * (first(embeds) - second(embeds))
 
 
-def measure(metric: Metric, embeds: Float[Tensor, "batch d_embed"]) -> Float[Tensor, "*batch"]:
+def measure(metric: Metric, embeds: Float[Tensor, "batch *pos d_embed"]) -> Float[Tensor, "*found"]:
     """Return the metric of a batch of embeddings, which it may edit; True and False count as 1 and 0.
 
     Raises:

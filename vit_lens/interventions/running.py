@@ -30,7 +30,7 @@ def run_many(
     hook_sets: Sequence[HookSet],
     *,
     batch_size: int = 64,
-) -> Float[Tensor, "set batch d_embed"]:
+) -> Float[Tensor, "set batch *pos d_embed"]:
     """Run the same images once under each set of hooks, without gradients.
 
     A set starts at the first block that it touches, from the residual stream of the unedited run, and sets that

@@ -185,7 +185,7 @@ class Lens(ABC):
 
     # ---- shorthands
 
-    def embed(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
+    def embed(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site *pos d_embed"]:
         """Return the pooled part of :meth:`read`: the lens embedding of every site.
 
         Args:
@@ -200,7 +200,7 @@ class Lens(ABC):
 
     def placebo(
         self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator
-    ) -> Float[Tensor, "batch site d_embed"]:
+    ) -> Float[Tensor, "batch site *pos d_embed"]:
         """Return the pooled part of :meth:`read_control`: the control's embedding of every site.
 
         Args:

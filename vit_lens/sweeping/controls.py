@@ -4,6 +4,7 @@ __all__ = ["Centre", "control_numbers"]
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,6 @@ from vit_lens.conditions import Condition
 from vit_lens.metrics import cosine, leak_index
 from vit_lens.sweeping.lens_readings import LensReading
 from vit_lens.sweeping.request import Controls
-from vit_lens.towers import ViTActivationCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Centre:
 
 
 def control_numbers(
-    reading: LensReading, cache: ViTActivationCache, clean: Condition, read: Condition, centre: Centre | None,
+    reading: LensReading, cache: Any, clean: Condition, read: Condition, centre: Centre | None,
     digits: str, controls: Controls,
 ) -> tuple[list[float], list[float]]:  # fmt: skip
     """Return, for every site of a reading, the mean cosine of its controls with the input, and its leak index.

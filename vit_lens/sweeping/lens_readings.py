@@ -4,6 +4,7 @@ __all__ = ["LensReading", "make_readings", "record_reading", "with_controls"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -14,7 +15,6 @@ from vit_lens.lenses import Lens, Sites, checked_read, no_control
 from vit_lens.models import HookedViT
 from vit_lens.readers import sites_of_each
 from vit_lens.records import Reading, told_apart
-from vit_lens.towers import ViTActivationCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class LensReading:
         """Whether the lens says what its control is."""
         return type(self.lens).read_control is not Lens.read_control
 
-    def read(self, cache: ViTActivationCache, digits: str, seed: int) -> Condition:
+    def read(self, cache: Any, digits: str, seed: int) -> Condition:
         """Return what is asked of the decoder at every site of one image, on the CPU in float32.
 
         Args:

@@ -49,7 +49,7 @@ class Stream(ABC):
         """Return the end of the stream in a run, at the read-out rows."""
 
     @abstractmethod
-    def read(self, states: Float[Tensor, "*batch row d"]) -> Float[Tensor, "*batch d_embed"]:
+    def read(self, states: Float[Tensor, "*batch row d"]) -> Float[Tensor, "*output d_embed"]:
         """Return the outputs of ends of the stream, without hooks and with fresh statistics."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class ResidualStream(Stream):
     def last(self, cache: Activations) -> Float[Tensor, "batch row d_model"]:
         return read_wide(cache, f"blocks.{len(self.blocks) - 1}.hook_resid_post")
 
-    def read(self, states: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_embed"]:
+    def read(self, states: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*output d_embed"]:
         return self.readout.read(states)
 
     def rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch row *axes"]:

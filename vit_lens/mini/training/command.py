@@ -16,9 +16,7 @@ TrainingSeed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Of weights, images and their order; 0: as the shipped encoder.")
 ]
 
-TextSeed = Annotated[
-    int, typer.Option("--training-seed", min=0, max=2**31 - 1, help="Of names, sentences and weights.")
-]
+TextSeed = Annotated[int, typer.Option("--text-seed", min=0, max=2**31 - 1, help="Of names, sentences and weights.")]
 PainterSeed = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Of the UNet. Default: that of the text encoder.")
 ]
@@ -56,7 +54,7 @@ def replica(out: flags.Out, training_seed: TrainingSeed) -> None:
 
 
 @mini.command("train-text")
-def train_text(out: flags.Out, training_seed: TextSeed, painter_seed: PainterSeed = None) -> None:
+def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = None) -> None:
     """Train a text encoder with a UNet of its own, in Stable Diffusion's format: half an hour on one free CPU core.
 
     Use it with `DiffusionPipeline.from_pretrained("OUT/sd")`.
@@ -64,5 +62,5 @@ def train_text(out: flags.Out, training_seed: TextSeed, painter_seed: PainterSee
     from vit_lens.mini.training.text_to_image import train_text_to_image
 
     logging.getLogger("vit_lens").setLevel(logging.INFO)
-    bars = train_text_to_image(out, training_seed, painter_seed=painter_seed)["bars"]
+    bars = train_text_to_image(out, text_seed, painter_seed=painter_seed)["bars"]
     typer.echo(f"pipeline: {out / 'sd'}; bars {bars}")
