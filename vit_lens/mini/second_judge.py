@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from vit_lens.errors import CheckpointError
-from vit_lens.files import file_tensors, open_safetensors
+from vit_lens.files import damaged, file_tensors, open_safetensors
 from vit_lens.mini.still_life import COLOURS, LAYOUTS, SHAPES, SIDE, TEXTURES, Scene, scenes_of
 
 ANSWERS = {
@@ -45,9 +45,16 @@ class SecondJudge(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "SecondJudge":
-        """Load a trained judge."""
-        judge = cls()
-        with open_safetensors(path, CheckpointError, "train it with `vit-lens mini train-text`") as file:
+        """Load a trained judge.
+
+        Raises:
+            CheckpointError: There is no such file, or it is damaged or holds other weights.
+        """
+        judge, advice = cls(), "train it with `vit-lens mini train-text`"
+        with (
+            open_safetensors(path, CheckpointError, advice) as file,
+            damaged(CheckpointError, f"{path} is no judge", advice),
+        ):
             judge.load_state_dict(file_tensors(file))
         return judge.eval()
 

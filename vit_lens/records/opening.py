@@ -105,12 +105,11 @@ class RecordFiles:
         return data
 
     def _knows(self, name: str, data: bytes) -> bool:
-        if noted(data) in self.listed.get(name, []):
-            return True
-        if self.closed:
-            return False
+        said = noted(data)
+        if said in self.listed.get(name, []) or self.closed:
+            return said in self.listed.get(name, [])
         listed, _ = _read_list(self.path)  # another process may have written it since
-        return noted(data) in listed.get(name, [])
+        return said in listed.get(name, [])
 
     def picture(self, name: str) -> PIL.Image.Image:
         """Return the picture in a PNG file."""

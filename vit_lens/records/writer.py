@@ -98,21 +98,20 @@ class RecordWriter:
             yield writer
 
     def _put(self, name: str, data: bytes) -> None:
+        said = noted(data)
         with self._listing:
             held = self.files.listed.setdefault(name, [])
-            if noted(data) not in held:  # listed before it is written: of a kill in between, no file is left unknown
-                held.append(noted(data))
+            if said not in held:  # listed before it is written: of a kill in between, no file is left unknown
+                held.append(said)
                 if self.manifest["complete"]:
                     self._amend(complete=False)
-                append(self.path / "files.csv", _lines([(name, *noted(data))], head=False))
+                append(self.path / "files.csv", _line(name, *said))
         write_atomic(self.path / name, data)
-        self._noted[name] = noted(data)
+        self._noted[name] = said
 
     def _begin_list(self) -> None:
         """Begin the list, or go on with what it says of files that are there; what a lost one said, they say now."""
-        known = self.files.listed or {
-            name: [noted(self.files.read(name))] for name in self._found() if self.holds(name)
-        }
+        known = self.files.listed or {name: [self._noted[name]] for name in self._found() if self.holds(name)}
         there = sorted((name for name in known if self.files.size(name) is not None), key="table.csv".__eq__)
         write_atomic(self.path / "files.csv", _lines((name, *said) for name in there for said in known[name]))
         self.files = RecordFiles.of(self.path, self.manifest)
@@ -293,8 +292,11 @@ def _is_own(file: Path, table: bytes) -> bool:
     return file.name.startswith(".vit_lens") or (file.name in known and file.read_bytes().startswith(known[file.name]))
 
 
-def _lines(files: Iterable[tuple[str, int, str]], *, head: bool = True) -> bytes:
-    """Return lines of ``files.csv``."""
-    lines = [(name, size, sha256, _MEDIA[Path(name).suffix]) for name, size, sha256 in files]
-    listed = pd.DataFrame(lines, columns=list(schema.LISTED))
-    return listed.to_csv(index=False, header=head, lineterminator="\n").encode()
+def _lines(files: Iterable[tuple[str, int, str]]) -> bytes:
+    """Return ``files.csv``."""
+    head = f"{','.join(schema.LISTED)}\n".encode()
+    return head + b"".join(_line(*file) for file in files)
+
+
+def _line(name: str, size: int, sha256: str) -> bytes:
+    return f"{name},{size},{sha256},{_MEDIA[Path(name).suffix]}\n".encode()
