@@ -41,8 +41,9 @@ _RADIUS, _OUTLINE, _PIXEL = 12.5, 1.6, shapes.CANVAS / SIDE
 _CENTRES = {"alone": ((32, 32),), "beside": ((16, 32), (48, 32)), "stacked": ((32, 16), (32, 48))}
 
 LAYOUTS = ("alone", "beside", "stacked")
-MOVES = tuple(product(range(3), range(3)))
-"""By how many pixels an object may be moved to the right and down, less one."""
+MOVES = tuple(product(np.linspace(0, 2, 9).tolist(), repeat=2))
+"""By how many pixels an object may be moved to the right and down, less one: quarters, so that between any two pictures
+of an object there are others of it, and a denoiser that has not yet decided is near one of them."""
 
 Layout = Literal["alone", "beside", "stacked"]
 
@@ -264,7 +265,7 @@ def draw(
     pictures = np.full((len(scenes), SIDE, SIDE, 3), _GROUND, dtype=np.uint8)
     for picture, (layout, objects) in zip(pictures, scenes, strict=True):
         for place, number in enumerate(objects):
-            move = (1, 1) if generator is None else tuple(int(i) for i in generator.integers(0, 3, 2))
+            move = (1, 1) if generator is None else MOVES[generator.integers(len(MOVES))]
             picture[window(layout, place)] = draw_object(number, layout, place, move)
     return pictures
 
@@ -275,7 +276,7 @@ def window(layout: Layout, place: int) -> tuple[slice, slice]:
     return {"alone": (slice(SIDE),) * 2, "beside": (slice(SIDE), half), "stacked": (half, slice(SIDE))}[layout]
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=32_768)
 def draw_object(
     number: int, layout: Layout, place: int, move: tuple[float | int, ...]
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -290,7 +291,7 @@ def draw_object(
     return np.rint(np.array(_GROUND) + cover * (paint - _GROUND)).astype(np.uint8)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _distance(
     shape: str, layout: Layout, place: int, move: tuple[float | int, ...]
 ) -> Float[np.ndarray, "height width"]:
