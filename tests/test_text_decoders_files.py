@@ -372,3 +372,26 @@ def test_a_pass_that_does_not_fit_is_halved(saved, monkeypatch):
     small(0)
     with pytest.raises(DecoderError, match=r"1 row of 32 x 32 do not fit into the memory of cpu"):
         decoder.decode(asked, settings=how)
+
+
+def test_a_tokenizer_of_its_own_is_read_as_the_stock_pipeline_reads_it(saved, tmp_path):
+    """A vocabulary of words, which CLIP's tokenizer would read as unknown letters without a word."""
+    import diffusers
+
+    from vit_lens.decoders import PromptEncoder
+    from vit_lens.errors import DecoderError
+    from vit_lens.mini.training.text_encoder import TextSettings, build_text_encoder, build_text_tokenizer
+
+    tokenizer = build_text_tokenizer()
+    settings = TextSettings(width=saved("sd1")[1].unet.config.cross_attention_dim, n_layers=2, n_heads=2)
+    parts = saved("sd1")[1].components | {"tokenizer": tokenizer}
+    parts["text_encoder"] = build_text_encoder(settings, tokenizer, seed=0)
+    diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path)
+    stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    said = stock.encode_prompt(PROMPTS[:1], "cpu", 1, False)[0]
+    text = PromptEncoder.from_pretrained(tmp_path)
+    assert torch.equal(text.encode(PROMPTS[:1]).tokens, said)
+    assert not torch.equal(text.encode(["a blue ring"]).tokens, said)
+    rewrite(tmp_path / "model_index.json", tokenizer=["transformers", "GemmaTokenizer"])
+    with pytest.raises(DecoderError, match=r"tokenizer is a .*GemmaTokenizer.*expected .*CLIPTokenizer"):
+        PromptEncoder.from_pretrained(tmp_path)

@@ -33,6 +33,7 @@ _OF_TOKENIZER = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json",
     "tokenizer_config.json", "vocab.json",
 )  # fmt: skip
+_TOKENIZERS_OF_THEIR_OWN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # two names of one class
 _ADVICE = "download the pipeline again"
 
 
@@ -97,7 +98,7 @@ def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) 
         tokenizer = directory / tokenizers[one.encoder]
         if not tokenizer.is_dir():
             raise DecoderError(f"{directory} has no {tokenizer.name}, which is needed to read prompts; {_ADVICE}")
-        reads = transformers.CLIPTokenizer if one.kind == "clip" else transformers.T5Tokenizer
+        reads = getattr(transformers, _tokenizer_class(directory, index, tokenizer.name, one))
         with damaged(DecoderError, f"{tokenizer} is no tokenizer of {reads.__name__}", _ADVICE):
             parts[tokenizer.name] = reads.from_pretrained(tokenizer, local_files_only=True)
     return stock(kind, parts, **_options(index)), denoiser
@@ -107,6 +108,19 @@ def _encoder_class(one: Reading) -> str:
     if one.kind == "t5":
         return "T5EncoderModel"
     return "CLIPTextModelWithProjection" if one.pooled == "projected" else "CLIPTextModel"
+
+
+def _tokenizer_class(directory: Path, index: Mapping[str, Any], part: str, one: Reading) -> str:
+    """Return what the index names, as the stock pipeline goes by it; where it names nothing, what the format has."""
+    own = "CLIPTokenizer" if one.kind == "clip" else "T5Tokenizer"
+    classes = {own: own, f"{own}Fast": own} | dict.fromkeys(_TOKENIZERS_OF_THEIR_OWN, "PreTrainedTokenizerFast")
+    said = index.get(part) or ["transformers", own]
+    if not isinstance(said, list) or said[0] != "transformers" or said[-1] not in classes:
+        raise DecoderError(
+            f"{directory}: {part} is a {said!r}; expected {['transformers', own]}, or {_TOKENIZERS_OF_THEIR_OWN[0]!r} "
+            "where words are cut by rules of their own"
+        )
+    return classes[said[-1]]
 
 
 def _load_encoder(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
