@@ -125,15 +125,20 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def difference(a: Tensor, b: Tensor) -> int:
+    """Return the largest difference of two sets of pictures, in counts of 255."""
+    return int((a.int() - b.int()).abs().max())
+
+
 def load(options: argparse.Namespace, device: torch.device) -> Any:
     """Return the preset's pipeline."""
     import diffusers
 
     dtype = DTYPES[options.dtype]
     if options.preset == "mini":
-        from vit_lens.mini import still_life_pipeline
+        from vit_lens.identity import MINI_SD_FILES
 
-        made = still_life_pipeline()
+        made = diffusers.DiffusionPipeline.from_pretrained(MINI_SD_FILES, local_files_only=True)
     else:
         made = published_shapes(dtype, device)
     made.set_progress_bar_config(disable=True)

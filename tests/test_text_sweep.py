@@ -271,3 +271,30 @@ def test_the_command_sweeps_prompts(vit_lens, tmp_path):
         status, _, error = vit_lens(*given[:-1], tmp_path / "other", *more)
         assert status == 2 and message in error, (more, error)
     assert vit_lens("sweep", "x.png", "--truncate")[2].count("--prompts")
+
+
+def test_prompts_stand_above_images_on_one_page(record, tmp_path):
+    """Every layer of every prompt and of its controls, by row; the page of prompts is written and linked."""
+    import html
+    import re
+
+    import record_factory
+
+    import vit_lens as vl
+
+    images = record_factory.build(tmp_path / "images").path
+    shutil.copytree(record.path, images / "prompts & more")
+    page = vl.write_report(images, prompts=images / "prompts & more").read_text()
+    strips = page[page.index('id="sentences"') : page.index('class="explorer"')]
+    rows = [html.unescape(name) for name in re.findall(r'<th scope="row">(.*?)</th>', strips)]
+    assert rows == [
+        name for p in PROMPTS for name in (p, *(f"control: {k}" for k in ("random", "other", "shuffled", "empty")))
+    ]
+    assert re.findall(r'<th scope="col">(.*?)</th>', strips) == ["embedding", "3 blocks"]
+    assert strips.count('<img src="data:image/') == 20 and strips.count('title="L2.resid_post"') == 10
+    assert (images / "prompts & more" / "report.html").is_file()
+    assert 'href="prompts%20%26%20more/report.html"' in strips
+    with pytest.raises(vl.errors.RecordError, match="is a record of prompts, and prompts= is one of prompts"):
+        vl.write_report(record, prompts=record)
+    with pytest.raises(vl.errors.RecordError, match="is a record of images, and prompts= is one of images"):
+        vl.write_report(images, prompts=images)

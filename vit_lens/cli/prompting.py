@@ -56,21 +56,19 @@ def plan_prompts(
     """Load both halves of a pipeline and plan a sweep.
 
     Raises:
-        VitLensError: No pipeline is named.
         DecoderError: There is no such pipeline, or something is wrong with its files.
     """
     from vit_lens.decoders import PromptEncoder, TextDecoder
     from vit_lens.sweeping import Drawing, Prompts, plan
 
-    if pair.model == "mini":
-        raise VitLensError("--prompts needs --model, the directory or Hub id of a text-to-image pipeline")
     prompts = Prompts(read_prompts(given), truncate=truncate)
     intake.check_drawn(pair.decoder, **asked, decoder_seed=pair.decoder_seed, batch_size=batch_size, budget=budget)
     where: dict[str, Any] = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(pair.device)}
-    encoder, decoder = PromptEncoder.from_pretrained(pair.model, **where), None
+    name = "mini-sd" if pair.model == "mini" else pair.model
+    encoder, decoder = PromptEncoder.from_pretrained(name, **where), None
     settings = None
     if pair.decoder != "none":
-        decoder = TextDecoder.from_pretrained(pair.model if pair.decoder == "mini" else pair.decoder, **where)
+        decoder = TextDecoder.from_pretrained(name if pair.decoder == "mini" else pair.decoder, **where)
         sizes = {"height": asked["size"], "width": asked["size"]}
         settings = decoder.settings(**flags.known(**{**asked, **sizes, "size": None}))
     drawing = Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size)

@@ -13,15 +13,16 @@ from vit_lens.decoders.configs import from_config, read_config
 from vit_lens.decoders.weight_files import WEIGHTS, load_weights
 from vit_lens.errors import DecoderError
 from vit_lens.files import damaged, parse_json
-from vit_lens.identity import MINI_FILES
+from vit_lens.identity import MINI_FILES, MINI_SD_FILES
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _CLIPS_NOTHING = re.compile(r'"lambda_min_clipped":\s*-Infinity\s*,')
 _INDEX = "model_index.json"
 _EXPECTED = (
     "expected 'mini', a directory that a pipeline of diffusers was saved in, such as one with unet/, movq/ and "
-    "scheduler/, or a Hub id such as 'kandinsky-community/kandinsky-2-2-decoder'"
+    "scheduler/, 'mini-sd' to draw from text, or a Hub id such as 'kandinsky-community/kandinsky-2-2-decoder'"
 )
+_EMBEDDED = {"mini": MINI_FILES / "decoder", "mini-sd": MINI_SD_FILES}
 OF_PART = ("config.json", WEIGHTS, f"{WEIGHTS}.index.json", "diffusion_pytorch_model-*-of-*.safetensors")
 """What a part that draws is in, besides ``scheduler_config.json`` for a scheduler."""
 
@@ -36,7 +37,7 @@ def find_index(name: str | Path) -> Path:
 
 
 def fetch(name: str | Path, wanted: Sequence[str]) -> Path:
-    """Return the folder of a decoder: "mini", a local directory, or a Hub id, of which what is wanted is fetched.
+    """Return the folder of a decoder: embedded, a local directory, or a Hub id, of which what is wanted is fetched.
 
     Raises:
         DecoderError: There is no such decoder, or it cannot be fetched.
@@ -47,11 +48,11 @@ def fetch(name: str | Path, wanted: Sequence[str]) -> Path:
     if not isinstance(name, (str, Path)):
         raise DecoderError(f"a decoder's name is of type {type(name).__name__}; {_EXPECTED}")
     with damaged(DecoderError, f"no decoder {str(name)[:200]!r}", _EXPECTED):
-        directory = MINI_FILES / "decoder" if name == "mini" else Path(name).expanduser()
+        directory = _EMBEDDED.get(str(name), Path(name).expanduser())
         if name and directory.is_dir():
             return directory
-    if name == "mini":
-        raise DecoderError("this installation of vit_lens lacks the embedded pair 'mini'; install the package again")
+    if name in _EMBEDDED:
+        raise DecoderError(f"this installation of vit_lens lacks the embedded {name!r}; install the package again")
     if not isinstance(name, str) or _HUB_ID.fullmatch(name) is None:
         raise DecoderError(f"no decoder {str(name)!r}: it is not an existing directory; {_EXPECTED}")
     try:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from vit_lens.errors import RecordError
 from vit_lens.identity import MINI_ENCODER
 from vit_lens.records import (
     LIVE_BUDGET,
@@ -24,6 +25,7 @@ from vit_lens.records import (
 )
 from vit_lens.report.data import page_data
 from vit_lens.report.one_file import page_path, write_page
+from vit_lens.report.strips import strips_of
 
 _HERE = "vit_lens.report"
 _PARTS = {  # of a page of images, and of one of prompts: template, styles, scripts
@@ -33,16 +35,23 @@ _PARTS = {  # of a page of images, and of one of prompts: template, styles, scri
 JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def write_report(record: Record | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+def write_report(
+    record: Record | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    prompts: Record | str | os.PathLike[str] | None = None,
+) -> Path:
     """Write the page of a record and return its path.
 
     Args:
         record: A record, or the directory that holds one; an unfinished one is shown as far as it goes.
         out: The file to write, ending in .html; None writes ``report.html`` beside the pictures. The page links the
             full-size pictures relative to where it lies.
+        prompts: A record of prompts, whose layers stand above what is shown of images; the page links to the one of
+            its own beside it, which is written, too. None shows images alone.
 
     Raises:
-        RecordError: The directory holds no readable record.
+        RecordError: A directory holds no readable record, or ``prompts`` or what it stands above is of the other kind.
         OutputError: The page cannot be written, or ``out`` is not an .html file.
 
     >>> drawing = vl.Drawing(settings=decoder.settings(steps=1), batch_size=2)
@@ -55,13 +64,28 @@ def write_report(record: Record | str | os.PathLike[str], out: str | os.PathLike
     record = record if isinstance(record, Record) else Record.load(record)
     target = page_path(record.path / "report.html" if out is None else out)
     data = page_data(record, _base(record.path, target.parent))
-    template, styles, scripts = _PARTS[all(map(has_picture, record.manifest["inputs"]))]
+    of_images = _is_of_images(record)
+    template, styles, scripts = _PARTS[of_images]
+    strips, strips_page = [], ""
+    if prompts is not None:
+        prompts = prompts if isinstance(prompts, Record) else Record.load(prompts)
+        if not of_images or _is_of_images(prompts):
+            raise RecordError(
+                f"{record.path} is a record of {'images' if of_images else 'prompts'}, and prompts= is one of "
+                f"{'images' if _is_of_images(prompts) else 'prompts'}; expected write_report(images, prompts=prompts)"
+            )
+        strips, strips_page = strips_of(prompts), _base(write_report(prompts), target.parent).rstrip("/")
+        styles = [*styles, "prompts.css"]
     return write_page(
         target, (_HERE, template), styles=[(_HERE, name) for name in styles],
         scripts=[(_HERE, name) for name in scripts], images="data: 'self' file:",
-        data=Markup(_embedded_json(data)), beside_words=_beside_words(record),
+        data=Markup(_embedded_json(data)), beside_words=_beside_words(record), strips=strips, strips_page=strips_page,
         **_live_header(record, data["live"]), **_header(record),
     )  # fmt: skip
+
+
+def _is_of_images(record: Record) -> bool:
+    return all(map(has_picture, record.manifest["inputs"]))
 
 
 def _base(record: Path, page: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vit_lens.errors import CheckpointError, nearest
 from vit_lens.files import damaged
-from vit_lens.identity import MINI_ENCODER, MINI_FILES
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, MINI_SD, MINI_SD_FILES
 from vit_lens.sources.catalogue import OpenClipName, known_models, require_tag
 from vit_lens.sources.folders import HubFolder, TowerFolder
 
@@ -79,6 +79,8 @@ def embedded_encoder(name: str | Path) -> Path | None:
 def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path | None) -> TowerFolder:
     if (path := embedded_encoder(name)) is not None:
         return TowerFolder(path, "", MINI_ENCODER, "mini")
+    if name in ("mini-sd", MINI_SD):
+        return TowerFolder(MINI_SD_FILES, "text_encoder", MINI_SD, "mini-sd")
     root, subfolder = _cut(str(name))
     if ".." in subfolder.split("/"):
         raise CheckpointError(f"{str(name)!r}: the subfolder {subfolder!r} lies outside; name it by its own path")

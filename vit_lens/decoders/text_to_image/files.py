@@ -24,6 +24,7 @@ from vit_lens.decoders.text_to_image.drawing import (
 )  # fmt: skip
 from vit_lens.errors import CheckpointError, DecoderError, nearest
 from vit_lens.files import damaged
+from vit_lens.identity import MINI_SD
 from vit_lens.sources import no_progress_bars
 from vit_lens.text_formats import TEXT_FORMATS, Reading, TextFormat
 
@@ -39,6 +40,8 @@ _ADVICE = "download the pipeline again"
 
 def name_of(name: str | Path) -> tuple[str, bool]:
     """Return what records call a decoder, and whether it comes from a local directory."""
+    if name == "mini-sd":
+        return MINI_SD, False
     directory = Path(name).expanduser()
     return (f"local/{directory.resolve().name}", True) if directory.is_dir() else (f"hf/{name}", False)
 

@@ -1,6 +1,6 @@
 """Train the whole embedded pair from a seed and lay it out as it ships."""
 
-__all__ = ["assemble_pair", "measure_pair", "train_pair", "write_reference_means"]
+__all__ = ["assemble_pair", "measure_pair", "train_pair", "write_reference_means", "write_ridge"]
 
 import json
 import shutil
@@ -16,11 +16,13 @@ from vit_lens.mini.training.encoder import EncoderSettings, train_encoder
 from vit_lens.mini.training.evaluate import evaluate_pair, load_pair
 from vit_lens.mini.training.movq import MoVQSettings, train_movq
 from vit_lens.mini.training.unet import UNetSettings, build_scheduler, train_unet, train_unet_by_workers
-from vit_lens.models import HookedViT
+from vit_lens.models import HookedTextEncoder, HookedViT
+from vit_lens.readers import TextImageRidge
 from vit_lens.reference import ReferenceMeans
 
 _CARD = {"image_size": 64, "steps": 10, "guidance": 1.5, "scheduler": "ddim"}
 _REFERENCE_SCENES, _STREAM = 512, 7
+_RIDGE_SCENES, _RIDGE_STREAM, _AT_ONCE = 2000, 13, 100
 _ENCODER, _MOVQ, _UNET = EncoderSettings(), MoVQSettings(), UNetSettings()
 
 
@@ -59,6 +61,9 @@ def train_pair(
         model = HookedViT.from_pretrained(work / "encoder")
         pair = assemble_pair(work, out / "pair", encoder_id=f"module@{model.fingerprint}", d_embed=encoder.d_embed)
         write_reference_means(model, pair / "reference_means.safetensors", seed=seed)
+        write_ridge(
+            model, HookedTextEncoder.from_pretrained(work / "encoder"), pair / "text_image_ridge.safetensors", seed=seed
+        )
         return measure_pair(pair, n_images=n_images, n_decoded=n_decoded)
     finally:
         torch.set_num_threads(before)
@@ -99,6 +104,18 @@ def write_reference_means(model: HookedViT, path: Path, *, seed: int) -> Referen
     means = ReferenceMeans.from_images(model, list(scenes))
     means.save(path)
     return means
+
+
+@torch.no_grad()
+def write_ridge(model: HookedViT, text: HookedTextEncoder, path: Path, *, seed: int) -> TextImageRidge:
+    """Fit the map from captions to scenes that evaluation never shows, without overlays, and save it."""
+    scenes = world.sample_scenes(_RIDGE_SCENES, np.random.default_rng([seed, _RIDGE_STREAM]), held_out=False)
+    pictures = list(world.render(scenes))
+    images = [model(model.preprocess(pictures[i : i + _AT_ONCE])) for i in range(0, len(pictures), _AT_ONCE)]
+    texts = text([world.caption(scene) for scene in scenes])
+    ridge = TextImageRidge.fit(texts, torch.cat(images), encoder_id=model.encoder_id)
+    ridge.save(path)
+    return ridge
 
 
 def _write(path: Path, content: dict[str, object]) -> None:
