@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPTS = tiny_pipelines.PROMPTS
-NAMES = ["sd1", "sdxl", "if", "dev", "sd3", "pixart"]
+NAMES = ["sd1", "taesd", "sdxl", "if", "dev", "sd3", "pixart"]
 LENGTH = {"dev": 11, "sd3": 11, "pixart": 11}
 SIZE = {"dev": dict(height=16, width=12), "sd3": dict(height=16, width=12)}
 
@@ -395,3 +395,24 @@ def test_a_tokenizer_of_its_own_is_read_as_the_stock_pipeline_reads_it(saved, tm
     rewrite(tmp_path / "model_index.json", tokenizer=["transformers", "GemmaTokenizer"])
     with pytest.raises(DecoderError, match=r"tokenizer is a .*GemmaTokenizer.*expected .*CLIPTokenizer"):
         PromptEncoder.from_pretrained(tmp_path)
+
+
+def test_a_card_beside_a_pipeline_says_how_it_draws(copied):
+    from vit_lens.decoders import TextDecoder
+    from vit_lens.errors import DecoderError
+
+    folder = copied("sd1")
+    usual = TextDecoder.from_pretrained(folder).defaults
+    (folder / "vit_lens.json").write_text('{"steps": 3, "guidance": 1.5}')
+    said = TextDecoder.from_pretrained(folder).defaults
+    assert (said.steps, said.guidance) == (3, 1.5) != (usual.steps, usual.guidance)
+    assert (said.height, said.scheduler) == (usual.height, usual.scheduler)
+    for content, told in {
+        '{"step": 3}': r"vit_lens.json.*unknown key 'step'; nearest: 'steps'",
+        '{"steps": 0}': "steps must be a whole number >= 1, got 0",
+        '{"guidance": true}': "guidance",
+        "[]": "expected",
+    }.items():
+        (folder / "vit_lens.json").write_text(content)
+        with pytest.raises(DecoderError, match=told):
+            TextDecoder.from_pretrained(folder)

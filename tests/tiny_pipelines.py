@@ -98,7 +98,7 @@ def _flat_vae(latents):
 
 
 def make(name):
-    """Build a pipeline: sd1, sd2, sdxl, if, if2 (its second stage), schnell, dev, sd3 or pixart."""
+    """Build a pipeline by its name below; if2 is the second stage of if, taesd has a distilled autoencoder."""
     with torch.random.fork_rng():
         torch.manual_seed(sum(map(ord, name)))
         pipe = _MAKERS[name]()
@@ -116,6 +116,16 @@ def _sd(**how):
         vae=vae(), text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def _taesd():
+    import diffusers
+
+    pipe = _sd()
+    sizes = dict(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8))
+    once = dict(num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    pipe.register_modules(vae=perturbed(diffusers.AutoencoderTiny(**sizes, **once, latent_channels=4)))
+    return pipe
 
 
 def _sdxl():
@@ -201,6 +211,6 @@ def _pixart():
 
 
 _MAKERS = {
-    "sd1": _sd, "sd2": lambda: _sd(act="gelu", legacy=False, pad="!"), "sdxl": _sdxl, "if": _if, "if2": _if2,
-    "schnell": lambda: _flux(False), "dev": lambda: _flux(True), "sd3": _sd3, "pixart": _pixart,
+    "sd1": _sd, "sd2": lambda: _sd(act="gelu", legacy=False, pad="!"), "taesd": _taesd, "sdxl": _sdxl, "if": _if,
+    "if2": _if2, "schnell": lambda: _flux(False), "dev": lambda: _flux(True), "sd3": _sd3, "pixart": _pixart,
 }  # fmt: skip

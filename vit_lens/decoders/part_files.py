@@ -22,6 +22,7 @@ _EXPECTED = (
     "expected 'mini', a directory that a pipeline of diffusers was saved in, such as one with unet/, movq/ and "
     "scheduler/, 'mini-sd' to draw from text, or a Hub id such as 'kandinsky-community/kandinsky-2-2-decoder'"
 )
+_WRITTEN_BESIDE = {"AutoencoderTiny": ("block_out_channels",)}  # diffusers writes it, ignores it, and has it of others
 _EMBEDDED = {"mini": MINI_FILES / "decoder", "mini-sd": MINI_SD_FILES}
 OF_PART = ("config.json", WEIGHTS, f"{WEIGHTS}.index.json", "diffusion_pytorch_model-*-of-*.safetensors")
 """What a part that draws is in, besides ``scheduler_config.json`` for a scheduler."""
@@ -123,13 +124,13 @@ def _scheduler_config(path: Path) -> dict[str, Any]:
 
 
 def load_part(
-    folder: Path, cls: str, *, dtype: torch.dtype, device: str | torch.device, older: str | None = None
+    folder: Path, *classes: str, dtype: torch.dtype, device: str | torch.device, older: str | None = None
 ) -> Any:
     """Load one trained part.
 
     Args:
         folder: Where its configuration and weights lie.
-        cls: The class of diffusers that it is of.
+        *classes: The classes of diffusers that it may be of, the usual one first.
         older: The class that older configurations of it name, with settings of its own; None for no other.
         dtype: The dtype of its weights.
         device: The device of its weights.
@@ -142,10 +143,14 @@ def load_part(
 
     path = folder / "config.json"
     config = read_config(path)
-    if config.get("_class_name") not in (cls, older):
-        raise DecoderError(f"{path}: class {config.get('_class_name')!r}, expected {cls}")
+    said = config.get("_class_name")
+    if said not in (*classes, older):
+        raise DecoderError(f"{path}: class {said!r}, expected {' or '.join(classes)}")
+    cls = classes[0] if said == older else said
     with torch.device("meta"):
         others = [] if older is None else [getattr(diffusers, older)]
+        written = _WRITTEN_BESIDE.get(cls, ())
+        config = {name: value for name, value in config.items() if name not in written}
         model = from_config(getattr(diffusers, cls), config, path, *others)
     load_weights(model, folder, dtype, device)
     return model

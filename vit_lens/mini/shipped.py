@@ -1,6 +1,10 @@
 """What ships with the package beside the pair's weights: sample images, and words for embeddings."""
 
-__all__ = ["JUDGE", "PAIR", "mini_beside", "mini_gallery", "mini_groups", "mini_labels", "mini_notes", "sample_images"]
+__all__ = [
+    "JUDGE", "PAIR", "SENTENCES", "STILL_LIFE", "mini_beside", "mini_gallery", "mini_groups", "mini_labels",
+    "mini_notes",
+    "sample_images",
+]  # fmt: skip
 
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vit_lens.identity import MINI_ENCODER, MINI_FILES
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, MINI_SD_FILES
 from vit_lens.mini import world
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 from vit_lens.models import HookedViT
@@ -20,6 +24,9 @@ from vit_lens.texts import TextBank, ZeroShotLabels
 
 _HERE = Path(__file__).parent
 PAIR = MINI_FILES
+STILL_LIFE = MINI_SD_FILES
+SENTENCES = ("a red solid star left of a blue striped ring", "below a green solid heart , a tul bo ven")
+"""What the demo draws: two held-out scenes, the second fronted and with a name."""
 JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
 
 

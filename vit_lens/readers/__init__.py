@@ -1,8 +1,8 @@
 """Read-outs without a decoder: captions, the user's own images and text directions, for every part of a tower."""
 
 __all__ = [
-    "Gallery", "Neighbours", "SiteAnswers", "SiteEmbeddings", "SiteMeans", "TextImageRidge", "TextSpan", "TextSpans", "ZeroShot",
-    "ZeroShotMaps", "deviations", "head_contributions", "picture_hash", "read_sites", "retrieval_lens",
+    "Gallery", "Neighbours", "SiteAnswers", "SiteEmbeddings", "SiteMeans", "TextImageRidge", "TextSpan", "TextSpans",
+    "ZeroShot", "ZeroShotMaps", "deviations", "head_contributions", "picture_hash", "read_sites", "retrieval_lens",
     "site_embeddings", "sites_of_each", "text_span", "text_spans", "top_captions", "zero_shot_lens", "zero_shot_maps",
 ]  # fmt: skip
 

@@ -30,7 +30,7 @@ class Strip(NamedTuple):
 
 
 def strips_of(record: Record) -> list[Strip]:
-    """Return the residual stream of every prompt of a record, and its controls, as the first lens and seed drew them."""
+    """Return the residual stream of every prompt, and its controls, as the first lens drew them with the first seed."""
     table = record.table
     first = next(one for one in record.readings.values() if not one.control)
     shown = [first, *(one for one in record.readings.values() if one.control and one.of == first.id)]

@@ -54,12 +54,14 @@ class Drawn:
     call: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def parts(self) -> dict[str, str]:
-        """The trained parts by name, with their classes in diffusers."""
-        return dict([self.denoiser]) | ({"vae": "AutoencoderKL"} if self.latent_channels else {})
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The trained parts by name, with the classes of diffusers that they may be of, the usual one first."""
+        name, cls = self.denoiser
+        return {name: (cls,)} | ({"vae": _AUTOENCODERS} if self.latent_channels else {})
 
 
 _UNET = ("unet", "UNet2DConditionModel")
+_AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")  # the second is a distillation of the first, such as TAESD
 # Distillations that are told the guidance read no negative.
 _PLAIN = {"encoder_hid_dim_type": None, "class_embed_type": None, "time_cond_proj_dim": None}
 _IF_SAYS = {"encoder_hid_dim_type": "text_proj", "addition_embed_type": "text", "out_channels": 6}

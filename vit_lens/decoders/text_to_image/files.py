@@ -1,9 +1,10 @@
 """The folders of text-to-image pipelines: what draws and what reads, each half loaded alone."""
 
-__all__ = ["load_drawing", "load_text", "name_of"]
+__all__ = ["TextCard", "load_drawing", "load_text", "name_of", "read_text_card"]
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from vit_lens.decoders.text_to_image.drawing import (
     widths,
 )  # fmt: skip
 from vit_lens.errors import CheckpointError, DecoderError, nearest
-from vit_lens.files import damaged
+from vit_lens.files import check_fields, damaged
 from vit_lens.identity import MINI_SD
 from vit_lens.sources import no_progress_bars
 from vit_lens.text_formats import TEXT_FORMATS, Reading, TextFormat
 
+_CARD = "vit_lens.json"
 _UPSCALER = "IFSuperResolutionPipeline"
 _OF_ENCODER = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _OF_TOKENIZER = (
@@ -36,6 +38,27 @@ _OF_TOKENIZER = (
 )  # fmt: skip
 _TOKENIZERS_OF_THEIR_OWN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # two names of one class
 _ADVICE = "download the pipeline again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCard:
+    """What ``vit_lens.json`` beside a pipeline says of how it draws, where that is not as usual for its format."""
+
+    steps: int | None = None
+    guidance: float | int | None = None
+
+
+def read_text_card(name: str | Path) -> dict[str, Any]:
+    """Return the settings that a pipeline's ``vit_lens.json`` gives; none where there is no such file.
+
+    Raises:
+        DecoderError: There is no such pipeline, or the file is not such a card.
+    """
+    path = find_index(name).parent / _CARD
+    if not path.is_file():
+        return {}
+    card = TextCard(**check_fields(TextCard, read_config(path), str(path), DecoderError))
+    return {setting: value for setting, value in asdict(card).items() if value is not None}
 
 
 def name_of(name: str | Path) -> tuple[str, bool]:
@@ -60,16 +83,16 @@ def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.devic
     drawn = UPSCALER if kind == _UPSCALER else DRAWN[format.name]
     schedulers = ["scheduler", *(["image_noising_scheduler"] if drawn is UPSCALER else [])]
     wanted = [f"{part}/{file}" for part in drawn.parts for file in OF_PART]
-    wanted += [f"{part}/scheduler_config.json" for part in schedulers]
+    wanted += [_CARD, *(f"{part}/scheduler_config.json" for part in schedulers)]
     directory = fetch(name, [*wanted, *(f"{encoder}/config.json" for encoder in text_parts(format))])
-    for part, cls in drawn.parts.items():
-        _check_entry(directory, index, part, "diffusers", [cls, *([drawn.older] if drawn.older else [])])
+    for part, classes in drawn.parts.items():
+        _check_entry(directory, index, part, "diffusers", [*classes, *([drawn.older] if drawn.older else [])])
     _check_widths(directory, format, drawn)
     known = SCHEDULERS[format.flow]
     parts = {part: load_scheduler(directory / part, known, known) for part in schedulers}
-    for part, cls in drawn.parts.items():
+    for part, classes in drawn.parts.items():
         older = drawn.older if part == drawn.denoiser[0] else None
-        parts[part] = load_part(directory / part, cls, dtype=dtype, device=device, older=older)
+        parts[part] = load_part(directory / part, *classes, dtype=dtype, device=device, older=older)
     return stock(kind, parts, **_options(index))
 
 

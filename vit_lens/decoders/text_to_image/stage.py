@@ -4,7 +4,7 @@ __all__ = ["Stage"]
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +40,7 @@ class Stage:
         others = ["scheduler", *(["image_noising_scheduler"] if drawn is UPSCALER else [])]
         check_parts(parts, [*drawn.parts, *others], f"this {name}")
         self.name, self.drawn = name, drawn
-        self.trained = {part: _of_class(part, parts[part], cls).eval() for part, cls in drawn.parts.items()}
+        self.trained = {part: _of_class(part, parts[part], classes).eval() for part, classes in drawn.parts.items()}
         self.takes = check_configs(drawn, configs_of(self.trained), name)
         self.denoiser = self.trained[drawn.denoiser[0]]
         self._others = {part: parts[part] for part in others}
@@ -121,11 +121,11 @@ class Stage:
         return found
 
 
-def _of_class(name: str, part: Any, cls: str) -> Any:
+def _of_class(name: str, part: Any, classes: Sequence[str]) -> Any:
     import diffusers
 
-    if not isinstance(part, getattr(diffusers, cls)):
-        raise DecoderError(f"the {name} is a {type(part).__name__}; expected {cls} of diffusers")
+    if not isinstance(part, tuple(getattr(diffusers, cls) for cls in classes)):
+        raise DecoderError(f"the {name} is a {type(part).__name__}; expected {' or '.join(classes)} of diffusers")
     return part
 
 

@@ -18,7 +18,7 @@ from vit_lens.mini.second_judge import SecondJudge
 from vit_lens.mini.training.autoencoder import AutoencoderSettings, train_autoencoder
 from vit_lens.mini.training.second_judge import JudgeSettings, train_second_judge
 from vit_lens.mini.training.text_encoder import TextSettings, train_text
-from vit_lens.mini.training.text_evaluate import evaluate_painter
+from vit_lens.mini.training.text_evaluate import PAINTING, evaluate_painter
 from vit_lens.mini.training.text_painter import PainterSettings, build_schedule, train_painter
 
 _SHARED = 0  # the seed of autoencoder and judge, which all models have in common
@@ -81,6 +81,7 @@ def assemble_pipeline(work: Path, folder: Path) -> Path:
         if path.parent.name == "text_encoder":  # else it is loaded in half precision, and the other parts in single
             config["dtype"] = "float32"
         _write(path, config)
+    _write(folder / "vit_lens.json", {"steps": PAINTING["num_inference_steps"], "guidance": PAINTING["guidance_scale"]})
     for name in ("probe.safetensors", "second_judge.safetensors"):
         shutil.copyfile(work / name, folder / name)
     return folder
