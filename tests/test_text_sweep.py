@@ -285,7 +285,7 @@ def test_prompts_stand_above_images_on_one_page(record, tmp_path):
     images = record_factory.build(tmp_path / "images").path
     shutil.copytree(record.path, images / "prompts & more")
     page = vl.write_report(images, prompts=images / "prompts & more").read_text()
-    strips = page[page.index('id="sentences"') : page.index('class="explorer"')]
+    strips = page[page.index('id="sentences"') : page.index('id="live-section"')]
     rows = [html.unescape(name) for name in re.findall(r'<th scope="row">(.*?)</th>', strips)]
     assert rows == [
         name for p in PROMPTS for name in (p, *(f"control: {k}" for k in ("random", "other", "shuffled", "empty")))
