@@ -1,8 +1,8 @@
 """What a lens sweep over prompts costs, against one stock pipeline call for each layer.
 
-The baseline is what a user of diffusers does today: one call of the stock pipeline for each layer and prompt, told by
-``clip_skip`` which layer to read; and the competent one, one call for each layer with all prompts. vit_lens runs the
-text encoder once, and draws all layers of all prompts in full passes. Settings, noise and layers are equal, and
+The baseline is what a user of diffusers does today: the text encoder's hidden states, normed, handed to one call of the
+stock pipeline for each layer and prompt; and the competent one, one call for each layer with all prompts. vit_lens runs
+the text encoder once, too, and draws all layers of all prompts in full passes. Settings, noise and layers are equal, and
 pictures are compared before anything is timed: to the last bit where passes have as many rows, else to 1e-4 and one
 8-bit count.
 
@@ -58,20 +58,31 @@ def main() -> None:
         layers = vl.Condition.cat([condition[:, layer] for layer in range(n_layers + 1)])
         return decoder.decode(layers, settings=settings, batch_size=rows).unflatten(0, (n_layers + 1, len(prompts)))
 
-    def stock(asked: list[str], layer: int) -> Tensor:
-        """Return the pictures of one stock call that reads a layer; layer 0 is the embedding."""
-        skip = n_layers - layer
+    def states() -> Tensor:
+        """Return what the stock text encoder leaves after each layer [layer prompt pos d_model], normed."""
+        words = dict(padding="max_length", truncation=True, return_tensors="pt")
+        ids = pipeline.tokenizer([*prompts, ""], **words).input_ids.to(device)
+        norm = getattr(pipeline.text_encoder, "text_model", pipeline.text_encoder).final_layer_norm
+        with torch.no_grad():
+            return norm(torch.stack(pipeline.text_encoder(ids, output_hidden_states=True).hidden_states))
+
+    def stock(layer: Tensor, empty: Tensor) -> Tensor:
+        """Return the pictures of one stock call that is handed a layer."""
         output: Any = pipeline(
-            asked, clip_skip=skip or None, num_inference_steps=settings.steps, guidance_scale=settings.guidance,
-            generator=[torch.Generator().manual_seed(settings.seed) for _ in asked], output_type="np",
+            prompt_embeds=layer, negative_prompt_embeds=empty[None].expand(len(layer), -1, -1),
+            num_inference_steps=settings.steps, guidance_scale=settings.guidance,
+            generator=[torch.Generator().manual_seed(settings.seed) for _ in layer], output_type="np",
         )  # fmt: skip
         return torch.from_numpy(output.images * 255).round().to(torch.uint8)
 
     def one_call_each() -> Tensor:
-        return torch.stack([torch.cat([stock([p], layer) for p in prompts]) for layer in range(n_layers + 1)])
+        layers = states()
+        empty = layers[-1, -1]
+        return torch.stack([torch.cat([stock(row[None], empty) for row in layer[:-1]]) for layer in layers])
 
     def one_call_a_layer() -> Tensor:
-        return torch.stack([stock(prompts, layer) for layer in range(n_layers + 1)])
+        layers = states()
+        return torch.stack([stock(layer[:-1], layers[-1, -1]) for layer in layers])
 
     def saved(draw: Callable[[], Tensor]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +92,7 @@ def main() -> None:
     def record() -> None:
         with tempfile.TemporaryDirectory() as folder:
             drawing = vl.Drawing(settings=settings, batch_size=size)
-            vl.sweep(encoder, decoder, prompts, drawing=drawing, controls=None, out=Path(folder) / "record")
+            vl.sweep(encoder, decoder, prompts, drawing=drawing, controls=False, out=Path(folder) / "record")
 
     same_shape = ours(len(prompts)), one_call_a_layer()
     if not torch.equal(*same_shape):

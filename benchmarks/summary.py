@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGES = {
     "README.md": ("headlines",),
-    "docs/speed.md": ("bars", "forward", "cache", "sweep", "memory", "decode", "floor", "predicted"),
+    "docs/speed.md": ("bars", "forward", "cache", "sweep", "memory", "decode", "text", "floor", "predicted"),
 }
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 EFFECTS = ("one full pass per head", "prefix shared, heads side by side")
@@ -78,7 +78,7 @@ class Bar(NamedTuple):
 
 def bars_table(results: Results, *, headlines: bool = False) -> str:
     """Return the table of what was aimed at and what was measured; the README's has the headlines alone."""
-    bars = [*encoder_bars(results), *decoder_bars(results)]
+    bars = [*encoder_bars(results), *decoder_bars(results), *text_bars(results)]
     rows = [bar.row() for bar in bars if bar.headline or not headlines]
     return "\n".join(["| what | aim | measured | n | |", "|---|---|---|---|---|", *rows])
 
@@ -127,6 +127,15 @@ def decoder_bars(results: Results) -> Iterator[Bar]:
     yield Bar(f"{what}defaults, 100 steps (embedded pair)", 6, ratios, True, True)
 
 
+def text_bars(results: Results) -> Iterator[Bar]:
+    """Yield what is aimed at for lens sweeps over prompts."""
+    found = results["text_mini_cpu_float32"]
+    seconds = {row["name"]: row["seconds"] for row in found["rows"]}
+    slow, ours = (next(name for name in seconds if name.startswith(who)) for who in ("stock", "vit_lens"))
+    what = f"every layer of {found['prompts']} prompts drawn, against one stock pipeline call for each (embedded model)"
+    yield Bar(what, 2, within(seconds[slow], seconds[ours]), True, True)
+
+
 def paired(result: Mapping[str, Any], candidate: str, base: str, part: str = "rows") -> list[float]:
     """Return one candidate's time over another's for every repeat, at the batch that was asked for."""
     rows = [row for row in result[part] if row.get("batch", own_batch(result)) == own_batch(result)]
@@ -156,6 +165,7 @@ def details(results: Results) -> dict[str, str]:
         "sweep": sweep_table(results),
         "memory": memory_table(results),
         "decode": decode_table(results),
+        "text": text_table(results),
         "floor": floor_table(results),
         "predicted": predicted_table(results),
     }
@@ -239,6 +249,16 @@ def decode_table(results: Results) -> str:
                 f"| {kind_of(name)}, {row['name']} | {row['unet_rows_per_picture']} | {row['seconds_median']:.3g} | "
                 f"{row['gain']:.1f} x | {row['cosine_images']:.3f} | {row['cosine_sites']:.3f} |"
             )
+    return "\n".join(lines)
+
+
+def text_table(results: Results) -> str:
+    """Return lens sweeps over prompts against calls of the stock pipeline."""
+    lines = ["| model | prompts, layers | | seconds | to one call for each (quartiles) |", "|---|---|---|---|---|"]
+    for name, result in matching(results, "text_"):
+        of = f"{result['preset']}, {kind_of(name)} | {result['prompts']}, {result['layers']}"
+        for row in result["rows"]:
+            lines.append(f"| {of} | {row['name']} | {row['seconds_median']:.3g} | {spread(row)} |")
     return "\n".join(lines)
 
 

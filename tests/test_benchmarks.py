@@ -55,6 +55,23 @@ def test_an_encoder_benchmark_writes_what_it_measured(benchmark, monkeypatch, tm
     assert base and all(row["ratio"] == 1 for row in base)
 
 
+def test_the_text_benchmark_compares_with_the_stock_pipeline(monkeypatch, tmp_path):
+    import vit_lens as vl
+
+    short = ("--repeats", 1, "--prompts", 1, "--steps", 1, "--out", tmp_path)
+    with torch.random.fork_rng():
+        run(monkeypatch, "bench_text.py", "mini", *short)
+        found = json.loads((tmp_path / "text_mini_cpu_float32.json").read_text())
+        assert found["equal_bits_at_equal_rows"] and found["largest_difference_in_counts"] <= 1
+        assert [row["name"].split(",")[0] for row in found["rows"]] == ["stock pipeline", "stock pipeline", "vit_lens"]
+        assert (found["prompts"], found["layers"], found["weights"]) == (1, 9, "the embedded model's")
+        run(monkeypatch, "bench_text.py", "mini", *short, "--saved")
+        right = vl.TextDiffusionLens.read
+        monkeypatch.setattr(vl.TextDiffusionLens, "read", lambda self, run, sites: right(self, run, sites)[:, [0] * 9])
+        with pytest.raises(SystemExit, match="differ from the stock pipeline's"):
+            run(monkeypatch, "bench_text.py", "mini", *short)
+
+
 def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
     """A hundred MiB more in the child is a hundred MiB more in the result."""
     import measuring
