@@ -75,6 +75,9 @@ def assemble_pipeline(work: Path, folder: Path) -> Path:
         feature_extractor=None,
     )
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    for path in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
+        # transformers 4 has no other name for it
+        path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # a path of this machine
