@@ -164,8 +164,8 @@ def scenes_of(codes: Int[np.ndarray, "scene question"]) -> list[Scene]:
 def is_held_out(scene: Scene) -> bool:
     """Whether no training run shows or describes a scene: 18 of the 108 objects, and a sixteenth of the other pairs.
 
-    A pair with one of the 18 is held out, too. Every two of a held-out object's colour, texture and shape occur together
-    in other objects, whose third part is still one of two or more: what is held out is the combination alone.
+    A pair with one of the 18 is held out, too. Every two of a held-out object's colour, texture and shape occur in
+    other objects, whose third part is still one of two or more: what is held out is the combination alone.
     """
     if any(map(_is_held_out_alone, scene.objects)):
         return True
