@@ -2,9 +2,9 @@
 
 The baseline is what a user of diffusers does today: the text encoder's hidden states, normed, handed to one call of the
 stock pipeline for each layer and prompt; and the competent one, one call for each layer with all prompts. vit_lens runs
-the text encoder once, too, and draws all layers of all prompts in full passes. Settings, noise and layers are equal, and
-pictures are compared before anything is timed: to the last bit where passes have as many rows, else to 1e-4 and one
-8-bit count.
+the text encoder once, too, and draws all layers of all prompts in full passes. Settings, noise and layers are equal,
+and pictures are compared before anything is timed: to the last bit where passes have as many rows, else to one 8-bit
+count.
 
     python benchmarks/bench_text.py mini --threads 2
     python benchmarks/bench_text.py sd15 --device cuda --dtype float16 --prompts 4

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import tiny_kandinsky
+import tiny_pipelines
 from conftest import randomize
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OF_TEXT = ("05_text_encoders",)
 PAGES = ROOT / "docs" / "notebooks"
-SETTABLE = ("MODEL", "DECODER", "IMAGE")  # what a reader with real weights changes, and nothing else
+# What a reader with real weights changes, and nothing else; by whether the notebook is about text.
+SETTABLE = {False: ("MODEL", "DECODER", "IMAGE"), True: ("PIPELINE", "PROMPTS")}
 LARGEST_PAGE = 1_500_000
 
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
@@ -92,6 +95,15 @@ def other_pair(tmp_path_factory):
     return {"MODEL": home / "encoder", "DECODER": home / "decoder", "REFERENCE": means, "SETTINGS": {"steps": 1}}
 
 
+@pytest.fixture(scope="module")
+def other_pipeline(tmp_path_factory):
+    """A Stable Diffusion of random weights with a KL autoencoder, saved by diffusers."""
+    home = tmp_path_factory.mktemp("other pipeline")
+    tiny_pipelines.make("sd1").save_pretrained(home)
+    prompts = ["a red star and a ring", "a blue star and a ring"]
+    return {"PIPELINE": home, "PROMPTS": prompts, "SETTINGS": {"steps": 1}, "JUDGE": None}
+
+
 def _generator():
     import numpy as np
 
@@ -114,16 +126,18 @@ def test_it_runs_top_to_bottom(notebook):
 
 @each_notebook
 @pytest.mark.usefixtures("notebook_folder")
-def test_it_runs_unchanged_on_another_pair(notebook, other_pair):
-    names = run(notebook, other_pair)
-    assert (names["model"].cfg.n_layers, names["model"].cfg.n_heads) == (3, 4)
+def test_it_runs_unchanged_on_another_model(notebook, other_pair, other_pipeline):
+    of_text = notebook.stem in OF_TEXT
+    names = run(notebook, other_pipeline if of_text else other_pair)
+    model = names["tower" if of_text else "model"]
+    assert (model.cfg.n_layers, model.cfg.n_heads) == (3, 4)
 
 
 @each_notebook
 def test_what_a_reader_changes_stands_in_the_first_cell(notebook):
     first, *rest = code(notebook)
     set_here = {t.id for n in ast.parse(first).body if isinstance(n, ast.Assign) for t in _names(n.targets)}
-    assert set(SETTABLE) <= set_here
+    assert set(SETTABLE[notebook.stem in OF_TEXT]) <= set_here
     stored = {n.id for text in rest for n in ast.walk(ast.parse(text)) if _stores(n)}
     assert not set_here & stored, "set again below"
     for text in rest:
@@ -189,7 +203,8 @@ def test_another_text_is_another_page(tmp_path):
     assert digest(changed) != digest(NOTEBOOKS[0])
 
 
-def test_all_four_are_here():
+def test_all_five_are_here():
     names = ["01_first_look", "02_hooks_you_know", "03_diffusion_steering_lens", "04_can_you_trust_it"]
+    names += OF_TEXT
     assert [notebook.stem for notebook in NOTEBOOKS] == names
     assert sorted(page.stem for page in PAGES.glob("*.html")) == names

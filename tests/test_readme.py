@@ -28,7 +28,7 @@ def test_every_command_and_option_exists():
 
     commands = get_command(app).commands
     text = README.replace("\\\n", " ")  # continued lines
-    used = re.findall(r"vit-lens ((?:(?:mini|study|paper) )?[a-z0-9]+)([^`\n#]*)", text)
+    used = re.findall(r"vit-lens ((?:(?:mini|study|paper) )?[a-z0-9-]+)([^`\n#]*)", text)
     seen = set()
     for command, rest in used:
         group, _, inner = command.partition(" ")

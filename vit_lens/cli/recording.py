@@ -35,11 +35,16 @@ Examples:
 
 
 def demo(out: flags.Out = Path("vit-lens-demo"), open_page: flags.Open = False) -> None:
-    """Sweep bundled images on the embedded pair and write a page. Needs no download, about a minute on a laptop."""
+    """Sweep bundled images and sentences on the embedded models and write a page.
+
+    Needs no download, about a minute on a laptop.
+    """
     from vit_lens import Drawing, HookedViT, load_decoder
+    from vit_lens.decoders import PromptEncoder, TextDecoder
     from vit_lens.lenses import parse_lenses
-    from vit_lens.mini import mini_beside, mini_gallery, mini_notes, sample_images
+    from vit_lens.mini import SENTENCES, mini_beside, mini_gallery, mini_notes, sample_images
     from vit_lens.readers import SiteMeans
+    from vit_lens.sweeping import Controls
     from vit_lens.sweeping import sweep as run
 
     model, decoder = HookedViT.from_pretrained("mini"), load_decoder("mini")
@@ -52,7 +57,12 @@ def demo(out: flags.Out = Path("vit-lens-demo"), open_page: flags.Open = False) 
             beside=replace(mini_beside(model), gallery=gallery, means=means), progress=True,
             command=intake.command_line(), notes=mini_notes(model),
         )  # fmt: skip
-    _page(record.path, open_page)
+    prompts = run(
+        PromptEncoder.from_pretrained("mini-sd"), TextDecoder.from_pretrained("mini-sd"), SENTENCES,
+        controls=Controls(kinds=["random", "empty"]), out=out / "prompts", progress=True,
+        command=intake.command_line(),
+    )  # fmt: skip
+    _page(record.path, open_page, prompts=prompts.path)
 
 
 def sweep(
@@ -255,10 +265,10 @@ def merge(
     _page(join(shards, out).path, False)
 
 
-def _page(directory: Path, open_page: bool) -> None:
+def _page(directory: Path, open_page: bool, *, prompts: Path | None = None) -> None:
     from vit_lens.report import write_report
 
-    page = write_report(directory)
+    page = write_report(directory, prompts=prompts)
     typer.echo(f"page: {page}")
     if open_page:
         webbrowser.open(page.resolve().as_uri())
