@@ -1,6 +1,6 @@
 """Replacing at tokens that stand at a place of their own in every prompt: a word, the end, what is filled up."""
 
-__all__ = ["Places", "places_in", "replace_in_prompts", "require_pairs"]
+__all__ = ["Places", "places_in", "replace_in_prompts"]
 
 from typing import Any
 
@@ -9,31 +9,47 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.errors import InterventionError
-from vit_lens.tokens import Tokens
+from vit_lens.tokens import Tokens, token_list
 from vit_lens.towers import Tower
 
 Places = tuple[tuple[int, ...], ...]  # of each prompt
 
 
-def places_in(model: Tower, where: Tokens, prompts: Any) -> Places:
-    """Return the positions of tokens in each prompt; a bool tensor [batch pos] says so itself.
+def places_in(model: Tower, where: Tokens, prompts: Any, cached: Any = None) -> tuple[Places, Places | None]:
+    """Return the positions of tokens in each prompt, and those at which cached prompts have the same tokens.
+
+    Of several tokens each is read where it stands itself, in whatever order they do; a bool tensor [batch pos] says
+    itself where, and is read at the same positions, as all are where nothing is cached (None).
 
     Raises:
-        InterventionError: The model reads no prompts, or one of them has no such token.
+        InterventionError: The model reads no prompts, one of them has no such token, or has it more often than the
+            cached one.
     """
-    is_mask = isinstance(where, Tensor) and where.dtype == torch.bool
-    mask: Any = where if is_mask else model.positions_of(where, prompts)
+    if isinstance(where, Tensor) and where.dtype == torch.bool:
+        return _rows(where), None
+    if cached is None:
+        return _rows(model.positions_of(where, prompts)), None
+    items = token_list(where)
+    pairs = [[_rows(model.positions_of(item, given)) for given in (prompts, cached)] for item in items]
+    for item, (places, sources) in zip(items, pairs, strict=True):
+        _require_pairs(item, places, sources)
+    places, sources = (tuple(sum(rows, ()) for rows in zip(*each, strict=True)) for each in zip(*pairs, strict=True))
+    for prompt, row in enumerate(places):
+        if len(set(zip(row, _of(sources, prompt), strict=True))) > len(set(row)):
+            raise InterventionError(
+                f"{where}: one token of prompt {prompt} is named twice, and would be read at two places of the cached "
+                "one; name it once"
+            )
+    return places, sources
+
+
+def _rows(mask: Tensor) -> Places:
     return tuple(tuple(row.nonzero()[:, 0].tolist()) for row in mask)
 
 
-def require_pairs(name: object, places: Places, sources: Places | None) -> None:
-    """Raise unless each prompt has as many tokens to write as there are to read.
-
-    Raises:
-        InterventionError: One has others; the message says how many.
-    """
-    for prompt, row in enumerate(places if sources is not None else ()):
-        held = _of(sources or (), prompt)
+def _require_pairs(name: object, places: Places, sources: Places) -> None:
+    for prompt, row in enumerate(places):
+        held = _of(sources, prompt)
         if len(held) != len(row):
             raise InterventionError(
                 f"{name} is {len(row)} tokens of prompt {prompt}, and {len(held)} of the cached one; patch words of as "

@@ -14,7 +14,7 @@ from vit_lens.addresses import Address, Site, Sites, find_address, listed
 from vit_lens.attribution import check_model
 from vit_lens.config import HookedTextConfig, TowerConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
-from vit_lens.interventions.in_prompts import Places, places_in, require_pairs
+from vit_lens.interventions.in_prompts import Places, places_in
 from vit_lens.tokens import Tokens, resolve_tokens
 from vit_lens.towers import Tower
 
@@ -126,9 +126,7 @@ class _Where:
         self.sources: Places | None = None
         is_mask = isinstance(where, Tensor) and isinstance(model.cfg, HookedTextConfig) and where.ndim == 2
         if where is not None and (is_mask or prompts is not None):
-            self.places = places_in(model, where, prompts)
-            self.sources = None if cached is None or is_mask else places_in(model, where, cached)
-            require_pairs(f"{where}", self.places, self.sources)
+            self.places, self.sources = places_in(model, where, prompts, cached)
         elif where is not None:
             self.positions = tuple(resolve_tokens(where, model.cfg))
 
