@@ -59,7 +59,7 @@ def spelled_receiver(receiver: Receiver) -> str:
     return " + ".join(spelled(part) for part in split_addresses(str(receiver), "+"))
 
 
-def place_written(site: Site) -> int:
+def place_written(site: Site | Address) -> int:
     """Return the first place on the residual stream (see :class:`Input`) at which a sender shows.
 
     Raises:
@@ -73,6 +73,10 @@ def place_written(site: Site) -> int:
 
 def _inputs(part: Receiver, cfg: TowerConfig) -> list[Input]:
     address, forks = find_address(str(part)), "qkv"
+    if address is not None and address.position is not None:
+        raise InterventionError(
+            f"receiver {address}: a receiver reads every token; the sender says at which it writes, as 'L0H1@cls'"
+        )
     if address is not None and address == address.part and address.hook is not None:
         if address.hook == "final":
             return [Input(f"blocks.{cfg.n_layers - 1}.hook_resid_post", 2 * cfg.n_layers, None)]

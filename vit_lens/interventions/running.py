@@ -1,6 +1,6 @@
 """Many interventions on the same images: what they share is computed once, and they run in batches."""
 
-__all__ = ["Inputs", "check_pairs", "refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
+__all__ = ["Inputs", "check_pairs", "given_beside", "refuse_other_hooks", "run_and_read", "run_many", "run_sets"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
@@ -95,7 +95,7 @@ def run_and_read(
         nonlocal at, resid
         if start != at:
             layer = None if at == _PIXELS else at
-            resid = model(resid, start_at_layer=layer, stop_at_layer=start, **_given(beside, layer))
+            resid = model(resid, start_at_layer=layer, stop_at_layer=start, **given_beside(beside, layer))
             at = start
         return resid
 
@@ -124,7 +124,7 @@ def run_sets(
         per_run = max(1, whole("batch_size", batch_size, InterventionError) // len(x))
         for some in (group[i : i + per_run] for i in range(0, len(group), per_run)):
             hooks = _side_by_side([hook_sets[index] for index in some], len(x))
-            more = _given(beside, layer, len(some))
+            more = given_beside(beside, layer, len(some))
             out = model.run_with_hooks(torch.cat([x] * len(some)), fwd_hooks=hooks, start_at_layer=layer, **more)
             found.update(zip(some, map(read, out.split(len(x))), strict=True))
     shapes = {tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in found.values()}
@@ -133,7 +133,7 @@ def run_sets(
     return torch.stack([found[index] for index in range(len(hook_sets))])
 
 
-def _given(beside: Mapping[str, Tensor], layer: int | None, times: int = 1) -> dict[str, Tensor]:
+def given_beside(beside: Mapping[str, Tensor], layer: int | None, times: int = 1) -> dict[str, Tensor]:
     """Return what a run from a layer is given beside its input, so many times over; from the start that is no ids."""
     return {name: torch.cat([x] * times) for name, x in beside.items() if layer is not None or name != "tokens"}
 
@@ -155,14 +155,15 @@ def refuse_other_hooks(model: Tower) -> None:
 
 
 def check_pairs(base: Sized, source: Sized) -> None:
-    """Raise unless there is one image to take from for each image that is run.
+    """Raise unless there is one image or prompt to take from for each that is run.
 
     Raises:
         InterventionError: There are more or fewer.
     """
     if len(base) != len(source):
+        what = "images" if isinstance(base, Tensor) and base.ndim == 4 else "prompts"
         raise InterventionError(
-            f"base holds {len(base)} images, source {len(source)}; they go in pairs (source[i] is patched into base[i])"
+            f"base holds {len(base)} {what}, source {len(source)}; they go in pairs (source[i] is patched into base[i])"
         )
 
 
