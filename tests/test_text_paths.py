@@ -378,6 +378,9 @@ def test_paths_of_prompts_that_cannot_be_are_told(worded, vit, pixels, errors, u
         patch_paths(model, BASE, SOURCE[:1], number)
     with pytest.raises(wrong, match="base holds 1 prompts, source 2; they go in pairs"):
         patch_paths(model, BASE[0], SOURCE, number)
+    for none in (3, None, torch.tensor(3)):
+        with pytest.raises(wrong, match=r"base or source is a (int|NoneType|Tensor); expected pixels .* or prompts"):
+            patch_paths(model, none, SOURCE, number)
     for sender in ("L0H1", 'L0H1@"star"'):
         with pytest.raises(wrong, match="base holds 2 prompts, source 1"):
             path(model, sender, "final", ours, one)
@@ -387,7 +390,7 @@ def test_paths_of_prompts_that_cannot_be_are_told(worded, vit, pixels, errors, u
         patch_paths(model, model.to_tokens(BASE), SOURCE, number)
     width = model.to_tokens(BASE).shape[1]  # and the advice works
     filled = [model.to_tokens(each, pad_to=width) for each in (BASE, SOURCE)]
-    patch_paths(model, *filled, number, "L0H1")
+    assert "1 senders x 1 receivers x 2 prompts" in repr(patch_paths(model, *filled, number, "L0H1"))
     patch_paths(model, model.to_tokens(BASE), SOURCE, number, "L0H1", tokens="eos")
 
     with pytest.raises(wrong, match='has no word "moon"; nearest'):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.config import TowerConfig
+from vit_lens.config import HookedTextConfig, TowerConfig
 from vit_lens.errors import InterventionError
 from vit_lens.interventions.receivers import spelled_receiver
 from vit_lens.tokens import describe_position, image_config
@@ -50,6 +50,12 @@ class _Sweep:
         if self.source is None:
             raise InterventionError("recovered is defined for patching, where there is a source; read .effect")
         return self.effect / (self.source - self.base)
+
+    @property
+    def _inputs(self) -> str:
+        """How many images or prompts there are, for ``repr``."""
+        what = "prompts" if isinstance(self.cfg, HookedTextConfig) else "images"
+        return "" if self.values.ndim == 2 else f" x {self.values.shape[2]} {what}"
 
     def _of(self, what: str) -> Float[Tensor, "site place *batch"]:
         if what not in _QUANTITIES:
@@ -163,8 +169,7 @@ class Effects(_Sweep):
 
     def __repr__(self) -> str:
         tokens = "" if self.positions is None else f" x {len(self.positions)} tokens"
-        images = "" if self.values.ndim == 2 else f" x {self.values.shape[2]} images"
-        return f"Effects({len(self.sites)} sites{tokens}{images}; .tensor(), .maps(), .frame())"
+        return f"Effects({len(self.sites)} sites{tokens}{self._inputs}; .tensor(), .maps(), .frame())"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -221,7 +226,5 @@ class PathEffects(_Sweep):
         return self._table([[label | {"receiver": name} for name in self.receivers] for label in labels])
 
     def __repr__(self) -> str:
-        images = "" if self.values.ndim == 2 else f" x {self.values.shape[2]} images"
-        return (
-            f"PathEffects({len(self.senders)} senders x {len(self.receivers)} receivers{images}; .tensor(), .frame())"
-        )
+        paths = f"{len(self.senders)} senders x {len(self.receivers)} receivers"
+        return f"PathEffects({paths}{self._inputs}; .tensor(), .frame())"

@@ -154,12 +154,17 @@ def refuse_other_hooks(model: Tower) -> None:
     model.refuse_hooks("a sweep of interventions")
 
 
-def check_pairs(base: Sized, source: Sized) -> None:
+def check_pairs(base: Any, source: Any) -> None:
     """Raise unless there is one image or prompt to take from for each that is run.
 
     Raises:
-        InterventionError: There are more or fewer.
+        InterventionError: There are more or fewer, or something is no batch of them.
     """
+    if wrong := [x for x in (base, source) if not isinstance(x, Sized) or getattr(x, "ndim", 1) == 0]:
+        raise InterventionError(
+            f"base or source is a {type(wrong[0]).__name__}; expected pixels as model.preprocess(images) gives them, "
+            "or prompts"
+        )
     if len(base) != len(source):
         what = "images" if isinstance(base, Tensor) and base.ndim == 4 else "prompts"
         raise InterventionError(
