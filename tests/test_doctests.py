@@ -25,8 +25,7 @@ UNSHOWN = {
     # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
     "lenses": ("checked_clean", "checked_read", "no_control"),
     # It registers a class for the rest of the process; docs/own_decoder.md shows it on saved files.
-    # Residuals of a pipeline's own encoders, which docs/text_to_image.md has.
-    "decoders": ("TextResiduals", "reads_layout"),
+    "decoders": ("reads_layout",),
     # Errors are shown where they are raised.
     "errors": {
         "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "GalleryError", "HookShapeError",

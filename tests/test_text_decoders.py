@@ -65,6 +65,8 @@ def drawn(name, condition, how, **arguments):
 @pytest.mark.parametrize("name", NAMES)
 def test_conditions_are_the_pipelines_own(name):
     """Prompt, negative, both pooled vectors and both masks, from the pipeline and from residuals."""
+    import vit_lens as vl
+
     pipe, text = pipeline(name), encoder(name)
     more = {"max_sequence_length": LENGTH[name]} if name in LENGTH else {}
     more |= dict.fromkeys({"flux": ["prompt_2"], "sdxl": ["prompt_2"], "sd3": ["prompt_2", "prompt_3"]}.get(
@@ -78,7 +80,7 @@ def test_conditions_are_the_pipelines_own(name):
             for prompts in (PROMPTS, PROMPTS[:1])
         )
     asked, negative = text.encode(PROMPTS), text.negative()
-    at = text.at(text.residuals(PROMPTS))
+    at = tiny_pipelines.at(vl.TextRun.of(text, PROMPTS))
     places = {
         "sd": {"tokens": (0, 1)}, "if": {"tokens": (0, 1)}, "flux": {"tokens": (0, None), "pooled": (1, None)},
         "pixart": {"tokens": (0, 2), "mask": (1, 3)},
@@ -98,22 +100,25 @@ def test_conditions_are_the_pipelines_own(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_residuals_are_the_embedding_and_every_block(name):
     """None is normed: the last of T5, which its hidden_states hold normed, is not normed twice."""
+    import vit_lens as vl
+
     text = encoder(name)
-    found = text.residuals(PROMPTS)
-    for part, stream in found.streams.items():
+    run = vl.TextRun.of(text, PROMPTS)
+    streams = {part: tiny_pipelines.stream(run, part) for part in text.encoders}
+    for part, stream in streams.items():
         blocks = tiny_depth(text.encoders[part])
         assert len(stream) == blocks + 1
         assert all((one - other).abs().max() > 1e-3 for i, one in enumerate(stream) for other in stream[:i])
         final = text.readouts[part].norm(stream[-1])
         assert (final - stream[-1]).abs().max() > 1e-2
-    whole = text.at(found)
+    whole = tiny_pipelines.at(run)
     for reading in text.format.readings:
         if reading.below is None:
             continue
-        depth = len(found.streams[reading.encoder]) - 1
-        assert torch.equal(text.at(found, {reading.encoder: depth - reading.below}).tokens, whole.tokens)
+        depth = len(streams[reading.encoder]) - 1
+        assert torch.equal(tiny_pipelines.at(run, {reading.encoder: depth - reading.below}).tokens, whole.tokens)
         elsewhere = [layer for layer in range(depth + 1) if layer != depth - reading.below]
-        others = [text.at(found, {reading.encoder: layer}) for layer in elsewhere]
+        others = [tiny_pipelines.at(run, {reading.encoder: layer}) for layer in elsewhere]
         assert all((one.tokens - whole.tokens).abs().max() > 1e-3 for one in others)
         assert all(torch.equal(one.pooled, whole.pooled) for one in others if one.pooled is not None)
 
@@ -123,9 +128,11 @@ def test_any_other_reading_would_be_seen(name):
     """Another norm, layer or pooled vector than the table's makes another condition: these tests can fail."""
     from dataclasses import replace
 
+    import vit_lens as vl
+
     text = encoder(name)
-    residuals, format = text.residuals(PROMPTS), text.format
-    right = text.at(residuals)
+    run, format = vl.TextRun.of(text, PROMPTS), text.format
+    right = tiny_pipelines.at(run)
     for index, one in enumerate(format.readings):
         others = [] if one.below is None else [replace(one, norm=not one.norm), replace(one, below=1 - one.below)]
         others += [replace(one, pooled="end")] if one.pooled == "projected" else []
@@ -133,11 +140,10 @@ def test_any_other_reading_would_be_seen(name):
             readings = [*format.readings[:index], other, *format.readings[index + 1 :]]
             wrong = replace(format, readings=tuple(readings))
             layers = {each.encoder: each.layer(tiny_depth(text.encoders[each.encoder])) for each in readings}
-            tokens = {part: residuals.streams[part][layer] for part, layer in layers.items()}
-            rows = torch.arange(len(PROMPTS))
-            ends = {part: residuals.streams[part][-1][rows, end] for part, end in residuals.ends.items()}
+            tokens = {part: run.residual(part, layer) for part, layer in layers.items()}
+            ends = {part: run.end_residual(part) for part in text.encoders}
             with torch.no_grad():
-                found = wrong.condition(tokens, ends, text.readouts, residuals.mask)
+                found = wrong.condition(tokens, ends, text.readouts, run.condition.mask)
             assert (found.flat - right.flat).abs().max() > 1e-3, other
 
 
@@ -147,6 +153,8 @@ def tiny_depth(encoder):
 
 def test_hidden_states_are_the_residuals():
     """Against what transformers itself hands out, but for T5's last, which is normed there."""
+    import vit_lens as vl
+
     for name, part in (("sdxl", "text_encoder_2"), ("if", "text_encoder")):
         text, pipe = encoder(name), pipeline(name)
         tokenizer = getattr(pipe, part.replace("text_encoder", "tokenizer"))
@@ -155,7 +163,7 @@ def test_hidden_states_are_the_residuals():
         mask = given.attention_mask if name == "if" else None
         with torch.no_grad():
             states = getattr(pipe, part)(given.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        stream = text.residuals(PROMPTS).streams[part]
+        stream = tiny_pipelines.stream(vl.TextRun.of(text, PROMPTS), part)
         last = text.readouts[part].norm(stream[-1]) if name == "if" else stream[-1]
         for own, found in zip(states, [*stream[:-1], last], strict=True):
             assert torch.equal(own, found)
@@ -165,21 +173,21 @@ def test_an_edit_of_the_last_residual_is_the_lens_of_the_edited_residual():
     """A hook of the stock encoder against the closed form, in float64."""
     import copy
 
+    import vit_lens as vl
     from vit_lens.decoders import PromptEncoder
 
     pipe = tiny_pipelines.make("sd2")
     pipe.text_encoder = copy.deepcopy(pipe.text_encoder).double()
     text = PromptEncoder(pipe)
-    residuals = text.residuals(PROMPTS)
-    stream = residuals.streams["text_encoder"]
-    edit = torch.randn(stream.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    last = vl.TextRun.of(text, PROMPTS).residual("text_encoder", 3)
+    edit = torch.randn(last.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tower = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
     handle = tower.encoder.layers[-1].register_forward_hook(
         lambda module, args, out: (out[0] + edit,) if isinstance(out, tuple) else out + edit
     )
     hooked = text.encode(PROMPTS)
     handle.remove()
-    closed = text.format.condition({"text_encoder": stream[-1] + edit}, {}, text.readouts)
+    closed = text.format.condition({"text_encoder": last + edit}, {}, text.readouts)
     assert hooked.tokens.dtype == torch.float64
     torch.testing.assert_close(closed.tokens, hooked.tokens, rtol=0, atol=1e-12)
 
@@ -219,12 +227,13 @@ def test_equal_conditions_are_equal_pictures_and_seeds_are_not(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_draw_other_pictures(name):
     """What a lens is for: the residual of another layer where the format reads one."""
-    from vit_lens import Condition
+    from vit_lens import Condition, TextRun
 
     text, how = encoder(name), settings(name)
-    residuals = text.residuals(PROMPTS[:1])
+    run = TextRun.of(text, PROMPTS[:1])
     moved = [one.encoder for one in text.format.readings if one.below is not None][-1]
-    layers = Condition.cat([text.at(residuals, {moved: layer}) for layer in range(len(residuals.streams[moved]))])
+    n_layers = run.tower(moved).cfg.n_layers
+    layers = Condition.cat([tiny_pipelines.at(run, {moved: layer}) for layer in range(n_layers + 1)])
     pictures = decoder(name).decode(layers, negative=text.negative(), settings=how)
     read = len(pictures) - 1 - next(one.below for one in text.format.readings if one.encoder == moved)
     own = own_picture(name, PROMPTS[:1], how, num_images_per_prompt=len(pictures))
@@ -303,11 +312,11 @@ def test_legacy_noise_is_the_released_codes(name, scheduler):
     """As it calls diffusers: four pictures of a layer, latents=None, one generator that is never seeded again."""
     import diffusers
 
-    from vit_lens import Condition
+    from vit_lens import Condition, TextRun
 
     text, pipe = encoder(name), pipeline(name)
-    residuals, negative = text.residuals(PROMPTS[:1]), text.negative()
-    layers = [text.at(residuals, {"text_encoder": layer}) for layer in (0, 2, 3)]
+    run, negative = TextRun.of(text, PROMPTS[:1]), text.negative()
+    layers = [tiny_pipelines.at(run, {"text_encoder": layer}) for layer in (0, 2, 3)]
     how = settings(name, seed=42, scheduler=scheduler)
     own_scheduler, generator, expected = pipe.scheduler, torch.Generator().manual_seed(42), []
     if scheduler == "dpm++":
@@ -327,11 +336,11 @@ def test_legacy_noise_is_the_released_codes(name, scheduler):
 
 def test_legacy_noise_is_one_draw_of_all_rows():
     """Notes of the released code's numbers: without noise in steps, starts are consecutive rows of one draw."""
-    from vit_lens import Condition
+    from vit_lens import Condition, TextRun
 
     text, pipe = encoder("sd1"), pipeline("sd1")
-    residuals, negative = text.residuals(PROMPTS[:1]), text.negative()
-    rows = Condition.cat([text.at(residuals, {"text_encoder": layer}).padded(4) for layer in (0, 3)])
+    run, negative = TextRun.of(text, PROMPTS[:1]), text.negative()
+    rows = Condition.cat([tiny_pipelines.at(run, {"text_encoder": layer}).padded(4) for layer in (0, 3)])
     how, away = settings("sd1", seed=42), negative.tokens.expand(4, -1, -1)
     latents = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(42))
     expected = [

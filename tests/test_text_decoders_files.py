@@ -79,10 +79,11 @@ def test_halves_from_files_are_the_pipeline_in_memory(name, saved, no_network):
 @pytest.mark.parametrize("name", ["sdxl", "dev"])
 def test_bfloat16_is_applied_as_the_pipeline_does(name, saved):
     """Norms run in the encoders' own dtype; the condition says it."""
+    from vit_lens import TextRun
     from vit_lens.decoders import PromptEncoder
 
     text = PromptEncoder.from_pretrained(saved(name)[0], length=LENGTH.get(name), dtype=torch.bfloat16)
-    asked, at = text.encode(PROMPTS), text.at(text.residuals(PROMPTS))
+    asked, at = text.encode(PROMPTS), tiny_pipelines.at(TextRun.of(text, PROMPTS))
     assert text.dtype == torch.bfloat16
     for part, value in asked.parts().items():
         assert value.dtype == torch.bfloat16 and torch.equal(getattr(at, part), value)
@@ -333,19 +334,14 @@ def test_settings_that_cannot_be_run(unchecked, saved):
         flux.check_settings(flux.settings(scheduler="ddim"))
 
 
-def test_prompts_and_layers_that_are_none(unchecked, saved):
+def test_prompts_that_are_none(unchecked, saved):
     from vit_lens.decoders import PromptEncoder
-    from vit_lens.errors import ContractError, DecoderError, TextError
+    from vit_lens.errors import DecoderError, TextError
 
     text = PromptEncoder(saved("sdxl")[1])
     for wrong in ("a red star", [], [1]):
         with pytest.raises(TextError, match=r"expected a list of texts, at least one"):
             text.encode(wrong)
-    residuals = text.residuals(PROMPTS)
-    with pytest.raises(ContractError, match=r"layer 5 of text_encoder_2: it has 0 \(the embedding\) to 4"):
-        text.at(residuals, {"text_encoder_2": 5})
-    with pytest.raises(ContractError, match=r"no tokens of 'text_encoder_3' in format sdxl"):
-        text.at(residuals, {"text_encoder_3": 1})
     with pytest.raises(DecoderError, match=r"format sdxl leaves no choice of length"):
         PromptEncoder(saved("sdxl")[1], length=5)
 

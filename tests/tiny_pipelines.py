@@ -106,6 +106,19 @@ def make(name):
     return pipe
 
 
+@torch.no_grad()
+def at(run, layers=None):
+    """The condition of a run with residuals of other layers where the format reads, by encoder."""
+    reads = {one.encoder: one for one in run.format.readings}
+    moved = (layers or {}).items()
+    return run.condition_of({name: run.format_norm(reads[name], run.residual(name, n)) for name, n in moved}, {})
+
+
+def stream(run, name):
+    """Every residual of an encoder, not normed: the embedding, then what each block left."""
+    return torch.stack([run.residual(name, layer) for layer in range(run.tower(name).cfg.n_layers + 1)])
+
+
 def _sd(**how):
     import diffusers
 

@@ -1,20 +1,19 @@
 """From prompts to conditions: a pipeline's own text encoders, without what draws."""
 
-__all__ = ["PromptEncoder", "TextResiduals"]
+__all__ = ["PromptEncoder"]
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.conditions import Condition
+from vit_lens.decoders.known_weights import KnownWeights
+from vit_lens.decoders.never_trained import never_trained
 from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.text_to_image.drawing import (
     DRAWN,
@@ -27,29 +26,12 @@ from vit_lens.decoders.text_to_image.drawing import (
     text_parts,
     widths,
 )  # fmt: skip
-from vit_lens.errors import ContractError, DecoderError, TextError
-from vit_lens.identity import exact_fingerprint
+from vit_lens.errors import DecoderError, TextError
 from vit_lens.models import HookedTextEncoder
 from vit_lens.text_formats import Readout, TextFormat
 
 # FLUX.1 [schnell] was distilled on fewer positions than [dev], and has no guidance to be told.
 _SCHNELL_LENGTH = 256
-
-
-@dataclass(frozen=True)
-class TextResiduals:
-    """Every residual of a format's text encoders for some prompts, none of them normed.
-
-    Attributes:
-        streams: For each encoder, the residuals at all positions, those of the padding included: the embedding, then
-            what each block left.
-        ends: For each encoder of CLIP, the position of the end of each text.
-        mask: True at positions that count, where the denoiser is told; None elsewhere.
-    """
-
-    streams: Mapping[str, Float[Tensor, "layer batch _ _"]]
-    ends: Mapping[str, Int[Tensor, " batch"]]
-    mask: Bool[Tensor, "batch token"] | None
 
 
 class PromptEncoder:
@@ -93,6 +75,7 @@ class PromptEncoder:
         parts = self.encoders | {name: given[name] for name in tokenizers.values()}
         zeros = pipeline.config.get("force_zeros_for_empty_prompt")
         options = {} if zeros is None else {"force_zeros_for_empty_prompt": zeros}
+        self._weights = KnownWeights()
         self._pipe = stock(self.format.pipeline, parts, **options)
 
     @classmethod
@@ -133,13 +116,15 @@ class PromptEncoder:
         """The dtype of the first encoder."""
         return next(iter(self.encoders.values())).dtype
 
-    @cached_property
+    @property
     def encoder_id(self) -> str:
-        """An id of the encoders by the content of their weights."""
-        held = {
-            f"{part}.{name}": each for part, one in self.encoders.items() for name, each in one.state_dict().items()
-        }
-        return f"text@{exact_fingerprint(held)}"
+        """An id of the encoders by their weights, to the last bit; changes through ``.data`` go unseen."""
+        return f"text@{self._weights.fingerprint(self.encoders)}"
+
+    @property
+    def untrained(self) -> bool:
+        """Whether an encoder shows that its weights are those that it was made with."""
+        return never_trained(self.encoders.values())
 
     @property
     def readouts(self) -> dict[str, Readout]:
@@ -173,58 +158,6 @@ class PromptEncoder:
     def negative(self) -> Condition | None:
         """Return one row that guidance leads away from when nothing is said; None where the format has no guidance."""
         return None if self.format.negative is None else self._encode([""], guided=True)[1]
-
-    def residuals(self, prompts: Sequence[str]) -> TextResiduals:
-        """Return every residual of every encoder, from one run of the pipeline's own ``encode_prompt``.
-
-        Those of T5-XXL at 512 positions take 210 MB a prompt in float32: read few prompts at a time.
-
-        Args:
-            prompts: The prompts, at least one.
-
-        Raises:
-            TextError: They are no list of texts.
-        """
-        kept: dict[str, list[Tensor]] = {name: [] for name in self.encoders}
-        ids: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for name, encoder in self.encoders.items():
-                for handle in _watch(encoder, kept[name], ids, name):
-                    stack.callback(handle.remove)
-            condition = self.encode(prompts)
-        clips = [one.encoder for one in self.format.readings if one.kind == "clip"]
-        ends = {name: _end(ids[name], _inner(self.encoders[name]).eos_token_id) for name in clips}
-        return TextResiduals({name: torch.stack(found) for name, found in kept.items()}, ends, condition.mask)
-
-    @stated_numerics()
-    def at(self, residuals: TextResiduals, layers: Mapping[str, int] | None = None) -> Condition:
-        """Return the condition of residuals: those of other layers where the format reads, pooled vectors as they are.
-
-        Args:
-            residuals: What :meth:`residuals` returned.
-            layers: For each encoder, how many of its blocks have run at the residual that is read; those that are not
-                named, and None, are read where the format reads them.
-
-        Raises:
-            ContractError: There is no such encoder or layer, or it gives no tokens.
-        """
-        layers = dict(layers or {})
-        reads = {one.encoder: one for one in self.format.readings if one.below is not None}
-        if unknown := [name for name in layers if name not in reads]:
-            raise ContractError(
-                f"no tokens of {unknown[0]!r} in format {self.format.name}; expected {', '.join(reads)}"
-            )
-        tokens = {}
-        for name, one in reads.items():
-            stream = residuals.streams[name]
-            layer = layers.get(name, one.layer(len(stream) - 1))
-            if (index := as_index(layer)) is None or not 0 <= index < len(stream):
-                raise ContractError(f"layer {layer!r} of {name}: it has 0 (the embedding) to {len(stream) - 1}")
-            tokens[name] = stream[index]
-        rows = {name: torch.arange(len(end), device=end.device) for name, end in residuals.ends.items()}
-        ends = {name: residuals.streams[name][-1][rows[name], end] for name, end in residuals.ends.items()}
-        with torch.no_grad():
-            return self.format.condition(tokens, ends, self.readouts, residuals.mask)
 
     @stated_numerics()
     def _encode(self, prompts: Sequence[str], *, guided: bool) -> tuple[Condition, Condition | None]:
@@ -283,28 +216,3 @@ def _readout(encoder: Any) -> Readout:
     inner = _inner(encoder)
     norm = inner.final_layer_norm if hasattr(inner, "final_layer_norm") else inner.encoder.final_layer_norm
     return Readout(norm, getattr(encoder, "text_projection", None))
-
-
-def _watch(encoder: Any, kept: list[Tensor], ids: dict[str, Tensor], name: str) -> list[Any]:
-    """Keep what a stock encoder reads and what its blocks leave; return the hooks' handles."""
-
-    def before(module: Any, args: Any, kwargs: Any) -> None:
-        ids[name] = (args[0] if args else kwargs["input_ids"]).detach()
-
-    def first(module: Any, args: Any, kwargs: Any) -> None:
-        kept.append((args[0] if args else kwargs["hidden_states"]).detach())
-
-    def after(module: Any, args: Any, output: Any) -> None:
-        kept.append((output[0] if isinstance(output, tuple) else output).detach())
-
-    blocks = _blocks(encoder)
-    return [
-        encoder.register_forward_pre_hook(before, with_kwargs=True),
-        blocks[0].register_forward_pre_hook(first, with_kwargs=True),
-        *(block.register_forward_hook(after) for block in blocks),
-    ]
-
-
-def _end(ids: Int[Tensor, "batch token"], eos: int) -> Int[Tensor, " batch"]:
-    """Return where each text ends, as CLIP finds it: where configs say 2, which is no token's id, at the largest id."""
-    return ids.int().argmax(-1) if eos == 2 else (ids == eos).int().argmax(-1)

@@ -19,6 +19,7 @@ from vit_lens.decoders.contract import Decoder
 from vit_lens.decoders.known_weights import KnownWeights
 from vit_lens.decoders.matching import EncoderRef, encoder_id_of
 from vit_lens.decoders.memory import MAX_ROWS, guarded
+from vit_lens.decoders.never_trained import never_trained
 from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.settings import override
 from vit_lens.decoders.text_to_image.drawing import DRAWN, UPSCALER, format_of, text_parts
@@ -213,6 +214,8 @@ class TextDecoder(Decoder):
         found = super().identity() | {"format": self.format.name} | self._first.identity()
         if self._second is not None:
             found["upscaler"] = self._second.identity()
+        if never_trained(self._trained().values()):
+            found["untrained"] = True
         if torch.get_float32_matmul_precision() != "highest":
             found["float32_matmul"] = torch.get_float32_matmul_precision()
         return found
