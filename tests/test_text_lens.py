@@ -270,7 +270,7 @@ def test_controls_are_as_long_at_every_position(name):
 def test_the_mean_anchor(name):
     """Means by role against a loop over prompts; deviations of all parts add up to that of what is read."""
     import vit_lens as vl
-    from vit_lens.errors import LensError, TextError
+    from vit_lens.errors import LensError, ReferenceMismatchError, TextError
 
     text = encoder(name, torch.float64)
     known = ["a red star", "two small green stars", "a big blue ring", "a ring and a cross left of two red stars"]
@@ -294,7 +294,7 @@ def test_the_mean_anchor(name):
                 rows.append(value[position])
         return torch.stack(rows).mean(0)
 
-    aligned = means.aligned(run, moved.encoder)
+    aligned = means.average(run).caches[moved.encoder]
     for point in ("blocks.1.hook_resid_post", "blocks.0.attn.hook_z"):
         for position in range(aligned[point].shape[1]):
             assert torch.allclose(aligned[point][0, position], mean_of(point, position), atol=1e-12), (point, position)
@@ -311,7 +311,7 @@ def test_the_mean_anchor(name):
     assert lens.label == "DSL, mean-anchored, alpha 2.5" and lens.settings()["reference_n"] == 4
     with pytest.raises(LensError, match="has words, or filling, where no reference prompt has: add longer"):
         lens.read(vl.TextRun.of(text, "a red star and a blue ring and two small big"), "L0H1")
-    with pytest.raises(LensError, match="the means are of another PromptEncoder"):
+    with pytest.raises(ReferenceMismatchError, match="these means of 4 prompts were made with text@"):
         lens.read(run_of("sd2"), "L0H1")
     with pytest.raises(LensError, match="has no hook functions"):
         lens.hooks(run, "L0H1")

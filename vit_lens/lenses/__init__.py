@@ -1,10 +1,10 @@
 """Lenses: what would be drawn if one part of a model spoke alone, or louder."""
 
 __all__ = [
-    "DEFAULT_LENSES", "DiffusionLens", "DiffusionSteeringLens", "Lens", "LensDescription", "ResidualLens", "Sites",
-    "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens", "centred_norm", "check_cache", "check_prompts",
-    "check_spelling", "checked_clean", "checked_read", "no_control", "parse_lens", "parse_lenses", "parse_text_lenses",
-    "run_for", "site_outputs",
+    "DEFAULT_LENSES", "DiffusionLens", "DiffusionSteeringLens", "Lens", "LensDescription", "PromptReader",
+    "ResidualLens", "Sites", "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens", "centred_norm",
+    "check_cache", "check_prompts", "check_spelling", "checked_clean", "checked_read", "no_control", "parse_lens",
+    "parse_lenses", "parse_text_lenses", "run_for", "site_outputs",
 ]  # fmt: skip
 
 from vit_lens.addresses import Sites
@@ -16,4 +16,4 @@ from vit_lens.lenses.spelling import DEFAULT_LENSES, check_spelling, parse_lens,
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
 from vit_lens.lenses.text_lens import TextDiffusionLens, TextSteeringLens
 from vit_lens.lenses.text_means import TextMeans
-from vit_lens.lenses.text_run import TextRun, check_prompts
+from vit_lens.lenses.text_run import PromptReader, TextRun, check_prompts

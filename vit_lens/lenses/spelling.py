@@ -10,6 +10,7 @@ from vit_lens.lenses.contract import Lens, check_lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
 from vit_lens.lenses.text_lens import TextDiffusionLens, TextSteeringLens
+from vit_lens.lenses.text_means import TextMeans
 from vit_lens.reference import ReferenceMeans
 from vit_lens.towers import Tower
 
@@ -105,16 +106,20 @@ def parse_lenses(
 _TEXT_SETTINGS = ("norm", "encoder", "positions", "held", "pooled")
 
 
-def parse_text_lenses(given: Sequence[Lens | str] | Lens | str | None) -> list[TextDiffusionLens]:
-    """Return lenses of text encoders as they are, and read their spellings: ``diffusion``, ``dsl:alpha=5``.
+def parse_text_lenses(
+    given: Sequence[Lens | str] | Lens | str | None, reference: TextMeans | None = None
+) -> list[TextDiffusionLens]:
+    """Return lenses of text encoders as they are, and read their spellings.
 
-    Behind each may stand the settings of :class:`TextDiffusionLens`, as ``diffusion:norm=match:positions=eos``.
+    These are ``diffusion``, ``dsl:alpha=5`` and ``dsl-mean:alpha=5``. Behind each may stand the settings of
+    :class:`TextDiffusionLens`, as ``diffusion:norm=match:positions=eos``.
 
     Args:
         given: Lenses, spellings or both; None stands for the Diffusion Lens.
+        reference: The means that ``dsl-mean`` starts from; None where there are none.
 
     Raises:
-        LensError: Something is no lens of text encoders, or a setting is none of its.
+        LensError: Something is no lens of text encoders, a setting is none of its, or ``dsl-mean`` has no means.
 
     >>> [lens.label for lens in vl.lenses.parse_text_lenses(["diffusion:positions=eos", "dsl:alpha=5"])]
     ['Diffusion Lens, positions eos', 'DSL, alpha 5']
@@ -122,10 +127,10 @@ def parse_text_lenses(given: Sequence[Lens | str] | Lens | str | None) -> list[T
     items = [given] if given is None or isinstance(given, (str, Lens)) else list(given)
     if not items:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
-    return [_text_lens("diffusion" if item is None else item) for item in items]
+    return [_text_lens("diffusion" if item is None else item, reference) for item in items]
 
 
-def _text_lens(item: object) -> TextDiffusionLens:
+def _text_lens(item: object, reference: TextMeans | None) -> TextDiffusionLens:
     if isinstance(item, TextDiffusionLens):
         return item
     if not isinstance(item, str):
@@ -133,16 +138,27 @@ def _text_lens(item: object) -> TextDiffusionLens:
     name, *rest = item.strip().split(":")
     pairs = [part.partition("=") for part in rest]
     settings: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
-    known = ("alpha", *_TEXT_SETTINGS) if name == "dsl" else _TEXT_SETTINGS
-    if name not in ("diffusion", "dsl") or not all(value for _, _, value in pairs):
-        raise LensError(f"lens {item!r}: write diffusion, dsl:alpha=5, or diffusion:norm=match:positions=eos")
+    known = _TEXT_SETTINGS if name == "diffusion" else ("alpha", *_TEXT_SETTINGS)
+    if name not in LENS_NAMES:
+        raise LensError(
+            f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=5, dsl-mean:alpha=5, "
+            "or diffusion:norm=match:positions=eos"
+        )
+    if not all(value for _, _, value in pairs):
+        raise LensError(f"lens {item!r}: write settings as {name}:norm=match:positions=eos")
     if unknown := [key for key in settings if key not in known]:
         raise LensError(f"lens {item!r} has no setting {unknown[0]!r}; nearest: {nearest(unknown[0], known)}")
     if name == "diffusion":
         return TextDiffusionLens(**settings)
+    means: dict[str, Any] = {} if name == "dsl" else {"reference": reference}
+    if means and reference is None:
+        raise LensError(
+            "dsl-mean needs means over other prompts through these encoders: make them once with `vit-lens reference "
+            "--prompts FILE --model PIPELINE --out means.safetensors`, then pass --reference means.safetensors"
+        )
     try:
-        return TextSteeringLens(alpha=float(settings.pop("alpha")), **settings)
+        return TextSteeringLens(alpha=float(settings.pop("alpha")), **settings, **means)
     except KeyError:
-        raise LensError(f"lens {item!r}: give its strength as dsl:alpha=NUMBER") from None
+        raise LensError(f"lens {item!r}: give its strength as {name}:alpha=NUMBER") from None
     except ValueError as error:
         raise LensError(f"lens {item!r}: {error}") from None

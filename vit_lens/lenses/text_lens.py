@@ -3,7 +3,7 @@
 __all__ = ["TextDiffusionLens", "TextSteeringLens"]
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,7 +24,7 @@ from vit_lens.text_formats import Reading, TextFormat
 
 Norm = Literal["format", "final", "match", "none"]
 Pooled = Literal["final", "layer", "empty"]
-_Change = Callable[[Site, Tensor], Tensor]  # of a site's output at all positions
+_Change = Callable[[Site, Tensor], Tensor]  # of what a site writes at all positions, less the mean where there is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,8 @@ class TextDiffusionLens(Lens):
     ) -> Condition:
         """Return the control: at every position a random direction as long as the site's output there.
 
-        Where the format norms the encoder's tokens, length is what that norm sees (of CLIP, without the mean).
+        Where the format norms the encoder's tokens, length is what that norm sees (of CLIP, without the mean). For a
+        lens that starts from means it is that of the deviation from them.
 
         Args:
             cache: A run of prompts.
@@ -176,15 +177,18 @@ class TextDiffusionLens(Lens):
     def read_other(self, run: TextRun, sites: Sites, other: TextRun) -> Condition:
         """Return the control: at every position what the site writes for another text, as long as it is for this one.
 
+        For a lens that starts from means it is how far that lies from the mean there.
+
         Args:
             run: A run of prompts.
             sites: Sites of the encoder that is moved.
             other: A run of as many other texts, through the same encoders.
         """
         seen, name = self._seen(run), self.moved_in(run).encoder
+        means = self._means(other)
 
         def of_other(site: Site, output: Tensor) -> Tensor:
-            return _as_long_as(site_outputs(other.caches[name], [site])[:, 0], output, seen)
+            return _as_long_as(_written(other, means, name, site), output, seen)
 
         return self._change(run, sites, of_other)
 
@@ -231,15 +235,21 @@ class TextDiffusionLens(Lens):
 
     def _change(self, run: TextRun, sites: Sites, change: _Change) -> Condition:
         reading = self.moved_in(run)
-        cache = run.caches[reading.encoder]
         found = []
         with torch.no_grad():
-            for site in self.check_sites(cache.model, sites):
-                output = change(site, site_outputs(cache, [site])[:, 0])
-                found.append(self._condition(run, reading, self._state(run, site, output)))
+            means = self._means(run)
+            for site in self.check_sites(run.tower(reading.encoder), sites):
+                output = change(site, _written(run, means, reading.encoder, site))
+                found.append(self._condition(run, reading, self._state(run, means, site, output)))
         return Condition(**{name: torch.stack([one.parts()[name] for one in found], 1) for name in found[0].parts()})
 
-    def _state(self, run: TextRun, site: Site, output: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+    def _means(self, run: TextRun) -> TextRun | None:
+        """Return the average prompt, which outputs are measured from; None where they are measured from zero."""
+        return None
+
+    def _state(
+        self, run: TextRun, means: TextRun | None, site: Site, output: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d"]:
         """Return the residual in which a site's output is seen."""
         return output
 
@@ -359,14 +369,23 @@ class TextSteeringLens(TextDiffusionLens):
             raise LensError(f"{self.label} has no hook functions; read(run, sites) is its closed form")
         return DiffusionSteeringLens(alpha=self.alpha)
 
-    def _state(self, run: TextRun, site: Site, output: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+    def _means(self, run: TextRun) -> TextRun | None:
+        return None if self.reference is None else self.reference.average(run)
+
+    def _state(
+        self, run: TextRun, means: TextRun | None, site: Site, output: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d"]:
         reading = self.moved_in(run)
         self._check_before(run, site, "states that it adds to")
-        if self.reference is None:
+        if means is None:
             return run.read_residual(reading).to(output) + (self.alpha - 1) * output
-        means = replace(run, caches={**run.caches, reading.encoder: self.reference.aligned(run, reading.encoder)})
-        mean = site_outputs(means.caches[reading.encoder], [site])[:, 0]
-        return means.read_residual(reading).to(output) + self.alpha * (output - mean)
+        return means.read_residual(reading).to(output) + self.alpha * output
+
+
+def _written(run: TextRun, means: TextRun | None, name: str, site: Site) -> Float[Tensor, "batch pos d"]:
+    """Return what a site of an encoder holds or writes, less its mean where there are means."""
+    output = site_outputs(run.caches[name], [site])[:, 0]
+    return output if means is None else output - site_outputs(means.caches[name], [site])[:, 0]
 
 
 def _said(tokens: Tokens | None) -> str | None:

@@ -3,51 +3,79 @@
 __all__ = ["TextMeans"]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Int
+from einops import einsum
+from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
-from vit_lens.errors import LensError, TextError
+from vit_lens.addresses import Site
+from vit_lens.errors import LensError, OutputError, ReferenceMismatchError, TextError, VitLensError, expect
+from vit_lens.files import as_path, file_tensors, open_tensors, save_tensors
 from vit_lens.identity import fingerprint
 from vit_lens.lenses.text_run import PromptReader, TextRun
+from vit_lens.numerics import without_autocast
 from vit_lens.towers import ViTActivationCache
 
+_FORMAT = "vit_lens.text_means.1"
+_KINDS = ("resid_pre", "z", "mlp_out", "counts")
+_ADVICE = "make them with TextMeans.of(encoder, prompts).save(path), or `vit-lens reference --prompts FILE`"
 
-@dataclass(frozen=True, eq=False, repr=False)
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TextMeans:
     """What parts of text encoders write on average where a prompt starts, at its word ``k``, at its end and behind it.
 
+    As in :class:`vit_lens.ReferenceMeans`, attention outputs and later residuals are not kept: they follow from ``z``
+    and the MLPs, so that heads add up exactly.
+
     Attributes:
-        encoder: What was run, a :class:`vit_lens.decoders.PromptEncoder`.
+        encoder_id: The id of the encoders, by the content of their weights and what these are kept in.
         n: The number of prompts.
-        values: For each encoder and hook point, the mean by role: ``k`` for position ``k`` before the end, then the
-            end, then the filling.
+        values: For each encoder, means by role: ``k`` for position ``k`` before the end, then the end, then the
+            filling. ``resid_pre`` [role d_model] enters block 0; ``z`` [layer role head d_head] is of every head,
+            ``mlp_out`` [layer role d_model] of every MLP.
         counts: For each encoder, how many positions each role's mean is of.
+
+    Raises:
+        VitLensError: There is no prompt, or means are no finite numbers.
 
     >>> means = vl.TextMeans.of(text_to_image, ["a red star", "a blue ring", "two small stars"])
     >>> means, means.counts["text_encoder"][:4].tolist(), means.counts["text_encoder"][-2:].tolist()
     (TextMeans(3 prompts, text_encoder), [3, 3, 3, 3], [3, 31])
     >>> vl.TextSteeringLens(alpha=5, reference=means).label
     'DSL, mean-anchored, alpha 5'
+    >>> vl.TextMeans.load(means.save(tmp / "prompts.safetensors")).content == means.content
+    True
     """
 
-    encoder: PromptReader
+    encoder_id: str
     n: int
     values: Mapping[str, Mapping[str, Tensor]]
     counts: Mapping[str, Int[Tensor, " role"]]
+    _averages: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False)
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not all(bool(mean.isfinite().all()) for of in self.values.values() for mean in of.values()):
+            raise VitLensError(f"means of n={self.n} prompts that are no finite numbers; {_ADVICE}")
 
     @classmethod
     @torch.no_grad()
-    def of(cls, encoder: PromptReader, prompts: Sequence[str], *, truncate: bool = False) -> "TextMeans":
+    def of(
+        cls, encoder: PromptReader, prompts: Sequence[str], *, truncate: bool = False, progress: bool = False
+    ) -> "TextMeans":
         """Take means over prompts, one after the other; a few hundred that are not studied.
 
         Args:
             encoder: A :class:`vit_lens.decoders.PromptEncoder`.
             prompts: Texts.
             truncate: Whether prompts that are too long lose their last words; else they are an error.
+            progress: Whether to show a bar.
 
         Raises:
             TextError: There is no prompt, or one is too long.
@@ -56,58 +84,119 @@ class TextMeans:
         if isinstance(prompts, str) or not len(prompts):
             raise TextError(f"prompts={prompts!r:.60}; means are over several texts, in a list")
         sums: dict[str, dict[str, Tensor]] = {}
-        counts: dict[str, Tensor] = {}
-        for text in prompts:
+        for text in tqdm(prompts, desc="means", unit="prompt", disable=not progress):
             run = TextRun.of(encoder, text, truncate=truncate)
-            for name, cache in run.caches.items():
-                roles = _roles(run, name)[0]
-                n_roles = len(roles) + 2
-                counts[name] = counts.get(name, 0) + torch.bincount(roles, minlength=n_roles)
-                for point, value in cache.items():
-                    wide = value[0].double()
-                    held = sums.setdefault(name, {}).setdefault(point, wide.new_zeros(n_roles, *wide.shape[1:]))
-                    held.index_add_(0, roles.to(wide.device), wide)
-        values = {
-            name: {
-                point: total / counts[name].clamp(min=1).to(total).reshape(-1, *[1] * (total.ndim - 1))
-                for point, total in held.items()
-            }
-            for name, held in sums.items()
+            for name in run.caches:
+                _add(sums.setdefault(name, {}), run, name)
+        counts = {name: held.pop("counts") for name, held in sums.items()}
+        values = {}
+        for name, held in sums.items():
+            dtype = torch.promote_types(encoder.towers[name].dtype, torch.float32)
+            values[name] = {kind: _shares(total, counts[name], kind).to(dtype) for kind, total in held.items()}
+        return cls(encoder_id=encoder.encoder_id, n=len(prompts), values=values, counts=counts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TextMeans":
+        """Read saved means.
+
+        Raises:
+            VitLensError: The file is not one of these, or is truncated.
+        """
+        place = as_path(path, VitLensError)
+        with open_tensors(place, [_FORMAT], what="means of prompts", error=VitLensError, advice=_ADVICE) as opened:
+            file, meta = opened
+            held: dict[str, dict[str, Tensor]] = {}
+            for name, tensor in file_tensors(file).items():
+                encoder, _, kind = name.rpartition(".")
+                held.setdefault(encoder, {})[kind] = tensor
+            if not held or any(sorted(of) != sorted(_KINDS) for of in held.values()):
+                raise VitLensError(f"{place} lacks some of {', '.join(_KINDS)}; {_ADVICE}")
+            counts = {encoder: of.pop("counts") for encoder, of in held.items()}
+            return cls(encoder_id=meta["encoder_id"], n=int(meta["n"]), values=held, counts=counts)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the means as safetensors, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        meta = {"format": _FORMAT, "encoder_id": self.encoder_id, "n": str(self.n)}
+        return save_tensors(self._tensors(), as_path(path, OutputError), meta)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{kind}": value
+            for name, of in self.values.items()
+            for kind, value in {**of, "counts": self.counts[name]}.items()
         }
-        return cls(encoder, len(prompts), values, counts)
 
     @cached_property
     def content(self) -> str:
         """Sixteen digits that follow from the means."""
-        return fingerprint(
-            {f"{name}.{point}": value for name, of in self.values.items() for point, value in of.items()}
-        )
+        return fingerprint(self._tensors())
 
-    def aligned(self, run: TextRun, encoder: str) -> ViTActivationCache:
-        """Return the means as the cache of a run: at each position of its prompts, that of the position's role.
+    def check(self, encoder: PromptReader) -> "TextMeans":
+        """Return the means if they are of these encoders.
+
+        Raises:
+            ReferenceMismatchError: They were made with others, or with the same in another precision.
+        """
+        if self.encoder_id != encoder.encoder_id:
+            raise ReferenceMismatchError(
+                f"these means of {self.n} prompts were made with {self.encoder_id}; the encoders are "
+                f"{encoder.encoder_id}: other weights, or the same in another precision. Make their own: "
+                "TextMeans.of(encoder, prompts)"
+            )
+        return self
+
+    @without_autocast()
+    def average(self, run: TextRun) -> TextRun:
+        """Return the average prompt as a run: at each position of a run's prompts, the mean of the position's role.
 
         Args:
             run: A run of prompts through the same encoders.
-            encoder: The name of the encoder.
 
         Raises:
-            LensError: The means are of other encoders, or of shorter prompts alone.
+            ReferenceMismatchError: The means are of other encoders.
+            LensError: They are of shorter prompts alone, or of another number of positions.
         """
-        if run.encoder is not self.encoder:
+        expect(run, TextRun, "run", LensError, "as TextRun.of(encoder, prompts) makes it")
+        if run not in self._averages:
+            self.check(run.encoder)
+            made = replace(run, caches={name: self._average(run, name) for name in run.caches})
+            self._averages[run] = replace(made, condition=made.condition_of({}, {}))
+        return self._averages[run]
+
+    @torch.no_grad()
+    def _average(self, run: TextRun, name: str) -> ViTActivationCache:
+        cache, means, roles = run.caches[name], self.values[name], _roles(run, name)
+        if len(self.counts[name]) != run.ids[name].shape[1] + 2:
             raise LensError(
-                "the means are of another PromptEncoder; make them of the one that is run: TextMeans.of(...)"
+                f"the means are of {len(self.counts[name]) - 2} positions of {name}, which reads "
+                f"{run.ids[name].shape[1]} now; make them with the same length="
             )
-        roles, seen = _roles(run, encoder), self.counts[encoder] > 0
+        seen = self.counts[name] > 0
         if not bool(seen[roles].all()):
             row = int((~seen[roles]).any(-1).nonzero()[0])
             raise LensError(
                 f"prompt {run.prompts[row]!r:.60} has words, or filling, where no reference prompt has: add longer and "
                 "shorter prompts to TextMeans.of(...)"
             )
-        cache = run.caches[encoder]
-        held = {
-            point: value[roles.to(value.device)].to(cache[point].dtype) for point, value in self.values[encoder].items()
-        }
+
+        def placed(mean: Tensor) -> Tensor:
+            return mean[roles].to(resid.device)
+
+        resid = cache["blocks.0.hook_resid_pre"]
+        resid, held = placed(means["resid_pre"]), {}
+        for layer, (z, mlp_out) in enumerate(zip(means["z"], means["mlp_out"], strict=True)):
+            attn, named = cache.model.attention_of(Site(layer, "attn")), f"blocks.{layer}."
+            z, mlp_out = placed(z), placed(mlp_out)
+            out = einsum(z, attn.W_O.detach().to(z), "b p h k, h k d -> b p d") + attn.b_O.detach().to(z)
+            held |= {named + "hook_resid_pre": resid, named + "attn.hook_z": z, named + "hook_attn_out": out}
+            held[named + "hook_resid_mid"] = resid + out
+            resid = held[named + "hook_resid_post"] = resid + out + mlp_out
+            held[named + "hook_mlp_out"] = mlp_out
+        held = {point: value.to(cache[point].dtype) for point, value in held.items()}
         return ViTActivationCache(held, cache.model, rows="all", read_out=cache.read_out)
 
     def __repr__(self) -> str:
@@ -121,3 +210,25 @@ def _roles(run: TextRun, encoder: str) -> Int[Tensor, "batch pos"]:
     ends = run.tower(encoder).ends(ids).cpu()[:, None]
     behind = (places > ends).long()
     return torch.where(places < ends, places, ids.shape[1] + behind)
+
+
+def _add(sums: dict[str, Tensor], run: TextRun, name: str) -> None:
+    """Add one prompt to sums by role, in float64 on the CPU."""
+    cache, roles = run.caches[name], _roles(run, name)[0]
+    layers, n_roles = range(cache.model.cfg.n_layers), len(roles) + 2
+    own = {
+        "counts": torch.ones(len(roles), dtype=torch.long),
+        "resid_pre": cache["blocks.0.hook_resid_pre"][0],
+        "z": torch.stack([cache["z", layer][0] for layer in layers], 1),
+        "mlp_out": torch.stack([cache["mlp_out", layer][0] for layer in layers], 1),
+    }
+    for kind, value in own.items():
+        value = value.cpu() if kind == "counts" else value.cpu().double()
+        held = sums.setdefault(kind, value.new_zeros(n_roles, *value.shape[1:]))
+        held.index_add_(0, roles, value)
+
+
+def _shares(total: Float[Tensor, "role *axes"], counts: Int[Tensor, " role"], kind: str) -> Float[Tensor, "..."]:
+    """Return the means of sums by role, with the layer first where there are layers."""
+    mean = total / counts.clamp(min=1).reshape(-1, *[1] * (total.ndim - 1))
+    return mean if kind == "resid_pre" else mean.transpose(0, 1).contiguous()

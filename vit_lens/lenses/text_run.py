@@ -28,12 +28,18 @@ _LOWERED = ("if", "pixart")  # their pipelines read small letters alone
 
 @runtime_checkable
 class PromptReader(Protocol):
-    """What a run needs of the text half of a pipeline; :class:`vit_lens.decoders.PromptEncoder` has it."""
+    """What a run needs of the text half of a pipeline; :class:`vit_lens.decoders.PromptEncoder` has it.
+
+    >>> isinstance(text_to_image, vl.lenses.PromptReader)
+    True
+    """
 
     format: TextFormat
     encoders: dict[str, Any]
     length: int | None
 
+    @property
+    def encoder_id(self) -> str: ...
     @property
     def towers(self) -> dict[str, HookedTextEncoder]: ...
     @property
