@@ -22,6 +22,9 @@ d_head     one head's queries, keys and values
 d_mlp      hidden units of one MLP
 d_pooled   the vector that the projection reads: d_model, or the width of attention pooling
 d_embed    the image embedding (what CLIP compares with text, and what a decoder is conditioned on)
+role       where a token of a prompt stands: at the start, as the k-th, at the end, behind it
+answer     answers of a probe
+numbers    everything that a decoder is given of a row, as one vector
 channel    red, green, blue
 height     pixel rows; ``width`` pixel columns; sizes are always given as (height, width)
 ========== ==========================================================================================
