@@ -143,5 +143,7 @@ def test_control_directions_are_an_inputs_own():
     model = tiny_sweep.tower()
     _, cache = model.run_with_cache(torch.zeros(1, 3, *model.cfg.image_size))
     _, control = make_readings(model, [DiffusionLens()], ["heads"], True)
-    one, other, again = (control.read(cache, digits * 16, 0).pooled for digits in ("0123", "4567", "0123"))
+    one, other, again = (
+        control.read(cache, control.directions(digits * 16, 0)).pooled for digits in ("0123", "4567", "0123")
+    )
     assert torch.equal(one, again) and not torch.allclose(one, other, atol=1e-3)

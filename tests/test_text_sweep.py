@@ -187,7 +187,7 @@ def test_wrong_input(unchecked, tmp_path):
         (errors.LensError, "no encoder 't5' in format sd", dict(lens="diffusion:encoder=t5")),
         (errors.UnknownSiteError, "the model has layers L0 to L2", dict(sites="L7.resid_post")),
         (errors.LensError, "DSL, alpha 5 is not defined on L0.resid_pre", dict(lens="dsl:alpha=5")),
-        (errors.VitLensError, "stand beside images; leave beside", dict(beside=vl.Beside(live=True))),
+        (errors.VitLensError, "stand beside images; leave them out", dict(beside=vl.Beside(live=True))),
         (errors.VitLensError, "no control 'mixed'", dict(controls=lambda: vl.Controls(kinds=["mixed"]))),
         (errors.VitLensError, "needs another prompt", dict(prompts=["a"], controls=vl.Controls(kinds=["other"]))),
         (errors.VitLensError, "have no other order", dict(prompts=["a"], controls=vl.Controls(kinds=["shuffled"]))),

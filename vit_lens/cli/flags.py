@@ -5,7 +5,7 @@ __all__ = [
     "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype", "EncoderDtypes",
     "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "MaybeOutFile", "Model", "Open", "Out",
     "OutFile", "Pair", "Prompts", "QuickGelu", "Reference", "ReferenceImages", "Sites", "Size", "Steps", "Tag",
-    "Tower", "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
+    "Tower", "Truncate", "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
 import functools
@@ -52,8 +52,14 @@ Prompts = Annotated[
         "text-to-image pipeline then, which draws them, too."
     ),
 ]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut prompts that are too long, as pipelines do, and record it.")
+]
 Reference = Annotated[
-    Path | None, typer.Option(help="File of means for dsl-mean (`vit-lens reference`); mini has its own.")
+    Path | None,
+    typer.Option(
+        help="File of means for dsl-mean (`vit-lens reference`), and of prompts for the leak index; mini has its own."
+    ),
 ]
 ReferenceImages = Annotated[
     list[Path] | None,

@@ -1,6 +1,6 @@
 """From what the sweep command is given to a plan over prompts."""
 
-__all__ = ["plan_prompts", "read_prompts", "refuse_images_words"]
+__all__ = ["load_encoder", "plan_prompts", "read_prompts", "refuse_images_words"]
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from vit_lens.cli import flags, intake
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
+    from vit_lens.decoders import PromptEncoder
     from vit_lens.sweeping import Budget, Controls, Execution, Plan
 
 
@@ -49,31 +50,63 @@ def _exists(text: str) -> bool:
 
 
 def plan_prompts(
-    pair: flags.Pair, given: Sequence[str], *, truncate: bool, lens: Sequence[str] | None, sites: Sequence[str],
-    dtype: str, asked: Mapping[str, Any], batch_size: int | None, controls: "Controls", budget: "Budget | None",
-    execution: "Execution",
+    pair: flags.Pair, given: Sequence[str], *, truncate: bool, lens: Sequence[str] | None, reference: Path | None,
+    sites: Sequence[str], dtype: str, asked: Mapping[str, Any], batch_size: int | None, noise: str,
+    probes: Sequence[Path], controls: "Controls", budget: "Budget | None", execution: "Execution",
 ) -> "Plan":  # fmt: skip
     """Load both halves of a pipeline and plan a sweep.
 
     Raises:
+        VitLensError: Two probes have one name.
+        LensError: There is no such probe.
         DecoderError: There is no such pipeline, or something is wrong with its files.
     """
-    from vit_lens.decoders import PromptEncoder, TextDecoder
-    from vit_lens.sweeping import Drawing, Prompts, plan
+    from vit_lens.decoders import TextDecoder
+    from vit_lens.lenses import TextMeans
+    from vit_lens.readers import TextProbe
+    from vit_lens.sweeping import Beside, Drawing, Prompts, plan
 
     prompts = Prompts(read_prompts(given), truncate=truncate)
-    intake.check_drawn(pair.decoder, **asked, decoder_seed=pair.decoder_seed, batch_size=batch_size, budget=budget)
-    where: dict[str, Any] = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(pair.device)}
-    name = "mini-sd" if pair.model == "mini" else pair.model
-    encoder, decoder = PromptEncoder.from_pretrained(name, **where), None
-    settings = None
+    shared = None if noise == "shared" else noise
+    intake.check_drawn(
+        pair.decoder, **asked, decoder_seed=pair.decoder_seed, batch_size=batch_size, budget=budget, noise=shared
+    )
+    means = None if reference is None else TextMeans.load(reference)
+    if len(named := {path.stem: path for path in probes}) < len(probes):
+        raise VitLensError(
+            f"--probe: files of different names, which the page shows; got {', '.join(map(str, probes))}"
+        )
+    beside = Beside(probes={name: TextProbe.load(path) for name, path in named.items()})
+    encoder, decoder, settings = load_encoder(pair, dtype), None, None
+    seeds = pair.decoder_seed or None
     if pair.decoder != "none":
-        decoder = TextDecoder.from_pretrained(name if pair.decoder == "mini" else pair.decoder, **where)
+        name = _pipeline(pair) if pair.decoder == "mini" else pair.decoder
+        decoder = TextDecoder.from_pretrained(
+            name, dtype=flags.torch_dtype(dtype), device=flags.torch_device(pair.device)
+        )
+        own = {"seed": flags.one(seeds, "--decoder-seed with --noise legacy")} if noise == "legacy" else {}
         sizes = {"height": asked["size"], "width": asked["size"]}
-        settings = decoder.settings(**flags.known(**{**asked, **sizes, "size": None}))
-    drawing = Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size)
+        settings = decoder.settings(**flags.known(**{**asked, **sizes, **own, "size": None}))
+    drawing = Drawing(settings=settings, seeds=None if noise == "legacy" else seeds, batch_size=batch_size, noise=noise)
     return plan(
         encoder, decoder, prompts, lens=None if lens == flags.DEFAULT_LENSES else flags.split_list(lens or ()) or None,
-        sites=None if sites == flags.DEFAULT_SITES else flags.split_list(sites), drawing=drawing, controls=controls,
-        budget=budget, execution=execution,
+        reference=means, sites=None if sites == flags.DEFAULT_SITES else flags.split_list(sites), drawing=drawing,
+        controls=controls, beside=beside, budget=budget, execution=execution,
     )  # fmt: skip
+
+
+def load_encoder(tower: flags.Tower, dtype: str) -> "PromptEncoder":
+    """Load the text half of a pipeline.
+
+    Raises:
+        DecoderError: There is no such pipeline, or something is wrong with its files.
+    """
+    from vit_lens.decoders import PromptEncoder
+
+    return PromptEncoder.from_pretrained(
+        _pipeline(tower), dtype=flags.torch_dtype(dtype), device=flags.torch_device(tower.device)
+    )
+
+
+def _pipeline(tower: flags.Tower) -> str:
+    return "mini-sd" if tower.model == "mini" else tower.model

@@ -70,9 +70,7 @@ def sweep(
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
     prompts: flags.Prompts = None,
-    truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut prompts that are too long, as pipelines do, and record it.")
-    ] = False,
+    truncate: flags.Truncate = False,
     lens: flags.Lenses = flags.DEFAULT_LENSES,
     sites: flags.Sites = flags.DEFAULT_SITES,
     reference: flags.Reference = None,
@@ -109,8 +107,22 @@ def sweep(
         ),
     ] = None,
     control_seed: flags.ControlSeed = 0,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="Of prompts: shared by all rows, or legacy, as in the released code of Diffusion Lens: other noise "
+            "for every layer, four pictures of each; --decoder-seed is then of the generator (there 42)."
+        ),
+    ] = "shared",
     captions: flags.Captions = None,
     gallery: flags.GalleryFolder = None,
+    probe: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Of prompts: a file that TextProbe.save wrote; what it reads at every layer stands beside the "
+            "picture, under the file's name. Repeat for more."
+        ),
+    ] = None,
     live: Annotated[
         bool,
         typer.Option("--live/--no-live", help="Keep what the live page needs (up to 8 MB): parts to turn up and down."),
@@ -144,18 +156,19 @@ def sweep(
     execution = Execution(executor=executor, shard=part, threads=threads)
     if prompts is not None:
         prompting.refuse_images_words(
-            images=paths or images, reference=reference, captions=captions, gallery=gallery, fast=fast,
-            compile=compiled, guidance_interval=guidance_interval, decoder_encoder=pair.decoder_encoder, tag=pair.tag,
+            images=paths or images, captions=captions, gallery=gallery, fast=fast, compile=compiled,
+            guidance_interval=guidance_interval, decoder_encoder=pair.decoder_encoder, tag=pair.tag,
         )  # fmt: skip
         made = prompting.plan_prompts(
-            pair, prompts, truncate=truncate, lens=lens, sites=sites, dtype=decoder_dtype, batch_size=batch_size,
+            pair, prompts, truncate=truncate, lens=lens, reference=reference, sites=sites, dtype=decoder_dtype,
+            batch_size=batch_size, noise=noise, probes=probe or (),
             asked={"steps": pair.steps, "guidance": pair.guidance, "scheduler": scheduler, "size": size},
             controls=Against(drawn=controls, seed=control_seed, kinds=control_kind or ("random",)), budget=allowance,
             execution=execution,
         )  # fmt: skip
         return _run(made, out, only_plan, page, allowance, started, shown=made.decoder is not None, notes=())
-    if truncate or control_kind:
-        raise VitLensError("--truncate and --control-kind are for --prompts, which were not given")
+    if truncate or control_kind or probe or noise != "shared":
+        raise VitLensError("--truncate, --control-kind, --probe and --noise are for --prompts, which were not given")
     found = intake.find_given(paths, images)
     asked = {
         "steps": pair.steps, "guidance": pair.guidance, "guidance_interval": guidance_interval, "scheduler": scheduler,
@@ -237,22 +250,34 @@ def reference(
     tower: flags.Tower,
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
+    prompts: flags.Prompts = None,
+    truncate: flags.Truncate = False,
     positions: Annotated[
-        str, typer.Option(help="readout: what lenses read; all: every token, for ablation by the mean.")
+        str, typer.Option(help="Of images. readout: what lenses read; all: every token, for ablation by the mean.")
     ] = "readout",
+    encoder_dtype: flags.EncoderDtype = "float32",
 ) -> None:
-    """Average a model's activations over images: what the leak-free lens (dsl-mean) and mean ablation start from.
+    """Average a model's activations over images or prompts: what the leak-free lens (dsl-mean) starts from.
 
-    Give a few hundred images that are not studied.
+    Mean ablation of images does, too. Give a few hundred that are not studied.
     """
-    from vit_lens import ReferenceMeans
+    from vit_lens import ReferenceMeans, TextMeans
 
-    found = intake.find_given(paths, images)
     if out.suffix != ".safetensors":
         raise VitLensError(f"--out {out}: name a file that ends in .safetensors")
     if positions not in ("readout", "all"):
         raise VitLensError(f"--positions {positions}: expected readout or all")
-    means = ReferenceMeans.from_images(tower.load(), found, positions=positions, progress=True)
+    if prompts is not None:
+        prompting.refuse_images_words(images=paths or images, tag=tower.tag, positions=positions != "readout")
+        texts = prompting.read_prompts(prompts)
+        encoder = prompting.load_encoder(tower, encoder_dtype)
+        made = TextMeans.of(encoder, texts, truncate=truncate, progress=True)
+        typer.echo(f"{made}\nmeans of {made.n} prompts: {made.save(out)}")
+        return
+    if truncate:
+        raise VitLensError("--truncate is for --prompts, which were not given")
+    found = intake.find_given(paths, images)
+    means = ReferenceMeans.from_images(tower.load(encoder_dtype), found, positions=positions, progress=True)
     typer.echo(f"{means}\nmeans of {means.n} images: {means.save(out)}")
 
 

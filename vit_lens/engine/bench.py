@@ -55,16 +55,18 @@ class Bench:
     @torch.no_grad()
     @stated_numerics()
     def draw(
-        self, condition: Condition, settings: Any, size: int, on_smaller: Callable[[int], object] | None = None
-    ) -> UInt8[Tensor, "row height width 3"]:
+        self, condition: Condition, settings: Any, size: int, on_smaller: Callable[[int], object] | None = None, *,
+        noise: str = "shared",
+    ) -> UInt8[Tensor, "row height width 3"]:  # fmt: skip
         """Draw rows, filled up to ``size``: a picture does not depend on how many there are.
 
         Args:
-            condition: What is drawn, at most ``size`` rows.
+            condition: What is drawn, at most ``size`` rows; with legacy noise as many as there are.
             settings: The decoder's settings, the noise seed included.
             size: How many rows run together.
             on_smaller: A function that is called with a smaller size where memory runs out, as
                 :meth:`vit_lens.Decoder.decode` says; None for none.
+            noise: ``shared``, or ``legacy`` of a :class:`vit_lens.decoders.TextDecoder`.
 
         Returns:
             Pictures, 0 to 255.
@@ -74,11 +76,11 @@ class Bench:
         """
         device = self.decoder.device
         negative = None if self.negative is None else self.negative.to(device)
+        rows, more = condition.padded(max(size, len(condition))), {} if noise == "shared" else {"noise": noise}
         pictures = self.decoder.decode(
-            condition.padded(size).to(device), negative=negative, settings=settings, batch_size=size,
-            on_smaller=on_smaller,
-        )  # fmt: skip
-        return check_pictures(self.decoder, pictures, size)[: len(condition)]
+            rows.to(device), negative=negative, settings=settings, batch_size=size, on_smaller=on_smaller, **more
+        )
+        return check_pictures(self.decoder, pictures, len(rows))[: len(condition)]
 
     @torch.no_grad()
     @stated_numerics()

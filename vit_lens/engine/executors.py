@@ -111,7 +111,7 @@ class Local:
         for task in tasks:
             left, size, change = task.rows, min(task.size, limit or task.size), ""
             while left:
-                rows = left[:size]
+                rows = left if task.noise == "legacy" else left[:size]
                 told: list[str] = []
 
                 def smaller(new_size: int, size: int = size, told: list[str] = told) -> None:
@@ -120,7 +120,7 @@ class Local:
                     told.append("out of memory: MoVQ takes fewer pictures at a time")
 
                 try:
-                    pictures = bench.draw(conditions(rows), task.settings, size, smaller)
+                    pictures = bench.draw(conditions(rows), task.settings, size, smaller, noise=task.noise)
                 except _Smaller as error:
                     size = limit = error.args[0]
                     change = "out of memory"
@@ -129,7 +129,7 @@ class Local:
                 yield Drawn(
                     task=task, rows=rows, pictures=pictures, seen=seen, size=size, change=change or "".join(told[:1])
                 )
-                left, change = left[size:], ""
+                left, change = left[len(rows) :], ""
 
 
 def draw(

@@ -26,6 +26,7 @@ class Task:
         settings: The decoder's settings, the noise seed included.
         size: How many rows run together; fewer are filled up.
         drawn: What the record calls this pass: ``coarse`` or ``full``.
+        noise: ``shared`` by all rows, or ``legacy``: consumed ``size`` rows after ``size`` rows, which may not be cut.
         folder: The folder of the record that holds the conditions; None where they are held in memory.
         threads: How many threads compute; None for as many as there are.
         recipe: How another process makes the bench; see :attr:`Bench.recipe`. None where it cannot.
@@ -39,6 +40,7 @@ class Task:
     settings: Any
     size: int
     drawn: str = "full"
+    noise: str = "shared"
     folder: Path | None = None
     threads: int | None = None
     recipe: dict[str, Any] | None = field(default=None, compare=False)
@@ -83,7 +85,7 @@ def work(task: Task) -> Drawn:
     condition = Record.load(task.folder).conditions["lens"][list(task.rows)]
     with recorded_threads(task.threads or 1):
         bench = _bench(task.recipe)
-        pictures = bench.draw(condition, task.settings, task.size)
+        pictures = bench.draw(condition, task.settings, task.size, noise=task.noise)
         return Drawn(task=task, rows=task.rows, pictures=pictures, seen=bench.look(pictures, task.size), size=task.size)
 
 

@@ -1,4 +1,4 @@
-"""What stands beside the pictures of a record: captions and nearest images of every row, raw and centred."""
+"""What stands beside the pictures of a record: captions and nearest images, raw and centred, and probes' answers."""
 
 __all__ = ["FORMS", "Found", "Readouts", "gallery_name", "load_readouts", "readouts_bytes"]
 
@@ -16,7 +16,7 @@ from vit_lens.records.opening import AGAIN, RecordFiles
 from vit_lens.records.schema import READOUTS_FILE
 
 FORMS = ("raw", "centred")
-_WHAT = {"captions": "by_caption", "images": "by_image"}
+_WHAT = {"captions": "by_caption", "images": "by_image", "probes": "by_probe"}
 
 
 def gallery_name(index: int) -> str:
@@ -33,8 +33,8 @@ class Found:
     """The best answers of every row of a record, best first.
 
     Attributes:
-        index: The indices of the captions, or of the gallery's pictures; -1 where an embedding has no direction.
-        cosine: The cosines of these with the row's embedding, -1 to 1; nan where it has no direction.
+        index: The indices of the captions, the gallery's pictures or a probe's answers; -1 where there is none.
+        cosine: The cosines of these with the row's embedding, -1 to 1, or how sure a probe is, 0 to 1; nan for none.
 
     >>> texts = vl.Beside(texts=bank)
     >>> record = vl.sweep(model, None, images[:1], lens="diffusion", sites="mlp", beside=texts, out=tmp / "found")
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Readouts:
-    """Captions and nearest images of every row of a record, without the text tower and the gallery.
+    """Captions, nearest images and probes' answers of every row of a record, without text tower, gallery and probes.
 
     ``raw`` and ``centred`` are the forms: embeddings as they are, or with a mean taken away.
 
@@ -60,8 +60,10 @@ class Readouts:
         groups: Indices of captions that are alternatives of each other, by name: what a softmax runs over.
         names: Names of the gallery's pictures that occur in an answer, by their index in the gallery.
         means: What the centred form takes away, in words.
+        answers: The names of each probe's answers, by the probe's name.
         by_caption: The best captions of every row, by form.
         by_image: The nearest pictures of the gallery of every row, by form.
+        by_probe: The best answers of every row, by the probe's name.
 
     >>> texts = vl.Beside(texts=bank)
     >>> record = vl.sweep(
@@ -80,18 +82,22 @@ class Readouts:
     groups: Mapping[str, list[int]] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     means: str = ""
+    answers: Mapping[str, list[str]] = field(default_factory=dict)
     by_caption: Mapping[str, Found] = field(default_factory=dict)
     by_image: Mapping[str, Found] = field(default_factory=dict)
+    by_probe: Mapping[str, Found] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Readouts({len(self.captions)} captions, {len(self.names)} pictures)"
+        probes = f", {len(self.answers)} probes" if self.answers else ""
+        return f"Readouts({len(self.captions)} captions, {len(self.names)} pictures{probes})"
 
     def of(self, row: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """Return what stands beside the picture of a row.
 
         Returns:
             ``{"captions": {form: [{"caption", "cosine"}, ...]}, "images": {form: [{"name", "index", "cosine"},
-            ...]}}``, best first; an embedding without a direction has no answer.
+            ...]}, "probes": {name: [{"answer", "probability"}, ...]}}``, best first; an embedding without a direction
+            has no answer, nor has a site that a probe does not read.
 
         Raises:
             RecordError: There is no such row.
@@ -104,7 +110,11 @@ class Readouts:
             form: [{"name": self.names[i], "index": i, "cosine": cosine} for i, cosine in self._best(found, row)]
             for form, found in self.by_image.items()
         }
-        return {"captions": captions, "images": images}
+        probes = {
+            name: [{"answer": self.answers[name][i], "probability": sure} for i, sure in self._best(found, row)]
+            for name, found in self.by_probe.items()
+        }
+        return {"captions": captions, "images": images, "probes": probes}
 
     def _best(self, found: Found, row: int) -> list[tuple[int, float]]:
         if not 0 <= row < len(found.index):
@@ -121,6 +131,7 @@ def readouts_bytes(readouts: Readouts) -> bytes:
             tensors |= {f"{what}.{form}.{name}": value for name, value in vars(found).items()}
     said = {name: value for name, value in vars(readouts).items() if name not in ("texts", *_WHAT.values())}
     said |= {"groups": dict(readouts.groups), "names": sorted(readouts.names.items())}
+    said["answers"] = {name: list(names) for name, names in readouts.answers.items()}
     text = json.dumps(said, ensure_ascii=False).encode("utf-8", "replace").decode()
     return to_bytes(tensors, {"described": text})
 
@@ -137,7 +148,8 @@ def load_readouts(files: RecordFiles, n_rows: int) -> Readouts | None:
     where = str(files.path / READOUTS_FILE)
     with damaged(RecordError, f"{where} cannot be read", AGAIN):
         by: dict[str, dict[str, Any]] = {attribute: {} for attribute in _WHAT.values()}
-        for what, form in [(what, form) for what in _WHAT for form in FORMS if f"{what}.{form}.index" in tensors]:
+        forms = [(what, form) for what in ("captions", "images") for form in FORMS if f"{what}.{form}.index" in tensors]
+        for what, form in [*forms, *(("probes", name) for name in said.get("answers", {}))]:
             parts = {name: tensors.pop(f"{what}.{form}.{name}") for name in ("index", "cosine")}
             by[_WHAT[what]][form] = Found(**check_fields(Found, parts, where, RecordError))
         said["names"] = dict(map(tuple, said["names"]))
@@ -156,7 +168,11 @@ def _misfit(readouts: Readouts, n_rows: int) -> str:
         return f"it has {len(captions)} captions, and not as many embeddings of texts"
     if strangers := {i for group in readouts.groups.values() for i in group} - set(range(len(captions))):
         return f"a group names caption {min(strangers)}, of {len(captions)}"
-    for known, by in ((range(len(captions)), readouts.by_caption), (readouts.names, readouts.by_image)):
+    known_answers = [(range(len(readouts.answers[name])), {name: one}) for name, one in readouts.by_probe.items()]
+    if not all(isinstance(answer, str) for names in readouts.answers.values() for answer in names):
+        return "an answer of a probe is no text"
+    both = [(range(len(captions)), readouts.by_caption), (readouts.names, readouts.by_image)]
+    for known, by in [*both, *known_answers]:
         for one in by.values():
             if len(one.index) != n_rows or one.index.shape != one.cosine.shape:
                 return f"it has {len(one.index)} rows, the table {n_rows}"

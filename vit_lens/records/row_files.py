@@ -1,7 +1,8 @@
 """Conditions in files of so many rows each, so that a checkpoint writes what has changed and no more."""
 
-__all__ = ["StoredConditions", "rows_per_part", "write_conditions"]
+__all__ = ["HeldConditions", "StoredConditions", "rows_per_part", "write_conditions"]
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from vit_lens.records.schema import lengths, part_name
 
 _NO_MASK = torch.zeros(0, dtype=torch.bool)
 _PART_BYTES, _MOST_ROWS = 2**25, 4096
+_HELD_BYTES = 2**28
 
 
 def rows_per_part(shapes: Mapping[str, Sequence[int]]) -> int:
@@ -49,17 +51,27 @@ class StoredConditions(Mapping[str, Condition]):
         self._files, self.shapes, self._per_part, self._mend = files, said["shapes"], said["rows_per_part"], mend
         self._read: dict[str, Condition] = {}
 
+    @property
+    def rows_per_part(self) -> int:
+        """How many rows a file holds, but for the last of its kind."""
+        return self._per_part
+
     def __getitem__(self, name: str) -> Condition:
         if name not in self.shapes:
             raise KeyError(f"no conditions {name!r}; there are {list(self.shapes)}")
         if name not in self._read:
-            starts = range(0, self._lengths[name], self._per_part)
-            found = [self._open(name, start, min(self._per_part, self._lengths[name] - start)) for start in starts]
+            found = [self.part(name, number) for number in range(-(-self._lengths[name] // self._per_part))]
             self._read[name] = Condition.cat([Condition.empty(self.shapes[name], 0), *found])
         return self._read[name]
 
-    def _open(self, name: str, start: int, n: int) -> Condition:
-        file = part_name(name, start // self._per_part)
+    def part(self, name: str, number: int) -> Condition:
+        """Return the rows of one file; nan where it is not there yet.
+
+        Raises:
+            RecordError: The file is damaged, or has other rows or shapes than the manifest says.
+        """
+        file = part_name(name, number)
+        n = min(self._per_part, self._lengths[name] - number * self._per_part)
         try:
             return self._part(name, file, n)
         except RecordError:
@@ -81,3 +93,81 @@ class StoredConditions(Mapping[str, Condition]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+class HeldConditions:
+    """Conditions of a record that is being written: what has changed, and about 256 MiB of the rest, in memory.
+
+    Args:
+        stored: :class:`StoredConditions` of what lies on disk, where parts that leave memory are read again.
+    """
+
+    def __init__(self, stored: Any):  # of StoredConditions; beartype would read one to check it
+        self._stored: StoredConditions = stored
+        self._parts: OrderedDict[tuple[str, int], Condition] = OrderedDict()
+        self._changed: set[tuple[str, int]] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored.shapes
+
+    def __len__(self) -> int:
+        return len(self._stored.shapes)
+
+    @property
+    def rows_per_part(self) -> int:
+        """How many rows a file holds, but for the last of its kind."""
+        return self._stored.rows_per_part
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what has changed is as much as may be held."""
+        return sum(_bytes(self._parts[key]) for key in self._changed) >= _HELD_BYTES
+
+    def put(self, name: str, rows: Sequence[int], found: Condition) -> None:
+        """Set rows."""
+        for number, places in self._by_part(rows).items():
+            part, own = self._part(name, number), [rows[place] % self.rows_per_part for place in places]
+            for kind, value in found[places].kept().parts().items():
+                getattr(part, kind)[own] = value
+            self._changed.add((name, number))
+
+    def rows(self, name: str, rows: Sequence[int]) -> Condition:
+        """Return rows, in the order in which they are asked for."""
+        found = Condition.empty(self._stored.shapes[name], len(rows))
+        for number, places in self._by_part(rows).items():
+            part, own = self._part(name, number), [rows[place] % self.rows_per_part for place in places]
+            for kind, value in part.parts().items():
+                getattr(found, kind)[places] = value[own]
+        return found
+
+    def changed(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the files of what has changed since the last time, by their place in the record."""
+        for name, number in sorted(self._changed):
+            yield part_name(name, number), to_bytes(self._parts[name, number].parts())
+            self._changed.discard((name, number))
+        self._make_room()
+
+    def _by_part(self, rows: Sequence[int]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            found.setdefault(row // self.rows_per_part, []).append(place)
+        return found
+
+    def _part(self, name: str, number: int) -> Condition:
+        key = name, number
+        if key not in self._parts:
+            self._parts[key] = self._stored.part(name, number)
+            self._make_room()
+        self._parts.move_to_end(key)
+        return self._parts[key]
+
+    def _make_room(self) -> None:
+        """Let parts go that lie on disk, the longest unused first; the last one asked for stays."""
+        held = sum(map(_bytes, self._parts.values()))
+        for key in list(self._parts)[:-1]:
+            if held > _HELD_BYTES and key not in self._changed:
+                held -= _bytes(self._parts.pop(key))
+
+
+def _bytes(part: Condition) -> int:
+    return sum(value.nbytes for value in part.parts().values())

@@ -121,7 +121,7 @@ class _Joined:
                 what: {
                     form: self._found([getattr(one, what)[form] for one in known]) for form in getattr(known[0], what)
                 }
-                for what in ("by_caption", "by_image")
+                for what in ("by_caption", "by_image", "by_probe")
             }
             writer.write_readouts(replace(known[0], names=names, **by))
         if live := [part.live for part in self.parts if part.live is not None]:

@@ -24,7 +24,7 @@ from vit_lens.records.answers import Readouts, gallery_name, load_readouts, read
 from vit_lens.records.encoding import encode_png, is_png
 from vit_lens.records.live import LiveNumbers, live_bytes_of, load_live
 from vit_lens.records.opening import RecordFiles, manifest_content, noted, read_manifest
-from vit_lens.records.row_files import StoredConditions, rows_per_part, write_conditions
+from vit_lens.records.row_files import HeldConditions, StoredConditions, rows_per_part, write_conditions
 
 _COMPRESS_LEVEL = 1  # of pictures, most of a sweep's files: zlib's time is spent beside the decoder's
 _MEDIA = {".png": "image/png", ".csv": "text/csv", ".safetensors": "application/vnd.safetensors"}
@@ -156,6 +156,15 @@ class RecordWriter:
         """Store the parts in which some rows lie; ``held`` holds all rows."""
         per_part = self.manifest["conditions"]["rows_per_part"]
         for file, data in write_conditions(name, held.kept(), rows, per_part).items():
+            self._put(file, data)
+
+    def hold_conditions(self) -> HeldConditions:
+        """Return the conditions to read and change row by row; see :meth:`write_changed`."""
+        return HeldConditions(self.conditions)
+
+    def write_changed(self, held: HeldConditions) -> None:
+        """Store the parts of conditions that have changed."""
+        for file, data in held.changed():
             self._put(file, data)
 
     def write_neighbour(self, index: int, picture: Picture) -> None:

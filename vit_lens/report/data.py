@@ -24,7 +24,13 @@ _OF_PROMPTS = {
     "cos_lens_clean": replace(
         NUMBERS["cos_lens_clean"], title="Condition vs. prompt",
         meaning="cosine of what the decoder is given with what the pipeline gives it of the whole prompt",
-    )
+    ),
+    "leak": replace(
+        NUMBERS["leak"],
+        meaning="likeness to the prompt of random directions over that of the site, what is read of the average prompt "
+        "taken away; near 0 the likeness is the site's, near 1 any direction has as much; undefined where the site has "
+        "none, or without reference means",
+    ),
 }  # fmt: skip
 _COLUMNS |= {name: name for name in ("site", "layer", "head", "seed", "label", *NUMBERS)}
 
@@ -99,13 +105,15 @@ def texts_data(record: Record) -> dict[str, Any] | None:
 
 
 def beside_data(record: Record) -> dict[str, Any] | None:
-    """Return captions and nearest images of every row."""
+    """Return captions, nearest images and probes' answers of every row."""
     beside = record.readouts
     if beside is None:
         return None
     indices = sorted(beside.names)
     return {
         "captions": {form: _flat(found) for form, found in beside.by_caption.items()},
+        "probes": {name: _flat(found) for name, found in beside.by_probe.items()},
+        "answers": {name: list(answers) for name, answers in beside.answers.items()},
         "images": {form: _flat(found) for form, found in beside.by_image.items()},
         "names": {str(index): beside.names[index] for index in indices},
         "thumbs": {str(i): uri for i, uri in inline_pictures(record.neighbour, indices, _NEIGHBOURS).items()},

@@ -1,21 +1,4 @@
 "use strict";
-// Shared by the views: the button that an arrow key leads to.
-const buttonBeside = (view, event, selector) => {
-  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const step = steps[event.key], from = event.target.closest(selector);
-  if (!step || !from) return null;
-  event.preventDefault();
-  const at = (b) => { const r = b.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; };
-  const [x, y] = at(from);
-  let best = null, least = Infinity;
-  for (const button of view.querySelectorAll(selector)) {
-    const [bx, by] = at(button), along = (bx - x) * step[0] + (by - y) * step[1];
-    const cost = along + 6 * Math.abs(step[0] ? by - y : bx - x);
-    if (along >= 2 && cost < least) [best, least] = [button, cost];
-  }
-  return best;
-};
-
 // The live panel. vit_lens/records/live.py does the same sums in Python; the tests hold one against the other.
 const livePanel = (DATA, $, el) => {
   const LIVE = DATA.live, TEXTS = DATA.texts;

@@ -1,11 +1,7 @@
-"use strict";
 (() => {
-  const DATA = JSON.parse(document.getElementById("data").textContent);
-  const R = DATA.rows, NUMBERS = DATA.numbers;
   const LATER = ["cos_lens_control", "leak"]; // older records lack them, and a leak index needs means over other images
   const KEYS = Object.keys(NUMBERS).filter((key) => !LATER.includes(key) || R[key].some((value) => value !== null));
-  const N = R.site.length, PAGE = 100;
-  const RESIDUALS = ["resid_pre", "resid_mid", "resid_post"];
+  const PAGE = 100;
   const TYPE_WORDS = {
     head: "heads", attn: "attention blocks", mlp: "MLPs",
     resid_pre: "before the block", resid_mid: "after its attention", resid_post: "after the block",
@@ -14,31 +10,12 @@
   const state = { image: DATA.images.length ? DATA.images[0].index : 0, row: null, group: 0, shown: PAGE, sort: "", down: true };
 
   // ---------------------------------------------------------------- small helpers
-  const $ = (id) => document.getElementById(id);
-  function el(tag, props = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [key, value] of Object.entries(props)) {
-      if (value === null || value === undefined || value === false) continue;
-      if (key === "text") node.textContent = value;
-      else if (key === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
-      else node.setAttribute(key, value === true ? "" : value);
-    }
-    node.append(...children.filter((c) => c !== null));
-    return node;
-  }
-  const range = (n) => Array.from({ length: n }, (_, i) => i);
   const partOf = (row) => R.type[row].replace("pool_", "");
   const layerOf = (row) => (R.layer[row] === null ? Infinity : R.layer[row]);
   const isResidual = (row) => RESIDUALS.includes(R.type[row]);
-  const group = (row) => DATA.groups[R.group[row]];
-  const groupName = (g) => (g.control ? `${g.label} \u2013 ${g.control} control` : g.label);
   const here = () => range(N).filter((row) => R.image[row] === state.image);
   const isMissing = (key, row) => (key === "leak" && !isResidual(row) && !group(row).control ? "undefined" : "\u2013");
   const number = (key, row) => (R[key][row] === null ? isMissing(key, row) : format(R[key][row]));
-  function format(v) {
-    const text = Math.abs(v).toFixed(Math.abs(v) >= 100 ? 0 : Math.abs(v) >= 10 ? 1 : 2);
-    return v < 0 && Number(text) !== 0 ? `\u2212${text}` : text;
-  }
   // The same site, drawn with every noise seed: the map shows the first, its verdict is that of their mean.
   const sameSite = (row) => `${R.image[row]} ${R.group[row]} ${R.site[row]}`, together = new Map();
   for (const row of range(N)) together.set(sameSite(row), (together.get(sameSite(row)) || []).concat(row));
@@ -63,9 +40,7 @@
     const known = R.cos_lens_control[row] === null ? "" : ` Before decoding, random directions of its size resemble the input at ${number("cos_lens_control", row)}, the site at ${number("cos_lens_clean", row)}.`;
     return el("p", { class: "site-words undrawn", text: `No control drawn (sweep with --controls).${known}` });
   }
-  const hasPicture = (row) => R.thumb[row] !== null;
-  // Of a sweep within a budget: how a picture was drawn, and whether another row lends it.
-  const isCoarse = (row) => R.drawn !== null && R.drawn[row] === "coarse";
+  // Of a sweep within a budget: whether another row lends a picture.
   const lender = (row) => (R.same_as === null ? null : R.same_as[row]);
   const shortMarks = (row) => [isCoarse(row) ? "coarse" : "", lender(row) === null ? "" : `as ${R.site[lender(row)]}`].filter(Boolean);
   function marks(row) {
@@ -77,7 +52,6 @@
     }
     return words.join(" ");
   }
-  const original = (row) => `${DATA.base}pictures/${isCoarse(row) ? "coarse/" : ""}${String(row).padStart(6, "0")}.png`;
   const originalInput = (image) => `${DATA.base}inputs/${String(image).padStart(4, "0")}.png`;
   const mainNumber = () => (R.cos_input.some((v) => v !== null) ? "cos_input" : "cos_lens_clean");
   function siteWords(row) {
@@ -91,12 +65,6 @@
     return words[R.type[row]] || R.site[row];
   }
   // ---------------------------------------------------------------- captions and nearest images of a row
-  function answers(what, form, row) {
-    const found = DATA.beside && DATA.beside[what][form];
-    if (!found) return null;
-    return range(found.k).map((i) => row * found.k + i).filter((i) => found.index[i] >= 0)
-      .map((i) => ({ index: found.index[i], cosine: found.cosine[i] }));
-  }
   const neighbourName = (index) => DATA.beside.names[index];
   const neighbourFile = (index) => `${DATA.base}gallery/${String(index).padStart(6, "0")}.png`;
   const uri = (index) => DATA.beside.thumbs[index];
@@ -108,14 +76,6 @@
   function face(row) {
     const found = $("map-mode").value === "nearest" ? best("images", row) : null;
     return found ? neighbour(found.index, "") : thumb(row, "");
-  }
-  function thumb(row, alt) {
-    if (!hasPicture(row)) return el("span", { class: "empty", role: "img", "aria-label": `${alt}: no picture` });
-    return el("img", { src: R.thumb[row] || original(row), alt, decoding: "async", loading: R.thumb[row] ? null : "lazy" });
-  }
-  function fillSelect(select, options, value) {
-    select.replaceChildren(...options.map(([key, text]) => el("option", { value: key, text })));
-    if (value !== undefined) select.value = String(value);
   }
 
   // ---------------------------------------------------------------- colour: one scale for all readings of an image
@@ -487,10 +447,10 @@
   const live = livePanel(DATA, $, el);
   prepare();
   listen();
-  const linked = /^#row-(\d+)$/.exec(location.hash);
-  if (linked && Number(linked[1]) < N) state.image = R.image[Number(linked[1])];
+  const linked = rowInAddress();
+  if (linked !== null) state.image = R.image[linked];
   drawAll();
-  const start = linked && Number(linked[1]) < N ? Number(linked[1]) : firstRow();
+  const start = linked === null ? firstRow() : linked;
   if (start !== undefined) select(start, false);
   document.documentElement.dataset.ready = Math.round(performance.now());
 })();

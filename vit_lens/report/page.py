@@ -29,8 +29,8 @@ from vit_lens.report.strips import strips_of
 
 _HERE = "vit_lens.report"
 _PARTS = {  # of a page of images, and of one of prompts: template, styles, scripts
-    True: ("page.html.j2", ["page.css"], ["live.js", "page.js"]),
-    False: ("prompts.html.j2", ["page.css", "prompts.css"], ["prompts.js"]),
+    True: ("page.html.j2", ["page.css"], ["shared.js", "live.js", "page.js"]),
+    False: ("prompts.html.j2", ["page.css", "prompts.css"], ["shared.js", "prompts.js"]),
 }
 JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -113,6 +113,8 @@ def _header(record: Record) -> dict[str, Any]:
         "seeds": ", ".join(map(str, manifest["seeds"].get("decoder") or [])) or "none",
         "complete": record.complete, "budget": budget_words(record), "go_on": unfinished_words(record),
         "coarse": bool((table["drawn"] == "coarse").any()),
+        "legacy": manifest["batch_plan"].get("noise") == "legacy",
+        "untrained": any(part and part.get("untrained") for part in (model, decoder)),
         "shared": bool(table["same_as"].notna().any()),
         "mini": encoder_id == MINI_ENCODER, "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),

@@ -1,37 +1,19 @@
-"use strict";
 (() => {
-  const DATA = JSON.parse(document.getElementById("data").textContent);
-  const R = DATA.rows, N = R.site.length, NUMBERS = DATA.numbers;
   const TYPE_WORDS = {
     resid_post: "residual after the block", resid_mid: "residual after attention", resid_pre: "residual before the block",
     attn: "attention output", mlp: "MLP output", head: "the head most like the prompt",
   };
-  const RESIDUALS = ["resid_pre", "resid_mid", "resid_post"];
   const state = { group: 0, type: "", seed: null, controls: false, row: null };
 
-  // ---------------------------------------------------------------- small helpers
-  const $ = (id) => document.getElementById(id);
-  function el(tag, props = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [key, value] of Object.entries(props)) {
-      if (value === null || value === undefined || value === false) continue;
-      if (key === "text") node.textContent = value;
-      else if (key === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
-      else node.setAttribute(key, value === true ? "" : value);
-    }
-    node.append(...children.filter((c) => c !== null));
-    return node;
-  }
-  const range = (n) => Array.from({ length: n }, (_, i) => i);
-  const format = (v) => (v === null ? "\u2013" : Math.abs(v) >= 100 ? v.toFixed(0) : v.toFixed(2)).replace("-", "\u2212");
-  const groupName = (g) => (g.control ? `${g.label} \u2013 ${g.control}` : g.label);
-  const original = (row) => `${DATA.base}pictures/${R.drawn && R.drawn[row] === "coarse" ? "coarse/" : ""}${String(row).padStart(6, "0")}.png`;
-  function thumb(row, alt) {
-    if (R.thumb[row] === null) return el("span", { class: "empty", role: "img", "aria-label": `${alt}: no picture` });
-    return el("img", { src: R.thumb[row] || original(row), alt, decoding: "async", loading: R.thumb[row] ? null : "lazy" });
-  }
-  function fill(select, pairs, chosen) {
-    select.replaceChildren(...pairs.map(([value, text]) => el("option", { value: String(value), text, selected: String(value) === String(chosen) })));
+  // ---------------------------------------------------------------- which rows, and what is said of them
+  const PROBES = DATA.beside ? Object.keys(DATA.beside.probes) : [];
+  const amount = (key, row) => (R[key][row] === null ? "\u2013" : format(R[key][row]));
+  // What every probe reads of a site, the n best answers.
+  function probed(row, n) {
+    return PROBES.flatMap((name) => {
+      const found = answers("probes", name, row).slice(0, n).map(({ index, cosine }) => `${DATA.beside.answers[name][index]} ${format(cosine)}`);
+      return found.length ? [el("span", { class: "probe", "data-probe": name, title: `probe ${name}`, text: (PROBES.length > 1 || n > 1 ? `${name}: ` : "") + found.join(", ") })] : [];
+    });
   }
   // How many blocks have run at a residual; other parts stand in the column of the block that they are in.
   const column = (row) => (R.layer[row] === null ? null : R.type[row] === "resid_pre" ? R.layer[row] : R.layer[row] + 1);
@@ -54,7 +36,7 @@
     const isRead = RESIDUALS.includes(R.type[row]) && R.cos_lens_clean[row] === 1 && !DATA.groups[R.group[row]].control;
     return el("button", { type: "button", class: isRead ? "cell read" : "cell", "data-row": row, "aria-pressed": String(row === state.row),
       title: isRead ? `${R.site[row]}: what the pipeline reads` : R.site[row], on: { click: () => choose(row) } },
-    thumb(row, alt), el("span", { class: "amount", text: state.type === "head" ? `${R.site[row]} ${format(R.cos_lens_clean[row])}` : format(R.cos_lens_clean[row]) }));
+    thumb(row, alt), el("span", { class: "amount", text: `${state.type === "head" ? `${R.site[row]} ` : ""}${amount("cos_lens_clean", row)}` }), ...probed(row, 1));
   }
   function drawLayers() {
     const own = [state.group, ...(state.controls ? controlsOf(state.group) : [])];
@@ -70,7 +52,8 @@
       }));
     });
     $("layers").replaceChildren(el("thead", {}, head), el("tbody", {}, ...body));
-    $("lens-words").textContent = `${DATA.groups[state.group].words} Under each picture: ${NUMBERS.cos_lens_clean.meaning}.`;
+    $("lens-words").textContent = `${DATA.groups[state.group].words} Under each picture: ${NUMBERS.cos_lens_clean.meaning}.${
+      PROBES.length ? " Below that: what a probe that was fitted at this very site reads there, and how sure it is." : ""}`;
   }
 
   // ---------------------------------------------------------------- the sites of a layer
@@ -87,11 +70,13 @@
     $("sites").replaceChildren(...rows.map((other) => {
       const g = DATA.groups[R.group[other]], alt = `${R.site[other]}, ${groupName(g)}`;
       const seed = DATA.seeds.length > 1 ? `, seed ${R.seed[other]}` : "";
-      const control = R.cos_lens_control[other] === null ? "" : `, random ${format(R.cos_lens_control[other])}`;
+      const control = R.cos_lens_control[other] === null ? "" : `, random ${amount("cos_lens_control", other)}`;
+      const leak = R.leak[other] === null ? "" : `leak ${amount("leak", other)}`;
       const picture = R.thumb[other] === null ? thumb(other, alt)
         : el("a", { href: original(other), target: "_blank", rel: "noopener", title: "open the original picture" }, thumb(other, alt));
       return el("figure", { "data-row": other }, picture, el("figcaption", {}, el("b", { text: R.site[other] }),
-        el("span", { text: `${groupName(g)}${seed}; to the prompt ${format(R.cos_lens_clean[other])}${control}` })));
+        el("span", { text: `${groupName(g)}${seed}; to the prompt ${amount("cos_lens_clean", other)}${control}`, title: NUMBERS.cos_lens_clean.meaning }),
+        leak ? el("span", { class: "leak", text: leak, title: NUMBERS.leak.meaning }) : null, ...probed(other, 4)));
     }));
   }
 
@@ -99,31 +84,22 @@
   function drawTypes() {
     const types = Object.keys(TYPE_WORDS).filter((type) => range(N).some((row) => R.group[row] === state.group && R.type[row] === type));
     if (!types.includes(state.type)) state.type = types[0] || "";
-    fill($("type"), types.map((type) => [type, TYPE_WORDS[type]]), state.type);
+    fillSelect($("type"), types.map((type) => [type, TYPE_WORDS[type]]), state.type);
   }
   function drawAll() { drawTypes(); drawLayers(); if (state.row !== null) choose(state.row); }
-  function move(event) {
-    const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    const cell = event.target.closest("td");
-    if (!steps || !cell) return;
-    const lines = [...$("layers").rows], y = lines.indexOf(cell.parentNode) + steps[0], x = cell.cellIndex + steps[1];
-    const next = lines[y] && lines[y].cells[x] && lines[y].cells[x].querySelector("button");
-    if (next) { event.preventDefault(); next.focus(); }
-  }
   const readings = sitesOf(() => true);
   state.group = readings[0] || 0;
   state.seed = DATA.seeds.length > 1 ? DATA.seeds[0] : null;
-  fill($("lens"), readings.map((i) => [i, groupName(DATA.groups[i])]), state.group);
-  fill($("seed"), DATA.seeds.map((seed) => [seed, String(seed)]), state.seed);
+  fillSelect($("lens"), readings.map((i) => [i, groupName(DATA.groups[i])]), state.group);
+  fillSelect($("seed"), DATA.seeds.map((seed) => [seed, String(seed)]), state.seed);
   $("seed-control").hidden = DATA.seeds.length < 2;
   $("control-control").hidden = !DATA.groups.some((g) => g.control);
   $("lens").addEventListener("change", (event) => { state.group = Number(event.target.value); drawAll(); });
   $("type").addEventListener("change", (event) => { state.type = event.target.value; drawLayers(); });
   $("seed").addEventListener("change", (event) => { state.seed = Number(event.target.value); drawAll(); });
   $("with-controls").addEventListener("change", (event) => { state.controls = event.target.checked; drawLayers(); });
-  $("layers").addEventListener("keydown", move);
+  $("layers").addEventListener("keydown", (event) => { const next = buttonBeside($("layers"), event, ".cell"); if (next) next.focus(); });
   drawAll();
-  const linked = /^#row-(\d+)$/.exec(location.hash);
-  if (linked && Number(linked[1]) < N) choose(Number(linked[1]));
+  if (rowInAddress() !== null) choose(rowInAddress());
   document.documentElement.dataset.ready = Math.round(performance.now());
 })();

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_lens.decoders import Decoder, PromptEncoder
-from vit_lens.lenses import Lens, Sites
+from vit_lens.lenses import Lens, Sites, TextMeans
 from vit_lens.models import HookedViT
 from vit_lens.records import Record
 from vit_lens.reference import ReferenceMeans
@@ -26,7 +26,7 @@ from vit_lens.sweeping.text_inputs import Prompts
 
 def sweep(
     model: HookedViT | PromptEncoder, decoder: Decoder | None, inputs: Any, *,
-    lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | None = None,
+    lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | TextMeans | None = None,
     sites: Sites | None = None, out: str | os.PathLike[str],
     drawing: Drawing | None = None, controls: Controls | bool = False, beside: Beside | None = None,
     budget: Budget | str | int | float | None = None, execution: Execution | None = None, progress: bool = False,
@@ -46,7 +46,8 @@ def sweep(
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`, and for
             prompts :class:`vit_lens.TextDiffusionLens`. One
             must be defined on every site, of several each reads the sites that it is defined on.
-        reference: Means for the spelling ``dsl-mean``; by default those that ship with the model.
+        reference: Means for the spelling ``dsl-mean``; by default those that ship with the model. Of prompts
+            :class:`vit_lens.TextMeans`, which the leak index needs, too.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
             ``resid_mid``, ``resid_post``. None takes every layer, and of images every head, attention block and MLP.
         out: The directory of the record: new, empty, or this same sweep's, which then goes on.

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import GalleryError, LensError, VitLensError
-from vit_lens.readers import Gallery, SiteMeans, deviations, picture_hash, top_captions
+from vit_lens.lenses import TextRun
+from vit_lens.readers import Gallery, Probe, SiteMeans, deviations, picture_hash, top_captions
 from vit_lens.records import Found, LiveNumbers, Readouts, RecordWriter, gallery_name
 from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.lens_readings import LensReading
@@ -21,7 +22,7 @@ from vit_lens.sweeping.live_parts import gather_live, n_live_images
 from vit_lens.sweeping.request import check_kind
 from vit_lens.texts import TextBank, ZeroShotLabels
 
-_K = 4  # captions, and images, beside every picture
+_K = 4  # captions, images, and answers of a probe, beside every picture
 _THUMB = 128  # pixels
 
 
@@ -39,6 +40,7 @@ class Beside:
             copies of those that are found go into the record. None seeks none.
         means: The means of the lenses, which the centred form of captions and neighbours takes away; rows of a lens
             without means have the raw form alone.
+        probes: Probes of prompts, by a name for each: what they answer at each site stands beside its picture.
         live: Whether the numbers of the live page are kept, for as many of the first images as a page can carry (8 MB).
 
     Raises:
@@ -57,6 +59,7 @@ class Beside:
     groups: Mapping[str, Sequence[str]] | None = None
     gallery: Gallery | None = None
     means: Sequence[SiteMeans] = ()
+    probes: Mapping[str, Probe] = field(default_factory=dict)
     live: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +70,9 @@ class Beside:
             raise VitLensError("groups= sorts the captions of texts=, which were not given")
         if self.means and self.texts is None and self.gallery is None:
             raise VitLensError("means= centre captions and neighbours; without texts= and gallery= they have no effect")
+        check_kind("probes", self.probes, Mapping, "probes by name, such as {'shape': TextProbe.load(path)}")
+        for name, probe in self.probes.items():
+            check_kind(f"probe {name!r}", probe, Probe, "a vit_lens.readers.TextProbe, or what has its five names")
 
     def of(self, model: Any, readings: list[LensReading]) -> "BesideModel":
         """Return what is kept for the readings of a model.
@@ -103,8 +109,8 @@ class BesideModel(Beside):
 
     @property
     def reads(self) -> bool:
-        """Whether there are captions or a gallery."""
-        return self.texts is not None or self.gallery is not None
+        """Whether there are captions, a gallery or probes."""
+        return self.texts is not None or self.gallery is not None or bool(self.probes)
 
     def describe(self) -> dict[str, Any] | None:
         """Return what identifies this in a manifest; None if nothing is kept."""
@@ -121,6 +127,10 @@ class BesideModel(Beside):
                 {"lens": mean.lens, "n": mean.n, "content": _digest(list(map(str, mean.sites)), mean.values)}
                 for mean in self.means
             ]
+        if self.probes:
+            found["probes"] = {
+                name: {"answers": list(probe.answers), "content": probe.content} for name, probe in self.probes.items()
+            }
         if self.live:
             found["live"] = True
         if (labels := self.labels) is not None:
@@ -157,6 +167,22 @@ class BesideModel(Beside):
                 known = torch.where(origins.isnan(), embeds, origins)  # what equals its origin has no neighbour
                 found["by_image", "centred"] = self.gallery.nearest(embeds, origins=known, **asked)
         return {key: (index.int().cpu(), cosine.float().cpu()) for key, (index, cosine) in found.items()}
+
+    def asked(self, run: TextRun, reading: LensReading, encoder: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the best answers of every probe at a reading's sites, and how sure it is; -1 and nan for none.
+
+        A control has none: what stands in for a site is not in the encoder.
+        """
+        found = {}
+        for name, probe in self.probes.items():
+            k, n = min(_K, len(probe.answers)), len(reading.sites)
+            index, sure = torch.full((n, k), -1, dtype=torch.int32), torch.full((n, k), torch.nan)
+            for place, site in enumerate(reading.sites):
+                if not reading.reading.control and probe.encoder == encoder and probe.reads(site):
+                    scores, order = probe.scores(run, site)[0].sort(descending=True, stable=True)
+                    index[place], sure[place] = order[:k].int(), scores[:k].float()
+            found[name] = index, sure
+        return found
 
     def _best(self, embeds: Float[Tensor, "row d_embed"], bank: TextBank) -> tuple[Tensor, Tensor]:
         top = top_captions(bank.cosines(embeds), bank, min(_K, len(bank)))
@@ -205,7 +231,7 @@ class Collected:
     def of(cls, beside: BesideModel, n_rows: int, readouts: Readouts | None, live: LiveNumbers | None) -> "Collected":
         """Go on with what a record holds."""
         found = cls(beside, n_rows, live={} if live is None else live.by_image())
-        for what in ("by_caption", "by_image"):
+        for what in ("by_caption", "by_image", "by_probe"):
             held = {} if readouts is None else getattr(readouts, what)
             found.by[what] = {form: Found(one.index.clone(), one.cosine.clone()) for form, one in held.items()}
         return found
@@ -221,10 +247,18 @@ class Collected:
         if not self.beside.reads or not rows:
             return
         for (what, form), (index, cosine) in self.beside.read(vectors, seen).items():
-            shape = (self.n_rows, index.shape[1])
-            empty = Found(torch.full(shape, -1, dtype=index.dtype), torch.full(shape, torch.nan))
-            held = self.by[what].setdefault(form, empty)
-            held.index[rows], held.cosine[rows] = index[of], cosine[of]
+            self._put(what, form, index[of], cosine[of], rows)
+
+    def add_answers(self, answers: Mapping[str, tuple[Tensor, Tensor]], rows: list[int], of: list[int]) -> None:
+        """Keep the answers of probes to ``of[i]`` for the record's row ``rows[i]``."""
+        for name, (index, sure) in answers.items() if rows else ():
+            self._put("by_probe", name, index[of], sure[of], rows)
+
+    def _put(self, what: str, form: str, index: Tensor, sure: Tensor, rows: list[int]) -> None:
+        shape = (self.n_rows, index.shape[1])
+        empty = Found(torch.full(shape, -1, dtype=index.dtype), torch.full(shape, torch.nan))
+        held = self.by[what].setdefault(form, empty)
+        held.index[rows], held.cosine[rows] = index, sure
 
     def write(self, writer: RecordWriter) -> None:
         """Store everything: pictures first, then what refers to them."""
@@ -238,6 +272,7 @@ class Collected:
             names = {int(index): beside.gallery.names[index] for index in used if index >= 0}
             _copy_pictures(beside.gallery, names, writer)
         said: dict[str, Any] = {"groups": beside.group_indices(), "names": names, "means": beside.words(), **self.by}
+        said["answers"] = {name: list(beside.probes[name].answers) for name in self.by["by_probe"]}
         if bank is not None:
             said |= {name: getattr(bank, name) for name in ("captions", "logit_scale", "logit_bias")}
             said["texts"] = bank.unit.float().cpu()

@@ -1,9 +1,10 @@
 """Controls before decoding: how much random directions of equal norm resemble the input, for every site of an image."""
 
-__all__ = ["Centre", "control_numbers"]
+__all__ = ["Centre", "ControlNumbers", "control_numbers"]
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,59 +20,68 @@ from vit_lens.sweeping.request import Controls
 
 @dataclass(frozen=True, eq=False)
 class Centre:
-    """What is taken away before likeness to the input is measured: means over other images.
+    """What is taken away before likeness to the input is measured: means over other inputs, as flat conditions.
 
     Attributes:
-        sites: Of the lens embeddings of a reading's sites.
-        clean: Of the images' embeddings.
+        sites: Of what a reading reads at its sites.
+        clean: Of what whole inputs are.
     """
 
-    sites: Float[Tensor, "site d_embed"]
-    clean: Float[Tensor, " d_embed"]
+    sites: Float[Tensor, "site numbers"]
+    clean: Float[Tensor, " numbers"]
+
+
+@dataclass(frozen=True)
+class ControlNumbers:
+    """The mean cosine of random directions at a site with the input, as it is and centred; nan where there is none."""
+
+    cosine: float = math.nan
+    centred: float = math.nan
+
+    def leak(self, site: float) -> float:
+        """Return the leak index of a site with the centred cosine ``site``; nan where it is undefined."""
+        found = None if math.isnan(self.centred + site) else leak_index(self.centred, site)
+        return math.nan if found is None else found
 
 
 def control_numbers(
-    reading: LensReading, cache: Any, clean: Condition, read: Condition, centre: Centre | None,
+    portions: Sequence[LensReading], cache: Any, clean: Condition, centre: Callable[[LensReading], Centre | None],
     digits: str, controls: Controls,
-) -> tuple[list[float], list[float]]:  # fmt: skip
-    """Return, for every site of a reading, the mean cosine of its controls with the input, and its leak index.
+) -> dict[Site, ControlNumbers]:  # fmt: skip
+    """Return, for the sites of a reading that have controls, how much random directions there resemble the input.
 
-    nan where there is none: for controls themselves, for the residual stream and for lenses without controls, and for
-    the leak index without a centre or where S(site) <= 0, with S the cosine of site (or control) and input after the
-    centre is taken from both. A control is centred on the site's own mean reading, since a sweep of one image has no
-    other controls; studies centre it on the controls of other images.
+    Nothing for controls themselves, for lenses without controls, and for the residual stream of images. S is the cosine
+    of site (or control) and input after the centre is taken from both. A control is centred on the site's own mean
+    reading, since a sweep of one input has no other controls; studies centre it on the controls of other images.
 
     Args:
-        reading: Lens and sites.
-        cache: Of one image.
-        clean: What that image is.
-        read: What is read at the sites.
-        centre: None if it is not known.
-        digits: That identify the image; directions follow from them, whichever images are swept with it.
+        portions: Lens and sites, so many at a time that what is read of them may be held.
+        cache: Of one input.
+        clean: What that input is.
+        centre: Returns the centre of a portion; None if it is not known.
+        digits: That identify the input; directions follow from them, whichever inputs are swept with it.
         controls: How many directions, and their seed.
     """
-    sites = [site for site in reading.sites if not reading.reading.control and reading.is_controlled(site)]
-    found: dict[Site, tuple[float, float]] = {}
-    if sites and reading.has_control:
-        generator = torch.Generator().manual_seed((int(digits[12:24], 16) + controls.seed) % 2**63)
-        drawn = (
-            reading.lens.read_control(cache, sites, generator=generator)[0].kept().flat for _ in range(controls.draws)
-        )
-        whole, index = clean.flat, [reading.sites.index(site) for site in sites]
-        leaks = [math.nan] * len(sites)
-        if centre is None:  # one draw after the other: of long sequences not even two may fit
-            cosines = torch.stack([cosine(draw, whole) for draw in drawn]).mean(0).tolist()
-        else:
-            draws, taken = torch.stack(list(drawn)), centre.sites[index]
-            cosines = cosine(draws, whole).mean(0).tolist()
-            leaks = _leaks(read.flat[index] - taken, draws - taken, whole - centre.clean)
-        found = dict(zip(sites, zip(cosines, leaks, strict=True), strict=True))
-    numbers = [found.get(site, (math.nan, math.nan)) for site in reading.sites]
-    return [number for number, _ in numbers], [leak for _, leak in numbers]
-
-
-def _leaks(
-    sites: Float[Tensor, "site d_embed"], draws: Float[Tensor, "draw site d_embed"], clean: Float[Tensor, "1 d_embed"]
-) -> list[float]:
-    pairs = zip(cosine(draws, clean).mean(0).tolist(), cosine(sites, clean).tolist(), strict=True)
-    return [math.nan if (leak := leak_index(control, site)) is None else leak for control, site in pairs]
+    own = [replace(one, sites=[site for site in one.sites if one.is_controlled(site)]) for one in portions]
+    own = [one for one in own if one.sites]
+    if not own or own[0].reading.control or not own[0].has_control:
+        return {}
+    generator = torch.Generator().manual_seed((int(digits[12:24], 16) + controls.seed) % 2**63)
+    known = [centre(one) for one in own[:1]] if len(own) == 1 else None  # of many long sequences two do not fit
+    plain, centred, whole = [], [], clean.flat
+    for _ in range(controls.draws):
+        rows, less = [], []
+        for one in own:
+            read = one.lens.read_control(cache, one.sites, generator=generator)[0].kept().flat
+            taken = centre(one) if known is None else known[0]
+            rows.append(cosine(read, whole))
+            less.append(
+                torch.full_like(rows[-1], math.nan)
+                if taken is None
+                else cosine(read - taken.sites, whole - taken.clean)
+            )
+        plain.append(torch.cat(rows))
+        centred.append(torch.cat(less))
+    means = [torch.stack(some).mean(0).tolist() for some in (plain, centred)]
+    sites = [site for one in own for site in one.sites]
+    return {site: ControlNumbers(*pair) for site, pair in zip(sites, zip(*means, strict=True), strict=True)}

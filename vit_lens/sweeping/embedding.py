@@ -2,19 +2,22 @@
 
 __all__ = ["Embedded", "embed_input"]
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError
 from vit_lens.lenses import checked_clean
 from vit_lens.metrics import cosine
 from vit_lens.sweeping.beside_pictures import BesideModel
-from vit_lens.sweeping.controls import control_numbers
+from vit_lens.sweeping.controls import Centre, ControlNumbers, control_numbers
 from vit_lens.sweeping.input_kinds import InputKind
 from vit_lens.sweeping.lens_readings import LensReading
 from vit_lens.sweeping.request import Controls
@@ -22,47 +25,81 @@ from vit_lens.sweeping.request import Controls
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """One input: what its sites are read as, over all readings in order, and their numbers.
+    """Sites of one input, over all readings in order: what they are read as, and their numbers.
 
     Attributes:
+        start: How many sites of the input come before.
         read: What is asked of the decoder, by site.
         clean: What the input itself is, one row.
         numbers: By column of the table, one for each site.
         live: Numbers of the live page; None where they are not kept.
+        answers: What probes answer, by their name: the best answers, and how sure they are, by site.
     """
 
+    start: int
     read: Condition
     clean: Condition
     numbers: dict[str, list[float]]
     live: dict[str, Tensor] | None
+    answers: dict[str, tuple[Tensor, Tensor]]
+
+    @classmethod
+    def join(cls, parts: Sequence["Embedded"]) -> "Embedded":
+        """Return all sites of an input as one."""
+        if len(parts) == 1:
+            return parts[0]
+        numbers = {name: [value for part in parts for value in part.numbers[name]] for name in parts[0].numbers}
+        answers = {
+            name: (torch.cat([part.answers[name][0] for part in parts]), torch.cat([p.answers[name][1] for p in parts]))
+            for name in parts[0].answers
+        }
+        read = Condition.cat([part.read for part in parts])
+        return replace(parts[0], read=read, numbers=numbers, answers=answers)
 
 
 @torch.no_grad()
 def embed_input(
     kind: InputKind, entry: dict[str, Any], seen: Image.Image | None, readings: list[LensReading], beside: BesideModel,
     controls: Controls, *, live: bool,
-) -> Embedded:  # fmt: skip
-    """Read all sites of one input; always all of them, so that parts of a sweep agree to the bit."""
+) -> Iterator[Embedded]:  # fmt: skip
+    """Read all sites of one input, as many at a time as may be held; always all, so that parts of a sweep agree."""
     embeds, cache = kind.run(entry, seen, readings)
-    clean = checked_clean(readings[0].lens, readings[0].lens.clean(embeds, cache), 1).kept()
-    parts = [reading.read(cache, entry["sha256"], controls.seed) for reading in readings]
-    for reading, part in zip(readings, parts, strict=True):
-        if part.flat.shape[-1] != clean.flat.shape[-1]:
-            raise LensError(
-                f"{reading.reading.label} reads {part.words()}, and the whole image is {clean.words()}: give the lens "
-                "clean(embeds, cache), and sweep lenses that read the same parts"
-            )
-    numbers = [
-        control_numbers(reading, cache, clean, part, beside.centre(reading), entry["sha256"], controls)
-        for reading, part in zip(readings, parts, strict=True)
-    ]
-    read = Condition.cat(parts)
-    return Embedded(
-        read=read, clean=clean,
-        numbers={
-            "norm_h": kind.norms(cache, readings), "cos_lens_clean": cosine(read.flat, clean.flat).tolist(),
-            "cos_lens_control": [number for some, _ in numbers for number in some],
-            "leak": [number for _, some in numbers for number in some],
-        },
-        live=kind.live(cache, embeds) if live else None,
-    )  # fmt: skip
+    clean, digits = checked_clean(readings[0].lens, readings[0].lens.clean(embeds, cache), 1).kept(), entry["sha256"]
+    whole, start = clean.flat, 0
+    directions = {one.reading.id: one.directions(digits, controls.seed) for one in readings}
+    against: dict[str, dict[Site, ControlNumbers]] = {}
+
+    def centre(reading: LensReading) -> Centre | None:
+        return kind.centre(reading, cache, beside)
+
+    for some in kind.portions(readings, whole.shape[-1]):
+        parts, leaks, likeness = [], [], []
+        for one in some:
+            part, name = one.read(cache, directions[one.reading.id]), one.reading.id
+            if part.flat.shape[-1] != whole.shape[-1]:
+                raise LensError(
+                    f"{one.reading.label} reads {part.words()}, and the whole image is {clean.words()}: give the lens "
+                    "clean(embeds, cache), and sweep lenses that read the same parts"
+                )
+            if name not in against:
+                own = [each for each in readings if each.reading.id == name]
+                portions = [each for group in kind.portions(own, whole.shape[-1]) for each in group]
+                against[name] = control_numbers(portions, cache, clean, centre, digits, controls)
+            held = [against[name].get(site, ControlNumbers()) for site in one.sites]
+            taken = centre(one) if against[name] else None
+            alike = [math.nan] * len(held) if taken is None else cosine(
+                part.flat - taken.sites, whole - taken.clean
+            ).tolist()  # fmt: skip
+            parts.append(part)
+            likeness += [number.cosine for number in held]
+            leaks += [number.leak(site) for number, site in zip(held, alike, strict=True)]
+        read = Condition.cat(parts)
+        yield Embedded(
+            start=start, read=read, clean=clean,
+            numbers={
+                "norm_h": kind.norms(cache, some), "cos_lens_clean": cosine(read.flat, whole).tolist(),
+                "cos_lens_control": likeness, "leak": leaks,
+            },
+            live=kind.live(cache, embeds) if live and not start else None, answers=kind.answers(cache, some, beside),
+        )  # fmt: skip
+        start += len(read)

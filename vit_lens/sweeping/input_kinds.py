@@ -16,12 +16,13 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.decoders import Decoder, check_encoder
-from vit_lens.errors import ContractError, VitLensError
+from vit_lens.errors import ContractError, LensError, VitLensError
 from vit_lens.images import load_with_hash, to_display
-from vit_lens.lenses import Sites, parse_lenses, run_for, site_outputs
+from vit_lens.lenses import Sites, TextMeans, parse_lenses, run_for, site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.sweeping.beside_pictures import Beside, BesideModel
+from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.lens_readings import LensReading, make_readings
 from vit_lens.sweeping.live_parts import live_part
 from vit_lens.sweeping.request import Controls, Inputs
@@ -52,7 +53,7 @@ class InputKind(ABC):
 
     @abstractmethod
     def readings(
-        self, lens: Any, reference: ReferenceMeans | None, sites: Sites, controls: Controls
+        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls
     ) -> list[LensReading]:
         """Return what each lens reads, and its controls."""
 
@@ -93,6 +94,27 @@ class InputKind(ABC):
     def beside(self, given: Beside, readings: list[LensReading]) -> BesideModel:
         """Return what is kept beside the pictures."""
 
+    def portions(self, readings: list[LensReading], row_numbers: int) -> list[list[LensReading]]:
+        """Return the readings in portions of their sites, in order, each of which may be held at once.
+
+        Args:
+            readings: The readings.
+            row_numbers: How many numbers the condition of one site has.
+        """
+        return [readings]
+
+    @abstractmethod
+    def centre(self, reading: LensReading, cache: Any, beside: BesideModel) -> Centre | None:
+        """Return what is taken away before likeness to the input is measured; None where it is not known."""
+
+    def answers(self, cache: Any, readings: list[LensReading], beside: BesideModel) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the answers of probes at every site, by the probe's name: the best, and how sure they are."""
+        return {}
+
+    def measured_from(self, readings: list[LensReading]) -> dict[str, Any]:
+        """Return what identifies the means of :meth:`centre`, where no lens has them, nor what stands beside."""
+        return {}
+
     def live(self, cache: Any, embeds: Any) -> dict[str, Tensor] | None:
         """Return the numbers of the live page; None where there are none."""
         return None
@@ -110,8 +132,10 @@ class ImageKind(InputKind):
         return self.model
 
     def readings(
-        self, lens: Any, reference: ReferenceMeans | None, sites: Sites, controls: Controls
+        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls
     ) -> list[LensReading]:
+        if isinstance(reference, TextMeans):
+            raise LensError("reference= holds means of prompts; a model that sees images takes ReferenceMeans")
         if controls.kinds != ("random",):
             raise VitLensError(f"controls of the kinds {list(controls.kinds)}: those of images are 'random' alone")
         lenses = parse_lenses(lens, self.model, reference)
@@ -147,7 +171,12 @@ class ImageKind(InputKind):
         return self.model.cfg.d_embed
 
     def beside(self, given: Beside, readings: list[LensReading]) -> BesideModel:
+        if given.probes:
+            raise VitLensError("probes= answer for prompts, and these are images; captions and a gallery answer there")
         return given.of(self.model, readings)
+
+    def centre(self, reading: LensReading, cache: Any, beside: BesideModel) -> Centre | None:
+        return beside.centre(reading)
 
     def live(self, cache: Any, embeds: Any) -> dict[str, Tensor]:
         return live_part(self.model, cache, embeds)

@@ -22,7 +22,6 @@ from vit_lens.sweeping.threads import PictureThreads
 
 _CHECKPOINT_SECONDS = 2.0
 _SHOW_SECONDS = 30.0
-_ROWS_AT_ONCE = 4096
 _SHARE = 20  # a checkpoint, or showing the record, may take a twentieth of the time, however large the record
 # Measured at batches of 32 against 16, 64 rows of the embedded pair's demo at its defaults.
 _TOLERANCE = (
@@ -49,8 +48,7 @@ class Ledger:
         self._collected = Collected.of(beside, n_rows, writer.readouts, writer.live)
         self.ending: dict[str, float] = {}
         """Seconds that storing everything, and showing it, took the last time."""
-        self._held = dict(writer.conditions)
-        self._changed: dict[str, set[int]] = {}
+        self._held = writer.hold_conditions()
         self._embedding_changed = writer.resumed  # a picture of the gallery may be lost
         self._finished: dict[str, frozenset[int]] = {}
         self._pictures: PictureThreads | None = None
@@ -65,12 +63,12 @@ class Ledger:
     def _forget(self) -> None:
         """Forget the numbers of rows that what is on disk does not bear out: a file was lost, or damaged."""
         table, held = self.table, self._held
-        for start in range(0, len(table), _ROWS_AT_ONCE):
-            rows = table.index[start : start + _ROWS_AT_ONCE]
-            lens, clean = held["lens"][rows].flat, held["clean"][self._places(rows)].flat
+        for start in range(0, len(table), held.rows_per_part):
+            rows = table.index[start : start + held.rows_per_part]
+            lens, clean = held.rows("lens", rows.tolist()).flat, held.rows("clean", self._places(rows)).flat
             table.loc[rows[_strays(table["cos_lens_clean"][rows], lens, clean)], "norm_h"] = np.nan
             if "reencoded" in held:
-                again = held["reencoded"][rows].flat
+                again = held.rows("reencoded", rows.tolist()).flat
                 strays = _strays(table["faithfulness"][rows], again, lens)
                 table.loc[rows[strays | _strays(table["cos_input"][rows], again, clean)], "drawn"] = ""
 
@@ -88,31 +86,42 @@ class Ledger:
         return not has_picture(entry) or self._writer.holds(input_name(index))
 
     def keep_input(
-        self, index: int, seen: Image.Image | None, found: Embedded, places: dict[int, int], negative: Condition | None
-    ) -> None:
+        self, index: int, seen: Image.Image | None, parts: Iterable[Embedded], places: dict[int, int],
+        negative: Condition | None,
+    ) -> None:  # fmt: skip
         """Keep what one input's sites are read as.
 
         Args:
             index: Of the input.
             seen: What the model saw; None where that is no picture.
-            found: All its sites.
-            places: For each of the record's rows of it, which site of ``found`` that is.
+            parts: All its sites, some at a time.
+            places: For each of the record's rows of it, which of its sites that is.
             negative: Of the decoder.
         """
-        self._begin(found, negative)
-        rows, of = list(places), list(places.values())
-        if rows:
-            self._put("lens", rows, found.read[of])
-            for name, values in found.numbers.items():
-                self.table.loc[rows, name] = [values[place] for place in of]
-        self._put("clean", [self._place[index]], found.clean)
+        for found in parts:
+            self._begin(found, negative)
+            self._keep_part(seen, found, places)
+            if not found.start:
+                self._held.put("clean", [self._place[index]], found.clean)
+            if found.live is not None:
+                self._collected.live[index] = found.live
+            if self._held.is_full:
+                self._writer.write_changed(self._held)
         if seen is not None:
-            self._collected.add(found.read.vector, seen, rows, of)
             self._writer.write_input(index, seen)
-        if found.live is not None:
-            self._collected.live[index] = found.live
         self._embedding_changed = True
         self._keep()
+
+    def _keep_part(self, seen: Image.Image | None, found: Embedded, places: dict[int, int]) -> None:
+        here = {row: place - found.start for row, place in places.items() if 0 <= place - found.start < len(found.read)}
+        rows, of = list(here), list(here.values())
+        if rows:
+            self._held.put("lens", rows, found.read[of])
+            for name, values in found.numbers.items():
+                self.table.loc[rows, name] = [values[place] for place in of]
+        if seen is not None:
+            self._collected.add(found.read.vector, seen, rows, of)
+        self._collected.add_answers(found.answers, rows, of)
 
     def _begin(self, found: Embedded, negative: Condition | None) -> None:
         if not self._held:
@@ -120,14 +129,9 @@ class Ledger:
             shapes |= {"reencoded": found.clean.shapes()} if looks_again(self._writer.manifest) else {}
             shapes |= {} if negative is None else {"negative": negative.shapes()}
             self._writer.begin_conditions(shapes)
-            self._held = dict(self._writer.conditions)
-        if negative is not None and self._held["negative"].flat.isnan().any():
-            self._put("negative", [0], negative)
-
-    def _put(self, name: str, rows: list[int], found: Condition) -> None:
-        for part, value in found.kept().parts().items():
-            getattr(self._held[name], part)[rows] = value
-        self._changed.setdefault(name, set()).update(rows)
+            self._held = self._writer.hold_conditions()
+        if negative is not None and self._held.rows("negative", [0]).flat.isnan().any():
+            self._held.put("negative", [0], negative)
 
     # ---- drawing
 
@@ -146,7 +150,7 @@ class Ledger:
 
     def conditions(self, rows: Iterable[int]) -> Condition:
         """Return what rows ask for."""
-        return self._held["lens"][list(rows)]
+        return self._held.rows("lens", list(rows))
 
     def missing(self, rows: Iterable[int], drawn: str) -> list[int]:
         """Return those of some rows, and of those that share their pictures, whose picture does not lie on disk."""
@@ -197,14 +201,14 @@ class Ledger:
 
     def _compare(self, rows: list[int], again: Condition) -> None:
         table, held = self.table, self._held
-        if again.flat.shape[-1] != held["clean"].flat.shape[-1]:
+        clean = held.rows("clean", self._places(rows))
+        if again.flat.shape[-1] != clean.flat.shape[-1]:
             raise ContractError(
-                f"the decoder reads {again.words()} of a picture, and the lens {held['clean'].words()} of an input; a "
+                f"the decoder reads {again.words()} of a picture, and the lens {clean.words()} of an input; a "
                 "decoder's read(model, pixels) and a lens's clean(embeds, cache) are of one kind"
             )
-        self._put("reencoded", rows, again)
-        clean = held["clean"][self._places(rows)]
-        table.loc[rows, "faithfulness"] = cosine(again.flat, held["lens"][rows].flat).tolist()
+        held.put("reencoded", rows, again)
+        table.loc[rows, "faithfulness"] = cosine(again.flat, held.rows("lens", rows).flat).tolist()
         table.loc[rows, "cos_input"] = cosine(again.flat, clean.flat).tolist()
         if self._labels is not None:
             table.loc[rows, "label"] = self._labels.label(again.vector)
@@ -223,11 +227,10 @@ class Ledger:
         started = time.monotonic()
         if self._pictures is not None:
             self._pictures.settle()
-        for name, rows in self._changed.items():
-            self._writer.write_conditions(name, self._held[name], rows)
+        self._writer.write_changed(self._held)
         if self._embedding_changed:
             self._collected.write(self._writer)
-        self._changed, self._embedding_changed = {}, False
+        self._embedding_changed = False
         self._writer.write_table(self.table)
         self._took("save", started, _CHECKPOINT_SECONDS)
 

@@ -34,20 +34,27 @@ class LensReading:
         """Whether the lens says what its control is."""
         return type(self.lens).read_control is not Lens.read_control
 
-    def read(self, cache: Any, digits: str, seed: int) -> Condition:
-        """Return what is asked of the decoder at every site of one image, on the CPU in float32.
+    def directions(self, digits: str, seed: int) -> torch.Generator:
+        """Return the source of the random directions of one input, of which each portion of the sites takes its own.
 
         Args:
-            cache: Of the image.
-            digits: That identify it, hexadecimal; directions follow from them, whatever else is swept.
+            digits: That identify the input, hexadecimal; directions follow from them, whatever else is swept.
             seed: Of the directions.
+        """
+        return torch.Generator().manual_seed((int(digits[:12], 16) + seed) % 2**63)
+
+    def read(self, cache: Any, directions: torch.Generator) -> Condition:
+        """Return what is asked of the decoder at every site of one input, on the CPU in float32.
+
+        Args:
+            cache: Of the input.
+            directions: As :meth:`directions` gave them, where portions of the sites were read before.
         """
         try:
             if not self.reading.control:
                 found = self.lens.read(cache, self.sites)
             else:
-                generator = torch.Generator().manual_seed((int(digits[:12], 16) + seed) % 2**63)
-                found = self.lens.read_control(cache, self.sites, generator=generator)
+                found = self.lens.read_control(cache, self.sites, generator=directions)
         except IndexError as error:
             if self.lens.rows == "all":
                 raise

@@ -1,6 +1,9 @@
 """Which rows are drawn together, and in which order: batches of the whole sweep, divided among its parts."""
 
-__all__ = ["Batch", "Pass", "batches_in_order", "find_twins", "refining_groups", "rounds_by_information", "share_of"]
+__all__ = [
+    "Batch", "Pass", "batches_in_order", "find_twins", "legacy_batches", "refining_groups", "rounds_by_information",
+    "share_of",
+]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +48,24 @@ def batches_in_order(n_inputs: int, seeds: Sequence[int], n_rows: int, size: int
     for turn, seed in enumerate(seeds):
         own = [(index * len(seeds) + turn) * n_rows + row for index in range(n_inputs) for row in range(n_rows)]
         found += [(seed, own[start : start + size]) for start in range(0, len(own), size)]
+    return found
+
+
+def legacy_batches(n_inputs: int, n_pictures: int, n_sites: Sequence[int], seed: int) -> list[Batch]:
+    """Return the batches of legacy noise, in each of which one generator is consumed: one for an input and a reading.
+
+    Args:
+        n_inputs: The number of inputs.
+        n_pictures: How many pictures of a site stand beside each other.
+        n_sites: How many sites each reading has.
+        seed: Of the generator.
+    """
+    per_input, found = sum(n_sites), []
+    for index in range(n_inputs):
+        starts = [(index * n_pictures + turn) * per_input for turn in range(n_pictures)]
+        for reading, n in enumerate(n_sites):
+            before = sum(n_sites[:reading])
+            found.append((seed, [start + before + site for site in range(n) for start in starts]))
     return found
 
 

@@ -15,6 +15,7 @@ from vit_lens.addresses import as_index
 from vit_lens.decoders import (
     Decoder,
     PromptEncoder,
+    TextDecoder,
     check_decoder,
     free_memory,
     seeded,
@@ -23,7 +24,7 @@ from vit_lens.decoders import (
 )  # fmt: skip
 from vit_lens.engine import duration_words, flops_per_second, machine_kind, size_words
 from vit_lens.errors import ContractError, RecordError, VitLensError, expect
-from vit_lens.lenses import Lens, Sites
+from vit_lens.lenses import Lens, Sites, TextMeans
 from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
 from vit_lens.reference import ReferenceMeans
@@ -31,13 +32,14 @@ from vit_lens.sweeping.beside_pictures import Beside, BesideModel
 from vit_lens.sweeping.budget import Budget
 from vit_lens.sweeping.input_kinds import ImageKind, InputKind
 from vit_lens.sweeping.lens_readings import LensReading
-from vit_lens.sweeping.order import Batch, batches_in_order, share_of
+from vit_lens.sweeping.order import Batch, batches_in_order, legacy_batches, share_of
 from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, check_kind
 from vit_lens.sweeping.text_inputs import Prompts, TextKind
 
 DEFAULT_SITES = tuple(ImageKind.default_sites)
 """Of images: every layer, head, attention block and MLP; of prompts it is every layer."""
 _WITHOUT_DECODER = 32
+_LEGACY_PICTURES = 4  # of a layer, as in the released code of Diffusion Lens
 _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", "pillow")
 _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
 
@@ -45,7 +47,7 @@ _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
 @stated_numerics()
 def plan(
     model: HookedViT | PromptEncoder, decoder: Decoder | None, inputs: Any, *,
-    lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | None = None,
+    lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | TextMeans | None = None,
     sites: Sites | None = None, drawing: Drawing | None = None,
     controls: Controls | bool = False, beside: Beside | None = None, budget: Budget | str | int | float | None = None,
     execution: Execution | None = None,
@@ -59,7 +61,8 @@ def plan(
             prompts as :class:`Prompts` takes them.
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
             must be defined on every site, of several each reads the sites that it is defined on.
-        reference: Means for the spelling ``dsl-mean``; by default those that ship with the model.
+        reference: Means for the spelling ``dsl-mean``; by default those that ship with the model. Of prompts
+            :class:`vit_lens.TextMeans`, which the leak index needs, too.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
             ``resid_mid``, ``resid_post``. None takes every layer, and of images every head, attention block and MLP.
         drawing: The decoder's settings, noise seeds and batch size; None takes the decoder's own.
@@ -87,15 +90,18 @@ def plan(
     check_kind("drawing", drawing, Drawing, "vit_lens.Drawing(settings=..., seeds=..., batch_size=...)")
     check_kind("beside", beside, Beside, "vit_lens.Beside(texts=..., gallery=...)")
     check_kind("execution", execution, Execution, "vit_lens.Execution(executor=..., shard=(i, n), threads=...)")
-    check_kind("reference", reference, ReferenceMeans, "such as ReferenceMeans.load('means.safetensors')")
+    kinds = (ReferenceMeans, TextMeans)
+    check_kind("reference", reference, kinds, "such as ReferenceMeans.load('means.safetensors')")
     kind, drawing, execution = _kind_of(model, inputs), drawing or Drawing(), execution or Execution()
     controls = Controls.of(controls)
     readings = kind.readings(lens, reference, kind.default_sites if sites is None else sites, controls)
     kept = kind.beside(beside or Beside(), readings)
     if decoder is None:
-        if not (drawing.settings is None and drawing.seeds is None and kept.labels is None and budget is None):
+        is_plain = drawing.settings is None and drawing.seeds is None and drawing.noise == "shared"
+        if not (is_plain and kept.labels is None and budget is None):
             raise VitLensError(
-                "without a decoder nothing is drawn, so seeds=, settings=, labels= and budget= would have no effect"
+                "without a decoder nothing is drawn, so seeds=, settings=, noise=, labels= and budget= would have no "
+                "effect"
             )
         settings, seeds, size = None, [0], drawing.batch_size or _WITHOUT_DECODER
     else:
@@ -105,14 +111,16 @@ def plan(
         decoder.check_settings(settings)
         own_seed = getattr(settings, "seed", None)
         seeds = list(drawing.seeds) if drawing.seeds is not None else [own_seed or 0]
+        if drawing.noise == "legacy":
+            seeds = _legacy(decoder, drawing, budget)
         if own_seed is None and drawing.seeds is not None and len(seeds) > 1:
             raise VitLensError(
                 f"seeds={seeds}: decoder {decoder.decoder_id} draws no noise (its settings have no seed), so that all "
                 "would be the same picture; leave them out"
             )
-        for seed in seeds:
+        for seed in seeds if drawing.noise == "shared" else ():
             decoder.check_settings(seeded(settings, seed))
-        size = drawing.batch_size or decoder.batch_size(settings)
+        size = drawing.batch_size or (len(seeds) if drawing.noise == "legacy" else decoder.batch_size(settings))
         if not as_index(size) or size < 1:
             raise ContractError(f"decoder {decoder.decoder_id}: batch_size(settings) is {size!r}; expected at least 1")
     spent = None if budget is None else Budget.parse(budget)
@@ -199,7 +207,11 @@ class Plan:
     @cached_property
     def batches(self) -> list[Batch]:
         """What this part draws without a budget, in rows of the whole sweep."""
-        whole = batches_in_order(len(self.inputs), self.seeds, self.per_input, self.size)
+        if self.drawing.noise == "legacy":
+            n_sites = [len(reading.sites) for reading in self.readings]
+            whole = legacy_batches(len(self.inputs), len(self.seeds), n_sites, self.settings.seed)
+        else:
+            whole = batches_in_order(len(self.inputs), self.seeds, self.per_input, self.size)
         return share_of(whole, self.execution.shard)
 
     @cached_property
@@ -262,6 +274,8 @@ class Plan:
         """
         model, decoder = self.model, self.decoder
         batches: dict[str, Any] = {"n_rows": len(rows), "batch_size": self.size, "order": "row", "padded": True}
+        if self.drawing.noise == "legacy":
+            batches |= {"noise": "legacy", "order": "site"}
         if self.within is not None:
             batches["budget"] = self.within
         shard = self.execution.shard
@@ -284,7 +298,7 @@ class Plan:
                 "index": shard[0], "of": shard[1], "n_rows": self.n_rows, "rows": ranges(rows),
             },
             "beside": self.beside.describe(),
-            "controls": {"embedding_draws": self.controls.draws},
+            "controls": {"embedding_draws": self.controls.draws, **self.kind.measured_from(self.readings)},
             "conditions": None, "files": None, "complete": False, **more,
         }  # fmt: skip
 
@@ -355,6 +369,22 @@ class Plan:
         said = {} if self.settings is None else settings_dict(self.settings)
         picture = _PNG_SHARE * 3 * (said.get("height") or 0) * (said.get("width") or 0)
         return n * (4 * width * (1 if self.decoder is None else 2) + picture + 250)
+
+
+def _legacy(decoder: Decoder, drawing: Drawing, budget: Any) -> list[int]:
+    """Return the numbers of the pictures that legacy noise draws of a site.
+
+    Raises:
+        VitLensError: The decoder draws no such noise, or there is a budget.
+    """
+    if not isinstance(decoder, TextDecoder):
+        raise VitLensError(f"noise='legacy' is that of a TextDecoder; {decoder.decoder_id} draws none such")
+    if budget is not None:
+        raise VitLensError(
+            "noise='legacy' follows from the sites that were drawn before, and a budget draws them in another order: "
+            "leave one of them out"
+        )
+    return list(range(_LEGACY_PICTURES) if drawing.seeds is None else drawing.seeds)
 
 
 def _kind_of(model: Any, inputs: Any) -> InputKind:

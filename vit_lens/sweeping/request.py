@@ -110,9 +110,13 @@ class Drawing:
         seeds: Noise seeds, all different; every row is drawn once with each. None takes the one of the settings.
         batch_size: Pictures that are drawn together, the last batch filled up; None takes the decoder's constant for
             these settings, which memory may lower. A record says so then, since another size is other bits.
+        noise: ``"shared"``: all rows of a seed have the same. ``"legacy"``, of prompts alone: as in the released code
+            of Diffusion Lens, for every prompt one generator is consumed site after site, several pictures of each.
+            ``seeds`` then number these pictures, 0, 1, 2, 3 by default, and the generator's seed is the settings'.
+            Every lens, and every control, begins the generator anew.
 
     Raises:
-        VitLensError: Seeds are equal or missing, or the batch holds nothing.
+        VitLensError: Seeds are equal or missing, the batch holds nothing, or the noise is neither of the two.
 
     >>> drawing = vl.Drawing(settings=decoder.settings(steps=2), seeds=[0, 1])
     >>> vl.plan(model, decoder, images[:1], lens="diffusion", sites="resid_post", drawing=drawing).n_rows
@@ -122,8 +126,11 @@ class Drawing:
     settings: Any = None
     seeds: Sequence[int] | None = None
     batch_size: int | None = None
+    noise: str = "shared"
 
     def __post_init__(self) -> None:
+        if self.noise not in ("shared", "legacy"):
+            raise VitLensError(f"noise={_said(self.noise)}; expected 'shared' or 'legacy'")
         check_kind("seeds", self.seeds, Sequence, "a list of whole numbers, such as [0, 1]")
         for seed in self.seeds or ():
             _check_whole("seed", seed)
@@ -131,6 +138,14 @@ class Drawing:
             raise VitLensError(f"seeds={list(self.seeds)}: give different seeds, at least one")
         if self.batch_size is not None:
             _check_whole("batch_size", self.batch_size, 1)
+        if self.noise == "legacy":
+            if self.batch_size is not None:
+                raise VitLensError("noise='legacy' draws the pictures of a site together: leave batch_size out")
+            if self.seeds is not None and list(self.seeds) != list(range(len(self.seeds))):
+                raise VitLensError(
+                    f"seeds={list(self.seeds)} with noise='legacy' number the pictures of a site: give range(n); the "
+                    "generator's seed is decoder.settings(seed=...)"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

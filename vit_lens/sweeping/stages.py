@@ -5,8 +5,9 @@ __all__ = ["run"]
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class _Work:
     rows: list[int] = field(default_factory=list)
     described: dict[int, dict[str, Any]] = field(default_factory=dict)
     seen: dict[int, Image.Image | None] = field(default_factory=dict)
-    embedded: dict[int, Embedded] = field(default_factory=dict)
+    embedded: dict[int, Iterable[Embedded]] = field(default_factory=dict)
     same_as: dict[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -132,24 +133,32 @@ class _Work:
         elif new and self.rows:  # a lens that does not keep its contract leaves nothing behind
             self.embedded[inputs[0]] = self._embed(inputs[0])
 
-    def _embed(self, index: int) -> Embedded:
+    def _embed(self, index: int) -> Iterable[Embedded]:
+        """Return the sites of an input, the first of them read and checked, the others as they are asked for."""
         plan = self.plan
-        found = embed_input(
+        parts = embed_input(
             plan.kind, self.described[index], self.seen[index], plan.readings, plan.beside, plan.controls,
             live=plan.beside.wants_live(index),
         )  # fmt: skip
-        if plan.decoder is not None:
-            plan.decoder.check(found.read)
+        checked = map(self._checked, parts)
+        return chain([next(checked)], checked)
+
+    def _checked(self, found: Embedded) -> Embedded:
+        if self.plan.decoder is not None:
+            self.plan.decoder.check(found.read)
         return found
 
     def _divide(self) -> None:
         plan = self.plan
-        for index in tqdm(self.described, desc="embeddings", unit="input", disable=not self.progress):
-            self.embedded[index] = self._embed(index)
+        whole = {
+            index: Embedded.join(list(self._embed(index)))
+            for index in tqdm(self.described, desc="embeddings", unit="input", disable=not self.progress)
+        }
+        self.embedded |= {index: [found] for index, found in whole.items()}
         table, places = plan.table(range(plan.n_rows)), [plan.place(row) for row in range(plan.n_rows)]
         for name in ("norm_h", "cos_lens_clean", "cos_lens_control"):
-            table[name] = [self.embedded[index].numbers[name][within] for index, _, within in places]
-        held = Condition.cat([found.read for found in self.embedded.values() for _ in plan.seeds])
+            table[name] = [whole[index].numbers[name][within] for index, _, within in places]
+        held = Condition.cat([found.read for found in whole.values() for _ in plan.seeds])
         table["same_as"] = self._twins(table, held)
         rounds = share_of(self._rounds(table), plan.execution.shard)
         own = {row for batches in rounds for _, rows in batches for row in rows}
@@ -175,8 +184,8 @@ class _Work:
         done = ledger.embedded_inputs()
         left = [index for index in of_input if index not in done]
         for index in tqdm(left, desc="embeddings", unit="input", disable=not self.progress or not left):
-            found = self.embedded.pop(index, None) or self._embed(index)
-            ledger.keep_input(index, self.seen[index], found, of_input[index], self.negative)
+            parts = self.embedded.pop(index, None) or self._embed(index)
+            ledger.keep_input(index, self.seen[index], parts, of_input[index], self.negative)
         fresh = self.plan.within is not None and self.rows and not (ledger.table["drawn"] != "").any()
         if fresh and self.same_as is None:
             ledger.table["same_as"] = self._twins(ledger.table, ledger.conditions(range(len(self.rows))))
@@ -262,16 +271,22 @@ class _Tasks:
     def _cut(self, seed: int, rows: list[int]) -> Iterator[Task]:
         """Yield a batch as it was drawn before, or as it is planned."""
         settings, drawn, left = seeded(self.of.settings, seed), self.of.drawn, rows
+        if self.plan.drawing.noise == "legacy":
+            yield self._task(rows, settings, self.plan.size)
+            return
         while left:
             self._size = self._changes.get(left[0], self._size)
             if self._size > self._room and self.ledger.missing(left[: self._size], drawn):
                 self._size = self._changes[left[0]] = self._room
                 self.ledger.change(left[0], drawn, self._room, _LOW_MEMORY)
-            yield Task(
-                rows=tuple(left[: self._size]), settings=settings, size=self._size, drawn=drawn,
-                folder=self.ledger.folder, threads=self.ledger.threads, recipe=self.bench.recipe,
-            )  # fmt: skip
+            yield self._task(left[: self._size], settings, self._size)
             left = left[self._size :]
+
+    def _task(self, rows: list[int], settings: Any, size: int) -> Task:
+        return Task(
+            rows=tuple(rows), settings=settings, size=size, drawn=self.of.drawn, noise=self.plan.drawing.noise,
+            folder=self.ledger.folder, threads=self.ledger.threads, recipe=self.bench.recipe,
+        )  # fmt: skip
 
     def _note(self, task: Task) -> None:
         """Note the numbers of pictures that were drawn before an interruption and not noted."""

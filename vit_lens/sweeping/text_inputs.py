@@ -6,8 +6,11 @@ import hashlib
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
@@ -16,16 +19,22 @@ from vit_lens.errors import ContractError, LensError, TextError, VitLensError
 from vit_lens.lenses import (
     Sites,
     TextDiffusionLens,
+    TextMeans,
     TextRun,
     check_prompts,
     checked_read,
     parse_text_lenses,
     site_outputs,
 )
+from vit_lens.readers import TextProbe
+from vit_lens.reference import ReferenceMeans
 from vit_lens.sweeping.beside_pictures import Beside, BesideModel
+from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.input_kinds import InputKind
 from vit_lens.sweeping.lens_readings import LensReading, record_reading, with_controls
 from vit_lens.sweeping.request import FORMULA, Controls, check_kind
+
+_NUMBERS_AT_ONCE = 2**23  # of conditions: 32 MiB, four sites of a T5-XXL at 512 positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +100,24 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class _TextReading(LensReading):
-    """One lens on sites of the encoder that it moves; controls stand in at residuals too."""
+    """One lens on sites of the encoder that it moves; controls stand in at residuals too.
+
+    Attributes:
+        kind: The prompts that are swept.
+        means: Of other prompts, from which likeness to the prompt is measured; None where there are none.
+    """
 
     kind: "TextKind"
+    means: TextMeans | None
 
     def is_controlled(self, site: Site) -> bool:
         return True
 
-    def read(self, cache: Any, digits: str, seed: int) -> Condition:
+    def read(self, cache: Any, directions: torch.Generator) -> Condition:
         control = self.reading.control
         if control in ("", "random") or not isinstance(self.lens, TextDiffusionLens):
-            return super().read(cache, digits, seed)
-        text = self.kind.other_text(control, cache.prompts[0], int(digits[:12], 16) + seed)
-        other = TextRun.of(self.kind.model, text, truncate=True)
+            return super().read(cache, directions)
+        other = self.kind.other_run(self.kind.other_text(control, cache.prompts[0], directions.initial_seed()))
         return checked_read(self.lens, self.lens.read_other(cache, self.sites, other), 1, len(self.sites))[0].kept()
 
 
@@ -113,25 +127,54 @@ class TextKind(InputKind):
 
     model: PromptEncoder
     inputs: Prompts
+    _other: dict[str, TextRun] = field(default_factory=dict, init=False)
     default_sites = ("L0.resid_pre", "resid_post")
 
     def __post_init__(self) -> None:
         for name, tower in self.model.towers.items():
             tower.refuse_hooks(f"a record, which is made of the pipeline's own {name},")
 
-    def readings(self, lens: Any, reference: Any, sites: Sites, controls: Controls) -> list[LensReading]:
-        if reference is not None:
-            raise LensError("reference= holds means of images, which no lens of prompts starts from; leave it out")
-        lenses, found = parse_text_lenses(lens), []
+    def readings(
+        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls
+    ) -> list[LensReading]:
+        if isinstance(reference, ReferenceMeans):
+            raise LensError("reference= holds means of images; prompts take TextMeans.of(encoder, other_prompts)")
+        means = None if reference is None else reference.check(self.model)
+        lenses, found = parse_text_lenses(lens, means), []
         layers = {name: tower.cfg.n_layers for name, tower in self.model.towers.items()}
         for one in lenses:
             tower = self.model.towers[one.moved(self.model.format, layers).encoder]
             wanted = Site.resolve(sites, tower.cfg)
             own = one.check_sites(tower, wanted if len(lenses) == 1 else [site for site in wanted if one.reads(site)])
-            found += [_TextReading(one, own, record_reading(one), self)] if own else []
+            found += [_TextReading(one, own, record_reading(one), self, means)] if own else []
         if "other" in controls.kinds and controls.drawn and len(self.inputs) < 2:
             raise VitLensError("the control 'other' needs another prompt: give two or more, or leave the control out")
         return with_controls(found, controls.kinds if controls.drawn else ())
+
+    def portions(self, readings: list[LensReading], row_numbers: int) -> list[list[LensReading]]:
+        room, found = 0, []
+        for reading in readings:
+            left = reading.sites
+            while left:
+                if room < 1:
+                    room = max(1, _NUMBERS_AT_ONCE // row_numbers)
+                    found.append([])
+                found[-1].append(replace(reading, sites=left[:room]))
+                left, room = left[room:], room - len(left[:room])
+        return found
+
+    def centre(self, reading: LensReading, cache: TextRun, beside: BesideModel) -> Centre | None:
+        means = reading.means if isinstance(reading, _TextReading) else None
+        if means is None:
+            return None
+        average = means.average(cache)
+        found = reading.lens.read(average, reading.sites)  # pyright: ignore[reportArgumentType]
+        read = checked_read(reading.lens, found, 1, len(reading.sites))[0]
+        return Centre(read.kept().flat, average.condition.kept().flat[0])
+
+    def measured_from(self, readings: list[LensReading]) -> dict[str, Any]:
+        means = next((one.means for one in readings if isinstance(one, _TextReading)), None)
+        return {} if means is None else {"reference": means.content, "reference_n": means.n}
 
     def check_decoder(self, decoder: Decoder, readings: list[LensReading]) -> None:
         own, drawn = self.model.format, getattr(decoder, "format", None)
@@ -172,7 +215,7 @@ class TextKind(InputKind):
 
     def describe(self) -> dict[str, Any]:
         encoder = self.model
-        return {
+        return ({"untrained": True} if encoder.untrained else {}) | {
             "encoder_id": encoder.encoder_id, "weights": encoder.encoder_id,
             "dtype": str(encoder.dtype).removeprefix("torch."),
             "config": {name: tower.cfg.to_dict() | {"device": None} for name, tower in encoder.towers.items()},
@@ -186,9 +229,34 @@ class TextKind(InputKind):
         return self.model.encode([""]).flat.numel()
 
     def beside(self, given: Beside, readings: list[LensReading]) -> BesideModel:
-        if any(value is not None and value not in ((), False) for value in vars(given).values()):
-            raise VitLensError("captions, labels, galleries and live numbers stand beside images; leave beside= out")
+        if any(
+            value is not None and value not in ((), False) for name, value in vars(given).items() if name != "probes"
+        ):
+            raise VitLensError("captions, labels, galleries and live numbers stand beside images; leave them out")
+        sites = {site for reading in readings for site in reading.sites if not reading.reading.control}
+        for name, probe in given.probes.items():
+            if isinstance(probe, TextProbe):
+                probe.check(self.model)
+            if not any(map(probe.reads, sites)):
+                raise VitLensError(f"probe {name!r} answers at none of the {len(sites)} sites that are swept")
         return given.of(self.model, readings)
+
+    def answers(
+        self, cache: TextRun, readings: list[LensReading], beside: BesideModel
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        moved = [one.lens.moved_in(cache).encoder for one in readings]  # pyright: ignore[reportAttributeAccessIssue]
+        found = [beside.asked(cache, one, name) for one, name in zip(readings, moved, strict=True)]
+        return {
+            name: (torch.cat([one[name][0] for one in found]), torch.cat([one[name][1] for one in found]))
+            for name in beside.probes
+        }
+
+    def other_run(self, text: str) -> TextRun:
+        """Return the run of a text that stands in for a prompt; the last one is kept."""
+        if text not in self._other:
+            self._other.clear()
+            self._other[text] = TextRun.of(self.model, text, truncate=True)
+        return self._other[text]
 
     def other_text(self, control: str, text: str, seed: int) -> str:
         """Return the text that stands in for a prompt.
