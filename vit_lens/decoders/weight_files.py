@@ -2,6 +2,7 @@
 
 __all__ = ["WEIGHTS", "load_weights"]
 
+import inspect
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vit_lens.errors import CheckpointError
 from vit_lens.files import open_safetensors, read_shards
@@ -27,7 +28,9 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
     """
     with ExitStack() as stack:
         opened = _open_weights(folder, stack)
-        expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        own = model.state_dict()
+        expected = {name: list(tensor.shape) for name, tensor in own.items()}
+        counts = {name for name, tensor in own.items() if tensor.dtype == torch.int64}  # such as of batches seen
         stored = {_today(name, expected): name for name in opened}
         opened = {name: opened[stored[name]] for name in stored}
         found = {name: list(file.get_slice(stored[name]).get_shape()) for name, file in opened.items()}
@@ -41,14 +44,18 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
                 if found.get(name, shape) != shape
             },
             "of a type that is scaled, or no weight's": {
-                f"{name} ({kind})" for name, kind in kinds.items() if kind not in ("F64", "F32", "BF16", "F16")
+                f"{name} ({kind})"
+                for name, kind in kinds.items()
+                if kind not in (("I64",) if name in counts else ("F64", "F32", "BF16", "F16"))
             },
         }
         told = [f"{len(names)} {what}: {', '.join(sorted(names)[:3])}" for what, names in problems.items() if names]
         if told:
             raise CheckpointError(f"{folder / WEIGHTS} does not fit its config.json; tensors {'; '.join(told)}")
         # Copies: what is read is mapped, and would change with the file.
-        tensors = {name: file.get_tensor(stored[name]).to(device, dtype, copy=True) for name, file in opened.items()}
+        read = {name: file.get_tensor(stored[name]) for name, file in opened.items()}
+        kept = {name: torch.int64 if name in counts else dtype for name in read}
+        tensors = {name: tensor.to(device, kept[name], copy=True) for name, tensor in read.items()}
     model.load_state_dict(tensors, assign=True)
     _make_positions(model, dtype, device)
 
@@ -65,7 +72,10 @@ def _make_positions(model: nn.Module, dtype: torch.dtype, device: str | torch.de
     """Compute the positions that a model on the meta device was made without, and that no file holds."""
     from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 
-    for part in model.modules():
+    for name, part in list(model.named_modules()):
+        if any(map(_is_meta, vars(part).values())):  # tables of rotations, which are no buffers
+            said = inspect.signature(type(part).__init__).parameters
+            model.set_submodule(name, type(part)(**{key: getattr(part, key) for key in said if key != "self"}))
         if isinstance(part, PatchEmbed) and part.pos_embed is not None and part.pos_embed.is_meta:
             made = get_2d_sincos_pos_embed(
                 part.pos_embed.shape[-1], int(part.pos_embed.shape[-2] ** 0.5), base_size=part.base_size,
@@ -74,6 +84,10 @@ def _make_positions(model: nn.Module, dtype: torch.dtype, device: str | torch.de
             part.register_buffer("pos_embed", made.float()[None].to(device, dtype), persistent=False)
     if unmade := [name for name, held in model.named_buffers() if held.is_meta]:
         raise CheckpointError(f"{type(model).__name__} computes {unmade[0]}, which cannot be made from its files")
+
+
+def _is_meta(held: Any) -> bool:
+    return any(isinstance(one, Tensor) and one.is_meta for one in (held if isinstance(held, list) else [held]))
 
 
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:

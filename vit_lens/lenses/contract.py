@@ -1,6 +1,9 @@
 """What a lens is: from a cached run and sites to what a decoder is asked to draw. It describes itself once."""
 
-__all__ = ["HookFn", "Lens", "LensDescription", "check_lens", "checked_clean", "checked_read", "no_control", "run_for"]
+__all__ = [
+    "Addressed", "HookFn", "Lens", "LensDescription", "check_lens", "checked_clean", "checked_read", "no_control",
+    "run_for",
+]  # fmt: skip
 
 import hashlib
 import json
@@ -8,15 +11,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site, Sites
 from vit_lens.attribution import check_model
 from vit_lens.conditions import Condition
+from vit_lens.config import TowerConfig
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
 from vit_lens.towers import Tower, ViTActivationCache
@@ -49,6 +54,24 @@ class LensDescription:
         """The lens's name and eight digits that follow from its settings: the same in every record."""
         said = json.dumps(dict(self.settings), sort_keys=True, allow_nan=False)
         return f"{self.lens}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+@runtime_checkable
+class Addressed(Protocol):
+    """What sites are of: a hooked model that says the sizes of its tower.
+
+    Attributes:
+        cfg: The sizes.
+        hook_dict: The hook points by name.
+
+    >>> isinstance(model, Addressed)
+    True
+    """
+
+    hook_dict: dict[str, HookPoint]
+
+    @property
+    def cfg(self) -> TowerConfig: ...
 
 
 class Lens(ABC):
@@ -220,7 +243,7 @@ class Lens(ABC):
             raise LensError(f"{self.describe().label} reads {found.words()}, no pooled embedding: use read()")
         return found.pooled
 
-    def check_sites(self, model: Tower, sites: Sites) -> list[Site]:
+    def check_sites(self, model: Addressed, sites: Sites) -> list[Site]:
         """Return the sites, parsed and in range, if the lens is defined on all of them for this model.
 
         Raises:
@@ -233,7 +256,7 @@ class Lens(ABC):
             raise LensError(f"{self.describe().label} is not defined on {', '.join(unread[:4])}")
         return resolved
 
-    def check_site(self, model: Tower, site: Site | str) -> Site:
+    def check_site(self, model: Addressed, site: Site | str) -> Site:
         """Return the one site that hooks are made for; see :meth:`check_sites`.
 
         Raises:

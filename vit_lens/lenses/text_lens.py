@@ -9,18 +9,20 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site, Sites
 from vit_lens.attribution import finite
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError, expect, nearest
-from vit_lens.lenses.contract import HookFn, Lens
+from vit_lens.lenses.contract import Addressed, HookFn, Lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
-from vit_lens.lenses.residual import site_outputs
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
 from vit_lens.lenses.text_means import TextMeans
-from vit_lens.lenses.text_run import TextRun, Tokens
+from vit_lens.lenses.text_run import TextRun, Tokens, check_bridged
+from vit_lens.models import BridgedTextEncoder
 from vit_lens.text_formats import Reading, TextFormat
+from vit_lens.towers import ViTActivationCache
 
 Norm = Literal["format", "final", "match", "none"]
 Pooled = Literal["final", "layer", "empty"]
@@ -136,7 +138,21 @@ class TextDiffusionLens(Lens):
     def moved_in(self, run: TextRun) -> Reading:
         """Return what the format reads of the encoder that is moved, for a run."""
         expect(run, TextRun, "run", LensError, "as TextRun.of(encoder, prompts) makes it")
-        return self.moved(run.format, {name: cache.model.cfg.n_layers for name, cache in run.caches.items()})
+        return self.moved(run.format, {name: run.tower(name).cfg.n_layers for name in run.caches})
+
+    def check_sites(self, model: Addressed, sites: Sites) -> list[Site]:
+        """Return the sites, parsed and in range, if the lens is defined on all of them for this tower.
+
+        Raises:
+            UnknownSiteError: A site is not one of the tower's.
+            LensError: The lens is not defined on a site, or the tower is a bridged one and the site none of its
+                residuals before and behind blocks.
+        """
+        found = super().check_sites(model, sites)
+        if isinstance(model, BridgedTextEncoder):
+            for site in found:
+                check_bridged(site, model)
+        return found
 
     # ---- reading
 
@@ -215,10 +231,13 @@ class TextDiffusionLens(Lens):
             UnknownSiteError: The site is not one of the encoder's.
             LensError: The site lies behind what the format reads.
         """
-        held = cache.caches[self.moved_in(cache).encoder]
-        own = self.check_site(held.model, site)
+        reading = self.moved_in(cache)
+        tower, held = cache.tower(reading.encoder), cache.caches[reading.encoder]
+        own = self.check_site(tower, site)
         self._check_before(cache, own, "hooks that show it")
-        return self._image_lens().hooks(held, own)
+        if isinstance(held, ViTActivationCache):
+            return self._image_lens().hooks(held, own)
+        return _through(own, [layer for layer in reading.layers(tower.cfg.n_layers) if layer > _done(own)])
 
     def _image_lens(self) -> Lens:
         return DiffusionLens()
@@ -226,7 +245,7 @@ class TextDiffusionLens(Lens):
     def _check_before(self, run: TextRun, site: Site, what: str) -> None:
         reading = self.moved_in(run)
         layer = reading.layer(run.tower(reading.encoder).cfg.n_layers)
-        done = (site.layer or 0) + (site.kind == "resid_post")
+        done = _done(site)
         if done > layer or (done == layer and site.kind != "resid_post"):
             raise LensError(
                 f"{site} lies behind what format {run.format.name} reads of {reading.encoder}, the residual after "
@@ -234,13 +253,14 @@ class TextDiffusionLens(Lens):
             )
 
     def _change(self, run: TextRun, sites: Sites, change: _Change) -> Condition:
-        reading = self.moved_in(run)
-        found = []
+        reading, found = self.moved_in(run), []
         with torch.no_grad():
             means = self._means(run)
             for site in self.check_sites(run.tower(reading.encoder), sites):
+                if reading.at:
+                    self._check_before(run, site, "layers in whose place it could stand")
                 output = change(site, _written(run, means, reading.encoder, site))
-                found.append(self._condition(run, reading, self._state(run, means, site, output)))
+                found.append(self._condition(run, reading, self._state(run, means, site, output), _done(site)))
         return Condition(**{name: torch.stack([one.parts()[name] for one in found], 1) for name in found[0].parts()})
 
     def _means(self, run: TextRun) -> TextRun | None:
@@ -253,19 +273,27 @@ class TextDiffusionLens(Lens):
         """Return the residual in which a site's output is seen."""
         return output
 
-    def _condition(self, run: TextRun, reading: Reading, state: Float[Tensor, "batch pos d_model"]) -> Condition:
-        """Return the condition in which one state stands where the format reads."""
+    def _condition(
+        self, run: TextRun, reading: Reading, state: Float[Tensor, "batch pos d_model"], done: int
+    ) -> Condition:
+        """Return the condition in which one state stands where the format reads; ``done`` blocks have run at it."""
         name, tokens, ends = reading.encoder, {}, {}
         norm = run.encoder.readouts[name].norm
         state = state.to(run.residual(name, 0).dtype)
         if reading.below is not None:
-            kept = run.read_residual(reading)
-            seen = _as_long_as(state, kept, _plain) if self.norm == "match" else state
-            is_normed = {"final": True, "none": False}.get(self.norm, reading.norm)
-            seen = norm(seen) if is_normed else seen
-            if (places := self._places(run, name)) is not None:
-                seen = torch.where(places[..., None], seen, run.format_norm(reading, kept))
-            tokens[name] = seen
+            parts = []
+            for layer in reading.layers(run.tower(name).cfg.n_layers):
+                kept = run.residual(name, layer)
+                if reading.at and layer < done:  # before the state, the encoder is as it was
+                    parts.append(run.format_norm(reading, kept))
+                    continue
+                seen = _as_long_as(state, kept, _plain) if self.norm == "match" else state
+                is_normed = {"final": True, "none": False}.get(self.norm, reading.norm)
+                seen = norm(seen) if is_normed else seen
+                if (places := self._places(run, name)) is not None:
+                    seen = torch.where(places[..., None], seen, run.format_norm(reading, kept))
+                parts.append(seen)
+            tokens[name] = torch.cat(parts, -1)
         pooled = self.pooled or ("final" if reading.below is not None else "layer")
         if pooled == "layer":
             if reading.pooled is None:
@@ -284,7 +312,7 @@ class TextDiffusionLens(Lens):
     def _seen(self, run: TextRun) -> Callable[[Tensor], Tensor]:
         """Return what the format's norm sees of a vector."""
         reading = self.moved_in(run)
-        return run.tower(reading.encoder).ln_final.centre if reading.norm else _plain
+        return run.encoder.readouts[reading.encoder].centre if reading.norm else _plain
 
     def _places(self, run: TextRun, name: str) -> Tensor | None:
         if self.positions is not None:
@@ -384,8 +412,27 @@ class TextSteeringLens(TextDiffusionLens):
 
 def _written(run: TextRun, means: TextRun | None, name: str, site: Site) -> Float[Tensor, "batch pos d"]:
     """Return what a site of an encoder holds or writes, less its mean where there are means."""
-    output = site_outputs(run.caches[name], [site])[:, 0]
-    return output if means is None else output - site_outputs(means.caches[name], [site])[:, 0]
+    output = run.output(name, site)
+    return output if means is None else output - means.output(name, site)
+
+
+def _done(site: Site) -> int:
+    """Return how many blocks have run whole at a site."""
+    return (site.layer or 0) + (site.kind == "resid_post")
+
+
+def _through(site: Site, layers: list[int]) -> list[tuple[str, HookFn]]:
+    """Return hooks under which what a run has at a residual stands in the place of the residuals of later layers."""
+    held: dict[str, Tensor] = {}
+
+    def keep(act: Tensor, hook: HookPoint) -> Tensor:
+        held["state"] = act
+        return act
+
+    def put(act: Tensor, hook: HookPoint) -> Tensor:
+        return held["state"]
+
+    return [(site.hook_name, keep), *((f"blocks.{layer - 1}.hook_resid_post", put) for layer in layers)]
 
 
 def _said(tokens: Tokens | None) -> str | None:

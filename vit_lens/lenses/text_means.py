@@ -169,7 +169,7 @@ class TextMeans:
 
     @torch.no_grad()
     def _average(self, run: TextRun, name: str) -> ViTActivationCache:
-        cache, means, roles = run.caches[name], self.values[name], _roles(run, name)
+        cache, means, roles = _own(run, name), self.values[name], _roles(run, name)
         if len(self.counts[name]) != run.ids[name].shape[1] + 2:
             raise LensError(
                 f"the means are of {len(self.counts[name]) - 2} positions of {name}, which reads "
@@ -203,18 +203,25 @@ class TextMeans:
         return f"TextMeans({self.n} prompts, {', '.join(self.values)})"
 
 
+def _own(run: TextRun, name: str) -> ViTActivationCache:
+    cache = run.caches[name]
+    if not isinstance(cache, ViTActivationCache):
+        raise LensError(f"{name} is hooked by TransformerLens' bridge, and means are of our own towers alone")
+    return cache
+
+
 def _roles(run: TextRun, encoder: str) -> Int[Tensor, "batch pos"]:
     """Return which role each position has: before the end its own number, then the end, then the filling."""
     ids = run.ids[encoder]
     places = torch.arange(ids.shape[1]).expand(len(ids), -1)
-    ends = run.tower(encoder).ends(ids).cpu()[:, None]
+    ends = run.ends(encoder).cpu()[:, None]
     behind = (places > ends).long()
     return torch.where(places < ends, places, ids.shape[1] + behind)
 
 
 def _add(sums: dict[str, Tensor], run: TextRun, name: str) -> None:
     """Add one prompt to sums by role, in float64 on the CPU."""
-    cache, roles = run.caches[name], _roles(run, name)[0]
+    cache, roles = _own(run, name), _roles(run, name)[0]
     layers, n_roles = range(cache.model.cfg.n_layers), len(roles) + 2
     own = {
         "counts": torch.ones(len(roles), dtype=torch.long),

@@ -1,6 +1,6 @@
 """One run of prompts through the text encoders of a format: what each part wrote, where words stand."""
 
-__all__ = ["PromptReader", "TextRun", "check_prompts"]
+__all__ = ["PromptReader", "TextRun", "TextTower", "Tokens", "check_bridged", "check_prompts"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,18 +12,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vit_lens.addresses import Position, as_index
+from vit_lens.addresses import Position, Site, as_index
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError, TextError
 from vit_lens.hooking import Name
-from vit_lens.models import HookedTextEncoder
+from vit_lens.lenses.residual import site_outputs
+from vit_lens.models import BridgedTextEncoder, HookedTextEncoder
 from vit_lens.text_formats import Reading, TextFormat
 from vit_lens.text_formats import Readout as TextReadout
-from vit_lens.texts import prompt_tokenizer
+from vit_lens.texts import ENCODER_KINDS, EncoderKind, prompt_tokenizer
 from vit_lens.towers import AllTokens, ViTActivationCache
 
 Tokens = str | int | Position | Sequence[str | int | Position]
-_LOWERED = ("if", "pixart")  # their pipelines read small letters alone
+TextTower = HookedTextEncoder | BridgedTextEncoder
 
 
 @runtime_checkable
@@ -41,10 +42,11 @@ class PromptReader(Protocol):
     @property
     def encoder_id(self) -> str: ...
     @property
-    def towers(self) -> dict[str, HookedTextEncoder]: ...
+    def towers(self) -> Mapping[str, TextTower]: ...
     @property
     def readouts(self) -> dict[str, TextReadout]: ...
     def encode(self, prompts: Sequence[str]) -> Condition: ...
+    def room(self, encoder: str, prompt: str) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +60,8 @@ class TextRun:
         encoder: What ran, a :class:`vit_lens.decoders.PromptEncoder`.
         prompts: The texts.
         condition: What the pipeline itself makes of them.
-        caches: For each encoder, the residual stream and what heads, attention and MLPs wrote, at all positions.
+        caches: For each encoder, the residual stream and what heads, attention and MLPs wrote, at all positions; of one
+            that TransformerLens' bridge hooks, what enters and leaves every block.
         ids: For each encoder, the tokens that it read, those of the filling included.
         masks: For each encoder, which of them it was told to look at; None where it was told nothing.
 
@@ -70,7 +73,7 @@ class TextRun:
     encoder: PromptReader
     prompts: tuple[str, ...]
     condition: Condition
-    caches: Mapping[str, ViTActivationCache]
+    caches: Mapping[str, Mapping[str, Tensor] | ViTActivationCache]
     ids: Mapping[str, Int[Tensor, "batch pos"]]
     masks: Mapping[str, Tensor | None]
 
@@ -87,6 +90,7 @@ class TextRun:
         Raises:
             TextError: It is no text, or too long.
             LensError: What should run is no encoder of prompts.
+            UnsupportedTowerError: TransformerLens' bridge does not take an encoder.
         """
         if not isinstance(encoder, PromptReader):
             raise LensError(
@@ -99,8 +103,10 @@ class TextRun:
         kept: dict[str, dict[str, Tensor]] = {name: {} for name in encoder.encoders}
         told: dict[str, dict[str, Tensor]] = {}
         with ExitStack() as stack:
-            for name, module in encoder.encoders.items():
-                for handle in [_keep_input(module, told, name), *_keep_parts(module, kept[name])]:
+            for one in encoder.format.readings:
+                name, module = one.encoder, encoder.encoders[one.encoder]
+                parts = _keep_parts(ENCODER_KINDS[one.kind], module, kept[name])
+                for handle in [_keep_input(module, told, name), *parts]:
                     stack.callback(handle.remove)
             condition = encoder.encode(texts)
         ids = {name: one["input_ids"] for name, one in told.items()}
@@ -117,7 +123,7 @@ class TextRun:
             fwd_hooks: Hook points of its tower with functions, as ``run_with_hooks`` takes them.
 
         Raises:
-            LensError: There is no such encoder.
+            LensError: There is no such encoder, or filling in front of a prompt would be another than the pipeline's.
             UnknownHookError: There is no such hook point.
 
         >>> run = vl.TextRun.of(text_to_image, "a red star")
@@ -126,12 +132,15 @@ class TextRun:
         False
         """
         tower = self.tower(encoder)
-        mask = self.masks[encoder]
+        ids, mask = self.ids[encoder], self.masks[encoder]
         with tower.hooks(fwd_hooks=list(fwd_hooks)):
-            _, cache = tower.run_with_cache(
-                self.ids[encoder], attention_mask=mask, names_filter=tower.is_readout_part
-            )  # fmt: skip
-        made = replace(self, caches={**self.caches, encoder: _cache(tower, cache.cache_dict)})
+            if isinstance(tower, BridgedTextEncoder):
+                _check_filling(encoder, self.encoder.encoders[encoder], mask)
+                held = tower.residuals(ids, mask)
+            else:
+                _, cache = tower.run_with_cache(ids, attention_mask=mask, names_filter=tower.is_readout_part)
+                held = cache.cache_dict
+        made = replace(self, caches={**self.caches, encoder: _cache(tower, held)})
         return replace(made, condition=made.condition_of({}, {}))
 
     # ---- what is read of it
@@ -141,7 +150,7 @@ class TextRun:
         """What the format reads of its encoders."""
         return self.encoder.format
 
-    def tower(self, encoder: str) -> HookedTextEncoder:
+    def tower(self, encoder: str) -> TextTower:
         """Return the hooked tower of an encoder.
 
         Raises:
@@ -161,9 +170,31 @@ class TextRun:
         name = f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
         return self.caches[encoder][name]
 
-    def read_residual(self, reading: Reading) -> Float[Tensor, "batch pos d_model"]:
-        """Return the residual that the format reads of an encoder's tokens, not normed."""
-        return self.residual(reading.encoder, reading.layer(self.tower(reading.encoder).cfg.n_layers))
+    def read_residual(self, reading: Reading) -> Float[Tensor, "batch pos _"]:
+        """Return the residual that the format reads of an encoder's tokens, not normed; several side by side."""
+        layers = reading.layers(self.tower(reading.encoder).cfg.n_layers)
+        return torch.cat([self.residual(reading.encoder, layer) for layer in layers], -1)
+
+    def output(self, encoder: str, site: Site) -> Float[Tensor, "batch pos d_model"]:
+        """Return what a site of an encoder holds or writes, at all positions, in float32 or wider.
+
+        Raises:
+            LensError: The run does not hold it: of bridged encoders it has residuals before and behind blocks.
+        """
+        cache = self.caches[encoder]
+        if isinstance(cache, ViTActivationCache):
+            return site_outputs(cache, [site])[:, 0]
+        check_bridged(site, self.tower(encoder))
+        held = cache[site.hook_name]
+        return held.to(torch.promote_types(held.dtype, torch.float32))
+
+    def ends(self, encoder: str) -> Int[Tensor, " batch"]:
+        """Return the position at which each text ends: of a bridged encoder, the last that it was told to look at."""
+        tower, ids, mask = self.tower(encoder), self.ids[encoder], self.masks[encoder]
+        if not isinstance(tower, BridgedTextEncoder):
+            return tower.ends(ids)
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return (places if mask is None else places * mask).amax(-1)
 
     def end_residual(self, encoder: str) -> Float[Tensor, "batch d_model"]:
         """Return an encoder's last residual at the end of each text, not normed: what a pooled vector is made of."""
@@ -171,7 +202,7 @@ class TextRun:
 
     def at_end(self, encoder: str, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch d"]:
         """Return an activation at the end of each text."""
-        return x[torch.arange(len(x), device=x.device), self.tower(encoder).ends(self.ids[encoder]).to(x.device)]
+        return x[torch.arange(len(x), device=x.device), self.ends(encoder).to(x.device)]
 
     def condition_of(
         self, tokens: Mapping[str, Float[Tensor, "batch pos _"]], ends: Mapping[str, Float[Tensor, "batch _"]]
@@ -192,7 +223,9 @@ class TextRun:
             for one in self.format.readings if one.pooled is not None and one.encoder not in ends
         }  # fmt: skip
         normed = {name: TextReadout(_as_it_is, one.projection) for name, one in readouts.items()}
-        return self.format.condition({**own_tokens, **tokens}, {**own_ends, **ends}, normed, self.condition.mask)
+        seen = {name: mask.bool() for name, mask in self.masks.items() if mask is not None}
+        mask = self.condition.mask
+        return self.format.condition({**own_tokens, **tokens}, {**own_ends, **ends}, normed, mask, seen)
 
     def format_norm(
         self, reading: Reading, x: Float[Tensor, "batch pos d_model"]
@@ -208,22 +241,23 @@ class TextRun:
         Args:
             encoder: The name of the encoder.
             tokens: Positions as addresses have them behind ``@``, one or several: a number, ``"eos"``, ``"pad"``, or a
-                word of the prompt in double quotes, ``'"star"'``.
+                word of the prompt in double quotes, ``'"star"'``. A bridged encoder's have no words: what stands in its
+                template would be taken for the prompt's.
 
         Raises:
             UnknownSiteError: It is no position.
-            LensError: A prompt has no such position.
+            LensError: A prompt has no such position, or words are asked of a bridged encoder.
             InterventionError: A prompt has no such word.
 
         >>> run = vl.TextRun.of(text_to_image, "a red star")
         >>> run.places("text_encoder", ["eos", '"red"']).nonzero()[:, 1].tolist()
         [2, 4]
         """
-        tower, ids = self.tower(encoder), self.ids[encoder]
+        ids = self.ids[encoder]
         found = torch.zeros(ids.shape, dtype=torch.bool)
         given = [tokens] if isinstance(tokens, (str, Position)) or as_index(tokens) is not None else tokens
         for position in [one if isinstance(one, Position) else Position.parse(str(one)) for one in given]:  # pyright: ignore[reportGeneralTypeIssues]
-            for row, end in enumerate(tower.ends(ids).tolist()):
+            for row, end in enumerate(self.ends(encoder).tolist()):
                 places = self._places(encoder, row, end, position)
                 if not places or max(places) >= ids.shape[1]:
                     raise LensError(
@@ -239,13 +273,23 @@ class TextRun:
             return [int(value)]  # pyright: ignore[reportArgumentType]
         if kind == "word":
             tower = self.tower(encoder)
+            if isinstance(tower, BridgedTextEncoder):
+                raise LensError(
+                    f"{position}: {encoder} reads a template around the prompt, in which the word may stand too; give "
+                    f"the numbers of positions, of run.ids[{encoder!r}]"
+                )
             known = prompt_tokenizer(tower.tokenizer, tower.cfg.n_vocab, tower.cfg.n_ctx)
             return known.places(self.ids[encoder][row].tolist(), str(value))
         if kind not in ("eos", "pad"):
             raise LensError(
                 f"position {position} is one of an image; a prompt has numbers, 'eos', 'pad' and '\"word\"'"
             )
-        return [end] if kind == "eos" else range(end + 1, self.ids[encoder].shape[1])
+        if kind == "eos":
+            return [end]
+        mask = self.masks[encoder]
+        if mask is not None and isinstance(self.tower(encoder), BridgedTextEncoder):  # some are filled up in front
+            return (~mask[row].bool()).nonzero()[:, 0].tolist()
+        return range(end + 1, self.ids[encoder].shape[1])
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -259,8 +303,39 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _cache(tower: HookedTextEncoder, held: dict[str, Tensor]) -> ViTActivationCache:
+def check_bridged(site: Site, tower: TextTower) -> None:
+    """Refuse a site that is not told of an encoder that TransformerLens' bridge hooks.
+
+    Raises:
+        LensError: It is such an encoder, and the site no residual before or behind a block.
+    """
+    if isinstance(tower, BridgedTextEncoder) and site.kind not in ("resid_pre", "resid_post"):
+        raise LensError(
+            f"{site}: of a {tower.cfg.architecture}, which TransformerLens' bridge hooks, lenses read the residuals "
+            "before and behind blocks, such as L3.resid_post. What its parts write is at the hook points of "
+            "run.tower(...), for run.edited(...)"
+        )
+
+
+def _check_filling(name: str, module: Any, mask: Tensor | None) -> None:
+    """Refuse filling that sees nothing, where the bridge and the pipeline's own attention fill it up differently.
+
+    Raises:
+        LensError: There is some.
+    """
+    kind = module.config._attn_implementation
+    if mask is not None and not bool(mask[:, 0].all()) and kind != "eager":
+        raise LensError(
+            f"{name} has filling in front of a prompt, which sees nothing and which the pipeline hands over: its "
+            f"{kind!r} attention and the bridge's give other numbers there. Call "
+            f"pipeline.{name}.set_attn_implementation('eager') first, and run the prompts again"
+        )
+
+
+def _cache(tower: TextTower, held: dict[str, Tensor]) -> dict[str, Tensor] | ViTActivationCache:
     """Return the cache of a run that is read at every position, whatever the tower's own output is."""
+    if isinstance(tower, BridgedTextEncoder):
+        return held
     every = AllTokens(tower.cfg, tower.ln_final, tower.unembed)
     return ViTActivationCache(held, tower, rows="all", read_out=every)
 
@@ -280,11 +355,9 @@ def check_prompts(encoder: PromptReader, prompts: Sequence[str]) -> None:
     vit_lens.errors.TextError: prompt 'star star ... has 17 tokens, and text_encoder reads 16; shorten it, ...
     """
     for one in encoder.format.readings:
-        tokenizer = encoder.towers[one.encoder].tokenizer
-        room = tokenizer.model_max_length if one.kind == "clip" else encoder.length or encoder.format.length or 0
         for text in prompts:
-            read = text.lower().strip() if encoder.format.name in _LOWERED else text
-            if (n := len(tokenizer(read, verbose=False)["input_ids"])) > room:
+            n, room = encoder.room(one.encoder, text)
+            if n > room:
                 raise TextError(
                     f"prompt {text!r:.60} has {n} tokens, and {one.encoder} reads {room}; shorten it, or cut its end "
                     "off with truncate=True"
@@ -303,12 +376,14 @@ def _keep_input(module: Any, told: dict[str, dict[str, Tensor]], name: str) -> A
     return module.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def _keep_parts(module: Any, kept: dict[str, Tensor]) -> list[Any]:
+def _keep_parts(kind: EncoderKind, module: Any, kept: dict[str, Tensor]) -> list[Any]:
     """Keep what a stock encoder's parts write, under the names of hook points; return the hooks' handles."""
-    inner = getattr(module, "text_model", module)  # newer releases of transformers have CLIPTextModel without it
-    is_t5 = hasattr(inner.encoder, "block")
-    handles = []
-    for layer, block in enumerate(inner.encoder.block if is_t5 else inner.encoder.layers):
+    is_t5, handles = kind is ENCODER_KINDS["t5"], []
+    for layer, block in enumerate(kind.blocks_of(module)):
+        if kind.is_bridged:
+            handles.append(_before(block, kept, f"blocks.{layer}.hook_resid_pre"))
+            handles.append(_after(block, kept, f"blocks.{layer}.hook_resid_post"))
+            continue
         attn = block.layer[0].SelfAttention if is_t5 else block.self_attn
         out, mlp = (attn.o, block.layer[1].DenseReluDense) if is_t5 else (attn.out_proj, block.mlp)
         middle = block.layer[1] if is_t5 else block.layer_norm2

@@ -24,7 +24,6 @@ from vit_lens.lenses import (
     check_prompts,
     checked_read,
     parse_text_lenses,
-    site_outputs,
 )
 from vit_lens.readers import TextProbe
 from vit_lens.reference import ReferenceMeans
@@ -209,8 +208,8 @@ class TextKind(InputKind):
     def norms(self, cache: TextRun, readings: list[LensReading]) -> list[float]:
         found = []
         for reading in readings:
-            held = cache.caches[reading.lens.moved_in(cache).encoder]  # pyright: ignore[reportAttributeAccessIssue]
-            found += [site_outputs(held, [site])[0].norm().item() for site in reading.sites]
+            name = reading.lens.moved_in(cache).encoder  # pyright: ignore[reportAttributeAccessIssue]
+            found += [cache.output(name, site)[0].norm().item() for site in reading.sites]
         return found
 
     def describe(self) -> dict[str, Any]:

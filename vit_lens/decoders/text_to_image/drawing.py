@@ -15,6 +15,7 @@ import torch
 
 from vit_lens.errors import ContractError, DecoderError, nearest
 from vit_lens.text_formats import TEXT_FORMATS, Reading, TextFormat
+from vit_lens.texts import ENCODER_KINDS
 
 _Config = Mapping[str, Any]
 # Samplers whose noise, if they add any, comes from the generators that they are handed.
@@ -37,9 +38,16 @@ class Drawn:
         steps: The number of steps by default, as the pipeline has it.
         guidance: The strength of guidance by default, as the pipeline has it.
         latent_channels: From the VAE's channels to the denoiser's; None where there is no VAE, and pixels are denoised.
+        vae: The class of the VAE in diffusers, and what its configuration calls its channels.
+        factor: From the VAE's configuration to the pixels for each latent, along each side.
+        schedulers: The samplers that the pipeline takes beside those of its kind (:data:`SCHEDULERS`).
         multiple: From the denoiser's configuration and the pixels for each latent to what sides must be multiples of.
         sample_size: The latents of a side by default; None where the denoiser's configuration says it.
         call: What else the pipeline is called with.
+        guided_by: What the pipeline calls the strength of guidance.
+        mask: What the pipeline calls the mask of a prompt's tokens.
+        sequences: From the denoiser's configuration to the positions and widths of several sequences of tokens, which
+            stand one behind the other in a condition; None where there is one.
     """
 
     denoiser: tuple[str, str]
@@ -49,19 +57,27 @@ class Drawn:
     steps: int
     guidance: float
     latent_channels: int | None = 1
+    vae: tuple[str, str] = ("AutoencoderKL", "latent_channels")
+    factor: Callable[[_Config], int] = lambda config: 2 ** (len(config["block_out_channels"]) - 1)
+    schedulers: tuple[str, ...] = ()
     multiple: Callable[[_Config, int], int] = lambda config, factor: math.lcm(8, factor)
     sample_size: int | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
+    guided_by: str = "guidance_scale"
+    mask: str = "prompt_attention_mask"
+    sequences: Callable[[_Config], list[tuple[int, int]]] | None = None
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The trained parts by name, with the classes of diffusers that they may be of, the usual one first."""
         name, cls = self.denoiser
-        return {name: (cls,)} | ({"vae": _AUTOENCODERS} if self.latent_channels else {})
+        return {name: (cls,)} | (
+            {"vae": (self.vae[0], *_DISTILLED.get(self.vae[0], ()))} if self.latent_channels else {}
+        )
 
 
 _UNET = ("unet", "UNet2DConditionModel")
-_AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")  # the second is a distillation of the first, such as TAESD
+_DISTILLED = {"AutoencoderKL": ("AutoencoderTiny",)}  # such as TAESD, which takes and gives what it was distilled from
 # Distillations that are told the guidance read no negative.
 _PLAIN = {"encoder_hid_dim_type": None, "class_embed_type": None, "time_cond_proj_dim": None}
 _IF_SAYS = {"encoder_hid_dim_type": "text_proj", "addition_embed_type": "text", "out_channels": 6}
@@ -103,6 +119,47 @@ DRAWN: dict[str, Drawn] = {
         multiple=lambda config, factor: math.lcm(8, factor * config["patch_size"]),
         # A picture is drawn at the size that was asked for; the bins would draw another, and resize it.
         call={"negative_prompt": None, "use_resolution_binning": False},
+    ),
+    "hunyuandit": Drawn(
+        denoiser=("transformer", "HunyuanDiT2DModel"), steps=50, guidance=5.0,
+        takes=lambda config: {"tokens": max(config["cross_attention_dim"], config["cross_attention_dim_t5"])},
+        multiple=lambda config, factor: math.lcm(16, factor * config["patch_size"]),
+        call={"use_resolution_binning": False},
+        sequences=lambda config: [
+            (config["text_len"], config["cross_attention_dim"]),
+            (config["text_len_t5"], config["cross_attention_dim_t5"]),
+        ],
+    ),
+    "sana": Drawn(
+        denoiser=("transformer", "SanaTransformer2DModel"), steps=20, guidance=4.5,
+        takes=lambda config: {"tokens": config["caption_channels"]}, says={"guidance_embeds": False},
+        vae=("AutoencoderDC", "latent_channels"),
+        factor=lambda config: 2 ** (len(config["encoder_block_out_channels"]) - 1),
+        schedulers=("DPMSolverMultistepScheduler",),
+        multiple=lambda config, factor: math.lcm(32, factor * config["patch_size"]),
+        call={"negative_prompt": None, "use_resolution_binning": False},
+    ),
+    "lumina2": Drawn(
+        denoiser=("transformer", "Lumina2Transformer2DModel"), steps=30, guidance=4.0,
+        takes=lambda config: {"tokens": config["cap_feat_dim"]},
+        multiple=lambda config, factor: math.lcm(16, factor * config["patch_size"]),
+    ),
+    "qwenimage": Drawn(
+        denoiser=("transformer", "QwenImageTransformer2DModel"), steps=50, guidance=4.0, latent_channels=4,
+        takes=lambda config: {"tokens": config["joint_attention_dim"]}, says={"guidance_embeds": False},
+        vae=("AutoencoderKLQwenImage", "z_dim"), factor=lambda config: 2 ** len(config["temperal_downsample"]),
+        multiple=lambda config, factor: 2 * factor, sample_size=128,
+        guided_by="true_cfg_scale", mask="prompt_embeds_mask",
+    ),
+    "flux2": Drawn(
+        denoiser=("transformer", "Flux2Transformer2DModel"), steps=50, guidance=4.0, latent_channels=4,
+        takes=lambda config: {"tokens": config["joint_attention_dim"]}, vae=("AutoencoderKLFlux2", "latent_channels"),
+        multiple=lambda config, factor: 2 * factor, sample_size=128,
+    ),
+    "flux2klein": Drawn(
+        denoiser=("transformer", "Flux2Transformer2DModel"), steps=50, guidance=4.0, latent_channels=4,
+        takes=lambda config: {"tokens": config["joint_attention_dim"]}, says={"guidance_embeds": False},
+        vae=("AutoencoderKLFlux2", "latent_channels"), multiple=lambda config, factor: 2 * factor, sample_size=128,
     ),
 }  # fmt: skip
 UPSCALER = Drawn(
@@ -188,7 +245,7 @@ def check_configs(drawn: Drawn, configs: Mapping[str, _Config], kind: str) -> di
     name, denoiser = drawn.denoiser[0], configs[drawn.denoiser[0]]
     wanted = dict(drawn.says)
     if drawn.latent_channels:
-        wanted["in_channels"] = drawn.latent_channels * configs["vae"]["latent_channels"]
+        wanted["in_channels"] = drawn.latent_channels * configs["vae"][drawn.vae[1]]
     for key, value in wanted.items():
         if denoiser.get(key) != value:
             raise DecoderError(
@@ -198,16 +255,19 @@ def check_configs(drawn: Drawn, configs: Mapping[str, _Config], kind: str) -> di
     return widths(drawn, denoiser)
 
 
+_WIDE = {"t5": "T5", "gemma2": "Gemma 2"}
+
+
 def check_dtype(one: Reading, dtype: torch.dtype) -> None:
-    """Refuse a T5 in float16.
+    """Refuse a T5 or a Gemma in float16.
 
     Raises:
         DecoderError: It is one.
     """
-    if one.kind == "t5" and dtype == torch.float16:
+    if one.kind in _WIDE and dtype == torch.float16:
         raise DecoderError(
-            f"{one.encoder} is a T5 in float16, whose residuals go beyond what float16 holds and are cut there; take "
-            "torch.bfloat16 or torch.float32 for the text encoders"
+            f"{one.encoder} is a {_WIDE[one.kind]} in float16, whose residuals go beyond what float16 holds and are "
+            "cut there; take torch.bfloat16 or torch.float32 for the text encoders"
         )
 
 
@@ -222,19 +282,21 @@ def check_encoders(format: TextFormat, configs: Mapping[str, _Config], takes: Ma
     Raises:
         ContractError: An encoder is of another kind or width.
     """
-    kinds = {"clip": ("clip_text_model", "clip"), "t5": ("t5", "umt5")}
-    sums, pooled = {"clip": 0, "t5": 0}, 0
+    clips, others, pooled = 0, [0], 0
     for one in format.readings:
-        config = configs[one.encoder]
-        if (kind := config.get("model_type")) not in kinds[one.kind]:
+        config, kind = configs[one.encoder], ENCODER_KINDS[one.kind]
+        if (said := config.get("model_type")) not in kind.model_types:
             raise ContractError(
-                f"{one.encoder} of format {format.name} is a {kind!r}, expected {kinds[one.kind][0]!r}: it belongs to "
+                f"{one.encoder} of format {format.name} is a {said!r}, expected {kind.model_types[0]!r}: it belongs to "
                 "another format"
             )
-        width = config["hidden_size"] if one.kind == "clip" else config["d_model"]
-        sums[one.kind] += 0 if one.below is None else width
+        width = kind.width(config)
+        if one.kind == "clip":
+            clips += 0 if one.below is None else width
+        else:
+            others.append(width * max(1, len(one.at)))
         pooled += config["projection_dim"] if one.pooled == "projected" else width if one.pooled else 0
-    found = {"tokens": max(sums.values())} | ({"pooled": pooled} if "pooled" in format.takes else {})
+    found = {"tokens": max(clips, *others)} | ({"pooled": pooled} if "pooled" in format.takes else {})
     for name, width in takes.items():
         if found[name] != width:
             encoders = " and ".join(one.encoder for one in format.readings)

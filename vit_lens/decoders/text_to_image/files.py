@@ -28,13 +28,15 @@ from vit_lens.files import check_fields, damaged
 from vit_lens.identity import MINI_SD
 from vit_lens.sources import no_progress_bars
 from vit_lens.text_formats import TEXT_FORMATS, Reading, TextFormat
+from vit_lens.texts import ENCODER_KINDS
 
 _CARD = "vit_lens.json"
 _UPSCALER = "IFSuperResolutionPipeline"
 _OF_ENCODER = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _OF_TOKENIZER = (
-    "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json",
-    "tokenizer_config.json", "vocab.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt", "preprocessor_config.json",
+    "processor_config.json", "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
 _TOKENIZERS_OF_THEIR_OWN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # two names of one class
 _ADVICE = "download the pipeline again"
@@ -88,7 +90,7 @@ def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.devic
     for part, classes in drawn.parts.items():
         _check_entry(directory, index, part, "diffusers", [*classes, *([drawn.older] if drawn.older else [])])
     _check_widths(directory, format, drawn)
-    known = SCHEDULERS[format.flow]
+    known = (*SCHEDULERS[format.flow], *drawn.schedulers)
     parts = {part: load_scheduler(directory / part, known, known) for part in schedulers}
     for part, classes in drawn.parts.items():
         older = drawn.older if part == drawn.denoiser[0] else None
@@ -131,14 +133,12 @@ def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) 
 
 
 def _encoder_class(one: Reading) -> str:
-    if one.kind == "t5":
-        return "T5EncoderModel"
-    return "CLIPTextModelWithProjection" if one.pooled == "projected" else "CLIPTextModel"
+    return ENCODER_KINDS[one.kind].classes[-1 if one.pooled == "projected" else 0]
 
 
 def _tokenizer_class(directory: Path, index: Mapping[str, Any], part: str, one: Reading) -> str:
     """Return what the index names, as the stock pipeline goes by it; where it names nothing, what the format has."""
-    own = "CLIPTokenizer" if one.kind == "clip" else "T5Tokenizer"
+    own = ENCODER_KINDS[one.kind].tokenizer
     classes = {own: own, f"{own}Fast": own} | dict.fromkeys(_TOKENIZERS_OF_THEIR_OWN, "PreTrainedTokenizerFast")
     said = index.get(part) or ["transformers", own]
     if not isinstance(said, list) or said[0] != "transformers" or said[-1] not in classes:
@@ -194,5 +194,5 @@ def _check_widths(directory: Path, format: TextFormat, drawn: Drawn) -> Mapping[
 
 
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:
-    zeros = index.get("force_zeros_for_empty_prompt")
-    return {} if zeros is None else {"force_zeros_for_empty_prompt": bool(zeros)}
+    names = ("force_zeros_for_empty_prompt", "is_distilled")
+    return {name: bool(index[name]) for name in names if index.get(name) is not None}

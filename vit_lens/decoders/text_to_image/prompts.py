@@ -26,9 +26,11 @@ from vit_lens.decoders.text_to_image.drawing import (
     text_parts,
     widths,
 )  # fmt: skip
+from vit_lens.decoders.text_to_image.encoding import encode, room
 from vit_lens.errors import DecoderError, TextError
-from vit_lens.models import HookedTextEncoder
-from vit_lens.text_formats import Readout, TextFormat
+from vit_lens.models import BridgedTextEncoder, HookedTextEncoder
+from vit_lens.text_formats import Reading, Readout, TextFormat
+from vit_lens.texts import ENCODER_KINDS
 
 # FLUX.1 [schnell] was distilled on fewer positions than [dev], and has no guidance to be told.
 _SCHNELL_LENGTH = 256
@@ -42,16 +44,16 @@ class PromptEncoder:
 
     Args:
         pipeline: A text-to-image pipeline of diffusers in memory; its denoiser may be None.
-        length: The number of positions that T5 reads; None for the pipeline's own number. Formats without T5, and "if",
-            leave no choice.
+        length: The number of positions that are read of T5 or of a decoder-only encoder; None for the pipeline's own
+            number. Formats of CLIP alone, "if", "hunyuandit" and "qwenimage" leave no choice.
 
     Attributes:
         format: What the format reads of its encoders.
         encoders: The text encoders by name.
-        length: The number of positions that T5 reads; None where there is no T5, or no choice.
+        length: The number of positions that are read; None where there is no choice.
 
     Raises:
-        DecoderError: It is no such pipeline, lacks an encoder or a tokenizer, or has a T5 in float16.
+        DecoderError: It is no such pipeline, lacks an encoder or a tokenizer, or has a T5 or Gemma in float16.
         ContractError: Its encoders are of another kind or width than its denoiser was trained with.
 
     >>> vl.decoders.PromptEncoder(decoder)
@@ -92,7 +94,7 @@ class PromptEncoder:
 
         Args:
             name: A local directory that a pipeline was saved in, or a Hub id.
-            length: The number of positions that T5 reads; None for the pipeline's own number.
+            length: The number of positions that are read; None for the pipeline's own number.
             dtype: The dtype of the encoders.
             device: The device of the encoders.
 
@@ -129,20 +131,36 @@ class PromptEncoder:
     @property
     def readouts(self) -> dict[str, Readout]:
         """The final norm of each encoder, and its projection where it has one."""
-        return {name: _readout(encoder) for name, encoder in self.encoders.items()}
+        return {one.encoder: _readout(one, self.encoders[one.encoder]) for one in self.format.readings}
 
     @property
-    def towers(self) -> dict[str, HookedTextEncoder]:
-        """The encoders as hooked towers, which share their weights."""
+    def towers(self) -> dict[str, HookedTextEncoder | BridgedTextEncoder]:
+        """The encoders as hooked towers, which share their weights: our own of CLIP and T5, others through the bridge.
+
+        Raises:
+            UnsupportedTowerError: TransformerLens' bridge does not take an encoder; everything else here goes without.
+        """
         return self._towers
 
     @cached_property
-    def _towers(self) -> dict[str, HookedTextEncoder]:
+    def _towers(self) -> dict[str, HookedTextEncoder | BridgedTextEncoder]:
         tokenizers = {name: self._pipe.components[each] for name, each in text_parts(self.format).items()}
-        return {
-            name: HookedTextEncoder.from_module(encoder, tokenizer=tokenizers[name], copy=False)
-            for name, encoder in self.encoders.items()
-        }
+        made = {}
+        for one in self.format.readings:
+            hooked = BridgedTextEncoder if ENCODER_KINDS[one.kind].is_bridged else HookedTextEncoder
+            name = one.encoder
+            made[name] = hooked.from_module(self.encoders[name], tokenizer=tokenizers[name], copy=False)
+        return made
+
+    def room(self, encoder: str, prompt: str) -> tuple[int, int]:
+        """Return how many tokens an encoder gets of a prompt, those of a template included, and how many it reads.
+
+        Args:
+            encoder: The name of the encoder.
+            prompt: The prompt.
+        """
+        reading = next(one for one in self.format.readings if one.encoder == encoder)
+        return room(self.format, self._pipe, reading, prompt, self.length)
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Return the condition of each prompt, as the pipeline's own ``encode_prompt`` makes it.
@@ -163,56 +181,44 @@ class PromptEncoder:
     def _encode(self, prompts: Sequence[str], *, guided: bool) -> tuple[Condition, Condition | None]:
         if isinstance(prompts, str) or not prompts or not all(isinstance(one, str) for one in prompts):
             raise TextError(f"prompts are {str(prompts)[:80]!r}; expected a list of texts, at least one")
-        arguments: dict[str, Any] = {"prompt": list(prompts), "device": self.device, "num_images_per_prompt": 1}
-        more = {"flux": ["prompt_2"], "sdxl": ["prompt_2"], "sd3": ["prompt_2", "prompt_3"]}
-        arguments |= dict.fromkeys(more.get(self.format.name, []))
-        if self.format.negative is not None:
-            arguments["do_classifier_free_guidance"] = guided
-        if self.length is not None:
-            arguments["max_sequence_length"] = self.length
         with torch.no_grad():
-            found = self._pipe.encode_prompt(**arguments)
-        if self.format.name == "flux":
-            return Condition(tokens=found[0], pooled=found[1]), None
-        if self.format.masked:
-            pairs = [{"tokens": found[0], "mask": found[1]}, {"tokens": found[2], "mask": found[3]}]
-        elif "pooled" in self.format.takes:
-            pairs = [{"tokens": found[0], "pooled": found[2]}, {"tokens": found[1], "pooled": found[3]}]
-        else:
-            pairs = [{"tokens": found[0]}, {"tokens": found[1]}]
-        return _condition(pairs[0]), _condition(pairs[1]) if guided else None
+            return encode(self.format, self._pipe, prompts, guided=guided, length=self.length)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} of {len(_blocks(one))} blocks" for name, one in self.encoders.items())
+        sizes = ", ".join(
+            f"{one.encoder} of {len(ENCODER_KINDS[one.kind].blocks_of(self.encoders[one.encoder]))} blocks"
+            for one in self.format.readings
+        )
         return f"PromptEncoder({self.format.pipeline}: {sizes})"
 
 
 def _length(format: TextFormat, said: int | None, denoiser: Mapping[str, Any] | None) -> int | None:
-    """Return the number of positions that T5 reads; None where there is no T5, or no choice."""
+    """Return the number of positions that are read; None where there is no choice."""
     if format.length is None or format.name == "if":
         if said is not None:
             raise DecoderError(f"format {format.name} leaves no choice of length; got length={said!r}")
         return None
     if said is not None and (as_index(said) or 0) < 1:
         raise DecoderError(f"length must be a whole number of positions, at least 1, got {said!r}")
-    is_schnell = denoiser is not None and denoiser.get("guidance_embeds") is False
+    is_schnell = format.name == "flux" and denoiser is not None and denoiser.get("guidance_embeds") is False
     return said or (_SCHNELL_LENGTH if is_schnell else format.length)
 
 
-def _condition(parts: dict[str, Tensor]) -> Condition:
-    return Condition(**{name: part.bool() if name == "mask" else part for name, part in parts.items()})
+def _eos(encoder: Any) -> int:
+    return getattr(encoder, "text_model", encoder).eos_token_id
 
 
-def _inner(encoder: Any) -> Any:
-    return getattr(encoder, "text_model", encoder)  # newer releases of transformers have CLIPTextModel without it
+def _readout(one: Reading, encoder: Any) -> Readout:
+    norm = ENCODER_KINDS[one.kind].norm_of(encoder)
+    if norm is None:
+        return Readout(_as_it_is)
+    centre = _centred if isinstance(norm, torch.nn.LayerNorm) else _as_it_is
+    return Readout(norm, getattr(encoder, "text_projection", None), centre)
 
 
-def _blocks(encoder: Any) -> Any:
-    inner = _inner(encoder).encoder
-    return inner.block if hasattr(inner, "block") else inner.layers
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
-def _readout(encoder: Any) -> Readout:
-    inner = _inner(encoder)
-    norm = inner.final_layer_norm if hasattr(inner, "final_layer_norm") else inner.encoder.final_layer_norm
-    return Readout(norm, getattr(encoder, "text_projection", None))
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)

@@ -44,7 +44,7 @@ class Stage:
         self.takes = check_configs(drawn, configs_of(self.trained), name)
         self.denoiser = self.trained[drawn.denoiser[0]]
         self._others = {part: parts[part] for part in others}
-        scheduler, known = parts["scheduler"], SCHEDULERS[flow]
+        scheduler, known = parts["scheduler"], (*SCHEDULERS[flow], *drawn.schedulers)
         stochastic = " with stochastic_sampling" if scheduler.config.get("stochastic_sampling") else ""
         if type(scheduler).__name__ not in known or stochastic:
             raise DecoderError(
@@ -56,7 +56,7 @@ class Stage:
     @property
     def factor(self) -> int:
         """Pixels for each number of the denoiser, along each side."""
-        return 2 ** (len(self.trained["vae"].config["block_out_channels"]) - 1) if "vae" in self.trained else 1
+        return self.drawn.factor(self.trained["vae"].config) if "vae" in self.trained else 1
 
     @property
     def default_size(self) -> tuple[int, int]:

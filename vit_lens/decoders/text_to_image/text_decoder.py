@@ -45,8 +45,8 @@ class TextDecoder(Decoder):
 
     Args:
         pipeline: A text-to-image pipeline in memory: Stable Diffusion 1 and 2, SDXL, DeepFloyd IF, FLUX.1, Stable
-            Diffusion 3 or PixArt-alpha. Its text encoders may be None; what draws is set to evaluation mode. Safety
-            checkers and watermarks are left out.
+            Diffusion 3, PixArt-alpha, HunyuanDiT, Sana, Lumina 2, Qwen-Image, FLUX.2 [dev] or [klein]. Its text
+            encoders may be None; what draws is set to evaluation mode. Safety checkers and watermarks are left out.
         upscaler: An ``IFSuperResolutionPipeline`` in memory that draws what "if" drew, larger; None for none.
         encoder: The encoder that it was made for, as a :class:`PromptEncoder`, a model or an id; None where it is not
             known, and not checked.
@@ -79,11 +79,12 @@ class TextDecoder(Decoder):
         self._second: Stage | None = None
         if upscaler is not None:
             self._second = self._upscaler(upscaler)
+        self._is_distilled = bool(pipeline.config.get("is_distilled"))  # FLUX.2 [klein] says so of itself
         self._zeros = self.format.negative == "zeros" and pipeline.config.get("force_zeros_for_empty_prompt", True)
         self._empty: Condition | None = None
         if all(parts.get(name) is not None for pair in text_parts(self.format).items() for name in pair):
             text = PromptEncoder(pipeline)
-            self._empty = None if self._zeros else text.negative()
+            self._empty = None if self._zeros or self._is_distilled else text.negative()
         self._weights = KnownWeights()
         self.encoder_id: str | None = None if encoder is None else encoder_id_of(encoder)
         self.decoder_id: str = decoder_id or f"module@{self.fingerprint}"
@@ -334,7 +335,8 @@ class TextDecoder(Decoder):
             settings.scheduler,
             self._embeds(rows, empty, settings.guidance)
             | {
-                "num_inference_steps": settings.steps, "guidance_scale": settings.guidance, "generator": generators,
+                "num_inference_steps": settings.steps, self._first.drawn.guided_by: settings.guidance,
+                "generator": generators,
                 "height": settings.height, "width": settings.width,
             },
         )  # fmt: skip
@@ -353,15 +355,27 @@ class TextDecoder(Decoder):
 
     def _embeds(self, rows: Condition, empty: Condition | None, guidance: float) -> dict[str, Any]:
         """Return the arguments of a pipeline that a condition is handed over in."""
-        words = {"tokens": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
-        found = {}
+        drawn, found = self._first.drawn, {}
+        words = {"tokens": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": drawn.mask}
         for name, part in rows.parts().items():
             kind = torch.int64 if name == "mask" else self.dtype
-            found[words[name]] = part.to(kind)
+            found |= self._sequences(words[name], part.to(kind))
             if empty is not None and self._guided(guidance):
                 away = empty.parts()[name].to(self.device, kind)
-                found[f"negative_{words[name]}"] = away.expand(len(rows), *away.shape[1:])
+                found |= self._sequences(f"negative_{words[name]}", away.expand(len(rows), *away.shape[1:]))
         return found
+
+    def _sequences(self, word: str, part: Tensor) -> dict[str, Tensor]:
+        """Return the arguments that a part is handed over in: where there are several sequences, one for each."""
+        drawn = self._first.drawn
+        if drawn.sequences is None:
+            return {word: part}
+        sizes = drawn.sequences(self._first.denoiser.config)
+        pieces = part.split([length for length, _ in sizes], dim=1)
+        return {
+            f"{word}_{number}" if number > 1 else word: piece if piece.ndim == 2 else piece[..., :width]
+            for number, (piece, (_, width)) in enumerate(zip(pieces, sizes, strict=True), start=1)
+        }
 
     def _away(self, condition: Condition, negative: Condition | None, settings: Any) -> Condition | None:
         """Return what guidance leads away from, checked; None where there is no guidance."""
@@ -382,7 +396,8 @@ class TextDecoder(Decoder):
             self.check(found)
         except ContractError as error:
             raise ContractError(f"the negative: {error}") from None
-        if len(found) != 1 or found.shapes() != condition.shapes():
+        is_free = self.format.name == "qwenimage"  # which reads as many positions as a prompt has
+        if len(found) != 1 or (found.shapes() != condition.shapes() and not is_free):
             raise ContractError(
                 f"the negative is {found!r}; expected one row of {condition.words()}, as the condition has: take "
                 "PromptEncoder(...).negative() of the same length"
@@ -409,11 +424,13 @@ class TextDecoder(Decoder):
         return (made.permute(0, 2, 3, 1) * 255).round().to("cpu", torch.uint8).contiguous()
 
     def _guided(self, guidance: float) -> bool:
-        return self.format.negative is not None and guidance > 1
+        return self.format.negative is not None and not self._is_distilled and guidance > 1
 
     @property
     def _guidable(self) -> bool:
-        return self.format.negative is not None or self._first.denoiser.config["guidance_embeds"]
+        if self.format.negative is None:
+            return self._first.denoiser.config["guidance_embeds"]
+        return not self._is_distilled
 
     def _trained(self) -> dict[str, Any]:
         second = {} if self._second is None else self._second.trained
@@ -434,7 +451,7 @@ class TextDecoder(Decoder):
     def _defaults(self) -> TextSettings:
         drawn, (height, width) = self._first.drawn, self._first.default_size
         own = TextSettings(steps=drawn.steps, guidance=drawn.guidance, height=height, width=width)
-        if not self._guidable:  # FLUX.1 [schnell], distilled to few steps
+        if not self._guidable:  # FLUX.1 [schnell] and FLUX.2 [klein], distilled to few steps
             return override(own, {"steps": 4, "guidance": 0.0})
         if self._second is None:
             return own
