@@ -146,7 +146,7 @@ def load_part(
     said = config.get("_class_name")
     if said not in (*classes, older):
         raise DecoderError(f"{path}: class {said!r}, expected {' or '.join(classes)}")
-    cls = classes[0] if said == older else said
+    cls = next((one for one in classes if one == said), classes[0])
     with torch.device("meta"):
         others = [] if older is None else [getattr(diffusers, older)]
         written = _WRITTEN_BESIDE.get(cls, ())

@@ -114,7 +114,9 @@ class DiffusionSteeringLens(ResidualLens):
         """Return whether the site is something written to the residual stream, not the stream itself."""
         return not site.is_residual
 
-    def check_sites(self, model: Tower, sites: Sites) -> list[Site]:
+    def check_sites(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, model: Tower, sites: Sites
+    ) -> list[Site]:
         """Return the sites if they are heads, attention blocks or MLPs of the model.
 
         Raises:

@@ -18,7 +18,7 @@ from vit_lens.attribution import check_tensor, finite
 from vit_lens.errors import LensError, OutputError, ReferenceMismatchError, TextError, nearest
 from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.identity import fingerprint
-from vit_lens.lenses import PromptReader, Sites, TextDiffusionLens, TextRun, site_outputs
+from vit_lens.lenses import PromptReader, Sites, TextDiffusionLens, TextRun
 
 _FORMAT = "vit_lens.text_probe.1"
 _ADVICE = "TextProbe.fit(encoder, prompts, labels).save(path) makes one"
@@ -226,7 +226,7 @@ class TextProbe:
 
 def _at(run: TextRun, encoder: str, position: str, site: Site) -> Float[Tensor, "batch d_model"]:
     """Return what a site holds or writes at a position; the mean, where that is several."""
-    output, places = site_outputs(run.caches[encoder], [site])[:, 0], run.places(encoder, position)
+    output, places = run.output(encoder, site), run.places(encoder, position)
     share = places.to(output) / places.sum(-1, keepdim=True)
     return (output * share[..., None]).sum(1)
 

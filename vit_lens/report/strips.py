@@ -2,9 +2,8 @@
 
 __all__ = ["Strip", "strips_of"]
 
-from typing import NamedTuple
-
-import pandas as pd
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from vit_lens.records import Record, has_picture
 from vit_lens.report.thumbs import inline_pictures
@@ -34,18 +33,17 @@ def strips_of(record: Record) -> list[Strip]:
     table = record.table
     first = next(one for one in record.readings.values() if not one.control)
     shown = [first, *(one for one in record.readings.values() if one.control and one.of == first.id)]
-    stream = table[
-        ((table["site_type"] == "resid_post") | (table["site"] == "L0.resid_pre"))
-        & (table["seed"] == table["seed"].iloc[0])
-    ]
-    pictures = inline_pictures(record.picture, [int(row) for row in stream["row"]], _BUDGET)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
+    stream = [row for row in rows if row["site_type"] == "resid_post" or row["site"] == "L0.resid_pre"]
+    stream = [row for row in stream if row["seed"] == rows[0]["seed"]]
+    pictures = inline_pictures(record.picture, [int(row["row"]) for row in stream], _BUDGET)
     names = {int(one["index"]): str(one["name"]) for one in record.manifest["inputs"] if not has_picture(one)}
     return [
         Strip(
             name if not reading.control else f"control: {reading.control}", reading.control,
             [
                 _cell(row, pictures.get(int(row["row"]), ""))
-                for _, row in stream[(stream["input"] == index) & (stream["reading"] == reading.id)].iterrows()
+                for row in stream if row["input"] == index and row["reading"] == reading.id
             ],
         )
         for index, name in names.items()
@@ -53,7 +51,7 @@ def strips_of(record: Record) -> list[Strip]:
     ]  # fmt: skip
 
 
-def _cell(row: pd.Series, picture: str) -> Cell:
+def _cell(row: Mapping[str, Any], picture: str) -> Cell:
     n_blocks = int(row["layer"]) + (row["site_type"] == "resid_post")
     heading = "embedding" if n_blocks == 0 else f"{n_blocks} block{'s' if n_blocks > 1 else ''}"
     return Cell(heading, picture, str(row["site"]), float(row["cos_lens_clean"]))
