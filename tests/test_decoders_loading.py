@@ -198,8 +198,8 @@ def test_mini_is_package_data(saved, tmp_path, monkeypatch):
     from vit_lens.decoders import part_files
     from vit_lens.errors import DecoderError
 
-    monkeypatch.setattr(part_files, "MINI_FILES", tmp_path / "vit_lens" / "mini" / "pair")
-    with pytest.raises(DecoderError, match="lacks the embedded pair 'mini'"):
+    monkeypatch.setitem(part_files._EMBEDDED, "mini", tmp_path / "vit_lens" / "mini" / "pair" / "decoder")
+    with pytest.raises(DecoderError, match="lacks the embedded 'mini'"):
         load("mini")
     shutil.copytree(saved, tmp_path / "vit_lens" / "mini" / "pair" / "decoder")
     assert load("mini").decoder_id == "vit_lens/mini"

@@ -115,8 +115,8 @@ class BridgedTextEncoder(LoudHookedRootModule):
         if architecture not in architecture_adapter_factory.SUPPORTED_ARCHITECTURES:
             raise UnsupportedTowerError(
                 f"TransformerLens {importlib.metadata.version('transformer-lens')} has no bridge for {architecture}, "
-                f"which a {name} is: install a later transformer-lens. PromptEncoder.encode, which needs none, gives the "
-                "pipeline's own condition"
+                f"which a {name} is: install a later transformer-lens. PromptEncoder.encode, which needs none, gives "
+                "the pipeline's own condition"
             )
         shell = _shell(encoder, kind, architecture, copy)
         return cls(_config(shell, architecture), _bridge(shell, architecture), kind, tokenizer=tokenizer)
