@@ -146,7 +146,7 @@ def _path():
 def test_what_the_system_refuses_is_one_line(vit_lens, work, monkeypatch):
     from vit_lens import report
 
-    def refuse(*args):
+    def refuse(*args, **more):
         raise PermissionError(13, "Permission denied", "record/table.csv")
 
     monkeypatch.setattr(report, "write_report", refuse)
