@@ -219,7 +219,6 @@ def test_the_command_makes_means_and_sweeps_from_them(vit_lens, tmp_path):
     for more, message in (
         (["sweep", *sweep[1:], "--lens", "dsl-mean:alpha=5"], "dsl-mean needs means over other prompts"),
         (["reference", *given, "--positions", "all"], "--positions would have no effect on --prompts"),
-        (["reference", "--prompts", "a red star"], "--prompts needs --model"),
         (["reference", "x.png", "--truncate"], "--truncate is for --prompts"),
     ):
         status, _, error = vit_lens(*more, "--out", tmp_path / "other.safetensors")

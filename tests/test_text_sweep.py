@@ -262,7 +262,6 @@ def test_the_command_sweeps_prompts(vit_lens, tmp_path):
     assert record.complete and names == ["a red star", "a blue ring", "a green cross"]
     assert [one.control for one in record.readings.values()] == ["", "empty"] and len(record.table) == 12
     for more, message in (
-        ([], "--prompts needs --model, the directory or Hub id of a text-to-image pipeline"),
         (["--model", folder, "--gallery", tmp_path, "--fast"], "--gallery, --fast would have no effect on --prompts"),
         (["--model", folder, "--decoder", "none", "--steps", "3"], "--steps would have no effect"),
         (["--model", folder, "--prompts", "none.txt"], "none.txt"),
@@ -271,6 +270,10 @@ def test_the_command_sweeps_prompts(vit_lens, tmp_path):
         status, _, error = vit_lens(*given[:-1], tmp_path / "other", *more)
         assert status == 2 and message in error, (more, error)
     assert vit_lens("sweep", "x.png", "--truncate")[2].count("--prompts")
+    embedded = ["sweep", "--prompts", "a red star", "--out", tmp_path / "embedded", "--steps", "1"]
+    assert vit_lens(*embedded)[0] == 0
+    record = Record.load(tmp_path / "embedded")
+    assert record.manifest["decoder"]["decoder_id"] == "vit_lens/mini-sd" and len(record.table) == 9
 
 
 def test_prompts_stand_above_images_on_one_page(record, tmp_path):

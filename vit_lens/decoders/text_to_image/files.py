@@ -1,6 +1,6 @@
 """The folders of text-to-image pipelines: what draws and what reads, each half loaded alone."""
 
-__all__ = ["TextCard", "load_drawing", "load_text", "name_of", "read_text_card"]
+__all__ = ["TextCard", "load_drawing", "load_text", "name_of"]
 
 import inspect
 from collections.abc import Mapping
@@ -50,13 +50,9 @@ class TextCard:
     guidance: float | int | None = None
 
 
-def read_text_card(name: str | Path) -> dict[str, Any]:
-    """Return the settings that a pipeline's ``vit_lens.json`` gives; none where there is no such file.
-
-    Raises:
-        DecoderError: There is no such pipeline, or the file is not such a card.
-    """
-    path = find_index(name).parent / _CARD
+def _said(directory: Path) -> dict[str, Any]:
+    """Return the settings that a pipeline's ``vit_lens.json`` gives; none where there is no such file."""
+    path = directory / _CARD
     if not path.is_file():
         return {}
     card = TextCard(**check_fields(TextCard, read_config(path), str(path), DecoderError))
@@ -71,8 +67,8 @@ def name_of(name: str | Path) -> tuple[str, bool]:
     return (f"local/{directory.resolve().name}", True) if directory.is_dir() else (f"hf/{name}", False)
 
 
-def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> Any:
-    """Load what draws of a pipeline; return the stock pipeline without its text encoders.
+def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, dict[str, Any]]:
+    """Load what draws of a pipeline; return the stock pipeline without its text encoders, and what its card says.
 
     Raises:
         DecoderError: There is no such pipeline, or something is wrong with its files.
@@ -95,7 +91,7 @@ def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.devic
     for part, classes in drawn.parts.items():
         older = drawn.older if part == drawn.denoiser[0] else None
         parts[part] = load_part(directory / part, *classes, dtype=dtype, device=device, older=older)
-    return stock(kind, parts, **_options(index))
+    return stock(kind, parts, **_options(index)), _said(directory)
 
 
 def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, Mapping[str, Any] | None]:

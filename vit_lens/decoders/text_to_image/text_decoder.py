@@ -117,17 +117,17 @@ class TextDecoder(Decoder):
             CheckpointError: Weights are missing, truncated, extra or misshapen.
             ContractError: The text encoders beside it are of another width than its denoiser takes.
         """
-        from vit_lens.decoders.text_to_image.files import load_drawing, name_of, read_text_card
+        from vit_lens.decoders.text_to_image.files import load_drawing, name_of
 
-        pipeline = load_drawing(name, dtype, device)
-        second = None if upscaler is None else load_drawing(upscaler, dtype, device)
+        pipeline, said = load_drawing(name, dtype, device)
+        second = None if upscaler is None else load_drawing(upscaler, dtype, device)[0]
         decoder_id, is_local = name_of(name)
         if upscaler is not None:
             decoder_id += f"+{name_of(upscaler)[0]}"
         made = cls(pipeline, upscaler=second, encoder=encoder, decoder_id=decoder_id)
         if is_local:
             made.decoder_id += f"@{made.fingerprint}"
-        made.defaults = override(made.defaults, read_text_card(name))
+        made.defaults = override(made.defaults, said)
         made.source = {"name": str(name), "encoder": made.encoder_id, "dtype": dtype, "device": str(device)}
         return made
 
