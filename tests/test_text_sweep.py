@@ -274,6 +274,8 @@ def test_the_command_sweeps_prompts(vit_lens, tmp_path):
     assert vit_lens(*embedded)[0] == 0
     record = Record.load(tmp_path / "embedded")
     assert record.manifest["decoder"]["decoder_id"] == "vit_lens/mini-sd" and len(record.table) == 9
+    page = (tmp_path / "embedded" / "report.html").read_text()
+    assert "Embedded text-to-image model" in page and 'id="real-weights"' not in page
 
 
 def test_prompts_stand_above_images_on_one_page(record, tmp_path):

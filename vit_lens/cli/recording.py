@@ -57,10 +57,10 @@ def demo(out: flags.Out = Path("vit-lens-demo"), open_page: flags.Open = False) 
             beside=replace(mini_beside(model), gallery=gallery, means=means), progress=True,
             command=intake.command_line(), notes=mini_notes(model),
         )  # fmt: skip
+    painter = TextDecoder.from_pretrained("mini-sd")
     prompts = run(
-        PromptEncoder.from_pretrained("mini-sd"), TextDecoder.from_pretrained("mini-sd"), SENTENCES,
-        controls=Controls(kinds=["random", "empty"]), out=out / "prompts", progress=True,
-        command=intake.command_line(),
+        PromptEncoder.from_pretrained("mini-sd"), painter, SENTENCES, controls=Controls(kinds=["random", "empty"]),
+        out=out / "prompts", progress=True, command=intake.command_line(), notes=mini_notes(painter),
     )  # fmt: skip
     _page(record.path, open_page, prompts=prompts.path)
 
@@ -166,7 +166,8 @@ def sweep(
             controls=Against(drawn=controls, seed=control_seed, kinds=control_kind or ("random",)), budget=allowance,
             execution=execution,
         )  # fmt: skip
-        return _run(made, out, only_plan, page, allowance, started, shown=made.decoder is not None, notes=())
+        shown, notes = made.decoder is not None, mini_notes(made.decoder) if made.decoder else ()
+        return _run(made, out, only_plan, page, allowance, started, shown=shown, notes=notes)
     if truncate or control_kind or probe or noise != "shared":
         raise VitLensError("--truncate, --control-kind, --probe and --noise are for --prompts, which were not given")
     found = intake.find_given(paths, images)

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vit_lens.identity import MINI_ENCODER, MINI_FILES, MINI_SD_FILES
+from vit_lens.decoders import Decoder
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, MINI_SD, MINI_SD_FILES
 from vit_lens.mini import world
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery
 from vit_lens.sweeping import Beside
 from vit_lens.texts import TextBank, ZeroShotLabels
+from vit_lens.towers import Tower
 
 _HERE = Path(__file__).parent
 PAIR = MINI_FILES
@@ -30,10 +32,12 @@ SENTENCES = ("a red solid star left of a blue striped ring", "below a cyan strip
 JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
 
 
-_NOTE = (
-    "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
-    "Nothing here is known for larger models."
-)
+_NOTES = {
+    MINI_ENCODER: "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
+    "Nothing here is known for larger models.",
+    MINI_SD: "Embedded text-to-image model, trained on synthetic scenes of 32 pixels. "
+    "Nothing here is known for larger models.",
+}
 _SCENES, _SCENE_SEED = 96, 2024
 
 
@@ -95,14 +99,15 @@ def mini_beside(model: HookedViT, *, drawn: bool = True) -> Beside:
     return Beside(labels=mini_labels(texts), texts=texts, groups=mini_groups(), live=True)
 
 
-def mini_notes(model: HookedViT) -> list[str]:
-    """Return what a record of the embedded pair says of itself; nothing for another encoder.
+def mini_notes(part: Tower | Decoder) -> list[str]:
+    """Return what a record of an embedded model says of itself, by its encoder or decoder; nothing for another.
 
     >>> from vit_lens.mini import mini_notes
     >>> mini_notes(model)[0][:47]
     'Embedded pair: a small CLIP and decoder trained'
     """
-    return [_NOTE] if model.encoder_id == MINI_ENCODER else []
+    ids = (getattr(part, "encoder_id", None), getattr(part, "decoder_id", None))
+    return [note for known, note in _NOTES.items() if known in ids]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from vit_lens.errors import RecordError
-from vit_lens.identity import MINI_ENCODER
+from vit_lens.identity import MINI_ENCODER, MINI_SD
 from vit_lens.records import (
     LIVE_BUDGET,
     Reading,
@@ -116,7 +116,8 @@ def _header(record: Record) -> dict[str, Any]:
         "legacy": manifest["batch_plan"].get("noise") == "legacy",
         "untrained": any(part and part.get("untrained") for part in (model, decoder)),
         "shared": bool(table["same_as"].notna().any()),
-        "mini": encoder_id == MINI_ENCODER, "notes": [str(note) for note in manifest["notes"]],
+        "mini": MINI_ENCODER == encoder_id or bool(decoder and decoder["decoder_id"] == MINI_SD),
+        "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "provenance": _provenance(manifest),
     }  # fmt: skip
