@@ -104,3 +104,12 @@ def test_the_text_encoder_has_its_name():
     assert (model.encoder_id, model.cfg.n_layers, model.cfg.n_heads) == ("vit_lens/mini-sd", 8, 8)
     assert model.to_str_tokens("a red star") == ["<start>", "a", "red", "star", "<end>"]
     assert model.verify(STILL_LIFE / "text_encoder").passed
+
+
+def test_a_word_that_the_world_has_not_is_told():
+    """The tokenizer would read it as unknown, and the picture would look like any other."""
+    from vit_lens.decoders import PromptEncoder
+    from vit_lens.errors import TextError
+
+    with pytest.raises(TextError, match=r"does not know 'reed' \(nearest: .*'red'.*\) in the prompt 'a reed star'"):
+        PromptEncoder.from_pretrained("mini-sd").encode(["a red star", "a reed star"])

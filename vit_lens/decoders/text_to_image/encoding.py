@@ -1,6 +1,6 @@
 """How each pipeline encodes prompts: what its ``encode_prompt`` is called with and returns, and how much it reads."""
 
-__all__ = ["encode", "room"]
+__all__ = ["check_words", "encode", "room"]
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.text_formats import Reading, TextFormat
+from vit_lens.texts import ENCODER_KINDS, check_known
 
 # What encode_prompt must be given although it is nothing.
 _NOTHING = {"flux": ["prompt_2"], "sdxl": ["prompt_2"], "sd3": ["prompt_2", "prompt_3"]}
@@ -84,6 +85,19 @@ def _condition(parts: Mapping[str, Tensor]) -> Condition:
 
 def _instruction(pipe: Any) -> list[str]:
     return list(inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default)
+
+
+def check_words(format: TextFormat, pipe: Any, prompts: Sequence[str]) -> None:
+    """Refuse a prompt with a word that a tokenizer does not know; those of bridged encoders know every byte.
+
+    Raises:
+        TextError: There is one; the message names it.
+    """
+    texts = [one.lower() if format.name in _LOWERED else one for one in prompts]
+    for one in format.readings:
+        if not ENCODER_KINDS[one.kind].is_bridged:
+            tokenizer = pipe.components[one.encoder.replace("text_encoder", "tokenizer")]
+            check_known(tokenizer, texts, tokenizer(texts, verbose=False)["input_ids"], "prompt")
 
 
 def room(format: TextFormat, pipe: Any, one: Reading, prompt: str, length: int | None) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from vit_lens.decoders.text_to_image.drawing import (
     text_parts,
     widths,
 )  # fmt: skip
-from vit_lens.decoders.text_to_image.encoding import encode, room
+from vit_lens.decoders.text_to_image.encoding import check_words, encode, room
 from vit_lens.errors import DecoderError, TextError
 from vit_lens.models import BridgedTextEncoder, HookedTextEncoder
 from vit_lens.text_formats import Reading, Readout, TextFormat
@@ -169,7 +169,7 @@ class PromptEncoder:
             prompts: The prompts, at least one.
 
         Raises:
-            TextError: They are no list of texts.
+            TextError: They are no list of texts, or have a word that a tokenizer does not know.
         """
         return self._encode(prompts, guided=False)[0]
 
@@ -181,6 +181,7 @@ class PromptEncoder:
     def _encode(self, prompts: Sequence[str], *, guided: bool) -> tuple[Condition, Condition | None]:
         if isinstance(prompts, str) or not prompts or not all(isinstance(one, str) for one in prompts):
             raise TextError(f"prompts are {str(prompts)[:80]!r}; expected a list of texts, at least one")
+        check_words(self.format, self._pipe, prompts)
         with torch.no_grad():
             return encode(self.format, self._pipe, prompts, guided=guided, length=self.length)
 
