@@ -87,6 +87,10 @@ def check_known(tokenizer: Any, texts: Sequence[str], rows: Sequence[Sequence[in
 
     Raises:
         TextError: One has; the message names the words, and those that are known where these are few.
+
+    >>> check_known(text_model.tokenizer, ["a reed star"], text_model.tokenizer(["a reed star"])["input_ids"])
+    Traceback (most recent call last):
+    vit_lens.errors.TextError: the tokenizer does not know 'reed' (nearest: ...
     """
     unknown = tokenizer.unk_token_id
     # CLIP's byte-level tokenizer knows every text and uses its end token where others have an unknown one.
