@@ -543,3 +543,12 @@ def test_hooks_through_the_bridge_are_loud(kind):
     with pytest.raises(VitLensError, match=r"attention_mask of \(2, 4\); expected \[batch pos\] = \(2, 5\)"):
         tower(ids, attention_mask=mask[:, :4])
     assert not tower.hooked_names() and tower.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["hunyuandit", "sana"])
+def test_a_word_that_a_tokenizer_does_not_know_is_told(name):
+    """BERT's pieces and Gemma's have an unknown one, which would be drawn as if it were a word."""
+    from vit_lens.errors import TextError
+
+    with pytest.raises(TextError, match=r"the tokenizer does not know .* in the prompt 'a red \u2603'"):
+        encoder(name).encode(["a red star", "a red \u2603"])

@@ -205,6 +205,16 @@ def test_mini_is_package_data(saved, tmp_path, monkeypatch):
     assert load("mini").decoder_id == "vit_lens/mini"
 
 
+def test_a_path_is_a_folder_whatever_its_name(saved, tmp_path, monkeypatch):
+    """Text is the name of what ships; a path called so is the user's own."""
+    from vit_lens.decoders.part_files import fetch
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("mini", "mini-sd"):
+        shutil.copytree(saved, tmp_path / name)
+        assert fetch(Path(name), []) == Path(name) and fetch(name, []) != Path(name)
+
+
 def test_an_empty_directory_is_not_a_decoder(tmp_path):
     from vit_lens.errors import DecoderError
 

@@ -49,7 +49,8 @@ def fetch(name: str | Path, wanted: Sequence[str]) -> Path:
     if not isinstance(name, (str, Path)):
         raise DecoderError(f"a decoder's name is of type {type(name).__name__}; {_EXPECTED}")
     with damaged(DecoderError, f"no decoder {str(name)[:200]!r}", _EXPECTED):
-        directory = _EMBEDDED.get(str(name), Path(name).expanduser())
+        directory = _EMBEDDED.get(name) if isinstance(name, str) else None
+        directory = directory or Path(name).expanduser()
         if name and directory.is_dir():
             return directory
     if name in _EMBEDDED:

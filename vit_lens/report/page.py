@@ -116,7 +116,7 @@ def _header(record: Record) -> dict[str, Any]:
         "legacy": manifest["batch_plan"].get("noise") == "legacy",
         "untrained": any(part and part.get("untrained") for part in (model, decoder)),
         "shared": bool(table["same_as"].notna().any()),
-        "mini": MINI_ENCODER == encoder_id or bool(decoder and decoder["decoder_id"] == MINI_SD),
+        "mini": encoder_id == MINI_ENCODER or bool(decoder and decoder["decoder_id"] == MINI_SD),
         "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "provenance": _provenance(manifest),

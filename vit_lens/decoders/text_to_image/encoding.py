@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.text_formats import Reading, TextFormat
-from vit_lens.texts import ENCODER_KINDS, check_known
+from vit_lens.texts import check_known
 
 # What encode_prompt must be given although it is nothing.
 _NOTHING = {"flux": ["prompt_2"], "sdxl": ["prompt_2"], "sd3": ["prompt_2", "prompt_3"]}
@@ -88,16 +88,16 @@ def _instruction(pipe: Any) -> list[str]:
 
 
 def check_words(format: TextFormat, pipe: Any, prompts: Sequence[str]) -> None:
-    """Refuse a prompt with a word that a tokenizer does not know; those of bridged encoders know every byte.
+    """Refuse a prompt with a word that a tokenizer does not know; most know every byte.
 
     Raises:
         TextError: There is one; the message names it.
     """
     texts = [one.lower() if format.name in _LOWERED else one for one in prompts]
     for one in format.readings:
-        if not ENCODER_KINDS[one.kind].is_bridged:
-            tokenizer = pipe.components[one.encoder.replace("text_encoder", "tokenizer")]
-            check_known(tokenizer, texts, tokenizer(texts, verbose=False)["input_ids"], "prompt")
+        part = pipe.components[one.encoder.replace("text_encoder", "tokenizer")]
+        tokenizer = getattr(part, "tokenizer", part)  # FLUX.2 has a processor
+        check_known(tokenizer, texts, tokenizer(texts, verbose=False)["input_ids"], "prompt")
 
 
 def room(format: TextFormat, pipe: Any, one: Reading, prompt: str, length: int | None) -> tuple[int, int]:
