@@ -1,5 +1,6 @@
 """Text encoders that go through TransformerLens' bridge: conditions and pictures of the stock pipelines, and lenses."""
 
+import json
 import functools
 import inspect
 
@@ -400,6 +401,10 @@ def test_halves_from_files_are_the_pipeline_in_memory(name, tmp_path, monkeypatc
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     pipeline(name).save_pretrained(tmp_path / name)
+    index = tmp_path / name / "model_index.json"
+    said = json.loads(index.read_text())
+    said["tokenizer"] = ["transformers", PUBLISHED[name]]
+    index.write_text(json.dumps(said))
     text, loaded = (
         PromptEncoder.from_pretrained(tmp_path / name, length=LENGTH.get(name)),
         load_decoder(tmp_path / name),
@@ -410,6 +415,12 @@ def test_halves_from_files_are_the_pipeline_in_memory(name, tmp_path, monkeypatc
     assert torch.equal(pictures, decoder(name).decode(asked, negative=negative, settings=how))
     assert loaded.defaults == decoder(name).defaults and loaded.fingerprint == decoder(name).fingerprint
     assert {**loaded.identity(), "decoder_id": 0} == {**decoder(name).identity(), "decoder_id": 0}
+
+
+PUBLISHED = {  # what the repositories' indices name
+    "hunyuandit": "BertTokenizer", "sana": "GemmaTokenizerFast", "lumina2": "GemmaTokenizerFast",
+    "qwenimage": "Qwen2Tokenizer", "flux2": "PixtralProcessor", "flux2klein": "Qwen2TokenizerFast",
+}  # fmt: skip
 
 
 # ---- what is refused

@@ -80,7 +80,7 @@ ENCODER_KINDS: dict[KindName, EncoderKind] = {
         model_types=("clip_text_model", "clip"), blocks="encoder.layers", norm="final_layer_norm",
     ),
     "t5": EncoderKind(
-        classes=("T5EncoderModel",), tokenizer="T5Tokenizer", model_types=("t5", "umt5"), blocks="encoder.block",
+        classes=("T5EncoderModel",), tokenizer="T5Tokenizer", model_types=("t5", "umt5", "mt5"), blocks="encoder.block",
         norm="encoder.final_layer_norm",
     ),
     "bert": EncoderKind(

@@ -137,7 +137,10 @@ def _tokenizer_class(directory: Path, index: Mapping[str, Any], part: str, one: 
     own = ENCODER_KINDS[one.kind].tokenizer
     classes = {own: own, f"{own}Fast": own} | dict.fromkeys(_TOKENIZERS_OF_THEIR_OWN, "PreTrainedTokenizerFast")
     said = index.get(part) or ["transformers", own]
-    if not isinstance(said, list) or said[0] != "transformers" or said[-1] not in classes:
+    is_listed = isinstance(said, list) and said[0] == "transformers"
+    if is_listed and own.startswith("Auto"):  # of many names; the tokenizer's own file says which, of those known there
+        return own
+    if not is_listed or said[-1] not in classes:
         raise DecoderError(
             f"{directory}: {part} is a {said!r}; expected {['transformers', own]}, or {_TOKENIZERS_OF_THEIR_OWN[0]!r} "
             "where words are cut by rules of their own"
