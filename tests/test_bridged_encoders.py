@@ -1,8 +1,8 @@
 """Text encoders that go through TransformerLens' bridge: conditions and pictures of the stock pipelines, and lenses."""
 
-import json
 import functools
 import inspect
+import json
 
 import pytest
 import tiny_bridged_pipelines as tiny

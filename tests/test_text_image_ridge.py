@@ -89,7 +89,12 @@ def fit(n_texts=4, n_images=4, **settings):
     return TextImageRidge.fit(texts, torch.randn(n_images, 2), encoder_id="module@0", **settings)
 
 
+def of(weight, bias):
+    return TextImageRidge(encoder_id="module@0", weight=weight, bias=bias, n=2, penalty=0.0)
+
+
 WRONG = [
+    (lambda: of(torch.ones(3, 2), torch.full((2,), torch.inf)), "not finite"),
     (lambda: fit(1, 1), "1 texts and 1 images; expected as many of both"),
     (lambda: fit(4, 3), "4 texts and 3 images"),
     (lambda: fit(penalty=-1), "penalty=-1; expected 0 or more"),

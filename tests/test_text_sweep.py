@@ -278,7 +278,7 @@ def test_the_command_sweeps_prompts(vit_lens, tmp_path):
     assert "Embedded text-to-image model" in page and 'id="real-weights"' not in page
 
 
-def test_prompts_stand_above_images_on_one_page(record, tmp_path):
+def test_prompts_stand_below_images_on_one_page(record, tmp_path):
     """Every layer of every prompt and of its controls, by row; the page of prompts is written and linked."""
     import html
     import re
@@ -299,6 +299,9 @@ def test_prompts_stand_above_images_on_one_page(record, tmp_path):
     assert strips.count('<img src="data:image/') == 20 and strips.count('title="L2.resid_post"') == 10
     assert (images / "prompts & more" / "report.html").is_file()
     assert 'href="prompts%20%26%20more/report.html"' in strips
+    heads = swept(tmp_path / "heads", sites="L1H0", drawing=drawing())
+    with pytest.raises(vl.errors.RecordError, match="has no layer of the residual stream; sweep its prompts at"):
+        vl.write_report(images, prompts=heads)
     with pytest.raises(vl.errors.RecordError, match="is a record of prompts, and prompts= is one of prompts"):
         vl.write_report(record, prompts=record)
     with pytest.raises(vl.errors.RecordError, match="is a record of images, and prompts= is one of images"):

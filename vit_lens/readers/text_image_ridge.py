@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.attribution import check_tensor
 from vit_lens.errors import ContractError, OutputError, VitLensError, expect
-from vit_lens.files import as_path, open_tensors, save_tensors
+from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.identity import MINI_FILES, canonical_encoder_id
 from vit_lens.numerics import without_autocast
 
@@ -50,6 +51,12 @@ class TextImageRidge:
     n: int
     penalty: float
 
+    def __post_init__(self) -> None:
+        check_tensor("weight", self.weight, "d_text d_image", VitLensError)
+        check_tensor("bias", self.bias, f"{self.weight.shape[1]}", VitLensError)
+        if not (self.weight.isfinite().all() and self.bias.isfinite().all()):
+            raise VitLensError(f"the map's numbers are not finite; {_ADVICE}")
+
     @classmethod
     @without_autocast()
     def fit(
@@ -78,7 +85,7 @@ class TextImageRidge:
             raise VitLensError(f"penalty={penalty!r}; expected 0 or more")
         x, y = texts.detach().double().cpu(), images.detach().double().cpu()
         if not (x.isfinite().all() and y.isfinite().all()):
-            raise VitLensError("some embeddings are not finite; see docs/errors.md for where NaN comes from")
+            raise VitLensError("some embeddings are not finite; leave these pairs out")
         centre, mean = x.mean(0), y.mean(0)
         gram = (x - centre).T @ (x - centre) + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
         weight = torch.linalg.solve(gram, (x - centre).T @ (y - mean))
@@ -110,12 +117,7 @@ class TextImageRidge:
             VitLensError: The file is not one of these, or is truncated.
         """
         place = MINI_FILES / "text_image_ridge.safetensors" if str(path) == "mini" else as_path(path, VitLensError)
-        with open_tensors(place, (_FORMAT,), what="text-image map", error=VitLensError, advice=_ADVICE) as opened:
-            file, meta = opened
-            return cls(
-                encoder_id=meta["encoder_id"], n=int(meta["n"]), penalty=float(meta["penalty"]),
-                weight=file.get_tensor("weight"), bias=file.get_tensor("bias"),
-            )  # fmt: skip
+        return cls(**load_fields(cls, place, _FORMAT, what="text-image map", error=VitLensError, advice=_ADVICE))
 
     def save(self, path: str | Path) -> Path:
         """Write the map as safetensors, atomically.
@@ -123,8 +125,7 @@ class TextImageRidge:
         Raises:
             OutputError: The file cannot be written.
         """
-        meta = {"format": _FORMAT, "encoder_id": self.encoder_id, "n": str(self.n), "penalty": repr(self.penalty)}
-        return save_tensors({"weight": self.weight, "bias": self.bias}, as_path(path, OutputError), meta)
+        return save_fields(self, as_path(path, OutputError), _FORMAT)
 
     def __repr__(self) -> str:
         wide = " -> ".join(map(str, self.weight.shape))

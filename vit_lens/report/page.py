@@ -47,11 +47,12 @@ def write_report(
         record: A record, or the directory that holds one; an unfinished one is shown as far as it goes.
         out: The file to write, ending in .html; None writes ``report.html`` beside the pictures. The page links the
             full-size pictures relative to where it lies.
-        prompts: A record of prompts, whose layers stand above what is shown of images; the page links to the one of
-            its own beside it, which is written, too. None shows images alone.
+        prompts: A record of prompts, whose layers stand below the sites of images; its own page, which is written,
+            too, is linked. None shows images alone.
 
     Raises:
-        RecordError: A directory holds no readable record, or ``prompts`` or what it stands above is of the other kind.
+        RecordError: A directory holds no readable record, one of the two is of the other kind, or no layer of the
+            prompts was swept.
         OutputError: The page cannot be written, or ``out`` is not an .html file.
 
     >>> drawing = vl.Drawing(settings=decoder.settings(steps=1), batch_size=2)

@@ -5,6 +5,7 @@ __all__ = ["Strip", "strips_of"]
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vit_lens.errors import RecordError
 from vit_lens.records import Record, has_picture
 from vit_lens.report.thumbs import inline_pictures
 
@@ -29,13 +30,19 @@ class Strip(NamedTuple):
 
 
 def strips_of(record: Record) -> list[Strip]:
-    """Return the residual stream of every prompt, and its controls, as the first lens drew them with the first seed."""
+    """Return the residual stream of every prompt, and its controls, as the first lens drew them with the first seed.
+
+    Raises:
+        RecordError: The record has no residual stream.
+    """
     table = record.table
     first = next(one for one in record.readings.values() if not one.control)
     shown = [first, *(one for one in record.readings.values() if one.control and one.of == first.id)]
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
     stream = [row for row in rows if row["site_type"] == "resid_post" or row["site"] == "L0.resid_pre"]
     stream = [row for row in stream if row["seed"] == rows[0]["seed"]]
+    if not stream:
+        raise RecordError(f"{record.path} has no layer of the residual stream; sweep its prompts at resid_post, too")
     pictures = inline_pictures(record.picture, [int(row["row"]) for row in stream], _BUDGET)
     names = {int(one["index"]): str(one["name"]) for one in record.manifest["inputs"] if not has_picture(one)}
     return [

@@ -205,10 +205,6 @@ def _length(format: TextFormat, said: int | None, denoiser: Mapping[str, Any] | 
     return said or (_SCHNELL_LENGTH if is_schnell else format.length)
 
 
-def _eos(encoder: Any) -> int:
-    return getattr(encoder, "text_model", encoder).eos_token_id
-
-
 def _readout(one: Reading, encoder: Any) -> Readout:
     norm = ENCODER_KINDS[one.kind].norm_of(encoder)
     if norm is None:
