@@ -351,3 +351,21 @@ def test_the_defaults_of_the_command_are_those_of_the_library():
     from vit_lens.sweeping import DEFAULT_SITES
 
     assert tuple(flags.DEFAULT_LENSES) == DEFAULT_LENSES and tuple(flags.DEFAULT_SITES) == DEFAULT_SITES
+
+
+def test_the_demo_shows_an_image_and_a_sentence_on_one_page(vit_lens, tmp_path, monkeypatch):
+    """The first command of the README, on one of each and with one step."""
+    from vit_lens import Record, mini
+    from vit_lens.cli import recording
+
+    monkeypatch.setattr(recording, "_DEMO_SETTINGS", {"steps": 1, "guidance": 1.0})
+    one = mini.sample_images()[:1]
+    monkeypatch.setattr(mini, "sample_images", lambda: one, raising=False)
+    monkeypatch.setattr(mini, "SENTENCES", mini.SENTENCES[:1], raising=False)
+    status, said, error = vit_lens("demo", "--out", tmp_path / "demo")
+    assert status == 0 and said.splitlines()[-1] == f"page: {tmp_path / 'demo' / 'report.html'}", error
+    images, prompts = Record.load(tmp_path / "demo"), Record.load(tmp_path / "demo" / "prompts")
+    assert images.complete and prompts.complete and len(prompts.table) == 9 * 3
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "A sentence becomes a scene" in page and 'href="prompts/report.html"' in page
+    assert page.count('class="cell" title="L') == 27 and (tmp_path / "demo" / "prompts" / "report.html").is_file()

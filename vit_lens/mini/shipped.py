@@ -2,8 +2,7 @@
 
 __all__ = [
     "JUDGE", "PAIR", "SENTENCES", "STILL_LIFE", "mini_beside", "mini_gallery", "mini_groups", "mini_labels",
-    "mini_notes",
-    "sample_images",
+    "mini_notes", "sample_images",
 ]  # fmt: skip
 
 import tempfile

@@ -92,7 +92,7 @@ def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path |
         return TowerFolder(local, subfolder, None, label)
     repo_id = root.removeprefix("hf/")
     if repo_id.count("/") != 1:
-        near = nearest(root, ["mini", *known_models()])
+        near = nearest(root, ["mini", "mini-sd", *known_models()])
         raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest names: {near}")
     hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
     return TowerFolder(HubFolder(repo_id, revision, cache_dir), subfolder, hub_id, repo_id)
