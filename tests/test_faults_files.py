@@ -269,3 +269,20 @@ def test_labels_of_a_record_are_no_formulas_and_come_back():
     data = table_to_csv(table)
     assert b",'=HYPERLINK(1)," in data and b",-0.25," in data
     assert csv_to_table(data, "here").equals(table)
+
+
+def test_records_and_pages_have_that_home_too(tmp_path, monkeypatch):
+    import vit_lens as vl
+    from vit_lens.mini import sample_images
+
+    model = vl.HookedViT.from_pretrained("mini")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(sample_images()[0].read_bytes())
+    for part in (0, 1):
+        execution = vl.Execution(shard=(part, 2))
+        vl.sweep(model, None, "~/pictures", lens="diffusion", sites="mlp", execution=execution, out=f"~/part {part}")
+    record = vl.records.merge(["~/part 0", "~/part 1"], "~/whole")
+    assert record.path == vl.Record.load("~/whole").path == tmp_path / "whole"
+    assert vl.write_report(record, out="~/page.html") == tmp_path / "page.html"
+    assert not [path for path in Path().iterdir() if path.name == "~"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
+from vit_lens.files import as_path
 from vit_lens.records.answers import Readouts, gallery_name, load_readouts
 from vit_lens.records.format1 import load_format_1
 from vit_lens.records.live import LiveNumbers, load_live
@@ -86,7 +87,7 @@ class Record:
         Raises:
             RecordError: Its manifest or table is missing, damaged or truncated.
         """
-        path = Path(path)
+        path = as_path(path, RecordError)
         manifest, files = read_manifest(path), RecordFiles(path)
         if manifest["format"] == 1:
             manifest, table, conditions = load_format_1(files, manifest)

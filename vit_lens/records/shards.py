@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 from vit_lens.conditions import Condition
-from vit_lens.errors import RecordError
+from vit_lens.errors import OutputError, RecordError
+from vit_lens.files import as_path
 from vit_lens.records.answers import Found, gallery_name
 from vit_lens.records.record import Record
 from vit_lens.records.schema import IDENTITY_KEYS, differing, has_picture, picture_name
@@ -62,7 +62,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     parts = [Record.load(path) for path in paths]
     places = _places(parts)
     joined = _Joined([part for part in parts if len(part.table)], places)
-    with RecordWriter.held(Path(out), _manifest(parts, joined), joined.table()) as writer:
+    with RecordWriter.held(as_path(out, OutputError, "out"), _manifest(parts, joined), joined.table()) as writer:
         for index, (owner, _) in joined.inputs.items():
             if has_picture(owner.entry(index)):
                 writer.write_input(index, owner.input(index))

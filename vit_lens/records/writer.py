@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vit_lens.conditions import Condition
-from vit_lens.errors import RecordError
-from vit_lens.files import append, exclusive, make_directory, write_atomic
+from vit_lens.errors import OutputError, RecordError
+from vit_lens.files import append, as_path, exclusive, make_directory, write_atomic
 from vit_lens.records import schema
 from vit_lens.records.answers import Readouts, gallery_name, load_readouts, readouts_bytes
 from vit_lens.records.encoding import encode_png, is_png
@@ -50,7 +50,7 @@ class RecordWriter:
             RecordError: The directory holds another sweep, or files that are not a record.
             OutputError: It cannot be created or written.
         """
-        self.path = Path(path)
+        self.path = as_path(path, OutputError)
         manifest = schema.check_manifest(json.loads(schema.json_bytes(manifest)), "new record")
         self._columns = manifest["columns"]
         self.manifest, self.table = manifest, schema.to_table(rows, self._columns)

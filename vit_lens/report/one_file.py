@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from vit_lens.errors import OutputError
-from vit_lens.files import make_directory, write_atomic
+from vit_lens.files import as_path, make_directory, write_atomic
 
 _NO_FILTERS: Mapping[str, Callable[..., str]] = {}
 
@@ -31,7 +31,7 @@ def page_path(out: str | os.PathLike[str]) -> Path:
     Traceback (most recent call last):
     vit_lens.errors.OutputError: the page is an HTML file, not 'sites.pdf'; give a path that ends in .html
     """
-    target = Path(out)
+    target = as_path(out, OutputError, "out")
     if target.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"the page is an HTML file, not {target.name!r}; give a path that ends in .html")
     return target

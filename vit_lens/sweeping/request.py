@@ -13,6 +13,7 @@ from typing import Any
 from vit_lens.addresses import as_index
 from vit_lens.engine import Executor
 from vit_lens.errors import ImageError, VitLensError, nearest
+from vit_lens.files import as_path
 from vit_lens.images import find_images
 
 CONTROL_KINDS = ("random", "other", "shuffled", "empty")
@@ -61,8 +62,8 @@ class Inputs:
         items = list(given) if isinstance(given, (list, tuple)) else [given]
         found: list[Any] = []
         for item in items:
-            is_folder = isinstance(item, (str, os.PathLike)) and Path(item).is_dir()
-            found += find_images([item]) if is_folder else [item]
+            item = as_path(item, ImageError, "image") if isinstance(item, (str, os.PathLike)) else item
+            found += find_images([item]) if isinstance(item, Path) and item.is_dir() else [item]
         if not found:
             raise ImageError("no images given")
         object.__setattr__(self, "images", found)

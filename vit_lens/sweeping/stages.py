@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,8 @@ from tqdm import tqdm
 from vit_lens.conditions import Condition
 from vit_lens.decoders import Decoder, seeded
 from vit_lens.engine import Bench, Drawn, Task, make_executor, recorded_threads
-from vit_lens.errors import RecordError
+from vit_lens.errors import OutputError, RecordError
+from vit_lens.files import as_path
 from vit_lens.records import Record, RecordWriter, read_manifest
 from vit_lens.sweeping.budget import Pace
 from vit_lens.sweeping.embedding import Embedded, embed_input
@@ -60,7 +60,8 @@ def run(
     (True, torch.Size([16, 128]))
     """
     started = time.monotonic() if started is None else started
-    stored = read_manifest(Path(out)) if os.path.isfile(Path(out, "record.json")) else None  # noqa: PTH113, any length
+    out = as_path(out, OutputError, "out")
+    stored = read_manifest(out) if (out / "record.json").is_file() else None
     plan = plan.continuing(stored)
     threads = _threads(plan, stored)
     with recorded_threads(threads):
@@ -70,7 +71,7 @@ def run(
         work.read_inputs(new=stored is None)
         more = {"command": command, "notes": list(notes)}
         manifest = plan.manifest(work.rows, work.described, threads, more)
-        with RecordWriter.held(Path(out), manifest, plan.table(work.rows)) as writer:
+        with RecordWriter.held(out, manifest, plan.table(work.rows)) as writer:
             if not writer.manifest["complete"]:
                 if plan.budget is not None:
                     writer.add_budget(str(plan.budget))

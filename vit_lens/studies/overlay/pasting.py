@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import StudyError, nearest
+from vit_lens.files import as_path
 from vit_lens.images import preprocess, to_display
 from vit_lens.models import HookedViT
 
@@ -70,6 +71,7 @@ class Overlay:
         Raises:
             StudyError: The file cannot be read, has no alpha channel, or as for the class.
         """
+        path = as_path(path, StudyError)
         try:
             with Image.open(path) as image:
                 has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
@@ -81,7 +83,7 @@ class Overlay:
                 f"overlay {path} has no alpha channel, and would cover the image with a rectangle; give a PNG whose "
                 "ground is transparent"
             )
-        return cls(Path(path).stem, rgba, at, scale)
+        return cls(path.stem, rgba, at, scale)
 
     @property
     def content(self) -> str:
