@@ -22,7 +22,7 @@ _FAMILIES: list["str | Family"] = ["clip", "siglip", "dinov2", "open_clip", "tim
 _CLASSES = {"image": "HookedViT", "text": "HookedTextEncoder"}
 
 
-def families(kind: "Kind | None" = None) -> list["Family"]:
+def families(kind: "Kind | None" = None) -> "list[Family]":
     """Return every family of a kind, None for all.
 
     The files are read here, and the libraries of the towers not before a tower needs them.
