@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -217,3 +218,39 @@ def test_captions_of_a_study_come_from_elsewhere_and_are_told_first(vit_lens, wo
     with pytest.raises(ValueError, match="width 128 and belongs to vit_lens/mini"):
         seen["texts"].check(HookedViT.from_module(towers.hf_tower(projection_dim=24)), other_encoder=True)
     assert seen["texts"].check(model, other_encoder=True) is seen["texts"] and json.dumps(model.encoder_id)
+
+
+# ---- what a shell hands over, what is overwritten, what has no effect ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sweep", ""), r"an argument is empty \(behind sweep\).*'\.' is this folder"),
+        (("sweep", "p.png", "--out", ""), r"an argument is empty \(behind --out\)"),
+        (("sweep", "p.png", "--out="), r"an argument is empty \(--out=\)"),
+        (("readout", "p.png", "--gallery", ""), "an argument is empty"),
+        (("sweep", "--prompts", "folder"), "--prompts folder is a folder; expected a file of prompts"),
+        (("sweep", "--prompts", "a", "--control-kind", "empty"), "none are without --controls"),
+        (("sweep", "p.png", "--controls", "--control-seed", str(2**63)), "seed=9223372036854775808; expected at most"),
+        (("sweep", "p.png", "--threads", "100000"), "threads=100000; expected at most 1024"),
+        (("verify", "mini", "--out", "p.png"), r"--out p\.png: the result is JSON; name a file that ends in \.json"),
+        (("verify", "mini", "--out", "record.json"), r"--out record\.json is there and holds something else"),
+        (("doctor", "--out", "broken.json"), r"broken\.json cannot be read as JSON.*choose another name"),
+        (("reference", "p.png", "--out", "m.safetensors"), r"--out m\.safetensors is there already; remove it"),
+    ],
+)
+def test_nothing_is_guessed_ignored_or_overwritten(vit_lens, work, nothing_runs, arguments, said):
+    (work / "record.json").write_text('{"format": 2}')
+    (work / "broken.json").write_text("a record, once")
+    (work / "m.safetensors").write_bytes(b"means of many images")
+    before = {path: path.read_bytes() for path in work.iterdir() if path.is_file()}
+    status, _, error = vit_lens(*arguments)
+    assert status == 2 and re.search(said, error), error
+    assert {path: path.read_bytes() for path in work.iterdir() if path.is_file()} == before
+
+
+def test_an_earlier_result_is_replaced(vit_lens, work):
+    (work / "v.json").write_text('{"passed": false}')
+    assert vit_lens("verify", "mini", "--encoder-dtype", "float32", "--out", "v.json")[0] == 0
+    assert json.loads((work / "v.json").read_text())["passed"] is True

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from itertools import product
 
 import numpy as np
 import pytest
@@ -23,8 +22,8 @@ def test_sentences_and_pictures_stay_as_they_are():
     sentences = still_life.sample(400, generator, lexicon)
     pictures = still_life.draw([sentence.scene for sentence in sentences], generator)
     said = "\n".join(sentence.text for sentence in sentences)
-    assert hashlib.sha256(said.encode()).hexdigest()[:16] == "124d45d5b65cca0e"
-    assert hashlib.sha256(pictures.tobytes()).hexdigest()[:16] == "eafe6e4bdb9f38c2"
+    assert hashlib.sha256(said.encode()).hexdigest()[:16] == "f2ee52ae42484846"
+    assert hashlib.sha256(pictures.tobytes()).hexdigest()[:16] == "7ec26662c13083f1"
 
 
 @pytest.mark.parametrize("settings", [{}, {"equal": True, "named": 0.9}, {"whole": True}, {"pairs": 1.0}])
@@ -36,11 +35,11 @@ def test_training_never_shows_what_is_held_out(settings):
 def test_held_out_objects_occur_nowhere_and_their_parts_everywhere():
     alone = [n for n in range(still_life.N_OBJECTS) if still_life.is_held_out(Scene("alone", (n,)))]
     shown = {number for s in _sentences(6000) for number in s.scene.objects}
-    assert len(alone) == 10 and shown == set(range(still_life.N_OBJECTS)) - set(alone)
+    assert len(alone) == 24 and shown == set(range(still_life.N_OBJECTS)) - set(alone)
     parts = [{part for n in shown for part in [still_life.object_of(n)[i]]} for i in range(3)]
     assert parts == [set(still_life.COLOURS), set(still_life.TEXTURES), set(still_life.SHAPES)]
     pairs = {(i, j): {(a[i], a[j]) for a in map(still_life.object_of, shown)} for i, j in ((0, 1), (0, 2), (1, 2))}
-    assert {key: len(found) for key, found in pairs.items()} == {(0, 1): 12, (0, 2): 36, (1, 2): 12}
+    assert {key: len(found) for key, found in pairs.items()} == {(0, 1): 24, (0, 2): 36, (1, 2): 24}
     assert not {n for seed in range(5) for n in Lexicon(seed).objects} & set(alone)
 
 
@@ -120,7 +119,7 @@ def test_codes_and_scenes_are_two_spellings():
 def test_moved_objects_stay_in_their_windows(shape):
     """So the windows can be drawn and judged one by one: half a picture from edge to edge is 32 units of the canvas."""
     x, y = shapes.pixel_centres(still_life.SIDE)
-    for move in (-2, 0, 2):
+    for move in (-1, 0, 1):
         covered = shapes.shape_distance(shape, x - 16 - move, y - 16 - move, radius=12.5) < 1.0
         assert covered[:16, :16].any() and not covered[16:].any() and not covered[:, 16:].any()
         assert not (shapes.shape_distance(shape, x - 48 - move, y - 48 - move, radius=12.5) < 1.0)[:16].any()
@@ -135,8 +134,7 @@ def test_the_judge_is_right_on_every_object_at_every_place_and_move():
     generator = np.random.default_rng(0)
     pictures = still_life.draw(scenes, generator)
     found = inspect(pictures)
-    assert found.shows(scenes).all() and found.residuals.max() < 0.005
-    assert inspect(still_life.draw(scenes)).residuals.max() == 0.0
+    assert found.shows(scenes).all() and found.residuals.max() == 0.0
     noisy = np.clip(pictures + generator.normal(0, 0.15 * 255, pictures.shape), 0, 255).round().astype(np.uint8)
     assert inspect(noisy).shows(scenes).all()
 
@@ -158,7 +156,7 @@ def test_the_judge_is_least_squares_over_whole_pictures():
     found = inspect(picture)
     squares = {}
     for number in range(still_life.N_OBJECTS):
-        for move in product((0, 0.5, 1, 1.5, 2), repeat=2):
+        for move in still_life.MOVES:
             drawn = still_life.draw([Scene("beside", (9, number))])
             drawn[0][:, 16:] = still_life.draw_object(number, "beside", 1, move)
             squares[number, move] = np.square((drawn - picture.astype(float)) / 255).mean()

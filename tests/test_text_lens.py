@@ -350,6 +350,9 @@ def test_wrong_input(unchecked):
         vl.TextDiffusionLens(pooled="last")
     with pytest.raises(LensError, match="are moved and held='pad' are held: give one of them"):
         vl.TextDiffusionLens(positions="eos", held="pad")
+    for name in ("positions", "held"):  # a filter that found none
+        with pytest.raises(LensError, match=f"{name} is empty; name positions"):
+            vl.TextDiffusionLens(**{name: []})
     with pytest.raises(LensError, match="no encoder 't5' in format sd; it has text_encoder"):
         vl.TextDiffusionLens(encoder="t5").read(run, "L0H1")
     with pytest.raises(LensError, match="no encoder 'text'"):

@@ -349,6 +349,7 @@ def test_wrong_probes(tmp_path, unchecked):
     model = vl.HookedViT.from_pretrained("mini")
     cases = [
         (errors.TextError, "15 labels with 1 different answers", lambda: TextProbe.fit(encoder, TOLD, labels)),
+        (errors.TextError, "has two answers, 'x' and 'y'", lambda: TextProbe.fit(encoder, ["a star"] * 2, "xy")),
         (errors.TextError, "2 labels with 2 different answers", lambda: TextProbe.fit(encoder, TOLD, ["a", "b"])),
         (errors.LensError, "penalty=0; expected more than 0", lambda: TextProbe.fit(encoder, TOLD, TOLD, penalty=0)),
         (errors.LensError, "no encoder 't5'", lambda: TextProbe.fit(encoder, TOLD, TOLD, encoder="t5")),

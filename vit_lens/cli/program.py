@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from importlib import import_module
+from itertools import pairwise
 
 import typer
 
@@ -63,6 +64,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     sys.argv[1:] = respell(sys.argv[1:])
     try:
+        _check_words(sys.argv[1:])
         app()
     except VitLensError as error:
         typer.secho(f"vit-lens: {error}", err=True, fg=typer.colors.RED)
@@ -76,6 +78,15 @@ def main() -> None:
             raise
         typer.secho("vit-lens: interrupted; run the same command again to go on", err=True)
         sys.exit(_INTERRUPTED)
+
+
+def _check_words(words: list[str]) -> None:
+    """Refuse what a shell makes of a variable that is not set: an empty path would be this folder."""
+    for before, word in pairwise(["the program's name", *words]):
+        is_cut = word.startswith("--") and word.endswith("=") and word != "--prompts="
+        if is_cut or (not word and before != "--prompts"):
+            where = word if is_cut else f"behind {before}"
+            raise VitLensError(f"an argument is empty ({where}): a variable that is not set? '.' is this folder")
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

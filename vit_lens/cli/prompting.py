@@ -2,7 +2,8 @@
 
 __all__ = ["load_encoder", "plan_prompts", "read_prompts", "refuse_images_words"]
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,13 @@ def read_prompts(given: Sequence[str]) -> list[str]:
     """Return prompts: those of files, one a line, and those that are given as they are.
 
     Raises:
-        TextError: There is no such file.
+        TextError: There is no such file, or it is a folder.
     """
+    from vit_lens.errors import TextError
     from vit_lens.texts import read_captions
 
+    if folder := next((text for text in given if text and _exists(text, os.path.isdir)), None):
+        raise TextError(f"--prompts {folder} is a folder; expected a file of prompts, one on each line, or a prompt")
     is_file = [Path(text).suffix in (".txt", ".csv", ".tsv", ".json") or _exists(text) for text in given]
     return [
         one
@@ -42,9 +46,9 @@ def read_prompts(given: Sequence[str]) -> list[str]:
     ]
 
 
-def _exists(text: str) -> bool:
+def _exists(text: str, test: Callable[[str], bool] = os.path.isfile) -> bool:
     try:
-        return Path(text).is_file()
+        return test(text)
     except OSError:  # longer than a name can be
         return False
 

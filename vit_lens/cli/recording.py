@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vit_lens.cli import flags, intake, prompting
-from vit_lens.errors import VitLensError
+from vit_lens.errors import OutputError, VitLensError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,6 +154,9 @@ def sweep(
     flags.torch_dtype(decoder_dtype)  # refuses a misspelt one before the model is loaded
     allowance = None if budget is None else Budget.parse(budget)
     execution = Execution(executor=executor, shard=part, threads=threads)
+    against = Against(drawn=controls, seed=control_seed, kinds=control_kind or ("random",))
+    if control_kind and not controls:
+        raise VitLensError("--control-kind says which controls are drawn, and none are without --controls: give both")
     if prompts is not None:
         prompting.refuse_images_words(
             images=paths or images, captions=captions, gallery=gallery, fast=fast, compile=compiled,
@@ -163,8 +166,7 @@ def sweep(
             pair, prompts, truncate=truncate, lens=lens, reference=reference, sites=sites, dtype=decoder_dtype,
             batch_size=batch_size, noise=noise, probes=probe or (),
             asked={"steps": pair.steps, "guidance": pair.guidance, "scheduler": scheduler, "size": size},
-            controls=Against(drawn=controls, seed=control_seed, kinds=control_kind or ("random",)), budget=allowance,
-            execution=execution,
+            controls=against, budget=allowance, execution=execution,
         )  # fmt: skip
         shown, notes = made.decoder is not None, mini_notes(made.decoder) if made.decoder else ()
         return _run(made, out, only_plan, page, allowance, started, shown=shown, notes=notes)
@@ -199,8 +201,7 @@ def sweep(
     made = plan(
         vit, drawer, found, lens=lenses, sites=wanted,
         drawing=Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size),
-        controls=Against(drawn=controls, seed=control_seed), beside=beside, budget=allowance,
-        execution=execution,
+        controls=against, beside=beside, budget=allowance, execution=execution,
     )  # fmt: skip
     shown = drawer is not None or captions is not None or gallery is not None
     _run(made, out, only_plan, page, allowance, started, shown=shown, notes=mini_notes(vit))
@@ -266,6 +267,8 @@ def reference(
 
     if out.suffix != ".safetensors":
         raise VitLensError(f"--out {out}: name a file that ends in .safetensors")
+    if out.exists():
+        raise OutputError(f"--out {out} is there already; remove it, or choose another name")
     if positions not in ("readout", "all"):
         raise VitLensError(f"--positions {positions}: expected readout or all")
     if prompts is not None:

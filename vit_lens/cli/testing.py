@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vit_lens.cli import flags, intake
+from vit_lens.errors import OutputError
 
 
 def verify(
@@ -27,6 +28,7 @@ def verify(
     """
     from vit_lens.images import find_images
 
+    _check_out(out)
     dtypes = [flags.torch_dtype(name) for name in flags.split_list(encoder_dtype or ())] or None
     found = find_images(images) if images else None
     vit = flags.Tower(model=model, tag=tag, quick_gelu=quick_gelu, device=device).load()
@@ -54,6 +56,7 @@ def doctor(
     from vit_lens.doctor import examine
     from vit_lens.images import find_images
 
+    _check_out(out)
     intake.check_drawn(decoder, decoder_encoder=decoder_encoder, steps=steps)
     result = examine(
         tower.model, None if decoder == "none" else decoder, tag=tower.tag, quick_gelu=tower.quick_gelu,
@@ -65,6 +68,18 @@ def doctor(
     _write(out, result.to_dict())
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _check_out(out: Path | None) -> None:
+    """Refuse to write over what is no such result, before anything is loaded."""
+    from vit_lens.files import read_json
+
+    if out is None:
+        return
+    if out.suffix != ".json":
+        raise OutputError(f"--out {out}: the result is JSON; name a file that ends in .json")
+    if out.exists() and "passed" not in read_json(out, OutputError, "choose another name"):
+        raise OutputError(f"--out {out} is there and holds something else; choose another name")
 
 
 def _write(out: Path | None, found: dict[str, Any]) -> None:

@@ -84,6 +84,9 @@ class TextDiffusionLens(Lens):
                 raise LensError(f"{what}={value!r}; nearest: {nearest(str(value), known)}")
         if self.positions is not None and self.held is not None:
             raise LensError(f"positions={self.positions!r} are moved and held={self.held!r} are held: give one of them")
+        for what, given in (("positions", self.positions), ("held", self.held)):
+            if isinstance(given, (list, tuple)) and not given:
+                raise LensError(f"{what} is empty; name positions, as 'eos' or 4, or leave it out: all are moved")
 
     def settings(self) -> dict[str, Any]:
         """Return the definition, and every setting in the words of records."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Position, Site, as_index
 from vit_lens.conditions import Condition
-from vit_lens.errors import LensError, TextError
+from vit_lens.errors import LensError, TextError, expect
 from vit_lens.hooking import Name
 from vit_lens.lenses.residual import site_outputs
 from vit_lens.models import BridgedTextEncoder, HookedTextEncoder
@@ -97,6 +97,7 @@ class TextRun:
                 f"a {type(encoder).__name__} reads no prompts for a pipeline; expected a PromptEncoder, as "
                 "vit_lens.decoders.PromptEncoder(pipeline) makes it"
             )
+        expect(prompts, (str, Iterable), "prompts", TextError, "a prompt, or several")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not truncate:
             check_prompts(encoder, [text for text in texts if isinstance(text, str)])

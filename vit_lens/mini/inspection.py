@@ -13,7 +13,8 @@ from vit_lens.mini.still_life import LAYOUTS, N_OBJECTS, SIDE, Layout, Scene, dr
 
 _LEVELS = 255.0
 _CHUNK = 256
-_MOVES = tuple(product((0, 0.5, 1, 1.5, 2), repeat=2))  # coarser than the world's: a drawn object may stand anywhere
+_COARSE = tuple(product((-0.25, 0.0, 0.25), repeat=2))
+_FINER = (0.125, 0.0625)  # down to the world's own steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,7 @@ class Inspection:
 
 
 def inspect(pictures: UInt8[np.ndarray, "picture height width 3"]) -> Inspection:
-    """Find the scene that is nearest to each picture, among all layouts, objects and moves by halves of a pixel.
-
-    An object of the world that stands between two such moves has a residual of up to .005.
+    """Find the scene that is nearest to each picture, of all that the world can show: first coarse moves, then finer.
 
     >>> from vit_lens.mini.inspection import inspect
     >>> from vit_lens.mini.still_life import Scene, draw
@@ -64,17 +63,48 @@ def _inspect(
     pictures: UInt8[np.ndarray, "picture height width 3"],
 ) -> tuple[Int[np.ndarray, " picture"], Int[np.ndarray, "picture 2"], Float[np.ndarray, " picture"]]:
     n = len(pictures)
-    objects = np.full((len(LAYOUTS), n, 2), -1)
+    objects, moves = np.full((len(LAYOUTS), n, 2), -1), np.zeros((len(LAYOUTS), n, 2), dtype=int)
     errors = np.zeros((len(LAYOUTS), n))
     for index, layout in enumerate(LAYOUTS):
-        for place in range(1 if layout == "alone" else 2):
+        for place in range(_n_places(layout)):
             seen = pictures[(slice(None), *window(layout, place))].reshape(n, -1) / _LEVELS
             templates, squares = _templates(layout, place)
             best = (squares - 2 * seen @ templates.T).argmin(axis=1)
-            objects[index, :, place] = best // len(_MOVES)
+            objects[index, :, place], moves[index, :, place] = np.divmod(best, len(_COARSE))
             errors[index] += np.square(seen - templates[best]).sum(axis=1)
     layouts, every = errors.argmin(axis=0), np.arange(n)
-    return layouts, objects[layouts, every], errors[layouts, every] / (SIDE * SIDE * 3)
+    objects, moves = objects[layouts, every], moves[layouts, every]
+    finest = [_finest(pictures[i], LAYOUTS[layouts[i]], objects[i], moves[i]) for i in range(n)]
+    return layouts, objects, np.array(finest) / (SIDE * SIDE * 3)
+
+
+def _n_places(layout: Layout) -> int:
+    return 1 if layout == "alone" else 2
+
+
+def _finest(
+    picture: UInt8[np.ndarray, "height width 3"],
+    layout: Layout,
+    objects: Int[np.ndarray, "2"],
+    moves: Int[np.ndarray, "2"],
+) -> float:
+    """Move each object to where it is nearest to the picture; return the squared difference that is left."""
+    return sum(
+        _finest_window(picture[window(layout, place)], layout, place, int(objects[place]), _COARSE[moves[place]])
+        for place in range(_n_places(layout))
+    )
+
+
+def _finest_window(
+    seen: UInt8[np.ndarray, "height width 3"], layout: Layout, place: int, number: int, move: tuple[float, float]
+) -> float:
+    def error(move: tuple[float, float]) -> float:
+        return float(np.square((draw_object(number, layout, place, move) - seen.astype(float)) / _LEVELS).sum())
+
+    for step in _FINER:
+        near = product(*({max(-0.25, min(0.25, along + side * step)) for side in (-1, 0, 1)} for along in move))
+        move = min(near, key=error)
+    return error(move)
 
 
 @lru_cache
@@ -82,6 +112,6 @@ def _templates(
     layout: Layout, place: int
 ) -> tuple[Float[np.ndarray, "template value"], Float[np.ndarray, " template"]]:
     """Every object with every move in its part of the picture, and the squares' sums."""
-    drawn = [draw_object(number, layout, place, move) for number in range(N_OBJECTS) for move in _MOVES]
+    drawn = [draw_object(number, layout, place, move) for number in range(N_OBJECTS) for move in _COARSE]
     templates = np.stack([picture.ravel() for picture in drawn]) / _LEVELS
     return templates, np.square(templates).sum(axis=1)

@@ -77,7 +77,9 @@ def texture_mask(texture: str, x: Grid, y: Grid) -> Grid:
         wave_y = np.abs((y + side / 2) % (2 * side) - side) - side / 2
         across, down = _soft(wave_x), _soft(wave_y)
         return across * (1 - down) + down * (1 - across)
-    raise ValueError(f"no texture {texture!r}; expected solid, striped, dotted or checkered")
+    if texture in ("dipped", "shaded"):  # the lower or the right half
+        return _soft(-(y if texture == "dipped" else x))
+    raise ValueError(f"no texture {texture!r}; expected solid, striped, dotted, checkered, dipped or shaded")
 
 
 def background_shade(pattern: str, x: Grid, y: Grid) -> Grid:

@@ -26,7 +26,7 @@ from vit_lens.towers import Tower
 _HERE = Path(__file__).parent
 PAIR = MINI_FILES
 STILL_LIFE = MINI_SD_FILES
-SENTENCES = ("a red solid star left of a blue striped ring", "below a cyan striped square , a tul bo ven")
+SENTENCES = ("a red solid star left of a blue striped ring", "below a pink shaded square , a tul bo ven")
 """What the demo draws: two held-out scenes, the second fronted and with a name."""
 JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
 

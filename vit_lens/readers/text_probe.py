@@ -125,6 +125,10 @@ class TextProbe:
                 f"{len(labels)} labels with {len(answers)} different answers for {len(prompts)} prompts; expected one "
                 "for each, and at least two answers"
             )
+        told: dict[str, str] = {}
+        for text, label in zip(prompts, map(str, labels), strict=True):
+            if told.setdefault(text, label) != label:
+                raise TextError(f"the prompt {text!r:.60} has two answers, {told[text]!r} and {label!r}; give it one")
         if finite("penalty", penalty, LensError) <= 0:
             raise LensError(f"penalty={penalty}; expected more than 0: weights of what can be told apart have no bound")
         layers = {name: tower.cfg.n_layers for name, tower in reader.towers.items()}

@@ -132,7 +132,7 @@ class LiveNumbers:
                 ``start`` and ``pool.mlp``; parts that are not named keep the factor 1.
 
         Raises:
-            RecordError: There are no numbers for this image.
+            RecordError: There are no numbers for this image, or a factor is no finite number.
             UnknownSiteError: A site is not one of these.
         """
         if image not in self.images:
@@ -152,14 +152,25 @@ class LiveNumbers:
 
         Raises:
             UnknownSiteError: A site is not one that can be scaled.
+            RecordError: A factor is no finite number.
         """
         parts = [_scaled_with(label) for label in self.labels]
-        given = {spelled(site): float(factor) for site, factor in factors.items()}
+        given = {spelled(site): _factor(site, factor) for site, factor in factors.items()}
         known = dict.fromkeys(own for own, *_ in parts)
         if unknown := [site for site in given if site not in known]:
             raise UnknownSiteError(f"no part {unknown[0]!r} to scale; nearest: {nearest(unknown[0], list(known))}")
         found = [math.prod(given.get(site, 1.0) for site in part) for part in parts]
         return torch.tensor(found, dtype=torch.float64)
+
+
+def _factor(site: object, given: object) -> float:
+    try:
+        factor = float(given)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise RecordError(f"the factor of {site} is {given!r:.40}; expected a finite number, as 0 for without it")
+    return factor
 
 
 def live_bytes_of(live: LiveNumbers) -> bytes:

@@ -17,6 +17,7 @@ from vit_lens.files import as_path
 from vit_lens.images import find_images
 
 CONTROL_KINDS = ("random", "other", "shuffled", "empty")
+_MOST_THREADS = 1024  # OpenMP ends the process where there is no memory for more
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -26,13 +27,15 @@ def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expecte
         raise VitLensError(f"{name} is {_said(value)}; expected {expected}")
 
 
-def _check_whole(name: str, value: object, least: int | None = None) -> None:
-    """The same for whole numbers, of Python, numpy or torch."""
+def _check_whole(name: str, value: object, least: int | None = None, most: int = 2**63 - 1) -> None:
+    """The same for whole numbers, of Python, numpy or torch; what a record cannot hold is told before it is begun."""
     number = as_index(value)
     if number is None:
         raise VitLensError(f"{name}={_said(value)}; expected a whole number")
     if least is not None and number < least:
         raise VitLensError(f"{name}={value}; expected at least {least}")
+    if number > most:
+        raise VitLensError(f"{name}={_said(value)}; expected at most {most}")
 
 
 def _said(value: object) -> str:
@@ -200,7 +203,8 @@ class Execution:
     Args:
         executor: An executor, or the name of one with its options: ``"local"``.
         shard: (i, n) takes the i-th of n parts of the batches, counted from 0, so that several can share one image;
-            :func:`vit_lens.records.merge` joins the parts to the bits of the whole. A part may be empty. None: all.
+            :func:`vit_lens.records.merge` joins the parts to the bits of the whole. A part may be empty. Within a
+            budget a part embeds every input at each start, since its rows follow from all of them. None: all.
         threads: Threads of the processor; None takes as many as PyTorch has now. A record goes on with those it was
             begun with.
 
@@ -227,4 +231,4 @@ class Execution:
                     f"shard={_said(self.shard)}; expected (i, n) with 0 <= i < n, such as (0, 4); n is at most 1e6"
                 )
         if self.threads is not None:
-            _check_whole("threads", self.threads, 1)
+            _check_whole("threads", self.threads, 1, _MOST_THREADS)

@@ -55,7 +55,7 @@ def replica(out: flags.Out, training_seed: TrainingSeed) -> None:
 
 @mini.command("train-text")
 def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = None) -> None:
-    """Train a text encoder with a UNet of its own, in Stable Diffusion's format: half an hour on one free CPU core.
+    """Train a text encoder with a UNet of its own, in Stable Diffusion's format: forty minutes on one free CPU core.
 
     Use it with `DiffusionPipeline.from_pretrained("OUT/sd")`.
     """

@@ -1,4 +1,7 @@
-"""Train the second judge on true scenes of the small world, clear, noisy and soft; it never sees a drawn picture."""
+"""Train the second judge on true scenes of the small world, clear, noisy and soft.
+
+It never sees what a model drew, and it sees the scenes that are held out from the models that it judges.
+"""
 
 __all__ = ["JudgeSettings", "train_second_judge"]
 
@@ -43,7 +46,7 @@ def train_second_judge(
 
     def step(index: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([seed, 9, index])
-        sentences = still_life.sample(settings.batch, generator, lexicon, pairs=0.7, named=0.0)
+        sentences = still_life.sample(settings.batch, generator, lexicon, pairs=0.7, named=0.0, held_out=None)
         scenes = [sentence.scene for sentence in sentences]
         start_step({optimizer: settings.lr}, cosine(index, settings.n_steps, warm_up=20))
         logits = judge(_worn(to_signed(still_life.draw(scenes, generator)), settings.noise, generator))

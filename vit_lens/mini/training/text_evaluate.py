@@ -76,7 +76,7 @@ def evaluate_painter(
     judge: SecondJudge,
     *,
     encoder_seed: int,
-    n: int = 400,
+    n: int = 1000,
     seed: int = 1000,
     **settings: float | int,
 ) -> dict[str, object]:

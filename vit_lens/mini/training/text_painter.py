@@ -27,15 +27,15 @@ class PainterSettings:
     """Sizes of the UNet, and of its training run."""
 
     latent_channels: int = 8
-    channels: tuple[int, ...] = (64, 96)
+    channels: tuple[int, ...] = (64, 112)
     text_width: int = 128
     batch: int = 32
-    n_steps: int = 2000
+    n_steps: int = 4000
     lr: float = 1e-3
     lr_muon: float = 0.02
     drop: float = 0.1
-    pairs: float = 0.6
-    named: float = 0.3
+    pairs: float = 0.7
+    named: float = 0.5
     average: float = 0.995
 
 
@@ -52,7 +52,7 @@ def build_painter(settings: PainterSettings, *, seed: int) -> UNet2DConditionMod
             out_channels=settings.latent_channels, block_out_channels=settings.channels, layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D",) * n_levels, up_block_types=("CrossAttnUpBlock2D",) * n_levels,
             mid_block_type="UNetMidBlock2DCrossAttn", cross_attention_dim=settings.text_width,
-            attention_head_dim=4, norm_num_groups=32, resnet_time_scale_shift="scale_shift",
+            attention_head_dim=4, norm_num_groups=16, resnet_time_scale_shift="scale_shift",
             use_linear_projection=True,
         )  # fmt: skip
 
@@ -106,7 +106,7 @@ def train_painter(
             cosine(index, settings.n_steps, warm_up=min(50, settings.n_steps)),
         )
         error = model(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample - x0
-        weight = 1 / (1 - a + 0.15)
+        weight = 1 / (1 - a + 0.3)
         loss = (weight * error.pow(2)).mean() / weight.mean()
         loss.backward()
         nn.utils.clip_grad_norm_(rest, 1.0)

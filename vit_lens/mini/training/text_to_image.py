@@ -35,7 +35,7 @@ def train_text_to_image(
     autoencoder: AutoencoderSettings = _AUTOENCODER,
     painter: PainterSettings = _PAINTER,
     judge: JudgeSettings = _JUDGE,
-    n: int = 400,
+    n: int = 1000,
 ) -> dict[str, object]:
     """Train text encoder, autoencoder, judge and UNet in ``out/work``, write ``out/sd``, and return its measured bars.
 
@@ -55,12 +55,10 @@ def train_text_to_image(
     encoder, _ = train_text(work, seed=seed, settings=text)
     vae = train_autoencoder(work, seed=_SHARED, settings=autoencoder)
     train_second_judge(work, seed=_SHARED, settings=judge)
-    train_painter(
-        work, encoder, vae, encoder_seed=seed, seed=seed if painter_seed is None else painter_seed,
-        settings=painter,
-    )  # fmt: skip
+    painter_seed = seed if painter_seed is None else painter_seed
+    train_painter(work, encoder, vae, encoder_seed=seed, seed=painter_seed, settings=painter)
     folder = assemble_pipeline(work, out / "sd")
-    return measure_pipeline(folder, encoder_seed=seed, n=n)
+    return measure_pipeline(folder, encoder_seed=seed, painter_seed=painter_seed, n=n)
 
 
 def assemble_pipeline(work: Path, folder: Path) -> Path:
@@ -97,10 +95,11 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def measure_pipeline(folder: Path, *, encoder_seed: int, n: int = 400) -> dict[str, object]:
+def measure_pipeline(folder: Path, *, encoder_seed: int, painter_seed: int, n: int = 1000) -> dict[str, object]:
     """Measure the bars of the pipeline in ``folder``, and write them to its ``metrics.json``."""
     judge = SecondJudge.load(folder / "second_judge.safetensors")
-    metrics = evaluate_painter(load_pipeline(folder), judge, encoder_seed=encoder_seed, n=n)
+    found = evaluate_painter(load_pipeline(folder), judge, encoder_seed=encoder_seed, n=n)
+    metrics = {"encoder_seed": encoder_seed, "painter_seed": painter_seed, **found}
     _write(folder / "metrics.json", metrics)
     return metrics
 
