@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import record_factory as factory
@@ -831,3 +832,33 @@ def test_a_part_without_rows_has_a_page(tmp_path):
     changes = {"beside": {"k": 4, "texts": {}, "live": True}}
     part = factory.build_part(tmp_path / "r", [], 1, 2, names=NAMES, changes=changes, **SMALL)
     assert "vit_lens report" in write_report(part).read_text()
+
+
+@pytest.mark.parametrize("harm", ["a flipped byte", "two swapped"])
+def test_a_page_says_that_pictures_are_damaged(tmp_path, harm):
+    """They are not shown, so their places would look like rows that were never drawn."""
+    from vit_lens.records import Record
+    from vit_lens.report import write_report
+
+    record = factory.build(tmp_path / "r")
+    one, two = ((record.path / f"pictures/{row:06d}.png") for row in (3, 4))
+    if harm == "two swapped":
+        one.rename(tmp_path / "kept")
+        two.rename(one)
+        (tmp_path / "kept").rename(two)
+    else:
+        one.write_bytes(one.read_bytes()[:-20] + b"\x00" + one.read_bytes()[-19:])
+    lost, n = 2 if harm == "two swapped" else 1, len(record.table)
+    page = write_report(Record.load(record.path)).read_text()
+    assert re.search(rf"<strong>(Damaged|Unfinished)\.</strong> {n - lost} of {n} pictures are (whole|here)\.", page)
+    assert "Run the same command again" in page
+
+
+def test_the_style_of_prompts_leaves_other_parts_alone():
+    """It stands in the page of images, too, whose map has cells of its own."""
+    from vit_lens import report
+
+    style = (Path(report.__file__).parent / "prompts.css").read_text()
+    heads = re.findall(r"([^{}]+)\{", re.sub(r"@media[^{]+\{", "", style))
+    assert len(heads) > 15
+    assert not [one for head in heads for one in head.split(",") if not one.strip().startswith((".layers", ".sites"))]

@@ -4,7 +4,7 @@ __all__ = ["write_report"]
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,8 +19,6 @@ from vit_lens.records import (
     Record,
     budget_words,
     has_picture,
-    is_whole_png,
-    picture_name,
     unfinished_words,
 )
 from vit_lens.report.data import page_data
@@ -81,7 +79,7 @@ def write_report(
         target, (_HERE, template), styles=[(_HERE, name) for name in styles],
         scripts=[(_HERE, name) for name in scripts], images="data: 'self' file:",
         data=Markup(_embedded_json(data)), beside_words=_beside_words(record), strips=strips, strips_page=strips_page,
-        **_live_header(record, data["live"]), **_header(record),
+        **_live_header(record, data["live"]), **_header(record, data["rows"]["thumb"]),
     )  # fmt: skip
 
 
@@ -102,17 +100,19 @@ def _embedded_json(data: Mapping[str, Any]) -> str:
     return text.translate(JSON_ESCAPES)
 
 
-def _header(record: Record) -> dict[str, Any]:
+def _header(record: Record, thumbs: Sequence[str | None]) -> dict[str, Any]:
     manifest, table = record.manifest, record.table
+    n_done = len(table) - list(thumbs).count(None)
+    is_whole = manifest["decoder"] is None or n_done == len(table)
     model, decoder = manifest["model"], manifest["decoder"]
     encoder_id = str(model["encoder_id"])
     return {
         "model": encoder_id, "decoder": str(decoder["decoder_id"]) if decoder else "none",
         "lenses": [_lens_words(one) for one in record.readings.values() if not one.control],
         "n_sites": table["site"].nunique(), "n_rows": len(table), "n_images": len(manifest["inputs"]),
-        "n_done": 0 if record.complete else sum(is_whole_png(record.path / picture_name(r)) for r in range(len(table))),
+        "n_done": n_done, "damaged": record.complete and not is_whole,
         "seeds": ", ".join(map(str, manifest["seeds"].get("decoder") or [])) or "none",
-        "complete": record.complete, "budget": budget_words(record), "go_on": unfinished_words(record),
+        "complete": record.complete and is_whole, "budget": budget_words(record), "go_on": unfinished_words(record),
         "coarse": bool((table["drawn"] == "coarse").any()),
         "legacy": manifest["batch_plan"].get("noise") == "legacy",
         "untrained": any(part and part.get("untrained") for part in (model, decoder)),
