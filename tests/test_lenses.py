@@ -260,6 +260,19 @@ def test_steering_a_run_that_is_not_the_cached_one_raises(vit, pixels, means):
             assert (hooked - each.embed(edited, site)[:, 0]).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("site", ["L2H1", "L2.mlp", "L1.attn"])
+def test_other_images_than_the_cached_ones_are_told(vit, pixels, means, site):
+    """Where everything is set to what is cached, the result would be that of the cached images."""
+    from vit_lens.errors import LensError
+
+    _, cache = vit.run_with_cache(pixels)
+    for each in lenses(means):
+        hooks = each.hooks(cache, site)
+        vit.run_with_hooks(pixels, fwd_hooks=hooks)
+        with pytest.raises(LensError, match="differs between this run and the cached one: other images"):
+            vit.run_with_hooks(pixels.flip(0), fwd_hooks=hooks)
+
+
 def test_one_cached_image_is_not_taken_for_a_mean(vit, pixels, means):
     from vit_lens.errors import LensError
 

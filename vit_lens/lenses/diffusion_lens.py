@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.addresses import Site
 from vit_lens.attribution import check_cache
 from vit_lens.lenses.contract import HookFn
-from vit_lens.lenses.residual import ResidualLens, set_rows
+from vit_lens.lenses.residual import ResidualLens, same_start, set_rows
 from vit_lens.towers import ViTActivationCache, write_of
 
 
@@ -66,7 +66,8 @@ class DiffusionLens(ResidualLens):
         """Return hooks under which nothing but the site reaches the end of the residual stream.
 
         For a residual site, what later blocks write is set to zero, so edits before the site show. For a head,
-        attention block or MLP, everything else is set to zero and the site to its cached output.
+        attention block or MLP, everything else is set to zero and the site to its cached output: a run of other images
+        than the cached ones raises :class:`LensError`, where the cache can tell.
 
         Raises:
             UnknownSiteError: The site is not one of the model's.
@@ -78,7 +79,8 @@ class DiffusionLens(ResidualLens):
         own = write_of(site)
         silenced = [stream.start] if stream.start else []
         silenced += [name for name in stream.writes if name != own]
-        return [*((name, _zero) for name in silenced), *_own_hooks(cache, site, own)]
+        silent = ((name, _zero) for name in silenced)
+        return [*same_start(cache, stream.start), *silent, *_own_hooks(cache, site, own)]
 
 
 def _zero(act: Tensor, hook: HookPoint) -> Tensor:

@@ -1,6 +1,8 @@
 """Lenses that end at the model's own read-out: the outputs of sites, and the embeddings they lead to."""
 
-__all__ = ["ResidualLens", "centred_norm", "check_same_run", "freeze", "set_rows", "site_outputs", "spoken"]
+__all__ = [
+    "ResidualLens", "centred_norm", "check_same_run", "freeze", "same_start", "set_rows", "site_outputs", "spoken",
+]  # fmt: skip
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -200,9 +202,28 @@ def check_same_run(
         LensError: They differ by more than rounding.
     """
     check_batch(act, rows, hook)
-    live = read_out.rows(act).to(rows)
-    allowed = min(1e4 * torch.finfo(act.dtype).eps, 0.1) * rows.abs().amax()
-    if not (live - rows).abs().amax() <= allowed:  # so that NaN is a difference too
+    _check_equal(read_out.rows(act).to(rows), rows, act.dtype, hook)
+
+
+def same_start(cache: ViTActivationCache, name: str | None) -> list[tuple[str, HookFn]]:
+    """Return a hook that raises where the residual stream of a run does not start as the cached one.
+
+    Under a lens that sets everything to what is cached nothing else would tell. There is none where the cache does not
+    hold the start at every token: the class token's alone is the same for all images.
+    """
+    if name is None or cache.rows != "all" or name not in cache:
+        return []
+    return [(name, partial(_check_start, value=cache[name]))]
+
+
+def _check_start(act: Tensor, hook: HookPoint, *, value: Tensor) -> None:
+    if act.shape == value.shape:  # else the others say what differs
+        _check_equal(act.to(value), value, act.dtype, hook)
+
+
+def _check_equal(live: Tensor, cached: Tensor, dtype: torch.dtype, hook: HookPoint) -> None:
+    allowed = min(1e4 * torch.finfo(dtype).eps, 0.1) * cached.abs().amax()
+    if not (live - cached).abs().amax() <= allowed:  # so that NaN is a difference too
         raise LensError(
             f"{hook.name} differs between this run and the cached one: other images, or an edit before the site. Make "
             "the cache of these images under the same edits: "

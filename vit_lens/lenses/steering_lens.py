@@ -15,7 +15,16 @@ from vit_lens.addresses import Site, Sites
 from vit_lens.attribution import check_cache, check_model, finite
 from vit_lens.errors import LensError
 from vit_lens.lenses.contract import HookFn
-from vit_lens.lenses.residual import ResidualLens, centred_norm, check_same_run, freeze, set_rows, site_outputs, spoken
+from vit_lens.lenses.residual import (
+    ResidualLens,
+    centred_norm,
+    check_same_run,
+    freeze,
+    same_start,
+    set_rows,
+    site_outputs,
+    spoken,
+)
 from vit_lens.reference import ReferenceMeans
 from vit_lens.towers import Readout, Tower, ViTActivationCache, write_of
 
@@ -175,7 +184,8 @@ class DiffusionSteeringLens(ResidualLens):
         site = self.check_site(check_cache(cache).model, site)
         strength = self._strength(cache, [site], site_outputs(cache, [site]))[:, 0]
         if self.reference is not None:
-            return _mean_hooks(self.reference, cache, site, strength)
+            start = cache.model.stream_of(site).start
+            return [*same_start(cache, start), *_mean_hooks(self.reference, cache, site, strength)]
         later = cache.model.stream_of(site).after(site)
         own = {"rows": cache.readout(site.hook_name), "read_out": cache.read_out, "head": site.head}
         scaled = partial(_scale, strength=strength, **own)
