@@ -228,7 +228,7 @@ def test_site_outputs_takes_sites_as_written(cache):
     assert torch.equal(site_outputs(cache, "L1H2, L1.mlp"), expected)
     assert torch.equal(site_outputs(cache, ["L1H2", "L1.mlp"]), expected)
     twice = site_outputs(cache, ["L1H2", "L1.mlp", "L1H2"])  # two lenses may read one site
-    assert torch.equal(twice, expected[:, [0, 1, 0]])
+    assert torch.allclose(twice, expected[:, [0, 1, 0]], atol=1e-13)  # three at once round otherwise on some machines
 
 
 def test_one_lens_may_be_run_for(vit, pixels):

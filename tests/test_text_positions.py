@@ -248,3 +248,25 @@ def test_sweeps_of_interventions_run_prompts(model):
     torch.testing.assert_close(effects[0, 0], metric(model.run_with_hooks(prompts, fwd_hooks=hooks)), **EXACT)
     one_by_one = ablate_each(model, prompts, metric, "L1.mlp", replacement="zero", each="token").values
     assert one_by_one.shape == (1, ids.shape[1], 2)
+
+
+def test_hooks_at_words_refuse_other_prompts(model):
+    """They would act on what stands there instead, and nothing would tell."""
+    import vit_lens as vl
+    from vit_lens.errors import InterventionError
+
+    told, swapped = ["red star", "a blue red star"], ["a blue red star", "red star"]
+    hooks = vl.interventions.zero(model, 'L0.mlp@"red"', prompts=told)
+    wanted = model.run_with_hooks(told, fwd_hooks=hooks)
+    filled = model.to_tokens(told, pad_to=12)
+    if wanted.ndim == 2:  # of T5 every token comes out, and ids are seen whole
+        assert torch.allclose(model.run_with_hooks(filled, fwd_hooks=hooks), wanted, atol=1e-5)
+    else:
+        assert model.run_with_hooks(filled, fwd_hooks=hooks).shape[1] == 12
+    for others in (swapped, ["blue star", told[1]]):
+        with pytest.raises(InterventionError, match="this run is of other prompts, or of these in another order"):
+            model.run_with_hooks(others, fwd_hooks=hooks)
+    ends = vl.interventions.zero(model, "L0.mlp@eos", prompts=told)
+    with pytest.raises(InterventionError, match="this run is of other prompts"):
+        model.run_with_hooks(swapped, fwd_hooks=ends)
+    assert not any(point.ctx for point in model.hook_dict.values())

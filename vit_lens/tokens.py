@@ -1,6 +1,8 @@
 """Tokens: what the positions of addresses (``cls``, ``patch17``, ``(row, column)``, ``5``) are in one tower."""
 
-__all__ = ["Token", "Tokens", "describe_position", "image_config", "read_token", "resolve_tokens", "token_list"]
+__all__ = [
+    "RUN_IDS", "Token", "Tokens", "describe_position", "image_config", "read_token", "resolve_tokens", "token_list",
+]  # fmt: skip
 
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -14,6 +16,8 @@ from vit_lens.errors import InterventionError, UnknownSiteError
 
 Token = Position | str | SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 Tokens = Token | Sequence[Token] | Tensor
+RUN_IDS = "vit_lens: ids of the prompts that run"
+"""The key under which ``hook.ctx`` has them while a text tower runs."""
 
 
 def resolve_tokens(tokens: Tokens, cfg: TowerConfig) -> list[int]:

@@ -86,7 +86,10 @@ def _check_words(words: list[str]) -> None:
         is_cut = word.startswith("--") and word.endswith("=") and word != "--prompts="
         if is_cut or (not word and before != "--prompts"):
             where = word if is_cut else f"behind {before}"
-            raise VitLensError(f"an argument is empty ({where}): a variable that is not set? '.' is this folder")
+            raise VitLensError(
+                f"an argument is empty ({where}): a variable that is not set? Leave an option out for what is usual; "
+                "'.' is this folder"
+            )
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -2,6 +2,7 @@
 
 __all__ = ["Places", "places_in", "replace_in_prompts"]
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.errors import InterventionError
-from vit_lens.tokens import Tokens, token_list
+from vit_lens.tokens import RUN_IDS, Tokens, token_list
 from vit_lens.towers import Tower
 
 Places = tuple[tuple[int, ...], ...]  # of each prompt
@@ -66,6 +67,7 @@ def replace_in_prompts(
     of: int,
     places: Places,
     sources: Places | None,
+    ids: Places | None,
     for_any: bool,
 ) -> Tensor:
     """Replace an activation at the places of each prompt by zero, or by ``value`` at its sources.
@@ -78,6 +80,7 @@ def replace_in_prompts(
         of: How many of them there are; 0 where ``units`` is None.
         places: The positions that are written.
         sources: The positions of ``value`` that are read; None for the same.
+        ids: The tokens of the prompts that ``places`` are of and that must run; None where that is not known.
         for_any: Whether one value is for any number of prompts.
     """
     longest = max((max(row, default=0) for row in places), default=0)
@@ -86,6 +89,12 @@ def replace_in_prompts(
         raise InterventionError(
             f"{hook.name}: prompts= are {len(places)}, there are activations for {given}, and the run has {len(act)}; "
             "give the prompts that are run, and choose with images="
+        )
+    run = hook.ctx.get(RUN_IDS)
+    if run is not None and ids is not None and any(map(_differ, run.tolist(), ids)):
+        raise InterventionError(
+            f"{hook.name}: the places are those of prompts=, and this run is of other prompts, or of these in another "
+            "order; make the hooks with prompts= as they are run"
         )
     fits = value is None or value.shape[2:] == (act.shape[2:] if units is None else (len(units), *act.shape[3:]))
     if longest >= act.shape[1] or of not in (0, act.shape[2]) or not fits:
@@ -100,6 +109,11 @@ def replace_in_prompts(
         else:
             out[prompt, at[:, None], torch.tensor(units, device="cpu")] = new
     return out
+
+
+def _differ(run: Sequence[int], named: Sequence[int]) -> bool:
+    n = min(len(run), len(named))  # beyond it there is filling alone
+    return list(run[:n]) != list(named[:n])
 
 
 def _of(places: Places, prompt: int) -> tuple[int, ...]:

@@ -262,7 +262,7 @@ def _hooks(model: Tower, targets: list[Target], values: _Values, held: _Held | N
         if some[0].places is None:
             hooks.append((name, partial(_replace, positions=positions, **given)))
         else:
-            there = {"places": some[0].places, "sources": some[0].sources}
+            there = {"places": some[0].places, "sources": some[0].sources, "ids": some[0].ids}
             hooks.append((name, partial(replace_in_prompts, **there, **given)))
     return hooks
 

@@ -30,12 +30,14 @@ class Target:
         positions: On the axis ``pos``, the same of every image; None for every token, or where ``places`` says which.
         places: The positions of each prompt that is run; None where all have the same.
         sources: The positions of each cached prompt that a value is taken from; None for the same.
+        ids: The tokens of the prompts that ``places`` are of; None where a mask says them.
     """
 
     address: Address
     positions: tuple[int, ...] | None
     places: Places | None = None
     sources: Places | None = None
+    ids: Places | None = None
 
     @cached_property
     def hook_name(self) -> str:
@@ -124,15 +126,17 @@ class _Where:
         self.positions: tuple[int, ...] | None = None
         self.places: Places | None = None
         self.sources: Places | None = None
+        self.ids: Places | None = None
         is_mask = isinstance(where, Tensor) and isinstance(model.cfg, HookedTextConfig) and where.ndim == 2
         if where is not None and (is_mask or prompts is not None):
             self.places, self.sources = places_in(model, where, prompts, cached)
+            self.ids = None if prompts is None else tuple(map(tuple, model.to_tokens(prompts).tolist()))
         elif where is not None:
             self.positions = tuple(resolve_tokens(where, model.cfg))
 
     @property
-    def of_target(self) -> tuple[tuple[int, ...] | None, Places | None, Places | None]:
-        return self.positions, self.places, self.sources
+    def of_target(self) -> tuple[tuple[int, ...] | None, Places | None, Places | None, Places | None]:
+        return self.positions, self.places, self.sources, self.ids
 
     @property
     def cells(self) -> set[Any]:

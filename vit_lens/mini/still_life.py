@@ -213,18 +213,14 @@ def sample(
     made = []
     while len(made) < n:
         layout: Layout = "alone" if generator.random() >= pairs else ("beside", "stacked")[generator.integers(2)]
-        mentions = tuple(
-            _mention(generator, lexicon, named, equal, held_out, whole) for _ in range(1 + (layout != "alone"))
-        )
+        mentions = tuple(_mention(generator, lexicon, named, equal, whole) for _ in range(1 + (layout != "alone")))
         scene = Scene(layout, tuple(mention.number for mention in mentions))
         if held_out is None or is_held_out(scene) == held_out:
             made.append(_said(scene, mentions, generator))
     return made
 
 
-def _mention(
-    generator: np.random.Generator, lexicon: Lexicon, named: float, equal: bool, held_out: bool, whole: bool
-) -> Mention:
+def _mention(generator: np.random.Generator, lexicon: Lexicon, named: float, equal: bool, whole: bool) -> Mention:
     if generator.random() < named:
         name = int(generator.choice(len(lexicon.names), p=None if equal else lexicon.frequencies))
         return Mention(f"a {lexicon.names[name]}", lexicon.objects[name], (True, True, True), name)

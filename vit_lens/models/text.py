@@ -2,7 +2,8 @@
 
 __all__ = ["HookedTextEncoder", "TextStates"]
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -18,7 +19,7 @@ from vit_lens.hooking import is_hooked
 from vit_lens.models.loaded import LoadedTower, uncompiled
 from vit_lens.sources import TowerSource, read_module, read_pretrained, refuse_float16
 from vit_lens.texts import PromptTokenizer, prompt_tokenizer
-from vit_lens.tokens import Tokens, read_token, token_list
+from vit_lens.tokens import RUN_IDS, Tokens, read_token, token_list
 from vit_lens.towers import PosEmbed, Readout, TokenEmbed, check_input, check_tokens, whole_mask
 
 Prompts = str | Sequence[str] | Int[Tensor, "batch pos"]
@@ -278,15 +279,28 @@ class HookedTextEncoder(LoadedTower):
             own = self.beside(prompts)
             tokens = own["tokens"]
             attention_mask = own.get("attention_mask") if attention_mask is None else attention_mask
-            resid = self._embed(tokens)
         else:
             n_pos = prompts.shape[1] if isinstance(prompts, Tensor) and prompts.ndim == 3 else self.cfg.n_ctx
             check_input(prompts, (n_pos, self.cfg.d_model), self.W_E)  # pyright: ignore[reportArgumentType]
-            resid, tokens = prompts, None if tokens is None else self.to_tokens(tokens)
-        resid = self.run_blocks(resid, blocks, self._mask(resid, attention_mask, mask))  # pyright: ignore[reportArgumentType]
-        if stop_at_layer is not None:
-            return resid
-        return self.read_out(resid, self.readout_of() if tokens is None else self.readout_of(tokens))
+            tokens = None if tokens is None else self.to_tokens(tokens)
+        with nullcontext() if torch.compiler.is_compiling() else self._told(tokens):
+            resid = self._embed(tokens) if start_at_layer is None else prompts  # pyright: ignore[reportArgumentType]
+            resid = self.run_blocks(resid, blocks, self._mask(resid, attention_mask, mask))  # pyright: ignore[reportArgumentType]
+            if stop_at_layer is not None:
+                return resid
+            return self.read_out(resid, self.readout_of() if tokens is None else self.readout_of(tokens))
+
+    @contextmanager
+    def _told(self, tokens: Int[Tensor, "batch pos"] | None) -> Iterator[None]:
+        """Tell hooks which prompts run, for those that were made for some."""
+        points = [point for point in self.hook_dict.values() if point.fwd_hooks]
+        for point in points:
+            point.ctx[RUN_IDS] = tokens
+        try:
+            yield
+        finally:
+            for point in points:
+                point.ctx.pop(RUN_IDS, None)
 
     def _embed(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         resid = self.hook_embed(self.embed(ids))
