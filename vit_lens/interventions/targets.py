@@ -130,7 +130,8 @@ class _Where:
         is_mask = isinstance(where, Tensor) and isinstance(model.cfg, HookedTextConfig) and where.ndim == 2
         if where is not None and (is_mask or prompts is not None):
             self.places, self.sources = places_in(model, where, prompts, cached)
-            self.ids = None if prompts is None else tuple(map(tuple, model.to_tokens(prompts).tolist()))
+            if prompts is not None:
+                self.ids = tuple(map(tuple, model.to_tokens(prompts).tolist()))  # pyright: ignore[reportAttributeAccessIssue]
         elif where is not None:
             self.positions = tuple(resolve_tokens(where, model.cfg))
 

@@ -216,9 +216,10 @@ def same_start(cache: ViTActivationCache, name: str | None) -> list[tuple[str, H
     return [(name, partial(_check_start, value=cache[name]))]
 
 
-def _check_start(act: Tensor, hook: HookPoint, *, value: Tensor) -> None:
+def _check_start(act: Tensor, hook: HookPoint, *, value: Tensor) -> Tensor:
     if act.shape == value.shape:  # else the others say what differs
         _check_equal(act.to(value), value, act.dtype, hook)
+    return act
 
 
 def _check_equal(live: Tensor, cached: Tensor, dtype: torch.dtype, hook: HookPoint) -> None:

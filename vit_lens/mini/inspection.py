@@ -102,8 +102,8 @@ def _finest_window(
         return float(np.square((draw_object(number, layout, place, move) - seen.astype(float)) / _LEVELS).sum())
 
     for step in _FINER:
-        near = product(*({max(-0.25, min(0.25, along + side * step)) for side in (-1, 0, 1)} for along in move))
-        move = min(near, key=error)
+        across, down = ([max(-0.25, min(0.25, along + side * step)) for side in (-1, 0, 1)] for along in move)
+        move = min(((x, y) for x in across for y in down), key=error)
     return error(move)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPTextModel
 
 from vit_lens.files import write_atomic
@@ -76,6 +77,10 @@ def assemble_pipeline(work: Path, folder: Path) -> Path:
     for path in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
         # transformers 4 has no other name for it
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    # Classes before transformers 5.6 know no other names, and would draw with random weights; later ones read both.
+    weights = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(weights).items()}
+    save_file(named, weights, {"format": "pt"})
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # a path of this machine
