@@ -629,6 +629,8 @@ def _with_everything(path):
 
 
 def test_captions_neighbours_and_live_numbers_read_back(tmp_path):
+    from vit_lens.errors import RecordError
+
     record = _with_everything(tmp_path / "r")
     read, alive = factory.beside(len(record.table)), factory.live(2, 3)
     for name in ("captions", "logit_scale", "logit_bias", "groups", "names", "means"):
@@ -640,6 +642,9 @@ def test_captions_neighbours_and_live_numbers_read_back(tmp_path):
             assert torch.equal(kept.index, found.index) and torch.equal(kept.cosine, found.cosine)
     assert record.live.labels == alive.labels and record.live.images == (0,)
     assert torch.equal(record.live.embed(0, {"L1H2": 3}), alive.embed(0, {"L1H2": 3}))
+    for factor in (float("nan"), float("inf")):
+        with pytest.raises(RecordError, match=r"the factor of L1H2 is (nan|inf); expected a finite number"):
+            record.live.embed(0, {"L1H2": factor})
     assert np.array_equal(np.asarray(record.neighbour(7)), factory.picture(2007))
 
 

@@ -343,6 +343,8 @@ def test_wrong_input(unchecked):
         vl.TextRun.of(encoder("sd1"), [])
     with pytest.raises(LensError, match="a str reads no prompts for a pipeline; expected a PromptEncoder"):
         vl.TextRun.of("sd", "a red star")
+    with pytest.raises(TextError, match="prompts is of type NoneType; expected str or Iterable: a prompt, or several"):
+        vl.TextRun.of(encoder("sd1"), None)
     run = run_of("sd1")
     with pytest.raises(LensError, match="norm='formt'; nearest: 'format'"):
         vl.TextDiffusionLens(norm="formt")
