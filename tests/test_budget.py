@@ -117,7 +117,7 @@ def test_bounds_that_bound_nothing_are_refused():
             Budget(pictures=1, same_above=bound)
 
 
-@pytest.mark.parametrize(("steps", "coarse"), [(100, 20), (25, 5), (10, 3), (4, 3)])
+@pytest.mark.parametrize(("steps", "coarse"), [(100, 20), (25, 5), (10, 3), (4, 3), (2, 2)])
 def test_coarse_pictures_take_a_fifth_of_the_steps_and_no_guidance(decoder, steps, coarse):
     full = replace(decoder.defaults, steps=steps, guidance_interval=(0.0, 0.5), seed=9)
     found = decoder.coarse(full)
@@ -297,6 +297,8 @@ def _full(path):
 
 
 def test_it_goes_on_for_another_budget_and_ends_with_the_same_bits(run, whole, model, tmp_path):
+    import vit_lens as vl
+
     out, refined = tmp_path / "out", []
     for budget in (7, "7", 3):
         record = run(out, budget=budget)
@@ -306,7 +308,10 @@ def test_it_goes_on_for_another_budget_and_ends_with_the_same_bits(run, whole, m
     in_order = whole.table.loc[record.table["drawn"] == "full"]
     assert (in_order["site_type"].str.startswith("resid")).sum() == 2 * 2 * 2
     end = run(out)  # without a budget: all of it
-    assert end.complete and end.manifest["budgets"] == ["7 pictures", "7 pictures", "3 pictures"]
+    assert end.complete and end.manifest["budgets"] == ["7 pictures", "7 pictures", "3 pictures", ""]
+    assert vl.records.budget_words(end).startswith(
+        "Drawn to a budget of 7 pictures and then 7 pictures and then 3 pictures and then without one."
+    )
     assert _but_the_manifest(out) == _but_the_manifest(whole.path)
     before = contents(out)
     assert run(out, budget=5).complete and contents(out) == before

@@ -316,3 +316,31 @@ def test_weights_that_differ_below_bfloat16_do_not_go_on(images, tmp_path):
     assert model.fingerprint == before
     with pytest.raises(RecordError, match=r"holds another sweep's record: model\.weights is"):
         _sweep(model, None, images[:1], tmp_path / "r")
+
+
+@pytest.mark.parametrize("part", ["model", "decoder"])
+def test_weights_that_were_changed_unseen_do_not_go_on(images, tmp_path, part):
+    """PyTorch counts no change through .data; a sweep hashes what there is."""
+    import vit_lens as vl
+    from vit_lens.errors import RecordError, ReferenceMismatchError
+
+    model, decoder = tiny_sweep.tower(), tiny_sweep.decoder()
+    means = vl.ReferenceMeans.from_images(model, images)
+    _sweep(model, decoder, images[:1], tmp_path / "r")
+    changed, before = (model, model.fingerprint) if part == "model" else (decoder, decoder.fingerprint)
+    next(iter(changed.parameters() if part == "model" else decoder.unet.parameters())).data.mul_(2)
+    assert changed.fingerprint == before
+    with pytest.raises(RecordError, match=rf"{part}\.fingerprint"):
+        _sweep(model, decoder, images[:1], tmp_path / "r")
+    assert changed.fingerprint != before
+    if part == "model":
+        with pytest.raises(ReferenceMismatchError, match="were made with"):
+            means.check(model)
+
+
+def test_an_executor_that_there_is_not_is_refused_before_anything_is_planned(model, images):
+    import vit_lens as vl
+    from vit_lens.errors import VitLensError
+
+    with pytest.raises(VitLensError, match="no executor 'foo'; nearest: 'local'"):
+        vl.plan(model, None, images, lens="diffusion", execution=vl.Execution(executor="foo"))

@@ -667,3 +667,50 @@ def test_one_dtype_is_a_list_of_one(model):
     from vit_lens.verification import verifying
 
     assert verifying._dtypes(model, torch.float32) == [torch.float32]
+
+
+# ---- what PyTorch would say itself ----------------------------------------------------------------------------------
+
+
+def test_sparse_pixels_are_refused_and_dense_ones_run(model, errors):
+    px = images(model)
+    with pytest.raises(errors.PreprocessError, match=r"layout torch\.sparse_coo; expected a dense tensor: give x\.to_d"):
+        model(px.to_sparse())
+    assert torch.equal(model(px.to_sparse().to_dense()), model(px))
+
+
+def test_a_block_of_another_dtype_is_named(model, errors):
+    mixed = copy.deepcopy(model)
+    mixed.blocks[1].float()
+    with pytest.raises(errors.VitLensError, match=r"of torch\.float32 on cpu, as blocks\.1\..*model\.to\(dtype\)"):
+        mixed(images(model))
+    mixed.to(torch.float64)
+    mixed(images(model))
+
+
+# ---- means of images that became other pixels -----------------------------------------------------------------------
+
+
+def test_means_of_another_preprocessing_are_refused(errors, tmp_path):
+    from PIL import Image
+
+    import vit_lens as vl
+
+    model = vl.HookedViT.from_pretrained("mini")
+    pictures = [Image.new("RGB", (64, 64), (40 * n, 90, 20)) for n in range(3)]
+    means, sites = vl.ReferenceMeans.from_images(model, pictures), vl.Site.heads(model)[:3]
+    read = vl.readers.SiteMeans.from_images(model, pictures, sites)
+    means.save(tmp_path / "means.safetensors")
+    read.save(tmp_path / "read.safetensors")
+    model.preprocess_spec = replace(model.spec(), mean=(0.1, 0.2, 0.3))
+    for kept in (means, vl.ReferenceMeans.load(tmp_path / "means.safetensors")):
+        with pytest.raises(errors.ReferenceMismatchError, match=r"preprocessed with mean \[.*the model has \[0\.1, 0\.2"):
+            vl.DiffusionSteeringLens(alpha=10, anchor="mean", reference=kept).read(
+                model.run_with_cache(model.preprocess(pictures))[1], sites
+            )
+    for kept in (read, vl.readers.SiteMeans.load(tmp_path / "read.safetensors")):
+        with pytest.raises(errors.ReferenceMismatchError, match="preprocessed with mean"):
+            kept.of(model, vl.DiffusionLens(), sites)
+    vl.ReferenceMeans.from_images(model, pictures).check(model)
+    known = vl.ReferenceMeans.from_images(model, model.preprocess(pictures))  # pixels come from anywhere
+    assert known.preprocess == {} and known.check(model) is known

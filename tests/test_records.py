@@ -320,12 +320,16 @@ def test_a_record_is_frozen(small):
         small.manifest = {}
 
 
-def test_missing_rows_and_pictures_are_named(tmp_path):
+def test_missing_rows_and_pictures_are_named(tmp_path, unchecked):
     from vit_lens.errors import RecordError
 
     record = factory.build(tmp_path / "r", stop_after=2, **SMALL)
     with pytest.raises(RecordError, match="no row 99"):
         record.picture(99)
+    for read in (record.picture, record.input, record.entry, record.neighbour):
+        for index in ("a", 1.0, True, -1, None):
+            with pytest.raises(RecordError, match="expected a whole number from 0 on"):
+                read(index)
     with pytest.raises(RecordError, match=r"000005\.png does not exist; the sweep is unfinished"):
         record.picture(5)
 

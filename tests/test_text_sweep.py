@@ -164,6 +164,8 @@ def test_truncation_is_recorded(tmp_path):
     long = "red " * 20
     with pytest.raises(vl.errors.TextError, match="has 22 tokens, and text_encoder reads 16"):
         swept(tmp_path / "r", [long])
+    with pytest.raises(vl.errors.TextError, match="has 22 tokens, and text_encoder reads 16"):
+        vl.plan(*pair(), [long])
     assert not (tmp_path / "r").exists()
     found = swept(tmp_path / "r", vl.Prompts([long, "a red star"], truncate=True))
     assert [one.get("truncated") for one in found.manifest["inputs"]] == [True, None]

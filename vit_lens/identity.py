@@ -2,7 +2,7 @@
 
 __all__ = [
     "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "MINI_SD", "MINI_SD_FILES", "aliases", "canonical_encoder_id",
-    "exact_fingerprint", "fingerprint", "same_encoder", "text_side",
+    "exact_fingerprint", "fingerprint", "forget_fingerprints", "same_encoder", "text_side",
 ]  # fmt: skip
 
 import hashlib
@@ -113,6 +113,26 @@ def exact_fingerprint(state_dict: Mapping[str, Tensor], dtype: torch.dtype | Non
     (True, False)
     """
     return _digest(state_dict, lambda tensor: tensor.to(dtype=dtype))
+
+
+def forget_fingerprints(*holders: object) -> None:
+    """Have the weights of models and decoders hashed anew, before something is kept that goes by them.
+
+    Fingerprints are kept until PyTorch counts a change, and it counts none through ``.data``. Who keeps no fingerprint
+    is left alone.
+
+    >>> edited = vl.HookedViT.from_pretrained("mini")
+    >>> before = edited.fingerprint
+    >>> edited.W_E.data.mul_(2).shape, edited.fingerprint == before
+    (torch.Size([192, 128]), True)
+    >>> forget_fingerprints(edited)
+    >>> edited.fingerprint == before
+    False
+    """
+    for one in holders:
+        forget = getattr(one, "forget_fingerprint", None)
+        if callable(forget):
+            forget()
 
 
 def _digest(state_dict: Mapping[str, Tensor], kept: Callable[[Tensor], Tensor]) -> str:

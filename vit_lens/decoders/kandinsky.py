@@ -142,6 +142,10 @@ class KandinskyDecoder(Decoder):
         """Sixteen digits that identify the weights to the last bit; changes through ``.data`` go unseen."""
         return self._weights.fingerprint({"unet": self.unet, "movq": self.movq})
 
+    def forget_fingerprint(self) -> None:
+        """Hash the weights anew when they are next asked for; see :func:`vit_lens.identity.forget_fingerprints`."""
+        self._weights.forget()
+
     @property
     def device(self) -> torch.device:
         """The device of the UNet."""
@@ -191,9 +195,9 @@ class KandinskyDecoder(Decoder):
         return f"{settings.steps} steps, {guidance}"
 
     def coarse(self, settings: DecodeSettings) -> DecodeSettings | None:
-        """Return a fifth of the steps, at least 3, without guidance, all else the same; None if that saves nothing."""
+        """Return a fifth of the steps, at least 3 of them, without guidance; None if that saves nothing."""
         super().check_settings(settings)
-        steps = max(_LEAST_STEPS, round(settings.steps / _COARSE_SHARE))
+        steps = min(settings.steps, max(_LEAST_STEPS, round(settings.steps / _COARSE_SHARE)))
         coarse = override(settings, {"steps": steps, "guidance": 1.0, "guidance_interval": None})
         return coarse if self.work(coarse) < self.work(settings) else None
 

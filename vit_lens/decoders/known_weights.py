@@ -17,6 +17,10 @@ class KnownWeights:
     def __init__(self) -> None:
         self._last: tuple[Any, str] = None, ""
 
+    def forget(self) -> None:
+        """Hash the weights anew the next time."""
+        self._last = None, ""
+
     def fingerprint(self, parts: Mapping[str, nn.Module]) -> str:
         """Return sixteen digits that identify weights to the last bit; changes through ``.data`` go unseen."""
         held = [tensor for part in parts.values() for tensor in (*part.parameters(), *part.buffers())]

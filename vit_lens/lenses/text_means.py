@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError, OutputError, ReferenceMismatchError, TextError, VitLensError, expect
 from vit_lens.files import as_path, file_tensors, open_tensors, save_tensors
-from vit_lens.identity import fingerprint
+from vit_lens.identity import fingerprint, forget_fingerprints
 from vit_lens.lenses.text_run import PromptReader, TextRun
 from vit_lens.numerics import without_autocast
 from vit_lens.towers import ViTActivationCache
@@ -83,6 +83,7 @@ class TextMeans:
         """
         if isinstance(prompts, str) or not len(prompts):
             raise TextError(f"prompts={prompts!r:.60}; means are over several texts, in a list")
+        forget_fingerprints(encoder)
         sums: dict[str, dict[str, Tensor]] = {}
         for text in tqdm(prompts, desc="means", unit="prompt", disable=not progress):
             run = TextRun.of(encoder, text, truncate=truncate)

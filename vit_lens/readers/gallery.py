@@ -16,12 +16,13 @@ from torch import Tensor
 from vit_lens.addresses import as_index
 from vit_lens.attribution import check_model, check_tensor
 from vit_lens.errors import GalleryError, OutputError, expect
+from vit_lens.identity import forget_fingerprints
 from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.images import load_image
 from vit_lens.models import HookedViT
 from vit_lens.readers.cosines import deviations, nearest_rows
 from vit_lens.readers.indexing import Entries, Entry, index_folder, index_images, picture_hash
-from vit_lens.towers import other_weights
+from vit_lens.towers import other_weights, preprocessing_of
 
 _FORMAT = "vit_lens.gallery.1"
 _ADVICE = "make the gallery with Gallery.from_folder(model, folder, out=path)"
@@ -133,6 +134,7 @@ class Gallery:
         """
         root = as_path(folder, GalleryError, "folder").resolve()
         path = None if out is None else as_path(out, OutputError, "out")
+        forget_fingerprints(model)
         known = cls._resume(model, root, path)
 
         def keep(entries: Entries) -> None:
@@ -191,9 +193,9 @@ class Gallery:
         check_model(model, GalleryError)
         if told := other_weights(self, model):
             raise GalleryError(f"this gallery was {told}. Make its own: Gallery.from_folder(model, folder)")
-        if self.preprocess != _preprocess_of(model):
+        if self.preprocess != preprocessing_of(model):
             raise GalleryError(
-                f"this gallery was made with the preprocessing {self.preprocess}; the model has {_preprocess_of(model)}"
+                f"this gallery was made with the preprocessing {self.preprocess}; the model has {preprocessing_of(model)}"
             )
         return self
 
@@ -299,7 +301,7 @@ class Gallery:
     @classmethod
     def _of(cls, model: HookedViT, folder: str, entries: Entries, *, complete: bool = True) -> "Gallery":
         return cls(
-            encoder_id=model.encoder_id, fingerprint=model.fingerprint, preprocess=_preprocess_of(model), folder=folder,
+            encoder_id=model.encoder_id, fingerprint=model.fingerprint, preprocess=preprocessing_of(model), folder=folder,
             names=tuple(entries.rows), hashes=tuple(row.digest for row in entries.rows.values()),
             stamps=tuple(row.stamp for row in entries.rows.values()),
             embeds=torch.stack([row.embed for row in entries.rows.values()]),
@@ -321,8 +323,3 @@ class Gallery:
             return Entries()
         parts = zip(kept.names, kept.hashes, kept.stamps, kept.embeds, strict=True)
         return Entries({name: Entry(digest, stamp, embed) for name, digest, stamp, embed in parts})
-
-
-def _preprocess_of(model: HookedViT) -> dict[str, Any]:
-    spec = model.preprocess_spec
-    return {} if spec is None else spec.to_dict()

@@ -3,7 +3,7 @@
 __all__ = ["SiteMeans", "check_means"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.attribution import check_model, check_tensor, in_full, whole
 from vit_lens.errors import GalleryError, LensError, OutputError, ReferenceMismatchError, expect
+from vit_lens.identity import forget_fingerprints
 from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import checked_lenses
 from vit_lens.readers.gallery import Gallery
 from vit_lens.readers.patches import check_residual, patch_embeddings
-from vit_lens.towers import other_weights
+from vit_lens.towers import other_preprocessing, other_weights, preprocessing_of
 
 _FORMAT = "vit_lens.readout_means.1"
 _MEAN_IMAGES = 256
@@ -43,6 +44,7 @@ class SiteMeans:
         patches: Whether every patch token was read alone; the mean is then over images and patches.
         values: The mean embedding of each site.
         weights: What identifies the model's weights to the last bit; empty for files of an earlier version.
+        preprocess: How images became pixels, as plain values; empty where that is not known.
 
     Raises:
         LensError: There is not one for each site, or one is not finite.
@@ -62,8 +64,10 @@ class SiteMeans:
     patches: bool
     values: Float[Tensor, "site d_embed"]
     weights: str = ""
+    preprocess: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        expect(self.preprocess, dict, "preprocess", LensError, _ADVICE)
         expect(self.sites, (tuple, list), "sites", LensError, "a Site for each mean")
         check_tensor("values", self.values, f"{len(self.sites)} d_embed")
         if not self.values.isfinite().all() or whole("n", self.n, LensError) < 1:
@@ -104,13 +108,14 @@ class SiteMeans:
         if not len(images):
             raise LensError("means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
+        forget_fingerprints(model)
         made = {"encoder_id": model.encoder_id, "fingerprint": model.fingerprint}  # first: on meta there is none
         made["weights"] = model.exact_fingerprint()
         total = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64, device="cpu")
         for _, pixels in pixel_batches(model, images, batch_size, label="read-out means", progress=progress):
             total += _summed(model, pixels, lens, chosen, patches)
         return cls(
-            **made, n=len(images), lens=_said(lens), sites=tuple(chosen), patches=patches,
+            **made, n=len(images), preprocess=preprocessing_of(model, images), lens=_said(lens), sites=tuple(chosen), patches=patches,
             values=(total / len(images)).to(torch.promote_types(model.dtype, torch.float32)),
         )  # fmt: skip
 
@@ -174,7 +179,7 @@ class SiteMeans:
             patches: Whether every patch token is read alone.
 
         Raises:
-            ReferenceMismatchError: The means are another model's.
+            ReferenceMismatchError: The means are another model's, or of another preprocessing.
             LensError: The means are of another lens, or of other sites, or differ in ``patches``.
         """
         check_model(model)
@@ -183,6 +188,11 @@ class SiteMeans:
             raise ReferenceMismatchError(
                 f"these read-out means (n={self.n}) were {told}. Make its own: SiteMeans.from_images(model, images, "
                 "sites)"
+            )
+        if told := other_preprocessing(self.preprocess, model):
+            raise ReferenceMismatchError(
+                f"these read-out means (n={self.n}) are of images that were preprocessed with {told}. Make its own: "
+                "SiteMeans.from_images(model, images, sites)"
             )
         if self.lens != _said(lens) or self.patches != patches:
             raise LensError(

@@ -24,7 +24,8 @@ def budget_words(record: Record) -> str:
     if plan is None:
         return ""
     counts = {drawn: int((table["drawn"] == drawn).sum()) for drawn in ("coarse", "full")}
-    words = f"Drawn to a budget of {' and then '.join(record.manifest.get('budgets', []))}. "
+    given = [budget or "without one" for budget in record.manifest.get("budgets", [])]
+    words = f"Drawn to a budget of {' and then '.join(given)}. "
     words += f"{counts['full']} of {len(table)} pictures are refined ({record.manifest['decoder']['words']})"
     if record.complete:
         words += ", which is all."

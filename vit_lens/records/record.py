@@ -13,6 +13,7 @@ import pandas as pd
 import PIL.Image
 from torch import Tensor
 
+from vit_lens.addresses import as_index
 from vit_lens.conditions import Condition
 from vit_lens.errors import RecordError
 from vit_lens.files import as_path
@@ -48,6 +49,12 @@ class _Pooled(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+def _number(name: str, value: object) -> int:
+    if (number := as_index(value)) is None or number < 0:
+        raise RecordError(f"{name}={value!r:.80}; expected a whole number from 0 on, as in record.table['row']")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -141,12 +148,12 @@ class Record:
         Raises:
             RecordError: There is no such row, it is not drawn yet or damaged, or the record has no decoder.
         """
-        row = row.__index__()
+        number = _number("row", row)
         if self.manifest["decoder"] is None:
             raise RecordError(f"{self.path} was made without a decoder: it holds embeddings and numbers, no pictures")
-        if not 0 <= row < len(self.table):
-            raise RecordError(f"no row {row}; the record has {len(self.table)} rows")
-        return self.files.picture(self.table["picture"].iloc[row] or picture_name(row))
+        if number >= len(self.table):
+            raise RecordError(f"no row {number}; the record has {len(self.table)} rows")
+        return self.files.picture(self.table["picture"].iloc[number] or picture_name(number))
 
     def entry(self, index: SupportsIndex) -> dict[str, Any]:
         """Return what the manifest says of an input, by its index over the whole sweep: kind, name, hash, text.
@@ -154,10 +161,11 @@ class Record:
         Raises:
             RecordError: There is no such input.
         """
-        found = [entry for entry in self.manifest["inputs"] if entry["index"] == index.__index__()]
+        number = _number("index", index)
+        found = [entry for entry in self.manifest["inputs"] if entry["index"] == number]
         if not found:
             known = [entry["index"] for entry in self.manifest["inputs"]]
-            raise RecordError(f"no input {index}; the record has {known[:8]}{' and more' if len(known) > 8 else ''}")
+            raise RecordError(f"no input {number}; the record has {known[:8]}{' and more' if len(known) > 8 else ''}")
         return found[0]
 
     def input(self, index: SupportsIndex) -> PIL.Image.Image:
@@ -168,7 +176,7 @@ class Record:
         """
         if not all(map(has_picture, self.manifest["inputs"])):
             raise RecordError(f"input {index} is a text, which has no picture: record.entry({index})['text'] has it")
-        return self.files.picture(input_name(index.__index__()))
+        return self.files.picture(input_name(_number("index", index)))
 
     @cached_property
     def readouts(self) -> Readouts | None:
@@ -194,7 +202,7 @@ class Record:
         Raises:
             RecordError: There is none, or it is damaged.
         """
-        return self.files.picture(gallery_name(index.__index__()))
+        return self.files.picture(gallery_name(_number("index", index)))
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "unfinished"

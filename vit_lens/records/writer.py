@@ -186,7 +186,7 @@ class RecordWriter:
         self._amend(batch_plan={**plan, "changes": [*plan.get("changes", []), dict(change)]})
 
     def add_budget(self, given: str) -> None:
-        """Store what this run of the sweep may spend."""
+        """Store what this run of the sweep may spend; empty for all there is."""
         self._amend(budgets=[*self.manifest.get("budgets", []), given])
 
     def add_notes(self, notes: Iterable[str]) -> None:

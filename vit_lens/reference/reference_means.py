@@ -2,7 +2,8 @@
 
 __all__ = ["ReferenceMeans"]
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,12 +15,12 @@ from torch import Tensor
 from vit_lens.addresses import RESIDUAL_KINDS, Site, as_index
 from vit_lens.errors import OutputError, ReferenceMismatchError, VitLensError, expect
 from vit_lens.files import as_path, open_tensors, save_tensors
-from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint, forget_fingerprints
 from vit_lens.models import HookedViT, several
 from vit_lens.numerics import without_autocast
 from vit_lens.reference.collecting import Positions, collect, hook_points
 from vit_lens.reference.stability import Stability
-from vit_lens.towers import Tower, check_model, other_weights
+from vit_lens.towers import Tower, check_model, other_preprocessing, other_weights, preprocessing_of
 
 _FORMAT = "vit_lens.reference_means.2"
 _FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
@@ -47,6 +48,8 @@ class ReferenceMeans:
             positions were left out later.
         weights: What identifies the model's weights to the last bit; empty for files of an earlier version, which
             :attr:`fingerprint` has to tell from other models'.
+        preprocess: How images became pixels, as plain values; empty where that is not known, as where pixels were
+            given.
 
     >>> means = vl.ReferenceMeans.from_images(model, images)
     >>> means.save(tmp / "means.safetensors").name
@@ -70,10 +73,12 @@ class ReferenceMeans:
     pool_mlp_out: Float[Tensor, "1 d_pooled"] | None = None
     stability: Stability | None = None
     weights: str = ""
+    preprocess: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (as_index(self.n) or 0) < 1 or str(self.positions) not in get_args(Positions):
             raise VitLensError(f"n={self.n!r}, positions={self.positions!r}; expected 1 or more, and readout or all")
+        expect(self.preprocess, dict, "preprocess", VitLensError, _ADVICE)
         for name, mean in self._tensors().items():
             expect(mean, Tensor, name, VitLensError, _ADVICE)
         sound = {name: m.is_floating_point() and bool(torch.isfinite(m).all()) for name, m in self._tensors().items()}
@@ -107,12 +112,13 @@ class ReferenceMeans:
         if n == 0:
             raise VitLensError("reference means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
+        forget_fingerprints(model)
         means, stability = collect(model, images, positions=positions, batch_size=batch_size, progress=progress)
         stacked = {kind: torch.stack([means[name] for name in names]) for kind, names in hook_points(model).items()}
         return cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=n, positions=positions,
             resid_pre=stacked["resid_pre"][0], z=stacked["z"], mlp_out=stacked["mlp_out"],
-            stability=stability, weights=model.exact_fingerprint(),
+            stability=stability, weights=model.exact_fingerprint(), preprocess=preprocessing_of(model, images),
             **{kind: stacked[kind][0] for kind in _POOL if kind in stacked},
         )  # fmt: skip
 
@@ -131,7 +137,7 @@ class ReferenceMeans:
                 encoder_id=meta["encoder_id"], fingerprint=meta["fingerprint"], n=int(meta["n"]),
                 positions=cast(Positions, meta.get("positions", "readout")),
                 stability=Stability.from_json(meta["stability"]) if "stability" in meta else None,
-                weights=meta.get("weights", ""),
+                weights=meta.get("weights", ""), preprocess=json.loads(meta.get("preprocess", "{}")),
                 **{name: file.get_tensor(name) for name in names},
             )  # fmt: skip
 
@@ -153,6 +159,8 @@ class ReferenceMeans:
         }  # fmt: skip
         if self.weights:
             meta["weights"] = self.weights
+        if self.preprocess:
+            meta["preprocess"] = json.dumps(self.preprocess)
         if self.stability is not None:
             meta["stability"] = self.stability.to_json()
         return save_tensors(self._tensors(), as_path(path, OutputError), meta)
@@ -175,7 +183,7 @@ class ReferenceMeans:
             positions: Which positions the caller reads, ``readout`` or ``all``; None for one that handles both.
 
         Raises:
-            ReferenceMismatchError: The means were made with other weights.
+            ReferenceMismatchError: The means were made with other weights, or another preprocessing.
             VitLensError: The means hold other positions.
         """
         check_model(model, VitLensError)
@@ -183,6 +191,11 @@ class ReferenceMeans:
             raise ReferenceMismatchError(
                 f"these reference means (n={self.n}) were {told}; or it has the same weights in another precision. "
                 "Make its own: ReferenceMeans.from_images(model, images)"
+            )
+        if told := other_preprocessing(self.preprocess, model):
+            raise ReferenceMismatchError(
+                f"these reference means (n={self.n}) are of images that were preprocessed with {told}. Make its own: "
+                "ReferenceMeans.from_images(model, images)"
             )
         wanted, shapes = self._shapes(model), {name: tuple(mean.shape) for name, mean in self._tensors().items()}
         if wrong := {name: shape for name, shape in shapes.items() if wanted.get(name) != shape}:

@@ -22,8 +22,9 @@ from vit_lens.decoders import (
     settings_dict,
     stated_numerics,
 )  # fmt: skip
-from vit_lens.engine import duration_words, flops_per_second, machine_kind, size_words
+from vit_lens.engine import duration_words, flops_per_second, machine_kind, make_executor, size_words
 from vit_lens.errors import ContractError, RecordError, VitLensError, expect
+from vit_lens.identity import forget_fingerprints
 from vit_lens.lenses import Lens, Sites, TextMeans
 from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
@@ -92,7 +93,9 @@ def plan(
     check_kind("execution", execution, Execution, "vit_lens.Execution(executor=..., shard=(i, n), threads=...)")
     kinds = (ReferenceMeans, TextMeans)
     check_kind("reference", reference, kinds, "such as ReferenceMeans.load('means.safetensors')")
+    forget_fingerprints(model, decoder)
     kind, drawing, execution = _kind_of(model, inputs), drawing or Drawing(), execution or Execution()
+    make_executor(execution.executor)  # refuses one that there is not, before anything is planned
     controls = Controls.of(controls)
     readings = kind.readings(lens, reference, kind.default_sites if sites is None else sites, controls)
     kept = kind.beside(beside or Beside(), readings)

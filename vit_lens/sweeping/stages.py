@@ -73,8 +73,8 @@ def run(
         manifest = plan.manifest(work.rows, work.described, threads, more)
         with RecordWriter.held(out, manifest, plan.table(work.rows)) as writer:
             if not writer.manifest["complete"]:
-                if plan.budget is not None:
-                    writer.add_budget(str(plan.budget))
+                if plan.within is not None:
+                    writer.add_budget("" if plan.budget is None else str(plan.budget))
                 ledger = Ledger(writer, plan.beside, on_pass)
                 work.embed_inputs(ledger)
                 if plan.decoder is None or not work.rows or work.draw(plan.decoder, ledger):

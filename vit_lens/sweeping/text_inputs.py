@@ -132,6 +132,9 @@ class TextKind(InputKind):
     def __post_init__(self) -> None:
         for name, tower in self.model.towers.items():
             tower.refuse_hooks(f"a record, which is made of the pipeline's own {name},")
+        self.model.check_words(self.inputs.texts)
+        if not self.inputs.truncate:
+            check_prompts(self.model, self.inputs.texts)
 
     def readings(
         self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls

@@ -4,13 +4,12 @@ __all__ = [
     "AllTokens", "Attention", "AttentionPool", "AttentionPooling", "ClassToken", "Embed", "EndOfText",
     "FrozenAttentionPooling", "FrozenTokens", "HookedTower", "LayerNorm", "MeanOfPatches", "PooledMean", "PosEmbed",
     "PreNorm", "Readout", "Rows", "Stream", "TokenEmbed", "Tower", "TransformerBlock", "ViTActivationCache",
-    "by_stream", "cast", "check_input", "check_model", "check_tokens", "other_weights", "process", "read_wide",
-    "whole_mask", "working_copy",
-    "write_of",
+    "by_stream", "cast", "check_input", "check_model", "check_tokens", "other_preprocessing", "other_weights",
+    "preprocessing_of", "process", "read_wide", "whole_mask", "working_copy", "write_of",
 ]  # fmt: skip
 
 from vit_lens.towers.cache import Rows, ViTActivationCache
-from vit_lens.towers.contract import Tower, check_model, other_weights
+from vit_lens.towers.contract import Tower, check_model, other_preprocessing, other_weights, preprocessing_of
 from vit_lens.towers.copying import cast, working_copy
 from vit_lens.towers.inputs import check_input, check_tokens, whole_mask
 from vit_lens.towers.layers import (

@@ -1,6 +1,6 @@
 """What lenses, caches, attribution, interventions and verification need of a transformer, and of captions."""
 
-__all__ = ["CaptionBank", "MadeWith", "Tower", "check_model", "other_weights"]
+__all__ = ["CaptionBank", "MadeWith", "Tower", "check_model", "other_preprocessing", "other_weights", "preprocessing_of"]
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
@@ -151,6 +151,27 @@ def other_weights(made: MadeWith, model: Tower) -> str:
         f"made with {made.encoder_id} ({made.weights}); the model is {model.encoder_id} ({own}), whose weights differ "
         "by less than bfloat16 shows"
     )
+
+
+def preprocessing_of(model: Tower, images: object = None) -> dict[str, Any]:
+    """Return how a model turns images into pixels, as plain values; empty where that is not known.
+
+    Args:
+        model: The model.
+        images: What it was given; of pixels, which the caller made, nothing is known.
+
+    >>> vl.towers.preprocessing_of(model)["size"], vl.towers.preprocessing_of(model, pixels)
+    ([64, 64], {})
+    """
+    spec = getattr(model, "preprocess_spec", None)
+    return {} if spec is None or isinstance(images, Tensor) else spec.to_dict()
+
+
+def other_preprocessing(made: dict[str, Any], model: Tower) -> str:
+    """Return how the preprocessing behind something differs from a model's, in words; empty if it is not known to."""
+    own = preprocessing_of(model)
+    differ = {key: (made.get(key), own.get(key)) for key in own if made and made.get(key) != own.get(key)}
+    return ", ".join(f"{key} {was!r}, where the model has {now!r}" for key, (was, now) in differ.items())
 
 
 def check_model(model: object, error: type[VitLensError] = LensError) -> None:

@@ -66,6 +66,8 @@ def check_input(x: Tensor, expected: tuple[int, ...], like: Tensor) -> None:
         name, advice = "a residual stream", "with start_at_layer, give what entered that block: [batch pos d_model]"
     if not isinstance(x, Tensor):
         raise PreprocessError(f"expected a tensor of {name}, got {type(x).__name__}; {advice}")
+    if x.layout != torch.strided:
+        raise PreprocessError(f"{name} of layout {x.layout}; expected a dense tensor: give x.to_dense()")
     if tuple(x.shape[1:]) != expected or not len(x):
         if x.ndim == 4 == len(expected) + 1 and x.shape[1] == expected[0] and len(x):
             advice += f"; a tower of Hugging Face takes others if loaded with image_size={tuple(x.shape[2:])}"
@@ -110,6 +112,8 @@ def check_tokens(ids: Tensor, cfg: HookedTextConfig, what: str = "prompts") -> N
         raise TextError(
             f"{what} of {ids.shape[1]} tokens; this tower reads {cfg.n_ctx}: model.to_tokens(texts, truncate=True) cuts"
         )
+    if ids.layout != torch.strided:
+        raise TextError(f"{what} of layout {ids.layout}; expected a dense tensor: give ids.to_dense()")
     if torch.compiler.is_compiling() or ids.is_meta:
         return
     if (odd := ids[(ids < 0) | (ids >= cfg.n_vocab)]).numel():

@@ -100,10 +100,25 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
             return super().__call__(*args, **kwargs)
         if kwargs.get("start_at_layer") is not None and args and isinstance(args[0], Tensor):
             args = (args[0].clone(), *args[1:])
-        out = super().__call__(*args, **kwargs)
+        try:
+            out = super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            self._refuse_mixed(error)
+            raise
         if isinstance(out, Tensor) and not out.is_meta and not torch.isfinite(out).all():
             self._refuse_output(args, kwargs)
         return out
+
+    def _refuse_mixed(self, error: RuntimeError) -> None:
+        """Raise instead of an error of PyTorch's if weights of several dtypes or devices are what it stumbled over."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+        for name, weight in self.named_parameters():
+            kinds.setdefault((weight.dtype, weight.device), []).append(name)
+        if len(kinds) > 1 and not isinstance(error, torch.OutOfMemoryError):
+            said = ", ".join(f"{len(names)} of {dtype} on {at}, as {names[0]}" for (dtype, at), names in kinds.items())
+            raise VitLensError(
+                f"weights of one model are of several kinds: {said}; model.to(dtype) and model.to(device) make them one"
+            ) from error
 
     @torch.no_grad()
     def _refuse_output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -345,9 +360,13 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
         """Sixteen digits that identify the weights by content (see ``vit_lens.identity.fingerprint``).
 
         They are kept until the weights change. Change weights under ``torch.no_grad()``: PyTorch does not count
-        changes through ``.data``, so they would go unseen here.
+        changes through ``.data``, so that they go unseen until something is saved, or a sweep is planned.
         """
         return self._digits(torch.bfloat16)
+
+    def forget_fingerprint(self) -> None:
+        """Hash the weights anew when they are next asked for; see :func:`vit_lens.identity.forget_fingerprints`."""
+        self._fingerprints = None, {}
 
     def exact_fingerprint(self, dtype: torch.dtype | None = None) -> str:
         """Return a dtype, and digits that identify the weights to its last bit; kept until the weights change.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vit_lens.config import HookedTextConfig, HookedViTConfig
 from vit_lens.errors import CheckpointError, VitLensError
+from vit_lens.identity import forget_fingerprints
 from vit_lens.sources import SourceTower, load_module, resolve_name, source_tower
 from vit_lens.towers import HookedTower
 from vit_lens.verification.copying import exact_float32
@@ -78,6 +79,7 @@ def verify(
         raise VitLensError(f"{given[0]}= goes with the name of a source; this one is in memory")
     chosen = _dtypes(model, dtypes)
     model.refuse_hooks("a verdict on the model")
+    forget_fingerprints(model)
     inputs = _prompts(model, prompts, images) if _kind(model) == "text" else _pixels(model, images, prompts)
     is_here = isinstance(source, nn.Module)
     tower = source_tower(source, _kind(model)) if is_here else load_source(source, model, **where)

@@ -123,6 +123,10 @@ class PromptEncoder:
         """An id of the encoders by their weights, to the last bit; changes through ``.data`` go unseen."""
         return f"text@{self._weights.fingerprint(self.encoders)}"
 
+    def forget_fingerprint(self) -> None:
+        """Hash the weights anew when they are next asked for; see :func:`vit_lens.identity.forget_fingerprints`."""
+        self._weights.forget()
+
     @property
     def untrained(self) -> bool:
         """Whether an encoder shows that its weights are those that it was made with."""
@@ -161,6 +165,21 @@ class PromptEncoder:
         """
         reading = next(one for one in self.format.readings if one.encoder == encoder)
         return room(self.format, self._pipe, reading, prompt, self.length)
+
+    def check_words(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts with words that a tokenizer does not know.
+
+        Args:
+            prompts: The prompts.
+
+        Raises:
+            TextError: There is such a word; the message names it.
+
+        >>> text_to_image.check_words(["a red star", "a purple star"])
+        Traceback (most recent call last):
+        vit_lens.errors.TextError: the tokenizer does not know the word 'purple' ...
+        """
+        check_words(self.format, self._pipe, prompts)
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Return the condition of each prompt, as the pipeline's own ``encode_prompt`` makes it.

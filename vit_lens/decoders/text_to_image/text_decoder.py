@@ -136,6 +136,10 @@ class TextDecoder(Decoder):
         """Sixteen digits that identify the weights to the last bit; changes through ``.data`` go unseen."""
         return self._weights.fingerprint(self._trained())
 
+    def forget_fingerprint(self) -> None:
+        """Hash the weights anew when they are next asked for; see :func:`vit_lens.identity.forget_fingerprints`."""
+        self._weights.forget()
+
     @property
     def device(self) -> torch.device:
         """The device of the denoiser."""
