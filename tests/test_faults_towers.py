@@ -674,7 +674,7 @@ def test_one_dtype_is_a_list_of_one(model):
 
 def test_sparse_pixels_are_refused_and_dense_ones_run(model, errors):
     px = images(model)
-    with pytest.raises(errors.PreprocessError, match=r"layout torch\.sparse_coo; expected a dense tensor: give x\.to_d"):
+    with pytest.raises(errors.PreprocessError, match=r"layout torch\.sparse_coo; expected a dense tensor: give x"):
         model(px.to_sparse())
     assert torch.equal(model(px.to_sparse().to_dense()), model(px))
 
@@ -704,7 +704,7 @@ def test_means_of_another_preprocessing_are_refused(errors, tmp_path):
     read.save(tmp_path / "read.safetensors")
     model.preprocess_spec = replace(model.spec(), mean=(0.1, 0.2, 0.3))
     for kept in (means, vl.ReferenceMeans.load(tmp_path / "means.safetensors")):
-        with pytest.raises(errors.ReferenceMismatchError, match=r"preprocessed with mean \[.*the model has \[0\.1, 0\.2"):
+        with pytest.raises(errors.ReferenceMismatchError, match=r"preprocessed with mean \[.*the model has \[0\.1, 0"):
             vl.DiffusionSteeringLens(alpha=10, anchor="mean", reference=kept).read(
                 model.run_with_cache(model.preprocess(pictures))[1], sites
             )

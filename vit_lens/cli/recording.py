@@ -76,7 +76,8 @@ def sweep(
     reference: flags.Reference = None,
     out: flags.Out = Path("vit-lens-out"),
     guidance_interval: Annotated[
-        tuple[float, float] | None, typer.Option(help="START END: the part of the steps with guidance, two numbers apart, as in 0 0.6.", metavar="START END")
+        tuple[float, float] | None,
+        typer.Option(help="The part of the steps with guidance, as two words: 0 0.6.", metavar="START END"),
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm++.")] = None,
     size: flags.Size = None,

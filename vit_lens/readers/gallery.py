@@ -16,8 +16,8 @@ from torch import Tensor
 from vit_lens.addresses import as_index
 from vit_lens.attribution import check_model, check_tensor
 from vit_lens.errors import GalleryError, OutputError, expect
-from vit_lens.identity import forget_fingerprints
 from vit_lens.files import as_path, load_fields, save_fields
+from vit_lens.identity import forget_fingerprints
 from vit_lens.images import load_image
 from vit_lens.models import HookedViT
 from vit_lens.readers.cosines import deviations, nearest_rows
@@ -195,7 +195,8 @@ class Gallery:
             raise GalleryError(f"this gallery was {told}. Make its own: Gallery.from_folder(model, folder)")
         if self.preprocess != preprocessing_of(model):
             raise GalleryError(
-                f"this gallery was made with the preprocessing {self.preprocess}; the model has {preprocessing_of(model)}"
+                f"this gallery was made with the preprocessing {self.preprocess}; the model has "
+                f"{preprocessing_of(model)}"
             )
         return self
 
@@ -301,8 +302,8 @@ class Gallery:
     @classmethod
     def _of(cls, model: HookedViT, folder: str, entries: Entries, *, complete: bool = True) -> "Gallery":
         return cls(
-            encoder_id=model.encoder_id, fingerprint=model.fingerprint, preprocess=preprocessing_of(model), folder=folder,
-            names=tuple(entries.rows), hashes=tuple(row.digest for row in entries.rows.values()),
+            encoder_id=model.encoder_id, fingerprint=model.fingerprint, preprocess=preprocessing_of(model),
+            folder=folder, names=tuple(entries.rows), hashes=tuple(row.digest for row in entries.rows.values()),
             stamps=tuple(row.stamp for row in entries.rows.values()),
             embeds=torch.stack([row.embed for row in entries.rows.values()]),
             skipped=dict(entries.skipped), complete=complete, weights=model.exact_fingerprint(),

@@ -14,8 +14,8 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.attribution import check_model, check_tensor, in_full, whole
 from vit_lens.errors import GalleryError, LensError, OutputError, ReferenceMismatchError, expect
-from vit_lens.identity import forget_fingerprints
 from vit_lens.files import as_path, load_fields, save_fields
+from vit_lens.identity import forget_fingerprints
 from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import checked_lenses
@@ -115,7 +115,8 @@ class SiteMeans:
         for _, pixels in pixel_batches(model, images, batch_size, label="read-out means", progress=progress):
             total += _summed(model, pixels, lens, chosen, patches)
         return cls(
-            **made, n=len(images), preprocess=preprocessing_of(model, images), lens=_said(lens), sites=tuple(chosen), patches=patches,
+            **made, n=len(images), preprocess=preprocessing_of(model, images), lens=_said(lens), sites=tuple(chosen),
+            patches=patches,
             values=(total / len(images)).to(torch.promote_types(model.dtype, torch.float32)),
         )  # fmt: skip
 

@@ -1,6 +1,8 @@
 """What lenses, caches, attribution, interventions and verification need of a transformer, and of captions."""
 
-__all__ = ["CaptionBank", "MadeWith", "Tower", "check_model", "other_preprocessing", "other_weights", "preprocessing_of"]
+__all__ = [
+    "CaptionBank", "MadeWith", "Tower", "check_model", "other_preprocessing", "other_weights", "preprocessing_of",
+]  # fmt: skip
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable

@@ -33,8 +33,8 @@ class ViTActivationCache(Norms, Streams, Heads, Neurons, Scores):
     Where rows are ``readout``, they stand in the place of positions.
 
     As in TransformerLens, a cache is a mapping of tensors, and the model it names is the one at hand: lenses and
-    attribution read the activations that it holds now, edited ones too, with the weights that the model has now. After a
-    change of weights, run again.
+    attribution read the activations that it holds now, edited ones too, with the weights that the model has now. After
+    a change of weights, run again.
 
     Args:
         cache_dict: The activations by full hook name; gradients as ``<name>_grad``. Entries under other names are
