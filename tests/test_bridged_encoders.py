@@ -523,6 +523,22 @@ def test_filling_in_front_of_a_prompt():
 
 
 @pytest.mark.tl3
+def test_attention_that_leaves_out_soft_caps_is_refused(monkeypatch):
+    """Some versions of transformers run Gemma 2 so, without a word."""
+    from vit_lens.errors import UnsupportedTowerError
+    from vit_lens.models import BridgedTextEncoder
+
+    module, tokenizer = tiny.gemma2()
+    monkeypatch.setattr(module.config, "_attn_implementation_internal", "sdpa")
+    with pytest.raises(
+        UnsupportedTowerError, match=r"'sdpa', which leaves out .*softcapping=2\.0.*_implementation\('eager"
+    ):
+        BridgedTextEncoder.from_module(module, tokenizer=tokenizer)
+    module.set_attn_implementation("eager")
+    BridgedTextEncoder.from_module(module, tokenizer=tokenizer)
+
+
+@pytest.mark.tl3
 @pytest.mark.parametrize("kind", ["bert", "gemma2", "qwen3"])
 def test_hooks_through_the_bridge_are_loud(kind):
     from vit_lens.errors import HookShapeError, UnfiredHookError, UnknownHookError, VitLensError

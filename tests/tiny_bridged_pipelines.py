@@ -66,7 +66,9 @@ def gemma2(n_layers=4):
         vocab_size=n, num_hidden_layers=n_layers, query_pre_attn_scalar=12, sliding_window=16,
         attn_logit_softcapping=2.0, max_position_embeddings=512, **_SIZES,
     )  # fmt: skip
-    return perturbed(transformers.Gemma2Model(config)), tokenizer
+    model = perturbed(transformers.Gemma2Model(config))
+    model.set_attn_implementation("eager")  # what later versions of transformers allow alone
+    return model, tokenizer
 
 
 def qwen2_5_vl():

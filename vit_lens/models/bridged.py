@@ -101,7 +101,8 @@ class BridgedTextEncoder(LoudHookedRootModule):
             copy: Whether the weights are copied. False shares the encoder's memory.
 
         Raises:
-            UnsupportedTowerError: It is none of these, or the installed TransformerLens has no bridge for it.
+            UnsupportedTowerError: It is none of these, the installed TransformerLens has no bridge for it, or it runs
+                without the soft caps of its own config.
         """
         name = type(encoder).__name__
         kind = next((one for one in ENCODER_KINDS.values() if one.is_bridged and name in one.classes), None)
@@ -118,6 +119,7 @@ class BridgedTextEncoder(LoudHookedRootModule):
                 f"which a {name} is: install a later transformer-lens. PromptEncoder.encode, which needs none, gives "
                 "the pipeline's own condition"
             )
+        _refuse_left_out_caps(encoder)
         shell = _shell(encoder, kind, architecture, copy)
         return cls(_config(shell, architecture), _bridge(shell, architecture), kind, tokenizer=tokenizer)
 
@@ -202,6 +204,18 @@ class BridgedTextEncoder(LoudHookedRootModule):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return next(self._encoder[0].parameters()).dtype
+
+
+def _refuse_left_out_caps(encoder: Any) -> None:
+    """Raise for a Gemma 2 that fused attention runs without its soft caps, as some versions of transformers let it."""
+    said = encoder.config.get_text_config()
+    capped = getattr(said, "attn_logit_softcapping", None) is not None
+    if capped and (runs := getattr(said, "_attn_implementation", "eager")) == "sdpa":
+        raise UnsupportedTowerError(
+            f"this {type(encoder).__name__} computes attention by {runs!r}, which leaves out the soft caps of its "
+            f"config (attn_logit_softcapping={said.attn_logit_softcapping}), and the bridge keeps them: call "
+            "encoder.set_attn_implementation('eager') first, which pipelines need too"
+        )
 
 
 def _shell(encoder: nn.Module, kind: EncoderKind, architecture: str, is_copy: bool) -> Any:
