@@ -28,8 +28,8 @@ UNSHOWN = {
     "decoders": ("reads_layout",),
     # Errors are shown where they are raised.
     "errors": {
-        "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "GalleryError", "HookShapeError",
-        "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
+        "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "GalleryError",
+        "HookShapeError",         "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
         "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
         "UnsupportedTowerError", "VitLensError",
     },

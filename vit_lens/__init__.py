@@ -5,6 +5,7 @@ from vit_lens.lazy import lazy
 __version__ = "0.1.0"
 
 _HOME = {
+    "ActivationSource": "vit_lens.dictionaries",
     "Address": "vit_lens.addresses",
     "Beside": "vit_lens.sweeping",
     "Budget": "vit_lens.sweeping",
@@ -12,6 +13,7 @@ _HOME = {
     "Controls": "vit_lens.sweeping",
     "DecodeSettings": "vit_lens.decoders",
     "Decoder": "vit_lens.decoders",
+    "Dictionary": "vit_lens.dictionaries",
     "DiffusionLens": "vit_lens.lenses",
     "DiffusionSteeringLens": "vit_lens.lenses",
     "Drawing": "vit_lens.sweeping",
@@ -39,6 +41,7 @@ _HOME = {
     "addresses": "vit_lens",
     "attribution": "vit_lens",
     "decoders": "vit_lens",
+    "dictionaries": "vit_lens",
     "doctor": "vit_lens",
     "engine": "vit_lens",
     "errors": "vit_lens",

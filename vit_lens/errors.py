@@ -1,8 +1,8 @@
 """Every error that vit_lens raises on purpose; each message says what came, what was expected and what to do."""
 
 __all__ = [
-    "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "GalleryError", "HookShapeError",
-    "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
+    "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "GalleryError",
+    "HookShapeError", "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
     "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
     "UnsupportedTowerError", "VitLensError", "expect", "nearest",
 ]  # fmt: skip
@@ -89,6 +89,10 @@ class ContractError(VitLensError):
 
 class DecoderError(VitLensError):
     """A decoder cannot be loaded or run with these settings."""
+
+
+class DictionaryError(VitLensError):
+    """A dictionary cannot be learnt, read or spliced in: its parts do not fit, or it is another model's or site's."""
 
 
 class RecordError(VitLensError):

@@ -1,28 +1,37 @@
 """``LoudHookedRootModule``: a module whose hooks, caches and steps leave nothing unsaid."""
 
-__all__ = ["LoudHookedRootModule"]
+__all__ = ["LoudHookedRootModule", "Spliceable"]
 
 import copy
 import math
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.errors import UnfiredHookError, UnknownHookError, VitLensError, nearest
+from vit_lens.errors import DictionaryError, UnfiredHookError, UnknownHookError, VitLensError, nearest
 from vit_lens.hooking.guard import Direction, Guard, Name, as_pairs, is_hooked
 from vit_lens.hooking.keeping import Keeper
 from vit_lens.hooking.stepped import Activations, Step
 
 _TURNS = threading.Lock()
+
+
+@runtime_checkable
+class Spliceable(Protocol):
+    """What :meth:`LoudHookedRootModule.spliced` asks of a dictionary; :class:`vit_lens.Dictionary` is one."""
+
+    def spliced_into(self, model: Any, site: str | None, **options: Any) -> AbstractContextManager[Any]:
+        """Put it into a model for the time of a ``with`` block."""
+        ...
 
 
 class LoudHookedRootModule(HookedRootModule):
@@ -291,6 +300,67 @@ class LoudHookedRootModule(HookedRootModule):
                 if reset_hooks_end:
                     self._remove_hooks_of_level(clear_contexts)
                 self.context_level -= 1
+
+    @contextmanager
+    def added_points(self, points: Mapping[str, HookPoint]) -> Iterator[None]:
+        """Let hook points that are in no module be hooked and cached for the time of a ``with`` block.
+
+        Whoever adds them calls them. The tree of modules stays as it is, and so do state dict and fingerprint.
+
+        Args:
+            points: The hook points by name.
+
+        Raises:
+            VitLensError: There is a hook point of that name, or another thread is in a run of the model.
+
+        >>> with model.added_points({"blocks.3.hook_x": HookPoint()}):
+        ...     "blocks.3.hook_x" in model.hook_dict
+        True
+        """
+        with self._turn(hooking=True):
+            if taken := [name for name in points if name in self.hook_dict]:
+                raise VitLensError(f"there are hook points {taken[:4]} already; leave their `with` block first")
+            for name, point in points.items():
+                point.name, point.layer = name, partial(_layer_of, name)
+            known = self.hook_dict, self.mod_dict
+            self.hook_dict, self.mod_dict = {**self.hook_dict, **points}, {**self.mod_dict, **points}
+            try:
+                yield
+            finally:
+                self.hook_dict, self.mod_dict = known
+
+    @contextmanager
+    def spliced(
+        self,
+        dictionary: "Spliceable",
+        site: str | None = None,
+        *,
+        error_term: bool = True,
+        edit: Callable | None = None,
+        gradients: Literal["exact", "through"] = "exact",
+    ) -> Iterator["LoudHookedRootModule"]:
+        """Put a dictionary into the model for the time of a ``with`` block; see :func:`vit_lens.dictionaries.spliced`.
+
+        Args:
+            dictionary: A :class:`vit_lens.Dictionary` of this model.
+            site: The hook point, or its address such as ``L5.resid_post``; None for the dictionary's own.
+            error_term: Whether what the dictionary does not explain stays.
+            edit: A hook function on the codes, ``(codes, hook) -> codes``; None for none.
+            gradients: What flows back: ``exact``, or ``through`` the codes alone.
+
+        Raises:
+            DictionaryError: It is no dictionary, or of another model, site or width.
+
+        >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
+        >>> with model.spliced(found, edit=lambda codes, hook: 2 * codes):
+        ...     bool(torch.equal(model(pixels), cache["hook_image_embeds"]))
+        False
+        """
+        if not isinstance(dictionary, Spliceable):
+            raise DictionaryError(f"a {type(dictionary).__name__} cannot be spliced in; expected a vl.Dictionary")
+        given: dict[str, Any] = {"error_term": error_term, "edit": edit, "gradients": gradients}
+        with dictionary.spliced_into(self, site, **given):
+            yield self
 
     def _remove_hooks_of_level(self, clear_contexts: bool) -> None:
         """Do what ``reset_hooks(level=self.context_level)`` does, and touch hooked points alone: there are hundreds."""

@@ -1,0 +1,54 @@
+"""Which tokens of a run a dictionary is of: ``all``, ``patches``, ``cls``, or any tokens of addresses."""
+
+__all__ = ["rule_mask", "token_rule"]
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_lens.errors import DictionaryError
+from vit_lens.tokens import RUN_IDS, resolve_tokens
+
+
+def token_rule(model: Any, tokens: str) -> list[int] | None:
+    """Return the positions that a rule names, the same for all inputs; None for all, or where each has its own.
+
+    Raises:
+        InterventionError: The model has no such token.
+    """
+    if tokens == "all" or hasattr(model, "to_tokens"):
+        return None
+    cfg = getattr(model, "cfg", None)
+    if cfg is None:
+        raise DictionaryError(f"tokens={tokens!r}: the model does not say which tokens it has; give tokens='all'")
+    return resolve_tokens(tokens, cfg)
+
+
+def rule_mask(model: Any, tokens: str) -> Callable[[Tensor, HookPoint], Bool[Tensor, "#batch #pos 1"] | None]:
+    """Return a function of an activation and its hook point: True at the tokens of a rule; None for all.
+
+    An activation without an axis of tokens has one token.
+
+    Raises:
+        InterventionError: The model has no such token.
+    """
+    positions = token_rule(model, tokens)
+    reads_text = hasattr(model, "to_tokens")
+
+    def where(x: Tensor, hook: HookPoint) -> Tensor | None:
+        if tokens == "all" or x.ndim < 3:
+            return None
+        if reads_text:
+            ids = hook.ctx.get(RUN_IDS)
+            if ids is None:
+                raise DictionaryError(f"tokens={tokens!r}: the run does not say of which prompts it is; give them")
+            return model.positions_of(tokens, ids)[..., None]
+        mask = torch.zeros(1, x.shape[1], 1, dtype=torch.bool, device=x.device)
+        mask[:, positions] = True
+        return mask
+
+    return where
