@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 ROOMS = [
     "lazy", "axes", "errors", "numerics", "config", "addresses", "tokens", "identity", "files", "images", "hooking",
     "sources", "texts", "conditions", "text_formats", "towers", "verification", "models", "reference", "attribution",
-    "interventions", "lenses", "readers", "dictionaries", "decoders", "metrics", "records", "engine", "sweeping", "figures",
-    "report",    "mini", "doctor", "cli", "mini.training", "studies",
+    "interventions", "lenses", "readers", "dictionaries", "decoders", "metrics", "records", "engine", "sweeping",
+    "figures", "report", "mini", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip
 WINGS = ["mini.training", "studies"]  # they mount their commands; the main path does not know them
 DOORS = {
@@ -39,6 +39,7 @@ DOORS = {
         "cli",
     },
     "psutil": {"decoders"},
+    "sae_lens": {"dictionaries"},
     "scipy": {"studies"},
     "typer": {"cli", "mini.training", "studies"},
     "pickle": {"sources"},  # for the name of the error that torch.load(weights_only=True) raises

@@ -29,9 +29,9 @@ UNSHOWN = {
     # Errors are shown where they are raised.
     "errors": {
         "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "GalleryError",
-        "HookShapeError",         "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
-        "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
-        "UnsupportedTowerError", "VitLensError",
+        "HookShapeError", "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError",
+        "RecordError", "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError",
+        "UnknownSiteError", "UnsupportedTowerError", "VitLensError",
     },
     # It is shown in open_tensors.
     "files": {"file_tensors"},

@@ -1,19 +1,23 @@
 """Sparse dictionaries: learn, read and measure them, and put them into a model. See docs/dictionaries.md."""
 
 __all__ = [
-    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Batch", "Checkpoint", "Dictionary", "ITDAState",
-    "Layout", "Normalisation", "Origin", "Place", "Provenance", "Semantics", "SparseCodes", "Statistics",
-    "TopK", "Trainer", "data_points_control", "evaluate", "fit", "gradient_pursuit", "layout", "matching_pursuit",
-    "pca_control", "random_dictionary", "spliced", "trainer", "untrained_control",
+    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Batch", "Checkpoint", "Dictionary", "Fidelity", "ITDAState",
+    "Layout", "Normalisation", "Origin", "Place", "Point", "Provenance", "SAELens", "Semantics", "SparseCodes",
+    "Statistics", "TopK", "Trainer", "data_points_control", "evaluate", "fidelity", "fit", "gradient_pursuit", "layout",
+    "matching_pursuit", "pca_control", "random_dictionary", "save_sae_lens", "spliced", "trainer", "untrained_control",
+    "zero_shot_accuracy",
 ]  # fmt: skip
 
 from vit_lens.dictionaries.controls import data_points_control, pca_control, random_dictionary, untrained_control
 from vit_lens.dictionaries.dictionary import Dictionary, Origin, Semantics
+from vit_lens.dictionaries.fidelity import Fidelity, Point, fidelity, zero_shot_accuracy
 from vit_lens.dictionaries.itda import ITDA, ITDAState
 from vit_lens.dictionaries.known import LAYOUTS, Layout, layout
+from vit_lens.dictionaries.layouts import save_sae_lens
 from vit_lens.dictionaries.normalisation import Normalisation
 from vit_lens.dictionaries.pursuit import SparseCodes, gradient_pursuit, matching_pursuit
 from vit_lens.dictionaries.reading import Provenance
+from vit_lens.dictionaries.sae_lens import SAELens
 from vit_lens.dictionaries.source import ActivationSource, Batch, Place
 from vit_lens.dictionaries.splicing import spliced
 from vit_lens.dictionaries.statistics import Statistics, evaluate

@@ -194,18 +194,20 @@ class Dictionary:
     # ---- files -------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: str | Path, layout: str | None = None) -> "Dictionary":
+    def load(cls, path: str | Path, layout: str | None = None, **said: Any) -> "Dictionary":
         """Read a dictionary: of :meth:`save`, or in the layout of another library.
 
         Args:
             path: The file, or the folder that holds it.
             layout: The name of the layout, a key of ``vit_lens.dictionaries.LAYOUTS``; None looks which one it is.
+            **said: What a file leaves open, as fields of :class:`Semantics` and :class:`Origin`:
+                ``subtracts_bias=True``, ``site="blocks.5.hook_resid_post"``.
 
         Raises:
             DictionaryError: There is none, it is damaged, of no known layout, or does not say what its numbers mean.
         """
         place = as_path(path, DictionaryError)
-        return find_layout(place, layout)(place)
+        return find_layout(place, layout)(place, said)
 
     @classmethod
     def load_own(cls, path: Path) -> "Dictionary":

@@ -2,12 +2,14 @@
 
 __all__ = ["LAYOUTS", "Layout", "find_layout", "layout"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vit_lens.errors import DictionaryError, nearest
+
+Read = Callable[[Path, Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Layout:
     Attributes:
         name: What it is called.
         holds: Whether a file or folder looks like one.
-        read: Makes the :class:`Dictionary` of it.
+        read: Makes the :class:`Dictionary` of it, and of what the caller says where it is silent.
 
     >>> vl.dictionaries.LAYOUTS["sae_lens"].holds(tmp)
     False
@@ -25,14 +27,14 @@ class Layout:
 
     name: str
     holds: Callable[[Path], bool]
-    read: Callable[[Path], Any]
+    read: Read
 
 
 LAYOUTS: dict[str, Layout] = {}
 """The layouts by name; :func:`layout` adds one."""
 
 
-def layout(name: str, holds: Callable[[Path], bool]) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
+def layout(name: str, holds: Callable[[Path], bool]) -> Callable[[Read], Read]:
     """Register a function that reads a layout.
 
     Args:
@@ -40,20 +42,20 @@ def layout(name: str, holds: Callable[[Path], bool]) -> Callable[[Callable[[Path
         holds: Whether a path looks like one; it may look at names and at the first bytes, and at nothing else.
 
     >>> @layout("arrays", lambda path: path.suffix == ".arrays")
-    ... def read(path):
+    ... def read(path, said):
     ...     return vl.dictionaries.random_dictionary(2, 3, k=1)
     >>> LAYOUTS.pop("arrays").name
     'arrays'
     """
 
-    def register(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def register(read: Read) -> Read:
         LAYOUTS[name] = Layout(name, holds, read)
         return read
 
     return register
 
 
-def find_layout(path: Path, name: str | None) -> Callable[[Path], Any]:
+def find_layout(path: Path, name: str | None) -> Read:
     """Return what reads a path.
 
     Args:

@@ -137,11 +137,11 @@ class Normalisation:
         dtype = dictionary.W_dec.dtype if dtype is None else dtype
         wide = dictionary.to(dtype=torch.float64)
         W_dec, W_enc, b_enc = wide.W_dec, wide.W_enc, wide.b_enc
+        if said.rescales_by_decoder_norm:  # the norms are others afterwards
+            norms = W_dec.norm(dim=1)
+            W_dec, said = W_dec / norms[:, None], replace(said, rescales_by_decoder_norm=False)
+            W_enc, b_enc = None if W_enc is None else W_enc * norms, None if b_enc is None else b_enc * norms
         if W_enc is not None and b_enc is not None:
-            if said.rescales_by_decoder_norm:  # the norms are others afterwards
-                norms = W_dec.norm(dim=1)
-                W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
-                said = replace(said, rescales_by_decoder_norm=False)
             W_enc = self.read[:, None] * W_enc if self.read.ndim == 1 else self.read @ W_enc
             b_enc = b_enc if said.subtracts_bias else b_enc - self.mean @ W_enc
         folded = replace(
