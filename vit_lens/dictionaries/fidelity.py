@@ -14,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.dictionaries.dictionary import Dictionary, Semantics
 from vit_lens.dictionaries.source import ActivationSource
+from vit_lens.dictionaries.tokens import reads_text
 from vit_lens.errors import DictionaryError, expect, nearest
 from vit_lens.hooking import LoudHookedRootModule
 from vit_lens.texts import TextBank
@@ -191,10 +192,10 @@ def _constant(dictionary: Dictionary, mean: Tensor) -> Dictionary:
 
 
 def _run(model: Any, inputs: Any, batch_size: int) -> Tensor:
-    reads_text, outputs = hasattr(model, "to_tokens"), []
+    outputs: list[Tensor] = []
     for start in range(0, len(inputs), batch_size):
         part = inputs[start : start + batch_size]
-        if not isinstance(part, Tensor) and not reads_text and hasattr(model, "preprocess"):
+        if not isinstance(part, Tensor) and not reads_text(model) and hasattr(model, "preprocess"):
             part = model.preprocess(part)
         outputs.append(model(part))
         expect(outputs[-1], Tensor, "the model's output", DictionaryError, "[input d_embed]")

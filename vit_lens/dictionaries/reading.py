@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.dictionaries.dictionary import Stream, identity_of
-from vit_lens.dictionaries.tokens import token_rule
+from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError, OutputError, expect
 from vit_lens.files import as_path, check_fields, open_tensors, read_json, save_tensors, write_atomic
 from vit_lens.hooking import LoudHookedRootModule, SteppedCache
@@ -116,7 +116,7 @@ class ModelTokens:
         elif stream != "output":
             raise DictionaryError(f"stream={stream!r}; expected 'output' or 'update'")
         self.model, self.inputs, self.batch_size = model, inputs, batch_size
-        self._positions, self._reads_text = token_rule(model, tokens), hasattr(model, "to_tokens")
+        self._positions, self._reads_text = token_rule(model, tokens), reads_text(model)
         known, digits = identity_of(model)
         self.provenance = Provenance(site=name, stream=stream, tokens=tokens, model=known, fingerprint=digits)
         self.keys = [_key(each) for each in inputs]
@@ -178,10 +178,7 @@ class ShardTokens:
         provenance = check_fields(Provenance, index.provenance, f"{self._folder}: provenance", DictionaryError)
         self.provenance, self.keys = Provenance(**provenance), list(map(str, index.keys))
         counts, per_shard = index.counts, index.inputs_per_shard
-        wrong = (
-            any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in counts) or min(index.d, per_shard) < 1
-        )
-        if wrong or len(counts) != len(self.keys):
+        if min(index.d, per_shard, *(n + 1 for n in counts)) < 1 or len(counts) != len(self.keys):
             raise DictionaryError(f"{self._folder}: the index does not say how many tokens its inputs have; {_ADVICE}")
         for start in range(0, len(counts), per_shard):
             if (n := sum(counts[start : start + per_shard]) * index.d * 4) > _SHARD_BYTES:
@@ -221,8 +218,8 @@ class ShardTokens:
 class _Index:
     source: str
     provenance: dict
-    keys: tuple
-    counts: tuple
+    keys: tuple[str, ...]
+    counts: tuple[int, ...]
     d: int
     inputs_per_shard: int
 

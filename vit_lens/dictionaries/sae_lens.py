@@ -112,6 +112,6 @@ def _library() -> Any:
     except ImportError as error:
         version = importlib.metadata.version("transformer-lens")
         raise DictionaryError(
-            f"the trainer 'sae_lens' needs SAELens, which does not load here ({error}): pip install 'vit-lens[sae]'. It "
-            f"needs transformer-lens<4 (SAELens issue 738); installed is {version}. The trainer 'topk' needs neither"
+            f"the trainer 'sae_lens' needs SAELens, which does not load here ({error}): pip install 'vit-lens[sae]'. "
+            f"It needs transformer-lens<4 (SAELens issue 738); installed is {version}. The trainer 'topk' needs neither"
         ) from error

@@ -98,7 +98,7 @@ class Splice:
             out = out + _only(recons(given) - given, mask).to(x.dtype)
         if is_hooked(error):
             given = own.to(codes.dtype) - self.dictionary.decode(codes, own)
-            given = given.detach() if through else given
+            given = given.detach().requires_grad_(change.requires_grad) if through else given
             out = out + _only(error(given) - given, mask).to(x.dtype)
         return self.points["hook_sae_output"](out)
 

@@ -1,6 +1,6 @@
 """Which tokens of a run a dictionary is of: ``all``, ``patches``, ``cls``, or any tokens of addresses."""
 
-__all__ = ["rule_mask", "token_rule"]
+__all__ = ["reads_text", "rule_mask", "token_rule"]
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,14 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_lens.config import HookedTextConfig
 from vit_lens.errors import DictionaryError
 from vit_lens.tokens import RUN_IDS, resolve_tokens
+
+
+def reads_text(model: Any) -> bool:
+    """Whether a model's inputs are prompts, in which a token may stand anywhere."""
+    return isinstance(getattr(model, "cfg", None), HookedTextConfig)
 
 
 def token_rule(model: Any, tokens: str) -> list[int] | None:
@@ -20,7 +26,7 @@ def token_rule(model: Any, tokens: str) -> list[int] | None:
     Raises:
         InterventionError: The model has no such token.
     """
-    if tokens == "all" or hasattr(model, "to_tokens"):
+    if tokens == "all" or reads_text(model):
         return None
     cfg = getattr(model, "cfg", None)
     if cfg is None:
@@ -36,13 +42,12 @@ def rule_mask(model: Any, tokens: str) -> Callable[[Tensor, HookPoint], Bool[Ten
     Raises:
         InterventionError: The model has no such token.
     """
-    positions = token_rule(model, tokens)
-    reads_text = hasattr(model, "to_tokens")
+    positions, of_prompts = token_rule(model, tokens), reads_text(model)
 
     def where(x: Tensor, hook: HookPoint) -> Tensor | None:
         if tokens == "all" or x.ndim < 3:
             return None
-        if reads_text:
+        if of_prompts:
             ids = hook.ctx.get(RUN_IDS)
             if ids is None:
                 raise DictionaryError(f"tokens={tokens!r}: the run does not say of which prompts it is; give them")

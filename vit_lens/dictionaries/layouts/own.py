@@ -7,11 +7,14 @@ from vit_lens.dictionaries.known import layout
 from vit_lens.dictionaries.layouts.common import Said
 from vit_lens.errors import DictionaryError
 
+_HEADER = 2**20  # of safetensors, where its metadata are
+
 
 def _holds(path: Path) -> bool:
-    return path.is_file() and path.suffix == ".safetensors" and path.name not in (
-        "sae_weights.safetensors", "sae.safetensors",
-    )  # fmt: skip
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    with path.open("rb") as file:
+        return b"vit_lens.dictionary." in file.read(_HEADER)
 
 
 @layout("vit_lens", _holds)

@@ -34,7 +34,7 @@ def read(path: Path, said: Said) -> Dictionary:
             f"{where} reshapes heads or scales after finetuning, which is not read; fold it with SAELens, then save it"
         )
     semantics = {
-        "encoder": kind, "k": cfg.get("k", kwargs.get("k")) if kind == "topk" else None,
+        "encoder": kind, "k": (cfg.get("k") or kwargs.get("k")) if kind == "topk" else None,
         "subtracts_bias": cfg.get("apply_b_dec_to_input"), "relu_after_topk": True, "input_scale": 1.0,
         "layer_norm": _of(cfg, "normalize_activations", _NORMS, where),
         "rescales_by_decoder_norm": bool(cfg.get("rescale_acts_by_decoder_norm", False)),
