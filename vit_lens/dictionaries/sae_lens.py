@@ -85,7 +85,7 @@ class SAELens(Trainer):
             widths = self.widths or sorted({max(1, n // 4), max(1, n // 2), n})
             cfg = library.MatryoshkaBatchTopKTrainingSAEConfig(**sizes, k=self.k, matryoshka_widths=list(widths))
         size = min(source.batch_size, self.n_tokens)
-        settings = library.SAETrainerConfig(
+        settings = importlib.import_module("sae_lens.config").SAETrainerConfig(
             total_training_samples=self.n_tokens // size * size,
             train_batch_size_samples=size,
             lr=self.lr,

@@ -52,6 +52,10 @@ class Batch:
         tokens: The activations.
         labels: Of each token its input, and its place there.
         then: Where the stream stands behind this batch.
+
+    >>> batch = next(vl.ActivationSource.of_array(torch.randn(20, 4, 8), batch_size=6).stream())
+    >>> batch.tokens.shape, batch.labels.shape, batch.then
+    (torch.Size([6, 8]), torch.Size([6, 2]), Place(epoch=0, input=0, batch=1))
     """
 
     tokens: Float[Tensor, "token d"]

@@ -70,6 +70,12 @@ def evaluate(
 
     Raises:
         DictionaryError: The source is of another model, hook point or width, or has fewer than two different tokens.
+
+    >>> source = vl.ActivationSource.of_array(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)))
+    >>> train, held_out = source.split(0.2)
+    >>> found = vl.dictionaries.evaluate(vl.dictionaries.random_dictionary(8, 20, k=3), held_out)
+    >>> found.n_tokens, found.l0 <= 3
+    (60, True)
     """
     _refuse_other(dictionary, source)
     n, fired = 0, torch.zeros(dictionary.n_features, dtype=torch.float64)
