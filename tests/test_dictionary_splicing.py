@@ -253,6 +253,10 @@ def test_what_does_not_belong_is_refused(vit, pixels, unchecked):
         with vit.spliced(dictionary):
             vit.run_with_cache(pixels, names_filter=f"{SITE}.hook_sae_acts")
 
+    def not_finite():
+        with vit.spliced(dictionary, edit=lambda f, hook: f + torch.inf):
+            vit(pixels)
+
     other = dataclasses.replace(dictionary, origin=Origin(site=SITE, model="other", fingerprint="0" * 16))
     thin = tiny.make(d=34, origin=Origin(site=SITE))
     stream = dataclasses.replace(dictionary.origin, stream="update", site="blocks.1.hook_mlp_out")
@@ -276,6 +280,7 @@ def test_what_does_not_belong_is_refused(vit, pixels, unchecked):
         "taken off": (taken_off, "DictionaryError", "was taken off"),
         "beyond": (beyond, "UnfiredHookError", "cannot fire"),
         "reshaped": (reshaped, "HookShapeError", "hook_sae_acts_post"),
+        "not finite": (not_finite, "VitLensError", "one of them brings these in"),
         "unknown point": (unknown, "UnknownHookError", "hook_sae_acts_post"),
     }  # fmt: skip
     assert not outcomes(errors, cases)

@@ -444,6 +444,7 @@ class Dictionary:
         """
         return self.write(codes, x) + self._offset(x)
 
+    @without_autocast()
     def write(
         self, codes: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d"] | None = None,
         features: Int[Tensor, " chosen"] | None = None,

@@ -110,8 +110,10 @@ def fidelity(
 
     >>> found = vl.dictionaries.random_dictionary(128, 256, k=16, site="blocks.5.hook_resid_post")
     >>> result = vl.dictionaries.fidelity(model, found, images, ks=[2, 64])
-    >>> result.clean, [point.k for point in result.points], result.points[0].fidelity < result.points[1].fidelity
-    (1.0, [2, 64], True)
+    >>> round(result.clean, 4), [point.k for point in result.points]
+    (1.0, [2, 64])
+    >>> result.points[0].fidelity < result.points[1].fidelity
+    True
     """
     named = {"dictionary": dictionaries} if isinstance(dictionaries, Dictionary) else dict(dictionaries)
     measure = _cosine if metric is None else metric

@@ -147,7 +147,7 @@ class ITDAState:
     >>> before = len(state.atoms)
     >>> state.add(x[200:])
     >>> state.finish()
-    >>> 0 < before < 200, len(state.atoms) > before
+    >>> 0 < before < 200, len(state.atoms) >= before
     (True, True)
     """
 

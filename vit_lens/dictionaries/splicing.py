@@ -156,11 +156,12 @@ def spliced(
             ``gradients="through"`` is asked of a pursuit.
 
     >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
+    >>> plain = model(pixels)
     >>> with vl.dictionaries.spliced(model, found):
-    ...     bool(torch.equal(model(pixels), cache["hook_image_embeds"]))
+    ...     bool(torch.equal(model(pixels), plain))
     True
     >>> with vl.dictionaries.spliced(model, found, edit=lambda codes, hook: 0 * codes):
-    ...     bool(torch.equal(model(pixels), cache["hook_image_embeds"]))
+    ...     bool(torch.equal(model(pixels), plain))
     False
     """
     expect(model, LoudHookedRootModule, "model", DictionaryError, "a hooked model")

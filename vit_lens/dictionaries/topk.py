@@ -15,6 +15,7 @@ from vit_lens.dictionaries.normalisation import Normalisation
 from vit_lens.dictionaries.source import ActivationSource, Place
 from vit_lens.dictionaries.training import Checkpoint, Trainer, trainer
 from vit_lens.errors import DictionaryError
+from vit_lens.hooking import as_device
 
 _AUX_SHARE, _THRESHOLD_RATE = 1 / 32, 0.01
 
@@ -39,6 +40,7 @@ class TopK(Trainer):
         least_gain: The share by which FVU must fall from window to window.
         patience: How many windows in a row may fall by less; 0 never stops early.
         save_every: How many steps lie between two checkpoints.
+        device: Where it is trained; the dictionary comes back to the CPU.
 
     Raises:
         DictionaryError: A number is out of range.
@@ -59,6 +61,7 @@ class TopK(Trainer):
     least_gain: float = 0.01
     patience: int = 3
     save_every: int = 500
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("n_features", "k", "n_tokens", "window", "save_every", "dead_after"):
@@ -80,8 +83,7 @@ class TopK(Trainer):
         for batch in source.stream(place):
             if state.n_tokens >= self.n_tokens or state.has_stopped(self.patience):
                 break
-            z = normalisation.apply(batch.tokens.to(torch.float32), self.clip)
-            state.step(z)
+            state.step(normalisation.apply(batch.tokens.to(self.device, torch.float32), self.clip))
             if state.n_steps % self.save_every == 0:
                 checkpoint.save(*state.kept(batch.then))
         told = {
@@ -101,10 +103,11 @@ class _State:
         rows = torch.nn.functional.normalize(torch.randn(config.n_features, d, generator=generator), dim=1)
         start = {"W_enc": rows.T.clone(), "b_enc": torch.zeros(config.n_features), "W_dec": rows,
                  "b_dec": normalisation.centre.float()}  # fmt: skip
-        self.weights = {name: value.requires_grad_() for name, value in start.items()}
+        device = as_device(config.device)
+        self.weights = {name: value.to(device).requires_grad_() for name, value in start.items()}
         self.adam = torch.optim.Adam(self.weights.values(), lr=config.lr)
-        self.idle = torch.zeros(config.n_features, dtype=torch.long)  # tokens since each latent fired
-        self.threshold = torch.zeros(())
+        self.idle = torch.zeros(config.n_features, dtype=torch.long, device=device)  # tokens since each latent fired
+        self.threshold = torch.zeros((), device=device)
         self.n_steps = self.n_tokens = 0
         self.windows: list[float] = []
         self.error, self.seen, self.flat = 0.0, 0, 0
@@ -178,7 +181,8 @@ class _State:
         }  # fmt: skip
         return tensors, numbers
 
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Place:
+    def restore(self, kept: dict[str, Tensor], numbers: dict[str, Any]) -> Place:
+        tensors = {name: value.to(self.threshold.device) for name, value in kept.items()}
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(tensors[name])
@@ -192,8 +196,8 @@ class _State:
         return Place(*numbers["place"])
 
     def dictionary(self) -> Dictionary:
-        plain: dict[str, Any] = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        plain: dict[str, Any] = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
         if self.config.activation == "topk":
             return Dictionary(semantics=Semantics.plain("topk", self.config.k), **plain)
-        threshold = self.threshold.expand(self.config.n_features).clone()
+        threshold = self.threshold.cpu().expand(self.config.n_features).clone()
         return Dictionary(semantics=Semantics.plain("batchtopk"), threshold=threshold, **plain)

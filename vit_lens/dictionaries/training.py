@@ -22,7 +22,7 @@ from vit_lens.files import as_path, check_fields, file_tensors, open_tensors, pa
 OfTrainer = TypeVar("OfTrainer", bound="type[Trainer]")
 
 _CHECKPOINT = "vit_lens.dictionary_training.1"
-_TOO_MANY_DEAD = 0.1
+_TOO_MANY_DEAD, _ENOUGH = 0.1, 10  # firings of each feature, on average: with fewer, silence says little
 _ADVICE = "remove it, or choose another checkpoint="
 
 
@@ -152,7 +152,7 @@ def fit(
 
     Returns:
         The dictionary, with its statistics on what was held out, and where it belongs. More than a tenth of dead
-        features is warned of.
+        features is warned of, where there are enough held-out tokens to tell.
 
     Raises:
         DictionaryError: There is no such trainer or setting, or it cannot learn from this.
@@ -181,7 +181,7 @@ def fit(
     )  # fmt: skip
     found = replace(normalisation.fold(learnt), origin=origin)
     measured = evaluate(found, held)
-    if measured.dead > _TOO_MANY_DEAD:
+    if measured.dead > _TOO_MANY_DEAD and measured.n_tokens * measured.l0 >= _ENOUGH * found.n_features:
         warnings.warn(
             f"{measured.dead:.0%} of {found.n_features} features fired on none of {measured.n_tokens} held-out tokens: "
             "learn from more tokens, fewer features, or with normalisation='std'",

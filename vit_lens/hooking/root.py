@@ -352,8 +352,10 @@ class LoudHookedRootModule(HookedRootModule):
             DictionaryError: It is no dictionary, or of another model, site or width.
 
         >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
+        >>> with model.spliced(found):
+        ...     same = model(pixels)
         >>> with model.spliced(found, edit=lambda codes, hook: 2 * codes):
-        ...     bool(torch.equal(model(pixels), cache["hook_image_embeds"]))
+        ...     bool(torch.equal(same, model(pixels)))
         False
         """
         if not isinstance(dictionary, Spliceable):

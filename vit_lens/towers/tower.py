@@ -135,7 +135,9 @@ class HookedTower(CachingRootModule, StackedWeights, Vocabulary):
 
         bad = [name for name, weight in self.named_parameters() if not torch.isfinite(weight).all()]
         weights = f"; so do the weights {bad[:4]}{' and more' if len(bad) > 4 else ''}" if bad else ""
-        names = self._names_to_cache(None, kwargs.get("start_at_layer"), kwargs.get("stop_at_layer"))
+        own = {name for name, _ in self.named_modules()}  # and none of a dictionary, which the copy is without
+        reached = self._names_to_cache(None, kwargs.get("start_at_layer"), kwargs.get("stop_at_layer"))
+        names = [name for name in reached if name in own]
         bare = working_copy(self, device=self.device)
         bare.run_with_hooks(*args, fwd_hooks=[(name, look) for name in names], **kwargs)
         raise VitLensError(
