@@ -48,6 +48,8 @@ ADVICE = [
     ("DecoderError", "decoder.settings(step=10)", "'steps'", "decoder.settings(steps=10)"),
     ("ContractError", "vl.Condition(mask=torch.ones(2, 16, dtype=torch.bool), pooled=embeds)",
      "a mask goes with tokens alone", "vl.Condition(pooled=embeds)"),
+    ("DictionaryError", "vl.dictionaries.random_dictionary(8, 20, k=3).encode(torch.zeros(2, 8), 'persuit')",
+     "'pursuit'", "vl.dictionaries.random_dictionary(8, 20, k=3).encode(torch.zeros(2, 8), 'pursuit')"),
     ("GalleryError", "Gallery.from_images(model, images).check(folded)", "Gallery.from_folder(model, folder)",
      "Gallery.from_folder(folded, images[0].parent).check(folded)"),
     ("RecordError", "vl.records.merge([tmp / 'part0'], tmp / 'whole')",
