@@ -330,6 +330,20 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypa
     assert whole.semantics.encoder == activation and whole.W_dec.dtype == torch.float32
 
 
+def test_itda_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    from vit_lens.dictionaries import ITDA, fit, itda
+
+    monkeypatch.setattr(itda, "_SAVE_EVERY", 3)
+    config, own = ITDA(k=4, threshold=0.1, n_tokens=900), source(activations(n=260), batch_size=50)
+    whole = fit(own, config)
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        _until(patched, 3)
+        fit(own, config, checkpoint=tmp_path / "state.safetensors")
+    on = fit(own, config, checkpoint=tmp_path / "state.safetensors")
+    assert same(on, whole) and on.statistics == whole.statistics
+    assert whole.statistics["training"]["n_tokens_seen"] == 900
+
+
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
     from vit_lens.dictionaries import ITDA, TopK, fit
     from vit_lens.errors import OutputError

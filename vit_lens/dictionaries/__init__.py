@@ -9,7 +9,7 @@ __all__ = [
 ]  # fmt: skip
 
 from vit_lens.dictionaries.controls import data_points_control, pca_control, random_dictionary, untrained_control
-from vit_lens.dictionaries.dictionary import Dictionary, Origin, Semantics
+from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.fidelity import Fidelity, Point, fidelity, zero_shot_accuracy
 from vit_lens.dictionaries.itda import ITDA, ITDAState
 from vit_lens.dictionaries.known import LAYOUTS, Layout, layout
@@ -18,6 +18,7 @@ from vit_lens.dictionaries.normalisation import Normalisation
 from vit_lens.dictionaries.pursuit import SparseCodes, gradient_pursuit, matching_pursuit
 from vit_lens.dictionaries.reading import Provenance
 from vit_lens.dictionaries.sae_lens import SAELens
+from vit_lens.dictionaries.semantics import Origin, Semantics
 from vit_lens.dictionaries.source import ActivationSource, Batch, Place
 from vit_lens.dictionaries.splicing import spliced
 from vit_lens.dictionaries.statistics import Statistics, evaluate

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from vit_lens.dictionaries.dictionary import Dictionary, Origin, Semantics
+from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.itda import ITDA
 from vit_lens.dictionaries.normalisation import Normalisation
+from vit_lens.dictionaries.semantics import Origin, Semantics
 from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.errors import DictionaryError
 

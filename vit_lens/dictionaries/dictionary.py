@@ -1,6 +1,6 @@
 """``Dictionary``: sparse features of a stream of activations, with everything that their meaning depends on."""
 
-__all__ = ["Dictionary", "EncoderKind", "Origin", "Semantics", "Stream", "hook_name_of", "identity_of"]
+__all__ = ["Dictionary"]
 
 import json
 import warnings
@@ -8,112 +8,25 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_lens.addresses import Site, as_index, find_address
+from vit_lens.addresses import as_index
+from vit_lens.dictionaries.belonging import hook_name_of, identity_of
 from vit_lens.dictionaries.known import find_layout
 from vit_lens.dictionaries.pursuit import gradient_pursuit, matching_pursuit
+from vit_lens.dictionaries.semantics import BY_THRESHOLD, COUNTED, PURSUITS, Origin, Semantics
 from vit_lens.dictionaries.splicing import spliced
 from vit_lens.errors import DictionaryError, OutputError, expect, nearest
 from vit_lens.files import as_path, check_fields, file_tensors, open_tensors, parse_json, save_tensors
-from vit_lens.identity import fingerprint
 from vit_lens.numerics import without_autocast
-
-EncoderKind = Literal["relu", "topk", "batchtopk", "jumprelu", "pursuit", "signed"]
-Stream = Literal["output", "update"]
 
 _FORMAT = "vit_lens.dictionary.1"
 _ADVICE = "vit_lens.dictionaries.fit(source, config).save(path) makes one"
 _LN_EPS = 1e-5
-_COUNTED, _BY_THRESHOLD, _PURSUITS = ("topk", "pursuit", "signed"), ("batchtopk", "jumprelu"), ("pursuit", "signed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Semantics:
-    """How codes come from activations, and activations from codes. Nothing has a default: a file says it.
-
-    Attributes:
-        encoder: ``relu``; ``topk``, the ``k`` largest; ``batchtopk`` and ``jumprelu``, what lies above its threshold;
-            ``pursuit``, non-negative gradient pursuit; ``signed``, matching pursuit with codes of either sign.
-        k: How many codes of a token are not zero at most; None for those that count none.
-        subtracts_bias: Whether ``b_dec`` is taken from the input before it is encoded.
-        relu_after_topk: Whether a code that is among the ``k`` largest and negative becomes zero.
-        input_scale: What activations are multiplied by first, and what is decoded divided by last.
-        layer_norm: Whether each token is brought to mean 0 and spread 1 first, and what is decoded back.
-        rescales_by_decoder_norm: Whether features are compared as if all rows of ``W_dec`` had length 1.
-
-    Raises:
-        DictionaryError: There is no such encoder, ``k`` is missing, or given where nothing counts.
-
-    >>> Semantics(encoder="topk", k=None, subtracts_bias=True, relu_after_topk=True, input_scale=1.0, layer_norm=False,
-    ...     rescales_by_decoder_norm=False)
-    Traceback (most recent call last):
-    vit_lens.errors.DictionaryError: k=None with encoder='topk'; expected a whole number of codes, at least 1
-    """
-
-    encoder: EncoderKind
-    k: int | None
-    subtracts_bias: bool
-    relu_after_topk: bool
-    input_scale: float
-    layer_norm: bool
-    rescales_by_decoder_norm: bool
-
-    def __post_init__(self) -> None:
-        if self.encoder not in get_args(EncoderKind):
-            raise DictionaryError(
-                f"encoder={self.encoder!r}; nearest: {nearest(str(self.encoder), get_args(EncoderKind))}"
-            )
-        k = as_index(self.k)
-        if self.encoder in _COUNTED and (k is None or k < 1):
-            raise DictionaryError(
-                f"k={self.k!r} with encoder={self.encoder!r}; expected a whole number of codes, at least 1"
-            )
-        if self.encoder not in _COUNTED and self.k is not None:
-            raise DictionaryError(f"k={self.k!r} with encoder={self.encoder!r}, which counts no codes; give k=None")
-        if not self.input_scale > 0:
-            raise DictionaryError(f"input_scale={self.input_scale!r}; expected a number above 0")
-
-    @classmethod
-    def plain(cls, encoder: EncoderKind, k: int | None = None) -> "Semantics":
-        """Return those of the dictionaries that are learnt here: the bias is subtracted, and no code negative.
-
-        >>> Semantics.plain("topk", 16).subtracts_bias
-        True
-        """
-        return cls(
-            encoder=encoder, k=k, subtracts_bias=True, relu_after_topk=True, input_scale=1.0, layer_norm=False,
-            rescales_by_decoder_norm=False,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Which activations a dictionary is of. What is None is not known, and not checked.
-
-    Attributes:
-        site: The name of the hook point.
-        stream: ``output``, what the hook point holds; ``update``, what a block adds: its ``hook_resid_post`` without
-            its ``hook_resid_pre``.
-        tokens: Which tokens it was learnt on, as :class:`ActivationSource` takes them: ``all``, ``patches``, ``cls``.
-        model: The id of the model.
-        fingerprint: The digits that identify its weights.
-        learnt: How it was learnt, or read, in words.
-
-    >>> Origin(site="blocks.5.hook_resid_post").tokens
-    'all'
-    """
-
-    site: str | None = None
-    stream: Stream = "output"
-    tokens: str = "all"
-    model: str | None = None
-    fingerprint: str | None = None
-    learnt: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -172,8 +85,8 @@ class Dictionary:
             "b_dec": [(d,)], "W_enc": [(d, n)], "b_enc": [(n,)], "threshold": [(n,)], "metric": [(d,), (d, d)],
             "labels": [(n, 2)], "frequency": [(n,)],
         }  # fmt: skip
-        needed = {"b_dec"} | ({"W_enc", "b_enc"} if kind not in _PURSUITS else set())
-        needed |= {"threshold"} if kind in _BY_THRESHOLD else set()
+        needed = {"b_dec"} | ({"W_enc", "b_enc"} if kind not in PURSUITS else set())
+        needed |= {"threshold"} if kind in BY_THRESHOLD else set()
         for name, allowed in shapes.items():
             value = getattr(self, name)
             if value is None and name not in needed:
@@ -266,7 +179,7 @@ class Dictionary:
     @property
     def takes_gradients(self) -> bool:
         """Whether codes are a function that gradients go through; pursuit chooses, and has none."""
-        return self.semantics.encoder not in _PURSUITS
+        return self.semantics.encoder not in PURSUITS
 
     def feature(self, index: int) -> int:
         """Return the index of a feature, of Python.
@@ -313,7 +226,7 @@ class Dictionary:
         Raises:
             DictionaryError: Its encoder counts none.
         """
-        if self.semantics.encoder not in _COUNTED:
+        if self.semantics.encoder not in COUNTED:
             raise DictionaryError(
                 f"an encoder {self.semantics.encoder!r} counts no codes; encode(x, 'pursuit', k=...) does, with any "
                 "dictionary"
@@ -385,9 +298,9 @@ class Dictionary:
         """
         kind = self._method(method)
         steps = self.semantics.k if k is None else k
-        if kind not in _COUNTED and k is not None:
+        if kind not in COUNTED and k is not None:
             raise DictionaryError(f"k={k!r} with encoder {kind!r}, which counts no codes; method='pursuit' does")
-        if kind not in _PURSUITS:
+        if kind not in PURSUITS:
             return self.activate(self.pre_codes(x), k=steps)
         if steps is None:
             raise DictionaryError(f"method={kind!r} needs k=, the number of codes: this dictionary counts none")
@@ -425,7 +338,7 @@ class Dictionary:
             top = pre.topk(said.k if k is None else k, dim=-1)  # pyright: ignore[reportArgumentType]
             values = top.values.relu() if said.relu_after_topk else top.values
             return torch.zeros_like(pre).scatter(-1, top.indices, values)
-        if self.threshold is not None and said.encoder in _BY_THRESHOLD:
+        if self.threshold is not None and said.encoder in BY_THRESHOLD:
             return pre.relu() * (pre > self.threshold)
         return pre.relu()
 
@@ -477,7 +390,7 @@ class Dictionary:
         return rows / length[:, None], length
 
     def _method(self, method: str | None) -> str:
-        known = ("own", *_PURSUITS)
+        known = ("own", *PURSUITS)
         if method is not None and method not in known:
             raise DictionaryError(f"method={method!r}; nearest: {nearest(str(method), known)}")
         return self.semantics.encoder if method in (None, "own") else str(method)
@@ -520,45 +433,7 @@ class Dictionary:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
 
-def identity_of(model: Any) -> tuple[str, str]:
-    """Return the id of a model, and the digits that identify its weights.
-
-    Args:
-        model: A hooked model.
-
-    >>> identity_of(model)[0]
-    'vit_lens/mini'
-    """
-    digits = getattr(model, "fingerprint", None)
-    digits = digits if isinstance(digits, str) else fingerprint(model.state_dict())
-    known = getattr(model, "encoder_id", None)
-    return known if isinstance(known, str) else f"module@{digits}", digits
-
-
 def _measured(x: Tensor, metric: Tensor | None) -> Tensor:
     if metric is None:
         return x
     return x * metric.to(x) if metric.ndim == 1 else x @ metric.to(x)
-
-
-def hook_name_of(model: Any, site: str) -> str:
-    """Return the hook point that a name or an address is of.
-
-    Args:
-        model: A hooked model.
-        site: The name of a hook point, or an address such as ``L5.resid_post``.
-
-    Raises:
-        DictionaryError: The model has none, or it is of a head, whose activations are not [input token d].
-    """
-    points = model.hook_dict
-    if site in points:
-        return site
-    address = find_address(site)
-    found = None if address is None else address.site
-    if isinstance(found, Site) and found.head is None and found.hook_name in points:
-        return found.hook_name
-    raise DictionaryError(
-        f"the model has no hook point {site!r} for a dictionary; nearest: {nearest(site, points)}. A site such as "
-        "'L5.resid_post', 'L5.mlp' or 'L5.attn' names one too"
-    )

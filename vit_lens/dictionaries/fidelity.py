@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.dictionaries.dictionary import Dictionary, Semantics
+from vit_lens.dictionaries.dictionary import Dictionary
+from vit_lens.dictionaries.semantics import Semantics
 from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.dictionaries.tokens import reads_text
 from vit_lens.errors import DictionaryError, expect, nearest

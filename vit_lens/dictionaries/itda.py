@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.addresses import as_index
-from vit_lens.dictionaries.dictionary import Dictionary, Origin, Semantics
+from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.normalisation import Normalisation
 from vit_lens.dictionaries.pursuit import gradient_pursuit, matching_pursuit
+from vit_lens.dictionaries.semantics import Origin, Semantics
 from vit_lens.dictionaries.source import ActivationSource, Place
 from vit_lens.dictionaries.training import Checkpoint, Trainer, trainer
 from vit_lens.errors import DictionaryError

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_lens.dictionaries.dictionary import Stream, identity_of
+from vit_lens.dictionaries.belonging import identity_of
+from vit_lens.dictionaries.semantics import Stream
 from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError, OutputError, expect
 from vit_lens.files import as_path, check_fields, open_tensors, read_json, save_tensors, write_atomic

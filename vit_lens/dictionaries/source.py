@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.addresses import as_index
-from vit_lens.dictionaries.dictionary import Stream, hook_name_of
+from vit_lens.dictionaries.belonging import hook_name_of
 from vit_lens.dictionaries.reading import (
     ArrayTokens,
     ModelTokens,
@@ -22,6 +22,7 @@ from vit_lens.dictionaries.reading import (
     TokenReader,
     write_shards,
 )
+from vit_lens.dictionaries.semantics import Stream
 from vit_lens.errors import DictionaryError
 from vit_lens.hooking import LoudHookedRootModule
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vit_lens.addresses import as_index
-from vit_lens.dictionaries.dictionary import Dictionary, Semantics
+from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.normalisation import Normalisation
+from vit_lens.dictionaries.semantics import Semantics
 from vit_lens.dictionaries.source import ActivationSource, Place
 from vit_lens.dictionaries.training import Checkpoint, Trainer, trainer
 from vit_lens.errors import DictionaryError

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vit_lens.dictionaries.dictionary import Dictionary, Origin
+from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.normalisation import Normalisation, NormalisationKind
+from vit_lens.dictionaries.semantics import Origin
 from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.dictionaries.statistics import evaluate
 from vit_lens.errors import DictionaryError, OutputError, expect, nearest

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_lens.dictionaries.dictionary import Dictionary, Origin, Semantics
+from vit_lens.dictionaries.dictionary import Dictionary
+from vit_lens.dictionaries.semantics import Origin, Semantics
 from vit_lens.errors import DictionaryError
 from vit_lens.files import damaged, file_tensors, open_safetensors, read_json
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vit_lens.dictionaries.dictionary import Dictionary, Origin
+from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.known import layout
 from vit_lens.dictionaries.layouts.common import Said, built, config_of, has, only, safe_tensors
+from vit_lens.dictionaries.semantics import Origin
 from vit_lens.errors import DictionaryError, OutputError
 from vit_lens.files import as_path, check_fields, save_tensors, write_atomic
 

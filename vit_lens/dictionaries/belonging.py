@@ -1,0 +1,47 @@
+"""Which model it is, and which of its hook points."""
+
+__all__ = ["hook_name_of", "identity_of"]
+
+from typing import Any
+
+from vit_lens.addresses import Site, find_address
+from vit_lens.errors import DictionaryError, nearest
+from vit_lens.identity import fingerprint
+
+
+def identity_of(model: Any) -> tuple[str, str]:
+    """Return the id of a model, and the digits that identify its weights.
+
+    Args:
+        model: A hooked model.
+
+    >>> identity_of(model)[0]
+    'vit_lens/mini'
+    """
+    digits = getattr(model, "fingerprint", None)
+    digits = digits if isinstance(digits, str) else fingerprint(model.state_dict())
+    known = getattr(model, "encoder_id", None)
+    return known if isinstance(known, str) else f"module@{digits}", digits
+
+
+def hook_name_of(model: Any, site: str) -> str:
+    """Return the hook point that a name or an address is of.
+
+    Args:
+        model: A hooked model.
+        site: The name of a hook point, or an address such as ``L5.resid_post``.
+
+    Raises:
+        DictionaryError: The model has none, or it is of a head, whose activations are not [input token d].
+    """
+    points = model.hook_dict
+    if site in points:
+        return site
+    address = find_address(site)
+    found = None if address is None else address.site
+    if isinstance(found, Site) and found.head is None and found.hook_name in points:
+        return found.hook_name
+    raise DictionaryError(
+        f"the model has no hook point {site!r} for a dictionary; nearest: {nearest(site, points)}. A site such as "
+        "'L5.resid_post', 'L5.mlp' or 'L5.attn' names one too"
+    )
