@@ -4,7 +4,7 @@ __all__ = [
     "PUBLISHED", "SCHEDULER_CLASSES", "Cost", "DecodeSettings", "Decoder", "EncoderRef", "KandinskyDecoder",
     "PromptEncoder", "TextDecoder", "TextSettings", "UpscaledSettings", "check_decoder",
     "check_encoder", "check_pictures", "denoising_error", "encoder_id_of", "find_decoder", "free_memory",
-    "load_decoder", "reads_layout", "seeded", "settings_dict", "stated_numerics",
+    "load_decoder", "load_pipeline", "reads_layout", "seeded", "settings_dict", "stated_numerics",
 ]  # fmt: skip
 
 from vit_lens.decoders.by_name import load_decoder, reads_layout
@@ -16,6 +16,7 @@ from vit_lens.decoders.matching import PUBLISHED, EncoderRef, check_encoder, enc
 from vit_lens.decoders.memory import free_memory
 from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.settings import SCHEDULER_CLASSES, DecodeSettings, settings_dict
+from vit_lens.decoders.text_to_image.files import load_pipeline
 from vit_lens.decoders.text_to_image.prompts import PromptEncoder
 from vit_lens.decoders.text_to_image.text_decoder import TextDecoder
 from vit_lens.decoders.text_to_image.text_settings import TextSettings, UpscaledSettings

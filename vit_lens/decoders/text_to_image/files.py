@@ -1,6 +1,6 @@
 """The folders of text-to-image pipelines: what draws and what reads, each half loaded alone."""
 
-__all__ = ["TextCard", "load_drawing", "load_text", "name_of"]
+__all__ = ["TextCard", "load_drawing", "load_pipeline", "load_text", "name_of"]
 
 import inspect
 from collections.abc import Mapping
@@ -126,6 +126,34 @@ def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) 
         with damaged(DecoderError, f"{tokenizer} is no tokenizer of {reads.__name__}", _ADVICE):
             parts[tokenizer.name] = reads.from_pretrained(tokenizer, local_files_only=True)
     return stock(kind, parts, **_options(index)), denoiser
+
+
+def load_pipeline(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, str, dict[str, Any]]:
+    """Load a whole text-to-image pipeline (safetensors only, no code of others).
+
+    Args:
+        name: "mini-sd", a local directory that a pipeline was saved in, or a Hub id.
+        dtype: The dtype of the weights.
+        device: The device of the weights.
+
+    Returns:
+        The stock pipeline, its id (which ends in ``@`` where it wants the weights' fingerprint), and the ``steps`` and
+        ``guidance`` that its card says, where it has one.
+
+    Raises:
+        DecoderError: There is no such pipeline, or something is wrong with its files.
+        CheckpointError: Weights are missing, truncated, extra or misshapen.
+        ContractError: Its encoders are of another kind or width than its denoiser was trained with.
+
+    >>> pipeline, model_id, said = vl.decoders.load_pipeline("mini-sd", torch.float32, "cpu")
+    >>> type(pipeline).__name__, model_id, said
+    ('StableDiffusionPipeline', 'vit_lens/mini-sd', {'steps': 8, 'guidance': 1.5})
+    """
+    drawing, said = load_drawing(name, dtype, device)
+    text, _ = load_text(name, dtype, device)
+    parts = {key: one for pipe in (text, drawing) for key, one in pipe.components.items() if one is not None}
+    model_id, is_local = name_of(name)
+    return stock(type(text).__name__, parts, **_options(text.config)), f"{model_id}@" if is_local else model_id, said
 
 
 def _encoder_class(one: Reading) -> str:

@@ -1,0 +1,10 @@
+"""Hooked diffusion models: FLUX, Stable Diffusion and their kin, step by step and branch by branch."""
+
+__all__ = ["DENOISERS", "Blocks", "Denoiser", "DiffusionHookPoint", "HookedDiffusion", "HookedFlux", "HookedUNet", "Port"]
+
+from vit_lens.diffusion.flux import HookedFlux
+from vit_lens.diffusion.hooked import HookedDiffusion
+from vit_lens.diffusion.points import DiffusionHookPoint
+from vit_lens.diffusion.ports import Blocks, Denoiser, Port
+from vit_lens.diffusion.table import DENOISERS
+from vit_lens.diffusion.unet import HookedUNet

@@ -1,0 +1,532 @@
+"""HookedDiffusion: a pipeline of diffusers whose denoiser has TransformerLens' hook points."""
+
+__all__ = ["HookedDiffusion"]
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vit_lens.addresses import as_index
+from vit_lens.decoders import free_memory, load_pipeline
+from vit_lens.diffusion.calls import Call
+from vit_lens.diffusion.costs import point_shapes
+from vit_lens.diffusion.passes import Passes, n_steps
+from vit_lens.diffusion.points import DiffusionHookPoint
+from vit_lens.diffusion.table import DENOISERS
+from vit_lens.diffusion.wiring import Place, attach, check_wirable, places
+from vit_lens.errors import UnsupportedTowerError, VitLensError, nearest
+from vit_lens.hooking import Activations, Keeper, LoudHookedRootModule, Name, as_device, is_hooked
+from vit_lens.identity import exact_fingerprint
+
+_BRANCHES = ("cond", "uncond")
+_MEMORY_KINDS = ("cpu", "cuda", "mps")
+
+
+class HookedDiffusion(LoudHookedRootModule):
+    """A text-to-image pipeline whose denoiser has hook points: the stock modules run, and hand over what is asked for.
+
+    :class:`HookedFlux` and :class:`HookedUNet` are this for FLUX.1 and for Stable Diffusion, and say which hook points
+    there are; of Stable Diffusion 3, ``HookedDiffusion`` itself takes the pipeline, with FLUX's names of ``double``
+    blocks. Which hook points there are is a table, :data:`vit_lens.diffusion.DENOISERS`.
+
+    A hook function is given ``[batch pos ...]`` of one branch of guidance, and reads ``hook.step`` (``.index``,
+    ``.sigma``), ``hook.sigma`` and ``hook.branch`` ("cond" or "uncond"); what it returns stands in the place of what
+    the stock module had. A step is one pass of the sampler, counted from 0. Where no hook is on a point, nothing is on
+    the stock modules, and outside of calls nothing ever is: pictures without hooks, and with hooks that only read, are
+    the stock pipeline's to the last bit.
+
+    Pipelines run under ``torch.no_grad``, so that hooks see no gradients; :meth:`attached` is for those.
+
+    Args:
+        pipeline: The pipeline in memory. It is used as it is, and not changed; adapters (LoRA) may be loaded, fused or
+            taken off between calls, since modules are looked up in each.
+        model_id: The id of its weights; None makes one from their content when it is asked for.
+        defaults: Arguments of the pipeline that stand in for those that a call does not give.
+
+    Attributes:
+        pipeline: The pipeline.
+        defaults: As given.
+        current_branch: The branch of guidance that a hook fires in; None outside of hooks.
+
+    Raises:
+        UnsupportedTowerError: It is no pipeline of these, or its denoiser is of another class.
+
+    >>> sd = vl.HookedDiffusion.from_pretrained("mini-sd")
+    >>> latents, cache = sd.run_with_cache("a red star", names_filter="mid.0.hook_update", output_type="latent")
+    >>> sd, cache["mid.0.hook_update"].shape
+    (HookedUNet(StableDiffusionPipeline, 5 transformers, 5 blocks, float32 on cpu), torch.Size([8, 1, 16, 112]))
+    >>> vl.HookedDiffusion(decoder)
+    Traceback (most recent call last):
+    vit_lens.errors.UnsupportedTowerError: a KandinskyDecoder is not hooked here; nearest: ...
+    """
+
+    formats: ClassVar[tuple[str, ...]] = tuple(DENOISERS)
+    """The rows of the table that the class takes."""
+    current_branch: str | None = None
+    row_branches: tuple[str, ...] = ()
+    """The branches in the rows of the pass that runs now; empty outside of a run of the pipeline."""
+
+    def __init__(self, pipeline: Any, *, model_id: str | None = None, defaults: dict[str, Any] | None = None):
+        super().__init__()
+        name = self._format_of(pipeline)
+        self.format, self._row = name, DENOISERS[name]
+        self.pipeline = pipeline
+        if self._row.cls not in [cls.__name__ for cls in type(self.denoiser).__mro__]:
+            raise UnsupportedTowerError(
+                f"the {self._row.part} of this {type(pipeline).__name__} is a {type(self.denoiser).__name__}; expected "
+                f"a {self._row.cls}, which is not compiled or wrapped"
+            )
+        self.defaults = dict(defaults or {})
+        self._model_id = model_id
+        self._places: dict[str, Place] = places(self.denoiser, self._row)
+        self._shapes: dict[Any, dict[str, tuple[int, ...]]] = {}
+        self._digits: tuple[Any, dict[Any, str]] = None, {}
+        self._is_attached = False
+        for each in self._places:
+            self._add_point(each)
+        self.setup()
+
+    def _add_point(self, name: str) -> None:
+        *parts, last = name.split(".")
+        home: nn.Module = self
+        for part in parts:
+            home = home._modules.setdefault(part, nn.Module())  # pyright: ignore[reportAssignmentType]
+        home.add_module(last, DiffusionHookPoint(self))
+
+    # ---- where they come from
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any, *, model_id: str | None = None) -> "HookedDiffusion":
+        """Put hook points into a pipeline in memory, which stays as it is.
+
+        Args:
+            pipeline: A pipeline of diffusers; offloaded, quantised or with adapters as it may be.
+            model_id: The id of its weights; None makes one from their content when it is asked for.
+
+        Returns:
+            A model of the class that is for this pipeline.
+
+        Raises:
+            UnsupportedTowerError: It is no pipeline that is hooked; the message names the nearest.
+        """
+        return cls._class_for(pipeline)(pipeline, model_id=model_id)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> "HookedDiffusion":
+        """Load a pipeline (safetensors only, no code of others) and put hook points into it.
+
+        Args:
+            name: "mini-sd", a local directory that a pipeline was saved in, or a Hub id.
+            dtype: The dtype of the weights.
+            device: The device of the weights.
+
+        Raises:
+            DecoderError: There is no such pipeline, or something is wrong with its files.
+            CheckpointError: Weights are missing, truncated, extra or misshapen.
+            UnsupportedTowerError: The pipeline is not hooked here.
+        """
+        pipeline, model_id, said = load_pipeline(name, dtype, device)
+        words = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+        defaults = {words[key]: value for key, value in said.items()}
+        return cls._class_for(pipeline)(pipeline, model_id=model_id, defaults=defaults)
+
+    @classmethod
+    def _class_for(cls, pipeline: Any) -> type["HookedDiffusion"]:
+        name = cls._format_of(pipeline)
+        return next((one for one in cls.__subclasses__() if name in one.formats), cls)
+
+    @classmethod
+    def _format_of(cls, pipeline: Any) -> str:
+        kinds = [one.__name__ for one in type(pipeline).__mro__]
+        for name in cls.formats:
+            if any(kind in DENOISERS[name].pipelines for kind in kinds):
+                return name
+        other = next((each for each, row in DENOISERS.items() if set(kinds) & {*row.pipelines}), None)
+        known = [kind for name in cls.formats for kind in DENOISERS[name].pipelines]
+        advice = "" if other is None else "; HookedDiffusion.from_pipeline finds the class that takes it"
+        raise UnsupportedTowerError(
+            f"a {kinds[0]} is not hooked here; nearest: {nearest(kinds[0], known)} of diffusers{advice}"
+        )
+
+    # ---- running
+
+    def forward(
+        self,
+        prompts: str | Sequence[str] | None,
+        *,
+        steps: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Draw pictures as the pipeline does, with the hooks that are on.
+
+        Noise comes from one generator for each picture, on the CPU: a picture does not depend on which others are drawn
+        with it, but for rounding, since matrix products of another number of rows may round otherwise.
+
+        Args:
+            prompts: The prompts; None where ``prompt_embeds=`` is given.
+            steps: The number of steps (``num_inference_steps``); None for the default.
+            seed: One seed for every picture, or one for each; None for 0, or where ``generator=`` or ``latents=`` is
+                given.
+            **options: Other arguments of the pipeline by their names, such as ``guidance_scale``, ``true_cfg_scale``,
+                ``negative_prompt``, ``height``, ``width``, ``max_sequence_length``, ``output_type``.
+
+        Returns:
+            What the pipeline returns first: pictures, or latents with ``output_type="latent"``.
+
+        Raises:
+            VitLensError: The pipeline has no such argument, or its denoiser cannot be hooked as it is.
+        """
+        call = self._call(prompts, steps, seed, options)
+        if not self._hooked():
+            return self.pipeline(**call.given)[0]
+        if self.current_step is not None:
+            raise VitLensError("a pipeline counts its steps itself; call it outside of `with model.step(...)`")
+        with self.attached(), Passes(self, call.of_step, call.n_pictures).counted(self.denoiser):
+            return self.pipeline(**call.given)[0]
+
+    def _call(self, prompts: Any, steps: Any, seed: Any, options: dict[str, Any]) -> Call:
+        return Call.of(self.pipeline, self._row, prompts, steps, seed, options, self.defaults)
+
+    def _hooked(self) -> dict[str, Place]:
+        return {name: place for name, place in self._places.items() if is_hooked(self.hook_dict[name])}
+
+    @contextmanager
+    def attached(self) -> Iterator["HookedDiffusion"]:
+        """Have the stock modules call the hooks that are on, whoever runs them, for the time of a ``with`` block.
+
+        A call of the model does so itself. This is for passes of :attr:`denoiser` of your own, with gradients for
+        example; hooks then see all rows, ``hook.branch`` is None, and ``hook.step`` what :meth:`step` says.
+
+        Raises:
+            VitLensError: The denoiser cannot be hooked as it is: it is compiled, skips blocks, or runs in pieces.
+
+        >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
+        >>> given = dict(timestep=torch.tensor(500), encoder_hidden_states=torch.randn(1, 9, 128), return_dict=False)
+        >>> kept = []
+        >>> with sd.hooks([("mid.0.hook_update", lambda x, hook: kept.append(x))]), sd.attached():
+        ...     noise = sd.denoiser(torch.randn(1, 8, 8, 8), **given)[0]
+        >>> gradient, = torch.autograd.grad(noise.square().sum(), kept)
+        >>> gradient.shape, sd.hooked_names()
+        (torch.Size([1, 16, 112]), [])
+        """
+        if self._is_attached:
+            raise VitLensError("hooks are attached already; a call of the model attaches them by itself")
+        hooked = self._hooked()
+        if hooked:
+            check_wirable(self.denoiser)
+        self._is_attached = True
+        try:
+            with attach(self.denoiser, hooked, self._fire) if hooked else nullcontext():
+                yield self
+        finally:
+            self._is_attached = False
+
+    def _fire(self, name: str, value: Tensor) -> Tensor:
+        """Call a hook point for each branch in the rows; return the same tensor where nothing was changed."""
+        point, branches = self.hook_dict[name], self.row_branches
+        try:
+            if len(branches) < 2:
+                self.current_branch = branches[0] if branches else None
+                return point(value)
+            pieces, made = value.chunk(len(branches)), []
+            for branch, piece in zip(branches, pieces, strict=True):
+                self.current_branch = branch
+                given = piece.clone()  # a view would keep the rows of the other branch
+                new = point(given)
+                made.append(piece if new is given else new)
+            return value if all(new is old for new, old in zip(made, pieces, strict=True)) else torch.cat(made)
+        finally:
+            self.current_branch = None
+
+    # ---- caches
+
+    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        prompts: str | Sequence[str] | None,
+        *,
+        steps: int | None = None,
+        at_steps: Sequence[int] | None = None,
+        names_filter: Name | Sequence[str] | None = None,
+        branch: Literal["cond", "uncond", "both"] = "cond",
+        device: str | torch.device | None = None,
+        seed: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Draw pictures and keep activations; what would not fit into memory is refused before anything runs.
+
+        Args:
+            prompts: As for :meth:`forward`.
+            steps: As for :meth:`forward`.
+            at_steps: The indices of the steps to keep; None keeps all.
+            names_filter: A name, a list of names, or a predicate on names; None keeps every point.
+            branch: Which branch of guidance to keep; "both" returns a dict of two caches by branch.
+            device: Where activations are kept; None leaves them where they are.
+            seed: As for :meth:`forward`.
+            **options: As for :meth:`forward`.
+
+        Returns:
+            What :meth:`forward` returns, and a :class:`vit_lens.hooking.SteppedCache`: ``cache[name]`` is
+            [step batch pos ...].
+
+        Raises:
+            UnknownHookError: ``names_filter`` selects nothing.
+            VitLensError: There is no such branch or step in this run, what is kept needs more memory than is free, or
+                an argument is wrong.
+
+        >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
+        >>> images, cache = sd.run_with_cache("a red star", at_steps=[0, 7], names_filter="down.1.0.hook_update")
+        >>> cache["down.1.0.hook_update"].shape, cache
+        (torch.Size([2, 1, 16, 112]), SteppedCache(1 activations; steps 0 at sigma 25.13, 7 at sigma 0.04...))
+        >>> sd.run_with_cache("a red star", steps=4, at_steps=[5])
+        Traceback (most recent call last):
+        vit_lens.errors.VitLensError: at_steps=[5]: a run of steps=4 has the steps 0 to 3
+        """
+        call = self._call(prompts, steps, seed, options)
+        names = self.select_names(names_filter) or list(self.hook_dict)
+        wanted = self._checked_branches(branch, call)
+        keepers = {each: Keeper(self, names, device=device, at_steps=at_steps) for each in wanted}
+        n = self._checked_steps(at_steps, call)
+        need = self._bytes(names, call) * n * len(wanted)
+        self._check_memory(need, self.device if device is None else as_device(device), names, call, n)
+        hooks = [pair for each, keeper in keepers.items() for pair in _of_branch(each, keeper.hooks()[0])]
+        with self.hooks(hooks):
+            out = self(prompts, steps=steps, seed=seed, **options)
+        caches = {each: keeper.result(Activations) for each, keeper in keepers.items()}
+        return out, caches if branch == "both" else caches[branch]
+
+    def cache_cost(
+        self,
+        prompts: str | Sequence[str] | None,
+        *,
+        steps: int | None = None,
+        at_steps: Sequence[int] | None = None,
+        names_filter: Name | Sequence[str] | None = None,
+        branch: Literal["cond", "uncond", "both"] = "cond",
+        seed: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> int:
+        """Return how many bytes :meth:`run_with_cache` would keep, without running the pipeline.
+
+        A denoiser of the same configuration runs on the meta device, which has shapes and no memory.
+
+        Args:
+            prompts: As for :meth:`run_with_cache`.
+            steps: As for :meth:`run_with_cache`.
+            at_steps: As for :meth:`run_with_cache`.
+            names_filter: As for :meth:`run_with_cache`.
+            branch: As for :meth:`run_with_cache`.
+            seed: As for :meth:`run_with_cache`.
+            **options: As for :meth:`run_with_cache`.
+
+        Raises:
+            UnknownHookError: ``names_filter`` selects nothing.
+            VitLensError: There is no such branch or step in this run, or an argument is wrong.
+
+        >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
+        >>> sd.cache_cost("a red star"), sd.cache_cost("a red star", names_filter="mid.0.hook_update", at_steps=[0])
+        (..., 7168)
+        """
+        call = self._call(prompts, steps, seed, options)
+        names = self.select_names(names_filter) or list(self.hook_dict)
+        n_branches = len(self._checked_branches(branch, call))
+        return self._bytes(names, call) * self._checked_steps(at_steps, call) * n_branches
+
+    def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        names_filter: Name | Sequence[str] | None = None,
+        incl_bwd: bool = False,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        branch: Literal["cond", "uncond"] = "cond",
+    ) -> tuple[dict[str, Tensor], list, list]:
+        """Return a dict and the hooks that fill it, ``<name>~<step>``, in one branch of guidance.
+
+        Args:
+            names_filter: A name, a list of names, or a predicate on names; None keeps every point.
+            incl_bwd: Whether there are hooks for gradients as well; within :meth:`attached` alone.
+            device: Where activations are kept; None leaves them where they are.
+            remove_batch_dim: Whether the batch axis is dropped; for one picture only.
+            cache: The dict to fill; None makes one.
+            branch: The branch of guidance; a pass outside of a pipeline's run has none, and is kept.
+
+        Raises:
+            UnknownHookError: ``names_filter`` selects nothing.
+            VitLensError: There is no such branch.
+        """
+        if branch not in _BRANCHES:
+            raise VitLensError(f"branch={branch!r}; expected 'cond' or 'uncond'")
+        kept, fwd, bwd = super().get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+        return kept, _of_branch(branch, fwd), bwd
+
+    def _checked_branches(self, branch: Any, call: Call) -> tuple[str, ...]:
+        if branch not in (*_BRANCHES, "both"):
+            raise VitLensError(f"branch={branch!r}; expected 'cond', 'uncond' or 'both'")
+        if branch != "cond" and "uncond" not in call.branches:
+            raise VitLensError(
+                f"branch={branch!r}: this run has no unconditional branch. It comes with "
+                + ("negative_prompt= and true_cfg_scale= above 1" if self.format == "flux" else "guidance_scale above 1")
+            )
+        return _BRANCHES if branch == "both" else (branch,)
+
+    def _checked_steps(self, at_steps: Sequence[int] | None, call: Call) -> int:
+        """Return how many steps are kept."""
+        steps = call.every["num_inference_steps"]
+        n = n_steps(self.pipeline.scheduler, steps, call.every)
+        chosen = range(n) if at_steps is None else [as_index(each) for each in at_steps]
+        if absent := [each for each in chosen if each is None or not 0 <= each < n]:
+            raise VitLensError(f"at_steps={absent}: a run of steps={steps} has the steps 0 to {n - 1}")
+        return len(set(chosen))
+
+    def _bytes(self, names: Iterable[str], call: Call) -> int:
+        """Return what one step of one branch holds at these points."""
+        shapes = call.shapes(self.pipeline, self._row)
+        if (key := repr(shapes)) not in self._shapes:
+            self._shapes = {key: point_shapes(self.denoiser, self._row, shapes)}
+        return sum(torch.Size(self._shapes[key][name]).numel() for name in names) * self.dtype.itemsize
+
+    def _check_memory(self, need: int, where: torch.device, names: list[str], call: Call, n: int) -> None:
+        free = free_memory(where) if where.type in _MEMORY_KINDS else need
+        if need > free:
+            advice = "" if where.type == "cpu" else ', device="cpu", where there may be more'
+            raise VitLensError(
+                f"a cache of {len(names)} hook points in {n} steps of {call.n_pictures} pictures holds {_gb(need)}, and "
+                f"{where} has {_gb(free)} free; choose points with names_filter=, steps with at_steps={advice}, or "
+                "fewer prompts. model.cache_cost(...) says what a choice holds"
+            )
+
+    # ---- which model it is
+
+    @property
+    def double(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The hook points of double blocks, where there are any; a pipeline is cast with :meth:`to`."""
+        return self._modules["double"] if "double" in self._modules else super().double
+
+    @property
+    def model_id(self) -> str:
+        """The id of the weights: where they were loaded from, and for weights in memory their fingerprint."""
+        name = self._model_id or "module@"
+        return name + self.fingerprint if name.endswith("@") else name
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen digits that identify the denoiser's weights by content, rounded to bfloat16.
+
+        Adapters that are loaded or fused change it. They are kept until the weights change; PyTorch does not count
+        changes through ``.data``.
+
+        Raises:
+            VitLensError: The weights are on the meta device, as with sequential offloading.
+        """
+        return self._identified(torch.bfloat16)
+
+    def exact_fingerprint(self, dtype: torch.dtype | None = None) -> str:
+        """Return a dtype, and digits that identify the denoiser's weights to the last bit.
+
+        Args:
+            dtype: What the weights are rounded to; None for their own.
+
+        Raises:
+            VitLensError: The weights are on the meta device, as with sequential offloading.
+        """
+        return f"{str(dtype or self.dtype).removeprefix('torch.')}:{self._identified(dtype)}"
+
+    def forget_fingerprint(self) -> None:
+        """Hash the weights anew when they are next asked for; see :func:`vit_lens.identity.forget_fingerprints`."""
+        self._digits = None, {}
+
+    def _identified(self, dtype: torch.dtype | None) -> str:
+        held = self.denoiser.state_dict()
+        versions = [(name, one.data_ptr(), 0 if one.is_inference() else one._version) for name, one in held.items()]
+        if self._digits[0] != versions:
+            self._digits = versions, {}
+        found = self._digits[1]
+        if dtype not in found:
+            found[dtype] = exact_fingerprint(held, dtype)
+        return found[dtype]
+
+    @property
+    def denoiser(self) -> Any:
+        """The stock denoiser of the pipeline, which the hook points are in."""
+        return getattr(self.pipeline, self._row.part, None)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the pipeline computes on, wherever weights rest."""
+        return torch.device(self.pipeline._execution_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the denoiser, in which activations are."""
+        return self.denoiser.dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> "HookedDiffusion":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move the whole pipeline, or cast it; it takes what ``DiffusionPipeline.to`` takes."""
+        self.pipeline.to(*args, **kwargs)
+        return self
+
+    # TransformerLens writes a name into every part of a model, which stock modules have uses of their own for: the
+    # denoiser is no part, and what asks for parts is answered here.
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Return the weights of the denoiser."""
+        return self.denoiser.parameters(recurse)
+
+    def hooked_names(self) -> list[str]:
+        """Return the names of the hook points, and of stock modules of the denoiser, that carry a hook now."""
+        named = self.denoiser.named_modules(prefix=self._row.part)
+        return [*super().hooked_names(), *(name for name, module in named if is_hooked(module))]
+
+    def train(self, mode: bool = True) -> "HookedDiffusion":
+        """Put the denoiser into training mode, or out of it."""
+        self.denoiser.train(mode)
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        raise VitLensError("a pipeline is moved and cast as a whole: model.to(device), model.to(dtype)")
+
+    def __repr__(self) -> str:
+        where = [
+            f"{len(paths)} {word}" for word, begins in _WORDS[self._row.part]
+            if (paths := {p.block for name, p in self._places.items() if begins(p.block)})
+        ]  # fmt: skip
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({type(self.pipeline).__name__}, {', '.join(where)}, {dtype} on {self.device})"
+
+
+_WORDS = {
+    "unet": (
+        ("transformers", lambda path: "attentions" in path and "transformer_blocks" not in path),
+        ("blocks", lambda path: "transformer_blocks" in path),
+    ),
+    "transformer": (
+        ("double blocks", lambda path: path.startswith("transformer_blocks")),
+        ("single blocks", lambda path: path.startswith("single_transformer_blocks")),
+    ),
+}
+
+
+def _of_branch(branch: str, hooks: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return hooks that fire in one branch alone, and where there are no branches."""
+
+    def gated(keep: Any) -> Any:
+        def fire(tensor: Tensor, hook: Any) -> Any:
+            return keep(tensor, hook=hook) if hook.branch in (branch, None) else None
+
+        fire.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]
+        return fire
+
+    return [(name, gated(keep)) for name, keep in hooks]
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.3g} GB"
+
+
