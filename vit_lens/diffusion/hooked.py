@@ -58,7 +58,7 @@ class HookedDiffusion(LoudHookedRootModule):
     >>> sd = vl.HookedDiffusion.from_pretrained("mini-sd")
     >>> latents, cache = sd.run_with_cache("a red star", names_filter="mid.0.hook_update", output_type="latent")
     >>> sd, cache["mid.0.hook_update"].shape
-    (HookedUNet(StableDiffusionPipeline, 5 transformers, 5 blocks, float32 on cpu), torch.Size([8, 1, 16, 112]))
+    (HookedUNet(StableDiffusionPipeline, 7 transformers, 7 blocks, float32 on cpu), torch.Size([8, 1, 16, 112]))
     >>> vl.HookedDiffusion(decoder)
     Traceback (most recent call last):
     vit_lens.errors.UnsupportedTowerError: a KandinskyDecoder is not hooked here; nearest: ...

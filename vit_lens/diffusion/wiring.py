@@ -90,7 +90,7 @@ def check_wirable(denoiser: Any) -> None:
         raise VitLensError(f"this {name} is split over devices (enable_parallelism), and each holds a part of a stream")
     if any(getattr(one, "_chunk_size", None) is not None for one in denoiser.modules()):
         raise VitLensError(
-            f"this {name} runs its MLPs in pieces (enable_forward_chunking); call disable_forward_chunking() first"
+            f"this {name} runs its MLPs in pieces; call set_chunk_feed_forward(None) of its blocks first"
         )
 
 
@@ -206,9 +206,9 @@ class _Wire:
         seen = whole if whole.ndim != 4 else whole.flatten(2).transpose(1, 2)
         n = self.n_text
         if port.stream is not None:
-            seen = (seen[:, :n] if port.stream == "text" else seen[:, n:]).clone()  # a view would keep all of it
-        elif port.in_place:
-            seen = seen.clone()  # what a cache has of it is not written over
+            seen = seen[:, :n] if port.stream == "text" else seen[:, n:]
+        if port.in_place or seen.untyped_storage().nbytes() > seen.numel() * seen.element_size():
+            seen = seen.clone()  # what a cache keeps is not written over, and keeps nothing beside itself alive
         if name in self.heads:
             seen = seen.unflatten(-1, (self.heads[name], -1))
         new = self.fire(name, seen)
