@@ -1,6 +1,5 @@
 """Hooked diffusion pipelines against the stock ones, and against plain forward hooks on stock modules, to the bit."""
 
-import copy
 from contextlib import contextmanager
 
 import pytest
@@ -74,7 +73,9 @@ def stock(pipe, prompts, *, steps, seed, **options):
 def state_of(pipe):
     """Whatever hooks, attributes and forwards the stock modules have."""
     return {
-        (part, name): sorted((key, repr(one) if key.endswith("hooks") else id(one)) for key, one in vars(module).items())
+        (part, name): sorted(
+            (key, repr(one) if key.endswith("hooks") else id(one)) for key, one in vars(module).items()
+        )
         for part, model in pipe.components.items()
         if isinstance(model, nn.Module)
         for name, module in model.named_modules()
@@ -188,7 +189,9 @@ def test_caches_of_flux_are_what_stock_modules_were_given_and_returned(name):
                 same(f"{block}.{text}attn.hook_z", z)
                 same(f"{block}.{text}mlp.hook_post", [one[:, part] for one in ran(f"{block}:act_mlp", "out")])
     if n == 2:
-        assert not torch.equal(caches["cond"]["double.0.text.hook_resid_pre"], caches["uncond"]["double.0.text.hook_resid_pre"])
+        assert not torch.equal(
+            caches["cond"]["double.0.text.hook_resid_pre"], caches["uncond"]["double.0.text.hook_resid_pre"]
+        )
 
 
 @pytest.mark.parametrize("name", ["schnell", "true-cfg", "sd3-guided"])
@@ -348,7 +351,9 @@ def test_the_middle_of_a_block_is_edited_for_all_that_comes_behind(text):
     with model.hooks([*fwd[:1], (point, lambda x, hook: x + delta), *fwd[1:]]):
         found = model(PROMPTS, **FLUX)
     assert torch.equal(kept[f"{point}~0"], cache[point][0])  # kept before the edit, and not written over
-    expected = model.run_with_hooks(PROMPTS, **FLUX, fwd_hooks=[(f"double.1.{text}hook_attn_out", lambda x, hook: x + delta)])
+    expected = model.run_with_hooks(
+        PROMPTS, **FLUX, fwd_hooks=[(f"double.1.{text}hook_attn_out", lambda x, hook: x + delta)]
+    )
     assert (found - expected).abs().max() < 1e-12
     assert (expected - model(PROMPTS, **FLUX)).abs().max() > 1e-4
 
@@ -395,14 +400,14 @@ def test_branches_of_guidance_are_those_of_separate_passes():
     """The latents that a guided run had, through the UNet once for each branch, alone."""
     pipe = sd(dtype=torch.float64)
     model, call = hooked(pipe), CALLS["sd-guided"][1]
-    seen = {}
+    seen, mid = {}, pipe.unet.mid_block.attentions[0]
     with watched({"unet": pipe.unet}, seen):
         stock(pipe, PROMPTS, **call)
     caches = model.run_with_cache(PROMPTS, branch="both", **call)[1]
     for step, (args, kwargs) in enumerate(seen[("unet", "in")]):
         for part, branch in ((slice(0, 2), "uncond"), (slice(2, 4), "cond")):
             alone = {}
-            with watched({"mid": pipe.unet.mid_block.attentions[0], "update": pipe.unet.mid_block.attentions[0].proj_out}, alone), torch.no_grad():
+            with watched({"mid": mid, "update": mid.proj_out}, alone), torch.no_grad():
                 pipe.unet(args[0][part], args[1], encoder_hidden_states=kwargs["encoder_hidden_states"][part])
             out = alone[("mid", "out")][0][0].flatten(2).transpose(1, 2)
             found = caches[branch].at_step(step)
@@ -531,7 +536,10 @@ def test_heads_of_a_unet_write_what_attention_writes(linear):
 
 
 UNET_EDITS = {
-    "update": ("up.0.1.hook_update", lambda u: patched(u.up_blocks[0].attentions[1].proj_out, lambda own, x: 0 * own(x))),
+    "update": (
+        "up.0.1.hook_update",
+        lambda u: patched(u.up_blocks[0].attentions[1].proj_out, lambda own, x: 0 * own(x)),
+    ),
     "attention": (
         "mid.0.blocks.0.hook_attn_out",
         lambda u: patched(u.mid_block.attentions[0].transformer_blocks[0].attn1, lambda own, *a, **k: 0 * own(*a, **k)),
@@ -566,8 +574,6 @@ def test_an_edit_of_a_unet_is_as_if_the_stock_module_had_returned_it(name, linea
 def test_the_middle_of_a_units_block_is_edited_for_all_that_comes_behind():
     model, delta = hooked(sd(dtype=torch.float64)), _noise(2, 24, 32)
     for mid, out in (("resid_mid", "attn_out"), ("resid_mid_cross", "cross_attn_out")):
-        made = [
-            model.run_with_hooks(PROMPTS, **UNET, fwd_hooks=[(f"mid.0.blocks.0.hook_{each}", lambda x, hook: x + delta)])
-            for each in (mid, out)
-        ]
+        hooks = [(f"mid.0.blocks.0.hook_{each}", lambda x, hook: x + delta) for each in (mid, out)]
+        made = [model.run_with_hooks(PROMPTS, **UNET, fwd_hooks=[each]) for each in hooks]
         assert (made[0] - made[1]).abs().max() < 1e-10 and (made[0] - model(PROMPTS, **UNET)).abs().max() > 1e-4

@@ -1,6 +1,15 @@
 """Hooked diffusion models: FLUX, Stable Diffusion and their kin, step by step and branch by branch."""
 
-__all__ = ["DENOISERS", "Blocks", "Denoiser", "DiffusionHookPoint", "HookedDiffusion", "HookedFlux", "HookedUNet", "Port"]
+__all__ = [
+    "DENOISERS",
+    "Blocks",
+    "Denoiser",
+    "DiffusionHookPoint",
+    "HookedDiffusion",
+    "HookedFlux",
+    "HookedUNet",
+    "Port",
+]
 
 from vit_lens.diffusion.flux import HookedFlux
 from vit_lens.diffusion.hooked import HookedDiffusion

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Port:
     """What a hook point reads, and writes, in a stock block.
@@ -88,5 +87,3 @@ class Denoiser:
         if not self.guided(pipeline, call):
             return (("cond",),)
         return (("uncond", "cond"),) if self.together else (("cond",), ("uncond",))
-
-

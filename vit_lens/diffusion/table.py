@@ -173,4 +173,4 @@ DENOISERS: dict[str, Denoiser] = {
         inputs=_sd3_inputs, refused={"skip_guidance_layers": "it runs passes of other branches between the steps"},
     ),
 }  # fmt: skip
-"""The rows, by the name of the format: ``flux`` and ``unet`` have classes of their own, others are ``HookedDiffusion``."""
+"""The rows, by name: ``flux`` and ``unet`` have classes of their own, others are taken by ``HookedDiffusion``."""

@@ -1,4 +1,4 @@
-"""From hook points to stock modules: PyTorch hooks that hand over what a module is given or returns, and take it back."""
+"""From hook points to stock modules: PyTorch hooks hand over what a module is given or returns, and take it back."""
 
 __all__ = ["Place", "attach", "check_wirable", "places"]
 

@@ -148,10 +148,10 @@ class Keeper:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Return where a tensor's memory begins; None within a transform of torch.func, which shows none."""
+    """Return where a tensor's memory begins; None where none is shown: in torch.func, and of quantised weights."""
     try:
         return tensor.untyped_storage().data_ptr()
-    except NotImplementedError:
+    except (NotImplementedError, RuntimeError):
         return None
 
 
