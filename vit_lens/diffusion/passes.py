@@ -75,7 +75,7 @@ def _first(timestep: Tensor) -> float:
 
 
 def sigma_at(scheduler: Any, index: int) -> float | None:
-    """Return the noise level of a step, as a multiple of the picture's own scale; None where it is not known.
+    """Return the noise level of a step, as a multiple of the picture's own scale; None where it is not finite or known.
 
     For flow matching it is the share of noise, from 1 to 0; for diffusion sqrt((1 - alpha_bar) / alpha_bar).
     """

@@ -18,10 +18,10 @@ class DiffusionHookPoint(HookPoint):
     >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
     >>> seen = []
     >>> def look(update, hook):
-    ...     seen.append((hook.step.index, round(hook.sigma, 2), hook.branch, tuple(update.shape)))
+    ...     seen.append((hook.step.index, hook.branch, tuple(update.shape)))
     >>> made = sd.run_with_hooks("a red star", steps=2, fwd_hooks=[("mid.0.hook_update", look)])
     >>> seen[0], seen[-1]
-    ((0, 25.13, 'uncond', (1, 16, 112)), (1, 1.65, 'cond', (1, 16, 112)))
+    ((0, 'uncond', (1, 16, 112)), (1, 'cond', (1, 16, 112)))
     """
 
     def __init__(self, model: Any):
@@ -35,7 +35,7 @@ class DiffusionHookPoint(HookPoint):
 
     @property
     def sigma(self) -> float | None:
-        """The noise level of the step; None where it is not known."""
+        """The noise level of the step; None where it is not known, or there is noise alone, of no finite level."""
         return None if self.step is None else self.step.sigma
 
     @property
