@@ -124,7 +124,7 @@ def forget_fingerprints(*holders: object) -> None:
     >>> edited = vl.HookedViT.from_pretrained("mini")
     >>> before = edited.fingerprint
     >>> edited.W_E.data.mul_(2).shape, edited.fingerprint == before
-    (torch.Size([192, 128]), True)
+    (torch.Size([768, 128]), True)
     >>> forget_fingerprints(edited)
     >>> edited.fingerprint == before
     False

@@ -170,7 +170,15 @@ def preprocessing_of(model: Tower, images: object = None) -> dict[str, Any]:
 
 
 def other_preprocessing(made: dict[str, Any], model: Tower) -> str:
-    """Return how the preprocessing behind something differs from a model's, in words; empty if it is not known to."""
+    """Return how the preprocessing behind something differs from a model's, in words; empty if it is not known to.
+
+    Args:
+        made: The preprocessing that something was made with, as :func:`preprocessing_of` gives it.
+        model: The model.
+
+    >>> vl.towers.other_preprocessing(vl.towers.preprocessing_of(model) | {"resize_mode": "squash"}, model)[:23]
+    "resize_mode 'squash', w"
+    """
     own = preprocessing_of(model)
     differ = {key: (made.get(key), own.get(key)) for key in own if made and made.get(key) != own.get(key)}
     return ", ".join(f"{key} {was!r}, where the model has {now!r}" for key, (was, now) in differ.items())

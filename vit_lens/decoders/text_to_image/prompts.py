@@ -175,9 +175,9 @@ class PromptEncoder:
         Raises:
             TextError: There is such a word; the message names it.
 
-        >>> text_to_image.check_words(["a red star", "a purple star"])
+        >>> vl.decoders.PromptEncoder.from_pretrained("mini-sd").check_words(["a red star", "a purple star"])
         Traceback (most recent call last):
-        vit_lens.errors.TextError: the tokenizer does not know the word 'purple' ...
+        vit_lens.errors.TextError: the tokenizer does not know 'purple' ...
         """
         check_words(self.format, self._pipe, prompts)
 
