@@ -218,7 +218,7 @@ def test_another_sweep_is_refused_its_directory(record, model, decoder, images, 
     from dataclasses import replace
 
     from vit_lens import DiffusionSteeringLens, ReferenceMeans
-    from vit_lens.errors import RecordError
+    from vit_lens.errors import RecordError, ReferenceMismatchError
 
     before = contents(record.path)
     with pytest.raises(RecordError, match="another sweep"):
@@ -231,8 +231,11 @@ def test_another_sweep_is_refused_its_directory(record, model, decoder, images, 
         run(model, decoder, images[:2], [changed, lenses[1]], record.path)
     spec = model.preprocess_spec
     model.preprocess_spec = replace(spec, mean=(0.1, 0.2, 0.3))
+    unknown = replace(lenses[0].reference, preprocess={})  # as in files of an earlier version
     try:
         with pytest.raises(RecordError, match=r"model.preprocess.mean"):
+            run(model, decoder, images[:2], [replace(lenses[0], reference=unknown), lenses[1]], record.path)
+        with pytest.raises(ReferenceMismatchError, match="preprocessed with mean"):
             run(model, decoder, images[:2], lenses, record.path)
     finally:
         model.preprocess_spec = spec

@@ -59,7 +59,7 @@ class HookedDiffusion(PipelineModule):
     (HookedUNet(StableDiffusionPipeline, 7 transformers, 7 blocks, float32 on cpu), torch.Size([8, 1, 16, 112]))
     >>> vl.HookedDiffusion(decoder)
     Traceback (most recent call last):
-    vit_lens.errors.UnsupportedTowerError: a KandinskyDecoder is not hooked here; nearest: ...
+    vit_lens.errors.UnsupportedTowerError: a ... is not hooked here; nearest: ...
     """
 
     current_branch: str | None = None
