@@ -23,7 +23,7 @@ PainterSeed = Annotated[
 
 
 def mount(app: typer.Typer) -> None:
-    """Add ``mini train``, ``mini replica`` and ``mini train-text``."""
+    """Add ``mini train``, ``mini replica``, ``mini train-text`` and ``mini train-flux``."""
     app.add_typer(mini, name="mini")
 
 
@@ -64,3 +64,16 @@ def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = 
     logging.getLogger("vit_lens").setLevel(logging.INFO)
     bars = train_text_to_image(out, text_seed, painter_seed=painter_seed)["bars"]
     typer.echo(f"pipeline: {out / 'sd'}; bars {bars}")
+
+
+@mini.command("train-flux")
+def train_flux(out: flags.Out, text_seed: TextSeed) -> None:
+    """Train a small model in the format of FLUX.1 [schnell], text encoders included: an hour on one free CPU core.
+
+    Use it with `FluxPipeline.from_pretrained("OUT/flux")`, 64 x 64 pixels and max_sequence_length=16.
+    """
+    from vit_lens.mini.training.flux_pipeline import train_flux as train
+
+    logging.getLogger("vit_lens").setLevel(logging.INFO)
+    bars = train(out, text_seed)["bars"]
+    typer.echo(f"pipeline: {out / 'flux'}; bars {bars}")

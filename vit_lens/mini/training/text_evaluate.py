@@ -1,13 +1,14 @@
 """Measure a text-to-image model of the small world on scenes that training never showed."""
 
-__all__ = ["BARS", "PAINTING", "ask", "evaluate_painter", "lower_bound", "paint", "true_residuals"]
+__all__ = [
+    "BARS", "PAINTING", "Pictures", "ask", "evaluate_painter", "lower_bound", "measure_bars", "paint", "true_residuals",
+]  # fmt: skip
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Bool, Float, UInt8
 
@@ -19,6 +20,7 @@ from vit_lens.mini.training.movq import to_signed
 
 PAINTING = {"num_inference_steps": 8, "guidance_scale": 1.5}
 """How the model draws by default."""
+Pictures = UInt8[np.ndarray, "picture height width 3"]
 _BATCH = 50
 
 
@@ -53,14 +55,18 @@ def paint(
 
 
 def true_residuals(
-    autoencoder: AutoencoderTiny, n: int, generator: np.random.Generator, lexicon: Lexicon
+    carry: Callable[[Pictures], Pictures], n: int, generator: np.random.Generator, lexicon: Lexicon
 ) -> tuple[Float[np.ndarray, " scene"], Bool[np.ndarray, " scene"]]:
-    """Return the exact judge's residuals on true scenes behind the autoencoder, and whether it is right."""
+    """Return the exact judge's residuals on true scenes behind an autoencoder, and whether it is right.
+
+    Args:
+        carry: What comes back of pictures that the autoencoder encodes and decodes.
+        n: How many scenes.
+        generator: Draws them.
+        lexicon: The names.
+    """
     scenes = [s.scene for s in still_life.sample(n, generator, lexicon, pairs=0.8)]
-    with torch.no_grad():
-        again = autoencoder(to_signed(still_life.draw(scenes, generator))).sample
-    pictures = ((again.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
-    found = inspect(pictures)
+    found = inspect(carry(still_life.draw(scenes, generator)))
     return found.residuals, found.shows(scenes)
 
 
@@ -80,18 +86,49 @@ def evaluate_painter(
     seed: int = 1000,
     **settings: float | int,
 ) -> dict[str, object]:
+    """Measure every bar of a Stable Diffusion pipeline by :func:`measure_bars`; settings are those of ``paint``."""
+    found = measure_bars(
+        lambda texts, seed: paint(pipeline, texts, seed=seed, **settings), lambda pictures: _carried(pipeline, pictures),
+        judge, encoder_seed=encoder_seed, n=n, seed=seed,
+    )  # fmt: skip
+    return {"encoder_seed": encoder_seed, "seed": seed, **PAINTING, **settings, **found}
+
+
+def _carried(pipeline: StableDiffusionPipeline, pictures: Pictures) -> Pictures:
+    with torch.no_grad():
+        again = pipeline.vae(to_signed(pictures)).sample
+    return ((again.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+def measure_bars(
+    paint: Callable[[Sequence[str], int], Pictures],
+    carry: Callable[[Pictures], Pictures],
+    judge: SecondJudge,
+    *,
+    encoder_seed: int,
+    n: int,
+    seed: int,
+) -> dict[str, object]:
     """Measure every bar, ``n`` pictures of each kind of sentence.
 
     A picture is right if both judges say so and its residual is below the 99th percentile of those of ``5 * n`` true
-    scenes behind the autoencoder. Settings are those of ``paint``.
+    scenes behind the autoencoder.
+
+    Args:
+        paint: Draws a picture of each text with noise of a seed, of the world's own side.
+        carry: What comes back of pictures that the autoencoder encodes and decodes.
+        judge: The judge that has learnt to see.
+        encoder_seed: The seed of the lexicon.
+        n: How many pictures of each kind.
+        seed: Of sentences and noise.
     """
     lexicon, generator = Lexicon(encoder_seed), np.random.default_rng([seed, encoder_seed])
-    residuals, known = true_residuals(pipeline.vae, 5 * n, generator, lexicon)
+    residuals, known = true_residuals(carry, 5 * n, generator, lexicon)
     limit = float(np.quantile(residuals, 0.99))
     seen: dict[str, list[tuple[Sentence, Scene, Scene, bool]]] = {}
     medians = {}
     for index, (kind, sentences) in enumerate(ask(n, generator, lexicon).items()):
-        pictures = paint(pipeline, [s.text for s in sentences], seed=seed + index, **settings)
+        pictures = paint([s.text for s in sentences], seed + index)
         found = inspect(pictures)
         medians[kind] = float(np.median(found.residuals))
         seen[kind] = list(zip(sentences, found.scenes, judge.scenes(pictures), found.residuals < limit, strict=True))
@@ -107,9 +144,9 @@ def evaluate_painter(
             "residual": scene,
         }  # fmt: skip
     return {
-        "encoder_seed": encoder_seed, "seed": seed, **PAINTING, **settings, "bars": bars,
-        "residual_limit": limit, "residual_medians": medians, "residual_median_true": float(np.median(residuals)),
-        "exact_judge_on_true": float(known.mean()), "n_true": 5 * n,
+        "bars": bars, "residual_limit": limit, "residual_medians": medians,
+        "residual_median_true": float(np.median(residuals)), "exact_judge_on_true": float(known.mean()),
+        "n_true": 5 * n,
     }  # fmt: skip
 
 

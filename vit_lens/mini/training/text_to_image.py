@@ -2,21 +2,18 @@
 
 __all__ = ["assemble_pipeline", "load_pipeline", "measure_pipeline", "train_text_to_image"]
 
-import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPTextModel
 
-from vit_lens.files import write_atomic
 from vit_lens.mini.second_judge import SecondJudge
 from vit_lens.mini.training.autoencoder import AutoencoderSettings, train_autoencoder
+from vit_lens.mini.training.folders import rename_for_every_version, write_json
 from vit_lens.mini.training.second_judge import JudgeSettings, train_second_judge
 from vit_lens.mini.training.text_encoder import TextSettings, train_text
 from vit_lens.mini.training.text_evaluate import PAINTING, evaluate_painter
@@ -74,20 +71,10 @@ def assemble_pipeline(work: Path, folder: Path) -> Path:
         feature_extractor=None,
     )
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
-    for path in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
-        # transformers 4 has no other name for it
-        path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    # Classes before transformers 5.6 know no other names, and would draw with random weights; later ones read both.
-    weights = folder / "text_encoder" / "model.safetensors"
-    named = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(weights).items()}
-    save_file(named, weights, {"format": "pt"})
-    for path in folder.glob("*/config.json"):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)  # a path of this machine
-        if path.parent.name == "text_encoder":  # else it is loaded in half precision, and the other parts in single
-            config["dtype"] = "float32"
-        _write(path, config)
-    _write(folder / "vit_lens.json", {"steps": PAINTING["num_inference_steps"], "guidance": PAINTING["guidance_scale"]})
+    rename_for_every_version(folder)
+    write_json(
+        folder / "vit_lens.json", {"steps": PAINTING["num_inference_steps"], "guidance": PAINTING["guidance_scale"]}
+    )
     for name in ("probe.safetensors", "second_judge.safetensors"):
         shutil.copyfile(work / name, folder / name)
     return folder
@@ -105,9 +92,5 @@ def measure_pipeline(folder: Path, *, encoder_seed: int, painter_seed: int, n: i
     judge = SecondJudge.load(folder / "second_judge.safetensors")
     found = evaluate_painter(load_pipeline(folder), judge, encoder_seed=encoder_seed, n=n)
     metrics = {"encoder_seed": encoder_seed, "painter_seed": painter_seed, **found}
-    _write(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     return metrics
-
-
-def _write(path: Path, content: Mapping[str, object]) -> None:
-    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
