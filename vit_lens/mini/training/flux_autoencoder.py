@@ -45,16 +45,12 @@ class FluxAutoencoderSettings:
 _DEFAULTS = FluxAutoencoderSettings()
 
 
-def enlarged(
-    pictures: UInt8[np.ndarray, "picture height width 3"],
-) -> UInt8[np.ndarray, "picture 2*height 2*width 3"]:
+def enlarged(pictures: UInt8[np.ndarray, "picture height width 3"]) -> UInt8[np.ndarray, "picture tall wide 3"]:
     """Return pictures with every pixel as a square of four."""
     return pictures.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
 
 
-def reduced(
-    pictures: UInt8[np.ndarray, "picture 2*height 2*width 3"],
-) -> UInt8[np.ndarray, "picture height width 3"]:
+def reduced(pictures: UInt8[np.ndarray, "picture tall wide 3"]) -> UInt8[np.ndarray, "picture height width 3"]:
     """Return pictures with every square of four pixels as their mean: the world's own side, which judges read.
 
     >>> from vit_lens.mini.training.flux_autoencoder import enlarged, reduced

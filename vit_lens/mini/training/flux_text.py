@@ -24,15 +24,16 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from vit_lens.mini import still_life
 from vit_lens.mini.second_judge import ANSWERS
-from vit_lens.mini.still_life import COLOURS, LAYOUTS, SHAPES, TEXTURES, Lexicon, Sentence
+from vit_lens.mini.still_life import COLOURS, RELATIONS, SHAPES, TEXTURES, Lexicon, Sentence
 from vit_lens.mini.training.progress import cosine, run_steps, start_step
 
 MAX_TOKENS = 16
 _PLACES = ("alone", "left", "right", "above", "below")
-QUESTIONS = {"place": len(_PLACES), "colour": len(COLOURS), "texture": len(TEXTURES), "shape": len(SHAPES)} | {
-    "layout": len(LAYOUTS), **{f"end: {question}": n for question, n in ANSWERS.items()},
+QUESTIONS = {
+    "relation": 1 + len(RELATIONS), "role": 2, "place": len(_PLACES), "colour": len(COLOURS), "texture": len(TEXTURES),
+    "shape": len(SHAPES), **{f"end: {question}": n for question, n in ANSWERS.items()},
 }  # fmt: skip
-"""What is asked of the words of a mention (object and place), of the other words (layout), and of the end."""
+"""What is asked of every word (the relation), of those of a mention (its part in that, place and object), of the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class FluxTextSettings:
     named: float = 0.5
     lr: float = 2e-3
     lr_muon: float = 0.02
+    lr_places: float = 0.03
 
 
 _DEFAULTS = FluxTextSettings()
@@ -89,8 +91,8 @@ def train_t5(
 ) -> tuple[T5EncoderModel, nn.Linear]:
     """Train a text encoder in ``out``, going on with what is there; return it and the probe that it was trained with.
 
-    A probe of each token asks the words of a mention for their object and its place, the other words for the layout,
-    and the end for everything (:data:`QUESTIONS`). Fillings are looked at and asked nothing, since the pipeline masks
+    A probe of each token asks every word for the relation, the words of a mention for their object, its place and its
+    part in the relation, and the end for everything (:data:`QUESTIONS`). Fillings are looked at and asked nothing, since the pipeline masks
     none.
     """
     tokenizer, lexicon = build_t5_tokenizer(), Lexicon(seed)
@@ -99,24 +101,28 @@ def train_t5(
     for parameter in probe.parameters():
         nn.init.zeros_(parameter)
     blocks = [p for name, p in model.named_parameters() if ".block." in name and p.ndim == 2 and "bias" not in name]
-    inner = {id(p) for p in blocks}
+    # All that T5 knows of order are biases on its scores; at the rate of the others they would stay too small to bind.
+    places = [p for name, p in model.named_parameters() if "relative_attention_bias" in name]
+    inner = {id(p) for p in (*blocks, *places)}
     rest = [p for p in (*model.parameters(), *probe.parameters()) if id(p) not in inner]
     muon = torch.optim.Muon(blocks, lr=settings.lr_muon, weight_decay=0.01)
     adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    order = torch.optim.AdamW(places, lr=settings.lr_places, betas=(0.9, 0.98), weight_decay=0.0)
+    rates: dict[torch.optim.Optimizer, float] = {muon: settings.lr_muon, adamw: settings.lr, order: settings.lr_places}
 
     def step(index: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([seed, 14, index])
         sentences = still_life.sample(settings.batch, generator, lexicon, pairs=settings.pairs, named=settings.named)
-        start_step({muon: settings.lr_muon, adamw: settings.lr}, cosine(index, settings.n_steps, warm_up=50))
+        start_step(rates, cosine(index, settings.n_steps, warm_up=min(50, settings.n_steps)))
         states = model(tokenise_t5(tokenizer, [s.text for s in sentences])).last_hidden_state
         losses = _losses(probe(states), word_answers(sentences))
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(rest, 1.0)
-        muon.step()
-        adamw.step()
+        for optimizer in rates:
+            optimizer.step()
         return losses
 
-    parts = {"model": model, "probe": probe, "muon": muon, "adamw": adamw}
+    parts = {"model": model, "probe": probe, "muon": muon, "adamw": adamw, "order": order}
     done = run_steps(
         step, parts, n_steps=settings.n_steps, checkpoint=out / "t5.pt", settings={"seed": seed, **asdict(settings)},
         stop_after=stop_after,
@@ -133,15 +139,16 @@ def word_answers(sentences: Sequence[Sentence]) -> Int[Tensor, "sentence token q
     found = np.full((len(sentences), MAX_TOKENS, len(QUESTIONS)), -1)
     codes = still_life.codes([sentence.scene for sentence in sentences])
     for rows, sentence, code in zip(found, sentences, codes, strict=True):
-        words = sentence.text.split()
-        rows[: len(words), 4] = code[0]
+        end, layout = len(sentence.text.split()), code[0]
+        rows[:end, 0] = layout and 2 * layout - 1 + sentence.head
         for place, (mention, start) in enumerate(zip(sentence.mentions, _starts(sentence), strict=True)):
             parts = np.where(mention.says, code[1 + 3 * place : 4 + 3 * place], -1)
             own = rows[start : start + len(mention.words.split())]
-            own[:, 0] = code[0] and 2 * code[0] - 1 + place
-            own[:, 1:4], own[:, 4] = parts, -1
-            rows[len(words), 6 + 3 * place : 9 + 3 * place] = parts
-        rows[len(words), 5] = code[0]
+            own[:, 1] = int(place != sentence.head)
+            own[:, 2] = layout and 2 * layout - 1 + place
+            own[:, 3:6] = parts
+            rows[end, 7 + 3 * place : 10 + 3 * place] = parts
+        rows[end, 6] = layout
     return torch.from_numpy(found)
 
 
