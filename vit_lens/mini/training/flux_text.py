@@ -33,7 +33,7 @@ QUESTIONS = {
     "relation": 1 + len(RELATIONS), "role": 2, "place": len(_PLACES), "colour": len(COLOURS), "texture": len(TEXTURES),
     "shape": len(SHAPES), **{f"end: {question}": n for question, n in ANSWERS.items()},
 }  # fmt: skip
-"""What is asked of every word (the relation), of those of a mention (its part in that, place and object), of the end."""
+"""What is asked of every word (the relation), of those of a mention (part in it, place, object), of the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,8 @@ def train_t5(
     """Train a text encoder in ``out``, going on with what is there; return it and the probe that it was trained with.
 
     A probe of each token asks every word for the relation, the words of a mention for their object, its place and its
-    part in the relation, and the end for everything (:data:`QUESTIONS`). Fillings are looked at and asked nothing, since the pipeline masks
-    none.
+    part in the relation, and the end for everything (:data:`QUESTIONS`). Fillings are looked at and asked nothing,
+    since the pipeline masks none.
     """
     tokenizer, lexicon = build_t5_tokenizer(), Lexicon(seed)
     model = build_t5(settings, tokenizer, seed=seed)

@@ -87,9 +87,12 @@ def evaluate_painter(
     **settings: float | int,
 ) -> dict[str, object]:
     """Measure every bar of a Stable Diffusion pipeline by :func:`measure_bars`; settings are those of ``paint``."""
+
+    def draw(texts: Sequence[str], seed: int) -> Pictures:
+        return paint(pipeline, texts, seed=seed, **settings)
+
     found = measure_bars(
-        lambda texts, seed: paint(pipeline, texts, seed=seed, **settings), lambda pictures: _carried(pipeline, pictures),
-        judge, encoder_seed=encoder_seed, n=n, seed=seed,
+        draw, lambda pictures: _carried(pipeline, pictures), judge, encoder_seed=encoder_seed, n=n, seed=seed,
     )  # fmt: skip
     return {"encoder_seed": encoder_seed, "seed": seed, **PAINTING, **settings, **found}
 
