@@ -30,7 +30,7 @@ its index or its sigma. Capitals and small letters are the same, but in a word.
 
 __all__ = [
     "POOL_KINDS", "RESIDUAL_KINDS", "Address", "Indices", "Position", "PositionKind", "Site", "SiteKind", "Sites",
-    "as_index", "as_indices", "find_address", "listed", "spelled", "split_addresses",
+    "address_of", "as_index", "as_indices", "find_address", "listed", "spelled", "split_addresses",
 ]  # fmt: skip
 
 import json
@@ -304,12 +304,18 @@ class Address:
     def hook_name(self) -> str:
         """The hook point of a vision transformer that holds it (``hook_z`` of a head, ``hook_post`` of a neuron).
 
+        Of a feature it is the point that a spliced dictionary adds.
+
         Raises:
-            UnknownSiteError: The address is neither a site nor a neuron of a transformer block.
+            UnknownSiteError: The address is neither a site nor a neuron of a transformer block, nor a feature at one.
 
         >>> Address.parse("L3H4").hook_name, Address.parse("L3N17").hook_name
         ('blocks.3.attn.hook_z', 'blocks.3.mlp.hook_post')
+        >>> Address.parse("L3.mlp.f17").hook_name
+        'blocks.3.hook_mlp_out.hook_sae_acts_post'
         """
+        if self.feature is not None and self.hook is not None:
+            return f"{replace(self, feature=None).hook_name}.hook_sae_acts_post"
         if self.site is None and (self.block, self.kind) != ("L", "neuron"):
             raise UnknownSiteError(f"{self} is no site or neuron, whose activation one hook point of a ViT would hold")
         return _POINT[self.kind].format(self.layer)
@@ -352,6 +358,17 @@ def find_address(text: str) -> Address | None:
     (Address('L3H4@cls'), None)
     """
     return None if (found := _read_address(text)) is None else Address(**found)
+
+
+def address_of(hook_name: str) -> Address | None:
+    """Return the address of what a hook point of a ViT holds, if that is one part; heads and neurons have no one.
+
+    >>> address_of("blocks.5.hook_mlp_out"), address_of("blocks.5.attn.hook_z")
+    (Address('L5.mlp'), None)
+    """
+    whole = re.fullmatch(r"blocks\.(\d+)\.(hook_\w+)", hook_name)
+    kinds = [kind for kind, point in _POINT.items() if whole and point == f"blocks.{{}}.{whole[2]}"]
+    return Address(block="L", layer=int(whole[1]), hook=kinds[0]) if whole and kinds else None
 
 
 def spelled(text: object) -> str:

@@ -11,9 +11,9 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_lens.dictionaries.tokens import rule_mask
+from vit_lens.dictionaries.tokens import rule_mask, token_rule
 from vit_lens.errors import DictionaryError, expect
-from vit_lens.hooking import LoudHookedRootModule, is_hooked
+from vit_lens.hooking import CodesPoint, LoudHookedRootModule, is_hooked
 
 Gradients = Literal["exact", "through"]
 
@@ -24,6 +24,10 @@ class Coded(Protocol):
 
     @property
     def takes_gradients(self) -> bool: ...
+    @property
+    def n_features(self) -> int: ...
+    @property
+    def frequency(self) -> Tensor | None: ...
     @property
     def origin(self) -> Any: ...
     def check(self, model: Any, site: str | None = None) -> str: ...
@@ -177,6 +181,9 @@ def spliced(
     names += ["hook_sae_acts_pre"] if dictionary.takes_gradients else []
     names += ["hook_sae_error"] if error_term else []
     points = {each: HookPoint() for each in names}
+    points["hook_sae_acts_post"] = CodesPoint(
+        dictionary.n_features, token_rule(model, dictionary.origin.tokens), dictionary.frequency
+    )
     splice = Splice(
         dictionary, points, error_term=error_term, gradients=gradients,
         where=rule_mask(model, dictionary.origin.tokens),

@@ -191,7 +191,10 @@ def _senders_at(
         raise InterventionError(
             f"tokens= is a mask of shape {tuple(tokens.shape)}; the prompts of base are {tuple(ids.shape)}, [batch pos]"
         )
-    return resolve_targets(model, senders, tokens, ids, others)
+    found = resolve_targets(model, senders, tokens, ids, others)
+    if features := [str(one.address) for one in found if one.address.feature is not None]:
+        raise InterventionError(f"{', '.join(features)}: paths begin at sites and neurons; zero and patch take features")
+    return found
 
 
 def _embeds(

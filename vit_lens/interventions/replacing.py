@@ -15,6 +15,7 @@ from vit_lens.addresses import Indices, Sites, as_index, as_indices
 from vit_lens.attribution import check_cache as expect_cache
 from vit_lens.attribution import whole
 from vit_lens.errors import InterventionError, expect
+from vit_lens.hooking import CodesPoint
 from vit_lens.interventions.in_prompts import replace_in_prompts
 from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
 from vit_lens.reference import ReferenceMeans
@@ -34,7 +35,8 @@ def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None, prompts: A
     Args:
         model: The model that will be run.
         sites: Sites as ``Site.resolve`` takes them (``L3H4``, ``L3.attn``, ``heads``, ...), and ``L3`` for the
-            attention and MLP of a layer, ``L3N17`` for a neuron; ``L3H4@cls`` also says where.
+            attention and MLP of a layer, ``L3N17`` for a neuron, ``L5.f17`` for a feature of the dictionary that is
+            spliced in; ``L3H4@cls`` also says where.
         tokens: The tokens at which sites that do not say so are replaced (:func:`vit_lens.tokens.resolve_tokens`);
             None for every token.
         prompts: The prompts that will be run, as texts or ids, where sites are at words or ends of them
@@ -85,7 +87,10 @@ def mean(model: Tower, sites: Sites, reference: ReferenceMeans, *, tokens: Token
     def values(targets: list[Target], rows: list[int] | None) -> Tensor:
         site = targets[0].site
         if site is None:
-            raise InterventionError(f"{targets[0].address}: reference means hold no neurons; resample it instead")
+            raise InterventionError(
+                f"{targets[0].address}: reference means hold no neurons and no features; resample it instead, or clamp "
+                "a feature to its mean code (vit_lens.dictionaries.clamp, mean_codes)"
+            )
         held = reference.output(model, site) if site.head is None else reference.z_of(site)[:, _units(targets)]
         return (held if rows is None else held[rows])[None]
 
@@ -256,8 +261,7 @@ def _hooks(model: Tower, targets: list[Target], values: _Values, held: _Held | N
         rows = positions if held is None or some[0].is_pool else held.index(positions)
         value = values(some, rows)
         units = None if some[0].unit is None else _units(some)
-        site = some[0].site
-        of = 0 if units is None else model.cfg.d_mlp if site is None else len(model.attention_of(site).W_O)
+        of = 0 if units is None else _n_units(model, some[0])
         given = {"value": value, "units": units, "of": of, "for_any": for_any}
         if some[0].places is None:
             hooks.append((name, partial(_replace, positions=positions, **given)))
@@ -295,6 +299,13 @@ def _replace(
     else:
         out[:, torch.tensor(where, device="cpu")[:, None], torch.tensor(units, device="cpu")] = new
     return out
+
+
+def _n_units(model: Tower, target: Target) -> int:
+    """Return how many heads, neurons or features there are where a target is one of them."""
+    if isinstance(point := model.hook_dict[target.hook_name], CodesPoint):
+        return point.n_features
+    return model.cfg.d_mlp if target.site is None else len(model.attention_of(target.site).W_O)
 
 
 def _units(targets: list[Target]) -> list[int]:

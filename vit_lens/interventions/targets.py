@@ -14,6 +14,7 @@ from vit_lens.addresses import Address, Site, Sites, find_address, listed
 from vit_lens.attribution import check_model
 from vit_lens.config import HookedTextConfig, TowerConfig
 from vit_lens.errors import InterventionError, UnknownSiteError
+from vit_lens.hooking import find_feature
 from vit_lens.interventions.in_prompts import Places, places_in
 from vit_lens.tokens import Tokens, resolve_tokens
 from vit_lens.towers import Tower
@@ -23,7 +24,7 @@ _ORDER = {"resid_pre": 0, "head": 1, "attn": 2, "resid_mid": 3, "neuron": 4, "ml
 
 @dataclass(frozen=True)
 class Target:
-    """A site, or one neuron of an MLP, at some tokens: a hook point and the index on the axis behind the positions.
+    """A site, one neuron of an MLP, or a feature, at some tokens: a hook point and an index behind the positions.
 
     Attributes:
         address: The part alone.
@@ -46,19 +47,22 @@ class Target:
 
     @property
     def unit(self) -> int | None:
-        """Head or neuron; None for a whole activation."""
-        return self.address.neuron if self.address.head is None else self.address.head
+        """Head, neuron or feature; None for a whole activation."""
+        named = (self.address.head, self.address.neuron, self.address.feature)
+        return next((unit for unit in named if unit is not None), None)
 
     @property
     def site(self) -> Site | None:
-        """None for a neuron."""
+        """None for a neuron or a feature."""
         return self.address.site
 
     @cached_property
     def whole(self) -> str | None:
-        """What would overwrite it: the attention block of a head, the MLP of a neuron."""
+        """What would overwrite it: the attention block of a head, the MLP of a neuron, where a feature is written."""
         if self.unit is None:
             return None
+        if self.address.feature is not None:
+            return replace(self.address, feature=None).hook_name
         return replace(self.address, head=None, neuron=None, hook="mlp" if self.site is None else "attn").hook_name
 
     @property
@@ -81,7 +85,8 @@ class Target:
     def order(self) -> tuple[float | int, int]:
         """When it runs: (layer, place in the block)."""
         layer = math.inf if self.address.layer is None else self.address.layer
-        return layer, _ORDER[self.address.kind.removeprefix("pool_")]
+        kind = self.address.kind if self.address.feature is None else str(self.address.hook)
+        return layer, _ORDER[kind.removeprefix("pool_")]
 
     @property
     def stretch(self) -> float | int:
@@ -93,6 +98,8 @@ def resolve_targets(
     model: Tower, sites: Sites, tokens: Tokens | None = None, prompts: Any = None, cached: Any = None
 ) -> list[Target]:
     """Return the targets of sites; also of ``L3`` (attention and MLP), ``L3N17`` (a neuron), ``L3H4@cls``.
+
+    ``L5.f17`` is a feature of the dictionary that is spliced into the model.
 
     Args:
         model: The model.
@@ -115,7 +122,10 @@ def resolve_targets(
             if tokens is not None and where.cells != every.cells:
                 raise InterventionError(f"{address} says at which tokens, and tokens={tokens!r} says others: give one")
             item = replace(address, position=None)
-        found += [Target(part, *where.of_target) for part in _parts(item, model.cfg)]
+        parts = _parts(item, model.cfg) if address is None or address.feature is None else [
+            _feature(model, address.part, where)
+        ]  # fmt: skip
+        found += [Target(part, *where.of_target) for part in parts]
     return list(dict.fromkeys(found))
 
 
@@ -165,6 +175,15 @@ def refuse_shadowed(targets: list[Target], n_ctx: int) -> None:
         if later or whole:
             last = max(later or whole, key=lambda t: t.order).address
             raise InterventionError(f"{target.address} would have no effect: {last} is replaced too, and runs after it")
+
+
+def _feature(model: Tower, address: Address, where: "_Where") -> Address:
+    found, point = find_feature(model.hook_dict, address)
+    if point.positions is not None and (outside := set(where.positions or ()) - set(point.positions)):
+        raise InterventionError(
+            f"{found} has no code at tokens {sorted(outside)}: its dictionary is of tokens {list(point.positions)} alone"
+        )
+    return found
 
 
 def _parts(item: Site | Address | str, cfg: TowerConfig) -> list[Address]:

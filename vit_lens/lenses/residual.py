@@ -61,6 +61,48 @@ class ResidualLens(Lens):
         """
         return self._change(cache, sites, lambda outputs, origin, sites: outputs)
 
+    def read_writes(
+        self, cache: ViTActivationCache, site: Site | str, writes: Float[Tensor, "batch write row d_model"]
+    ) -> Condition:
+        """Return what is read of vectors that are written at a site, each in the place of the site's output.
+
+        A feature's share of an activation is one: see :func:`vit_lens.dictionaries.feature_embeddings`.
+
+        Args:
+            cache: The cache of the run in which they are written.
+            site: Where: an attention block, an MLP, or a place of the residual stream.
+            writes: The vectors, at the read-out rows.
+
+        Raises:
+            UnknownSiteError: The site is not one of the model's.
+            LensError: The writes have another shape, what is read is not finite, or the lens measures outputs from a
+                mean, which a part of one has not.
+
+        >>> outputs = vl.lenses.site_outputs(cache, "L5.mlp")
+        >>> lens = vl.DiffusionSteeringLens(alpha=5)
+        >>> whole = lens.embed(cache, "L5.mlp")
+        >>> torch.allclose(lens.read_writes(cache, "L5.mlp", outputs).pooled, whole, atol=1e-5)
+        True
+        """
+        model = check_cache(cache).model
+        (one,) = Site.resolve(site, model.cfg)
+        stream = model.stream_of(one)
+        last = stream.last(cache)
+        if writes.ndim != 4 or writes.shape[0] != len(last) or writes.shape[2:] != last.shape[1:]:
+            raise LensError(
+                f"writes are {tuple(writes.shape)}; expected [{len(last)} images, writes, {last.shape[1]} read-out rows, "
+                f"{last.shape[2]}]"
+            )
+        if self._origin(cache, [one]) is not None:
+            raise LensError(
+                f"{self.describe().label} measures outputs from a mean, and a part of one has none; take the clean anchor"
+            )
+        sites = [one] * writes.shape[1]
+        with in_full(model):
+            read = stream.read(self._read(cache, sites, writes.to(last)))
+        check_finite(read, sites, cache)
+        return Condition(pooled=read)
+
     def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
         """Return the control: each site's output replaced by a random direction of equal norm.
 

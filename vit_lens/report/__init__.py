@@ -1,6 +1,7 @@
-"""One page that shows a record: pictures of every site, their numbers, sorting and filtering, without a network."""
+"""Pages without a network: of a record, with pictures of every site and their numbers; of a dictionary."""
 
+from vit_lens.report.dictionary_page import write_dictionary_page
 from vit_lens.report.one_file import page_path, write_page
 from vit_lens.report.page import write_report
 
-__all__ = ["page_path", "write_page", "write_report"]
+__all__ = ["page_path", "write_dictionary_page", "write_page", "write_report"]
