@@ -12,6 +12,7 @@ from itertools import pairwise
 import typer
 
 from vit_lens.cli import flags
+from vit_lens.cli.dictionaries import dictionaries
 from vit_lens.cli.models import models
 from vit_lens.cli.old_words import respell
 from vit_lens.cli.readers import READOUT_EXAMPLES, readout
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for command in (demo, sweep, report, reference, merge, readout, verify, doctor, models):
     app.command(epilog={sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES}.get(command))(flags.grouped(command))
+app.add_typer(dictionaries, name="dict")
 for wing in MOUNTED:
     import_module(wing).mount(app)
 

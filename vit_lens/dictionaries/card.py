@@ -114,16 +114,16 @@ def verdicts(dictionary: Dictionary) -> list[Verdict]:
     own, pursued, points, untrained = (rows.get(name, {}) for name in (_OWN, _PURSUED, _POINTS, _UNTRAINED))
     name = "fvu_standardised"
     if all(isinstance(one.get(name), float) for one in (pursued, points)):
-        more = pursued[name] < points[name]
+        more = _less(pursued[name], points[name])
         found.append(Verdict(more, (
             f"It explains {'more' if more else 'no more'} than as many random data points under the same encoder: "
-            f"standardised FVU {pursued[name]:.3f} against {points[name]:.3f}."
+            f"standardised FVU {pursued[name]:.2f} against {points[name]:.2f}."
         )))  # fmt: skip
     if all(isinstance(one.get(name), float) for one in (own, untrained)):
-        more = own[name] < untrained[name]
+        more = _less(own[name], untrained[name])
         found.append(Verdict(more, (
-            f"It explains {'more' if more else 'no more'} than random directions do: standardised FVU {own[name]:.3f} "
-            f"against {untrained[name]:.3f}."
+            f"It explains {'more' if more else 'no more'} than random directions do: standardised FVU {own[name]:.2f} "
+            f"against {untrained[name]:.2f}."
         )))  # fmt: skip
     if (recovered := _recovered(dictionary)) is not None:
         enough = recovered >= _ENOUGH
@@ -167,6 +167,11 @@ def card(dictionary: Dictionary) -> str:
         lines += ["| | codes of a token | fidelity |", "|---|---|---|"]
         lines += [f"| {p['name']} | {p['l0']:.1f} | {p['fidelity']:.3f} |" for p in curve["points"]]
     return "\n".join(lines) + "\n"
+
+
+def _less(one: float, other: float) -> bool:
+    """Whether a number is less by what a reader would see: two decimals."""
+    return round(one, 2) < round(other, 2)
 
 
 def _number(value: object) -> str:

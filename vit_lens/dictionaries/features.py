@@ -78,7 +78,7 @@ def clamp(
         where = None if tokens is None else resolve_tokens(tokens, model.cfg)  # pyright: ignore[reportArgumentType]
         if point.positions is not None and (outside := set(where or ()) - set(point.positions)):
             raise DictionaryError(f"{address} has no code at tokens {sorted(outside)}: its dictionary is of other tokens")
-        given = torch.as_tensor(value)
+        given = torch.as_tensor(value, dtype=torch.float64)
         if not torch.isfinite(given).all():
             raise DictionaryError(f"{address} is to be set to {value}; expected finite numbers")
         hooks.append((address.hook_name, partial(_set, feature=address.feature, value=given, where=where)))
@@ -140,17 +140,21 @@ def feature_writes(
     model: Any = check_cache(cache).model
     name = dictionary.check(model)
     chosen = _indices(dictionary, features)
-    held = f"{name}.hook_sae_acts_post"
+    held, given = f"{name}.hook_sae_acts_post", f"{name}.hook_sae_input"
     x = read_rows(cache, name)
     own = x
     if dictionary.origin.stream == "update":
         own = x - read_rows(cache, name.removesuffix("hook_resid_post") + "hook_resid_pre")
+    if held in cache.cache_dict and dictionary.semantics.layer_norm:  # the site holds what edits made of its input
+        if given not in cache.cache_dict:
+            raise DictionaryError(f"this dictionary normalises each token: cache {given!r} too, which it did that to")
+        own = _held_rows(cache, given)
     wide = torch.promote_types(x.dtype, dictionary.W_dec.dtype)
     if code is not None:
         codes = torch.full((*x.shape[:2], len(chosen)), float(code), dtype=wide, device=x.device)
     else:
-        codes = read_rows(cache, held) if held in cache else dictionary.encode(own)
-        mask = 1 if held in cache and reads_text(model) else _mask(model, dictionary, x.shape[1])
+        codes = _held_rows(cache, held) if held in cache.cache_dict else dictionary.encode(own)
+        mask = 1 if held in cache.cache_dict and reads_text(model) else _mask(model, dictionary, x.shape[1])
         codes = codes[..., chosen] * mask
     at = [torch.tensor([index], device=x.device) for index in chosen]
     return torch.stack([dictionary.write(codes[..., [k]], own, one) for k, one in enumerate(at)], dim=1)
@@ -251,6 +255,12 @@ def _indices(dictionary: Dictionary, features: Features) -> list[int]:
     for index in found:
         dictionary.direction(index)  # refuses what writes nothing, and warns of what is dead
     return [dictionary.feature(index) for index in found]  # pyright: ignore[reportArgumentType]
+
+
+def _held_rows(cache: ViTActivationCache, name: str) -> Float[Tensor, "batch row feature"]:
+    """Return cached codes at the read-out rows; their hook point is gone with the splice."""
+    codes = cache.cache_dict[name].detach()
+    return codes if cache.rows == "readout" else cache.read_out.rows(codes)
 
 
 def _mask(model: Any, dictionary: Dictionary, n_rows: int) -> Float[Tensor, "row 1"]:

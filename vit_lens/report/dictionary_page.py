@@ -23,7 +23,7 @@ from vit_lens.report.one_file import page_path, write_page
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
 _HERE = "vit_lens.report"
-_COLUMNS = {"fvu": "FVU", "fvu_standardised": "standardised", "l0": "L0", "dead": "dead", "dense": "dense"}
+_COLUMNS = {"fvu": "FVU", "fvu_standardised": "FVU, std.", "l0": "L0", "dead": "dead", "dense": "dense"}
 _BANDS = {0.0: "strongest", 0.25: "behind a quarter", 0.5: "behind half", 0.75: "the weakest quarter"}
 _DENSE, _NEAR, _SHADES, _OPAQUE = 0.1, 4, 5, 0.62
 _POSITIVE, _NEGATIVE = (196, 82, 15), (35, 104, 166)  # --pos and --neg of page.css
@@ -227,8 +227,8 @@ def _shown(examples: FeatureExamples, one: Example, top: float, pictures: Mappin
     if examples.grid is not None:
         heat = _heat_uri(examples.on_grid(one), top)
         row, column = divmod(one.position - examples.n_prefix, examples.grid[1])
-        at = f", ({row}, {column})" if one.position >= examples.n_prefix else f", token {one.position}"
-        words = f", strongest at {'patch ' if one.position >= examples.n_prefix else ''}{at[2:]}"
+        at = f"patch ({row}, {column})" if one.position >= examples.n_prefix else f"token {one.position}"
+        words = f", strongest at {at}"
     alt = f"input {one.input}, activation {one.activation:.2f}{words}"
     return Shown(one.input, _number(one.activation), at, alt, pictures.get(one.input, ""), heat, [])
 
