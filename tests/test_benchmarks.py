@@ -72,6 +72,48 @@ def test_the_text_benchmark_compares_with_the_stock_pipeline(monkeypatch, tmp_pa
             run(monkeypatch, "bench_text.py", "mini", *short)
 
 
+def test_the_dictionary_benchmark_says_what_it_did_not_run(monkeypatch, tmp_path):
+    short = (
+        "--width",
+        24,
+        "--features",
+        40,
+        "--k",
+        3,
+        "--tokens",
+        96,
+        "--batch",
+        32,
+        "--repeats",
+        2,
+        "--out",
+        tmp_path,
+    )
+    with torch.random.fork_rng():
+        run(monkeypatch, "bench_dictionaries.py", *short)
+        found = json.loads((tmp_path / "dictionaries_24_cpu_float32.json").read_text())
+        names = [row["name"] for row in found["rows"]]
+        assert names[0] == "TopK" and ("SAELens TopK" in names) == (found["sae_lens"] == "run")
+        assert [row["name"] for row in found["pursuit"]] == ["active set", "all atoms"]
+        assert all(row["ratio"] > 0 and row["tokens_per_s"] > 0 for row in found["rows"] + found["pursuit"])
+        assert found["machine"]["cores"] and found["versions"]["torch"] and found["command"]
+        monkeypatch.setattr("vit_lens.dictionaries.gradient_pursuit", lambda x, atoms, k: Halved(x, atoms, k))
+        with pytest.raises(SystemExit, match="the two pursuits differ"):
+            run(monkeypatch, "bench_dictionaries.py", *short)
+
+
+class Halved:
+    """Codes that are half of what they should be."""
+
+    def __init__(self, x, atoms, k):
+        from vit_lens.dictionaries.pursuit import gradient_pursuit
+
+        self.codes = gradient_pursuit(x, atoms, k)
+
+    def dense(self, n):
+        return self.codes.dense(n) / 2
+
+
 def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
     """A hundred MiB more in the child is a hundred MiB more in the result."""
     import measuring

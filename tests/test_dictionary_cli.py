@@ -41,7 +41,11 @@ def test_train_writes_all_of_it_and_goes_on_to_the_same_bits(folder, tmp_path, v
     assert (found.n_features, found.semantics.k, found.origin.tokens) == (40, 3, "patches")
     assert {"held_out", "controls", "fidelity", "training"} <= set(found.statistics)
     assert (made / "card.md").read_text() == card(found) and card(found) in output
-    assert "weak:" in errors and "what mean ablation takes away" in output and "L5.resid_post.f" in (made / "dictionary.html").read_text()
+    assert (
+        "weak:" in errors
+        and "what mean ablation takes away" in output
+        and "L5.resid_post.f" in (made / "dictionary.html").read_text()
+    )
 
     saved, real = [], training_module.save_tensors
 
@@ -106,7 +110,7 @@ def test_prompts(tmp_path, vit_lens):
 
 
 REFUSED = {
-    ("train", "--trainer", "topkk"): "--trainer topkk: nearest: topk",
+    ("train", "--trainer", "topkk"): "--trainer topkk: nearest: 'topk'",
     ("train", "--features", "8", "-k", "9"): "k=9 of 8 features",
     ("train", "--site", "L99.resid_post"): "no hook point",
     ("train", "--site", "L5.resid_pst"): "nearest",
@@ -119,7 +123,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_wrong_input_is_told_in_words(words, folder, tmp_path, vit_lens):
+def test_wrong_input_is_told_in_words(words, folder, tmp_path, vit_lens, unchecked):
     command, *rest = words
     site = [] if "--site" in rest else ["--site", "L5.resid_post"]
     status, _, errors = vit_lens("dict", command, folder, *site, *rest, "--out", tmp_path / "out")

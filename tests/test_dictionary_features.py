@@ -137,7 +137,7 @@ def test_wrong_features_are_refused(vit, pixels):
         with pytest.raises(DictionaryError, match=r"no code at tokens \[0\]"):
             clamp(vit, {"L1.f3": 1.0}, tokens="cls")
         interventions.zero(vit, "L1.f3@patch2")
-    with pytest.raises(DictionaryError, match="the embedding is read from .*its features write nothing there"):
+    with pytest.raises(DictionaryError, match=r"the embedding is read from .*its features write nothing there"):
         feature_writes(cache, patches, "L1.f3")
     with pytest.raises(DictionaryError, match="no feature 53"):
         feature_writes(cache, dictionary, [53])
@@ -150,8 +150,6 @@ def test_wrong_features_are_refused(vit, pixels):
         interventions.zero(vit, "L1.f3")
     with pytest.warns(UserWarning, match="feature 3 is dead"):
         feature_writes(cache, dead, "L1.f3")
-
-
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
@@ -198,7 +196,7 @@ def test_attribution_is_the_ablation_with_all_else_held(vit, pixels, site, layer
     cosines = feature_attribution(cache, dictionary, directions, [a, b])
     assert [one.kind for one in found.components] == ["feature"] * 2
     assert found.to_frame()["component"].iloc[0].endswith(f".f{a}")
-    for k, feature in enumerate((a, b)):
+    for k in range(2):
         with vit.spliced(dictionary):
             hooks = interventions.zero(vit, str(found.components[k].address))
             without = vit.run_with_hooks(pixels, fwd_hooks=[*hooks, *later(cache, layers)])
@@ -253,7 +251,10 @@ def test_a_feature_that_is_given_a_code_needs_no_token_of_its_own(vit, pixels):
     dictionary, patches = of(), of(tokens="patches")
     _, cache = vit.run_with_cache(pixels)
     lens = vl.DiffusionLens()
-    close(feature_embeddings(lens, cache, patches, [7], code=2.0), feature_embeddings(lens, cache, dictionary, [7], code=2.0))
+    close(
+        feature_embeddings(lens, cache, patches, [7], code=2.0),
+        feature_embeddings(lens, cache, dictionary, [7], code=2.0),
+    )
     with pytest.raises(LensError, match="expected DiffusionLens"):
         feature_embeddings("dsl", cache, dictionary, [7])
     with pytest.raises(LensError, match="read-out rows"):
@@ -265,7 +266,13 @@ def test_addresses_of_hook_points():
 
     for name in ("L3.mlp", "L12.resid_pre", "L0.resid_post", "L4.attn", "L2.resid_mid"):
         assert address_of(Address.parse(name).hook_name) == Address.parse(name)
-    for name in ("blocks.3.attn.hook_z", "blocks.3.hook_nothing", "ln_final.hook_scale", "pool", "blocks.x.hook_mlp_out"):
+    for name in (
+        "blocks.3.attn.hook_z",
+        "blocks.3.hook_nothing",
+        "ln_final.hook_scale",
+        "pool",
+        "blocks.x.hook_mlp_out",
+    ):
         assert address_of(name) is None
     assert Address.parse("L5.attn.f7").hook_name == "blocks.5.hook_attn_out.hook_sae_acts_post"
 

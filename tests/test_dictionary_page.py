@@ -71,7 +71,9 @@ def test_the_page_is_one_file_and_what_came_from_outside_is_text(written):
     assert not [found for tag, found in page.tags if "style" in found or tag == "link"]  # the policy would drop them
     sources = [found["src"] for tag, found in page.tags if tag == "img"]
     assert sources and all(source.startswith("data:image/") for source in sources)
-    assert "default-src 'none'; img-src data:; style-src 'sha256-" in text and "http" not in re.sub(r"http-equiv", "", text)
+    assert "default-src 'none'; img-src data:; style-src 'sha256-" in text and "http" not in re.sub(
+        r"http-equiv", "", text
+    )
     assert all("alt" in found for tag, found in page.tags if tag == "img")
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
 
@@ -115,7 +117,13 @@ def test_a_heat_map_is_as_opaque_as_the_code(written):
 
 def test_controls_are_measured_as_they_are_made(vit, pixels_many):
     from vit_lens.dictionaries import (
-        ActivationSource, data_points_control, evaluate, fidelity, pca_control, untrained_control, with_controls,
+        ActivationSource,
+        data_points_control,
+        evaluate,
+        fidelity,
+        pca_control,
+        untrained_control,
+        with_controls,
     )  # fmt: skip
 
     source = ActivationSource.of_model(vit, pixels_many, "L1.resid_post", tokens="patches", batch_size=32)
@@ -145,10 +153,22 @@ def test_verdicts_say_plainly_what_is_weak():
 
     def having(pursued, points, untrained, recovered, dead):
         def row(fvu):
-            return {"fvu": fvu, "fvu_standardised": fvu, "l0": 7.0, "dead": dead, "dense": 0.0, "n_tokens": 9, "n_inputs": 3}
+            return {
+                "fvu": fvu,
+                "fvu_standardised": fvu,
+                "l0": 7.0,
+                "dead": dead,
+                "dense": 0.0,
+                "n_tokens": 9,
+                "n_inputs": 3,
+            }
 
         point = {"name": "dictionary", "k": 7, "l0": 7.0, "value": 0.0, "fidelity": recovered}
-        controls = {"dictionary, by pursuit": row(pursued), "untrained": row(untrained), "random data points": row(points)}
+        controls = {
+            "dictionary, by pursuit": row(pursued),
+            "untrained": row(untrained),
+            "random data points": row(points),
+        }
         statistics = {"held_out": row(pursued), "controls": controls}
         return dataclasses.replace(of(), statistics=statistics | {"fidelity": {"n": 3, "points": [point]}})
 
@@ -156,7 +176,7 @@ def test_verdicts_say_plainly_what_is_weak():
     weak = having(0.201, 0.2, 0.15, 0.89, 0.2)
     assert [one.holds for one in verdicts(good)] == [True] * 4
     assert [one.holds for one in verdicts(weak)] == [False] * 4
-    assert [one.holds for one in verdicts(having(0.199, 0.2, 0.8, 0.95, 0.01))][0] is False  # not by what one sees
+    assert not verdicts(having(0.199, 0.2, 0.8, 0.95, 0.01))[0].holds  # not by what one sees
     assert "no more than as many random data points under the same encoder" in card(weak)
     assert "keeps 0.89 of what mean ablation takes away. A model with so much missing" in card(weak)
     assert "no controls" not in card(good).lower() and not verdicts(of())
@@ -177,12 +197,12 @@ def test_prompts_are_shaded_and_escaped(tmp_path):
     assert "&lt;start&gt;" in text and EVIL not in text and "No controls beside this dictionary" in text
 
 
-def test_pages_that_cannot_be_are_refused(written, tmp_path):
+def test_pages_that_cannot_be_are_refused(written, tmp_path, unchecked):
     from vit_lens.errors import DictionaryError, OutputError
     from vit_lens.report import write_dictionary_page
 
     dictionary, examples, _, _ = written
-    with pytest.raises(OutputError, match="ends in .html"):
+    with pytest.raises(OutputError, match=r"ends in \.html"):
         write_dictionary_page(dictionary, examples, tmp_path / "page.pdf")
     with pytest.raises(DictionaryError, match="no feature"):
         write_dictionary_page(of(n=10, k=3), examples, tmp_path / "page.html")

@@ -2,9 +2,9 @@
 
 __all__ = [
     "Attribution", "Brief", "Component", "Directions", "EmbeddingParts", "FrozenReadout", "PatchMap", "Placement",
-    "TokenAttribution", "Units", "attention_map", "check_cache", "check_finite", "check_model", "check_tensor", "direct_attribution", "finite",
-    "hook_names", "in_full", "neuron_parts", "pool_attention_map", "pool_token_parts", "read_rows", "split_embedding",
-    "split_pooling", "token_attribution", "token_parts", "whole",
+    "TokenAttribution", "Units", "attention_map", "check_cache", "check_finite", "check_model", "check_tensor",
+    "direct_attribution", "finite", "hook_names", "in_full", "neuron_parts", "pool_attention_map", "pool_token_parts",
+    "read_rows", "split_embedding", "split_pooling", "token_attribution", "token_parts", "whole",
 ]  # fmt: skip
 
 from vit_lens.attribution.brief import Brief

@@ -23,7 +23,17 @@ from vit_lens.numerics import without_autocast
 from vit_lens.towers import Tower, ViTActivationCache
 
 PartKind = Literal[
-    "embed", "resid_pre", "head", "attn_bias", "mlp", "neuron", "mlp_bias", "feature", "pool_head", "pool_mlp", "constant"
+    "embed",
+    "resid_pre",
+    "head",
+    "attn_bias",
+    "mlp",
+    "neuron",
+    "mlp_bias",
+    "feature",
+    "pool_head",
+    "pool_mlp",
+    "constant",
 ]
 _EMBEDS = ("hook_embed", "hook_pos_embed")
 _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for what neurons write

@@ -13,7 +13,7 @@ from vit_lens.cli import flags, intake, prompting
 from vit_lens.errors import OutputError, VitLensError, nearest
 
 if TYPE_CHECKING:
-    from vit_lens.dictionaries import Dictionary, Trainer
+    from vit_lens.dictionaries import Trainer
 
 _SCENES = 1000  # of the embedded model's world, where no images are given
 _SETTINGS = "settings.json"  # of a folder, what it is the dictionary of
@@ -27,7 +27,9 @@ Site = Annotated[str, typer.Option(help="Where: L5.resid_post, L5.mlp, L5.attn, 
 Tokens = Annotated[
     str | None, typer.Option(help="Which tokens: patches, cls, all. Default: patches of images, all of prompts.")
 ]
-NTokens = Annotated[int, typer.Option("--n-tokens", min=1, help="Tokens that are learnt from at most, over all passes.")]
+NTokens = Annotated[
+    int, typer.Option("--n-tokens", min=1, help="Tokens that are learnt from at most, over all passes.")
+]
 HeldOut = Annotated[float, typer.Option(help="The share of images or prompts that is held out.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the split, the order, the start and the controls.")]
 Show = Annotated[int, typer.Option(min=1, help="Features on the page, from frequent to rare.")]
@@ -43,7 +45,9 @@ def train(
     prompts: flags.Prompts = None,
     features: Annotated[int, typer.Option(min=1, help="Features.")] = 4096,
     k: K = 32,
-    trainer: Annotated[str, typer.Option(help="topk, trained here; or sae_lens, by `pip install 'vit-lens[sae]'`.")] = "topk",
+    trainer: Annotated[
+        str, typer.Option(help="topk, trained here; or sae_lens, by `pip install 'vit-lens[sae]'`.")
+    ] = "topk",
     tokens: Tokens = None,
     n_tokens: NTokens = 1_000_000,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
@@ -220,8 +224,8 @@ def _own(out: Path, said: Mapping[str, Any]) -> None:
         write_atomic(path, text.encode())
     elif path.read_text() != text:
         raise OutputError(
-            f"--out {out} holds a dictionary of other settings or images (settings.json); choose another folder, or run "
-            "the same command"
+            f"--out {out} holds a dictionary of other settings or images (settings.json); choose another folder, or "
+            "run the same command"
         )
 
 

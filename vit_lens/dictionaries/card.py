@@ -62,7 +62,9 @@ def with_controls(
     ['dictionary, by pursuit', 'untrained', 'random data points', 'principal components']
     """
     own = evaluate(dictionary, held_out)
-    known = replace(dictionary, frequency=own.frequency, statistics={**dictionary.statistics, "held_out": own.numbers()})
+    known = replace(
+        dictionary, frequency=own.frequency, statistics={**dictionary.statistics, "held_out": own.numbers()}
+    )
     k = dictionary.semantics.k or max(1, round(own.l0))
     kind = dictionary.semantics.encoder
     pursuit = kind if kind in PURSUITS else "pursuit"

@@ -45,7 +45,9 @@ def feature_address(dictionary: Dictionary, index: int) -> Address:
     site = dictionary.origin.site
     part = None if site is None else address_of(site) or find_address(site)
     if part is None:
-        raise DictionaryError(f"the dictionary is of {site or 'no site'}, which has no address; give features as numbers")
+        raise DictionaryError(
+            f"the dictionary is of {site or 'no site'}, which has no address; give features as numbers"
+        )
     return Address(block=part.block, layer=part.layer, hook=part.hook, feature=dictionary.feature(index))
 
 
@@ -77,7 +79,9 @@ def clamp(
         address, point = find_feature(model.hook_dict, Address.parse(str(name)))
         where = None if tokens is None else resolve_tokens(tokens, model.cfg)  # pyright: ignore[reportArgumentType]
         if point.positions is not None and (outside := set(where or ()) - set(point.positions)):
-            raise DictionaryError(f"{address} has no code at tokens {sorted(outside)}: its dictionary is of other tokens")
+            raise DictionaryError(
+                f"{address} has no code at tokens {sorted(outside)}: its dictionary is of other tokens"
+            )
         given = torch.as_tensor(value, dtype=torch.float64)
         if not torch.isfinite(given).all():
             raise DictionaryError(f"{address} is to be set to {value}; expected finite numbers")
@@ -197,9 +201,7 @@ def feature_attribution(
     readout = FrozenReadout(cache)
     parts = readout(writes.movedim(1, 0).to(readout.weights))
     values = parts @ chosen.vectors.to(parts).T / chosen.divisor(readout.embedding)[:, None]
-    components = tuple(
-        Component(feature_address(dictionary, index)) for index in _indices(dictionary, features)
-    )
+    components = tuple(Component(feature_address(dictionary, index)) for index in _indices(dictionary, features))
     return Attribution(components, chosen.names, values, units)
 
 

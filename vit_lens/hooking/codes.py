@@ -58,7 +58,9 @@ def find_feature(points: Mapping[str, HookPoint], address: Address) -> tuple[Add
         if isinstance(point, CodesPoint) and (site := address_of(name.removesuffix(CODES))) is not None
     }
     if not spliced:
-        raise UnknownSiteError(f"feature {address}: no dictionary is spliced in; `with model.spliced(dictionary):` does")
+        raise UnknownSiteError(
+            f"feature {address}: no dictionary is spliced in; `with model.spliced(dictionary):` does"
+        )
     full = address.part.resolve_feature(spliced)
     feature, point = full.feature or 0, spliced[Address(block=full.block, layer=full.layer, hook=full.hook)]
     if feature >= point.n_features:

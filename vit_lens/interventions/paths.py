@@ -193,7 +193,9 @@ def _senders_at(
         )
     found = resolve_targets(model, senders, tokens, ids, others)
     if features := [str(one.address) for one in found if one.address.feature is not None]:
-        raise InterventionError(f"{', '.join(features)}: paths begin at sites and neurons; zero and patch take features")
+        raise InterventionError(
+            f"{', '.join(features)}: paths begin at sites and neurons; zero and patch take features"
+        )
     return found
 
 

@@ -181,7 +181,8 @@ def _feature(model: Tower, address: Address, where: "_Where") -> Address:
     found, point = find_feature(model.hook_dict, address)
     if point.positions is not None and (outside := set(where.positions or ()) - set(point.positions)):
         raise InterventionError(
-            f"{found} has no code at tokens {sorted(outside)}: its dictionary is of tokens {list(point.positions)} alone"
+            f"{found} has no code at tokens {sorted(outside)}: its dictionary is of tokens {list(point.positions)} "
+            "alone"
         )
     return found
 

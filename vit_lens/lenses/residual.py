@@ -90,12 +90,13 @@ class ResidualLens(Lens):
         last = stream.last(cache)
         if writes.ndim != 4 or writes.shape[0] != len(last) or writes.shape[2:] != last.shape[1:]:
             raise LensError(
-                f"writes are {tuple(writes.shape)}; expected [{len(last)} images, writes, {last.shape[1]} read-out rows, "
-                f"{last.shape[2]}]"
+                f"writes are {tuple(writes.shape)}; expected [{len(last)} images, writes, {last.shape[1]} read-out "
+                f"rows, {last.shape[2]}]"
             )
         if self._origin(cache, [one]) is not None:
             raise LensError(
-                f"{self.describe().label} measures outputs from a mean, and a part of one has none; take the clean anchor"
+                f"{self.describe().label} measures outputs from a mean, and a part of one has none; take the clean "
+                "anchor"
             )
         sites = [one] * writes.shape[1]
         with in_full(model):

@@ -75,9 +75,7 @@ class Feature(NamedTuple):
     bands: list[ShownBand]
 
 
-def write_dictionary_page(
-    dictionary: Dictionary, examples: FeatureExamples, out: str | os.PathLike[str]
-) -> Path:
+def write_dictionary_page(dictionary: Dictionary, examples: FeatureExamples, out: str | os.PathLike[str]) -> Path:
     """Write the page of a dictionary as one file, which needs no network, and return its path.
 
     Args:
@@ -122,8 +120,9 @@ def _lede(dictionary: Dictionary) -> str:
     k = dictionary.semantics.k
     few = f"at most {k}" if k is not None else "a few"
     return (
-        f"Each {dictionary.d}-dimensional activation is written as a sum of {few} of {dictionary.n_features:,} directions. "
-        "Below: how much of it that explains, beside controls that learnt nothing, and what single features fire on."
+        f"Each {dictionary.d}-dimensional activation is written as a sum of {few} of {dictionary.n_features:,} "
+        "directions. Below: how much of it that explains, beside controls that learnt nothing, and what single features "
+        "fire on."
     )
 
 
@@ -179,8 +178,12 @@ def _number(value: object) -> str:
 
 def _features_words(examples: FeatureExamples) -> str:
     many = "input" if examples.n_inputs == 1 else "inputs"
-    where = "The patch where it is strongest counts for an image." if examples.pictures else "Its strongest token counts."
-    hue = "Colour is the activation of each patch or token, as a share of the feature's largest: orange, or blue below 0."
+    where = (
+        "The patch where it is strongest counts for an image." if examples.pictures else "Its strongest token counts."
+    )
+    hue = (
+        "Colour is the activation of each patch or token, as a share of the feature's largest: orange, or blue below 0."
+    )
     return f"{examples.n_inputs} held-out {many}, in the order of their activation. {where} {hue}"
 
 
