@@ -58,7 +58,7 @@ def test_ablation_and_patching_are_edits_of_codes(vit, pixels, site, kind, optio
             "patch": interventions.patch(vit, full, cache),
             "patch one": interventions.patch(vit, full, cache, images=2, tokens=["patch1", "cls"]),
             "clamp": clamp(vit, {full: 1.7, f"L1.f{b}": -0.3}),
-            "clamp at": clamp(vit, {full: 1.7}, tokens="patches"),
+            "clamp at": clamp(vit, {f"{full}@patches": 1.7}),
         }
         found = {name: vit.run_with_hooks(pixels, fwd_hooks=hooks) for name, hooks in runs.items()}
     theirs = dictionary.encode(cache[SITES[site]])
@@ -124,6 +124,12 @@ def test_wrong_features_are_refused(vit, pixels):
             interventions.zero(vit, "L1.f3@patch99")
         with pytest.raises(InterventionError, match="hold no neurons and no features"):
             interventions.mean(vit, "L1.f3", means)
+        with pytest.raises(UnknownSiteError, match="without tower, position or step"):
+            interventions.zero(vit, "L1.f3~2")
+        with pytest.raises(UnknownSiteError, match="without tower, position or step"):
+            clamp(vit, {"vision:L1.f3": 1.0})
+        with pytest.raises(DictionaryError, match="says at which tokens"):
+            clamp(vit, {"L1.f3@cls": 1.0}, tokens="cls")
         with pytest.raises(DictionaryError, match="finite"):
             clamp(vit, {"L1.f3": float("nan")})
         _, cache = vit.run_with_cache(pixels)
@@ -143,6 +149,8 @@ def test_wrong_features_are_refused(vit, pixels):
         feature_writes(cache, dictionary, [53])
     with pytest.raises(UnknownSiteError, match="no dictionary is spliced there"):
         feature_writes(cache, dictionary, "L2.f3")
+    with pytest.raises(DictionaryError, match=r"'L1\.f3@cls' says more than a feature"):
+        feature_writes(cache, dictionary, "L1.f3@cls")
     with pytest.raises(DictionaryError, match="expected addresses"):
         feature_writes(cache, dictionary, [])
     dead = dataclasses.replace(dictionary, frequency=torch.zeros(53, dtype=torch.float64))

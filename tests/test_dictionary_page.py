@@ -124,7 +124,8 @@ def test_controls_are_measured_as_they_are_made(vit, pixels_many):
         pca_control,
         untrained_control,
         with_controls,
-    )  # fmt: skip
+    )
+    from vit_lens.errors import DictionaryError
 
     source = ActivationSource.of_model(vit, pixels_many, "L1.resid_post", tokens="patches", batch_size=32)
     train, held = source.split(0.4)
@@ -144,6 +145,9 @@ def test_controls_are_measured_as_they_are_made(vit, pixels_many):
     points = {(p["name"], p["k"]): p["fidelity"] for p in found.statistics["fidelity"]["points"]}
     for point in expected.points:
         assert points[point.name, point.k] == pytest.approx(point.fidelity, abs=1e-9)
+    elsewhere = ActivationSource.of_model(vit, pixels_many, "L0.resid_post", tokens="patches", batch_size=32)
+    with pytest.raises(DictionaryError, match=r"is of site 'blocks\.1\.hook_resid_post', the activations are of"):
+        with_controls(dictionary, elsewhere.split(0.4)[0], held)
     few = with_controls(of(n=300, k=3), train, held)
     assert "random data points" not in few.statistics["controls"] and "fewer than 300" in few.statistics["left_out"]
 
@@ -184,13 +188,14 @@ def test_verdicts_say_plainly_what_is_weak():
 
 def test_prompts_are_shaded_and_escaped(tmp_path):
     from vit_lens.dictionaries import Band, Example, FeatureExamples
+    from vit_lens.identity import fingerprint
     from vit_lens.report import write_dictionary_page
 
     nan = float("nan")
     one = Example(0, -4.0, 2, torch.tensor([0.0, 1.0, -4.0, nan]))
     examples = FeatureExamples(
-        features=(3,), bands=((Band(0.0, (one,)), Band(0.25, ())),), frequency=torch.tensor([0.2]), n_firing=(1,),
-        n_inputs=1, grid=None, n_prefix=0, pictures={}, texts={0: ["<start>", "a", EVIL, "x"]},
+        content=fingerprint({"W_dec": of().W_dec}), features=(3,), bands=((Band(0.0, (one,)), Band(0.25, ())),),
+        frequency=torch.tensor([0.2]), n_firing=(1,), n_inputs=1, grid=None, n_prefix=0, pictures={}, texts={0: ["<start>", "a", EVIL, "x"]},
     )  # fmt: skip
     text = write_dictionary_page(of(), examples, tmp_path / "p.html").read_text()
     assert '<span class="t2" title="1.00">a</span>' in text and '<span class="t5 negative" title="-4.00">' in text
@@ -204,8 +209,8 @@ def test_pages_that_cannot_be_are_refused(written, tmp_path, unchecked):
     dictionary, examples, _, _ = written
     with pytest.raises(OutputError, match=r"ends in \.html"):
         write_dictionary_page(dictionary, examples, tmp_path / "page.pdf")
-    with pytest.raises(DictionaryError, match="no feature"):
-        write_dictionary_page(of(n=10, k=3), examples, tmp_path / "page.html")
+    with pytest.raises(DictionaryError, match="the examples are of another dictionary"):
+        write_dictionary_page(of(n=23, k=3, seed=9), examples, tmp_path / "page.html")
     with pytest.raises(DictionaryError, match="examples"):
         write_dictionary_page(dictionary, [1], tmp_path / "page.html")
 

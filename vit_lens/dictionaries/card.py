@@ -14,7 +14,7 @@ from vit_lens.dictionaries.fidelity import Metric, fidelity
 from vit_lens.dictionaries.reading import ModelTokens
 from vit_lens.dictionaries.semantics import COUNTED, PURSUITS
 from vit_lens.dictionaries.source import ActivationSource
-from vit_lens.dictionaries.statistics import evaluate
+from vit_lens.dictionaries.statistics import evaluate, refuse_other
 from vit_lens.errors import DictionaryError
 
 _OWN, _PURSUED, _POINTS, _UNTRAINED = "dictionary", "dictionary, by pursuit", "random data points", "untrained"
@@ -61,6 +61,7 @@ def with_controls(
     >>> list(measured.statistics["controls"])
     ['dictionary, by pursuit', 'untrained', 'random data points', 'principal components']
     """
+    refuse_other(dictionary, train)
     own = evaluate(dictionary, held_out)
     known = replace(
         dictionary, frequency=own.frequency, statistics={**dictionary.statistics, "held_out": own.numbers()}

@@ -20,6 +20,7 @@ from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError
 from vit_lens.hooking import LoudHookedRootModule
+from vit_lens.identity import fingerprint
 
 _FROM = (0.0, 0.25, 0.5, 0.75)  # the ranks, as shares of the inputs on which a feature fires, where bands begin
 _TOKENS_AT_ONCE = 2048  # codes of all features are held for so many tokens
@@ -69,6 +70,7 @@ class FeatureExamples:
     The strongest inputs alone make any direction look pure; the weaker ones say whether it is.
 
     Attributes:
+        content: Digits that identify the dictionary.
         features: The features.
         bands: Of each feature its bands, strongest first.
         frequency: Of each feature the share of tokens on which it fires.
@@ -87,6 +89,7 @@ class FeatureExamples:
     (torch.Size([2]), [4, 4])
     """
 
+    content: str
     features: tuple[int, ...]
     bands: tuple[tuple[Band, ...], ...]
     frequency: Float[Tensor, " feature"]
@@ -178,7 +181,7 @@ def feature_examples(
     cfg = getattr(model, "cfg", None)
     grid = cfg.grid if isinstance(cfg, PatchEmbedConfig) and maps.by_position else None
     return FeatureExamples(
-        features=tuple(chosen), bands=bands, frequency=frequency,
+        content=fingerprint({"W_dec": dictionary.W_dec}), features=tuple(chosen), bands=bands, frequency=frequency,
         n_firing=tuple((largest != 0).sum(0).tolist()), n_inputs=len(source.inputs), grid=grid,
         n_prefix=0 if grid is None else cfg.n_prefix,  # pyright: ignore[reportOptionalMemberAccess]
         pictures={} if reads_text(model) else {index: _picture(model, inputs, index) for index in shown},

@@ -5,6 +5,7 @@ __all__ = [
 ]  # fmt: skip
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -61,7 +62,7 @@ def clamp(
 
     Args:
         model: The model, in which dictionaries are spliced.
-        values: By the addresses of features numbers, or tensors that fit [batch pos].
+        values: By the addresses of features numbers, or tensors that fit [batch pos]; ``L5.f17@cls`` also says where.
         tokens: At which tokens of images; None for all that the dictionary is of.
 
     Raises:
@@ -76,8 +77,12 @@ def clamp(
     """
     hooks = []
     for name, value in values.items():
-        address, point = find_feature(model.hook_dict, Address.parse(str(name)))
-        where = None if tokens is None else resolve_tokens(tokens, model.cfg)  # pyright: ignore[reportArgumentType]
+        said = Address.parse(str(name))
+        if None not in (said.position, tokens):
+            raise DictionaryError(f"{said} says at which tokens, and so does tokens={tokens!r}: give one")
+        address, point = find_feature(model.hook_dict, replace(said, position=None))
+        at = tokens if said.position is None else said.position
+        where = None if at is None else resolve_tokens(at, model.cfg)  # pyright: ignore[reportArgumentType]
         if point.positions is not None and (outside := set(where or ()) - set(point.positions)):
             raise DictionaryError(
                 f"{address} has no code at tokens {sorted(outside)}: its dictionary is of other tokens"
@@ -249,7 +254,12 @@ def _indices(dictionary: Dictionary, features: Features) -> list[int]:
     if isinstance(features, Iterable) and all(isinstance(one, (str, Address)) for one in features):
         own = feature_address(dictionary, 0)
         site = Address(block=own.block, layer=own.layer, hook=own.hook)
-        found = [Address.parse(str(one)).resolve_feature([site]).feature for one in features]
+        said = [Address.parse(str(one)) for one in features]
+        if more := [str(one) for one in said if one != one.part]:
+            raise DictionaryError(
+                f"'{more[0]}' says more than a feature, which is read where the embedding is read from"
+            )
+        found = [one.resolve_feature([site]).feature for one in said]
     else:
         found = as_indices(features)  # pyright: ignore[reportArgumentType]
     if not found:

@@ -1,6 +1,6 @@
 """How good a dictionary is, on tokens that it was not learnt from."""
 
-__all__ = ["Statistics", "evaluate"]
+__all__ = ["Statistics", "evaluate", "refuse_other"]
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,7 +77,7 @@ def evaluate(
     >>> found.n_tokens, found.l0 <= 3
     (60, True)
     """
-    _refuse_other(dictionary, source)
+    refuse_other(dictionary, source)
     n, fired = 0, torch.zeros(dictionary.n_features, dtype=torch.float64)
     error = mean = square = torch.zeros(dictionary.d, dtype=torch.float64)
     for batch in source.in_order():
@@ -103,7 +103,12 @@ def evaluate(
     )  # fmt: skip
 
 
-def _refuse_other(dictionary: Dictionary, source: ActivationSource) -> None:
+def refuse_other(dictionary: Dictionary, source: ActivationSource) -> None:
+    """Raise where activations are known to be of another model, hook point or stream than a dictionary.
+
+    Raises:
+        DictionaryError: They are.
+    """
     own, other = dictionary.origin, source.provenance
     for what in ("fingerprint", "site", "stream"):
         mine, theirs = getattr(own, what), getattr(other, what)

@@ -45,13 +45,18 @@ def find_feature(points: Mapping[str, HookPoint], address: Address) -> tuple[Add
         address: ``L5.f3796``, or ``L5.resid_post.f3796`` where there are several dictionaries.
 
     Raises:
-        UnknownSiteError: No dictionary is spliced there, several are, or the feature is none of its.
+        UnknownSiteError: No dictionary is spliced there, several are, the feature is none of its, or the address says
+            more than a feature: a tower, a position or a step.
 
     >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
     >>> with model.spliced(found):
     ...     find_feature(model.hook_dict, vl.Address.parse("L5.f39"))[0]
     Address('L5.resid_post.f39')
     """
+    if address != address.part:
+        raise UnknownSiteError(
+            f"'{address}': a feature alone is asked for, without tower, position or step: '{address.part}'"
+        )
     spliced = {
         site: point
         for name, point in points.items()
@@ -61,7 +66,7 @@ def find_feature(points: Mapping[str, HookPoint], address: Address) -> tuple[Add
         raise UnknownSiteError(
             f"feature {address}: no dictionary is spliced in; `with model.spliced(dictionary):` does"
         )
-    full = address.part.resolve_feature(spliced)
+    full = address.resolve_feature(spliced)
     feature, point = full.feature or 0, spliced[Address(block=full.block, layer=full.layer, hook=full.hook)]
     if feature >= point.n_features:
         raise UnknownSiteError(f"feature {full}: the dictionary there has features f0 to f{point.n_features - 1}")

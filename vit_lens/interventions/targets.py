@@ -123,7 +123,7 @@ def resolve_targets(
                 raise InterventionError(f"{address} says at which tokens, and tokens={tokens!r} says others: give one")
             item = replace(address, position=None)
         parts = _parts(item, model.cfg) if address is None or address.feature is None else [
-            _feature(model, address.part, where)
+            _feature(model, replace(address, position=None), where)
         ]  # fmt: skip
         found += [Target(part, *where.of_target) for part in parts]
     return list(dict.fromkeys(found))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vit_lens.dictionaries import Dictionary, Example, FeatureExamples, Verdict, compared, feature_address, verdicts
 from vit_lens.errors import DictionaryError, UnknownSiteError, expect
+from vit_lens.identity import fingerprint
 from vit_lens.report.one_file import page_path, write_page
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
@@ -85,7 +86,7 @@ def write_dictionary_page(dictionary: Dictionary, examples: FeatureExamples, out
         out: The file to write, ending in .html.
 
     Raises:
-        DictionaryError: The examples are of features that the dictionary has not.
+        DictionaryError: The examples are of another dictionary.
         OutputError: The page cannot be written, or ``out`` is not an .html file.
 
     >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
@@ -95,8 +96,8 @@ def write_dictionary_page(dictionary: Dictionary, examples: FeatureExamples, out
     """
     expect(dictionary, Dictionary, "dictionary", DictionaryError, "a vl.Dictionary")
     expect(examples, FeatureExamples, "examples", DictionaryError, "vit_lens.dictionaries.feature_examples(...)")
-    for index in examples.features:
-        dictionary.feature(index)
+    if examples.content != fingerprint({"W_dec": dictionary.W_dec}):
+        raise DictionaryError("the examples are of another dictionary; feature_examples(dictionary, ...) makes its own")
     target = page_path(out)
     rows = compared(dictionary)
     curve_ks, curve, curve_n = _curve(dictionary)
@@ -121,8 +122,8 @@ def _lede(dictionary: Dictionary) -> str:
     few = f"at most {k}" if k is not None else "a few"
     return (
         f"Each {dictionary.d}-dimensional activation is written as a sum of {few} of {dictionary.n_features:,} "
-        "directions. Below: how much of it that explains, beside controls that learnt nothing, and what single features "
-        "fire on."
+        "directions. Below: how much of it that explains, beside controls that learnt nothing, and what single "
+        "features fire on."
     )
 
 
