@@ -194,8 +194,9 @@ def test_prompts_are_shaded_and_escaped(tmp_path):
     nan = float("nan")
     one = Example(0, -4.0, 2, torch.tensor([0.0, 1.0, -4.0, nan]))
     examples = FeatureExamples(
-        content=fingerprint({"W_dec": of().W_dec}), features=(3,), bands=((Band(0.0, (one,)), Band(0.25, ())),),
-        frequency=torch.tensor([0.2]), n_firing=(1,), n_inputs=1, grid=None, n_prefix=0, pictures={}, texts={0: ["<start>", "a", EVIL, "x"]},
+        content=fingerprint({"W_dec": of().W_dec}), features=(3,), frequency=torch.tensor([0.2]), n_firing=(1,),
+        bands=((Band(0.0, (one,)), Band(0.25, ())),), n_inputs=1, grid=None, n_prefix=0, pictures={},
+        texts={0: ["<start>", "a", EVIL, "x"]},
     )  # fmt: skip
     text = write_dictionary_page(of(), examples, tmp_path / "p.html").read_text()
     assert '<span class="t2" title="1.00">a</span>' in text and '<span class="t5 negative" title="-4.00">' in text
