@@ -4,7 +4,7 @@ __all__ = ["Verdict", "card", "compared", "verdicts", "with_controls"]
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ def with_controls(
     )
     k = dictionary.semantics.k or max(1, round(own.l0))
     kind = dictionary.semantics.encoder
-    pursuit = kind if kind in PURSUITS else "pursuit"
+    pursuit: Literal["pursuit", "signed"] = "signed" if kind == "signed" else "pursuit"
     controls: dict[str, Dictionary] = {_UNTRAINED: untrained_control(known, train, seed=seed)}
     left_out = ""
     if (n := sum(len(batch.tokens) for batch in train.in_order())) < dictionary.n_features:

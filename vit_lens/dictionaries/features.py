@@ -90,7 +90,7 @@ def clamp(
         given = torch.as_tensor(value, dtype=torch.float64)
         if not torch.isfinite(given).all():
             raise DictionaryError(f"{address} is to be set to {value}; expected finite numbers")
-        hooks.append((address.hook_name, partial(_set, feature=address.feature, value=given, where=where)))
+        hooks.append((address.hook_name, partial(_set, feature=address.feature or 0, value=given, where=where)))
     return hooks
 
 
@@ -265,7 +265,7 @@ def _indices(dictionary: Dictionary, features: Features) -> list[int]:
     if not found:
         raise DictionaryError(f"features={features!r}; expected addresses such as 'L5.f3796', or numbers")
     for index in found:
-        dictionary.direction(index)  # refuses what writes nothing, and warns of what is dead
+        dictionary.direction(index)  # pyright: ignore[reportArgumentType] refuses what writes nothing, warns of dead ones
     return [dictionary.feature(index) for index in found]  # pyright: ignore[reportArgumentType]
 
 

@@ -33,7 +33,7 @@ _POSITIVE, _NEGATIVE = (196, 82, 15), (35, 104, 166)  # --pos and --neg of page.
 class Near(NamedTuple):
     """A feature whose decoder row is near, and whether it is on the page."""
 
-    index: int
+    number: int
     cosine: str
     shown: bool
 
@@ -68,7 +68,7 @@ class ShownBand(NamedTuple):
 class Feature(NamedTuple):
     """One feature: its number, address, mark (dead, dense), words, neighbours and examples."""
 
-    index: int
+    number: int
     name: str
     mark: str
     words: str
