@@ -9,7 +9,7 @@ import tiny_dictionaries as tiny
 import torch
 from PIL import Image
 
-ASKED = ["--site", "L5.resid_post", "-k", "3", "--n-tokens", "700", "--held-out", "0.3", "--show", "3"]
+ASKED = ["--site", "L5.resid_post", "--k", "3", "--n-tokens", "700", "--held-out", "0.3", "--show", "3"]
 SMALL = [*ASKED, "--features", "40"]
 
 
@@ -69,7 +69,7 @@ def test_train_writes_all_of_it_and_goes_on_to_the_same_bits(folder, tmp_path, v
     monkeypatch.setattr("vit_lens.dictionaries.fit", lambda *a, **k: pytest.fail("learnt again"))
     status, output, errors = vit_lens("dict", "train", folder, *SMALL, "--out", made)
     assert status == 0 and "is there already, of this command" in output
-    status, _, errors = vit_lens("dict", "train", folder, *SMALL, "--seed", "1", "--out", made)
+    status, _, errors = vit_lens("dict", "train", folder, *SMALL, "--learning-seed", "1", "--out", made)
     assert status == 2 and "holds a dictionary of other settings or images" in errors
 
 
@@ -101,7 +101,7 @@ def test_prompts(tmp_path, vit_lens):
     prompts = tmp_path / "prompts.txt"
     words = [f"a {a} {b} {c}" for a in ("small", "large") for b in ("red", "blue") for c in ("star", "ring", "cross")]
     prompts.write_text("\n".join(words))
-    asked = ["--site", "L1.resid_post", "-k", "2", "--threshold", "0.3", "--held-out", "0.3"]
+    asked = ["--site", "L1.resid_post", "--k", "2", "--threshold", "0.3", "--held-out", "0.3"]
     out = tmp_path / "out"
     status, _, errors = vit_lens("dict", "itda", "--prompts", prompts, *asked, "--show", "2", "--out", out)
     assert status == 0, errors
@@ -111,7 +111,7 @@ def test_prompts(tmp_path, vit_lens):
 
 REFUSED = {
     ("train", "--trainer", "topkk"): "--trainer topkk: nearest: 'topk'",
-    ("train", "--features", "8", "-k", "9"): "k=9 of 8 features",
+    ("train", "--features", "8", "--k", "9"): "k=9 of 8 features",
     ("train", "--site", "L99.resid_post"): "no hook point",
     ("train", "--site", "L5.resid_pst"): "nearest",
     ("train", "--tokens", "patch99"): "patch",

@@ -103,7 +103,8 @@ def test_mean_codes_are_those_of_a_loop(vit, pixels):
     close(mean_codes(dictionary, ActivationSource.of_model(vit, pixels, "L1.resid_post", batch_size=4)), expected)
 
 
-def test_wrong_features_are_refused(vit, pixels):
+@pytest.mark.filterwarnings("ignore:these hooks never fired")
+def test_wrong_features_are_refused(vit, pixels, unchecked):
     import vit_lens as vl
     from vit_lens import interventions
     from vit_lens.dictionaries import clamp, feature_writes
@@ -251,7 +252,7 @@ def test_lenses_read_writes_as_hooks_have_them(vit, pixels, site, layers):
             close(shared[:, k], vit.run_with_hooks(pixels, fwd_hooks=[("blocks.2.hook_resid_post", add)]))
 
 
-def test_a_feature_that_is_given_a_code_needs_no_token_of_its_own(vit, pixels):
+def test_a_feature_that_is_given_a_code_needs_no_token_of_its_own(vit, pixels, unchecked):
     import vit_lens as vl
     from vit_lens.dictionaries import feature_embeddings
     from vit_lens.errors import LensError

@@ -24,6 +24,8 @@ UNSHOWN = {
     "studies": ("content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study"),
     # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
     "lenses": ("checked_clean", "checked_read", "no_control"),
+    # What other rooms multiply contributions with; direct_attribution shows what comes of them.
+    "attribution": ("Directions", "Units"),
     # What rows of a table are made of, which has three; tests/test_diffusion.py holds them to stock modules.
     "diffusion": {"Blocks", "Denoiser", "Port"},
     # It registers a class for the rest of the process; docs/own_decoder.md shows it on saved files.

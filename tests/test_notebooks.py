@@ -203,8 +203,8 @@ def test_another_text_is_another_page(tmp_path):
     assert digest(changed) != digest(NOTEBOOKS[0])
 
 
-def test_all_five_are_here():
+def test_all_six_are_here():
     names = ["01_first_look", "02_hooks_you_know", "03_diffusion_steering_lens", "04_can_you_trust_it"]
-    names += OF_TEXT
+    names += [*OF_TEXT, "06_dictionaries"]
     assert [notebook.stem for notebook in NOTEBOOKS] == names
     assert sorted(page.stem for page in PAGES.glob("*.html")) == names

@@ -31,9 +31,9 @@ NTokens = Annotated[
     int, typer.Option("--n-tokens", min=1, help="Tokens that are learnt from at most, over all passes.")
 ]
 HeldOut = Annotated[float, typer.Option(help="The share of images or prompts that is held out.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the split, the order, the start and the controls.")]
+LearningSeed = Annotated[int, typer.Option(min=0, help="Of the split, the order, the start and the controls.")]
 Show = Annotated[int, typer.Option(min=1, help="Features on the page, from frequent to rare.")]
-K = Annotated[int, typer.Option("-k", "--k", min=1, help="Codes of a token.")]
+K = Annotated[int, typer.Option("--k", min=1, help="Codes of a token.")]
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
     n_tokens: NTokens = 1_000_000,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     held_out: HeldOut = 0.1,
-    seed: Seed = 0,
+    learning_seed: LearningSeed = 0,
     show: Show = 24,
 ) -> None:
     """Train a sparse autoencoder on the activations of a site. Run it again to go on after an interruption.
@@ -63,9 +63,10 @@ def train(
 
     if trainer not in _TRAINERS:
         raise VitLensError(f"--trainer {trainer}: nearest: {nearest(trainer, _TRAINERS)}")
-    shared: dict[str, Any] = {"n_features": features, "k": k, "lr": lr, "n_tokens": n_tokens, "seed": seed}
+    shared: dict[str, Any] = {"n_features": features, "k": k, "lr": lr, "n_tokens": n_tokens, "seed": learning_seed}
     config = TopK(**shared, device=tower.device) if trainer == "topk" else SAELens(**shared)
-    _learn(config, out, site, tower, paths, images, prompts, tokens, held_out, seed, show, resumes=trainer == "topk")
+    resumes = trainer == "topk"
+    _learn(config, out, site, tower, paths, images, prompts, tokens, held_out, learning_seed, show, resumes=resumes)
 
 
 def itda(
@@ -84,7 +85,7 @@ def itda(
     tokens: Tokens = None,
     n_tokens: NTokens = 1_000_000,
     held_out: HeldOut = 0.1,
-    seed: Seed = 0,
+    learning_seed: LearningSeed = 0,
     show: Show = 24,
 ) -> None:
     """Make a dictionary of data points: tokens that those before them explain too little of (ITDA).
@@ -93,8 +94,8 @@ def itda(
     """
     from vit_lens.dictionaries import ITDA
 
-    config = ITDA(k=k, threshold=threshold, form=form, max_atoms=max_atoms, n_tokens=n_tokens, seed=seed)  # pyright: ignore[reportArgumentType]
-    _learn(config, out, site, tower, paths, images, prompts, tokens, held_out, seed, show, resumes=True)
+    config = ITDA(k=k, threshold=threshold, form=form, max_atoms=max_atoms, n_tokens=n_tokens, seed=learning_seed)  # pyright: ignore[reportArgumentType]
+    _learn(config, out, site, tower, paths, images, prompts, tokens, held_out, learning_seed, show, resumes=True)
 
 
 def load(

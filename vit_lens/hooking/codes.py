@@ -25,6 +25,7 @@ class CodesPoint(HookPoint):
 
     >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
     >>> with model.spliced(found):
+    ...     _ = model(pixels)
     ...     model.hook_dict["blocks.5.hook_resid_post.hook_sae_acts_post"].n_features
     40
     """
@@ -50,6 +51,7 @@ def find_feature(points: Mapping[str, HookPoint], address: Address) -> tuple[Add
 
     >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
     >>> with model.spliced(found):
+    ...     _ = model(pixels)
     ...     find_feature(model.hook_dict, vl.Address.parse("L5.f39"))[0]
     Address('L5.resid_post.f39')
     """

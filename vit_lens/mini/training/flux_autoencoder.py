@@ -96,7 +96,8 @@ def train_flux_autoencoder(
         start_step({optimizer: settings.lr}, cosine(index, settings.n_steps, warm_up=50))
         latents = model.encode(target, return_dict=False)[0].mode()
         noise = torch.from_numpy(generator.standard_normal(latents.shape, dtype=np.float32))
-        error = model.decode(latents + settings.latent_noise * noise, return_dict=False)[0] - target
+        given: Any = latents + settings.latent_noise * noise
+        error = model.decode(given, return_dict=False)[0] - target
         square = error.pow(2).mean()
         centred = latents.mean((0, 2, 3)).pow(2).sum() + (latents.std((0, 2, 3)) - 1).pow(2).sum()
         (square + 0.1 * error.abs().mean() + 2e-3 * centred).backward()

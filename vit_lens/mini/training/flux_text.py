@@ -8,6 +8,7 @@ __all__ = [
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def build_t5_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_t5(settings: FluxTextSettings, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> T5EncoderModel:
     """Build an untrained text encoder whose initial weights depend on ``seed`` alone."""
-    config = T5Config(
+    sizes: dict[str, Any] = dict(
         vocab_size=len(tokenizer), d_model=settings.width, d_kv=settings.width // settings.n_heads,
         d_ff=settings.inner, num_layers=settings.n_layers, num_heads=settings.n_heads,
         relative_attention_num_buckets=16, relative_attention_max_distance=MAX_TOKENS, dropout_rate=0.0,
@@ -78,7 +79,7 @@ def build_t5(settings: FluxTextSettings, tokenizer: PreTrainedTokenizerFast, *, 
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return T5EncoderModel(config).train()
+        return T5EncoderModel(T5Config(**sizes)).train()
 
 
 def tokenise_t5(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Int[Tensor, "text token"]:
