@@ -533,3 +533,15 @@ def test_zero_shot_accuracy_is_a_metric():
     metric = vl.dictionaries.zero_shot_accuracy(bank, labels)
     found = vl.dictionaries.fidelity(model, made, images, metric)
     assert found.clean == 1 and 0 <= found.points[0].value <= 1 and len(set(labels)) > 1
+
+
+def test_a_source_knows_weights_that_were_changed_unseen():
+    """PyTorch counts no change through .data, and a dictionary is bound to the weights that there are."""
+    import vit_lens as vl
+
+    model = vl.HookedViT.from_pretrained("mini")
+    pixels = torch.zeros(2, 3, 64, 64)
+    before = vl.ActivationSource.of_model(model, pixels, "L5.resid_post").provenance.fingerprint
+    model.W_E.data.mul_(2)
+    assert model.fingerprint == before
+    assert vl.ActivationSource.of_model(model, pixels, "L5.resid_post").provenance.fingerprint != before

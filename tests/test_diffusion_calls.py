@@ -443,3 +443,48 @@ def test_names_are_in_the_docstrings():
         told = {re.sub(r"\{\w\}", "{i}", name) for name in told}
         assert names == {name for name in told if not re.search(r"\.\d", name)}
     assert vl.diffusion.DENOISERS["flux"].cls == "FluxTransformer2DModel"
+
+
+# ---- dictionaries within a denoiser
+
+
+@pytest.mark.parametrize(("kind", "site"), [("flux", "double.1.hook_resid_post"), ("unet", "mid.0.hook_update")])
+def test_a_dictionary_in_a_denoiser(kind, site, request):
+    """Nothing edited is the stock picture to the bit; codes are kept by step and branch, at the cost that was said."""
+    import vit_lens as vl
+
+    model = request.getfixturevalue({"flux": "model", "unet": "unet"}[kind])
+    given = dict(FLUX if kind == "flux" else UNET) | {"output_type": "latent"}
+    plain, whole = model.run_with_cache(PROMPTS, **given, names_filter=site)
+    d = whole[site].shape[-1]
+    found = vl.dictionaries.random_dictionary(d, 2 * d + 1, k=3, site=site)
+    codes = f"{site}.hook_sae_acts_post"
+    with model.spliced(found):
+        assert torch.equal(model(PROMPTS, **given), plain)
+        cost = model.cache_cost(PROMPTS, **given, names_filter=[site, codes])
+        out, cache = model.run_with_cache(PROMPTS, **given, names_filter=[site, codes])
+        edited = model.run_with_hooks(PROMPTS, **given, fwd_hooks=[(codes, lambda act, hook: 0 * act)])
+    assert torch.equal(out, plain) and not torch.equal(edited, plain)
+    assert cost == sum(cache[name].numel() * cache[name].element_size() for name in (site, codes))
+    assert torch.equal(cache[codes], found.encode(whole[site]))
+
+
+def test_codes_are_kept_of_the_branch_that_is_asked_for(unet):
+    import vit_lens as vl
+
+    site = "mid.0.hook_update"
+    given = dict(UNET) | {"output_type": "latent", "guidance_scale": 3.0}
+    whole = unet.run_with_cache(PROMPTS, **given, names_filter=site, branch="both")[1]
+    d = whole["cond"][site].shape[-1]
+    found = vl.dictionaries.random_dictionary(d, d + 3, k=2, site=site)
+    with unet.spliced(found):
+        kept = unet.run_with_cache(PROMPTS, **given, names_filter=f"{site}.hook_sae_acts_post", branch="both")[1]
+    for branch, cache in kept.items():
+        assert torch.equal(cache[f"{site}.hook_sae_acts_post"], found.encode(whole[branch][site]))
+
+
+def test_a_dictionary_is_bound_to_a_denoiser_by_its_id():
+    import vit_lens as vl
+    from vit_lens.dictionaries.belonging import identity_of
+
+    assert identity_of(vl.HookedUNet.from_pretrained("mini-sd"))[0] == "vit_lens/mini-sd"

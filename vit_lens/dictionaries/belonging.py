@@ -20,8 +20,8 @@ def identity_of(model: Any) -> tuple[str, str]:
     """
     digits = getattr(model, "fingerprint", None)
     digits = digits if isinstance(digits, str) else fingerprint(model.state_dict())
-    known = getattr(model, "encoder_id", None)
-    return known if isinstance(known, str) else f"module@{digits}", digits
+    known = (getattr(model, name, None) for name in ("encoder_id", "model_id"))  # the second of diffusion models
+    return next((each for each in known if isinstance(each, str)), f"module@{digits}"), digits
 
 
 def hook_name_of(model: Any, site: str) -> str:

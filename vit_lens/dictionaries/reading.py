@@ -19,6 +19,7 @@ from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError, OutputError, expect
 from vit_lens.files import as_path, check_fields, open_tensors, read_json, save_tensors, write_atomic
 from vit_lens.hooking import LoudHookedRootModule, SteppedCache
+from vit_lens.identity import forget_fingerprints
 
 _SHARD, _INDEX = "vit_lens.activations.1", "activations.json"
 _ADVICE = "source.write(folder) makes one"
@@ -118,6 +119,7 @@ class ModelTokens:
             raise DictionaryError(f"stream={stream!r}; expected 'output' or 'update'")
         self.model, self.inputs, self.batch_size = model, inputs, batch_size
         self._positions, self._reads_text = token_rule(model, tokens), reads_text(model)
+        forget_fingerprints(model)
         known, digits = identity_of(model)
         self.provenance = Provenance(site=name, stream=stream, tokens=tokens, model=known, fingerprint=digits)
         self.keys = [_key(each) for each in inputs]

@@ -2,6 +2,7 @@
 
 __all__ = ["HookedDiffusion"]
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from vit_lens.diffusion.passes import Passes, n_steps
 from vit_lens.diffusion.pipeline import PipelineModule
 from vit_lens.diffusion.wiring import Place, attach, check_wirable
 from vit_lens.errors import VitLensError
-from vit_lens.hooking import Activations, Keeper, Name, as_device, is_hooked
+from vit_lens.hooking import CODES, Activations, CodesPoint, Keeper, Name, as_device, is_hooked
 
 _BRANCHES = ("cond", "uncond")
 _MEMORY_KINDS = ("cpu", "cuda", "mps")
@@ -249,7 +250,7 @@ class HookedDiffusion(PipelineModule):
         n = self._checked_steps(at_steps, call)
         need = self._bytes(names, call) * n * len(wanted)
         self._check_memory(need, self.device if device is None else as_device(device), names, call, n)
-        hooks = [pair for each, keeper in keepers.items() for pair in _of_branch(each, keeper.hooks()[0])]
+        hooks = [pair for each, keeper in keepers.items() for pair in self._of_branch(each, keeper.hooks()[0])]
         with self.hooks(hooks):
             out = self(prompts, steps=steps, seed=seed, **options)
         caches = {each: keeper.result(Activations) for each, keeper in keepers.items()}
@@ -318,7 +319,19 @@ class HookedDiffusion(PipelineModule):
         if branch not in _BRANCHES:
             raise VitLensError(f"branch={branch!r}; expected 'cond' or 'uncond'")
         kept, fwd, bwd = super().get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
-        return kept, _of_branch(branch, fwd), bwd
+        return kept, self._of_branch(branch, fwd), bwd
+
+    def _of_branch(self, branch: str, hooks: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Return hooks that fire in one branch alone, and where there are no branches; on points of a splice, too."""
+
+        def gated(keep: Any) -> Any:
+            def fire(tensor: Tensor, hook: Any) -> Any:
+                return keep(tensor, hook=hook) if self.current_branch in (branch, None) else None
+
+            fire.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]
+            return fire
+
+        return [(name, gated(keep)) for name, keep in hooks]
 
     def _checked_branches(self, branch: Any, call: Call) -> tuple[str, ...]:
         if branch not in (*_BRANCHES, "both"):
@@ -342,7 +355,16 @@ class HookedDiffusion(PipelineModule):
         shapes = call.shapes(self.pipeline, self._row)
         if (key := repr(shapes)) not in self._shapes:
             self._shapes = {key: point_shapes(self.denoiser, self._row, shapes)}
-        return sum(torch.Size(self._shapes[key][name]).numel() for name in names) * self.dtype.itemsize
+        return sum(self._numel(name, self._shapes[key]) for name in names) * self.dtype.itemsize
+
+    def _numel(self, name: str, shapes: dict[str, tuple[int, ...]]) -> int:
+        """Return how many numbers a hook point gives in a pass, those that a spliced dictionary adds included."""
+        if name in shapes:
+            return math.prod(shapes[name])
+        site = next(each for each in shapes if name.startswith(f"{each}.hook_sae_"))
+        codes = self.hook_dict[site + CODES]
+        n_features = codes.n_features if isinstance(codes, CodesPoint) else 0
+        return math.prod(shapes[site][:-1]) * (n_features if "_acts_" in name else shapes[site][-1])
 
     def _check_memory(self, need: int, where: torch.device, names: list[str], call: Call, n: int) -> None:
         free = free_memory(where) if where.type in _MEMORY_KINDS else need
@@ -353,19 +375,6 @@ class HookedDiffusion(PipelineModule):
                 f"and {where} has {_gb(free)} free; choose points with names_filter=, steps with at_steps={advice}, or "
                 "fewer prompts. model.cache_cost(...) says what a choice holds"
             )
-
-
-def _of_branch(branch: str, hooks: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return hooks that fire in one branch alone, and where there are no branches."""
-
-    def gated(keep: Any) -> Any:
-        def fire(tensor: Tensor, hook: Any) -> Any:
-            return keep(tensor, hook=hook) if hook.branch in (branch, None) else None
-
-        fire.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]
-        return fire
-
-    return [(name, gated(keep)) for name, keep in hooks]
 
 
 def _gb(n: int) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
+from vit_lens.identity import forget_fingerprints
 from vit_lens.lenses import Lens, parse_lens
 from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import ReferenceMeans
@@ -126,6 +127,7 @@ class StudySetup:
 
     def describe(self) -> dict[str, Any]:
         """Return what a result must carry of its setup."""
+        forget_fingerprints(self.model)
         found: dict[str, Any] = {
             "encoder": self.model.encoder_id, "fingerprint": self.model.fingerprint,
             "n_heads": self.model.cfg.n_layers * self.model.cfg.n_heads,

@@ -138,10 +138,7 @@ def measure_flux(folder: Path, *, seed: int, n: int = 500) -> dict[str, object]:
         lambda texts, drawn: paint_flux(pipeline, texts, seed=drawn), lambda pictures: _carried(pipeline, pictures),
         judge, encoder_seed=seed, n=n, seed=1000,
     )  # fmt: skip
-    limit = found["residual_limit"]
-    if not isinstance(limit, float):
-        raise TypeError(f"residual_limit is {limit!r}")
-    metrics = {"seed": seed, **PAINTING, **found, **_alone(pipeline, limit, seed=seed, n=n)}
+    metrics = {"seed": seed, **PAINTING, **found, **_alone(pipeline, found["residual_limit"], seed=seed, n=n)}
     write_json(folder / "metrics.json", metrics)
     return metrics
 

@@ -111,7 +111,7 @@ def measure_bars(
     encoder_seed: int,
     n: int,
     seed: int,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Measure every bar, ``n`` pictures of each kind of sentence.
 
     A picture is right if both judges say so and its residual is below the 99th percentile of those of ``5 * n`` true

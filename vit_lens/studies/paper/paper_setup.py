@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
+from vit_lens.identity import forget_fingerprints
 from vit_lens.images import source_name
 from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import ReferenceMeans
@@ -64,6 +65,7 @@ class PaperSetup:
 
     def describe(self) -> dict[str, Any]:
         """Return what another run needs to know."""
+        forget_fingerprints(self.model)
         return {
             "encoder": self.model.encoder_id, "fingerprint": self.model.fingerprint,
             "decoder": self.pictures.decoder.decoder_id, "decoder settings": settings_dict(self.pictures.settings),
