@@ -262,7 +262,11 @@ def test_what_a_file_does_not_say_is_asked_for_and_pickles_are_refused(tmp_path,
         return made
 
     old = {"schema": 1, "cls": "TopK", "cfg": {"top_k": 5}}
-    both = lambda p: (prisma(p), unbox(p))[1]  # noqa: E731
+
+    def both(path):
+        prisma(path)
+        return unbox(path)
+
     jump = plain("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     cases = {
         "no k": (lambda: read(lambda p: sparsify(p, k=None)), "DictionaryError", "does not say k"),
