@@ -549,7 +549,12 @@ def check_fields(cls: type, found: Any, where: str, error: type[VitLensError]) -
             told = str(kind) if (origin := get_origin(kind)) else getattr(kind, "__name__", kind)
             told = f"one of {', '.join(map(repr, get_args(kind)))}" if origin is Literal else told
             raise error(f"{where}: {name} is {value!r}; expected {told}")
-    return {name: tuple(value) if get_origin(kinds[name]) is tuple else value for name, value in found.items()}
+    return {name: tuple(value) if _is_tuple(value, kinds[name]) else value for name, value in found.items()}
+
+
+def _is_tuple(value: Any, kind: Any) -> bool:
+    """Whether a list of a file stands for a tuple, which JSON has not."""
+    return isinstance(value, list) and any(get_origin(one) is tuple for one in (kind, *get_args(kind)))
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -29,9 +29,8 @@ from vit_lens.dictionaries.known import LAYOUTS, Layout, layout
 from vit_lens.dictionaries.layouts import save_sae_lens
 from vit_lens.dictionaries.normalisation import Normalisation
 from vit_lens.dictionaries.pursuit import SparseCodes, gradient_pursuit, matching_pursuit
-from vit_lens.dictionaries.reading import Provenance
 from vit_lens.dictionaries.sae_lens import SAELens
-from vit_lens.dictionaries.semantics import Origin, Semantics
+from vit_lens.dictionaries.semantics import Origin, Provenance, Semantics
 from vit_lens.dictionaries.source import ActivationSource, Batch, Place
 from vit_lens.dictionaries.splicing import spliced
 from vit_lens.dictionaries.statistics import Statistics, evaluate

@@ -1,44 +1,39 @@
 """Where tokens come from: a model that runs, an array in memory, shards on disk."""
 
-__all__ = ["ArrayTokens", "ModelTokens", "Provenance", "ShardTokens", "TokenReader", "write_shards"]
+__all__ = [
+    "ArrayTokens",
+    "ModelTokens",
+    "ShardTokens",
+    "TokenReader",
+    "labels_of",
+    "reader_for",
+    "reads",
+    "write_shards",
+]
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.dictionaries.belonging import identity_of
-from vit_lens.dictionaries.semantics import Stream
+from vit_lens.dictionaries.semantics import Provenance, Stream
 from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError, OutputError, expect
-from vit_lens.files import as_path, check_fields, open_tensors, read_json, save_tensors, write_atomic
+from vit_lens.files import as_path, check_fields, file_tensors, open_tensors, read_json, save_tensors, write_atomic
 from vit_lens.hooking import LoudHookedRootModule, SteppedCache
 from vit_lens.identity import forget_fingerprints
 
 _SHARD, _INDEX = "vit_lens.activations.1", "activations.json"
 _ADVICE = "source.write(folder) makes one"
+_OfReader = TypeVar("_OfReader", bound="Callable[..., Any]")
 _SHARD_BYTES = 2**31  # what one shard may take in memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Which activations tokens are, for the metadata of what is learnt of them; None where that is not known.
-
-    >>> Provenance(site="blocks.5.hook_resid_post", tokens="patches").stream
-    'output'
-    """
-
-    site: str | None = None
-    stream: Stream = "output"
-    tokens: str = "all"
-    model: str | None = None
-    fingerprint: str | None = None
 
 
 @runtime_checkable
@@ -83,7 +78,7 @@ class ArrayTokens:
     def read(self, inputs: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the tokens of some inputs, and their labels."""
         parts = [self._parts[index] for index in inputs]
-        return torch.cat(parts), _labels(inputs, [len(part) for part in parts])
+        return torch.cat(parts), labels_of(inputs, [len(part) for part in parts])
 
 
 class ModelTokens:
@@ -97,6 +92,7 @@ class ModelTokens:
             :func:`vit_lens.tokens.resolve_tokens` takes of images, and ``positions_of`` of prompts.
         stream: ``output``, or the ``update`` of a block.
         batch_size: How many inputs the model runs on at once.
+        **run: What else says how it runs; a model without steps takes nothing.
 
     Raises:
         DictionaryError: There is no input, or no such hook point.
@@ -104,9 +100,11 @@ class ModelTokens:
 
     def __init__(
         self, model: LoudHookedRootModule, inputs: Any, site: str, *, tokens: str = "all", stream: Stream = "output",
-        batch_size: int = 32,
+        batch_size: int = 32, **run: Any,
     ):  # fmt: skip
         expect(model, LoudHookedRootModule, "model", DictionaryError, "a hooked model")
+        if run:
+            raise DictionaryError(f"a {type(model).__name__} takes no {', '.join(run)}; a diffusion model's run has it")
         if not isinstance(inputs, (Tensor, Sequence)) or isinstance(inputs, str) or not len(inputs):
             raise DictionaryError(f"inputs={inputs!r:.80}; expected images, pixels or prompts, at least one")
         self._names = [name := model.hook_points_named(site)[0][0]]
@@ -152,10 +150,10 @@ class ModelTokens:
             seen = self._seen(given)
             parts = [row[mask[: len(row)]] for row, mask in zip(x, seen, strict=True)]
             places = [mask.nonzero()[:, 0] for mask in seen]
-            return torch.cat(parts), _labels(inputs, [len(part) for part in parts], places)
+            return torch.cat(parts), labels_of(inputs, [len(part) for part in parts], places)
         x = x if self._positions is None or x.shape[-2] == 1 else x[..., self._positions, :]
         x = x.flatten(1, -2)
-        return x.flatten(0, 1), _labels(inputs, [x.shape[1]] * len(x))
+        return x.flatten(0, 1), labels_of(inputs, [x.shape[1]] * len(x))
 
     def _seen(self, prompts: Any) -> Tensor:
         model: Any = self.model
@@ -187,34 +185,61 @@ class ShardTokens:
             if (n := sum(counts[start : start + per_shard]) * index.d * 4) > _SHARD_BYTES:
                 raise DictionaryError(f"{self._folder}: a shard of {n} bytes; at most {_SHARD_BYTES} are read at once")
         self._index: Any = index
-        self._held: tuple[int, Tensor] | None = None
+        self._held: tuple[int, Tensor, Tensor] | None = None
 
     def read(self, inputs: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the tokens of some inputs, in float32, and their labels."""
         counts, per_shard = self._index.counts, self._index.inputs_per_shard
-        parts = []
+        parts, places = [], []
         for index in inputs:
             shard, place = divmod(index, per_shard)
             first = sum(counts[shard * per_shard : shard * per_shard + place])
-            parts.append(self._shard(shard)[first : first + counts[index]].float())
-        return torch.cat(parts), _labels(inputs, [len(part) for part in parts])
+            tokens, of_tokens = self._shard(shard)
+            parts.append(tokens[first : first + counts[index]].float())
+            places.append(of_tokens[first : first + counts[index]])
+        return torch.cat(parts), labels_of(inputs, [len(part) for part in parts], places)
 
-    def _shard(self, shard: int) -> Tensor:
+    def _shard(self, shard: int) -> tuple[Tensor, Tensor]:
         if self._held is None or self._held[0] != shard:
             start, per_shard = shard * self._index.inputs_per_shard, self._index.inputs_per_shard
             shape = (sum(self._index.counts[start : start + per_shard]), self._index.d)
             path = self._folder / f"activations_{shard:05d}.safetensors"
-            if path.is_file() and path.stat().st_size > shape[0] * shape[1] * 4 + 2**16:
+            if path.is_file() and path.stat().st_size > shape[0] * (shape[1] * 4 + 8) + 2**16:
                 raise DictionaryError(f"{path} is larger than the index says; {_ADVICE}")
             with open_tensors(path, [_SHARD], what="activations", error=DictionaryError, advice=_ADVICE) as (
                 file,
                 meta,
             ):
-                found = file.get_tensor("activations")
+                held = file_tensors(file)
+            found, places = (held.get(name, torch.empty(0)) for name in ("activations", "places"))
             if tuple(found.shape) != shape or not found.is_floating_point() or meta.get("source") != self._index.source:
                 raise DictionaryError(f"{path} holds {tuple(found.shape)}, the index says {shape}; {_ADVICE}")
-            self._held = shard, found
-        return self._held[1]
+            if tuple(places.shape) != shape[:1] or places.dtype != torch.int64:
+                raise DictionaryError(f"{path} does not say the places of its {shape[0]} tokens; {_ADVICE}")
+            self._held = shard, found, places
+        return self._held[1:]
+
+
+_READERS: list[tuple[Callable[[Any], bool], Callable[..., ModelTokens]]] = []
+
+
+def reads(takes: Callable[[Any], bool]) -> Callable[[_OfReader], _OfReader]:
+    """Register a reader for the models that a function says yes to; the last that takes a model reads it.
+
+    Args:
+        takes: Whether a model is one of those.
+    """
+
+    def register(reader: _OfReader) -> _OfReader:
+        _READERS.append((takes, reader))
+        return reader
+
+    return register
+
+
+def reader_for(model: Any) -> Callable[..., ModelTokens]:
+    """Return what reads the tokens of a model: :class:`ModelTokens`, or what is registered for its kind."""
+    return next((reader for takes, reader in reversed(_READERS) if takes(model)), ModelTokens)
 
 
 @dataclass(frozen=True)
@@ -269,14 +294,18 @@ def write_shards(
                 f"activations of up to {float(tokens.abs().max()):.3g} do not fit {dtype}; give float32"
             )
         here, d = [int((labels[:, 0] == index).sum()) for index in inputs], tokens.shape[1]
-        save_tensors({"activations": kept}, path, {"format": _SHARD, "source": source, "counts": json.dumps(here)})
+        told = {"format": _SHARD, "source": source, "counts": json.dumps(here)}
+        save_tensors({"activations": kept, "places": labels[:, 1].contiguous()}, path, told)
         counts += here
     index = _Index(source, asdict(reader.provenance), tuple(reader.keys), tuple(counts), d, inputs_per_shard)
     write_atomic(place / _INDEX, json.dumps(asdict(index)).encode())
     return place
 
 
-def _labels(inputs: Sequence[int], counts: Sequence[int], places: Sequence[Tensor] | None = None) -> Tensor:
+def labels_of(
+    inputs: Sequence[int], counts: Sequence[int], places: Sequence[Tensor] | None = None
+) -> Int[Tensor, "token 2"]:
+    """Return the labels of tokens: of each its input, and its place there; None counts places from 0."""
     own = [torch.arange(n) for n in counts] if places is None else places
     rows = [torch.stack([torch.full((len(p),), i), p.cpu()], 1) for i, p in zip(inputs, own, strict=True)]
     return torch.cat(rows)

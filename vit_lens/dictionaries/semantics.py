@@ -1,6 +1,16 @@
 """What the numbers of a dictionary mean, and which activations they are of."""
 
-__all__ = ["BY_THRESHOLD", "COUNTED", "PURSUITS", "EncoderKind", "Origin", "Semantics", "Stream"]
+__all__ = [
+    "BY_THRESHOLD",
+    "COUNTED",
+    "PURSUITS",
+    "Branch",
+    "EncoderKind",
+    "Origin",
+    "Provenance",
+    "Semantics",
+    "Stream",
+]
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +20,7 @@ from vit_lens.errors import DictionaryError, nearest
 
 EncoderKind = Literal["relu", "topk", "batchtopk", "jumprelu", "pursuit", "signed"]
 Stream = Literal["output", "update"]
+Branch = Literal["cond", "uncond"]
 COUNTED, BY_THRESHOLD, PURSUITS = ("topk", "pursuit", "signed"), ("batchtopk", "jumprelu"), ("pursuit", "signed")
 
 
@@ -73,20 +84,24 @@ class Semantics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Which activations a dictionary is of. What is None is not known, and not checked.
+class Provenance:
+    """Which activations tokens are. What is None is not known, and not checked; of models without steps, there is none.
 
     Attributes:
         site: The name of the hook point.
         stream: ``output``, what the hook point holds; ``update``, what a block adds: its ``hook_resid_post`` without
             its ``hook_resid_pre``.
-        tokens: Which tokens it was learnt on, as :class:`ActivationSource` takes them: ``all``, ``patches``, ``cls``.
+        tokens: Which tokens were read, as :class:`ActivationSource` takes them: ``all``, ``patches``, ``cls``.
         model: The id of the model.
         fingerprint: The digits that identify its weights.
-        learnt: How it was learnt, or read, in words.
+        at_steps: The steps that a denoiser was read at, counted from 0.
+        sigmas: The noise levels of these steps; None for one that is not known, or not finite.
+        branch: The branch of guidance, ``cond`` or ``uncond``.
+        run: What its pipeline was called with: ``steps``, ``height``, ``width``, ``guidance_scale`` and so on, and the
+            ``noise_seed`` that the noise of each input is drawn by.
 
-    >>> Origin(site="blocks.5.hook_resid_post").tokens
-    'all'
+    >>> Provenance(site="blocks.5.hook_resid_post", tokens="patches").stream
+    'output'
     """
 
     site: str | None = None
@@ -94,4 +109,21 @@ class Origin:
     tokens: str = "all"
     model: str | None = None
     fingerprint: str | None = None
+    at_steps: tuple[int, ...] | None = None
+    sigmas: tuple[float | None, ...] | None = None
+    branch: Branch | None = None
+    run: dict | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin(Provenance):
+    """Which activations a dictionary is of, and how it came to be. What is None is not known, and not checked.
+
+    Attributes:
+        learnt: How it was learnt, or read, in words.
+
+    >>> Origin(site="blocks.5.hook_resid_post").tokens
+    'all'
+    """
+
     learnt: str = ""

@@ -14,15 +14,8 @@ from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.dictionaries.belonging import hook_name_of
-from vit_lens.dictionaries.reading import (
-    ArrayTokens,
-    ModelTokens,
-    Provenance,
-    ShardTokens,
-    TokenReader,
-    write_shards,
-)
-from vit_lens.dictionaries.semantics import Stream
+from vit_lens.dictionaries.reading import ArrayTokens, ShardTokens, TokenReader, reader_for, write_shards
+from vit_lens.dictionaries.semantics import Provenance, Stream
 from vit_lens.errors import DictionaryError
 from vit_lens.hooking import LoudHookedRootModule
 
@@ -109,7 +102,7 @@ class ActivationSource:
     @classmethod
     def of_model(
         cls, model: LoudHookedRootModule, inputs: Any, site: str, *, tokens: str = "all", stream: Stream = "output",
-        batch_size: int = 1024, buffer: int = 256, seed: int = 0, inputs_at_once: int = 32,
+        batch_size: int = 1024, buffer: int = 256, seed: int = 0, inputs_at_once: int = 32, **run: Any,
     ) -> "ActivationSource":  # fmt: skip
         """Return the activations of a hook point.
 
@@ -124,12 +117,14 @@ class ActivationSource:
             buffer: How many inputs are shuffled together.
             seed: The seed of all that is drawn.
             inputs_at_once: How many inputs the model runs on at once.
+            **run: Of a diffusion model, whose inputs are prompts: ``at_steps``, ``branch``, ``noise_seed``, and what
+                its pipeline is called with, as :class:`vit_lens.dictionaries.DenoiserTokens` takes them.
 
         Raises:
             DictionaryError: There is no input or no such hook point, or what it holds is not [input token d].
         """
         name = hook_name_of(model, site)
-        reader = ModelTokens(model, inputs, name, tokens=tokens, stream=stream, batch_size=inputs_at_once)
+        reader = reader_for(model)(model, inputs, name, tokens=tokens, stream=stream, batch_size=inputs_at_once, **run)
         return cls(reader, tuple(range(len(reader.keys))), batch_size, buffer, seed)
 
     @classmethod
@@ -201,7 +196,8 @@ class ActivationSource:
     @property
     def content(self) -> str:
         """Sixteen digits that identify the stream: what is read, in which order."""
-        said = [self.provenance, [self.reader.keys[i] for i in self.inputs], self.batch_size, self.buffer, self.seed]
+        read = [(i, self.reader.keys[i]) for i in self.inputs]  # an input's place, too: a picture's noise is of it
+        said = [self.provenance, read, self.batch_size, self.buffer, self.seed]
         return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
     def split(self, held_out: float = 0.1) -> "tuple[ActivationSource, ActivationSource]":

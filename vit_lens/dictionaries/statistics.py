@@ -110,7 +110,7 @@ def refuse_other(dictionary: Dictionary, source: ActivationSource) -> None:
         DictionaryError: They are.
     """
     own, other = dictionary.origin, source.provenance
-    for what in ("fingerprint", "site", "stream"):
+    for what in ("fingerprint", "site", "stream", "at_steps", "sigmas", "branch"):
         mine, theirs = getattr(own, what), getattr(other, what)
         if None not in (mine, theirs) and mine != theirs:
             raise DictionaryError(f"the dictionary is of {what} {mine!r}, the activations are of {theirs!r}")

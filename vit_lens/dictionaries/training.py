@@ -175,11 +175,8 @@ def fit(
     settings = {"trainer": name, **asdict(own)}
     kept = None if checkpoint is None else as_path(checkpoint, OutputError)
     learnt, numbers = own.learn(train, normalisation, Checkpoint(kept, {**settings, "source": train.content}))
-    said = train.provenance
-    origin = Origin(
-        site=said.site, stream=said.stream, tokens=said.tokens, model=said.model, fingerprint=said.fingerprint,
-        learnt=f"{name}, {normalisation.kind} of {normalisation.n_tokens} tokens",
-    )  # fmt: skip
+    words = f"{name}, {normalisation.kind} of {normalisation.n_tokens} tokens"
+    origin = Origin(**vars(train.provenance), learnt=words)
     found = replace(normalisation.fold(learnt), origin=origin)
     measured = evaluate(found, held)
     if measured.dead > _TOO_MANY_DEAD and measured.n_tokens * measured.l0 >= _ENOUGH * found.n_features:
