@@ -1,6 +1,6 @@
 """A call of a stock pipeline: its arguments checked, its noise seeded for each picture, before anything runs."""
 
-__all__ = ["Call"]
+__all__ = ["Call", "generators"]
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -89,16 +89,20 @@ class Call:
             if seed is not None:
                 raise VitLensError("seed= and generator= or latents= both say what the noise is; give one of them")
         if given.get("generator") is None:
-            given["generator"] = _generators(0 if seed is None else seed, n * copies)
+            given["generator"] = generators(0 if seed is None else seed, n * copies)
         given["return_dict"] = False
         every = {**known, **given}
         return cls(given, every, n * copies, row.passes(pipeline, every))
 
     def shapes(self, pipeline: Any, row: Denoiser) -> dict[str, Any]:
         """Return the shape of each argument that the denoiser will be given, for the rows of one branch."""
-        default = row.sides(pipeline)
-        height, width = self.every.get("height") or default[0], self.every.get("width") or default[1]
+        height, width = self.sides(pipeline, row)
         return row.inputs(pipeline, self.every, self.n_pictures, height, width)
+
+    def sides(self, pipeline: Any, row: Denoiser) -> tuple[int, int]:
+        """Return height and width of the pictures, in pixels."""
+        default = row.sides(pipeline)
+        return self.every.get("height") or default[0], self.every.get("width") or default[1]
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -122,7 +126,7 @@ def _positive(number: Any, name: str) -> int:
     return found
 
 
-def _generators(seed: Any, n: int) -> list[torch.Generator]:
+def generators(seed: Any, n: int) -> list[torch.Generator]:
     """Return one generator for each picture, on the CPU, so that noise is the same on every device."""
     one = as_index(seed)
     seeds = [one] * n if one is not None else [as_index(each) for each in seed] if _is_list(seed) else [None]

@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.decoders import free_memory, load_pipeline
-from vit_lens.diffusion.calls import Call
+from vit_lens.diffusion.calls import Call, generators
 from vit_lens.diffusion.costs import point_shapes
+from vit_lens.diffusion.described import DescribedPipeline
+from vit_lens.diffusion.losses import losses_of
 from vit_lens.diffusion.passes import Passes, n_steps
-from vit_lens.diffusion.pipeline import PipelineModule
 from vit_lens.diffusion.wiring import Place, attach, check_wirable
 from vit_lens.errors import VitLensError
 from vit_lens.hooking import CODES, Activations, CodesPoint, Keeper, Name, as_device, is_hooked
 
 _BRANCHES = ("cond", "uncond")
+_OTHER_NOISE = 0x5EED  # what is exclusively-ored into seeds, for noise of its own
 _MEMORY_KINDS = ("cpu", "cuda", "mps")
 
 
-class HookedDiffusion(PipelineModule):
+class HookedDiffusion(DescribedPipeline):
     """A text-to-image pipeline whose denoiser has hook points: the stock modules run, and hand over what is asked for.
 
     :class:`HookedFlux` and :class:`HookedUNet` are this for FLUX.1 and for Stable Diffusion, and say which hook points
@@ -146,8 +149,63 @@ class HookedDiffusion(PipelineModule):
         with self.attached(), Passes(self, call.of_step, call.n_pictures).counted(self.denoiser):
             return self.pipeline(**call.given)[0]
 
-    def _call(self, prompts: Any, steps: Any, seed: Any, options: dict[str, Any]) -> Call:
-        return Call.of(self.pipeline, self._row, prompts, steps, seed, options, self.defaults)
+    @torch.no_grad()
+    def denoising_loss(
+        self,
+        prompts: str | Sequence[str],
+        latents: Float[Tensor, "input *latent"],
+        *,
+        steps: int | None = None,
+        at_steps: Sequence[int] | None = None,
+        branch: Literal["cond", "uncond"] = "cond",
+        seed: int | Sequence[int] = 0,
+        **options: Any,
+    ) -> Float[Tensor, "step input"]:
+        """Return how far the denoiser's predictions of noised pictures are from the truth, with the hooks that are on.
+
+        The stock pipeline runs as it does; in each step the denoiser is given the pictures with noise of that step's
+        level in the place of what the sampler has. Along a flow (FLUX, Stable Diffusion 3) that is ``(1 - sigma) x +
+        sigma noise``, and the truth ``noise - x``; of a diffusion with ``prediction_type`` epsilon the truth is the
+        noise, and with v_prediction ``(noise - sigma x) / sqrt(1 + sigma^2)``. Predictions are those of one branch,
+        without guidance.
+
+        Args:
+            prompts: A prompt for each picture.
+            latents: The pictures, as a call with ``output_type="latent"`` leaves them.
+            steps: As for :meth:`forward`; the noise levels are those of its steps.
+            at_steps: The indices of the steps that are compared; None takes all. The others run, too.
+            branch: Which branch's prediction is compared.
+            seed: The seed of each picture's noise, or one for all; the noise of a picture is the same at all steps, and
+                is not that of a call of the same seed.
+            **options: As for :meth:`forward`.
+
+        Returns:
+            The mean of the squared error over a picture's latents, in float32 at least, for each step in its order.
+
+        Raises:
+            VitLensError: There is no such branch or step in this run, the pictures are of other sizes, or it is not
+                known what the denoiser predicts.
+
+        >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
+        >>> x = sd("a red star", output_type="latent")
+        >>> sd.denoising_loss("a red star", x, at_steps=[0, 4]).shape
+        torch.Size([2, 1])
+        """
+        call = self._call(prompts, steps, None, {**options, "output_type": "latent"})
+        (branch,) = self._checked_branches(branch if branch != "both" else "neither", call)
+        self._checked_steps(at_steps, call)
+        every = range(n_steps(self.pipeline.scheduler, call.every["num_inference_steps"], call.every))
+        wanted = sorted(set(every if at_steps is None else map(int, at_steps)))
+        if not isinstance(latents, Tensor) or len(latents) != call.n_pictures:
+            raise VitLensError(f"latents: expected those of {call.n_pictures} pictures, as output_type='latent' gives")
+        sources = generators(seed, call.n_pictures)
+        for source in sources:  # the noise that the picture was drawn from would be a part of the answer
+            source.manual_seed(source.initial_seed() ^ _OTHER_NOISE)
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources]).to(latents)
+        with self.attached(), losses_of(self, latents, noise, branch, wanted) as found:
+            with Passes(self, call.of_step, call.n_pictures).counted(self.denoiser):
+                self.pipeline(**call.given)
+        return torch.stack([found[index] for index in wanted])
 
     def _hooked(self) -> dict[str, Place]:
         return {name: place for name, place in self._places.items() if is_hooked(self.hook_dict[name])}

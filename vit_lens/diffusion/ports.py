@@ -69,6 +69,8 @@ class Denoiser:
         sides: From the pipeline to height and width by default, in pixels.
         inputs: From the pipeline, the arguments of a call, and rows, height and width of what is drawn, to what the
             denoiser is given: the shape of each argument.
+        text_parts: From the pipeline and the arguments of a call to the tokenizers whose tokens stand in the text
+            stream, one behind the other, and how many positions each has.
         refused: Arguments of the pipelines that are not taken, and why.
     """
 
@@ -80,6 +82,7 @@ class Denoiser:
     together: bool
     sides: Callable[[Any], tuple[int, int]]
     inputs: Callable[[Any, Mapping[str, Any], int, int, int], dict[str, Any]]
+    text_parts: Callable[[Any, Mapping[str, Any]], list[tuple[str, int]]] = lambda pipeline, call: []
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def passes(self, pipeline: Any, call: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:

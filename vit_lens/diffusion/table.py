@@ -152,6 +152,7 @@ DENOISERS: dict[str, Denoiser] = {
             ),
         ),
         guided=_flux_guided, together=False, sides=_default_sides, inputs=_flux_inputs,
+        text_parts=lambda pipeline, call: [("tokenizer_2", call["max_sequence_length"])],
     ),
     "unet": Denoiser(
         pipelines=("StableDiffusionPipeline", "StableDiffusionXLPipeline"), part="unet", cls="UNet2DConditionModel",
@@ -170,7 +171,11 @@ DENOISERS: dict[str, Denoiser] = {
             ),
         ),
         guided=lambda pipeline, call: call["guidance_scale"] > 1, together=True, sides=_default_sides,
-        inputs=_sd3_inputs, refused={"skip_guidance_layers": "it runs passes of other branches between the steps"},
+        inputs=_sd3_inputs,
+        text_parts=lambda pipeline, call: [
+            ("tokenizer", pipeline.tokenizer_max_length), ("tokenizer_3", call["max_sequence_length"]),
+        ],
+        refused={"skip_guidance_layers": "it runs passes of other branches between the steps"},
     ),
 }  # fmt: skip
 """The rows, by name: ``flux`` and ``unet`` have classes of their own, others are taken by ``HookedDiffusion``."""

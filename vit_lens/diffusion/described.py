@@ -1,0 +1,87 @@
+"""What a pipeline with hook points says of itself before it runs: what a call comes to, and what its positions are."""
+
+__all__ = ["DescribedPipeline"]
+
+from collections.abc import Sequence
+from typing import Any
+
+from vit_lens.diffusion.calls import Call
+from vit_lens.diffusion.pipeline import PipelineModule
+from vit_lens.errors import VitLensError
+
+
+class DescribedPipeline(PipelineModule):
+    """A pipeline with hook points that answers questions of its calls; what :class:`HookedDiffusion` rests on."""
+
+    def run_settings(self, *, steps: int | None = None, **options: Any) -> dict[str, Any]:
+        """Return what a call comes to: the options that are numbers, words or truths, defaults included, and sizes.
+
+        ``model(prompts, **settings)`` is that call again.
+
+        Args:
+            steps: As for :meth:`forward`.
+            **options: As for :meth:`forward`.
+
+        Raises:
+            VitLensError: The pipeline has no such argument, or one cannot be written down: tensors, generators.
+
+        >>> settings = vl.HookedUNet.from_pretrained("mini-sd").run_settings(steps=3)
+        >>> settings["steps"], settings["guidance_scale"], settings["height"]
+        (3, 1.5, 32)
+        """
+        call = self._call([""], steps, None, options)
+        found = {key: value for key, value in call.every.items() if key not in options and _is_plain(value)}
+        found |= {key: value for key, value in options.items() if value is not None}
+        found["steps"] = found.pop("num_inference_steps")
+        found["height"], found["width"] = call.sides(self.pipeline, self._row)
+        if unsaid := [key for key, value in found.items() if not _is_plain(value) and not _are_numbers(value)]:
+            raise VitLensError(f"{', '.join(unsaid)}: expected numbers or words, which can be written down")
+        return {key: value for key, value in sorted(found.items()) if key != "return_dict"}
+
+    def is_text(self, name: str) -> bool:
+        """Whether a hook point is of the text stream of a block, and else of the image.
+
+        Raises:
+            UnknownHookError: There is no such hook point.
+        """
+        (known,) = self.select_names(name)
+        return self._places[known].port.name.startswith("text.")
+
+    def axes_of(self, name: str) -> str:
+        """Return the axes of a hook point in words, such as ``batch pos d_model``.
+
+        Raises:
+            UnknownHookError: There is no such hook point.
+        """
+        (known,) = self.select_names(name)
+        return self._places[known].port.axes
+
+    def text_tokens(self, prompts: Sequence[str], **options: Any) -> list[list[str]]:
+        """Return the tokens of prompts at the positions of the text stream; none where there is no such stream.
+
+        Args:
+            prompts: The prompts.
+            **options: As for :meth:`forward`.
+
+        >>> vl.HookedUNet.from_pretrained("mini-sd").text_tokens(["a red star"])
+        [[]]
+        """
+        call = self._call(list(prompts), None, None, options)
+        found: list[list[str]] = [[] for _ in prompts]
+        for part, length in self._row.text_parts(self.pipeline, call.every):
+            reads = getattr(self.pipeline, part)
+            given = reads(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
+            for row, ids in zip(found, given, strict=True):
+                row += [token.replace("\u2581", "").replace("</w>", "") for token in reads.convert_ids_to_tokens(ids)]
+        return found
+
+    def _call(self, prompts: Any, steps: Any, seed: Any, options: dict[str, Any]) -> Call:
+        return Call.of(self.pipeline, self._row, prompts, steps, seed, options, self.defaults)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, (int, float)) for one in value)
