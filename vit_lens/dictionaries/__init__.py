@@ -1,17 +1,21 @@
 """Sparse dictionaries: learn, read and measure them, and put them into a model. See docs/dictionaries.md."""
 
 __all__ = [
-    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "Dictionary", "Example",
-    "FeatureExamples", "Features", "Fidelity", "ITDAState", "Layout", "Normalisation", "Origin", "Place", "Point",
-    "Provenance", "SAELens", "Semantics", "SparseCodes", "Statistics", "TopK", "Trainer", "Verdict", "card", "clamp",
-    "compared", "data_points_control", "evaluate", "feature_address", "feature_attribution", "feature_embeddings",
-    "feature_examples", "feature_writes", "fidelity", "fit", "gradient_pursuit", "layout", "matching_pursuit",
-    "mean_codes", "pca_control", "random_dictionary", "save_sae_lens", "spliced", "spread_features", "trainer",
-    "untrained_control", "verdicts", "with_controls", "zero_shot_accuracy",
+    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens", "Dictionary",
+    "Example", "FeatureExamples", "Features", "Fidelity", "ITDAState", "Layout", "Normalisation", "Origin", "Place",
+    "Point", "Provenance", "SAELens", "Semantics", "SparseCodes", "Statistics", "TopK", "Trainer", "Verdict", "card",
+    "clamp", "compared", "data_points_control", "denoising_fidelity", "evaluate", "feature_address",
+    "feature_attribution", "feature_embeddings", "feature_examples", "feature_writes", "fidelity", "fit",
+    "gradient_pursuit", "layout", "matching_pursuit", "mean_codes", "pca_control", "random_dictionary",
+    "save_sae_lens", "spliced", "spread_features", "step_and_position", "trainer", "untrained_control", "verdicts",
+    "with_controls", "zero_shot_accuracy",
 ]  # fmt: skip
 
 from vit_lens.dictionaries.card import Verdict, card, compared, verdicts, with_controls
 from vit_lens.dictionaries.controls import data_points_control, pca_control, random_dictionary, untrained_control
+from vit_lens.dictionaries.denoiser_tokens import DenoiserTokens
+from vit_lens.dictionaries.denoisers import step_and_position
+from vit_lens.dictionaries.denoising_fidelity import denoising_fidelity
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.examples import Band, Example, FeatureExamples, feature_examples, spread_features
 from vit_lens.dictionaries.features import (

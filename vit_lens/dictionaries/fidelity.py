@@ -1,6 +1,6 @@
 """How much of what a model does survives when a dictionary stands in for an activation."""
 
-__all__ = ["Fidelity", "Point", "fidelity", "zero_shot_accuracy"]
+__all__ = ["Fidelity", "Point", "fidelity", "given_names", "mean_token", "scaled", "zero_shot_accuracy"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_lens.dictionaries.denoisers import Denoises
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.semantics import Semantics
 from vit_lens.dictionaries.source import ActivationSource
@@ -54,6 +55,7 @@ class Fidelity:
         ablated: The metric where every token of the site is the mean token.
         points: The dictionaries, each with its numbers of codes.
         n: The number of inputs.
+        metric: What is measured, in words.
 
     >>> found = Fidelity(1.0, 0.2, (Point("sae", 8, 7.5, 0.84, 0.8),), 50)
     >>> found.curve("sae")
@@ -64,6 +66,7 @@ class Fidelity:
     ablated: float
     points: tuple[Point, ...]
     n: int
+    metric: str = ""
 
     def curve(self, name: str) -> list[tuple[float, float]]:
         """Return (L0, fidelity) of one dictionary, fewest codes first.
@@ -116,22 +119,64 @@ def fidelity(
     >>> result.points[0].fidelity < result.points[1].fidelity
     True
     """
-    named = {"dictionary": dictionaries} if isinstance(dictionaries, Dictionary) else dict(dictionaries)
+    named, first = given_names(dictionaries)
+    if isinstance(model, Denoises):
+        raise DictionaryError("a diffusion model gives pictures; vit_lens.dictionaries.denoising_fidelity measures it")
     measure = _cosine if metric is None else metric
-    if not named:
-        raise DictionaryError("no dictionaries; give one, or several by name")
-    first = next(iter(named.values()))
     name = first.check(model, site)
     source = ActivationSource.of_model(
         model, inputs, name, tokens=first.origin.tokens, stream=first.origin.stream, inputs_at_once=batch_size
     )
-    total, n_tokens = torch.zeros(first.d, dtype=torch.float64), 0
-    for batch in source.in_order():
-        total, n_tokens = total + batch.tokens.double().sum(0).cpu(), n_tokens + len(batch.tokens)
     clean = _run(model, inputs, batch_size)
-    whole = float(measure(clean, clean).double().mean())
-    with model.spliced(_constant(first, total / n_tokens), name, error_term=False):
-        none = float(measure(_run(model, inputs, batch_size), clean).double().mean())
+    return scaled(
+        model, named, name, lambda: measure(_run(model, inputs, batch_size), clean), source, ks=ks,
+        words="cosine to the model's own output" if metric is None else getattr(metric, "__name__", ""),
+    )  # fmt: skip
+
+
+def given_names(dictionaries: Dictionary | Mapping[str, Dictionary]) -> tuple[dict[str, Dictionary], Dictionary]:
+    """Return dictionaries by name, and the first of them.
+
+    Raises:
+        DictionaryError: There are none.
+    """
+    named = {"dictionary": dictionaries} if isinstance(dictionaries, Dictionary) else dict(dictionaries)
+    if not named:
+        raise DictionaryError("no dictionaries; give one, or several by name")
+    return named, next(iter(named.values()))
+
+
+def mean_token(source: ActivationSource) -> tuple[Float[Tensor, " d"], int]:
+    """Return the mean of the tokens of a source, in float64, and how many there are."""
+    total, n = torch.zeros(1, dtype=torch.float64), 0
+    for batch in source.in_order():
+        total, n = total + batch.tokens.double().sum(0).cpu(), n + len(batch.tokens)
+    return total / n, n
+
+
+def scaled(
+    model: LoudHookedRootModule, named: Mapping[str, Dictionary], name: str, values: Callable[[], Tensor],
+    source: ActivationSource, *, ks: Sequence[int] | None = None, words: str = "", **acts: Any,
+) -> Fidelity:  # fmt: skip
+    """Measure a model as it is, with the mean token in the place of every token, and with each dictionary.
+
+    Args:
+        model: A hooked model.
+        named: The dictionaries, of one site.
+        name: The hook point.
+        values: Runs the model with the hooks that are on, and gives a number for each input.
+        source: The tokens that dictionaries stand in for, whose mean is taken.
+        ks: Numbers of codes to ask of dictionaries that count them; None for their own.
+        words: What is measured.
+        **acts: At which steps and in which branch they act, as :func:`spliced` takes it.
+
+    Raises:
+        DictionaryError: Mean ablation changes nothing.
+    """
+    mean, n_tokens = mean_token(source)
+    whole = float(values().double().mean())
+    with model.spliced(_constant(next(iter(named.values())), mean), name, error_term=False, **acts):
+        none = float(values().double().mean())
     if not abs(whole - none) > 1e-9 * max(1.0, abs(whole)):
         raise DictionaryError(f"the metric is {whole:g} with the mean token at {name} as well; it says nothing there")
     points = []
@@ -139,10 +184,13 @@ def fidelity(
         counts = dictionary.semantics.k is not None
         for k in ks if ks is not None and counts else [dictionary.semantics.k]:
             own, seen = dictionary.with_k(k) if counts and k is not None else dictionary, _Count()
-            with model.spliced(own, name, error_term=False), model.hooks([(f"{name}.hook_sae_acts_post", seen)]):
-                value = float(measure(_run(model, inputs, batch_size), clean).double().mean())
+            with (
+                model.spliced(own, name, error_term=False, **acts),
+                model.hooks([(f"{name}.hook_sae_acts_post", seen)]),
+            ):
+                value = float(values().double().mean())
             points.append(Point(label, k, seen.n / n_tokens, value, (value - none) / (whole - none)))
-    return Fidelity(whole, none, tuple(points), len(inputs))
+    return Fidelity(whole, none, tuple(points), len(source.inputs), words)
 
 
 def zero_shot_accuracy(bank: TextBank, labels: Sequence[str]) -> Metric:

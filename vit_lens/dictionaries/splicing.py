@@ -2,7 +2,7 @@
 
 __all__ = ["Gradients", "spliced"]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_lens.dictionaries.gates import Gate
 from vit_lens.dictionaries.tokens import rule_mask, token_rule
 from vit_lens.errors import DictionaryError, expect
 from vit_lens.hooking import CodesPoint, LoudHookedRootModule, is_hooked
@@ -47,34 +48,48 @@ class Splice:
         error_term: Whether what the dictionary does not explain stays in the activation.
         gradients: ``exact`` or ``through``; see :func:`spliced`.
         where: Says which positions the dictionary acts on, of an activation and its hook point.
+        acts: Says whether it acts in the pass that runs.
     """
 
     only_reads = True  # it returns a new tensor, and needs no copy of what it is given
 
     def __init__(
         self, dictionary: Coded, points: dict[str, HookPoint], *, error_term: bool, gradients: Gradients,
-        where: Callable[[Tensor, HookPoint], Bool[Tensor, "#batch #pos 1"] | None],
+        where: Callable[[Tensor, HookPoint], Bool[Tensor, "#batch #pos 1"] | None], acts: Callable[[], bool],
     ):  # fmt: skip
-        self.dictionary, self.points, self.where = dictionary, points, where
+        self.dictionary, self.points, self.where, self.acts = dictionary, points, where, acts
         self.error_term, self.gradients = error_term, gradients
-        self._before: Tensor | None = None  # what the block was given, of which an update is the change
+        self._before: dict[str | None, Tensor] = {}  # what the block was given, by branch: an update is the change
 
     def keep_before(self, x: Tensor, hook: HookPoint) -> None:
         """Keep what enters the block, where the dictionary is of its update."""
-        self._before = x
+        self._before[getattr(hook, "branch", None)] = x
 
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor | None:
-        own = x if self._before is None else x - self._before
+        before = self._before.pop(getattr(hook, "branch", None), None)
+        if before is None and self.dictionary.origin.stream == "update":
+            raise DictionaryError(f"a dictionary of updates: the block at {hook.name!r} did not say what it was given")
+        if before is not None and before.shape != x.shape:
+            raise DictionaryError(
+                f"a dictionary of updates: the block at {hook.name!r} is given {tuple(before.shape[1:])} and leaves "
+                f"{tuple(x.shape[1:])}, so nothing is added to what it is given"
+            )
+        own = x if before is None else x - before
         own = self.points["hook_sae_input"](own)
         mask = self.where(x, hook)
-        codes = self._codes(own, mask)
+        if self.acts():
+            codes = self._codes(own, mask)
+        else:
+            mask = torch.zeros([1] * x.ndim, dtype=torch.bool, device=x.device)
+            codes = self.dictionary.encode(own[:1, ..., :1, :].detach())
+            codes = codes.new_zeros(*own.shape[:-1], codes.shape[-1])
         edited = self.points["hook_sae_acts_post"](codes)
         if mask is not None:
             edited = edited * mask
         if self.error_term:
             return self._with_error(x, own, codes, edited, mask)
         written = self.points["hook_sae_recons"](self.dictionary.decode(edited, own)).to(x.dtype)
-        written = self.points["hook_sae_output"](written if self._before is None else written + self._before)
+        written = self.points["hook_sae_output"](written if before is None else written + before)
         return written if mask is None else torch.where(mask, written, x)
 
     def _codes(self, own: Tensor, mask: Tensor | None) -> Tensor:
@@ -120,6 +135,8 @@ def spliced(
     error_term: bool = True,
     edit: Callable[[Tensor, HookPoint], Tensor | None] | None = None,
     gradients: Gradients = "exact",
+    at_steps: Sequence[int] | None = None,
+    branch: Literal["cond", "uncond", "both"] | None = None,
 ) -> Iterator[LoudHookedRootModule]:
     """Put a dictionary into a model for the time of a ``with`` block; its codes become activations.
 
@@ -144,6 +161,10 @@ def spliced(
     effect of ablating it, in linear models exactly. ``through`` holds the error constant, as SAELens does: all that
     flows back goes through the codes. Nothing flows back through the choice that a pursuit makes.
 
+    In a diffusion model the dictionary acts at the steps and in the branch that it was learnt at, and a run in which
+    one of these steps has another noise level, or that never comes to them, is refused. One that does not say its steps
+    acts at all of them, in both branches. Elsewhere the codes are 0, and the activation stays as it is.
+
     Args:
         model: Any hooked model.
         dictionary: A dictionary of that model and site.
@@ -151,6 +172,8 @@ def spliced(
         error_term: Whether what the dictionary does not explain stays.
         edit: A hook function on the codes, ``(codes, hook) -> codes``; None for none.
         gradients: What flows back.
+        at_steps: The steps of a diffusion model that it acts at, whatever their noise levels; None for its own.
+        branch: The branch of guidance that it acts in, or "both"; None for its own.
 
     Yields:
         The model.
@@ -177,6 +200,7 @@ def spliced(
             "and a dictionary that does not encode by pursuit"
         )
     name = dictionary.check(model, site)
+    gate = Gate(model, dictionary.origin, at_steps, branch)
     names = ["hook_sae_input", "hook_sae_acts_post", "hook_sae_recons", "hook_sae_output"]
     names += ["hook_sae_acts_pre"] if dictionary.takes_gradients else []
     names += ["hook_sae_error"] if error_term else []
@@ -186,7 +210,7 @@ def spliced(
     )
     splice = Splice(
         dictionary, points, error_term=error_term, gradients=gradients,
-        where=rule_mask(model, dictionary.origin.tokens),
+        where=rule_mask(model, dictionary.origin.tokens), acts=gate,
     )  # fmt: skip
     hooks: list[tuple[str, Callable]] = []
     if dictionary.origin.stream == "update":
@@ -201,6 +225,7 @@ def spliced(
                 f"the dictionary at {name!r} was taken off within its block, as reset_hooks() does, so that runs after "
                 "that were of the model alone"
             )
+        gate.check_reached()
 
 
 def _start_of(model: LoudHookedRootModule, name: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.config import HookedTextConfig
+from vit_lens.dictionaries.denoisers import Denoises, positions_of
 from vit_lens.errors import DictionaryError
 from vit_lens.tokens import RUN_IDS, resolve_tokens
 
@@ -28,6 +29,8 @@ def token_rule(model: Any, tokens: str) -> list[int] | None:
     """
     if tokens == "all" or reads_text(model):
         return None
+    if isinstance(model, Denoises):
+        return positions_of(tokens)
     cfg = getattr(model, "cfg", None)
     if cfg is None:
         raise DictionaryError(f"tokens={tokens!r}: the model does not say which tokens it has; give tokens='all'")
@@ -52,6 +55,8 @@ def rule_mask(model: Any, tokens: str) -> Callable[[Tensor, HookPoint], Bool[Ten
             if ids is None:
                 raise DictionaryError(f"tokens={tokens!r}: the run does not say of which prompts it is; give them")
             return model.positions_of(tokens, ids)[..., None]
+        if positions is not None and max(positions) >= x.shape[1]:
+            raise DictionaryError(f"tokens={tokens!r}: {hook.name} has positions 0 to {x.shape[1] - 1} in this run")
         mask = torch.zeros(1, x.shape[1], 1, dtype=torch.bool, device=x.device)
         mask[:, positions] = True
         return mask

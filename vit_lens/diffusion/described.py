@@ -5,7 +5,11 @@ __all__ = ["DescribedPipeline"]
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from vit_lens.diffusion.calls import Call
+from vit_lens.diffusion.encoding import encoded
 from vit_lens.diffusion.pipeline import PipelineModule
 from vit_lens.errors import VitLensError
 
@@ -37,6 +41,23 @@ class DescribedPipeline(PipelineModule):
         if unsaid := [key for key, value in found.items() if not _is_plain(value) and not _are_numbers(value)]:
             raise VitLensError(f"{', '.join(unsaid)}: expected numbers or words, which can be written down")
         return {key: value for key, value in sorted(found.items()) if key != "return_dict"}
+
+    def latents_of(self, pictures: Any, **options: Any) -> Float[Tensor, "input *latent"]:
+        """Return pictures as a call with ``output_type="latent"`` would leave them, by the pipeline's own VAE.
+
+        Args:
+            pictures: PIL images, arrays or tensors, as the pipeline's image processor takes them.
+            **options: As for :meth:`forward`; ``height`` and ``width`` are what pictures are brought to.
+
+        Raises:
+            VitLensError: The VAE's latents are scaled in a way that is not known here.
+
+        >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
+        >>> sd.latents_of(sd("a red star")).shape
+        torch.Size([1, 4, 8, 8])
+        """
+        call = self._call([""], None, None, options)
+        return encoded(self.pipeline, pictures, *call.sides(self.pipeline, self._row))
 
     def is_text(self, name: str) -> bool:
         """Whether a hook point is of the text stream of a block, and else of the image.

@@ -171,7 +171,7 @@ class HookedDiffusion(DescribedPipeline):
 
         Args:
             prompts: A prompt for each picture.
-            latents: The pictures, as a call with ``output_type="latent"`` leaves them.
+            latents: The pictures, as a call with ``output_type="latent"`` leaves them; :meth:`latents_of` makes them.
             steps: As for :meth:`forward`; the noise levels are those of its steps.
             at_steps: The indices of the steps that are compared; None takes all. The others run, too.
             branch: Which branch's prediction is compared.

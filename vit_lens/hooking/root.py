@@ -338,6 +338,8 @@ class LoudHookedRootModule(HookedRootModule):
         error_term: bool = True,
         edit: Callable | None = None,
         gradients: Literal["exact", "through"] = "exact",
+        at_steps: Sequence[int] | None = None,
+        branch: Literal["cond", "uncond", "both"] | None = None,
     ) -> Iterator["LoudHookedRootModule"]:
         """Put a dictionary into the model for the time of a ``with`` block; see :func:`vit_lens.dictionaries.spliced`.
 
@@ -347,6 +349,8 @@ class LoudHookedRootModule(HookedRootModule):
             error_term: Whether what the dictionary does not explain stays.
             edit: A hook function on the codes, ``(codes, hook) -> codes``; None for none.
             gradients: What flows back: ``exact``, or ``through`` the codes alone.
+            at_steps: The steps of a diffusion model that it acts at; None for those that it was learnt at.
+            branch: The branch of guidance that it acts in, or "both"; None for the one that it was learnt in.
 
         Raises:
             DictionaryError: It is no dictionary, or of another model, site or width.
@@ -361,6 +365,7 @@ class LoudHookedRootModule(HookedRootModule):
         if not isinstance(dictionary, Spliceable):
             raise DictionaryError(f"a {type(dictionary).__name__} cannot be spliced in; expected a vl.Dictionary")
         given: dict[str, Any] = {"error_term": error_term, "edit": edit, "gradients": gradients}
+        given |= {"at_steps": at_steps, "branch": branch}
         with dictionary.spliced_into(self, site, **given):
             yield self
 
