@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vit_lens.cli import flags, intake, prompting
+from vit_lens.cli import flags
+from vit_lens.cli.dictionary_inputs import Reads, given
 from vit_lens.errors import OutputError, VitLensError, nearest
 
 if TYPE_CHECKING:
     from vit_lens.dictionaries import Trainer
 
-_SCENES = 1000  # of the embedded model's world, where no images are given
 _SETTINGS = "settings.json"  # of a folder, what it is the dictionary of
 _TRAINERS = ("topk", "sae_lens")
 dictionaries = typer.Typer(
@@ -23,9 +23,19 @@ dictionaries = typer.Typer(
     "or read somebody's.",
     no_args_is_help=True,
 )
-Site = Annotated[str, typer.Option(help="Where: L5.resid_post, L5.mlp, L5.attn, or a hook point's name.")]
+Site = Annotated[
+    str,
+    typer.Option(
+        help="Where: L5.resid_post, L5.mlp, L5.attn, or a hook point's name; of a pipeline's denoiser "
+        "double.1.hook_resid_post, mid.0.hook_update."
+    ),
+]
 Tokens = Annotated[
-    str | None, typer.Option(help="Which tokens: patches, cls, all. Default: patches of images, all of prompts.")
+    str | None,
+    typer.Option(
+        help="Which tokens: patches, cls, all; of a pipeline positions, such as 0,5. Default: patches of images, all "
+        "of prompts."
+    ),
 ]
 NTokens = Annotated[
     int, typer.Option("--n-tokens", min=1, help="Tokens that are learnt from at most, over all passes.")
@@ -39,7 +49,7 @@ K = Annotated[int, typer.Option("--k", min=1, help="Codes of a token.")]
 def train(
     out: flags.Out,
     site: Site,
-    tower: flags.Tower,
+    reads: Reads,
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
     prompts: flags.Prompts = None,
@@ -57,22 +67,24 @@ def train(
 ) -> None:
     """Train a sparse autoencoder on the activations of a site. Run it again to go on after an interruption.
 
-    Without images, mini learns from scenes of its own world.
+    Without images, mini learns from scenes of its own world. A --model that is a pipeline (a folder with
+    model_index.json, mini-flux, mini-sd) draws --prompts, and its denoiser is read; the embedded ones have captions of
+    their own world.
     """
     from vit_lens.dictionaries import SAELens, TopK
 
     if trainer not in _TRAINERS:
         raise VitLensError(f"--trainer {trainer}: nearest: {nearest(trainer, _TRAINERS)}")
     shared: dict[str, Any] = {"n_features": features, "k": k, "lr": lr, "n_tokens": n_tokens, "seed": learning_seed}
-    config = TopK(**shared, device=tower.device) if trainer == "topk" else SAELens(**shared)
+    config = TopK(**shared, device=reads.device) if trainer == "topk" else SAELens(**shared)
     resumes = trainer == "topk"
-    _learn(config, out, site, tower, paths, images, prompts, tokens, held_out, learning_seed, show, resumes=resumes)
+    _learn(config, out, site, reads, paths, images, prompts, tokens, held_out, learning_seed, show, resumes=resumes)
 
 
 def itda(
     out: flags.Out,
     site: Site,
-    tower: flags.Tower,
+    reads: Reads,
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
     prompts: flags.Prompts = None,
@@ -90,12 +102,13 @@ def itda(
 ) -> None:
     """Make a dictionary of data points: tokens that those before them explain too little of (ITDA).
 
-    Without images, mini takes scenes of its own world.
+    Without images, mini takes scenes of its own world. A --model that is a pipeline (a folder with model_index.json,
+    mini-flux, mini-sd) draws --prompts, and its denoiser is read; the embedded ones have captions of their own world.
     """
     from vit_lens.dictionaries import ITDA
 
     config = ITDA(k=k, threshold=threshold, form=form, max_atoms=max_atoms, n_tokens=n_tokens, seed=learning_seed)  # pyright: ignore[reportArgumentType]
-    _learn(config, out, site, tower, paths, images, prompts, tokens, held_out, learning_seed, show, resumes=True)
+    _learn(config, out, site, reads, paths, images, prompts, tokens, held_out, learning_seed, show, resumes=True)
 
 
 def load(
@@ -139,7 +152,7 @@ def _said(given: "list[str] | tuple[str, ...]") -> dict[str, Any]:
 
 
 def _learn(
-    config: "Trainer", out: Path, site: str, tower: flags.Tower, paths: list[Path] | None, images: list[Path] | None,
+    config: "Trainer", out: Path, site: str, reads: Reads, paths: list[Path] | None, images: list[Path] | None,
     prompts: list[str] | None, tokens: str | None, held_out: float, seed: int, show: int, *, resumes: bool,
 ) -> None:  # fmt: skip
     """Learn a dictionary, or find it done, and write what is shown of it."""
@@ -150,9 +163,8 @@ def _learn(
     from vit_lens.report import write_dictionary_page
 
     _refuse_foreign(out)
-    model, inputs = _given(tower, paths, images, prompts)
-    rule = tokens or ("all" if prompts is not None else "patches")
-    run = ActivationSource.of_model(model, inputs, site, tokens=rule, seed=seed)
+    model, inputs, how, usual = given(reads, site, paths, images, prompts)
+    run = ActivationSource.of_model(model, inputs, site, tokens=tokens or usual, seed=seed, **how)
     said = {"trainer": type(config).__name__, **asdict(config), "held_out": held_out, "source": run.content}
     make_directory(out)
     _own(out, said)
@@ -163,43 +175,20 @@ def _learn(
         measured = Dictionary.load(kept)
     else:
         typer.echo(f"{run}, {len(held.inputs)} held out")
-        train = ActivationSource.open(_activations(run, out), seed=seed).split(held_out)
-        found = fit(train, config, checkpoint=checkpoint if resumes else None)
-        measured = with_controls(found, train[0], held, seed=seed)
+        train, kept_out = ActivationSource.open(_activations(run, out), seed=seed).split(held_out)
+        found = fit((train, kept_out), config, checkpoint=checkpoint if resumes else None)
+        measured = with_controls(found, train, kept_out, seed=seed, live=held)
         measured.save(kept)
         checkpoint.unlink(missing_ok=True)
     text = card(measured)
     write_atomic(out / "card.md", text.encode())
-    examples = feature_examples(measured, model, [inputs[index] for index in held.inputs], n=show)
+    examples = feature_examples(measured, model, [inputs[index] for index in held.inputs], n=show, **how)
     page = write_dictionary_page(measured, examples, out / "dictionary.html")
     typer.echo(text)
     for one in verdicts(measured):
         if not one.holds:
             typer.secho(f"vit-lens: weak: {one.words}", err=True, fg=typer.colors.YELLOW)
     typer.echo(f"dictionary: {kept}\npage: {page}")
-
-
-def _given(
-    tower: flags.Tower, paths: list[Path] | None, images: list[Path] | None, prompts: list[str] | None
-) -> tuple[Any, list[Any]]:
-    """Return the model and what it runs on; scenes of mini's own world where nothing is given."""
-    if prompts is not None:
-        from vit_lens import HookedTextEncoder
-
-        prompting.refuse_images_words(images=paths or images, tag=tower.tag)
-        texts = prompting.read_prompts(prompts)
-        model = HookedTextEncoder.from_pretrained(tower.model, device=flags.torch_device(tower.device))
-        return model.requires_grad_(False), texts
-    if not (paths or images) and tower.model == "mini":
-        import numpy as np
-
-        from vit_lens.mini import world
-
-        typer.echo(f"no images were given: {_SCENES} scenes of mini's own world")
-        found: list[Any] = list(world.render(world.sample_scenes(_SCENES, np.random.default_rng(0))))
-    else:
-        found = list(intake.find_given(paths, images))
-    return tower.load().requires_grad_(False), found
 
 
 def _refuse_foreign(out: Path) -> None:

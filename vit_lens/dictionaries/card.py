@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from vit_lens.dictionaries.controls import data_points_control, pca_control, untrained_control
+from vit_lens.dictionaries.denoiser_tokens import DenoiserTokens
+from vit_lens.dictionaries.denoising_fidelity import PictureMetric, denoising_fidelity
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.fidelity import Metric, fidelity
 from vit_lens.dictionaries.reading import ModelTokens
@@ -35,22 +37,27 @@ class Verdict(NamedTuple):
 
 
 def with_controls(
-    dictionary: Dictionary, train: ActivationSource, held_out: ActivationSource, *, metric: Metric | None = None,
-    n_inputs: int = 256, seed: int = 0,
+    dictionary: Dictionary, train: ActivationSource, held_out: ActivationSource, *,
+    metric: Metric | PictureMetric | None = None, n_inputs: int = 256, seed: int = 0,
+    live: ActivationSource | None = None,
 ) -> Dictionary:  # fmt: skip
     """Return the dictionary with the statistics of its controls beside its own, and what the model makes of each.
 
     Controls have as many codes and features: random directions, principal components, random data points, these encoded
     by pursuit, for which the dictionary is encoded by pursuit too. Where the sources run a model, each is put into it
-    without its error, with a quarter, half, once and twice as many codes (:func:`fidelity`).
+    without its error, with a quarter, half, once and twice as many codes: :func:`fidelity`, or of a diffusion model
+    :func:`denoising_fidelity`.
 
     Args:
         dictionary: The dictionary.
         train: What it was learnt from, or more of its kind: what controls are made of.
         held_out: Inputs that neither saw.
-        metric: As :func:`fidelity` takes it; it is given the first ``n_inputs`` held-out inputs.
+        metric: As :func:`fidelity` takes it, or :func:`denoising_fidelity`; it is given the first ``n_inputs`` held-out
+            inputs.
         n_inputs: How many held-out inputs the model is run on at most.
         seed: The seed of the controls.
+        live: The source that runs the model, where ``held_out`` is a part of what it has written; None where
+            ``held_out`` is one.
 
     Raises:
         DictionaryError: The sources are of another model, hook point or width.
@@ -81,14 +88,20 @@ def with_controls(
     found = {"held_out": own.numbers(), "controls": {name: one.numbers() for name, one in numbers.items()}}
     if left_out:
         found["left_out"] = left_out
-    if isinstance(reader := held_out.reader, ModelTokens):
-        chosen = list(held_out.inputs[:n_inputs])
-        inputs = reader.inputs[chosen] if isinstance(reader.inputs, Tensor) else [reader.inputs[i] for i in chosen]
+    reader, chosen = (live or held_out).reader, held_out.inputs[:n_inputs]
+    if live is not None and (live.provenance, list(reader.keys)) != (held_out.provenance, list(held_out.reader.keys)):
+        raise DictionaryError("live= is of other inputs, or another run, than held_out")
+    if isinstance(reader, ModelTokens):
+        inputs: Any = reader.inputs[chosen] if isinstance(reader.inputs, Tensor) else [reader.inputs[i] for i in chosen]
         ks = sorted({max(1, min(value, dictionary.n_features)) for value in (k // 4, k // 2, k, 2 * k)})
-        curve = fidelity(reader.model, {_OWN: dictionary}, inputs, metric, ks=ks)
-        rest = fidelity(reader.model, controls, inputs, metric, ks=[one for one in ks if one <= dictionary.d])
+        measure: Any = fidelity
+        if isinstance(reader, DenoiserTokens):
+            inputs, measure = replace(live or held_out, inputs=chosen), denoising_fidelity
+        curve = measure(reader.model, {_OWN: dictionary}, inputs, metric, ks=ks)
+        rest = measure(reader.model, controls, inputs, metric, ks=[one for one in ks if one <= dictionary.d])
         points = [asdict(point) for point in (*curve.points, *rest.points)]
-        found["fidelity"] = {"clean": curve.clean, "ablated": curve.ablated, "n": curve.n, "points": points}
+        said = {"clean": curve.clean, "ablated": curve.ablated, "n": curve.n}
+        found["fidelity"] = said | {"metric": curve.metric, "is_loss": curve.is_loss, "points": points}
     return replace(known, statistics={**dictionary.statistics, **found})
 
 
@@ -131,7 +144,13 @@ def verdicts(dictionary: Dictionary) -> list[Verdict]:
             f"It explains {'more' if more else 'no more'} than random directions do: standardised FVU {own[name]:.2f} "
             f"against {untrained[name]:.2f}."
         )))  # fmt: skip
-    if (recovered := _recovered(dictionary)) is not None:
+    curve = dictionary.statistics.get("fidelity")
+    if isinstance(curve, Mapping) and curve.get("is_loss") and curve["ablated"] <= curve["clean"]:
+        found.append(Verdict(False, (
+            f"Mean ablation does not raise the model's loss ({curve['ablated']:.3g} against {curve['clean']:.3g}): "
+            "what is kept of it says nothing here."
+        )))  # fmt: skip
+    elif (recovered := _recovered(dictionary)) is not None:
         enough = recovered >= _ENOUGH
         said = "" if enough else " A model with so much missing is another model; read its features with care."
         found.append(Verdict(enough, (
@@ -156,7 +175,9 @@ def card(dictionary: Dictionary) -> str:
     lines = [f"# Dictionary of {dictionary.n_features} features", ""]
     said = {
         "model": origin.model, "weights": origin.fingerprint, "site": origin.site, "stream": origin.stream,
-        "tokens": origin.tokens, "width": dictionary.d, "learnt": origin.learnt, **asdict(dictionary.semantics),
+        "tokens": origin.tokens, "at_steps": _listed(origin.at_steps), "noise_levels": _listed(origin.sigmas),
+        "branch": origin.branch, "run": origin.run and ", ".join(f"{k}={v}" for k, v in origin.run.items()),
+        "width": dictionary.d, "learnt": origin.learnt, **asdict(dictionary.semantics),
     }  # fmt: skip
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in said.items() if value not in (None, "")]
     if found := verdicts(dictionary):
@@ -169,7 +190,8 @@ def card(dictionary: Dictionary) -> str:
             lines.append(f"| {name} | {' | '.join(_number(row.get(column)) for column in _COLUMNS)} |")
     if isinstance(curve := dictionary.statistics.get("fidelity"), Mapping):
         lines += ["", f"## In the model, without its error, on {curve['n']} held-out inputs", ""]
-        lines += ["1 is the model itself, 0 the mean token in the place of every token.", ""]
+        lines += ["1 is the model itself, 0 the mean token in the place of every token that it is of.", ""]
+        lines += [f"Measured: {curve['metric']}.", ""] if curve.get("metric") else []
         lines += ["| | codes of a token | fidelity |", "|---|---|---|"]
         lines += [f"| {p['name']} | {p['l0']:.1f} | {p['fidelity']:.3f} |" for p in curve["points"]]
     return "\n".join(lines) + "\n"
@@ -178,6 +200,10 @@ def card(dictionary: Dictionary) -> str:
 def _less(one: float, other: float) -> bool:
     """Whether a number is less by what a reader would see: two decimals."""
     return round(one, 2) < round(other, 2)
+
+
+def _listed(values: tuple[float | None, ...] | None) -> str | None:
+    return None if values is None else ", ".join("none" if one is None else f"{one:.4g}" for one in values)
 
 
 def _number(value: object) -> str:

@@ -99,7 +99,9 @@ def denoising_fidelity(
         words = f"{getattr(metric, '__name__', type(metric).__name__)} of pictures"
         measure = lambda: _judged(metric, runs.drawn(output_type="pil"), len(source.inputs))  # noqa: E731
     acts = {} if origin.at_steps is not None and "at_steps" not in run else {"at_steps": said.at_steps}
-    return scaled(model, named, name, measure, source, ks=ks, words=words, branch=said.branch, **acts)
+    return scaled(
+        model, named, name, measure, source, ks=ks, words=words, is_loss=metric is None, branch=said.branch, **acts
+    )
 
 
 class _Runs:

@@ -4,7 +4,7 @@ __all__ = ["Band", "Example", "FeatureExamples", "feature_examples", "spread_fea
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.config import PatchEmbedConfig
+from vit_lens.dictionaries.denoiser_tokens import DenoiserTokens
+from vit_lens.dictionaries.denoisers import replayed
 from vit_lens.dictionaries.dictionary import Dictionary
+from vit_lens.dictionaries.drawn import at_strongest, grid_of, pictures_of, texts_of
 from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError
@@ -36,6 +39,7 @@ class Example:
         activation: The code that is largest in size, over the tokens of the input.
         position: The position of that token.
         map: The code of every token of the input by its position; NaN at tokens that the dictionary is not of.
+        step: Of a diffusion model the step that all of these are of, where the code is largest; None of others.
 
     >>> Example(3, 2.5, 1, torch.tensor([float("nan"), 2.5, 0.0])).position
     1
@@ -45,6 +49,7 @@ class Example:
     activation: float
     position: int
     map: Float[Tensor, " pos"]
+    step: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +83,10 @@ class FeatureExamples:
         n_inputs: How many inputs were read.
         grid: Rows and columns of the patches; None for prompts, and where the tokens are none of an image.
         n_prefix: How many positions come before the patches.
-        pictures: Of inputs that are shown, what the tower saw of them, at most 128 pixels wide.
-        texts: Of prompts that are shown, their tokens.
+        pictures: Of inputs that are shown, what the tower saw of them, or what a diffusion model drew, at most 128
+            pixels wide.
+        texts: Of prompts that are shown, their tokens, where features are of these.
+        prompts: Of pictures that were drawn, the prompts.
 
     >>> found = vl.dictionaries.random_dictionary(128, 40, k=4, site="blocks.5.hook_resid_post")
     >>> examples = feature_examples(found, model, images, [3, 17])
@@ -99,6 +106,7 @@ class FeatureExamples:
     n_prefix: int
     pictures: dict[int, Image.Image]
     texts: dict[int, list[str]]
+    prompts: dict[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"FeatureExamples({len(self.features)} features on {self.n_inputs} inputs)"
@@ -128,6 +136,7 @@ def feature_examples(
     per_band: int = 4,
     site: str | None = None,
     inputs_at_once: int = 32,
+    **run: Any,
 ) -> FeatureExamples:
     """Find the inputs on which features fire strongest, and such as lie behind a quarter, half and three quarters.
 
@@ -144,6 +153,8 @@ def feature_examples(
         per_band: How many inputs of each band are kept.
         site: The hook point, or its address; None for the dictionary's own.
         inputs_at_once: How many inputs the model runs on at once.
+        **run: Of a diffusion model what the dictionary does not say of its runs: ``at_steps``, ``noise_seed``,
+            ``steps``, ``height``. Its features are shown at the step where they are largest in a draw.
 
     Raises:
         DictionaryError: The dictionary does not belong there, there is no such feature, or nothing to show.
@@ -160,7 +171,7 @@ def feature_examples(
     origin = dictionary.origin
     source = ActivationSource.of_model(
         model, inputs, dictionary.check(model, site), tokens=origin.tokens, stream=origin.stream,
-        buffer=inputs_at_once, inputs_at_once=inputs_at_once,
+        buffer=inputs_at_once, inputs_at_once=inputs_at_once, **(replayed(origin) | run),
     )  # fmt: skip
     chosen = spread_features(dictionary, source, n) if features is None else [*map(dictionary.feature, features)]
     if not chosen:
@@ -180,12 +191,18 @@ def feature_examples(
     )
     cfg = getattr(model, "cfg", None)
     grid = cfg.grid if isinstance(cfg, PatchEmbedConfig) and maps.by_position else None
+    if isinstance(reader := source.reader, DenoiserTokens):
+        grid, texts = grid_of(reader), texts_of(reader, shown)
+        pictures = {} if texts else pictures_of(reader, shown, _SIDE)
+        prompts = {index: inputs[index] for index in shown}
+    else:
+        texts = {index: _pieces(model, inputs[index]) for index in shown} if reads_text(model) else {}
+        pictures = {} if reads_text(model) else {index: _picture(model, inputs, index) for index in shown}
+        prompts = {}
     return FeatureExamples(
         content=fingerprint({"W_dec": dictionary.W_dec}), features=tuple(chosen), bands=bands, frequency=frequency,
         n_firing=tuple((largest != 0).sum(0).tolist()), n_inputs=len(source.inputs), grid=grid,
-        n_prefix=0 if grid is None else cfg.n_prefix,  # pyright: ignore[reportOptionalMemberAccess]
-        pictures={} if reads_text(model) else {index: _picture(model, inputs, index) for index in shown},
-        texts={index: _pieces(model, inputs[index]) for index in shown} if reads_text(model) else {},
+        n_prefix=0 if grid is None or cfg is None else cfg.n_prefix, pictures=pictures, texts=texts, prompts=prompts,
     )  # fmt: skip
 
 
@@ -270,6 +287,12 @@ class _Maps:
         found = {}
         for index in inputs:
             own = labels[:, 0] == index
+            if isinstance(reader := self.source.reader, DenoiserTokens):
+                for k, indices in enumerate(wanted):
+                    if index in indices:
+                        step, at, map_ = at_strongest(codes[own, k], labels[own, 1], reader.n_positions)
+                        found[k, index] = Example(index, float(map_[at]), at, map_, step)
+                continue
             map_ = self._placed(codes[own], labels[own, 1])
             for k, indices in enumerate(wanted):
                 if index in indices:

@@ -56,6 +56,7 @@ class Fidelity:
         points: The dictionaries, each with its numbers of codes.
         n: The number of inputs.
         metric: What is measured, in words.
+        is_loss: Whether less of it is better.
 
     >>> found = Fidelity(1.0, 0.2, (Point("sae", 8, 7.5, 0.84, 0.8),), 50)
     >>> found.curve("sae")
@@ -67,6 +68,7 @@ class Fidelity:
     points: tuple[Point, ...]
     n: int
     metric: str = ""
+    is_loss: bool = False
 
     def curve(self, name: str) -> list[tuple[float, float]]:
         """Return (L0, fidelity) of one dictionary, fewest codes first.
@@ -156,7 +158,7 @@ def mean_token(source: ActivationSource) -> tuple[Float[Tensor, " d"], int]:
 
 def scaled(
     model: LoudHookedRootModule, named: Mapping[str, Dictionary], name: str, values: Callable[[], Tensor],
-    source: ActivationSource, *, ks: Sequence[int] | None = None, words: str = "", **acts: Any,
+    source: ActivationSource, *, ks: Sequence[int] | None = None, words: str = "", is_loss: bool = False, **acts: Any,
 ) -> Fidelity:  # fmt: skip
     """Measure a model as it is, with the mean token in the place of every token, and with each dictionary.
 
@@ -168,6 +170,7 @@ def scaled(
         source: The tokens that dictionaries stand in for, whose mean is taken.
         ks: Numbers of codes to ask of dictionaries that count them; None for their own.
         words: What is measured.
+        is_loss: Whether less of it is better.
         **acts: At which steps and in which branch they act, as :func:`spliced` takes it.
 
     Raises:
@@ -190,7 +193,7 @@ def scaled(
             ):
                 value = float(values().double().mean())
             points.append(Point(label, k, seen.n / n_tokens, value, (value - none) / (whole - none)))
-    return Fidelity(whole, none, tuple(points), len(source.inputs), words)
+    return Fidelity(whole, none, tuple(points), len(source.inputs), words, is_loss)
 
 
 def zero_shot_accuracy(bank: TextBank, labels: Sequence[str]) -> Metric:

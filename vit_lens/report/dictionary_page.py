@@ -17,7 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.dictionaries import Dictionary, Example, FeatureExamples, Verdict, compared, feature_address, verdicts
+from vit_lens.dictionaries import (
+    Dictionary,
+    Example,
+    FeatureExamples,
+    Origin,
+    Verdict,
+    compared,
+    feature_address,
+    step_and_position,
+    verdicts,
+)
 from vit_lens.errors import DictionaryError, UnknownSiteError, expect
 from vit_lens.identity import fingerprint
 from vit_lens.report.one_file import page_path, write_page
@@ -53,6 +63,7 @@ class Shown(NamedTuple):
     activation: str
     at: str
     alt: str
+    prompt: str
     picture: str
     heat: str
     tokens: list[Token]
@@ -100,7 +111,7 @@ def write_dictionary_page(dictionary: Dictionary, examples: FeatureExamples, out
         raise DictionaryError("the examples are of another dictionary; feature_examples(dictionary, ...) makes its own")
     target = page_path(out)
     rows = compared(dictionary)
-    curve_ks, curve, curve_n = _curve(dictionary)
+    curve_ks, curve, curve_n, curve_metric = _curve(dictionary)
     held_out = next(iter(rows.values()), {})
     return write_page(
         target, (_HERE, "dictionary.html.j2"), styles=[(_HERE, "page.css"), (_HERE, "dictionary.css")],
@@ -109,7 +120,8 @@ def write_dictionary_page(dictionary: Dictionary, examples: FeatureExamples, out
         columns=list(_COLUMNS.values()),
         rows=[(name, [_number(numbers.get(key)) for key in _COLUMNS]) for name, numbers in rows.items()],
         held_out=f"{held_out.get('n_tokens')} held-out tokens of {held_out.get('n_inputs')} inputs",
-        curve=curve, curve_ks=curve_ks, curve_n=curve_n, features=_features(dictionary, examples),
+        curve=curve, curve_ks=curve_ks, curve_n=curve_n, curve_metric=curve_metric,
+        features=_features(dictionary, examples),
         features_words=_features_words(examples), has_pictures=bool(examples.pictures),
     )  # fmt: skip
 
@@ -133,10 +145,16 @@ def _facts(dictionary: Dictionary) -> list[tuple[str, str]]:
     return [
         ("Site", (_site(dictionary) or origin.site or "not said") + (" (update)" if origin.stream == "update" else "")),
         ("Tokens", origin.tokens),
+        *([] if origin.at_steps is None else [("Read at", _when(origin))]),
         ("Features", f"{dictionary.n_features:,} of width {dictionary.d}"),
         ("Encoder", encoder),
         ("Learnt", origin.learnt or "not said"),
     ]
+
+
+def _when(origin: Origin) -> str:
+    steps, of = ", ".join(map(str, origin.at_steps or ())), (origin.run or {}).get("steps")
+    return f"step {steps}" + (f" of {of}" if of else "") + (f", {origin.branch}" if origin.branch else "")
 
 
 def _site(dictionary: Dictionary) -> str:
@@ -158,16 +176,16 @@ def _verdicts(dictionary: Dictionary) -> list[Verdict]:
     return verdicts(dictionary) if "controls" in dictionary.statistics else []
 
 
-def _curve(dictionary: Dictionary) -> tuple[list[str], list[tuple[str, list[str]]], int]:
+def _curve(dictionary: Dictionary) -> tuple[list[str], list[tuple[str, list[str]]], int, str]:
     found = dictionary.statistics.get("fidelity")
     if not isinstance(found, Mapping):
-        return [], [], 0
+        return [], [], 0, ""
     by_name: dict[str, dict[Any, float]] = {}
     for point in found["points"]:
         by_name.setdefault(point["name"], {})[point["k"]] = point["fidelity"]
     ks = sorted({k for points in by_name.values() for k in points}, key=lambda k: math.inf if k is None else k)
     rows = [(name, [_number(points.get(k)) for k in ks]) for name, points in by_name.items()]
-    return ["its own" if k is None else str(k) for k in ks], rows, int(found["n"])
+    return ["its own" if k is None else str(k) for k in ks], rows, int(found["n"]), str(found.get("metric", ""))
 
 
 def _number(value: object) -> str:
@@ -185,7 +203,11 @@ def _features_words(examples: FeatureExamples) -> str:
     hue = (
         "Colour is the activation of each patch or token, as a share of the feature's largest: orange, or blue below 0."
     )
-    return f"{examples.n_inputs} held-out {many}, in the order of their activation. {where} {hue}"
+    drawn = "" if not examples.prompts else (
+        " Pictures are what the model draws of the prompts; colour, over them or over tokens of prompts, is of the "
+        "step at which the feature is largest."
+    )  # fmt: skip
+    return f"{examples.n_inputs} held-out {many}, in the order of their activation. {where} {hue}{drawn}"
 
 
 def _features(dictionary: Dictionary, examples: FeatureExamples) -> list[Feature]:
@@ -210,7 +232,9 @@ def _feature(
     )
     if dictionary.labels is not None:
         source, place = dictionary.labels[index].tolist()
-        words += f" It is token {place} of input {source} of those that it was made of."
+        step, position = step_and_position(place) if dictionary.origin.at_steps else (None, place)
+        at = "" if step is None else f" at step {step}"
+        words += f" It is token {position} of input {source}{at} of those that it was made of."
     every = [one for band in examples.bands[k] for one in band.examples]
     top = max((abs(one.activation) for one in every), default=1.0)
     bands = [
@@ -221,20 +245,23 @@ def _feature(
 
 
 def _shown(examples: FeatureExamples, one: Example, top: float, pictures: Mapping[int, str]) -> Shown:
+    step = "" if one.step is None else f"step {one.step}"
+    prompt = examples.prompts[one.input] or "the empty prompt" if one.input in examples.prompts else ""
     if one.input in examples.texts:
         texts = examples.texts[one.input]
         codes = [*one.map.nan_to_num().tolist(), *[0.0] * len(texts)]
         tokens = [Token(text, _shade(code, top), f"{code:.2f}") for text, code in zip(texts, codes, strict=False)]
-        return Shown(one.input, _number(one.activation), "", "", "", "", tokens)
-    at, words = "", ""
+        return Shown(one.input, _number(one.activation), step, "", "", "", "", tokens)
+    at, words = step, ""
     heat = ""
     if examples.grid is not None:
         heat = _heat_uri(examples.on_grid(one), top)
         row, column = divmod(one.position - examples.n_prefix, examples.grid[1])
         at = f"patch ({row}, {column})" if one.position >= examples.n_prefix else f"token {one.position}"
+        at += f", {step}" if step else ""
         words = f", strongest at {at}"
     alt = f"input {one.input}, activation {one.activation:.2f}{words}"
-    return Shown(one.input, _number(one.activation), at, alt, pictures.get(one.input, ""), heat, [])
+    return Shown(one.input, _number(one.activation), at, alt, prompt, pictures.get(one.input, ""), heat, [])
 
 
 def _shade(code: float, top: float) -> str:

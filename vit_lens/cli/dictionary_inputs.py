@@ -1,0 +1,122 @@
+"""What commands of dictionaries read: a tower and images, a text encoder and prompts, a pipeline that draws prompts."""
+
+__all__ = ["Reads", "given"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vit_lens.addresses import find_address
+from vit_lens.cli import flags, intake, prompting
+from vit_lens.errors import VitLensError
+
+_SCENES = 1000  # of the embedded models' worlds, where nothing is given
+_EMBEDDED = ("mini-flux", "mini-sd")  # pipelines
+_INDEX = "model_index.json"  # of a folder that a pipeline was saved in
+_OF_TOWERS = ("blocks.", "hook_")  # what hook points of a tower begin with
+
+
+@dataclass(kw_only=True)
+class Reads(flags.Tower):
+    """Options that name a model, and for a pipeline how it draws."""
+
+    at_steps: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Of a pipeline: denoising steps that are read, from 0; repeat. Default: all."),
+    ] = None
+    branch: Annotated[str, typer.Option(help="Of a pipeline: the branch of guidance that is read, cond or uncond.")] = (
+        "cond"
+    )
+    steps: flags.Steps = None
+    guidance: flags.Guidance = None
+    size: flags.Size = None
+    decoder_seed: flags.DecoderSeeds = None
+    batch_size: flags.BatchSize = None
+
+    def run(self) -> dict[str, Any]:
+        """Return how a pipeline draws, as sources take it."""
+        seed = flags.one(self.decoder_seed, "--decoder-seed")
+        return flags.known(
+            at_steps=self.at_steps, branch=self.branch, steps=self.steps, guidance_scale=self.guidance,
+            height=self.size, width=self.size, noise_seed=seed, inputs_at_once=self.batch_size,
+        )  # fmt: skip
+
+    def refuse_run(self) -> None:
+        """Refuse options that are of pipelines alone.
+
+        Raises:
+            VitLensError: One of them was given.
+        """
+        names = ("at_steps", "steps", "guidance", "size", "decoder_seed", "batch_size")
+        said = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        said += ["--branch"] if self.branch != "cond" else []
+        if said:
+            raise VitLensError(
+                f"{', '.join(said)} would have no effect here: --model {self.model} with this site draws nothing. A "
+                f"pipeline is a folder with {_INDEX}, or {' or '.join(_EMBEDDED)}, and its sites are such as "
+                "double.1.hook_resid_post or mid.0.hook_update"
+            )
+
+
+def given(
+    reads: Reads, site: str, paths: list[Path] | None, images: list[Path] | None, prompts: Sequence[str] | None
+) -> tuple[Any, list[Any], dict[str, Any], str]:
+    """Return the model, what it runs on, how it runs, and the tokens that are read by default.
+
+    Where nothing is given, mini reads scenes of its own world, and an embedded pipeline captions of its.
+
+    Raises:
+        VitLensError: An option is of another kind of model.
+    """
+    if _draws(reads.model, site):
+        prompting.refuse_images_words(images=paths or images, tag=reads.tag)
+        return _pipeline(reads), _captions(reads, prompts), reads.run(), "all"
+    reads.refuse_run()
+    if prompts is not None:
+        from vit_lens import HookedTextEncoder
+
+        prompting.refuse_images_words(images=paths or images, tag=reads.tag)
+        texts = prompting.read_prompts(prompts)
+        model = HookedTextEncoder.from_pretrained(reads.model, device=flags.torch_device(reads.device))
+        return model.requires_grad_(False), texts, {}, "all"
+    if not (paths or images) and reads.model == "mini":
+        import numpy as np
+
+        from vit_lens.mini import world
+
+        typer.echo(f"no images were given: {_SCENES} scenes of mini's own world")
+        found: list[Any] = list(world.render(world.sample_scenes(_SCENES, np.random.default_rng(0))))
+    else:
+        found = list(intake.find_given(paths, images))
+    return reads.load().requires_grad_(False), found, {}, "patches"
+
+
+def _draws(name: str, site: str) -> bool:
+    """Whether a name is a pipeline's, and the site its denoiser's: an embedded one has a text encoder of that name."""
+    if name in _EMBEDDED:
+        return find_address(site) is None and not site.startswith(_OF_TOWERS)
+    return (Path(name).expanduser() / _INDEX).is_file()
+
+
+def _pipeline(reads: Reads) -> Any:
+    from vit_lens import HookedDiffusion
+
+    model = HookedDiffusion.from_pretrained(reads.model, device=flags.torch_device(reads.device))
+    model.pipeline.set_progress_bar_config(disable=True)
+    return model
+
+
+def _captions(reads: Reads, prompts: Sequence[str] | None) -> list[str]:
+    if prompts is not None:
+        return prompting.read_prompts(prompts)
+    if reads.model not in _EMBEDDED:
+        raise VitLensError(f"--model {reads.model} draws prompts; give --prompts, a file with one a line")
+    import numpy as np
+
+    from vit_lens.mini import still_life
+
+    typer.echo(f"no prompts were given: {_SCENES} captions of {reads.model}'s own world")
+    return [one.text for one in still_life.sample(_SCENES, np.random.default_rng(0), still_life.Lexicon(0))]
