@@ -145,3 +145,94 @@ def test_files_that_are_none_and_folders_of_others_are_refused(folder, tmp_path,
     assert status == 2 and "is a file; choose another" in errors
     status, _, errors = vit_lens("dict", "train", folder, "--prompts", "a star", *SMALL, "--out", tmp_path / "new")
     assert status == 2 and "would have no effect on --prompts" in errors
+
+
+PAINTS = ["--steps", "2", "--at-steps", "1", "--guidance", "2", "--decoder-seed", "5", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(f"a {b} {c}" for b in ("red", "blue", "green") for c in ("star", "ring", "cross")))
+    return path
+
+
+def test_a_pipeline_draws_prompts(words, tmp_path, vit_lens):
+    import vit_lens as vl
+
+    out = tmp_path / "out"
+    asked = ["--model", "mini-sd", "--site", "mid.0.hook_update", "--prompts", words, "--branch", "uncond"]
+    small = ["--k", "3", "--threshold", "0.4", "--held-out", "0.3", "--show", "2", "--tokens", "0,5,9"]
+    status, output, errors = vit_lens("dict", "itda", *asked, *small, *PAINTS, "--out", out)
+    assert status == 0, errors
+    found = vl.Dictionary.load(out / "dictionary.safetensors")
+    said = found.origin
+    assert (said.at_steps, said.branch, said.tokens, said.model) == ((1,), "uncond", "0,5,9", "vit_lens/mini-sd")
+    assert (said.run["steps"], said.run["guidance_scale"], said.run["noise_seed"]) == (2, 2.0, 5)
+    assert "Measured: denoising loss at steps 1" in (out / "card.md").read_text() and "- at steps: 1" in output
+    page = (out / "dictionary.html").read_text()
+    assert '<span class="prompt">a ' in page and "step 1 of 2, uncond" in page
+    status, output, errors = vit_lens("dict", "itda", *asked, *small, *PAINTS, "--out", out)
+    assert status == 0 and "is there already, of this command" in output
+    other = [*PAINTS[:-3], "6", *PAINTS[-2:]]
+    status, output, errors = vit_lens("dict", "itda", *asked, *small, *other, "--out", out)
+    assert status == 2 and "of other settings" in errors
+
+
+def test_a_folder_of_a_pipeline_is_one_and_text_is_read(words, tmp_path, vit_lens):
+    import tiny_pipelines
+
+    import vit_lens as vl
+
+    tiny_pipelines.make("schnell").save_pretrained(tmp_path / "flux")
+    asked = ["--model", tmp_path / "flux", "--site", "double.0.text.hook_resid_post", "--prompts", words]
+    small = ["--size", "6", "--steps", "2", "--k", "2", "--features", "30", "--n-tokens", "900", "--show", "2"]
+    status, _, errors = vit_lens("dict", "train", *asked, *small, "--out", tmp_path / "out")
+    assert status == 0, errors
+    found = vl.Dictionary.load(tmp_path / "out" / "dictionary.safetensors")
+    assert found.origin.at_steps == (0, 1) and found.origin.run["max_sequence_length"] == 77  # its tokenizer's
+    assert found.origin.model.startswith("local/flux@")
+    page = (tmp_path / "out" / "dictionary.html").read_text()
+    assert 'class="tokens"' in page and ">star</span>" in page
+
+
+def test_an_embedded_pipeline_has_captions_and_a_text_encoder(words, tmp_path, vit_lens, monkeypatch):
+    import vit_lens as vl
+    from vit_lens.cli import dictionary_inputs
+
+    monkeypatch.setattr(dictionary_inputs, "_SCENES", 6)
+    small = ["--k", "2", "--threshold", "0.5", "--held-out", "0.4", "--show", "1"]
+    asked = ["--model", "mini-sd", "--site", "mid.0.hook_update", "--steps", "2", "--at-steps", "0"]
+    status, output, errors = vit_lens("dict", "itda", *asked, *small, "--out", tmp_path / "own")
+    assert status == 0 and "no prompts were given: 6 captions of mini-sd's own world" in output, errors
+    text = ["--model", "mini-sd", "--site", "L1.resid_post", "--prompts", words]
+    status, output, errors = vit_lens("dict", "itda", *text, *small, "--out", tmp_path / "text")
+    assert status == 0, errors
+    assert vl.Dictionary.load(tmp_path / "text" / "dictionary.safetensors").origin.at_steps is None
+
+
+DRAWN_REFUSED = {
+    ("--model", "mini-sd", "--at-steps", "9"): "at_steps=[9]: a run of steps=8",
+    ("--model", "mini-sd", "--branch", "both"): "a source reads one",
+    ("--model", "mini-sd", "--tokens", "patches"): "tokens='patches': of a denoiser's stream give 'all'",
+    ("--model", "mini-sd", "--site", "mid.0.hook_updat"): "nearest: 'mid.0.hook_update'",
+    ("--model", "mini-sd", "--decoder-seed", "1", "--decoder-seed", "2"): "--decoder-seed is given 2 values",
+    ("--model", "mini-sd", "--images", "x.png"): "--images would have no effect on --prompts",
+    ("--model", "mini", "--at-steps", "1", "--steps", "2"): "--at-steps, --steps would have no effect here",
+    ("--model", "mini", "--branch", "uncond"): "--branch would have no effect here",
+}
+
+
+@pytest.mark.parametrize("asked", DRAWN_REFUSED, ids=" ".join)
+def test_pipelines_and_options_that_do_not_fit_are_told(asked, words, tmp_path, vit_lens, unchecked):
+    site = [] if "--site" in asked else ["--site", "mid.0.hook_update"]
+    status, _, errors = vit_lens("dict", "itda", *asked, *site, "--prompts", words, "--out", tmp_path / "out")
+    assert status == 2 and DRAWN_REFUSED[asked] in errors and "Traceback" not in errors
+
+
+def test_a_pipeline_without_a_world_wants_prompts(tmp_path, vit_lens):
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    asked = ["--model", tmp_path / "flux", "--site", "double.0.hook_resid_post"]
+    status, _, errors = vit_lens("dict", "itda", *asked, "--out", tmp_path / "out")
+    assert status == 2 and ("draws prompts; give --prompts" in errors or "text_encoder" in errors)

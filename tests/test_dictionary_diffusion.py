@@ -485,3 +485,108 @@ def test_judged_pictures_are_a_metric(unet, branch, errors):
     later = dataclasses.replace(mean, origin=dataclasses.replace(mean.origin, at_steps=(0,)))
     with pytest.raises(errors.DictionaryError, match="'mean' is of other steps"):
         denoising_fidelity(unet, {"basis": basis, "mean": later}, PROMPTS[:3])
+
+
+# ---- cards and pages -----------------------------------------------------------------------------------------------
+
+
+MANY = [
+    f"a {size} {colour} {shape}"
+    for size in ("small", "big")
+    for colour in ("red", "blue")
+    for shape in ("star", "ring")
+]
+
+
+def test_cards_have_the_loss_recovered_beside_controls(model, tmp_path):
+    from vit_lens import ActivationSource
+    from vit_lens.dictionaries import Dictionary, card, verdicts, with_controls
+
+    own = source(model, SITE, MANY, at_steps=[0, 2], batch_size=64, **FLUX)
+    live = own.split(0.4)
+    folder = own.write(tmp_path / "kept", dtype=torch.float32)
+    train, held = ActivationSource.open(folder, batch_size=64).split(0.4)
+    found = tiny.make("topk", d=32, n=40, k=4, origin=origin(own))
+    measured = with_controls(found, train, held, live=live[1])
+    curve, other = measured.statistics["fidelity"], with_controls(found, *live).statistics["fidelity"]
+    values = [[point["value"] for point in one["points"] if point["name"] == "dictionary"] for one in (curve, other)]
+    assert values[0] == pytest.approx(values[1], abs=1e-9) and len(values[0]) == 4
+    assert (
+        curve["is_loss"]
+        and curve["metric"].startswith("denoising loss at steps 0, 2")
+        and curve["n"] == len(held.inputs)
+    )
+    names = {point["name"] for point in curve["points"]}
+    assert names == {"dictionary", "untrained", "random data points", "principal components"}
+    assert [p["k"] for p in curve["points"] if p["name"] == "dictionary"] == [1, 2, 4, 8]
+    text = card(Dictionary.load(measured.save(tmp_path / "measured.safetensors")))
+    assert "- at steps: 0, 2\n- noise levels: 1, 0.3333\n- branch: cond\n- run: " in text and "noise_seed=0" in text
+    assert f"Measured: {curve['metric']}." in text
+    harmless = dataclasses.replace(measured, statistics={"fidelity": {**curve, "clean": 2.0, "ablated": 1.5}})
+    harmful = dataclasses.replace(measured, statistics={"fidelity": {**curve, "clean": 1.0, "ablated": 1.5}})
+    assert [one.words[:51] for one in verdicts(harmless)] == ["Mean ablation does not raise the model's loss (1.5 "]
+    assert verdicts(harmful)[0].words.startswith("With the dictionary alone in its place the model keeps")
+    with pytest.raises(ValueError, match="live= is of other inputs"):
+        with_controls(found, train, held, live=source(model, SITE, MANY, at_steps=[0], **FLUX))
+
+
+def slow_codes_of(dictionary, own):
+    """Codes [input step pos feature] of every draw."""
+    found, _ = tokens(own)
+    said = own.provenance
+    return dictionary.encode(found).view(len(own.inputs), len(said.at_steps), -1, dictionary.n_features)
+
+
+def test_examples_are_draws_with_the_codes_of_the_strongest_step(model):
+    from vit_lens.dictionaries import feature_examples
+
+    own = source(model, SITE, MANY, at_steps=[0, 2], noise_seed=3, **FLUX)
+    found = tiny.make("topk", d=32, n=40, k=4, origin=origin(own))
+    examples = feature_examples(found, model, MANY, range(40), inputs_at_once=3)
+    codes, n = slow_codes_of(found, own), 0
+    assert examples.grid == (3, 5) and examples.n_prefix == 0 and not examples.texts
+    for k, bands in enumerate(examples.bands):
+        each = codes[..., k].flatten(1).abs().amax(1)
+        assert examples.n_firing[k] == int((each > 0).sum())
+        for one in (one for band in bands for one in band.examples):
+            n += 1
+            index, position = divmod(int(codes[one.input, ..., k].abs().argmax()), 15)
+            assert (one.step, one.position) == ((0, 2)[index], position)
+            assert one.activation == pytest.approx(float(codes[one.input, index, position, k]), abs=1e-5)
+            torch.testing.assert_close(one.map.double(), codes[one.input, index, :, k], atol=1e-5, rtol=0)
+            assert torch.equal(examples.on_grid(one), one.map.view(3, 5))
+    assert n > 40
+    shown = sorted(examples.pictures)
+    drawn = model([MANY[i] for i in shown], seed=seeds(shown, 3), **FLUX)
+    assert all(examples.pictures[i].tobytes() == one.tobytes() for i, one in zip(shown, drawn, strict=True))
+    assert examples.prompts == {i: MANY[i] for i in shown}
+
+
+def test_pages_show_what_was_drawn_and_what_was_read(model, tmp_path):
+    from vit_lens.dictionaries import feature_examples
+    from vit_lens.report import write_dictionary_page
+
+    prompts = ["a red star", "", "a blue <ring>"]
+    page = {}
+    for site in (SITE, "double.0.text.hook_resid_post"):
+        own = source(model, site, prompts, at_steps=[2], **FLUX)
+        labels = torch.tensor([[1, 2 * 2**20 + 7]] * 40)
+        found = tiny.make("topk", d=32, n=40, k=4, origin=origin(own), labels=labels)
+        examples = feature_examples(found, model, prompts, n=3)
+        page[site] = write_dictionary_page(found, examples, tmp_path / "page.html").read_text()
+        assert "step 2 of 3, cond" in page[site] and "token 7 of input 1 at step 2" in page[site]
+    image, text = page.values()
+    assert '<span class="prompt">the empty prompt</span>' in image and 'class="heat"' in image
+    assert ", step 2</span>" in image and '<p class="tokens">' not in image
+    assert '<p class="tokens">' in text and ">star</span>" in text and "&lt;pad&gt;" in text
+    assert '<span class="prompt">' not in text and "<span>step 2</span>" in text
+
+
+@pytest.mark.parametrize(("sides", "n", "grid"), [((6, 10), 15, (3, 5)), ((24, 40), 15, (3, 5)), ((16, 24), 100, None)])
+def test_cells_of_a_picture_are_found_by_halving(model, sides, n, grid):
+    from vit_lens.dictionaries.drawn import grid_of
+
+    reader = source(model, SITE, **FLUX).reader
+    reader.provenance = dataclasses.replace(reader.provenance, run=dict(height=sides[0], width=sides[1]))
+    reader.n_positions = n
+    assert grid_of(reader) == grid

@@ -2,6 +2,7 @@
 
 __all__ = ["Reads", "given"]
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vit_lens.addresses import find_address
 from vit_lens.cli import flags, intake, prompting
 from vit_lens.errors import VitLensError
 
 _SCENES = 1000  # of the embedded models' worlds, where nothing is given
 _EMBEDDED = ("mini-flux", "mini-sd")  # pipelines
 _INDEX = "model_index.json"  # of a folder that a pipeline was saved in
-_OF_TOWERS = ("blocks.", "hook_")  # what hook points of a tower begin with
+_OF_TOWERS = re.compile(r"L\d|blocks\.|hook_")  # what sites of a tower begin with
 
 
 @dataclass(kw_only=True)
@@ -97,7 +97,7 @@ def given(
 def _draws(name: str, site: str) -> bool:
     """Whether a name is a pipeline's, and the site its denoiser's: an embedded one has a text encoder of that name."""
     if name in _EMBEDDED:
-        return find_address(site) is None and not site.startswith(_OF_TOWERS)
+        return _OF_TOWERS.match(site) is None
     return (Path(name).expanduser() / _INDEX).is_file()
 
 
@@ -106,6 +106,7 @@ def _pipeline(reads: Reads) -> Any:
 
     model = HookedDiffusion.from_pretrained(reads.model, device=flags.torch_device(reads.device))
     model.pipeline.set_progress_bar_config(disable=True)
+    model.defaults |= model.text_length()
     return model
 
 

@@ -202,7 +202,7 @@ def _less(one: float, other: float) -> bool:
     return round(one, 2) < round(other, 2)
 
 
-def _listed(values: tuple[float | None, ...] | None) -> str | None:
+def _listed(values: tuple[int | float | None, ...] | None) -> str | None:
     return None if values is None else ", ".join("none" if one is None else f"{one:.4g}" for one in values)
 
 

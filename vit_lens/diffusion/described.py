@@ -59,6 +59,22 @@ class DescribedPipeline(PipelineModule):
         call = self._call([""], None, None, options)
         return encoded(self.pipeline, pictures, *call.sides(self.pipeline, self._row))
 
+    def text_length(self) -> dict[str, int]:
+        """Return ``max_sequence_length=`` where a tokenizer takes fewer tokens than the pipeline fills up to.
+
+        A model of short prompts reads filling that it never saw where the pipeline's default stays.
+
+        >>> vl.HookedUNet.from_pretrained("mini-sd").text_length()
+        {}
+        """
+        call = self._call([""], None, None, {}).every
+        if (most := call.get("max_sequence_length")) is None or not (
+            parts := self._row.text_parts(self.pipeline, call)
+        ):
+            return {}
+        own = getattr(self.pipeline, parts[-1][0]).model_max_length
+        return {"max_sequence_length": own} if own < most else {}
+
     def is_text(self, name: str) -> bool:
         """Whether a hook point is of the text stream of a block, and else of the image.
 
