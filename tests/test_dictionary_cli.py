@@ -186,8 +186,8 @@ def test_a_folder_of_a_pipeline_is_one_and_text_is_read(words, tmp_path, vit_len
 
     tiny_pipelines.make("schnell").save_pretrained(tmp_path / "flux")
     asked = ["--model", tmp_path / "flux", "--site", "double.0.text.hook_resid_post", "--prompts", words]
-    small = ["--size", "6", "--steps", "2", "--k", "2", "--features", "30", "--n-tokens", "900", "--show", "2"]
-    status, _, errors = vit_lens("dict", "train", *asked, *small, "--out", tmp_path / "out")
+    small = ["--size", "6", "--steps", "2", "--k", "2", "--threshold", "0.5", "--n-tokens", "900", "--show", "2"]
+    status, _, errors = vit_lens("dict", "itda", *asked, *small, "--out", tmp_path / "out")
     assert status == 0, errors
     found = vl.Dictionary.load(tmp_path / "out" / "dictionary.safetensors")
     assert found.origin.at_steps == (0, 1) and found.origin.run["max_sequence_length"] == 77  # its tokenizer's
@@ -235,4 +235,4 @@ def test_a_pipeline_without_a_world_wants_prompts(tmp_path, vit_lens):
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     asked = ["--model", tmp_path / "flux", "--site", "double.0.hook_resid_post"]
     status, _, errors = vit_lens("dict", "itda", *asked, "--out", tmp_path / "out")
-    assert status == 2 and ("draws prompts; give --prompts" in errors or "text_encoder" in errors)
+    assert status == 2 and "flux draws prompts; give --prompts, a file with one a line" in errors

@@ -73,7 +73,8 @@ def given(
     """
     if _draws(reads.model, site):
         prompting.refuse_images_words(images=paths or images, tag=reads.tag)
-        return _pipeline(reads), _captions(reads, prompts), reads.run(), "all"
+        texts = _captions(reads, prompts)
+        return _pipeline(reads), texts, reads.run(), "all"
     reads.refuse_run()
     if prompts is not None:
         from vit_lens import HookedTextEncoder
