@@ -147,9 +147,9 @@ def load(options: argparse.Namespace, device: torch.device) -> Any:
 
     dtype = DTYPES[options.dtype]
     if options.preset == "mini":
-        from vit_lens.identity import MINI_SD_FILES
+        from vit_lens.identity import EMBEDDED_PIPELINES
 
-        made = diffusers.DiffusionPipeline.from_pretrained(MINI_SD_FILES, local_files_only=True)
+        made = diffusers.DiffusionPipeline.from_pretrained(EMBEDDED_PIPELINES["mini-sd"], local_files_only=True)
     else:
         made = published_shapes(dtype, device)
     made.set_progress_bar_config(disable=True)

@@ -1,8 +1,8 @@
 """Which encoder is which: one canonical id per set of weights, whatever route they came by."""
 
 __all__ = [
-    "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "MINI_SD", "MINI_SD_FILES", "aliases", "canonical_encoder_id",
-    "exact_fingerprint", "fingerprint", "forget_fingerprints", "same_encoder", "text_side",
+    "EMBEDDED_PIPELINES", "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "MINI_FLUX", "MINI_SD", "aliases",
+    "canonical_encoder_id", "exact_fingerprint", "fingerprint", "forget_fingerprints", "same_encoder", "text_side",
 ]  # fmt: skip
 
 import hashlib
@@ -17,9 +17,9 @@ from vit_lens.errors import VitLensError, expect
 MINI_ENCODER = "vit_lens/mini"
 MINI_FILES = Path(__file__).parent / "mini" / "pair"
 """Where the embedded pair's files are, the one door to them: encoder, decoder, captions, reference means."""
-MINI_SD = "vit_lens/mini-sd"
-MINI_SD_FILES = Path(__file__).parent / "mini" / "sd"
-"""Where the embedded text-to-image model is, in the layout of a pipeline of diffusers."""
+MINI_SD, MINI_FLUX = "vit_lens/mini-sd", "vit_lens/mini-flux"
+EMBEDDED_PIPELINES = {"mini-sd": MINI_FILES.parent / "sd", "mini-flux": MINI_FILES.parent / "flux"}
+"""Where the embedded text-to-image models are, each in the layout of its pipeline of diffusers, by its name."""
 MINI_FINGERPRINT = "64b5add7dd958fc7"  # of the shipped encoder; a test holds it
 KANDINSKY_22_ENCODER = "hf/kandinsky-community/kandinsky-2-2-prior:image_encoder"
 

@@ -13,17 +13,19 @@ from vit_lens.decoders.configs import from_config, read_config
 from vit_lens.decoders.weight_files import WEIGHTS, load_weights
 from vit_lens.errors import DecoderError
 from vit_lens.files import damaged, parse_json
-from vit_lens.identity import MINI_FILES, MINI_SD_FILES
+from vit_lens.identity import EMBEDDED_PIPELINES, MINI_FILES
+from vit_lens.sources import fetch_snapshot
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _CLIPS_NOTHING = re.compile(r'"lambda_min_clipped":\s*-Infinity\s*,')
 _INDEX = "model_index.json"
 _EXPECTED = (
     "expected 'mini', a directory that a pipeline of diffusers was saved in, such as one with unet/, movq/ and "
-    "scheduler/, 'mini-sd' to draw from text, or a Hub id such as 'kandinsky-community/kandinsky-2-2-decoder'"
+    "scheduler/, 'mini-sd' or 'mini-flux' to draw from text, or a Hub id such as "
+    "'kandinsky-community/kandinsky-2-2-decoder'"
 )
 _WRITTEN_BESIDE = {"AutoencoderTiny": ("block_out_channels",)}  # diffusers writes it, ignores it, and has it of others
-_EMBEDDED = {"mini": MINI_FILES / "decoder", "mini-sd": MINI_SD_FILES}
+_EMBEDDED = {"mini": MINI_FILES / "decoder", **EMBEDDED_PIPELINES}
 OF_PART = ("config.json", WEIGHTS, f"{WEIGHTS}.index.json", "diffusion_pytorch_model-*-of-*.safetensors")
 """What a part that draws is in, besides ``scheduler_config.json`` for a scheduler."""
 
@@ -43,9 +45,6 @@ def fetch(name: str | Path, wanted: Sequence[str]) -> Path:
     Raises:
         DecoderError: There is no such decoder, or it cannot be fetched.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
     if not isinstance(name, (str, Path)):
         raise DecoderError(f"a decoder's name is of type {type(name).__name__}; {_EXPECTED}")
     with damaged(DecoderError, f"no decoder {str(name)[:200]!r}", _EXPECTED):
@@ -57,20 +56,7 @@ def fetch(name: str | Path, wanted: Sequence[str]) -> Path:
         raise DecoderError(f"this installation of vit_lens lacks the embedded {name!r}; install the package again")
     if not isinstance(name, str) or _HUB_ID.fullmatch(name) is None:
         raise DecoderError(f"no decoder {str(name)!r}: it is not an existing directory; {_EXPECTED}")
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[_INDEX, *wanted]))
-    except GatedRepoError as error:
-        raise DecoderError(
-            f"decoder {name!r} is gated: accept its licence at https://huggingface.co/{name}, log in with 'hf auth "
-            "login', then try again; or give a local directory that holds it"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DecoderError(
-            f"the Hub has no public repository {name!r}: check the id; where it was withdrawn, or is private and you "
-            "are not logged in ('hf auth login'), give a local directory that holds it"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DecoderError(f"decoder {name!r} cannot be fetched from the Hub: {error}") from error
+    return fetch_snapshot(name, [_INDEX, *wanted], "decoder", DecoderError)
 
 
 def index_of(directory: Path, known: Sequence[str]) -> dict[str, Any]:

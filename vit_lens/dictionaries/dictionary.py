@@ -123,6 +123,31 @@ class Dictionary:
         return find_layout(place, layout)(place, said)
 
     @classmethod
+    def from_pretrained(
+        cls, name: str | Path, layout: str | None = None, *, revision: str | None = None,
+        cache_dir: str | Path | None = None, **said: Any,
+    ) -> "Dictionary":  # fmt: skip
+        """Read a dictionary by its name: one that ships, one on the Hugging Face Hub, or a path.
+
+        Args:
+            name: ``"mini-topk"``, ``"mini-itda"`` and the same of ``mini-sd`` and ``mini-flux``; a Hub id,
+                ``"owner/name"`` or ``"owner/name:folder"``; or what :meth:`load` takes.
+            layout: As :meth:`load` takes it.
+            revision: The branch, tag or commit of a Hub id; None takes its main branch.
+            cache_dir: Where downloads are kept; None takes Hugging Face's default.
+            **said: As :meth:`load` takes it.
+
+        Raises:
+            DictionaryError: As :meth:`load` says, or it cannot be fetched.
+
+        >>> vl.Dictionary.from_pretrained("mini-topk")
+        Dictionary(512 features of width 128, topk k=16, of blocks.5.hook_resid_post)
+        """
+        from vit_lens.dictionaries.by_name import find_dictionary
+
+        return cls.load(find_dictionary(name, revision=revision, cache_dir=cache_dir), layout, **said)
+
+    @classmethod
     def load_own(cls, path: Path) -> "Dictionary":
         """Read what :meth:`save` wrote; see :meth:`load`."""
         with open_tensors(path, [_FORMAT], what="a dictionary", error=DictionaryError, advice=_ADVICE) as (file, meta):

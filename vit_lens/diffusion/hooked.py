@@ -93,7 +93,7 @@ class HookedDiffusion(DescribedPipeline):
         """Load a pipeline (safetensors only, no code of others) and put hook points into it.
 
         Args:
-            name: "mini-sd", a local directory that a pipeline was saved in, or a Hub id.
+            name: "mini-sd", "mini-flux", a local directory that a pipeline was saved in, or a Hub id.
             dtype: The dtype of the weights.
             device: The device of the weights.
 
@@ -103,8 +103,8 @@ class HookedDiffusion(DescribedPipeline):
             UnsupportedTowerError: The pipeline is not hooked here.
         """
         pipeline, model_id, said = load_pipeline(name, dtype, device)
-        words = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-        defaults = {words[key]: value for key, value in said.items()}
+        words = {"steps": "num_inference_steps", "guidance": "guidance_scale", "length": "max_sequence_length"}
+        defaults = {words.get(key, key): value for key, value in said.items()}
         return cls._class_for(pipeline)(pipeline, model_id=model_id, defaults=defaults)
 
     @classmethod

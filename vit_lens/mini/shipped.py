@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vit_lens.decoders import Decoder
-from vit_lens.identity import MINI_ENCODER, MINI_FILES, MINI_SD, MINI_SD_FILES
+from vit_lens.identity import EMBEDDED_PIPELINES, MINI_ENCODER, MINI_FILES, MINI_FLUX, MINI_SD
 from vit_lens.mini import world
 from vit_lens.mini.attributes import ATTRIBUTES, OVERLAY_ATTRIBUTES, PROBES
 from vit_lens.models import HookedViT
@@ -25,7 +25,7 @@ from vit_lens.towers import Tower
 
 _HERE = Path(__file__).parent
 PAIR = MINI_FILES
-STILL_LIFE = MINI_SD_FILES
+STILL_LIFE = EMBEDDED_PIPELINES["mini-sd"]
 SENTENCES = ("a red solid star left of a blue striped ring", "below a pink shaded square , a tul bo ven")
 """What the demo draws: two held-out scenes, the second fronted and with a name."""
 JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditioned the decoder
@@ -34,8 +34,11 @@ JUDGE = _HERE / "judge"  # a CLIP of another seed and size, which never conditio
 _NOTES = {
     MINI_ENCODER: "Embedded pair: a small CLIP and decoder trained on synthetic 64-pixel scenes. "
     "Nothing here is known for larger models.",
-    MINI_SD: "Embedded text-to-image model, trained on synthetic scenes of 32 pixels. "
-    "Nothing here is known for larger models.",
+    **dict.fromkeys(
+        (MINI_SD, MINI_FLUX),
+        "Embedded text-to-image model, trained on synthetic scenes of 32 pixels. "
+        "Nothing here is known for larger models.",
+    ),
 }
 _SCENES, _SCENE_SEED = 96, 2024
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from vit_lens.errors import RecordError
-from vit_lens.identity import MINI_ENCODER, MINI_SD
+from vit_lens.identity import MINI_ENCODER, MINI_FLUX, MINI_SD
 from vit_lens.records import (
     LIVE_BUDGET,
     Reading,
@@ -117,7 +117,7 @@ def _header(record: Record, thumbs: Sequence[str | None]) -> dict[str, Any]:
         "legacy": manifest["batch_plan"].get("noise") == "legacy",
         "untrained": any(part and part.get("untrained") for part in (model, decoder)),
         "shared": bool(table["same_as"].notna().any()),
-        "mini": encoder_id == MINI_ENCODER or bool(decoder and decoder["decoder_id"] == MINI_SD),
+        "mini": encoder_id == MINI_ENCODER or bool(decoder and decoder["decoder_id"] in (MINI_SD, MINI_FLUX)),
         "notes": [str(note) for note in manifest["notes"]],
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "provenance": _provenance(manifest),

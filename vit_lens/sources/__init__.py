@@ -2,7 +2,7 @@
 
 __all__ = [
     "Blueprint", "Family", "OpenClipName", "Recipe", "SourceTower", "SupportedTower", "TowerSource",
-    "embedded_encoder", "known_models", "load_module", "no_progress_bars", "open_clip_weights", "read_module",
+    "embedded_encoder", "fetch_snapshot", "known_models", "load_module", "no_progress_bars", "open_clip_weights", "read_module",
     "read_pretrained", "refuse_float16", "register_family", "resolve_name", "source_tower", "stored_config",
     "supported_open_clip", "supported_towers",
 ]  # fmt: skip
@@ -11,6 +11,7 @@ from vit_lens.sources.catalogue import OpenClipName, known_models, open_clip_wei
 from vit_lens.sources.families import register_family, supported_open_clip, supported_towers
 from vit_lens.sources.families.family import Blueprint, Family, SupportedTower
 from vit_lens.sources.families.hugging_face import no_progress_bars
+from vit_lens.sources.hub import fetch_snapshot
 from vit_lens.sources.modules import read_module, source_tower
 from vit_lens.sources.naming import embedded_encoder, resolve_name
 from vit_lens.sources.pretrained import load_module, read_pretrained, stored_config

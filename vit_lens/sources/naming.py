@@ -6,14 +6,16 @@ from pathlib import Path
 
 from vit_lens.errors import CheckpointError, nearest
 from vit_lens.files import damaged
-from vit_lens.identity import MINI_ENCODER, MINI_FILES, MINI_SD, MINI_SD_FILES
+from vit_lens.identity import EMBEDDED_PIPELINES, MINI_ENCODER, MINI_FILES
 from vit_lens.sources.catalogue import OpenClipName, known_models, require_tag
 from vit_lens.sources.folders import HubFolder, TowerFolder
 
 _FORMS = (
-    '"mini"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
+    '"mini", "mini-sd" or "mini-flux"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
     "a local directory"
 )
+
+_READS = {"mini-sd": "text_encoder", "mini-flux": "text_encoder_2"}  # what each embedded model reads its texts with
 
 
 def resolve_name(
@@ -79,8 +81,8 @@ def embedded_encoder(name: str | Path) -> Path | None:
 def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path | None) -> TowerFolder:
     if (path := embedded_encoder(name)) is not None:
         return TowerFolder(path, "", MINI_ENCODER, "mini")
-    if name in ("mini-sd", MINI_SD):
-        return TowerFolder(MINI_SD_FILES, "text_encoder", MINI_SD, "mini-sd")
+    if (label := str(name).removeprefix("vit_lens/")) in EMBEDDED_PIPELINES and not isinstance(name, Path):
+        return TowerFolder(EMBEDDED_PIPELINES[label], _READS[label], f"vit_lens/{label}", label)
     root, subfolder = _cut(str(name))
     if ".." in subfolder.split("/"):
         raise CheckpointError(f"{str(name)!r}: the subfolder {subfolder!r} lies outside; name it by its own path")
@@ -92,7 +94,7 @@ def _folder_name(name: str | Path, revision: str | None, cache_dir: str | Path |
         return TowerFolder(local, subfolder, None, label)
     repo_id = root.removeprefix("hf/")
     if repo_id.count("/") != 1:
-        near = nearest(root, ["mini", "mini-sd", *known_models()])
+        near = nearest(root, ["mini", *EMBEDDED_PIPELINES, *known_models()])
         raise CheckpointError(f"unknown model {str(name)!r}; expected {_FORMS}. Nearest names: {near}")
     hub_id = f"hf/{repo_id}" + (f":{subfolder}" if subfolder else "")
     return TowerFolder(HubFolder(repo_id, revision, cache_dir), subfolder, hub_id, repo_id)

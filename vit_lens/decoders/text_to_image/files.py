@@ -25,7 +25,7 @@ from vit_lens.decoders.text_to_image.drawing import (
 )  # fmt: skip
 from vit_lens.errors import CheckpointError, DecoderError, nearest
 from vit_lens.files import check_fields, damaged
-from vit_lens.identity import MINI_SD
+from vit_lens.identity import EMBEDDED_PIPELINES
 from vit_lens.sources import no_progress_bars
 from vit_lens.text_formats import TEXT_FORMATS, Reading, TextFormat
 from vit_lens.texts import ENCODER_KINDS
@@ -48,6 +48,9 @@ class TextCard:
 
     steps: int | None = None
     guidance: float | int | None = None
+    height: int | None = None
+    width: int | None = None
+    length: int | None = None
 
 
 def _said(directory: Path) -> dict[str, Any]:
@@ -61,8 +64,8 @@ def _said(directory: Path) -> dict[str, Any]:
 
 def name_of(name: str | Path) -> tuple[str, bool]:
     """Return what records call a decoder, and whether it comes from a local directory."""
-    if name == "mini-sd":
-        return MINI_SD, False
+    if name in EMBEDDED_PIPELINES:
+        return f"vit_lens/{name}", False
     directory = Path(name).expanduser()
     return (f"local/{directory.resolve().name}", True) if directory.is_dir() else (f"hf/{name}", False)
 
@@ -94,8 +97,10 @@ def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.devic
     return stock(kind, parts, **_options(index)), _said(directory)
 
 
-def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, Mapping[str, Any] | None]:
-    """Load what reads of a pipeline; return the stock pipeline without what draws, and the denoiser's configuration.
+def load_text(
+    name: str | Path, dtype: torch.dtype, device: str | torch.device
+) -> tuple[Any, Mapping[str, Any] | None, dict[str, Any]]:
+    """Load what reads of a pipeline; return the stock pipeline without what draws, the denoiser's config, and the card.
 
     Raises:
         DecoderError: There is no such pipeline, or something is wrong with its files.
@@ -110,7 +115,7 @@ def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) 
     drawn, tokenizers = DRAWN[format.name], text_parts(format)
     wanted = [f"{encoder}/{file}" for encoder in tokenizers for file in _OF_ENCODER]
     wanted += [f"{tokenizer}/{file}" for tokenizer in tokenizers.values() for file in _OF_TOKENIZER]
-    directory = fetch(name, [*wanted, f"{drawn.denoiser[0]}/config.json"])
+    directory = fetch(name, [*wanted, _CARD, f"{drawn.denoiser[0]}/config.json"])
     for one in format.readings:
         check_dtype(one, dtype)
         _check_entry(directory, index, one.encoder, "transformers", [_encoder_class(one)])
@@ -125,20 +130,20 @@ def load_text(name: str | Path, dtype: torch.dtype, device: str | torch.device) 
         reads = getattr(transformers, _tokenizer_class(directory, index, tokenizer.name, one))
         with damaged(DecoderError, f"{tokenizer} is no tokenizer of {reads.__name__}", _ADVICE):
             parts[tokenizer.name] = reads.from_pretrained(tokenizer, local_files_only=True)
-    return stock(kind, parts, **_options(index)), denoiser
+    return stock(kind, parts, **_options(index)), denoiser, _said(directory)
 
 
 def load_pipeline(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, str, dict[str, Any]]:
     """Load a whole text-to-image pipeline (safetensors only, no code of others).
 
     Args:
-        name: "mini-sd", a local directory that a pipeline was saved in, or a Hub id.
+        name: "mini-sd", "mini-flux", a local directory that a pipeline was saved in, or a Hub id.
         dtype: The dtype of the weights.
         device: The device of the weights.
 
     Returns:
-        The stock pipeline, its id (which ends in ``@`` where it wants the weights' fingerprint), and the ``steps`` and
-        ``guidance`` that its card says, where it has one.
+        The stock pipeline, its id (which ends in ``@`` where it wants the weights' fingerprint), and what its card
+        says, where it has one: ``steps``, ``guidance``, ``height``, ``width``, and ``length``, the positions of a text.
 
     Raises:
         DecoderError: There is no such pipeline, or something is wrong with its files.
@@ -150,7 +155,7 @@ def load_pipeline(name: str | Path, dtype: torch.dtype, device: str | torch.devi
     ('StableDiffusionPipeline', 'vit_lens/mini-sd', {'steps': 8, 'guidance': 1.5})
     """
     drawing, said = load_drawing(name, dtype, device)
-    text, _ = load_text(name, dtype, device)
+    text, *_ = load_text(name, dtype, device)
     parts = {key: one for pipe in (text, drawing) for key, one in pipe.components.items() if one is not None}
     model_id, is_local = name_of(name)
     return stock(type(text).__name__, parts, **_options(text.config)), f"{model_id}@" if is_local else model_id, said

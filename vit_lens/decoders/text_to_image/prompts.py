@@ -94,7 +94,8 @@ class PromptEncoder:
 
         Args:
             name: A local directory that a pipeline was saved in, or a Hub id.
-            length: The number of positions that are read; None for the pipeline's own number.
+            length: The number of positions that are read; None for the number that its card says (``vit_lens.json``),
+                or the pipeline's own.
             dtype: The dtype of the encoders.
             device: The device of the encoders.
 
@@ -105,7 +106,9 @@ class PromptEncoder:
         """
         from vit_lens.decoders.text_to_image.files import load_text
 
-        pipeline, denoiser = load_text(name, dtype, device)
+        pipeline, denoiser, said = load_text(name, dtype, device)
+        if length is None:
+            length = said.get("length")
         return cls(pipeline, length=_length(format_of(pipeline), length, denoiser))
 
     @property

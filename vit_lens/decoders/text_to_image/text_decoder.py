@@ -127,7 +127,7 @@ class TextDecoder(Decoder):
         made = cls(pipeline, upscaler=second, encoder=encoder, decoder_id=decoder_id)
         if is_local:
             made.decoder_id += f"@{made.fingerprint}"
-        made.defaults = override(made.defaults, said)
+        made.defaults = override(made.defaults, {name: value for name, value in said.items() if name != "length"})
         made.source = {"name": str(name), "encoder": made.encoder_id, "dtype": dtype, "device": str(device)}
         return made
 

@@ -90,7 +90,8 @@ def assemble_flux(work: Path, folder: Path) -> Path:
     )
     FluxPipeline(**parts).save_pretrained(folder)
     rename_for_every_version(folder)
-    write_json(folder / "vit_lens.json", {"steps": PAINTING["num_inference_steps"], "guidance": 0.0})
+    card = {"steps": PAINTING["num_inference_steps"], "guidance": 0.0, "length": MAX_TOKENS}
+    write_json(folder / "vit_lens.json", {**card, "height": PAINTING["height"], "width": PAINTING["width"]})
     for name in ("t5_probe.safetensors", "second_judge.safetensors"):
         shutil.copyfile(work / name, folder / name)
     return folder
