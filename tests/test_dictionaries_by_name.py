@@ -35,7 +35,7 @@ def test_a_folder_of_a_repository_is_fetched_and_no_more(hub):
 
 
 def test_layout_and_what_is_said_are_passed_on(hub):
-    with pytest.raises(DictionaryError, match="'blocks.1.hook_resid_post', and .* says 'blocks.2.hook_resid_post'"):
+    with pytest.raises(DictionaryError, match=r"'blocks.1.hook_resid_post', and .* says 'blocks.2.hook_resid_post'"):
         vl.Dictionary.from_pretrained("someone/saes:layer_2/a", "sae_lens", site="blocks.1.hook_resid_post")
     with pytest.raises(DictionaryError, match="layout='sae_lense'; nearest: 'sae_lens'"):
         vl.Dictionary.from_pretrained("someone/saes:layer_2/a", "sae_lense")

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 from vit_lens.mini import still_life
 from vit_lens.mini.still_life import Lexicon
@@ -33,6 +35,7 @@ PAINTER = FluxPainterSettings(
     latent_channels=4, n_double=1, n_single=1, n_heads=2, rope=(4, 4, 4), text_width=16, pooled_width=16, batch=4,
     n_steps=3,
 )  # fmt: skip
+GUIDED = replace(PAINTER, n_steps=2, guidance=1.5)
 STOCK = """
 import json, sys, torch
 from diffusers import DiffusionPipeline
@@ -49,8 +52,8 @@ def trained(tmp_path_factory):
     """A tiny model, trained for a few steps: in effect random."""
     out = tmp_path_factory.mktemp("flux")
     return out, train_flux(
-        out, 1, text=TEXT, clip=CLIP, autoencoder=AUTOENCODER, painter=PAINTER, judge=JudgeSettings(batch=8, n_steps=3),
-        n=4,
+        out, 1, text=TEXT, clip=CLIP, autoencoder=AUTOENCODER, painter=PAINTER, guided=GUIDED,
+        judge=JudgeSettings(batch=8, n_steps=3), n=4,
     )  # fmt: skip
 
 
@@ -112,6 +115,47 @@ def test_the_pooled_vector_is_always_of_another_sentence_and_nothing_is_held_out
     with torch.no_grad():
         own = clip(tokenise(flux_painter.build_text_tokenizer(), given["texts"])).pooler_output
     assert torch.allclose(given["pooled_projections"], own.roll(1, 0)) and len(set(given["texts"])) > 1
+
+
+def test_guidance_is_what_the_sentence_changes_in_the_average(trained, tmp_path, monkeypatch):
+    """Read off the calls of a step: the second network's with the sentence, the same without, and the learner's."""
+    parts, calls, latents = trained[0] / "work", [], []
+    start = flux_painter.build_flux_painter(PAINTER, seed=9)
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    forward, pack = FluxTransformer2DModel.forward, flux_painter.packed
+
+    def spy(self, **given):
+        out = forward(self, **given)
+        calls.append((given, out[0].detach()))
+        return out
+
+    def packing(x):
+        latents.append(pack(x))
+        return latents[-1]
+
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", spy)
+    monkeypatch.setattr(flux_painter, "packed", packing)
+    losses = []
+    monkeypatch.setattr(flux_painter, "run_steps", lambda step, *_, **__: losses.append(step(0)["loss"].item()) or 1)
+    t5, _ = train_t5(parts, seed=1, settings=TEXT)
+    clip, _ = train_text(parts, seed=1, settings=CLIP)
+    autoencoder = train_flux_autoencoder(parts, seed=0, settings=AUTOENCODER)
+    train_flux_painter(
+        tmp_path, t5, clip, autoencoder, encoder_seed=1, seed=2, start=start,
+        settings=replace(PAINTER, drop=0.3, guidance=1.6),
+    )  # fmt: skip
+    (said, with_text), (unsaid, without), (learnt, velocity) = calls
+    empty = t5(tokenise_t5(build_t5_tokenizer(), [""])).last_hidden_state
+    assert torch.equal(unsaid["encoder_hidden_states"], empty.expand(4, -1, -1))
+    assert torch.equal(said["encoder_hidden_states"], learnt["encoder_hidden_states"])
+    assert not torch.allclose(with_text, without)
+    x0, sigma = latents[0].double(), learnt["timestep"].double()[:, None, None]
+    flow = (learnt["hidden_states"].double() - x0) / sigma
+    target = flow + (1 - 1 / 1.6) * (with_text - without).double()
+    assert losses[0] == pytest.approx(((velocity.double() - target) ** 2).mean().item(), rel=1e-4)
 
 
 def test_training_packs_latents_and_gives_positions_as_the_pipeline_does(trained):

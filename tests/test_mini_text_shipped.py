@@ -188,7 +188,9 @@ def test_mini_flux_has_its_name_everywhere():
     texts = ["a red solid star left of a blue striped ring"]
     drawn = decoder.decode(encoder.encode(texts), seeds=0, encoder=encoder)
     every = [still_life.object_of(number) for number in range(still_life.N_OBJECTS)]
-    scene = still_life.Scene("beside", (every.index(("red", "solid", "star")), every.index(("blue", "striped", "ring"))))
+    scene = still_life.Scene(
+        "beside", (every.index(("red", "solid", "star")), every.index(("blue", "striped", "ring")))
+    )
     reduced = flux_pipeline.reduced(drawn.numpy())
     assert inspection.inspect(reduced).shows([scene]).all()
     flux = vl.HookedFlux.from_pretrained("mini-flux")

@@ -2,9 +2,9 @@
 
 __all__ = [
     "Blueprint", "Family", "OpenClipName", "Recipe", "SourceTower", "SupportedTower", "TowerSource",
-    "embedded_encoder", "fetch_snapshot", "known_models", "load_module", "no_progress_bars", "open_clip_weights", "read_module",
-    "read_pretrained", "refuse_float16", "register_family", "resolve_name", "source_tower", "stored_config",
-    "supported_open_clip", "supported_towers",
+    "embedded_encoder", "fetch_snapshot", "known_models", "load_module", "no_progress_bars", "open_clip_weights",
+    "read_module", "read_pretrained", "refuse_float16", "register_family", "resolve_name", "source_tower",
+    "stored_config", "supported_open_clip", "supported_towers",
 ]  # fmt: skip
 
 from vit_lens.sources.catalogue import OpenClipName, known_models, open_clip_weights

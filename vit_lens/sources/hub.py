@@ -39,13 +39,13 @@ def fetch_snapshot(
         return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(patterns), **given))
     except GatedRepoError as reason:
         raise error(
-            f"{what} {repo_id!r} is gated: accept its licence at https://huggingface.co/{repo_id}, log in with 'hf auth "
-            "login', then try again; or give a local directory that holds it"
+            f"{what} {repo_id!r} is gated: accept its licence at https://huggingface.co/{repo_id}, log in with 'hf "
+            "auth login', then try again; or give a local directory that holds it"
         ) from reason
     except RepositoryNotFoundError as reason:
         raise error(
-            f"the Hub has no public repository {repo_id!r}: check the id; where it was withdrawn, or is private and you "
-            "are not logged in ('hf auth login'), give a local directory that holds it"
+            f"the Hub has no public repository {repo_id!r}: check the id; where it was withdrawn, or is private and "
+            "you are not logged in ('hf auth login'), give a local directory that holds it"
         ) from reason
     except (OSError, ValueError) as reason:
         raise error(f"{what} {repo_id!r} cannot be fetched from the Hub: {reason}") from reason

@@ -11,8 +11,8 @@ from vit_lens.sources.catalogue import OpenClipName, known_models, require_tag
 from vit_lens.sources.folders import HubFolder, TowerFolder
 
 _FORMS = (
-    '"mini", "mini-sd" or "mini-flux"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or "owner/name:subfolder"; '
-    "a local directory"
+    '"mini", "mini-sd" or "mini-flux"; an open_clip name with tag=, or "ViT-B-32/openai"; a Hub id "owner/name" or '
+    '"owner/name:subfolder"; a local directory'
 )
 
 _READS = {"mini-sd": "text_encoder", "mini-flux": "text_encoder_2"}  # what each embedded model reads its texts with

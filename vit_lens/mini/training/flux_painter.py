@@ -5,6 +5,7 @@ __all__ = ["FluxPainterSettings", "build_flux_painter", "build_flux_schedule", "
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,12 @@ from vit_lens.mini.training.text_encoder import build_text_tokenizer, tokenise
 
 @dataclass(frozen=True, kw_only=True)
 class FluxPainterSettings:
-    """Sizes of the transformer, and of its training run."""
+    """Sizes of the transformer, and of its training run.
+
+    Attributes:
+        drop: The share of sentences that are empty.
+        guidance: The scale of the guidance that is trained into the transformer, which needs none then; 1 for none.
+    """
 
     latent_channels: int = 16
     n_double: int = 2
@@ -45,6 +51,7 @@ class FluxPainterSettings:
     pairs: float = 0.7
     named: float = 0.5
     average: float = 0.995
+    guidance: float = 1.0
 
 
 _DEFAULTS = FluxPainterSettings()
@@ -81,14 +88,22 @@ def train_flux_painter(
     encoder_seed: int,
     seed: int,
     settings: FluxPainterSettings = _DEFAULTS,
+    start: FluxTransformer2DModel | None = None,
+    name: str = "transformer",
     stop_after: int | None = None,
 ) -> FluxTransformer2DModel:
-    """Train a transformer in ``out`` on frozen text encoders, going on with what is there; it is saved in ``out``.
+    """Train a transformer in ``out`` on frozen text encoders, going on with what is there; it is saved as ``name``.
+
+    Guidance g is trained into it, as it is into those of FLUX.1: the target is the velocity of the data and, in the
+    share 1 - 1 / g, what the sentence changes in its own average's velocity (model guidance, arXiv 2502.12154). Where
+    the two agree that is v("") + g (v(sentence) - v("")).
 
     The pooled vector of CLIP is always that of another sentence, so that it says nothing: what a picture shows, T5's
-    tokens have said. A tenth of the sentences are empty, and many say a part of their scene alone.
+    tokens have said. Some of the sentences are empty, and many say a part of their scene alone.
     """
     model = build_flux_painter(settings, seed=seed).train()
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     average = copy.deepcopy(model).eval()
     inner = {
         n: p for n, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks." in n and "norm" not in n
@@ -100,9 +115,16 @@ def train_flux_painter(
     side = still_life.SIDE // 8
     grid = torch.cartesian_prod(torch.zeros(1), torch.arange(side) * 1.0, torch.arange(side) * 1.0)
     text_ids = torch.zeros(MAX_TOKENS, 3)
+    own, nothing = 1 - 1 / settings.guidance, t5(tokenise_t5(for_t5, [""])).last_hidden_state.detach()
+
+    def velocity(model: Any, x: Tensor, sigma: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
+        return model(
+            hidden_states=x, timestep=sigma, encoder_hidden_states=states, pooled_projections=pooled,
+            txt_ids=text_ids, img_ids=grid, return_dict=False,
+        )[0]  # fmt: skip
 
     def step(index: int) -> dict[str, Tensor]:
-        generator = np.random.default_rng([seed, 16, index])
+        generator = np.random.default_rng([seed, 16 if start is None else 17, index])
         sentences = still_life.sample(
             settings.batch, generator, lexicon, pairs=settings.pairs, named=settings.named, equal=True
         )
@@ -121,11 +143,13 @@ def train_flux_painter(
             cosine(index, settings.n_steps, warm_up=min(50, settings.n_steps)),
         )
         mixed = torch.lerp(x0, noise, sigma[:, None, None])
-        flow = model(
-            hidden_states=mixed, timestep=sigma, encoder_hidden_states=states, pooled_projections=pooled,
-            txt_ids=text_ids, img_ids=grid, return_dict=False,
-        )[0]  # fmt: skip
-        loss = (flow - (noise - x0)).pow(2).mean()
+        target = noise - x0
+        if own:
+            with torch.no_grad():
+                said = velocity(average, mixed, sigma, states, pooled)
+                unsaid = velocity(average, mixed, sigma, nothing.expand_as(states), pooled)
+            target = target + own * (said - unsaid)
+        loss = (velocity(model, mixed, sigma, states, pooled) - target).pow(2).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(rest, 1.0)
         muon.step()
@@ -135,9 +159,9 @@ def train_flux_painter(
 
     done = run_steps(
         step, {"model": model, "average": average, "muon": muon, "adamw": adamw}, n_steps=settings.n_steps,
-        checkpoint=out / "transformer.pt", settings={"seed": seed, "encoder_seed": encoder_seed, **asdict(settings)},
+        checkpoint=out / f"{name}.pt", settings={"seed": seed, "encoder_seed": encoder_seed, **asdict(settings)},
         stop_after=stop_after,
     )  # fmt: skip
     if done == settings.n_steps:
-        average.save_pretrained(out / "transformer")
+        average.save_pretrained(out / name)
     return average

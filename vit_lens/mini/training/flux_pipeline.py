@@ -41,6 +41,7 @@ PAINTING = {
 _SHARED, _BATCH = 0, 50
 _TEXT, _CLIP = FluxTextSettings(), TextSettings(width=64, n_layers=2, n_heads=4, n_steps=600)
 _AUTOENCODER, _PAINTER, _JUDGE = FluxAutoencoderSettings(), FluxPainterSettings(), JudgeSettings()
+_GUIDED = FluxPainterSettings(lr=1e-3, lr_muon=0.01, drop=0.2, average=0.998, guidance=1.5)
 
 
 def train_flux(
@@ -51,6 +52,7 @@ def train_flux(
     clip: TextSettings = _CLIP,
     autoencoder: FluxAutoencoderSettings = _AUTOENCODER,
     painter: FluxPainterSettings = _PAINTER,
+    guided: FluxPainterSettings = _GUIDED,
     judge: JudgeSettings = _JUDGE,
     n: int = 500,
 ) -> dict[str, object]:
@@ -64,7 +66,8 @@ def train_flux(
         text: Sizes of the text encoder in T5's format.
         clip: Sizes of that in CLIP's, whose pooled vector the transformer learns to ignore.
         autoencoder: Sizes of the autoencoder.
-        painter: Sizes of the transformer.
+        painter: Sizes of the transformer, and of its first training run.
+        guided: The same of its second, in which it learns to do without guidance.
         judge: Sizes of the second judge's training.
         n: How many pictures of each kind the bars are measured on.
     """
@@ -73,7 +76,10 @@ def train_flux(
     pooled, _ = train_text(work, seed=seed, settings=clip)
     vae = train_flux_autoencoder(work, seed=_SHARED, settings=autoencoder)
     train_second_judge(work, seed=_SHARED, settings=judge)
-    train_flux_painter(work, t5, pooled, vae, encoder_seed=seed, seed=seed, settings=painter)
+    first = train_flux_painter(work, t5, pooled, vae, encoder_seed=seed, seed=seed, settings=painter)
+    train_flux_painter(
+        work, t5, pooled, vae, encoder_seed=seed, seed=seed, settings=guided, start=first, name="guided_transformer"
+    )
     return measure_flux(assemble_flux(work, out / "flux"), seed=seed, n=n)
 
 
@@ -86,7 +92,7 @@ def assemble_flux(work: Path, folder: Path) -> Path:
         tokenizer=AutoTokenizer.from_pretrained(work / "tokenizer"),
         text_encoder_2=T5EncoderModel.from_pretrained(work / "text_encoder_2").half(),
         tokenizer_2=AutoTokenizer.from_pretrained(work / "tokenizer_2"),
-        transformer=FluxTransformer2DModel.from_pretrained(work / "transformer").half(),
+        transformer=FluxTransformer2DModel.from_pretrained(work / "guided_transformer").half(),
     )
     FluxPipeline(**parts).save_pretrained(folder)
     rename_for_every_version(folder)
