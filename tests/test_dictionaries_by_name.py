@@ -5,7 +5,9 @@ import torch
 
 import vit_lens as vl
 from vit_lens import dictionaries as vd
+from vit_lens.dictionaries.by_name import EMBEDDED, find_dictionary
 from vit_lens.errors import DictionaryError
+from vit_lens.mini.training.dictionaries import RECIPES, Recipe, train_dictionaries
 
 
 @pytest.fixture
@@ -67,3 +69,35 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     with pytest.raises(DictionaryError, match="dictionary 'a/b' cannot be fetched from the Hub: not reachable"):
         vl.Dictionary.from_pretrained("a/b")
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_what_ships_belongs_to_its_model_and_its_card_says_what_it_is_worth(name):
+    found = vl.Dictionary.from_pretrained(name)
+    model, kind = name.rsplit("-", 1)
+    recipe = RECIPES[model]
+    assert found.check(recipe.load()) == found.origin.site and found.W_dec.dtype == torch.float16
+    assert found.origin.learnt.startswith(kind)
+    assert find_dictionary(name).with_suffix(".md").read_text() == vd.card(found)
+    own, controls = found.statistics["held_out"], found.statistics["controls"]
+    at_k = next(point for point in found.statistics["fidelity"]["points"] if point["k"] == found.semantics.k)
+    assert own["dead"] <= 0.1 and at_k["fidelity"] >= 0.9
+    beats = controls["dictionary, by pursuit"]["fvu_standardised"] < controls["random data points"]["fvu_standardised"]
+    words = next(one.words for one in vd.verdicts(found) if "random data points" in one.words)
+    assert beats != ("no more than as many random data points" in words) and words in vd.card(found)
+
+
+def test_what_ships_is_made_by_one_call_that_goes_on(tmp_path):
+    model, images = vl.HookedViT.from_pretrained("mini"), vl.mini.sample_images() * 6
+    recipe = Recipe(
+        load=lambda: model, inputs=lambda: images, site="L1.resid_post", where={"tokens": "patches"},
+        trainers={"topk": vd.TopK(n_features=20, k=3, n_tokens=2000), "itda": vd.ITDA(k=3, max_atoms=9, n_tokens=200)},
+    )  # fmt: skip
+    files = train_dictionaries(tmp_path, "mini", recipe)
+    assert [file.name for file in files] == ["mini-topk.safetensors", "mini-itda.safetensors"]
+    first = files[0].read_bytes()
+    files[1].unlink()
+    assert train_dictionaries(tmp_path, "mini", recipe) == files and files[0].read_bytes() == first
+    found = vl.Dictionary.load(files[1])
+    held_out = vl.ActivationSource.of_model(model, images, "L1.resid_post", tokens="patches", seed=15).split(0.1)[1]
+    assert vd.evaluate(found, held_out).numbers() == found.statistics["held_out"]  # of the file, rounded as it is

@@ -10,7 +10,8 @@ import typer
 from vit_lens.cli import flags
 
 mini = typer.Typer(
-    help="The embedded models: a small CLIP with a small decoder, and a text-to-image model.", no_args_is_help=True
+    help="The embedded models: a small CLIP with a small decoder, two text-to-image models, dictionaries of each.",
+    no_args_is_help=True,
 )
 TrainingSeed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Of weights, images and their order; 0: as the shipped encoder.")
@@ -23,7 +24,7 @@ PainterSeed = Annotated[
 
 
 def mount(app: typer.Typer) -> None:
-    """Add ``mini train``, ``mini replica``, ``mini train-text`` and ``mini train-flux``."""
+    """Add ``mini train``, ``replica``, ``train-text``, ``train-flux`` and ``train-dictionaries``."""
     app.add_typer(mini, name="mini")
 
 
@@ -77,3 +78,15 @@ def train_flux(out: flags.Out, text_seed: TextSeed) -> None:
     logging.getLogger("vit_lens").setLevel(logging.INFO)
     bars = train(out, text_seed)["bars"]
     typer.echo(f"pipeline: {out / 'flux'}; bars {bars}")
+
+
+@mini.command("train-dictionaries")
+def train_dictionaries(out: flags.Out) -> None:
+    """Learn the dictionaries that ship, of every embedded model, with their cards: half an hour on a free CPU core."""
+    from vit_lens.mini.training.dictionaries import RECIPES
+    from vit_lens.mini.training.dictionaries import train_dictionaries as train
+
+    logging.getLogger("vit_lens").setLevel(logging.INFO)
+    for name in RECIPES:
+        for file in train(out, name):
+            typer.echo(f"dictionary: {file}")
