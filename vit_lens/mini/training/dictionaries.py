@@ -67,7 +67,7 @@ RECIPES: dict[str, Recipe] = {
         site="L5.resid_post", trainers=_trainers(16),
     ),
     "mini-flux": Recipe(
-        load=lambda: HookedFlux.from_pretrained("mini-flux"), inputs=lambda: _sentences(1500),
+        load=lambda: HookedFlux.from_pretrained("mini-flux"), inputs=lambda: _sentences(3000),
         site="double.1.hook_resid_post", where={"at_steps": [0, 3, 6, 9]}, trainers=_trainers(16),
     ),
 }  # fmt: skip
