@@ -21,12 +21,13 @@ NASTY = ('"', "\\", '\\"', " a, b ", "@cls~3", "#%2C+&=", "a\nb\tc\0", "(1,2)", 
 @st.composite
 def addresses(draw, words=True):
     """Any address: a part of the table, with numbers, and perhaps a tower, position and step."""
-    from vit_lens.addresses import _HOOKS, Address, Position
+    from vit_lens.addresses import Address, Position
+    from vit_lens.addresses.grammar import HOOKS
 
-    key = draw(st.sampled_from(sorted(_HOOKS)))
+    key = draw(st.sampled_from(sorted(HOOKS)))
     block = "pool" if key.startswith("pool") else key[:1] or None
     unit = {"H": "head", "N": "neuron"}.get(key[len(block or "") :])
-    made = {"block": block, "hook": draw(st.sampled_from(_HOOKS[key])) or None}
+    made = {"block": block, "hook": draw(st.sampled_from(HOOKS[key])) or None}
     made |= {name: draw(NUMBERS) for name in (unit, "layer" if block in ("L", "D", "S") else None) if name}
     spliced = made["hook"] is None or re.search(r"(attn|mlp|resid_\w+)$", made["hook"])
     if block and not unit and spliced and draw(st.booleans()):
@@ -109,11 +110,12 @@ def test_what_is_no_address_is_said(text):
 def test_the_grammar_in_the_docstring_is_the_one_that_is_read():
     """Its examples parse, in the spelling that is printed, and it has every hook of the table."""
     import vit_lens.addresses as module
+    from vit_lens.addresses.grammar import HOOKS
 
     examples = [text for line in re.findall(r"\(\* (.*?) \*\)", module.__doc__) for text in line.split()]
     assert len(examples) > 30 and [str(module.Address.parse(text)) for text in examples] == examples
     grammar = set(re.findall(r'"\.?([\w.:@~]+)"', module.__doc__))
-    for hook in (hook for hooks in module._HOOKS.values() for hook in hooks if hook):
+    for hook in (hook for hooks in HOOKS.values() for hook in hooks if hook):
         assert hook in grammar or set(hook.split(".")) <= grammar, hook
 
 

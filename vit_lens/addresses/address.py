@@ -1,91 +1,33 @@
-"""Addresses: what a part of a model is called, in one grammar for every room, in records and on the command line.
-
-::
-
-    address  = [ tower ":" ] part [ "@" position ] [ "~" step ]  (* L5H2 vision:L3H4@cls t5:L3 S5H2~12 *)
-    part     = source | layer | double | single | pool
-    source   = "start" | "embed" | "pos_embed" | "final" | "ln_final.b" | "b_U" | "logit_bias"
-    layer    = "L" n [ "H" n [ fork ] | "N" n | ".attn" fork | ".b_O" | ".b_out" | inside ]
-                                                                 (* L3 L3H4 L2H1.q L3N17 L2.attn.v L0.b_O L3.mlp *)
-    double   = "D" n [ "H" n [ stream ] | "N" n stream | stream [ hook [ feature ] ] | feature ]
-                                                                 (* D5H2 D5H2.txt D5N17.img D5.img D5.img.attn *)
-    single   = "S" n [ "H" n | "N" n | stream [ hook [ feature ] ] | inside ]   (* S5H2 S5.mlp S5.img.resid_post *)
-    pool     = "pool" [ "H" n | ".b_V" | ".b_O" | ".ln_post.b" | inside ]       (* poolH3 pool.attn pool.b_V *)
-    inside   = hook [ feature ] | feature                        (* L5.resid_post L5.resid_post.f3796 L5.f3796 *)
-    hook     = ".attn" | ".mlp" | ".resid_pre" | ".resid_mid" | ".resid_post"
-    fork     = ".q" | ".k" | ".v"
-    stream   = ".img" | ".txt"
-    feature  = ".f" n
-    position = n | "cls" | "eos" | "pad" | "patches" | "registers" | "patch" n | "register" n
-             | "(" n "," n ")" | word                            (* L5H2@4 L5@(3,7) L5.mlp@patch17 t5:L3@"star" *)
-    step     = n | "s" number                                    (* D5.img.mlp~3 D5.img.mlp~s0.5 *)
-    tower    = letter { letter | digit | "_" }
-    word     = a JSON string, with quotes and escapes
-
-``L`` is a transformer block, ``D`` and ``S`` a double and a single block of a diffusion transformer, ``H`` a head,
-``N`` a neuron. Single blocks have no ``resid_mid``, attention pooling has ``attn`` and ``mlp`` alone. A position is a
-place on the token axis, in an image a patch as (row, column), in a prompt a word; a step is one of a denoising loop, by
-its index or its sigma. Capitals and small letters are the same, but in a word.
-"""
+"""``Address`` and ``Site``: parts of a model."""
 
 __all__ = [
-    "POOL_KINDS", "RESIDUAL_KINDS", "Address", "Indices", "Position", "PositionKind", "Site", "SiteKind", "Sites",
-    "address_of", "as_index", "as_indices", "find_address", "listed", "spelled", "split_addresses",
+    "POOL_KINDS", "Address", "Site", "SiteKind", "Sites", "address_of", "find_address", "listed", "spelled",
 ]  # fmt: skip
 
-import json
-import math
-import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, SupportsIndex, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+from vit_lens.addresses.grammar import (
+    ACTIVATIONS,
+    BLOCK,
+    RESIDUAL_KINDS,
+    SHAPE,
+    read_address,
+    spellings,
+    split_addresses,
+)
+from vit_lens.addresses.indices import as_index
+from vit_lens.addresses.positions import Position, take, written
 from vit_lens.config import TowerConfig
 from vit_lens.errors import UnknownSiteError, expect, nearest
 
 SiteKind = Literal[
     "head", "attn", "mlp", "resid_pre", "resid_mid", "resid_post", "pool_head", "pool_attn", "pool_mlp"
 ]  # fmt: skip
-PositionKind = Literal["index", "cls", "eos", "pad", "patches", "registers", "patch", "register", "place", "word"]
-Indices = SupportsIndex | Iterable[SupportsIndex]  # one whole number or several, of Python, numpy or torch
-RESIDUAL_KINDS = ("resid_pre", "resid_mid", "resid_post")
 POOL_KINDS = ("pool_head", "pool_attn", "pool_mlp")
 
-_ACTIVATIONS = ("attn", "mlp", *RESIDUAL_KINDS)
-_SINGLE = ("attn", "mlp", "resid_pre", "resid_post")
-_HOOKS: dict[str, tuple[str, ...]] = {  # by block and unit; "" is all of it
-    "": ("start", "embed", "pos_embed", "final", "ln_final.b", "b_U", "logit_bias"),
-    "L": ("", *_ACTIVATIONS, "attn.q", "attn.k", "attn.v", "b_O", "b_out"),
-    "LH": ("", "q", "k", "v"),
-    "LN": ("",),
-    "D": ("", *(hook for s in ("img", "txt") for hook in (s, *(f"{s}.{name}" for name in _ACTIVATIONS)))),
-    "DH": ("", "img", "txt"),
-    "DN": ("img", "txt"),
-    "S": ("", *_SINGLE, *(hook for s in ("img", "txt") for hook in (s, *(f"{s}.{name}" for name in _SINGLE)))),
-    "SH": ("",),
-    "SN": ("",),
-    "pool": ("", "attn", "mlp", "b_V", "b_O", "ln_post.b"),
-    "poolH": ("",),
-}
-_SPELT = {
-    key: {(f".{hook}" if key and hook else hook).lower(): hook or None for hook in hooks}
-    for key, hooks in _HOOKS.items()
-}
-_N, _WORD = r"\d{1,18}", r'"(?:[^"\\]|\\.)*"'
-_FLAGS = re.IGNORECASE | re.ASCII | re.DOTALL
-_BLOCK = re.compile(rf"(?:(?P<tower>[a-z]\w*):)?(?:(?P<block>[LDS])(?P<layer>{_N})|(?P<pool>pool))?", _FLAGS)
-_ADDRESS = re.compile(
-    _BLOCK.pattern + rf"(?:H(?P<head>{_N})|N(?P<neuron>{_N}))?(?P<hook>[a-z_.]*?)(?:\.f(?P<feature>{_N}))?"
-    rf'(?:@(?P<position>{_WORD}|[^"~]*))?(?:~(?:(?P<step>{_N})|s(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)))?',
-    _FLAGS,
-)
-_POSITION = re.compile(
-    rf"(?P<index>{_N})|(?P<group>cls|eos|pad|patches|registers)|(?P<kind>patch|register)\s*(?P<number>{_N})"
-    rf"|\(\s*(?P<row>{_N})\s*,\s*(?P<column>{_N})\s*\)|(?P<word>{_WORD})",
-    _FLAGS,
-)
-_PIECE = re.compile(rf"{_WORD}|\([^()]*\)|.", _FLAGS)
 _POINT = {
     "head": "blocks.{}.attn.hook_z",
     "neuron": "blocks.{}.mlp.hook_post",
@@ -98,108 +40,6 @@ _POINT = {
     "pool_attn": "attn_pool.hook_attn_out",
     "pool_mlp": "attn_pool.hook_mlp_out",
 }
-
-
-def as_index(value: object) -> int | None:
-    """Return a whole number of Python, numpy or torch as an int; None for all else, for a bool too.
-
-    >>> as_index(np.int64(3)), as_index(torch.tensor(3)), as_index(3.0), as_index(True)
-    (3, 3, None, None)
-    """
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool") or getattr(value, "ndim", 0):
-        return None
-    try:
-        return operator.index(value)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        return None
-
-
-def as_indices(value: object) -> list[int] | None:
-    """Return one whole number or several as a list; None if one of them is no whole number.
-
-    >>> as_indices(3), as_indices(torch.tensor([3, 5])), as_indices([3, "5"])
-    ([3], [3, 5], None)
-    """
-    if (one := as_index(value)) is not None:
-        return [one]
-    if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
-        return None
-    found = [as_index(item) for item in value]
-    whole = [index for index in found if index is not None]
-    return whole if len(whole) == len(found) else None
-
-
-def split_addresses(text: str, at: str = ",") -> list[str]:
-    """Split a list at commas, but not within a word of a prompt or a patch's (row, column).
-
-    Args:
-        text: The addresses, one after another.
-        at: The one character that separates them, such as ``+``.
-
-    >>> split_addresses('L5@(3,7),t5:L3@"a, b"')
-    ['L5@(3,7)', 't5:L3@"a, b"']
-    """
-    parts = [""]
-    for piece in _PIECE.findall(_text(text)):
-        if piece == at:
-            parts.append("")
-        else:
-            parts[-1] += piece
-    return parts
-
-
-@dataclass(frozen=True)
-class Position:
-    r"""Where on the token axis: a number, a token by its role, a patch, or a word of the prompt.
-
-    Attributes:
-        kind: The kind of position: ``index`` for a place on the axis, ``place`` for a patch as (row, column), ``word``
-            for a word of the prompt, else as it is written (``cls``, ``patch``).
-        value: The number, counted from 0, the (row, column) or the word; None for ``cls``, ``eos``, ``pad``,
-            ``patches``, ``registers``.
-
-    Raises:
-        UnknownSiteError: There is no such kind, or the value is not one of that kind.
-
-    >>> Position.parse("(3, 7)")
-    Position(kind='place', value=(3, 7))
-    >>> str(Position("patch", 17)), str(Position("word", 'a "star"'))
-    ('patch17', '"a \\"star\\""')
-    """
-
-    kind: PositionKind
-    value: int | tuple[int, int] | str | None = None
-
-    def __post_init__(self) -> None:
-        _take(self, _read_position(_written(self)))
-
-    @classmethod
-    def parse(cls, text: str) -> "Position":
-        """Read ``4``, ``cls``, ``eos``, ``pad``, ``patch17``, ``register2``, ``(3,7)``, ``"star"``, ``patches``...
-
-        Raises:
-            UnknownSiteError: The text is none of these.
-
-        >>> Position.parse("register2")
-        Position(kind='register', value=2)
-        >>> Position.parse("class")
-        Traceback (most recent call last):
-        vit_lens.errors.UnknownSiteError: no position 'class'; nearest: 'cls'. A position is ...
-        """
-        if (found := _read_position(text)) is None:
-            known = ("cls", "eos", "pad", "patches", "registers", "patch17", "register2", "(3,7)", '"word"')
-            raise UnknownSiteError(
-                f"no position {text!r}; nearest: {nearest(text, known)}. A position is a number, 'cls', 'eos', 'pad', "
-                "'patch17', 'register2', a patch '(row,column)', a word of the prompt in double quotes, 'patches' or "
-                "'registers'"
-            )
-        return cls(**found)
-
-    def __str__(self) -> str:
-        if self.kind == "word":
-            return json.dumps(str(self.value), ensure_ascii=False)
-        value = "" if self.value is None else str(self.value).replace(" ", "")
-        return value if self.kind in ("index", "place") else f"{self.kind}{value}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +83,7 @@ class Address:
     sigma: float | None = None
 
     def __post_init__(self) -> None:
-        _take(self, _read_address(_written(self)))
+        take(self, read_address(written(self)))
 
     @classmethod
     def parse(cls, text: str) -> "Address":
@@ -261,11 +101,11 @@ class Address:
         """
         if found := find_address(text):
             return found
-        if (shape := _ADDRESS.fullmatch(text.strip())) and shape["position"] is not None:
+        if (shape := SHAPE.fullmatch(text.strip())) and shape["position"] is not None:
             Position.parse(shape["position"])
         part = text.strip().partition("@")[0].partition("~")[0]
         raise UnknownSiteError(
-            f"no address {text!r}; nearest: {nearest(part, _spellings(part))}. An address is for example 'L36H4', "
+            f"no address {text!r}; nearest: {nearest(part, spellings(part))}. An address is for example 'L36H4', "
             "'L12.mlp', 'L3', 'L3N17', 'L30.resid_post', 'L0.b_O', 'vision:L5H2@cls' (docs/addresses.md)"
         )
 
@@ -357,7 +197,7 @@ def find_address(text: str) -> Address | None:
     >>> find_address("L3H4@cls"), find_address("nose")
     (Address('L3H4@cls'), None)
     """
-    return None if (found := _read_address(text)) is None else Address(**found)
+    return None if (found := read_address(text)) is None else Address(**found)
 
 
 def address_of(hook_name: str) -> Address | None:
@@ -382,89 +222,6 @@ def spelled(text: object) -> str:
 
 def _said(sign: str, value: object) -> str:
     return "" if value is None else f"{sign}{value}"
-
-
-def _written(self: object) -> str:
-    """Return an address or position as text, which attributes of other kinds cannot be.
-
-    Raises:
-        UnknownSiteError: They cannot.
-    """
-    try:
-        return str(self)
-    except (RuntimeError, TypeError, ValueError) as error:
-        said = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
-        raise UnknownSiteError(f"{said} is no {type(self).__name__.lower()}: {error}") from error
-
-
-def _take(self: Address | Position, read: Mapping[str, Any] | None) -> None:
-    """Hold what reads back: indices of Python, not of numpy or torch.
-
-    Raises:
-        UnknownSiteError: What is written does not read as what was given.
-    """
-    if read is None or any(read[name] != value for name, value in vars(self).items()):
-        said = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
-        raise UnknownSiteError(f"{said or 'nothing'} is no {type(self).__name__.lower()}: it would be written '{self}'")
-    for name, value in read.items():
-        object.__setattr__(self, name, value)
-
-
-def _text(given: object) -> str:
-    expect(given, str, "an address", UnknownSiteError, "a text such as 'L3H4', 'L3.mlp@cls' or 'heads'")
-    return str(given)
-
-
-def _read_address(text: str) -> dict[str, Any] | None:
-    if (m := _ADDRESS.fullmatch(_text(text).strip())) is None:
-        return None
-    block = (m["block"] or m["pool"] or "").upper().replace("POOL", "pool")
-    unit = "H" if m["head"] else "N" if m["neuron"] else ""
-    hooks, spelling = _SPELT.get(block + unit, {}), m["hook"].lower()
-    hook, position = hooks.get(spelling), None if m["position"] is None else _read_position(m["position"])
-    takes_feature = block and not unit and (hook or "attn").rpartition(".")[2] in _ACTIVATIONS
-    sigma = None if m["sigma"] is None else float(m["sigma"])
-    if spelling not in hooks or (m["feature"] and not takes_feature) or sigma == math.inf:
-        return None
-    if position is None and m["position"] is not None:
-        return None
-    return {name: m[name] and int(m[name]) for name in ("layer", "head", "neuron", "feature", "step")} | {
-        "block": block or None, "hook": hook, "tower": m["tower"] and m["tower"].lower(), "sigma": sigma,
-        "position": position and Position(**position),
-    }  # fmt: skip
-
-
-def _read_position(text: str) -> dict[str, Any] | None:
-    if (m := _POSITION.fullmatch(_text(text).strip())) is None:
-        return None
-    if m["word"]:
-        try:
-            word = json.loads(m["word"], strict=False)
-            word.encode()
-        except ValueError:  # an escape that JSON has not, or half a character
-            return None
-        return {"kind": "word", "value": word}
-    if m["row"]:
-        return {"kind": "place", "value": (int(m["row"]), int(m["column"]))}
-    number = m["index"] or m["number"]
-    kind = (m["group"] or m["kind"] or "index").lower()
-    return {"kind": kind, "value": None if number is None else int(number)}
-
-
-def _spellings(part: str) -> list[str]:
-    """Return what a text may have meant: all that the block has with which it begins, or else of one block of each."""
-    start = _BLOCK.match(part)
-    said = {} if start is None else start.groupdict("")
-    own = (said.get("block") or said.get("pool", "")).upper()
-    found = []
-    for key, hooks in _HOOKS.items():
-        if own and key and not key.upper().startswith(own):
-            continue
-        block = key if key in ("", "pool", "poolH") else f"{key[0]}{said.get('layer') or 3}{key[1:]}"
-        block += "0" if key[-1:] in ("H", "N") else ""
-        found += [".".join(piece for piece in (block, hook) if piece) for hook in hooks]
-    tower = said.get("tower", "")
-    return [f"{tower}:{spelling}" if tower else spelling for spelling in found]
 
 
 @runtime_checkable
@@ -542,7 +299,7 @@ class Site:
                     "tokens= says where, or the address in zero, mean, patch, resample and path"
                 )
             return address.site
-        known = [one for one in _spellings(text.strip()) if getattr(find_address(one), "site", None)]
+        known = [one for one in spellings(text.strip()) if getattr(find_address(one), "site", None)]
         raise UnknownSiteError(
             f"no site {text!r}; nearest: {nearest(text, known)}. A site is a "
             "head 'L36H4', 'L12.attn', 'L12.mlp', or a residual 'L30.resid_pre', 'L30.resid_mid', 'L30.resid_post'."
@@ -690,14 +447,14 @@ def listed(sites: Sites) -> list[Site | Address | str]:
     return [part for item in items for part in (split_addresses(item) if isinstance(item, str) else [item])]
 
 
-_GROUPS: dict[str, Any] = {"heads": "head"} | {kind: kind for kind in _ACTIVATIONS}
+_GROUPS: dict[str, Any] = {"heads": "head"} | {kind: kind for kind in ACTIVATIONS}
 
 
 def _parsed(text: str, cfg: TowerConfig) -> Site:
     try:
         return Site.parse(text).check(cfg)
     except UnknownSiteError as error:
-        if (start := _BLOCK.match(text.strip())) and start[0]:
+        if (start := BLOCK.match(text.strip())) and start[0]:
             raise
         raise UnknownSiteError(
             f"no site or group of sites {text!r}; nearest: {nearest(text, [*_GROUPS, 'L0H0', 'L0.attn', 'L0.mlp'])}. "
