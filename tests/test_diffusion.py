@@ -38,6 +38,7 @@ def sd3(dtype=torch.float32):
 
     pipe = tiny_pipelines.make("sd3")
     config = dict(pipe.transformer.config) | dict(num_layers=3, dual_attention_layers=(0, 1), qk_norm="rms_norm")
+    del config["_use_default_values"]  # it names what was not given before, which from_config then leaves out
     with torch.random.fork_rng():
         torch.manual_seed(1)
         blocks = tiny_pipelines.perturbed(diffusers.SD3Transformer2DModel.from_config(config))
@@ -201,6 +202,7 @@ def test_residuals_are_the_sums_that_were_computed(name, dtype):
     model = hooked(make(dtype))
     cache = model.run_with_cache(PROMPTS, **call)[1]
     blocks = sorted({name.split(".hook_resid_post")[0] for name in model.hook_dict if name.endswith("hook_resid_post")})
+    assert ("double.1.hook_attn2_out" in model.hook_dict) == (name == "sd3-guided")
     for block in blocks:
         pre, post = cache[f"{block}.hook_resid_pre"], cache[f"{block}.hook_resid_post"]
         if block.startswith("single"):

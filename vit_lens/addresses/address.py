@@ -9,15 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from vit_lens.addresses.grammar import (
-    ACTIVATIONS,
-    BLOCK,
-    RESIDUAL_KINDS,
-    SHAPE,
-    read_address,
-    spellings,
-    split_addresses,
-)
+from vit_lens.addresses.denoisers import ACTIVATIONS, RESIDUAL_KINDS, WITHIN, hook_point
+from vit_lens.addresses.grammar import BLOCK, SHAPE, read_address, spellings, split_addresses
 from vit_lens.addresses.indices import as_index
 from vit_lens.addresses.positions import Position, take, written
 from vit_lens.config import TowerConfig
@@ -27,19 +20,7 @@ SiteKind = Literal[
     "head", "attn", "mlp", "resid_pre", "resid_mid", "resid_post", "pool_head", "pool_attn", "pool_mlp"
 ]  # fmt: skip
 POOL_KINDS = ("pool_head", "pool_attn", "pool_mlp")
-
-_POINT = {
-    "head": "blocks.{}.attn.hook_z",
-    "neuron": "blocks.{}.mlp.hook_post",
-    "attn": "blocks.{}.hook_attn_out",
-    "mlp": "blocks.{}.hook_mlp_out",
-    "resid_pre": "blocks.{}.hook_resid_pre",
-    "resid_mid": "blocks.{}.hook_resid_mid",
-    "resid_post": "blocks.{}.hook_resid_post",
-    "pool_head": "attn_pool.attn.hook_z",
-    "pool_attn": "attn_pool.hook_attn_out",
-    "pool_mlp": "attn_pool.hook_mlp_out",
-}
+_NAME = re.compile(rf"(?:({WITHIN})\.)?(?:(blocks|double|single)\.(\d+)\.)?(text\.)?hook_(\w+?)(?:_out)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +31,14 @@ class Address:
 
     Attributes:
         block: The kind of block: ``L``, ``D``, ``S`` or ``pool``; None for what stands outside of blocks (``embed``,
-            ``b_U``, ...).
+            ``b_U``, ...), and of a UNet but for ``L``, a block of one of its transformers.
         layer: The index of the block, counted from 0; None for ``pool`` and outside of blocks.
         head: The index of a head in its block, counted from 0; None where the part is no head.
         neuron: The index of a neuron of the block's MLP, counted from 0; None where the part is no neuron.
         hook: What of the block or head is meant: ``attn``, ``img.mlp``, ``resid_post``, ``b_O``, of a head ``q``; None
             for all of it.
         feature: The index in the dictionary that is spliced at ``hook``, counted from 0; see :meth:`resolve_feature`.
+        within: The block of a UNet, ``down.2`` or ``mid``, or a transformer in it, ``down.2.1``; None outside of them.
         tower: The name of the tower, of several; None where there is one.
         position: Which tokens are meant; None for all.
         step: The step of a denoising loop by its index, counted from 0; None for every step.
@@ -77,6 +59,7 @@ class Address:
     neuron: int | None = None
     hook: str | None = None
     feature: int | None = None
+    within: str | None = None
     tower: str | None = None
     position: Position | None = None
     step: int | None = None
@@ -111,7 +94,7 @@ class Address:
 
     def __str__(self) -> str:
         block = f"{self.block or ''}{_said('', self.layer)}{_said('H', self.head)}{_said('N', self.neuron)}"
-        part = ".".join(piece for piece in (block, self.hook, _said("f", self.feature)) if piece)
+        part = ".".join(piece for piece in (self.within, block, self.hook, _said("f", self.feature)) if piece)
         sigma = "" if self.sigma is None else f"~s{float(self.sigma)!r}".replace("+", "")
         tower = "" if self.tower is None else f"{self.tower}:"
         return f"{tower}{part}{_said('@', self.position)}{_said('~', self.step)}{sigma}"
@@ -137,28 +120,32 @@ class Address:
     @property
     def site(self) -> "Site | None":
         """The part as a :class:`Site`; None if lenses and interventions know no such site (a neuron, a bias)."""
-        whole = self.block in ("L", "pool") and (self.head is None or self.hook is None)
+        whole = self.within is None and self.block in ("L", "pool") and (self.head is None or self.hook is None)
         return Site(self.layer, self.kind, self.head) if whole and self.kind in get_args(SiteKind) else None  # pyright: ignore[reportArgumentType]
 
     @property
     def hook_name(self) -> str:
-        """The hook point of a vision transformer that holds it (``hook_z`` of a head, ``hook_post`` of a neuron).
+        """The hook point that holds it (``hook_z`` of a head, ``hook_post`` of a neuron).
 
         Of a feature it is the point that a spliced dictionary adds.
 
         Raises:
-            UnknownSiteError: The address is neither a site nor a neuron of a transformer block, nor a feature at one.
+            UnknownSiteError: There is no one hook point that does: the address is of several, of a bias, ...
 
         >>> Address.parse("L3H4").hook_name, Address.parse("L3N17").hook_name
         ('blocks.3.attn.hook_z', 'blocks.3.mlp.hook_post')
         >>> Address.parse("L3.mlp.f17").hook_name
         'blocks.3.hook_mlp_out.hook_sae_acts_post'
+        >>> Address.parse("D5H2.txt").hook_name, Address.parse("down.2.1.update").hook_name
+        ('double.5.text.attn.hook_z', 'down.2.1.hook_update')
         """
         if self.feature is not None and self.hook is not None:
             return f"{replace(self, feature=None).hook_name}.hook_sae_acts_post"
-        if self.site is None and (self.block, self.kind) != ("L", "neuron"):
-            raise UnknownSiteError(f"{self} is no site or neuron, whose activation one hook point of a ViT would hold")
-        return _POINT[self.kind].format(self.layer)
+        unit = "head" if self.head is not None else "neuron" if self.neuron is not None else None
+        found = hook_point(self.block, self.layer, self.hook, unit=unit, within=self.within)
+        if found is None or self.feature is not None:
+            raise UnknownSiteError(f"{self} is no site or neuron, whose activation one hook point would hold")
+        return found
 
     def resolve_feature(self, spliced: "Iterable[Address | str]") -> "Address":
         """Return the full address of a feature, ``L5.f3796`` as ``L5.resid_post.f3796``.
@@ -180,8 +167,8 @@ class Address:
         found = [
             one
             for one in held
-            if (one.block, one.layer) == (self.block, self.layer)
-            and self.tower in (None, one.tower) and self.hook in (None, one.hook)
+            if (one.within, one.block, one.layer) == (self.within, self.block, self.layer)
+            and self.tower in (None, one.tower) and self.hook in (None, one.hook, str(one.hook).partition(".")[0])
         ]  # fmt: skip
         if len(found) > 1:
             raise UnknownSiteError(f"feature {self} is of several dictionaries, {', '.join(map(str, found))}: name one")
@@ -201,14 +188,27 @@ def find_address(text: str) -> Address | None:
 
 
 def address_of(hook_name: str) -> Address | None:
-    """Return the address of what a hook point of a ViT holds, if that is one part; heads and neurons have no one.
+    """Return the address of what a hook point holds, if that is one part; heads and neurons have no one.
 
     >>> address_of("blocks.5.hook_mlp_out"), address_of("blocks.5.attn.hook_z")
     (Address('L5.mlp'), None)
+    >>> address_of("single.5.text.hook_update"), address_of("mid.0.blocks.1.hook_cross_attn_out")
+    (Address('S5.txt.update'), Address('mid.0.L1.cross_attn'))
     """
-    whole = re.fullmatch(r"blocks\.(\d+)\.(hook_\w+)", hook_name)
-    kinds = [kind for kind, point in _POINT.items() if whole and point == f"blocks.{{}}.{whole[2]}"]
-    return Address(block="L", layer=int(whole[1]), hook=kinds[0]) if whole and kinds else None
+    if (m := _NAME.fullmatch(hook_name)) is None:
+        return None
+    within, kind, layer, text, hook = m.groups()
+    block = {"blocks": "L", "double": "D", "single": "S", None: ""}[kind] + (layer or "")
+    streams = ["txt"] if text else ["img", ""] if block[:1] in ("D", "S") else [""]
+    for stream in streams:
+        found = find_address(".".join(piece for piece in (within, block, stream, hook) if piece))
+        if (
+            found is not None
+            and (block or within)
+            and hook_point(found.block, found.layer, found.hook, within=found.within) == hook_name
+        ):
+            return found
+    return None
 
 
 def spelled(text: object) -> str:
@@ -312,7 +312,8 @@ class Site:
         >>> Site(3, "mlp").hook_name
         'blocks.3.hook_mlp_out'
         """
-        return _POINT[self.kind].format(self.layer)
+        block, unit = "pool" if self.is_pool else "L", None if self.head is None else "head"
+        return str(hook_point(block, self.layer, None if unit else self.kind.removeprefix("pool_"), unit=unit))
 
     @property
     def address(self) -> Address:

@@ -1,37 +1,34 @@
 """The grammar of addresses, as tables and one expression; the room's docstring has it in words."""
 
-__all__ = ["ACTIVATIONS", "BLOCK", "HOOKS", "RESIDUAL_KINDS", "SHAPE", "read_address", "spellings", "split_addresses"]
+__all__ = ["ACTIVATIONS", "BLOCK", "HOOKS", "SHAPE", "read_address", "spellings", "split_addresses"]
 
 import math
 import re
 from typing import Any
 
+from vit_lens.addresses.denoisers import ACTIVATIONS, DENOISERS, FEATURED, WITHIN, within_key
 from vit_lens.addresses.positions import FLAGS, NUMBER, WORD, Position, given_text, read_position
 
-RESIDUAL_KINDS = ("resid_pre", "resid_mid", "resid_post")
-ACTIVATIONS = ("attn", "mlp", *RESIDUAL_KINDS)
-_SINGLE = ("attn", "mlp", "resid_pre", "resid_post")
 HOOKS: dict[str, tuple[str, ...]] = {  # by block and unit; "" is all of it
     "": ("start", "embed", "pos_embed", "final", "ln_final.b", "b_U", "logit_bias"),
     "L": ("", *ACTIVATIONS, "attn.q", "attn.k", "attn.v", "b_O", "b_out"),
     "LH": ("", "q", "k", "v"),
     "LN": ("",),
-    "D": ("", *(hook for s in ("img", "txt") for hook in (s, *(f"{s}.{name}" for name in ACTIVATIONS)))),
-    "DH": ("", "img", "txt"),
-    "DN": ("img", "txt"),
-    "S": ("", *_SINGLE, *(hook for s in ("img", "txt") for hook in (s, *(f"{s}.{name}" for name in _SINGLE)))),
-    "SH": ("",),
-    "SN": ("",),
     "pool": ("", "attn", "mlp", "b_V", "b_O", "ln_post.b"),
     "poolH": ("",),
+    **DENOISERS,
 }
 _SPELT = {
     key: {(f".{hook}" if key and hook else hook).lower(): hook or None for hook in hooks}
     for key, hooks in HOOKS.items()
 }
-BLOCK = re.compile(rf"(?:(?P<tower>[a-z]\w*):)?(?:(?P<block>[LDS])(?P<layer>{NUMBER})|(?P<pool>pool))?", FLAGS)
+BLOCK = re.compile(
+    rf"(?:(?P<tower>[a-z]\w*):)?(?:(?P<within>{WITHIN})(?:\.(?=L\d)|(?![LDS]\d|pool)))?"
+    rf"(?:(?P<block>[LDS])(?P<layer>{NUMBER})|(?P<pool>pool))?",
+    FLAGS,
+)
 SHAPE = re.compile(
-    BLOCK.pattern + rf"(?:H(?P<head>{NUMBER})|N(?P<neuron>{NUMBER}))?(?P<hook>[a-z_.]*?)(?:\.f(?P<feature>{NUMBER}))?"
+    BLOCK.pattern + rf"(?:H(?P<head>{NUMBER})|N(?P<neuron>{NUMBER}))?(?P<hook>[a-z_.]*?2?)(?:\.f(?P<feature>{NUMBER}))?"
     rf'(?:@(?P<position>{WORD}|[^"~]*))?(?:~(?:(?P<step>{NUMBER})|s(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)))?',
     FLAGS,
 )
@@ -63,17 +60,18 @@ def read_address(text: str) -> dict[str, Any] | None:
         return None
     block = (m["block"] or m["pool"] or "").upper().replace("POOL", "pool")
     unit = "H" if m["head"] else "N" if m["neuron"] else ""
-    hooks, spelling = _SPELT.get(block + unit, {}), m["hook"].lower()
+    within = m["within"] and re.sub(r"\d+", lambda number: str(int(number[0])), m["within"].lower())
+    hooks, spelling = _SPELT.get(within_key(within) + block + unit, {}), m["hook"].lower()
     hook, position = hooks.get(spelling), None if m["position"] is None else read_position(m["position"])
-    takes_feature = block and not unit and (hook or "attn").rpartition(".")[2] in ACTIVATIONS
+    takes_feature = (block or within) and not unit and (hook or "attn").rpartition(".")[2] in FEATURED
     sigma = None if m["sigma"] is None else float(m["sigma"])
     if spelling not in hooks or (m["feature"] and not takes_feature) or sigma == math.inf:
         return None
     if position is None and m["position"] is not None:
         return None
     return {name: m[name] and int(m[name]) for name in ("layer", "head", "neuron", "feature", "step")} | {
-        "block": block or None, "hook": hook, "tower": m["tower"] and m["tower"].lower(), "sigma": sigma,
-        "position": position and Position(**position),
+        "block": block or None, "within": within, "hook": hook, "sigma": sigma,
+        "tower": m["tower"] and m["tower"].lower(), "position": position and Position(**position),
     }  # fmt: skip
 
 
@@ -81,13 +79,17 @@ def spellings(part: str) -> list[str]:
     """Return what a text may have meant: all that the block has with which it begins, or else of one block of each."""
     start = BLOCK.match(part)
     said = {} if start is None else start.groupdict("")
-    own = (said.get("block") or said.get("pool", "")).upper()
-    found = []
+    within, block = said.get("within", "").lower(), (said.get("block") or said.get("pool", "")).upper()
+    own, layer, found = (within_key(within) + block).upper(), said.get("layer") or 3, []
+    if not any(key.upper().startswith(own) for key in HOOKS):
+        own = within_key(within)  # a block that there is not within
     for key, hooks in HOOKS.items():
         if own and key and not key.upper().startswith(own):
             continue
-        block = key if key in ("", "pool", "poolH") else f"{key[0]}{said.get('layer') or 3}{key[1:]}"
-        block += "0" if key[-1:] in ("H", "N") else ""
-        found += [".".join(piece for piece in (block, hook) if piece) for hook in hooks]
+        unit = f"{key[-1]}0" if key[-1:] in ("H", "N") else ""
+        kind = key.removesuffix(unit[:1])
+        where = [within or {"U": "mid", "T": "mid.0"}[kind[0]]] if kind[:1] in ("U", "T") else []
+        block = kind if kind in ("", "pool") else f"{kind[-1]}{layer}" if kind not in ("U", "T") else ""
+        found += [".".join(piece for piece in (*where, block + unit, hook) if piece) for hook in hooks]
     tower = said.get("tower", "")
     return [f"{tower}:{spelling}" if tower else spelling for spelling in found]

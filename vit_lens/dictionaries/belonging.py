@@ -2,10 +2,11 @@
 
 __all__ = ["hook_name_of", "identity_of"]
 
+from contextlib import suppress
 from typing import Any
 
-from vit_lens.addresses import Site, find_address
-from vit_lens.errors import DictionaryError, nearest
+from vit_lens.addresses import find_address
+from vit_lens.errors import DictionaryError, UnknownSiteError, nearest
 from vit_lens.identity import fingerprint
 
 
@@ -38,9 +39,10 @@ def hook_name_of(model: Any, site: str) -> str:
     if site in points:
         return site
     address = find_address(site)
-    found = None if address is None else address.site
-    if isinstance(found, Site) and found.head is None and found.hook_name in points:
-        return found.hook_name
+    if address is not None and address == address.part and not {address.head, address.neuron, address.feature} - {None}:
+        with suppress(UnknownSiteError):  # what is of no one hook point
+            if address.hook_name in points:
+                return address.hook_name
     raise DictionaryError(
         f"the model has no hook point {site!r} for a dictionary; nearest: {nearest(site, points)}. A site such as "
         "'L5.resid_post', 'L5.mlp' or 'L5.attn' names one too"

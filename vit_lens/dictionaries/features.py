@@ -20,7 +20,7 @@ from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError, LensError
-from vit_lens.hooking import LoudHookedRootModule, find_feature
+from vit_lens.hooking import Aiming, LoudHookedRootModule, find_feature
 from vit_lens.lenses import ResidualLens
 from vit_lens.texts import TextBank
 from vit_lens.tokens import Tokens, resolve_tokens
@@ -49,7 +49,7 @@ def feature_address(dictionary: Dictionary, index: int) -> Address:
         raise DictionaryError(
             f"the dictionary is of {site or 'no site'}, which has no address; give features as numbers"
         )
-    return Address(block=part.block, layer=part.layer, hook=part.hook, feature=dictionary.feature(index))
+    return replace(part.part, feature=dictionary.feature(index))
 
 
 def clamp(
@@ -62,7 +62,8 @@ def clamp(
 
     Args:
         model: The model, in which dictionaries are spliced.
-        values: By the addresses of features numbers, or tensors that fit [batch pos]; ``L5.f17@cls`` also says where.
+        values: By the addresses of features numbers, or tensors that fit [batch pos]; ``L5.f17@cls`` also says where,
+            and of a diffusion model ``D5.img.f17@7~3`` at which token and step.
         tokens: At which tokens of images; None for all that the dictionary is of.
 
     Raises:
@@ -80,6 +81,15 @@ def clamp(
         said = Address.parse(str(name))
         if None not in (said.position, tokens):
             raise DictionaryError(f"{said} says at which tokens, and so does tokens={tokens!r}: give one")
+        given = torch.as_tensor(value, dtype=torch.float64)
+        if not torch.isfinite(given).all():
+            raise DictionaryError(f"{said} is to be set to {value}; expected finite numbers")
+        if isinstance(model, Aiming):
+            find_feature(model.hook_dict, said.part)
+            if tokens is not None:
+                raise DictionaryError(f"tokens={tokens!r}: of a denoiser the address says the token, as {said.part}@7")
+            hooks += [(aim.name, partial(_fill, value=given)) for aim in model.aims(said)]
+            continue
         address, point = find_feature(model.hook_dict, replace(said, position=None))
         at = tokens if said.position is None else said.position
         where = None if at is None else resolve_tokens(at, model.cfg)  # pyright: ignore[reportArgumentType]
@@ -87,11 +97,12 @@ def clamp(
             raise DictionaryError(
                 f"{address} has no code at tokens {sorted(outside)}: its dictionary is of other tokens"
             )
-        given = torch.as_tensor(value, dtype=torch.float64)
-        if not torch.isfinite(given).all():
-            raise DictionaryError(f"{address} is to be set to {value}; expected finite numbers")
         hooks.append((address.hook_name, partial(_set, feature=address.feature or 0, value=given, where=where)))
     return hooks
+
+
+def _fill(codes: Tensor, hook: HookPoint, *, value: Tensor) -> Tensor:
+    return value.to(codes).expand_as(codes)
 
 
 def _set(codes: Tensor, hook: HookPoint, *, feature: int, value: Tensor, where: list[int] | None) -> Tensor:
@@ -253,7 +264,7 @@ def _indices(dictionary: Dictionary, features: Features) -> list[int]:
         features = [features]
     if isinstance(features, Iterable) and all(isinstance(one, (str, Address)) for one in features):
         own = feature_address(dictionary, 0)
-        site = Address(block=own.block, layer=own.layer, hook=own.hook)
+        site = replace(own, feature=None)
         said = [Address.parse(str(one)) for one in features]
         if more := [str(one) for one in said if one != one.part]:
             raise DictionaryError(

@@ -3,16 +3,19 @@
 __all__ = [
     "DENOISERS",
     "Blocks",
+    "BranchCache",
     "Denoiser",
     "DiffusionHookPoint",
     "HookedDiffusion",
     "HookedFlux",
     "HookedUNet",
+    "Kept",
     "Port",
 ]
 
 from vit_lens.diffusion.flux import HookedFlux
 from vit_lens.diffusion.hooked import HookedDiffusion
+from vit_lens.diffusion.kept import BranchCache, Kept
 from vit_lens.diffusion.points import DiffusionHookPoint
 from vit_lens.diffusion.ports import Blocks, Denoiser, Port
 from vit_lens.diffusion.table import DENOISERS

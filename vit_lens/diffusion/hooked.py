@@ -2,8 +2,7 @@
 
 __all__ = ["HookedDiffusion"]
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -12,23 +11,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.addresses import as_index
+from vit_lens.addresses import Address, as_index
 from vit_lens.decoders import free_memory, load_pipeline
+from vit_lens.diffusion.addressed import AddressedPipeline
 from vit_lens.diffusion.calls import Call, generators
-from vit_lens.diffusion.costs import point_shapes
 from vit_lens.diffusion.described import DescribedPipeline
+from vit_lens.diffusion.kept import BranchCache, Kept, as_named
 from vit_lens.diffusion.losses import losses_of
-from vit_lens.diffusion.passes import Passes, n_steps
+from vit_lens.diffusion.passes import Passes
 from vit_lens.diffusion.wiring import Place, attach, check_wirable
 from vit_lens.errors import VitLensError
-from vit_lens.hooking import CODES, Activations, CodesPoint, Keeper, Name, as_device, is_hooked
+from vit_lens.hooking import AimedGuard, Keeper, Name, SteppedCache, as_device, is_hooked
 
 _BRANCHES = ("cond", "uncond")
 _OTHER_NOISE = 0x5EED  # what is exclusively-ored into seeds, for noise of its own
 _MEMORY_KINDS = ("cpu", "cuda", "mps")
 
 
-class HookedDiffusion(DescribedPipeline):
+class HookedDiffusion(AddressedPipeline, DescribedPipeline):
     """A text-to-image pipeline whose denoiser has hook points: the stock modules run, and hand over what is asked for.
 
     :class:`HookedFlux` and :class:`HookedUNet` are this for FLUX.1 and for Stable Diffusion, and say which hook points
@@ -37,9 +37,10 @@ class HookedDiffusion(DescribedPipeline):
 
     A hook function is given ``[batch pos ...]`` of one branch of guidance, and reads ``hook.step`` (``.index``,
     ``.sigma``), ``hook.sigma`` and ``hook.branch`` ("cond" or "uncond"); what it returns stands in the place of what
-    the stock module had. A step is one pass of the sampler, counted from 0. Where no hook is on a point, nothing is on
-    the stock modules, and outside of calls nothing ever is: pictures without hooks, and with hooks that only read, are
-    the stock pipeline's to the last bit.
+    the stock module had. Wherever the name of a hook point is taken, so is an address (:meth:`aims`): the function is
+    then given what that names, one head or one token for example, in its step alone. A step is one pass of the sampler,
+    counted from 0. Where no hook is on a point, nothing is on the stock modules, and outside of calls nothing ever is:
+    pictures without hooks, and with hooks that only read, are the stock pipeline's to the last bit.
 
     Pipelines run under ``torch.no_grad``, so that hooks see no gradients; :meth:`attached` is for those.
 
@@ -66,7 +67,6 @@ class HookedDiffusion(DescribedPipeline):
     vit_lens.errors.UnsupportedTowerError: a ... is not hooked here; nearest: ...
     """
 
-    current_branch: str | None = None
     row_branches: tuple[str, ...] = ()
     """The branches in the rows of the pass that runs now; empty outside of a run of the pipeline."""
 
@@ -146,6 +146,7 @@ class HookedDiffusion(DescribedPipeline):
             return self.pipeline(**call.given)[0]
         if self.current_step is not None:
             raise VitLensError("a pipeline counts its steps itself; call it outside of `with model.step(...)`")
+        self._refuse_absent(call)
         with self.attached(), Passes(self, call.of_step, call.n_pictures).counted(self.denoiser):
             return self.pipeline(**call.given)[0]
 
@@ -194,7 +195,7 @@ class HookedDiffusion(DescribedPipeline):
         call = self._call(prompts, steps, None, {**options, "output_type": "latent"})
         (branch,) = self._checked_branches(branch if branch != "both" else "neither", call)
         self._checked_steps(at_steps, call)
-        every = range(n_steps(self.pipeline.scheduler, call.every["num_inference_steps"], call.every))
+        every = range(self._steps(call))
         wanted = sorted(set(every if at_steps is None else map(int, at_steps)))
         if not isinstance(latents, Tensor) or len(latents) != call.n_pictures:
             raise VitLensError(f"latents: expected those of {call.n_pictures} pictures, as output_type='latent' gives")
@@ -266,7 +267,7 @@ class HookedDiffusion(DescribedPipeline):
         *,
         steps: int | None = None,
         at_steps: Sequence[int] | None = None,
-        names_filter: Name | Sequence[str] | None = None,
+        names_filter: Name | Address | Sequence[str | Address] | None = None,
         branch: Literal["cond", "uncond", "both"] = "cond",
         device: str | torch.device | None = None,
         seed: int | Sequence[int] | None = None,
@@ -278,18 +279,20 @@ class HookedDiffusion(DescribedPipeline):
             prompts: As for :meth:`forward`.
             steps: As for :meth:`forward`.
             at_steps: The indices of the steps to keep; None keeps all.
-            names_filter: A name, a list of names, or a predicate on names; None keeps every point.
+            names_filter: A name or address, a list of them, or a predicate on names; None keeps every point. Of an
+                address what it names is kept, such as one token at one step (``D5.img.mlp@7~3``).
             branch: Which branch of guidance to keep; "both" returns a dict of two caches by branch.
             device: Where activations are kept; None leaves them where they are.
             seed: As for :meth:`forward`.
             **options: As for :meth:`forward`.
 
         Returns:
-            What :meth:`forward` returns, and a :class:`vit_lens.hooking.SteppedCache`: ``cache[name]`` is
-            [step batch pos ...].
+            What :meth:`forward` returns, and a :class:`BranchCache`: ``cache[name]`` is [step batch pos ...], and
+            ``cache[address]`` what the address names.
 
         Raises:
             UnknownHookError: ``names_filter`` selects nothing.
+            UnknownSiteError: An address is of nothing that the model or this run has.
             VitLensError: There is no such branch or step in this run, what is kept needs more memory than is free, or
                 an argument is wrong.
 
@@ -302,16 +305,30 @@ class HookedDiffusion(DescribedPipeline):
         vit_lens.errors.VitLensError: at_steps=[5]: a run of steps=4 has the steps 0 to 3
         """
         call = self._call(prompts, steps, seed, options)
-        names = self.select_names(names_filter) or list(self.hook_dict)
-        wanted = self._checked_branches(branch, call)
+        aims, wanted = self._kept(names_filter), self._checked_branches(branch, call)
+        names = [aim.key for aim in aims]
         keepers = {each: Keeper(self, names, device=device, at_steps=at_steps) for each in wanted}
-        n = self._checked_steps(at_steps, call)
-        need = self._bytes(names, call) * n * len(wanted)
-        self._check_memory(need, self.device if device is None else as_device(device), names, call, n)
-        hooks = [pair for each, keeper in keepers.items() for pair in self._of_branch(each, keeper.hooks()[0])]
+        chosen = self._checked_steps(at_steps, call)
+        for aim in aims:
+            self._refuse_step(aim, call)
+        if late := [str(aim.address) for aim in aims if aim.step is not None and aim.step not in chosen]:
+            raise VitLensError(f"{late[0]} is of a step that at_steps={at_steps} leaves out")
+        need = self._bytes(aims, chosen, call) * len(wanted)
+        self._check_memory(need, self.device if device is None else as_device(device), names, call, len(chosen))
+        hooks = []
+        for each, keeper in keepers.items():
+            named = [(aim.key, as_named(keep, aim)) for aim, (_, keep) in zip(aims, keeper.hooks()[0], strict=True)]
+            gated = self._of_branch(each, named)
+            hooks += [
+                (aim.point, AimedGuard(keep, aim, "fwd", self)) for aim, (_, keep) in zip(aims, gated, strict=True)
+            ]
         with self.hooks(hooks):
             out = self(prompts, steps=steps, seed=seed, **options)
-        caches = {each: keeper.result(Activations) for each, keeper in keepers.items()}
+        found = {each: (keeper.cache, keeper.result(Kept)) for each, keeper in keepers.items()}
+        caches = {
+            each: BranchCache(kept, cache.steps, self, each) if isinstance(cache, SteppedCache) else cache
+            for each, (kept, cache) in found.items()
+        }
         return out, caches if branch == "both" else caches[branch]
 
     def cache_cost(
@@ -320,7 +337,7 @@ class HookedDiffusion(DescribedPipeline):
         *,
         steps: int | None = None,
         at_steps: Sequence[int] | None = None,
-        names_filter: Name | Sequence[str] | None = None,
+        names_filter: Name | Address | Sequence[str | Address] | None = None,
         branch: Literal["cond", "uncond", "both"] = "cond",
         seed: int | Sequence[int] | None = None,
         **options: Any,
@@ -347,9 +364,10 @@ class HookedDiffusion(DescribedPipeline):
         (..., 7168)
         """
         call = self._call(prompts, steps, seed, options)
-        names = self.select_names(names_filter) or list(self.hook_dict)
-        n_branches = len(self._checked_branches(branch, call))
-        return self._bytes(names, call) * self._checked_steps(at_steps, call) * n_branches
+        aims, chosen = self._kept(names_filter), self._checked_steps(at_steps, call)
+        for aim in aims:
+            self._refuse_step(aim, call)
+        return self._bytes(aims, chosen, call) * len(self._checked_branches(branch, call))
 
     def get_caching_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -399,30 +417,13 @@ class HookedDiffusion(DescribedPipeline):
             raise VitLensError(f"branch={branch!r}: this run has no unconditional branch. It comes with {word} above 1")
         return _BRANCHES if branch == "both" else (branch,)
 
-    def _checked_steps(self, at_steps: Sequence[int] | None, call: Call) -> int:
-        """Return how many steps are kept."""
-        steps = call.every["num_inference_steps"]
-        n = n_steps(self.pipeline.scheduler, steps, call.every)
+    def _checked_steps(self, at_steps: Sequence[int] | None, call: Call) -> list[int]:
+        """Return the steps that are kept."""
+        steps, n = call.every["num_inference_steps"], self._steps(call)
         chosen = range(n) if at_steps is None else [as_index(each) for each in at_steps]
         if absent := [each for each in chosen if each is None or not 0 <= each < n]:
             raise VitLensError(f"at_steps={absent}: a run of steps={steps} has the steps 0 to {n - 1}")
-        return len(set(chosen))
-
-    def _bytes(self, names: Iterable[str], call: Call) -> int:
-        """Return what one step of one branch holds at these points."""
-        shapes = call.shapes(self.pipeline, self._row)
-        if (key := repr(shapes)) not in self._shapes:
-            self._shapes = {key: point_shapes(self.denoiser, self._row, shapes)}
-        return sum(self._numel(name, self._shapes[key]) for name in names) * self.dtype.itemsize
-
-    def _numel(self, name: str, shapes: dict[str, tuple[int, ...]]) -> int:
-        """Return how many numbers a hook point gives in a pass, those that a spliced dictionary adds included."""
-        if name in shapes:
-            return math.prod(shapes[name])
-        site = next(each for each in shapes if name.startswith(f"{each}.hook_sae_"))
-        codes = self.hook_dict[site + CODES]
-        n_features = codes.n_features if isinstance(codes, CodesPoint) else 0
-        return math.prod(shapes[site][:-1]) * (n_features if "_acts_" in name else shapes[site][-1])
+        return list(dict.fromkeys(each for each in chosen if each is not None))
 
     def _check_memory(self, need: int, where: torch.device, names: list[str], call: Call, n: int) -> None:
         free = free_memory(where) if where.type in _MEMORY_KINDS else need

@@ -6,10 +6,11 @@ pass of a model that runs its blocks several times, and never the last only.
 """
 
 __all__ = [
-    "CODES", "Activations", "CodesPoint", "Keeper", "LoudHookedRootModule", "Name", "Step", "SteppedCache", "as_device",
-    "check_hook_result", "find_feature", "is_hooked",
+    "CODES", "Activations", "Aim", "AimedGuard", "Aiming", "CodesPoint", "Keeper", "LoudHookedRootModule", "Name",
+    "Step", "SteppedCache", "aims_at", "as_device", "check_hook_result", "find_feature", "is_hooked",
 ]  # fmt: skip
 
+from vit_lens.hooking.aims import Aim, AimedGuard, Aiming, aims_at
 from vit_lens.hooking.codes import CODES, CodesPoint, find_feature
 from vit_lens.hooking.guard import Name, as_device, check_hook_result, is_hooked
 from vit_lens.hooking.keeping import Keeper

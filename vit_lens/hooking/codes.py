@@ -4,6 +4,7 @@ __all__ = ["CODES", "CodesPoint", "find_feature"]
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -69,7 +70,7 @@ def find_feature(points: Mapping[str, HookPoint], address: Address) -> tuple[Add
             f"feature {address}: no dictionary is spliced in; `with model.spliced(dictionary):` does"
         )
     full = address.resolve_feature(spliced)
-    feature, point = full.feature or 0, spliced[Address(block=full.block, layer=full.layer, hook=full.hook)]
+    feature, point = full.feature or 0, spliced[replace(full, feature=None)]
     if feature >= point.n_features:
         raise UnknownSiteError(f"feature {full}: the dictionary there has features f0 to f{point.n_features - 1}")
     if point.frequency is not None and point.frequency[feature] == 0:

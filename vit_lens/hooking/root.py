@@ -240,14 +240,15 @@ class LoudHookedRootModule(HookedRootModule):
             UnknownHookError: The name or predicate selects nothing, or the hook is no function.
         """
         with self._turn(hooking=True):
-            for point_name, _ in self.hook_points_named(name):
-                self._put(Guard(hook, point_name, dir), is_permanent, level, prepend)
+            for guard in self._guards_at(name, hook, dir):
+                self._put(guard, is_permanent, level, prepend)
 
     def _put(self, guard: Guard, is_permanent: bool, level: int | None, prepend: bool = False) -> None:
         point = self.hook_dict[guard.name]
         self.check_and_add_hook(point, guard.name, guard, guard.direction, is_permanent, level, prepend)
         handles: list[Any] = point.fwd_hooks if guard.direction == "fwd" else point.bwd_hooks
         handles[0 if prepend else -1].user_hook = guard.hook
+        handles[0 if prepend else -1].guard = guard
 
     def reset_hooks(self, *args: Any, **kwargs: Any) -> None:
         """Remove hooks; see ``HookedRootModule.reset_hooks``.
@@ -259,8 +260,12 @@ class LoudHookedRootModule(HookedRootModule):
             super().reset_hooks(*args, **kwargs)
 
     def _guard(self, hooks: Iterable[tuple[Name, Callable]], direction: Direction) -> list[Guard]:
-        points = [(point, hook) for name, hook in as_pairs(hooks) for point, _ in self.hook_points_named(name)]
-        return [hook if isinstance(hook, Guard) else Guard(hook, point, direction) for point, hook in points]
+        return [guard for name, hook in as_pairs(hooks) for guard in self._guards_at(name, hook, direction)]
+
+    def _guards_at(self, name: Name, hook: Callable, direction: Direction) -> list[Guard]:
+        """Return a hook function for each hook point that a name selects, as it will sit there."""
+        points = [point for point, _ in self.hook_points_named(name)]
+        return [hook if isinstance(hook, Guard) else Guard(hook, point, direction) for point in points]
 
     @contextmanager
     def hooks(

@@ -15,8 +15,9 @@ from vit_lens.addresses import Indices, Sites, as_index, as_indices
 from vit_lens.attribution import check_cache as expect_cache
 from vit_lens.attribution import whole
 from vit_lens.errors import InterventionError, expect
-from vit_lens.hooking import CodesPoint
+from vit_lens.hooking import Aiming, CodesPoint
 from vit_lens.interventions.in_prompts import replace_in_prompts
+from vit_lens.interventions.in_steps import Caches, checked_caches, n_pictures, patch_in_steps, zero_in_steps
 from vit_lens.interventions.targets import Target, refuse_shadowed, resolve_targets
 from vit_lens.reference import ReferenceMeans
 from vit_lens.tokens import Tokens
@@ -26,14 +27,15 @@ Hooks = list[tuple[str, Callable[..., Tensor]]]
 _Values = Callable[[list[Target], list[int] | None], Tensor | None]  # of one hook point: [#batch row *unit feature]
 
 
-def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None, prompts: Any = None) -> Hooks:
+def zero(model: Tower | Aiming, sites: Sites, *, tokens: Tokens | None = None, prompts: Any = None) -> Hooks:
     """Return hooks that set sites to zero.
 
     For a head this is its ``z``: what it writes, and not the layer's ``b_O``. Zero is far from anything that the
     model has seen and overstates importance; :func:`mean` and :func:`resample` do so less.
 
     Args:
-        model: The model that will be run.
+        model: The model that will be run. Of a hooked diffusion model sites are addresses (``D5.img.mlp@7~3``), and
+            caches those of its ``run_with_cache``: a patch is written in the branches of the cache, at the same steps.
         sites: Sites as ``Site.resolve`` takes them (``L3H4``, ``L3.attn``, ``heads``, ...), and ``L3`` for the
             attention and MLP of a layer, ``L3N17`` for a neuron, ``L5.f17`` for a feature of the dictionary that is
             spliced in; ``L3H4@cls`` also says where.
@@ -53,6 +55,8 @@ def zero(model: Tower, sites: Sites, *, tokens: Tokens | None = None, prompts: A
     Traceback (most recent call last):
     vit_lens.errors.InterventionError: L3H4 would have no effect: L3.attn is replaced too, and runs after it
     """
+    if isinstance(model, Aiming):
+        return zero_in_steps(model, sites, tokens, prompts)
     targets = resolve_targets(model, sites, tokens, prompts)
     return _hooks(model, targets, lambda targets, rows: None, None)
 
@@ -99,9 +103,9 @@ def mean(model: Tower, sites: Sites, reference: ReferenceMeans, *, tokens: Token
 
 
 def patch(
-    model: Tower,
+    model: Tower | Aiming,
     sites: Sites,
-    cache: ViTActivationCache,
+    cache: ViTActivationCache | Caches,
     *,
     images: Indices | None = None,
     tokens: Tokens | None = None,
@@ -132,6 +136,11 @@ def patch(
     >>> torch.allclose(embeds[0], model(pixels)[1], atol=1e-4)
     True
     """
+    if isinstance(model, Aiming):
+        caches, for_any = checked_caches(model, cache), as_index(images) is not None
+        chosen = None if images is None else _checked_images(images, n_pictures(model, sites, caches))
+        return patch_in_steps(model, sites, caches, chosen, for_any=for_any, tokens=tokens, prompts=prompts)
+    cache = expect_cache(cache, InterventionError)
     check_cache(model, cache)
     advice = "make the cache with run_with_cache(pixels), without pos_slice"
     cached = cache.read_out.ids if prompts is not None else None
@@ -152,9 +161,9 @@ def patch(
 
 
 def resample(
-    model: Tower,
+    model: Tower | Aiming,
     sites: Sites,
-    cache: ViTActivationCache,
+    cache: ViTActivationCache | Caches,
     *,
     seed: int = 0,
     n_images: int | None = None,
@@ -187,9 +196,13 @@ def resample(
     >>> torch.allclose(model.run_with_hooks(pixels, fwd_hooks=both), model(pixels).flip(0), atol=1e-4)
     True
     """
-    check_cache(model, cache)
-    prompts = cache.read_out.ids if prompts is None and n_images is None else prompts
-    held = len(cache[resolve_targets(model, sites, prompts=prompts)[0].hook_name])
+    if isinstance(model, Aiming):
+        held = n_pictures(model, sites, checked_caches(model, cache))
+    else:
+        cache = expect_cache(cache, InterventionError)
+        check_cache(model, cache)
+        prompts = cache.read_out.ids if prompts is None and n_images is None else prompts
+        held = len(cache[resolve_targets(model, sites, prompts=prompts)[0].hook_name])
     if n_images is None:
         donors = derangement(held, seed=seed)
     else:

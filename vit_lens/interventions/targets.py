@@ -189,7 +189,12 @@ def _feature(model: Tower, address: Address, where: "_Where") -> Address:
 
 def _parts(item: Site | Address | str, cfg: TowerConfig) -> list[Address]:
     address = find_address(str(item))
-    if address is None or address != address.part or address.block != "L" or address.kind not in ("block", "neuron"):
+    if (
+        address is None
+        or address != address.part
+        or (address.within, address.block) != (None, "L")
+        or address.kind not in ("block", "neuron")
+    ):
         return [site.address for site in Site.resolve(item, cfg)]
     attn, mlp = (Site(address.layer, kind).check(cfg) for kind in ("attn", "mlp"))
     if address.neuron is None:
