@@ -25,12 +25,17 @@ def addresses(draw, words=True):
     from vit_lens.addresses.grammar import HOOKS
 
     key = draw(st.sampled_from(sorted(HOOKS)))
-    block = "pool" if key.startswith("pool") else key[:1] or None
-    unit = {"H": "head", "N": "neuron"}.get(key[len(block or "") :])
+    unit = {"H": "head", "N": "neuron"}.get(key[-1:])
+    kind = key.removesuffix(key[-1:] if unit else "")
+    block = {"": None, "U": None, "T": None, "TL": "L"}.get(kind, kind)
     made = {"block": block, "hook": draw(st.sampled_from(HOOKS[key])) or None}
     made |= {name: draw(NUMBERS) for name in (unit, "layer" if block in ("L", "D", "S") else None) if name}
-    spliced = made["hook"] is None or re.search(r"(attn|mlp|resid_\w+)$", made["hook"])
-    if block and not unit and spliced and draw(st.booleans()):
+    if kind[:1] in ("U", "T"):
+        numbers = [draw(st.sampled_from(["down", "mid", "up"]))]
+        numbers += [draw(NUMBERS) for _ in range((numbers[0] != "mid") + (kind != "U"))]
+        made["within"] = ".".join(map(str, numbers))
+    spliced = made["hook"] is None or re.search(r"(attn2?|mlp|update|img|txt|resid_\w+)$", made["hook"])
+    if (block or kind) and not unit and spliced and draw(st.booleans()):
         made["feature"] = draw(NUMBERS)
     kinds = {
         None: st.just(None), "cls": st.just(None), "eos": st.just(None), "pad": st.just(None),
@@ -139,6 +144,13 @@ def test_addresses_are_parsed_without_torch():
         ("L3.b_O.f3", "no address"),
         ("D5N3", "nearest: 'D5', 'D5N0.txt', 'D5N0.img'"),
         ("L3attn", "nearest: 'L3.attn'"),
+        ("mid.0.updat", "nearest: 'mid.0.update'"),
+        ("down.2.1.L0.cross_atn@3", "no address .*nearest: 'down.2.1.L0.cross_attn'"),
+        ("mid.L0", "nearest: 'mid'"),
+        ("down.2.1H3", "no address"),
+        ("mid.0D5", "no address"),
+        ("down.2.1.L0.update", "no address"),
+        ("S5.img.gate", "nearest: 'S5.gate'"),
         ("L3~", "no address"),
     ],
 )
@@ -218,6 +230,10 @@ def test_a_feature_is_of_the_one_dictionary_that_is_spliced_there():
     assert str(short.resolve_feature(spliced)) == "L5.resid_post.f3796@cls"
     assert str(Address.parse("L6.mlp.f1").resolve_feature(spliced)) == "L6.mlp.f1"
     assert str(Address.parse("L5.f1").resolve_feature(["vision:L5.mlp"])) == "vision:L5.mlp.f1"
+    both = ["D5.img.mlp", "D5.txt.resid_post", "mid.0.update"]
+    for text, full in (("D5.img.f7", "D5.img.mlp.f7"), ("D5.txt.f7@3~2", "D5.txt.resid_post.f7@3~2"),
+                       ("mid.0.f7", "mid.0.update.f7")):  # fmt: skip
+        assert str(Address.parse(text).resolve_feature(both)) == full
     for text, where, message in [
         ("L6.f1", spliced, r"several dictionaries, L6\.mlp, L6\.resid_post"),
         ("L7.f1", spliced, r"dictionaries at L5\.resid_post, L6\.mlp, L6\.resid_post"),
@@ -225,6 +241,8 @@ def test_a_feature_is_of_the_one_dictionary_that_is_spliced_there():
         ("t5:L5.f1", ["clip:L5.mlp"], r"dictionaries at clip:L5\.mlp"),
         ("L5.f1", ["clip:L5.mlp", "t5:L5.mlp"], r"several dictionaries, clip:L5\.mlp, t5:L5\.mlp"),
         ("L5.f1", [], "dictionaries at nowhere"),
+        ("D5.txt.f1", ["D5.img.mlp"], r"dictionaries at D5\.img\.mlp"),
+        ("L5.f1", ["mid.0.L5.mlp"], r"dictionaries at mid\.0\.L5\.mlp"),
         ("L5.mlp", spliced, "L5.mlp is no feature"),
     ]:
         with pytest.raises(UnknownSiteError, match=message):
@@ -241,7 +259,19 @@ def test_sites_and_addresses_are_the_same_spellings(vit, pooling_vit):
             assert site.address.site == site and str(site.address) == str(site)
             assert (site.address.kind, site.address.hook_name) == (site.kind, site.hook_name)
         assert Site.resolve([site.address for site in sites], model.cfg) == sites
-    for text in ("L3", "L3N1", "D5H2", "L2H1.q", "L5.mlp.f3", "embed", "L0.b_O", "pool", "S3.mlp"):
+    for text in (
+        "mid.0.L1H2",
+        "mid.0.L1.mlp",
+        "L3",
+        "L3N1",
+        "D5H2",
+        "L2H1.q",
+        "L5.mlp.f3",
+        "embed",
+        "L0.b_O",
+        "pool",
+        "S3.mlp",
+    ):
         assert Address.parse(text).site is None
     assert Address.parse("L1N17").hook_name == "blocks.1.mlp.hook_post"
 

@@ -295,8 +295,10 @@ def test_patches_stay_in_the_branches_of_their_cache(models, plain):
 
 def test_resampling_takes_another_picture(models):
     from vit_lens import errors, interventions
+    from vit_lens.hooking import Step, SteppedCache
 
     model, address = models["unet"], "mid.0.update~1"
+    elsewhere = models["sdxl"].run_with_cache(PROMPTS, **GUIDED, names_filter=address)[1]
     cache = model.run_with_cache(PROMPTS, **GUIDED, names_filter=address)[1]
     donors = interventions.derangement(2, seed=5)
     expected = model.run_with_hooks(
@@ -311,7 +313,8 @@ def test_resampling_takes_another_picture(models):
     assert torch.equal(model.run_with_hooks(PROMPTS, **GUIDED, fwd_hooks=by_hand), one)
     for given, message in (
         (dict(cache=cache, tokens=3), "the address says the token"), (dict(cache={}), "expected the cache"),
-        (dict(cache=torch.zeros(2)), "expected the cache"), (dict(cache=cache, images=[2, 0]), "the cache holds 2"),
+        (dict(cache=SteppedCache({"a~0": torch.zeros(2)}, [Step(0)])), "expected the cache of this model"),
+        (dict(cache=elsewhere), r"the cache is of module@\w+ \(\w+\), and the model is module@"), (dict(cache=cache, images=[2, 0]), "the cache holds 2"),
     ):  # fmt: skip
         with pytest.raises(errors.InterventionError, match=message):
             interventions.patch(model, address, **given)
