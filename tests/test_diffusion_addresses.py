@@ -314,7 +314,8 @@ def test_resampling_takes_another_picture(models):
     for given, message in (
         (dict(cache=cache, tokens=3), "the address says the token"), (dict(cache={}), "expected the cache"),
         (dict(cache=SteppedCache({"a~0": torch.zeros(2)}, [Step(0)])), "expected the cache of this model"),
-        (dict(cache=elsewhere), r"the cache is of module@\w+ \(\w+\), and the model is module@"), (dict(cache=cache, images=[2, 0]), "the cache holds 2"),
+        (dict(cache=elsewhere), r"the cache is of module@\w+ \(\w+\), and the model is module@"),
+        (dict(cache=cache, images=[2, 0]), "the cache holds 2"),
     ):  # fmt: skip
         with pytest.raises(errors.InterventionError, match=message):
             interventions.patch(model, address, **given)
