@@ -89,8 +89,9 @@ class AddressedPipeline(PipelineModule):
         """Return what a ``names_filter`` selects, in the order of the hook points."""
         if names_filter is None:
             return [Aim(name) for name in self.hook_dict]
-        one = isinstance(names_filter, (str, Address)) or not isinstance(names_filter, Iterable)
-        items: list[Any] = [names_filter] if one else [*names_filter]
+        items: Any = names_filter
+        if isinstance(names_filter, (str, Address)) or not isinstance(names_filter, Iterable):
+            items = [names_filter]
         aims: dict[tuple[str, int | None], Aim] = {}
         for item in items:
             found = self.aims(item) if self._is_address(item) else [Aim(n) for n, _ in self.hook_points_named(item)]
