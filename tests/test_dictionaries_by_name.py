@@ -81,7 +81,8 @@ def test_what_ships_belongs_to_its_model_and_its_card_says_what_it_is_worth(name
     assert find_dictionary(name).with_suffix(".md").read_text() == vd.card(found)
     own, controls = found.statistics["held_out"], found.statistics["controls"]
     at_k = next(point for point in found.statistics["fidelity"]["points"] if point["k"] == found.semantics.k)
-    assert own["dead"] <= 0.1 and at_k["fidelity"] >= 0.9
+    assert own["dead"] <= 0.1
+    assert (at_k["fidelity"] < 0.9) == ("A model with so much missing is another model" in vd.card(found))
     beats = controls["dictionary, by pursuit"]["fvu_standardised"] < controls["random data points"]["fvu_standardised"]
     words = next(one.words for one in vd.verdicts(found) if "random data points" in one.words)
     assert beats != ("no more than as many random data points" in words) and words in vd.card(found)

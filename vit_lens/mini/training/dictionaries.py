@@ -68,7 +68,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mini-flux": Recipe(
         load=lambda: HookedFlux.from_pretrained("mini-flux"), inputs=lambda: _sentences(3000),
-        site="double.1.hook_resid_post", where={"at_steps": [0, 3, 6, 9]}, trainers=_trainers(16),
+        site="double.1.hook_resid_post", where={"at_steps": [0, 3, 6, 9]},
+        trainers=_trainers(32, n_features=1024, n_tokens=3_000_000),
     ),
 }  # fmt: skip
 """What ships, by the model's name."""
