@@ -179,6 +179,7 @@ def test_a_pipeline_draws_prompts(words, tmp_path, vit_lens):
     assert status == 2 and "of other settings" in errors
 
 
+@pytest.mark.filterwarnings("ignore:.*features fired on none")  # of nine prompts
 def test_a_folder_of_a_pipeline_is_one_and_text_is_read(words, tmp_path, vit_lens):
     import tiny_pipelines
 

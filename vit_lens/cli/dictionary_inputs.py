@@ -14,7 +14,7 @@ from vit_lens.cli import flags, intake, prompting
 from vit_lens.errors import VitLensError
 
 _SCENES = 1000  # of the embedded models' worlds, where nothing is given
-_EMBEDDED = ("mini-flux", "mini-sd")  # pipelines
+_EMBEDDED = {"mini-flux": {"height": 64, "width": 64}, "mini-sd": {}}  # pipelines, and what theirs do not say
 _INDEX = "model_index.json"  # of a folder that a pipeline was saved in
 _OF_TOWERS = re.compile(r"L\d|blocks\.|hook_")  # what sites of a tower begin with
 
@@ -107,7 +107,7 @@ def _pipeline(reads: Reads) -> Any:
 
     model = HookedDiffusion.from_pretrained(reads.model, device=flags.torch_device(reads.device))
     model.pipeline.set_progress_bar_config(disable=True)
-    model.defaults |= model.text_length()
+    model.defaults = {**model.text_length(), **_EMBEDDED.get(reads.model, {}), **model.defaults}
     return model
 
 

@@ -80,6 +80,7 @@ class DenoiserTokens(ModelTokens):
         if (seed := as_index(noise_seed)) is None:
             raise DictionaryError(f"noise_seed={noise_seed!r}; expected a whole number")
         super().__init__(model, inputs, site, tokens=tokens, stream=stream, batch_size=batch_size)
+        self.denoiser: Denoises = model
         axes = [model.axes_of(name) for name in self._names]
         if any(words.split()[:2] != ["batch", "pos"] or len(words.split()) != 3 for words in axes):
             raise DictionaryError(
@@ -100,14 +101,18 @@ class DenoiserTokens(ModelTokens):
         if absent := [each for each in self._positions or () if each >= self.n_positions]:
             raise DictionaryError(f"tokens={tokens!r}: {site} has positions 0 to {self.n_positions - 1}, not {absent}")
 
+    def prompts(self, inputs: Sequence[int]) -> list[str]:
+        """Return the prompts of inputs."""
+        return [str(self.inputs[index]) for index in inputs]
+
     def seeds(self, inputs: Sequence[int]) -> list[int]:
         """Return the seeds of the noise that inputs are drawn from."""
         return [seed_of((self.provenance.run or {})["noise_seed"], index) for index in inputs]
 
     def _drawn(self, inputs: Sequence[int]) -> tuple[Any, Tensor]:
         """Draw inputs; return the cache and what is read [step input pos d]."""
-        _, cache = self.model.run_with_cache(
-            [self.inputs[index] for index in inputs], names_filter=self._names, at_steps=self._at_steps,
+        _, cache = self.denoiser.run_with_cache(
+            self.prompts(inputs), names_filter=self._names, at_steps=self._at_steps,
             branch=self.provenance.branch, seed=self.seeds(inputs), output_type="latent", **run_of(self.provenance),
         )  # fmt: skip
         x = cache[self._names[0]]

@@ -114,7 +114,7 @@ class _Runs:
     def drawn(self, output_type: str) -> Any:
         """Return pictures of all inputs, or their latents."""
         found = [
-            self.model(self._prompts(part), seed=self.reader.seeds(part), output_type=output_type, **self.options)
+            self.model(self.reader.prompts(part), seed=self.reader.seeds(part), output_type=output_type, **self.options)
             for part in self.parts
         ]
         return torch.cat(found) if output_type == "latent" else [picture for part in found for picture in part]
@@ -125,15 +125,12 @@ class _Runs:
         for part in self.parts:
             found.append(
                 self.model.denoising_loss(
-                    self._prompts(part), latents[start : start + len(part)], at_steps=said.at_steps,
+                    self.reader.prompts(part), latents[start : start + len(part)], at_steps=said.at_steps,
                     branch=said.branch, seed=self.reader.seeds(part), **self.options,
                 ).mean(0)
             )  # fmt: skip
             start += len(part)
         return torch.cat(found)
-
-    def _prompts(self, part: Sequence[int]) -> list[str]:
-        return [self.reader.inputs[index] for index in part]
 
 
 def _judged(metric: PictureMetric, pictures: list[Any], n: int) -> Float[Tensor, " input"]:

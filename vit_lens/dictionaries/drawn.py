@@ -35,7 +35,7 @@ def at_strongest(
 def grid_of(reader: DenoiserTokens) -> tuple[int, int] | None:
     """Return rows and columns of the image's cells; None of text, or where they are not halvings of the picture."""
     run, name = reader.provenance.run or {}, str(reader.provenance.site)
-    if reader.model.is_text(name):
+    if reader.denoiser.is_text(name):
         return None
     rows, columns = run["height"], run["width"]
     while rows * columns > reader.n_positions:
@@ -48,8 +48,9 @@ def pictures_of(reader: DenoiserTokens, inputs: Sequence[int], side: int) -> dic
     found: dict[int, Image.Image] = {}
     for start in range(0, len(inputs), reader.batch_size):
         part = list(inputs[start : start + reader.batch_size])
-        prompts = [reader.inputs[index] for index in part]
-        drawn = reader.model(prompts, seed=reader.seeds(part), output_type="pil", **run_of(reader.provenance))
+        drawn = reader.denoiser(
+            reader.prompts(part), seed=reader.seeds(part), output_type="pil", **run_of(reader.provenance)
+        )
         for index, picture in zip(part, drawn, strict=True):
             picture.thumbnail((side, side))
             found[index] = picture
@@ -58,8 +59,8 @@ def pictures_of(reader: DenoiserTokens, inputs: Sequence[int], side: int) -> dic
 
 def texts_of(reader: DenoiserTokens, inputs: Sequence[int]) -> dict[int, list[str]]:
     """Return the tokens of prompts at the positions of the text stream; nothing for a site of the image."""
-    if not reader.model.is_text(str(reader.provenance.site)):
+    if not reader.denoiser.is_text(str(reader.provenance.site)):
         return {}
     run = {name: value for name, value in run_of(reader.provenance).items() if name != "steps"}
-    pieces = reader.model.text_tokens([reader.inputs[index] for index in inputs], **run)
+    pieces = reader.denoiser.text_tokens(reader.prompts(inputs), **run)
     return dict(zip(inputs, pieces, strict=True))

@@ -52,7 +52,7 @@ class Gate:
         if self.steps is not None and step.index not in self.steps:
             return False
         expected = None if self.is_given else self.sigmas.get(step.index)
-        if None not in (expected, step.sigma) and not math.isclose(expected, step.sigma, rel_tol=_NEAR):
+        if expected is not None and step.sigma is not None and not math.isclose(expected, step.sigma, rel_tol=_NEAR):
             raise DictionaryError(
                 f"this dictionary was learnt at step {step.index} with noise level {expected:.4g}, which is "
                 f"{step.sigma:.4g} in this run; run as many steps and pixels, or say at_steps= where it shall act"

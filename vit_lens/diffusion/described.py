@@ -11,6 +11,7 @@ from torch import Tensor
 from vit_lens.diffusion.calls import Call
 from vit_lens.diffusion.encoding import encoded
 from vit_lens.diffusion.pipeline import PipelineModule
+from vit_lens.diffusion.wiring import Place
 from vit_lens.errors import VitLensError
 
 
@@ -81,8 +82,7 @@ class DescribedPipeline(PipelineModule):
         Raises:
             UnknownHookError: There is no such hook point.
         """
-        (known,) = self.select_names(name)
-        return self._places[known].port.name.startswith("text.")
+        return self._place_of(name).port.name.startswith("text.")
 
     def axes_of(self, name: str) -> str:
         """Return the axes of a hook point in words, such as ``batch pos d_model``.
@@ -90,8 +90,11 @@ class DescribedPipeline(PipelineModule):
         Raises:
             UnknownHookError: There is no such hook point.
         """
-        (known,) = self.select_names(name)
-        return self._places[known].port.axes
+        return self._place_of(name).port.axes
+
+    def _place_of(self, name: str) -> Place:
+        ((known, _),) = self.hook_points_named(name)
+        return self._places[known]
 
     def text_tokens(self, prompts: Sequence[str], **options: Any) -> list[list[str]]:
         """Return the tokens of prompts at the positions of the text stream; none where there is no such stream.

@@ -193,7 +193,7 @@ class HookedDiffusion(AddressedPipeline, DescribedPipeline):
         torch.Size([2, 1])
         """
         call = self._call(prompts, steps, None, {**options, "output_type": "latent"})
-        (branch,) = self._checked_branches(branch if branch != "both" else "neither", call)
+        self._checked_branches(branch if branch != "both" else "both of", call)
         self._checked_steps(at_steps, call)
         every = range(self._steps(call))
         wanted = sorted(set(every if at_steps is None else map(int, at_steps)))
