@@ -299,7 +299,7 @@ class HookedDiffusion(AddressedPipeline, DescribedPipeline):
         >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
         >>> images, cache = sd.run_with_cache("a red star", at_steps=[0, 7], names_filter="down.1.0.hook_update")
         >>> cache["down.1.0.hook_update"].shape, cache
-        (torch.Size([2, 1, 16, 112]), SteppedCache(1 activations; steps 0, 7 at sigma 0.4137))
+        (torch.Size([2, 1, 16, 112]), BranchCache(1 activations; steps 0, 7 at sigma 0.4137))
         >>> sd.run_with_cache("a red star", steps=4, at_steps=[5])
         Traceback (most recent call last):
         vit_lens.errors.VitLensError: at_steps=[5]: a run of steps=4 has the steps 0 to 3

@@ -108,7 +108,11 @@ class Aim:
 
 @runtime_checkable
 class Aiming(Protocol):
-    """A model that reads addresses itself wherever it takes a hook point's name, such as a hooked diffusion model."""
+    """A model that reads addresses itself wherever it takes a hook point's name, such as a hooked diffusion model.
+
+    >>> isinstance(vl.HookedUNet.from_pretrained("mini-sd"), Aiming), isinstance(model, Aiming)
+    (True, False)
+    """
 
     current_branch: str | None
 
@@ -128,6 +132,13 @@ class AimedGuard(Guard):
 
     Raises:
         UnknownSiteError: Gradients are asked for at one step, and come when all steps are done.
+
+    >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
+    >>> (aim,) = sd.aims("mid.0.update@1")
+    >>> guard = AimedGuard(lambda act, hook: 0 * act, aim, "fwd", sd)
+    >>> guard(torch.ones(1, 2, 3), sd.hook_dict[aim.point])
+    tensor([[[1., 1., 1.],
+             [0., 0., 0.]]])
     """
 
     def __init__(self, hook: Callable, aim: Aim, direction: Direction, model: Any):
