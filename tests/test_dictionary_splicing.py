@@ -131,6 +131,40 @@ def test_a_dictionary_of_updates_reads_what_the_block_adds(vit, pixels):
     assert torch.allclose(cache[SITE], bare[start] + dictionary.decode(dictionary.encode(update)), atol=1e-12)
 
 
+def test_what_a_prompt_is_filled_up_with_is_no_token_of_it():
+    """The stream is what it was there, the codes are 0, and fidelity counts the codes of the tokens alone."""
+    import text_towers
+    from conftest import randomize
+
+    from vit_lens import ActivationSource, HookedTextEncoder
+    from vit_lens.dictionaries import Origin, evaluate, fidelity
+
+    tokenizer = text_towers.clip_tokenizer()
+    tower = HookedTextEncoder.from_module(text_towers.clip_text(randomize), tokenizer=tokenizer).requires_grad_(False)
+    prompts = [min(text_towers.PROMPTS, key=len), max(text_towers.PROMPTS, key=len)]
+    own = tower.attention_mask(prompts)
+    assert not own.all()
+    dictionary = tiny.make("topk", d=tower.cfg.d_model, k=4, origin=Origin(site=SITE, tokens="all")).to(
+        dtype=torch.float32
+    )
+    _, plain = tower.run_with_cache(prompts, names_filter=SITE)
+    with tower.spliced(dictionary, error_term=False):
+        _, cache = tower.run_with_cache(prompts, names_filter=names("acts_post", "output"))
+    codes, written = cache[names("acts_post")[0]], cache[names("output")[0]]
+    x = plain[SITE]
+    assert (codes[~own] == 0).all() and torch.allclose(codes[own], dictionary.encode(x[own]))
+    with tower.spliced(dictionary, error_term=False):
+        _, cache = tower.run_with_cache(prompts, names_filter=["blocks.2.hook_resid_pre"])
+    after = cache["blocks.2.hook_resid_pre"]
+    assert torch.equal(after[~own], x[~own]) and torch.allclose(after[own], written[own])
+    assert not torch.allclose(after[own], x[own])
+    (point,) = fidelity(tower, dictionary, prompts).points
+    assert point.l0 == pytest.approx(evaluate(dictionary, ActivationSource.of_model(tower, prompts, SITE)).l0)
+    ids = tower.to_tokens(prompts)
+    with tower.spliced(dictionary, error_term=False):
+        assert torch.equal(tower(ids), tower(prompts))
+
+
 def test_two_dictionaries_and_prompts():
     """Two sites at once, in a text tower; the error of the second is of what the first has changed."""
     import text_towers

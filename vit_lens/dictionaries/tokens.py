@@ -40,7 +40,8 @@ def token_rule(model: Any, tokens: str) -> list[int] | None:
 def rule_mask(model: Any, tokens: str) -> Callable[[Tensor, HookPoint], Bool[Tensor, "#batch #pos 1"] | None]:
     """Return a function of an activation and its hook point: True at the tokens of a rule; None for all.
 
-    An activation without an axis of tokens has one token.
+    All tokens of prompts are those of :meth:`HookedTextEncoder.attention_mask`: what a prompt is filled up with is no
+    token of it. An activation without an axis of tokens has one token.
 
     Raises:
         InterventionError: The model has no such token.
@@ -48,13 +49,14 @@ def rule_mask(model: Any, tokens: str) -> Callable[[Tensor, HookPoint], Bool[Ten
     positions, of_prompts = token_rule(model, tokens), reads_text(model)
 
     def where(x: Tensor, hook: HookPoint) -> Tensor | None:
-        if tokens == "all" or x.ndim < 3:
+        if x.ndim < 3 or (tokens == "all" and not of_prompts):
             return None
         if of_prompts:
             ids = hook.ctx.get(RUN_IDS)
             if ids is None:
                 raise DictionaryError(f"tokens={tokens!r}: the run does not say of which prompts it is; give them")
-            return model.positions_of(tokens, ids)[..., None]
+            found = model.attention_mask(ids) if tokens == "all" else model.positions_of(tokens, ids)
+            return found[..., None]
         if positions is not None and max(positions) >= x.shape[1]:
             raise DictionaryError(f"tokens={tokens!r}: {hook.name} has positions 0 to {x.shape[1] - 1} in this run")
         mask = torch.zeros(1, x.shape[1], 1, dtype=torch.bool, device=x.device)
