@@ -88,6 +88,7 @@ def test_what_ships_belongs_to_its_model_and_its_card_says_what_it_is_worth(name
     assert beats != ("no more than as many random data points" in words) and words in vd.card(found)
 
 
+@pytest.mark.filterwarnings("ignore:.*features fired on none")  # of six images
 def test_what_ships_is_made_by_one_call_that_goes_on(tmp_path):
     model, images = vl.HookedViT.from_pretrained("mini"), vl.mini.sample_images() * 6
     recipe = Recipe(
