@@ -194,7 +194,7 @@ def test_a_folder_of_a_pipeline_is_one_and_text_is_read(words, tmp_path, vit_len
     assert found.origin.at_steps == (0, 1) and found.origin.run["max_sequence_length"] == 77  # its tokenizer's
     assert found.origin.model.startswith("local/flux@")
     page = (tmp_path / "out" / "dictionary.html").read_text()
-    assert 'class="tokens"' in page and ">star</span>" in page
+    assert 'class="tokens"' in page and ">a</span>" in page and "&lt;pad&gt;</span>" in page
 
 
 def test_an_embedded_pipeline_has_captions_and_a_text_encoder(words, tmp_path, vit_lens, monkeypatch):

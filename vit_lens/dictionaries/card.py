@@ -88,7 +88,7 @@ def with_controls(
     found = {"held_out": own.numbers(), "controls": {name: one.numbers() for name, one in numbers.items()}}
     if left_out:
         found["left_out"] = left_out
-    reader, chosen = (live or held_out).reader, held_out.inputs[:n_inputs]
+    reader, chosen = (live or held_out).reader, list(held_out.inputs[:n_inputs])
     if live is not None and (live.provenance, list(reader.keys)) != (held_out.provenance, list(held_out.reader.keys)):
         raise DictionaryError("live= is of other inputs, or another run, than held_out")
     if isinstance(reader, ModelTokens):
@@ -96,7 +96,7 @@ def with_controls(
         ks = sorted({max(1, min(value, dictionary.n_features)) for value in (k // 4, k // 2, k, 2 * k)})
         measure: Any = fidelity
         if isinstance(reader, DenoiserTokens):
-            inputs, measure = replace(live or held_out, inputs=chosen), denoising_fidelity
+            inputs, measure = replace(live or held_out, inputs=tuple(chosen)), denoising_fidelity
         curve = measure(reader.model, {_OWN: dictionary}, inputs, metric, ks=ks)
         rest = measure(reader.model, controls, inputs, metric, ks=[one for one in ks if one <= dictionary.d])
         points = [asdict(point) for point in (*curve.points, *rest.points)]

@@ -29,6 +29,10 @@ def fetch_snapshot(
 
     Raises:
         VitLensError: The Hub cannot be reached, or the repository is unknown, not public, or gated.
+
+    >>> fetch_snapshot("no owner", ["*.json"], "dictionary", vl.errors.DictionaryError)
+    Traceback (most recent call last):
+    vit_lens.errors.DictionaryError: dictionary 'no owner' cannot be fetched from the Hub: Repo id must use ...
     """
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
