@@ -300,11 +300,11 @@ def test_placebo_has_the_norm_of_the_site_and_none_of_its_direction(vit, pixels,
     for lens in lenses(means):
         seen = {}
 
-        def spy(outputs, origin, sites, seen=seen):
+        def spy(outputs, origin, sites, outputs_of, seen=seen):
             seen["real"] = outputs if origin is None else outputs - origin
             return outputs
 
-        lens._change(cache, sites, spy)
+        lens.read_changed(cache, sites, spy)
         original, lens_read = lens._read, {}
 
         def read(cache, sites, outputs, original=original, lens=lens, lens_read=lens_read):

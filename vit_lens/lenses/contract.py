@@ -22,6 +22,7 @@ from vit_lens.addresses import Site, Sites
 from vit_lens.attribution import check_model
 from vit_lens.conditions import Condition
 from vit_lens.config import TowerConfig
+from vit_lens.controls import Against, Change
 from vit_lens.errors import LensError
 from vit_lens.identity import fingerprint
 from vit_lens.towers import Tower, ViTActivationCache
@@ -122,7 +123,55 @@ class Lens(ABC):
         Raises:
             LensError: The lens has no control.
         """
-        raise no_control(self)
+        if type(self).read_changed is Lens.read_changed:
+            raise no_control(self)
+        return self.read_against(cache, sites, Against(control="random", generator=generator))
+
+    def read_changed(self, cache: ViTActivationCache, sites: Sites, change: Change) -> Condition:
+        """Return what is read where something else stands in for each site's output; with it come all controls.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+            change: Called as ``change(outputs, origin, sites, outputs_of)``, it returns what stands in: ``outputs``
+                [batch site row d_model] at whatever rows the lens reads, ``origin`` what the lens measures them from
+                or None, ``outputs_of(cache)`` the same outputs of another cache.
+
+        Raises:
+            LensError: The lens reads no outputs that could be changed.
+        """
+        raise LensError(
+            f"{self.describe().label} has no control but 'random': give it read_changed(cache, sites, change), with "
+            "which come all of them (docs/own_lens.md)"
+        )
+
+    def read_against(self, cache: ViTActivationCache, sites: Sites, against: Against) -> Condition:
+        """Return a control of any kind; see :class:`vit_lens.controls.Against`.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+            against: What stands in.
+
+        Raises:
+            LensError: The lens has no such control, or it cannot be made of what there is.
+            ReferenceMismatchError: The bank of other images is another model's.
+        """
+        if against.others is not None:
+            against.others.bank.check(cache.model)
+        if against.is_plain and type(self).read_control is not Lens.read_control:
+            return self.read_control(cache, sites, generator=against.generator)
+        return self.read_changed(cache, sites, against)
+
+    @property
+    def has_control(self) -> bool:
+        """Whether the lens says what its control is."""
+        return type(self).read_control is not Lens.read_control or self.has_controls
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether the lens has all controls, and not the isotropic one alone."""
+        return type(self).read_changed is not Lens.read_changed
 
     def clean(self, embeds: Float[Tensor, "batch d_embed"], cache: ViTActivationCache) -> Condition:
         """Return what the model itself outputs, as this lens reads it: what its sites are compared with.

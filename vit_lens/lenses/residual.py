@@ -17,11 +17,11 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.addresses import Site, Sites, listed
 from vit_lens.attribution import check_cache, check_finite, in_full
 from vit_lens.conditions import Condition
-from vit_lens.errors import LensError, expect
+from vit_lens.controls import Against, Change, centred_norm
+from vit_lens.errors import LensError
 from vit_lens.lenses.contract import HookFn, Lens
 from vit_lens.towers import Readout, ViTActivationCache, by_stream, read_wide
 
-_Change = Callable[[Tensor, Tensor | None, list[Site]], Tensor]  # of outputs, their origin and their sites
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for the outputs that are held at once
 
@@ -59,7 +59,7 @@ class ResidualLens(Lens):
             LensError: The lens is not defined on a site, the cache is not one of a run of the model, or what is read is
                 not finite.
         """
-        return self._change(cache, sites, lambda outputs, origin, sites: outputs)
+        return self.read_changed(cache, sites, lambda outputs, origin, sites, outputs_of: outputs)
 
     def read_writes(
         self, cache: ViTActivationCache, site: Site | str, writes: Float[Tensor, "batch write row d_model"]
@@ -115,19 +115,7 @@ class ResidualLens(Lens):
             LensError: The lens is not defined on a site, the cache is not one of a run of the model, what is read is
                 not finite, or the generator is none.
         """
-        expect(generator, torch.Generator, "generator", LensError, "torch.Generator().manual_seed(0) makes one")
-        if generator.device.type != "cpu":
-            raise LensError(f"generator is on {generator.device}; random directions are drawn on the CPU")
-
-        def random_like(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
-            deviation = outputs if origin is None else outputs - origin
-            noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype, device="cpu")
-            noise = noise.to(outputs.device)
-            noise = noise - noise.mean(-1, keepdim=True)
-            noise = noise * (centred_norm(deviation) / centred_norm(noise))[..., None, None]
-            return noise if origin is None else origin + noise
-
-        return self._change(cache, sites, random_like)
+        return self.read_changed(cache, sites, Against(control="random", generator=generator))
 
     def other_image(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
         """Return the control: each site's output is that of the next image, scaled to the norm of its own.
@@ -140,16 +128,16 @@ class ResidualLens(Lens):
             LensError: The cache holds one image, or the lens is not defined on a site.
         """
 
-        def exchange(outputs: Tensor, origin: Tensor | None, sites: list[Site]) -> Tensor:
+        def exchange(outputs: Tensor, origin: Tensor | None, sites: list[Site], outputs_of: object) -> Tensor:
             if len(outputs) < 2:
                 raise LensError("the control 'other' needs another image: cache at least two, or leave the control out")
             own, norm = spoken(outputs, origin, sites, "no direction for the control 'other'")
             other = own.roll(-1, 0) * (norm / norm.roll(-1, 0))[..., None, None]
             return other if origin is None else origin + other
 
-        return self._pooled(self._change(cache, sites, exchange))
+        return self._pooled(self.read_changed(cache, sites, exchange))
 
-    def _change(self, cache: ViTActivationCache, sites: Sites, change: _Change) -> Condition:
+    def read_changed(self, cache: ViTActivationCache, sites: Sites, change: Change) -> Condition:
         check_cache(cache)
         own = self.check_sites(cache.model, sites)
         found: dict[Site, Tensor] = {}
@@ -157,7 +145,8 @@ class ResidualLens(Lens):
             chunk = max(1, _CHUNK_NUMBERS // stream.last(cache).numel())
             for some in (group[start : start + chunk] for start in range(0, len(group), chunk)):
                 with in_full(cache.model):
-                    outputs = change(site_outputs(cache, some), self._origin(cache, some), some)
+                    reading = partial(site_outputs, sites=some)
+                    outputs = change(reading(cache), self._origin(cache, some), some, reading)
                     read = stream.read(self._read(cache, some, outputs))
                 check_finite(read, some, cache)
                 found.update(zip(some, read.unbind(1), strict=True))
@@ -305,12 +294,3 @@ def spoken(
             "the site out"
         )
     return own, norm
-
-
-def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:
-    """Return the norm after mean removal over d_model, taken over all rows: what a LayerNorm sees of a size.
-
-    >>> vl.lenses.centred_norm(torch.tensor([[4.0, 10.0]]))  # one row of width 2, whose mean is 7
-    tensor(4.2426)
-    """
-    return (x - x.mean(-1, keepdim=True)).flatten(-2).norm(dim=-1)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vit_lens.attribution import check_model, in_full
 from vit_lens.errors import GalleryError, ImageError, PreprocessError, expect
-from vit_lens.images import images_in, load_image, to_display
+from vit_lens.images import images_in, load_image, picture_hash, to_display
 from vit_lens.models import HookedViT, batch_starts
 
 _CHECKPOINT_SECONDS = 60.0
@@ -39,21 +39,6 @@ class Entries:
 
     rows: dict[str, Entry] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-
-
-def picture_hash(picture: Image.Image) -> str:
-    """Return 32 digits that identify a picture as the tower sees it (of ``vit_lens.images.to_display``).
-
-    Raises:
-        ImageError: It is no Pillow image.
-
-    >>> from vit_lens.images import to_display
-    >>> first, second = to_display(images, model.preprocess_spec)
-    >>> vl.readers.picture_hash(first) == vl.readers.picture_hash(second)
-    False
-    """
-    expect(picture, Image.Image, "picture", ImageError, "vit_lens.images.to_display(images, spec) makes them")
-    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
 
 
 def index_images(
