@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 ROOMS = [
     "lazy", "axes", "errors", "numerics", "config", "addresses", "tokens", "identity", "files", "images", "hooking",
     "sources", "texts", "conditions", "text_formats", "towers", "verification", "models", "reference", "attribution",
-    "interventions", "controls", "lenses", "readers", "dictionaries", "decoders", "diffusion", "metrics", "records", "engine",
+    "interventions", "controls", "lenses", "readers", "dictionaries", "decoders", "diffusion", "estimates", "metrics", "records", "engine",
     "sweeping", "figures", "report", "mini", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip
 WINGS = ["mini.training", "studies"]  # they mount their commands; the main path does not know them

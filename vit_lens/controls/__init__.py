@@ -1,9 +1,9 @@
-"""Controls: what may stand in for a site's output, and the coordinates in which it is as long. One file, one control."""
+"""Controls: what may stand in for a site's output, and the coordinates in which it is as long."""
 
 __all__ = [
-    "CONTROLS", "MIN_SAMPLES", "NORMALISATIONS", "Against", "Change", "Control", "ControlBank", "Material",
-    "Normaliser", "Others", "Spread", "centred_norm", "check_controls", "check_normalisation", "control",
-    "control_named", "stand_in",
+    "CONTROLS", "MIN_SAMPLES", "NORMALISATIONS", "Against", "Change", "Control", "ControlBank", "CovarianceMatched",
+    "Material", "Normaliser", "OtherImage", "Others", "RandomDirection", "Spread", "centred_norm", "check_controls",
+    "check_normalisation", "control", "control_named", "stand_in",
 ]  # fmt: skip
 
 from vit_lens.controls.random_direction import RandomDirection  # isort: skip  # the order of pages

@@ -2,7 +2,6 @@
 
 __all__ = ["Entries", "Entry", "index_folder", "index_images", "picture_hash"]
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_lens.attribution import check_model, in_full
-from vit_lens.errors import GalleryError, ImageError, PreprocessError, expect
+from vit_lens.errors import GalleryError, ImageError, PreprocessError
 from vit_lens.images import images_in, load_image, picture_hash, to_display
 from vit_lens.models import HookedViT, batch_starts
 

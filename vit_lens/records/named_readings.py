@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from vit_lens.controls import CONTROLS
 from vit_lens.errors import RecordError
 from vit_lens.files import check_fields
 
-CONTROL_WORDS = {
-    "random": "Control: a random direction of the same length stands in for what the site writes.",
+_OF_PROMPTS = {
     "other": "Control: what the site writes for another prompt, at the same length, stands in for it.",
     "shuffled": "Control: what the site writes for the same words in another order, at the same length, stands in.",
     "empty": "Control: what the site writes where nothing is said, at the same length, stands in for it.",
@@ -25,7 +25,7 @@ class Reading:
         id: The name of the reading in the column ``reading``; equal ids are equal readings, in every record.
         lens: The name of the lens.
         settings: What changes what it reads, the content of reference means included.
-        control: Empty, or what stands in for a site's output: ``random``.
+        control: Empty, or the name of what stands in for a site's output, such as ``random`` or ``other``.
         of: The id of the reading that a control belongs to; empty for others.
         label: A short name for legends and menus.
         words: What it shows, in a sentence or two.
@@ -44,10 +44,27 @@ class Reading:
     label: str
     words: str = ""
 
-    def controlled(self, control: str) -> "Reading":
-        """Return the reading of a control of this one, such as ``random``."""
-        words = " ".join(filter(None, [self.words, CONTROL_WORDS.get(control, f"Control: {control}.")]))
-        return replace(self, id=f"{self.id}.{control}", control=control, of=self.id, words=words)
+    def controlled(self, control: str, *, normalise: str | None = None, of_prompts: bool = False) -> "Reading":
+        """Return the reading of a control of this one.
+
+        Args:
+            control: Its name, such as ``random``.
+            normalise: The coordinates in which it is as long as the site's output, if not those of the output.
+            of_prompts: Whether it stands in for what is written for a prompt.
+        """
+        if of_prompts and control in _OF_PROMPTS:
+            said = _OF_PROMPTS[control]
+        elif control in CONTROLS:
+            where = "" if normalise is None else f" in normalised coordinates ({normalise})"
+            said = f"Control: {CONTROLS[control].words} of the same length{where} stands in for what the site writes."
+        else:
+            said = f"Control: {control}."
+        settings = {**self.settings, **({} if normalise is None else {"control_normalise": normalise})}
+        ending = control if normalise is None else f"{control}-{normalise}"
+        return replace(
+            self, id=f"{self.id}.{ending}", settings=settings, control=control, of=self.id,
+            words=" ".join(filter(None, [self.words, said])),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a manifest."""

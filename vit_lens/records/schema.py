@@ -34,7 +34,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from vit_lens.controls import CONTROLS
 from vit_lens.errors import RecordError
+from vit_lens.metrics import control_columns
 from vit_lens.records.cells import csv_bytes, csv_text
 
 FORMAT = 2
@@ -43,7 +45,8 @@ DTYPES: dict[Kind, str] = {"int": "int64", "int or empty": "Int64", "float": "fl
 COLUMNS: dict[str, Kind] = {
     "row": "int", "input": "int", "input_name": "text", "seed": "int or empty",
     "reading": "text", "site": "text", "site_type": "text", "layer": "int or empty", "head": "int or empty",
-    "norm_h": "float", "cos_lens_clean": "float", "cos_lens_control": "float", "leak": "float",
+    "norm_h": "float", "cos_lens_clean": "float", "S_lens_clean": "float",
+    **{column: "float" for name in CONTROLS for column in control_columns(name)},
     "faithfulness": "float", "cos_input": "float", "label": "text",
     "picture": "text", "drawn": "text", "same_as": "int or empty",
 }  # fmt: skip

@@ -15,35 +15,15 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy import stats
 
-MIN_FOR_INTERVAL = 5
-"""Fewer images (or pairs) than this give a value without an interval."""
+from vit_lens.estimates import LEVEL, MIN_FOR_INTERVAL, Estimate, bootstrap, mean_interval
 
-_LEVEL = 0.95
 _FLAT = 1e-12  # a spread below this share of the values is rounding
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95% interval; ``why`` says what is missing where something is None."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    why: str | None = None
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"undefined ({self.why})"
-        if self.low is None or self.high is None:
-            return f"{self.value:+.2f}"
-        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
 def spearman(a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"]) -> float | None:
@@ -87,39 +67,6 @@ def auc(scores: Float[np.ndarray, " site"], positive: Bool[np.ndarray, " site"])
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def bootstrap(
-    statistic: Callable[[Int[np.ndarray, " image"]], float | None], n: int, *, seed: int, n_draws: int = 1000
-) -> Estimate:
-    """Return a statistic of all images and its percentile interval over images drawn with replacement.
-
-    Args:
-        statistic: Of the indices of images; None where it is undefined.
-        n: Images.
-        seed: Of the draws.
-        n_draws: Their number.
-    """
-    value = statistic(np.arange(n))
-    if value is None:
-        return Estimate(None, why="constant or missing scores")
-    if n < MIN_FOR_INTERVAL:
-        return Estimate(value, why=f"n = {n} gives no interval; {MIN_FOR_INTERVAL} would")
-    generator = np.random.default_rng(seed)
-    drawn = [statistic(generator.integers(n, size=n)) for _ in range(n_draws)]
-    known = [x for x in drawn if x is not None]
-    if len(known) < 0.9 * n_draws:
-        return Estimate(value, why=f"undefined in {n_draws - len(known)} of {n_draws} resamples")
-    low, high = np.quantile(known, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
-
-
-def mean_interval(values: Float[np.ndarray, " image"], *, seed: int) -> Estimate:
-    """Return the mean of the finite values and its bootstrap interval."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return Estimate(None, why="no defined value")
-    return bootstrap(lambda rows: float(known[rows].mean()), len(known), seed=seed)
-
-
 def finite(value: float | int | np.floating) -> float | None:
     """Return a number for a table; None if it is nan or infinite."""
     return float(value) if math.isfinite(value) else None
@@ -140,7 +87,7 @@ def across_encoders(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(known))
     if len(known) < 2:
         return Estimate(mean, why="one encoder gives no interval")
-    reach = float(stats.t.ppf((1 + _LEVEL) / 2, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
     return Estimate(mean, mean - reach, mean + reach)
 
 

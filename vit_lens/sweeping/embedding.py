@@ -3,7 +3,7 @@
 __all__ = ["Embedded", "embed_input"]
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +13,18 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
+from vit_lens.controls import CONTROLS, Others
 from vit_lens.errors import LensError
 from vit_lens.lenses import checked_clean
-from vit_lens.metrics import cosine
+from vit_lens.metrics import control_columns
+from vit_lens.records import COLUMNS
 from vit_lens.sweeping.beside_pictures import BesideModel
-from vit_lens.sweeping.controls import Centre, ControlNumbers, control_numbers
+from vit_lens.sweeping.controls import Centre, ControlNumbers, Likeness, control_numbers
 from vit_lens.sweeping.input_kinds import InputKind
 from vit_lens.sweeping.lens_readings import LensReading
 from vit_lens.sweeping.request import Controls
+
+_CONTROL_COLUMNS = tuple(column for name in CONTROLS for column in control_columns(name) if column in COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,22 +64,23 @@ class Embedded:
 @torch.no_grad()
 def embed_input(
     kind: InputKind, entry: dict[str, Any], seen: Image.Image | None, readings: list[LensReading], beside: BesideModel,
-    controls: Controls, *, live: bool,
+    controls: Controls, *, live: bool, others: Others | None = None, kinds: Sequence[str] = ("random",),
 ) -> Iterator[Embedded]:  # fmt: skip
     """Read all sites of one input, as many at a time as may be held; always all, so that parts of a sweep agree."""
     embeds, cache = kind.run(entry, seen, readings)
     clean, digits = checked_clean(readings[0].lens, readings[0].lens.clean(embeds, cache), 1).kept(), entry["sha256"]
     whole, start = clean.flat, 0
+    likeness = Likeness.of(clean, others, controls.normalise)
     directions = {one.reading.id: one.directions(digits, controls.seed) for one in readings}
-    against: dict[str, dict[Site, ControlNumbers]] = {}
+    against: dict[str, dict[Site, Mapping[str, ControlNumbers]]] = {}
 
     def centre(reading: LensReading) -> Centre | None:
         return kind.centre(reading, cache, beside)
 
     for some in kind.portions(readings, whole.shape[-1]):
-        parts, leaks, likeness = [], [], []
+        parts, numbers = [], {name: [] for name in ("cos_lens_clean", "S_lens_clean", *_CONTROL_COLUMNS)}
         for one in some:
-            part, name = one.read(cache, directions[one.reading.id]), one.reading.id
+            part, name = one.read(cache, directions[one.reading.id], others), one.reading.id
             if part.flat.shape[-1] != whole.shape[-1]:
                 raise LensError(
                     f"{one.reading.label} reads {part.words()}, and the whole image is {clean.words()}: give the lens "
@@ -84,22 +89,34 @@ def embed_input(
             if name not in against:
                 own = [each for each in readings if each.reading.id == name]
                 portions = [each for group in kind.portions(own, whole.shape[-1]) for each in group]
-                against[name] = control_numbers(portions, cache, clean, centre, digits, controls)
-            held = [against[name].get(site, ControlNumbers()) for site in one.sites]
-            taken = centre(one) if against[name] else None
-            alike = [math.nan] * len(held) if taken is None else cosine(
-                part.flat - taken.sites, whole - taken.clean
-            ).tolist()  # fmt: skip
+                against[name] = control_numbers(
+                    portions, cache, likeness, centre, digits, controls, others, kinds
+                )  # fmt: skip
             parts.append(part)
-            likeness += [number.cosine for number in held]
-            leaks += [number.leak(site) for number, site in zip(held, alike, strict=True)]
+            for column, values in _numbers(one, part, likeness, centre, against[name]).items():
+                numbers[column] += values
         read = Condition.cat(parts)
         yield Embedded(
-            start=start, read=read, clean=clean,
-            numbers={
-                "norm_h": kind.norms(cache, some), "cos_lens_clean": cosine(read.flat, whole).tolist(),
-                "cos_lens_control": likeness, "leak": leaks,
-            },
+            start=start, read=read, clean=clean, numbers={"norm_h": kind.norms(cache, some), **numbers},
             live=kind.live(cache, embeds) if live and not start else None, answers=kind.answers(cache, some, beside),
         )  # fmt: skip
         start += len(read)
+
+
+def _numbers(
+    one: LensReading, part: Condition, likeness: Likeness, centre: Callable[[LensReading], Centre | None],
+    against: Mapping[Site, Mapping[str, ControlNumbers]],
+) -> dict[str, list[float]]:  # fmt: skip
+    """Return the columns of some sites of a reading, and of what they are held against."""
+    n = len(one.sites)
+    taken = centre(one) if against else None
+    alike = [math.nan] * n if taken is None else likeness.cosine(part.flat, taken).tolist()
+    chance = [math.nan] * n if taken is None else likeness.chance(part.flat, taken).tolist()
+    found = {"cos_lens_clean": likeness.cosine(part.flat).tolist(), "S_lens_clean": alike}
+    for name in CONTROLS:
+        held = [against.get(site, {}).get(name, ControlNumbers()) for site in one.sites]
+        rows = [of.row(*known) for of, *known in zip(held, alike, chance, strict=True)]
+        if control_columns(name).cosine in _CONTROL_COLUMNS:
+            columns = zip(*rows, strict=True)
+            found |= {column: list(of) for column, of in zip(control_columns(name), columns, strict=True)}
+    return found

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
+from vit_lens.controls import CONTROLS, MIN_SAMPLES
 from vit_lens.decoders import Decoder, check_encoder
 from vit_lens.errors import ContractError, LensError, VitLensError
 from vit_lens.images import load_with_hash, to_display
 from vit_lens.lenses import Sites, TextMeans, parse_lenses, run_for, site_outputs
 from vit_lens.models import HookedViT
+from vit_lens.readers import Gallery
 from vit_lens.reference import ReferenceMeans
+from vit_lens.sweeping.banks import BankSource, source_of
 from vit_lens.sweeping.beside_pictures import Beside, BesideModel
 from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.lens_readings import LensReading, make_readings
@@ -53,9 +56,14 @@ class InputKind(ABC):
 
     @abstractmethod
     def readings(
-        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls
-    ) -> list[LensReading]:
+        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls,
+        others: BankSource,
+    ) -> list[LensReading]:  # fmt: skip
         """Return what each lens reads, and its controls."""
+
+    def others(self, controls: Controls, gallery: Gallery | None) -> BankSource:
+        """Return where other inputs come from, of which controls are made; by default there are none."""
+        return BankSource()
 
     @abstractmethod
     def check_decoder(self, decoder: Decoder, readings: list[LensReading]) -> None:
@@ -132,14 +140,28 @@ class ImageKind(InputKind):
         return self.model
 
     def readings(
-        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls
-    ) -> list[LensReading]:
+        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls,
+        others: BankSource,
+    ) -> list[LensReading]:  # fmt: skip
         if isinstance(reference, TextMeans):
             raise LensError("reference= holds means of prompts; a model that sees images takes ReferenceMeans")
-        if controls.kinds != ("random",):
-            raise VitLensError(f"controls of the kinds {list(controls.kinds)}: those of images are 'random' alone")
+        if unknown := [kind for kind in controls.kinds if kind not in CONTROLS]:
+            known = ", ".join(CONTROLS)
+            raise VitLensError(f"the control {unknown[0]!r} is one of prompts; those of images are {known}")
+        kinds = controls.kinds if controls.drawn else ()
+        if missing := [others.left_out[kind] for kind in kinds if kind in others.left_out]:
+            raise VitLensError(missing[0])
+        if controls.normalise is not None and others.n_others < MIN_SAMPLES:
+            raise VitLensError(
+                f"normalise={controls.normalise!r} is fitted on other images: it needs {MIN_SAMPLES}, and there "
+                f"{'is' if others.n_others == 1 else 'are'} {others.n_others or 'none'}; give more images, or "
+                "Controls(bank=ControlBank.from_images(model, images)) (--control-images)"
+            )
         lenses = parse_lenses(lens, self.model, reference)
-        return make_readings(self.model, lenses, sites, controls.drawn)
+        return make_readings(self.model, lenses, sites, kinds, controls.normalise)
+
+    def others(self, controls: Controls, gallery: Gallery | None) -> BankSource:
+        return source_of(self.model, self.inputs, controls, gallery)
 
     def check_decoder(self, decoder: Decoder, readings: list[LensReading]) -> None:
         for one in readings:

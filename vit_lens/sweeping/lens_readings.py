@@ -3,13 +3,14 @@
 __all__ = ["LensReading", "make_readings", "record_reading", "with_controls"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
+from vit_lens.controls import Against, Others
 from vit_lens.errors import LensError
 from vit_lens.lenses import Lens, Sites, checked_read, no_control
 from vit_lens.models import HookedViT
@@ -19,11 +20,19 @@ from vit_lens.records import Reading, told_apart
 
 @dataclass(frozen=True, eq=False)
 class LensReading:
-    """One lens on its sites; a control reads a random direction in place of what each site writes."""
+    """One lens on its sites; a control reads what stands in for what each site writes.
+
+    Attributes:
+        lens: The lens.
+        sites: On which it is defined.
+        reading: How records name it.
+        normalise: The coordinates in which a control is made; None for those of the outputs.
+    """
 
     lens: Lens
     sites: list[Site]
     reading: Reading
+    normalise: str | None = field(default=None, kw_only=True)
 
     def is_controlled(self, site: Site) -> bool:
         """Whether a site has controls."""
@@ -32,7 +41,7 @@ class LensReading:
     @property
     def has_control(self) -> bool:
         """Whether the lens says what its control is."""
-        return type(self.lens).read_control is not Lens.read_control
+        return self.lens.has_control
 
     def directions(self, digits: str, seed: int) -> torch.Generator:
         """Return the source of the random directions of one input, of which each portion of the sites takes its own.
@@ -43,18 +52,24 @@ class LensReading:
         """
         return torch.Generator().manual_seed((int(digits[:12], 16) + seed) % 2**63)
 
-    def read(self, cache: Any, directions: torch.Generator) -> Condition:
+    def read(self, cache: Any, directions: torch.Generator, others: Others | None = None) -> Condition:
         """Return what is asked of the decoder at every site of one input, on the CPU in float32.
 
         Args:
             cache: Of the input.
             directions: As :meth:`directions` gave them, where portions of the sites were read before.
+            others: Which other images stand beside the input; None where there are none.
         """
         try:
             if not self.reading.control:
                 found = self.lens.read(cache, self.sites)
-            else:
+            elif self.reading.control == "random" and self.normalise is None:
                 found = self.lens.read_control(cache, self.sites, generator=directions)
+            else:
+                control = Against(
+                    control=self.reading.control, generator=directions, others=others, normalise=self.normalise
+                )  # fmt: skip
+                found = self.lens.read_against(cache, self.sites, control)
         except IndexError as error:
             if self.lens.rows == "all":
                 raise
@@ -71,8 +86,17 @@ def record_reading(lens: Lens) -> Reading:
     return Reading(id=said.id, lens=said.lens, settings=dict(said.settings), label=said.label, words=said.words)
 
 
-def make_readings(model: HookedViT, lenses: Sequence[Lens], sites: Sites, controls: bool) -> list[LensReading]:
+def make_readings(
+    model: HookedViT, lenses: Sequence[Lens], sites: Sites, kinds: Sequence[str], normalise: str | None = None
+) -> list[LensReading]:
     """Return what each lens reads; of several lenses, each reads the sites that it is defined on.
+
+    Args:
+        model: The model that the sites are of.
+        lenses: One lens, or several.
+        sites: Sites as ``Site.resolve`` takes them.
+        kinds: The controls that are drawn.
+        normalise: The coordinates in which they are made.
 
     Raises:
         UnknownSiteError: A site is not the model's.
@@ -81,10 +105,12 @@ def make_readings(model: HookedViT, lenses: Sequence[Lens], sites: Sites, contro
     """
     pairs = sites_of_each(model, lenses[0] if len(lenses) == 1 else lenses, sites)
     made = [LensReading(lens, own, record_reading(lens)) for lens, own in pairs]
-    return with_controls(made, ("random",) if controls else ())
+    return with_controls(made, kinds, normalise)
 
 
-def with_controls(readings: Sequence[LensReading], kinds: Sequence[str]) -> list[LensReading]:
+def with_controls(
+    readings: Sequence[LensReading], kinds: Sequence[str], normalise: str | None = None
+) -> list[LensReading]:
     """Return readings, each followed by its controls of some kinds.
 
     Raises:
@@ -102,6 +128,7 @@ def with_controls(readings: Sequence[LensReading], kinds: Sequence[str]) -> list
         for kind in kinds if free else ():
             if not reading.has_control:
                 raise no_control(reading.lens)
-            found.append(replace(reading, sites=free, reading=reading.reading.controlled(kind)))
+            said = reading.reading.controlled(kind, normalise=normalise)
+            found.append(replace(reading, sites=free, reading=said, normalise=normalise))
     told = told_apart([one.reading for one in found])
     return [replace(one, reading=reading) for one, reading in zip(found, told, strict=True)]

@@ -14,6 +14,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.controls import CONTROLS
+from vit_lens.metrics import control_columns
+
 Batch = tuple[int, list[int]]
 """A noise seed, and the rows that are drawn with it."""
 _T = TypeVar("_T")
@@ -97,9 +100,10 @@ def refining_groups(table: pd.DataFrame, of: Mapping[str, str]) -> list[list[int
     A site goes with its controls and with all noise seeds, since pictures at two settings cannot be compared; and with
     the sites that share a picture with one of these. Residual readings come first, then the sites; of either the most
     informative of each input in turn, then the next of each. A site is as informative as its cosine with the input
-    differs from the mean cosine of random directions of equal norm, ``|cos_lens_clean - cos_lens_control|``: what the
-    site's content adds, which docs/trust.md finds to be what scores are worth. Ties go to the larger ``norm_h``, then
-    to the first row.
+    differs from that of the control that is nearest to it, of those that were measured (``|cos_lens_clean -
+    cos_lens_control|``, ``|cos_lens_clean - cos_lens_other|``, ...): what the site's content adds, which docs/trust.md
+    finds to be what scores are worth. Against random directions alone a site with massive activations would come first
+    that says the same of every image. Ties go to the larger ``norm_h``, then to the first row.
 
     Args:
         table: Rows with their numbers before decoding.
@@ -115,7 +119,8 @@ def refining_groups(table: pd.DataFrame, of: Mapping[str, str]) -> list[list[int
 
     for row, same in table["same_as"].dropna().items():
         parent[root(unit[int(same)])] = root(unit[int(str(row))])
-    adds = (table["cos_lens_clean"] - table["cos_lens_control"]).abs().fillna(-1.0).tolist()
+    controls = [column for name in CONTROLS if (column := control_columns(name).cosine) in table]
+    adds = table[controls].sub(table["cos_lens_clean"], axis=0).abs().min(axis=1).fillna(-1.0).tolist()
     residual = table["site_type"].str.startswith("resid").tolist()
     keys = zip([not r for r in residual], [-a for a in adds], [-n for n in table["norm_h"]], table["row"], strict=True)
     groups: dict[int, list[int]] = {}

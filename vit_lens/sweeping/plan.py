@@ -29,6 +29,7 @@ from vit_lens.lenses import Lens, Sites, TextMeans
 from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
 from vit_lens.reference import ReferenceMeans
+from vit_lens.sweeping.banks import BankSource
 from vit_lens.sweeping.beside_pictures import Beside, BesideModel
 from vit_lens.sweeping.budget import Budget
 from vit_lens.sweeping.input_kinds import ImageKind, InputKind
@@ -97,7 +98,8 @@ def plan(
     kind, drawing, execution = _kind_of(model, inputs), drawing or Drawing(), execution or Execution()
     make_executor(execution.executor)  # refuses one that there is not, before anything is planned
     controls = Controls.of(controls)
-    readings = kind.readings(lens, reference, kind.default_sites if sites is None else sites, controls)
+    others = kind.others(controls, (beside or Beside()).gallery)
+    readings = kind.readings(lens, reference, kind.default_sites if sites is None else sites, controls, others)
     kept = kind.beside(beside or Beside(), readings)
     if decoder is None:
         is_plain = drawing.settings is None and drawing.seeds is None and drawing.noise == "shared"
@@ -136,7 +138,8 @@ def plan(
         within = {"same_above": spent.same_above, "coarse": said, "order": "information"}
     return Plan(
         kind=kind, decoder=decoder, readings=readings, seeds=seeds, settings=settings, size=size,
-        drawing=drawing, controls=controls, beside=kept, budget=spent, within=within, execution=execution,
+        drawing=drawing, controls=controls, others=others, beside=kept, budget=spent, within=within,
+        execution=execution,
     )  # fmt: skip
 
 
@@ -154,6 +157,7 @@ class Plan:
         settings: The decoder's settings; None without a decoder.
         size: How many rows are drawn together.
         controls: What sites are held against.
+        others: Where the other images come from, of which controls are made.
         beside: What is kept beside the pictures.
         drawing: How pictures are drawn, as it was asked for.
         budget: What this call may spend; None for all there is.
@@ -176,6 +180,7 @@ class Plan:
     settings: Any
     size: int
     controls: Controls
+    others: BankSource
     beside: BesideModel
     drawing: Drawing
     budget: Budget | None
@@ -301,9 +306,21 @@ class Plan:
                 "index": shard[0], "of": shard[1], "n_rows": self.n_rows, "rows": ranges(rows),
             },
             "beside": self.beside.describe(),
-            "controls": {"embedding_draws": self.controls.draws, **self.kind.measured_from(self.readings)},
+            "controls": {
+                "embedding_draws": self.controls.draws, **self.kind.measured_from(self.readings),
+                **self._held_against(),
+            },
             "conditions": None, "files": None, "complete": False, **more,
         }  # fmt: skip
+
+    def _held_against(self) -> dict[str, Any]:
+        """Return what identifies the controls of images; nothing for prompts, whose readings say it."""
+        if not isinstance(self.kind, ImageKind):
+            return {}
+        bank = self.others.make(self.model, self.readings)
+        held = bank and {"from": self.others.words, "n": len(bank), "content": bank.content}
+        found = {"measured": self.others.numbered, "left_out": self.others.left_out, "others": held}
+        return found | ({} if self.controls.normalise is None else {"normalise": self.controls.normalise})
 
     # ---- what it takes
 
@@ -350,6 +367,8 @@ class Plan:
             f"readings: {', '.join(lenses)}; {sites} sites{f' and {controls} controls' if controls else ''} an input",
             f"rows: {self.n_rows:,}" + (f" with {len(self.seeds)} noise seeds" if len(self.seeds) > 1 else ""),
         ]
+        if isinstance(self.kind, ImageKind):
+            lines += self._control_lines(controls * len(self.inputs) * len(self.seeds))
         if self.execution.shard is not None:
             i, of = self.execution.shard
             lines.append(f"part {i} of {of}: {n:,} rows" + (" before a budget orders them" if self.budget else ""))
@@ -365,6 +384,19 @@ class Plan:
             needed = size_words(cost.peak_bytes + cost.weight_bytes)
             lines.append(f"memory: {needed} for the decoder, {size_words(free)} are free")
         return "\n".join([*lines, f"disk: about {size_words(self._stored(n))}"])
+
+    def _control_lines(self, n: int) -> list[str]:
+        """Say which controls are measured and drawn, and what drawing them takes of it all."""
+        drawn = list(dict.fromkeys(one.reading.control for one in self.readings if one.reading.control))
+        made = self.others.words
+        said = f"controls: {', '.join(self.others.numbered)} in numbers" + (f", of {made}" if made else "")
+        if left_out := ", ".join(self.others.left_out):
+            said += f"; left out, for want of other images: {left_out}"
+        if not drawn or self.decoder is None:
+            return [said]
+        took = self.seconds(self.settings, n)
+        cost = "" if took is None else f", about {duration_words(took)} of the time"
+        return [said, f"drawn controls: {', '.join(drawn)}: {n:,} of the pictures{cost}"]
 
     def _stored(self, n: int) -> float:
         """Return about how many bytes a record takes: conditions twice, pictures, a line of the table."""

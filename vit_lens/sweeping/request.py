@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from vit_lens.addresses import as_index
+from vit_lens.controls import CONTROLS, ControlBank, check_normalisation
 from vit_lens.engine import Executor
 from vit_lens.errors import ImageError, VitLensError, nearest
 from vit_lens.files import as_path
 from vit_lens.images import find_images
 
-CONTROL_KINDS = ("random", "other", "shuffled", "empty")
+CONTROLS_OF_PROMPTS = ("random", "other", "shuffled", "empty")
+"""What may stand in for what a site writes for a prompt; for an image it is one of ``vit_lens.controls.CONTROLS``."""
 _MOST_THREADS = 1024  # OpenMP ends the process where there is no memory for more
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -154,19 +156,31 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Controls:
-    """What sites are held against: random directions, each as long as what its site writes.
+    """What sites are held against: what may stand in for a site's output, as long as it.
+
+    All controls of images that can be made of what is there are measured before decoding (``cos_lens_control``,
+    ``cos_lens_other``, ``cos_lens_covariance``, their leak indices, the order of a budget); ``kinds`` says which are
+    drawn, too.
 
     Args:
-        drawn: Whether a control is drawn beside every row that is not a residual.
-        seed: The seed of the directions, 0 or more; they follow from it and from the image alone.
-        draws: How many directions stand behind ``cos_lens_control`` and ``leak``, which need no drawing; at least 1.
-        kinds: What stands in for a site's output: ``"random"``, a direction of equal norm. For prompts, at every
-            position and as long as the site's output there, also what the site writes for another text: for the
-            next prompt of the sweep (``"other"``), for the prompt with its words in another order (``"shuffled"``),
-            for the text "" (``"empty"``: of several encoders, those that are held speak alone).
+        drawn: Whether controls are drawn beside every row that is not a residual.
+        seed: The seed of the directions and of the draw of other images, 0 or more; what stands in follows from it,
+            from the image, and of the bank from that.
+        draws: How many draws stand behind the numbers of a control, which need no drawing; at least 1.
+        kinds: Which are drawn, each as many pictures again: ``"random"``, a random direction alike in all dimensions;
+            ``"other"``, what the site writes for another image; ``"covariance"``, a random direction with the site's
+            covariance (``vit_lens.controls.CONTROLS``). For prompts, at every position and as long as the site's
+            output there, ``"random"``, and what the site writes for another text: for the next prompt of the sweep
+            (``"other"``), for the prompt with its words in another order (``"shuffled"``), for the text ""
+            (``"empty"``: of several encoders, those that are held speak alone).
+        bank: The other images; None takes those of the gallery beside the pictures, or else the sweep's own inputs. An
+            image never stands in for itself.
+        normalise: ``"std"`` or ``"whiten"``: lengths and cosines before decoding are taken in coordinates where every
+            dimension counts alike, for encoders with massive activations (:class:`vit_lens.controls.Normaliser`, which
+            says the price); None takes them as they are.
 
     Raises:
-        VitLensError: A number is out of range.
+        VitLensError: A number is out of range, or there is no such control or normalisation.
 
     >>> plan = vl.plan(model, None, images[:1], lens="dsl:alpha=10", sites=["L7H0"], controls=vl.Controls(seed=1))
     >>> plan.table(plan.rows)["reading"].str.endswith("random").tolist()
@@ -177,14 +191,19 @@ class Controls:
     seed: int = 0
     draws: int = 20
     kinds: Sequence[str] = ("random",)
+    bank: ControlBank | None = None
+    normalise: str | None = None
 
     def __post_init__(self) -> None:
         check_kind("drawn", self.drawn, bool, "True or False")
         _check_whole("seed", self.seed, 0)
         _check_whole("draws", self.draws, 1)
         kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
-        if unknown := [kind for kind in kinds if kind not in CONTROL_KINDS]:
-            raise VitLensError(f"no control {unknown[0]!r}; nearest: {nearest(str(unknown[0]), CONTROL_KINDS)}")
+        known = dict.fromkeys((*CONTROLS, *CONTROLS_OF_PROMPTS))
+        if unknown := [kind for kind in kinds if kind not in known]:
+            raise VitLensError(f"no control {unknown[0]!r}; nearest: {nearest(str(unknown[0]), known)}")
+        check_kind("bank", self.bank, ControlBank, "a bank, such as ControlBank.from_images(model, images)")
+        check_normalisation(self.normalise)
         if not kinds or len(set(kinds)) < len(kinds):
             raise VitLensError(f"kinds={list(kinds)}: give different kinds of control, at least one")
         object.__setattr__(self, "kinds", kinds)

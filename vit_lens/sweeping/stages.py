@@ -16,10 +16,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from vit_lens.conditions import Condition
+from vit_lens.controls import CONTROLS, Others
 from vit_lens.decoders import Decoder, seeded
 from vit_lens.engine import Bench, Drawn, Task, make_executor, recorded_threads
 from vit_lens.errors import OutputError, RecordError
 from vit_lens.files import as_path
+from vit_lens.images import picture_hash
+from vit_lens.metrics import control_columns
 from vit_lens.records import Record, RecordWriter, read_manifest
 from vit_lens.sweeping.budget import Pace
 from vit_lens.sweeping.embedding import Embedded, embed_input
@@ -111,6 +114,7 @@ class _Work:
     rows: list[int] = field(default_factory=list)
     described: dict[int, dict[str, Any]] = field(default_factory=dict)
     seen: dict[int, Image.Image | None] = field(default_factory=dict)
+    others: dict[int, Others] = field(default_factory=dict)
     embedded: dict[int, Iterable[Embedded]] = field(default_factory=dict)
     same_as: dict[int, int] | None = None
 
@@ -129,17 +133,28 @@ class _Work:
         inputs = range(len(plan.inputs)) if divides else sorted({plan.place(row)[0] for row in self.rows})
         for index in tqdm(inputs, desc="inputs", unit="input", disable=not self.progress, delay=_SHOW_AFTER):
             self.described[index], self.seen[index] = plan.kind.read(index)
+        self._find_others()
         if divides:
             self._divide()
         elif new and self.rows:  # a lens that does not keep its contract leaves nothing behind
             self.embedded[inputs[0]] = self._embed(inputs[0])
+
+    def _find_others(self) -> None:
+        """Run the other images of which controls are made, and say of each input which of them stands in for it."""
+        plan = self.plan
+        bank = plan.others.make(plan.model, plan.readings) if self.seen else None
+        for index, seen in self.seen.items() if bank is not None else ():
+            if seen is not None and bank is not None:
+                self.others[index] = bank.others([picture_hash(seen)], seed=plan.controls.seed)
+                if name := self.others[index].names()[0]:
+                    self.described[index]["other"] = name
 
     def _embed(self, index: int) -> Iterable[Embedded]:
         """Return the sites of an input, the first of them read and checked, the others as they are asked for."""
         plan = self.plan
         parts = embed_input(
             plan.kind, self.described[index], self.seen[index], plan.readings, plan.beside, plan.controls,
-            live=plan.beside.wants_live(index),
+            live=plan.beside.wants_live(index), others=self.others.get(index), kinds=plan.others.numbered,
         )  # fmt: skip
         checked = map(self._checked, parts)
         return chain([next(checked)], checked)
@@ -157,7 +172,7 @@ class _Work:
         }
         self.embedded |= {index: [found] for index, found in whole.items()}
         table, places = plan.table(range(plan.n_rows)), [plan.place(row) for row in range(plan.n_rows)]
-        for name in ("norm_h", "cos_lens_clean", "cos_lens_control"):
+        for name in ("norm_h", "cos_lens_clean", *(control_columns(name).cosine for name in CONTROLS)):
             table[name] = [whole[index].numbers[name][within] for index, _, within in places]
         held = Condition.cat([found.read for found in whole.values() for _ in plan.seeds])
         table["same_as"] = self._twins(table, held)

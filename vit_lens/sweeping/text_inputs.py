@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
+from vit_lens.controls import Others
 from vit_lens.decoders import Decoder, PromptEncoder, check_encoder
 from vit_lens.errors import ContractError, LensError, TextError, VitLensError
 from vit_lens.lenses import (
@@ -27,11 +28,12 @@ from vit_lens.lenses import (
 )
 from vit_lens.readers import TextProbe
 from vit_lens.reference import ReferenceMeans
+from vit_lens.sweeping.banks import BankSource
 from vit_lens.sweeping.beside_pictures import Beside, BesideModel
 from vit_lens.sweeping.controls import Centre
 from vit_lens.sweeping.input_kinds import InputKind
 from vit_lens.sweeping.lens_readings import LensReading, record_reading, with_controls
-from vit_lens.sweeping.request import FORMULA, Controls, check_kind
+from vit_lens.sweeping.request import CONTROLS_OF_PROMPTS, FORMULA, Controls, check_kind
 
 _NUMBERS_AT_ONCE = 2**23  # of conditions: 32 MiB, four sites of a T5-XXL at 512 positions
 
@@ -112,10 +114,10 @@ class _TextReading(LensReading):
     def is_controlled(self, site: Site) -> bool:
         return True
 
-    def read(self, cache: Any, directions: torch.Generator) -> Condition:
+    def read(self, cache: Any, directions: torch.Generator, others: Others | None = None) -> Condition:
         control = self.reading.control
         if control in ("", "random") or not isinstance(self.lens, TextDiffusionLens):
-            return super().read(cache, directions)
+            return super().read(cache, directions, others)
         other = self.kind.other_run(self.kind.other_text(control, cache.prompts[0], directions.initial_seed()))
         return checked_read(self.lens, self.lens.read_other(cache, self.sites, other), 1, len(self.sites))[0].kept()
 
@@ -137,10 +139,17 @@ class TextKind(InputKind):
             check_prompts(self.model, self.inputs.texts)
 
     def readings(
-        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls
-    ) -> list[LensReading]:
+        self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls,
+        others: BankSource,
+    ) -> list[LensReading]:  # fmt: skip
         if isinstance(reference, ReferenceMeans):
             raise LensError("reference= holds means of images; prompts take TextMeans.of(encoder, other_prompts)")
+        if unknown := [kind for kind in controls.kinds if kind not in CONTROLS_OF_PROMPTS]:
+            raise VitLensError(
+                f"the control {unknown[0]!r} is one of images; those of prompts are {', '.join(CONTROLS_OF_PROMPTS)}"
+            )
+        if controls.bank is not None or controls.normalise is not None:
+            raise VitLensError("bank= and normalise= are for controls of images, and these are prompts: leave them out")
         means = None if reference is None else reference.check(self.model)
         lenses, found = parse_text_lenses(lens, means), []
         layers = {name: tower.cfg.n_layers for name, tower in self.model.towers.items()}
@@ -151,7 +160,13 @@ class TextKind(InputKind):
             found += [_TextReading(one, own, record_reading(one), self, means)] if own else []
         if "other" in controls.kinds and controls.drawn and len(self.inputs) < 2:
             raise VitLensError("the control 'other' needs another prompt: give two or more, or leave the control out")
-        return with_controls(found, controls.kinds if controls.drawn else ())
+        made = with_controls(found, controls.kinds if controls.drawn else ())
+        own = {one.reading.id: one.reading for one in found}
+        return [
+            replace(one, reading=replace(one.reading, words=own[one.reading.of].controlled(
+                one.reading.control, of_prompts=True
+            ).words)) if one.reading.control else one for one in made
+        ]  # fmt: skip
 
     def portions(self, readings: list[LensReading], row_numbers: int) -> list[list[LensReading]]:
         room, found = 0, []
