@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "vit_lens"
 ROOMS = [
     "lazy", "axes", "errors", "numerics", "config", "addresses", "tokens", "identity", "files", "images", "hooking",
     "sources", "texts", "conditions", "text_formats", "towers", "verification", "models", "reference", "attribution",
-    "interventions", "controls", "lenses", "readers", "dictionaries", "decoders", "diffusion", "estimates", "metrics", "records", "engine",
-    "sweeping", "figures", "report", "mini", "doctor", "cli", "mini.training", "studies",
+    "interventions", "controls", "lenses", "readers", "dictionaries", "decoders", "diffusion", "estimates", "metrics",
+    "records", "engine", "sweeping", "figures", "report", "mini", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip
 WINGS = ["mini.training", "studies"]  # they mount their commands; the main path does not know them
 DOORS = {
@@ -22,7 +22,7 @@ DOORS = {
     "torchvision": set(),
     "transformers": {"sources", "texts", "decoders", "mini.training", "doctor"},
     "diffusers": {"decoders", "mini.training", "doctor"},
-    "transformer_lens": {"hooking", "towers", "models", "interventions", "controls", "lenses", "dictionaries", "diffusion"},
+    "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses", "dictionaries", "diffusion"},
     "plotly": {"figures", "studies"},
     "jinja2": {"report"},
     "pandas": {

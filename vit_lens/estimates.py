@@ -79,9 +79,7 @@ def mean_interval(values: Float[np.ndarray, " image"], *, seed: int) -> Estimate
     return bootstrap(lambda rows: float(known[rows].mean()), len(known), seed=seed)
 
 
-def leak_estimate(
-    control: Float[np.ndarray, " image"], site: Float[np.ndarray, " image"], *, seed: int
-) -> Estimate:
+def leak_estimate(control: Float[np.ndarray, " image"], site: Float[np.ndarray, " image"], *, seed: int) -> Estimate:
     """Return the leak index of a site over images: the mean S of its control over its own, with an interval.
 
     S is the centred similarity to the input. Both means are over the same images, drawn with replacement together.

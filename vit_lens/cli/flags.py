@@ -1,11 +1,12 @@
 """Every option that more than one command has, once, so that a word means one thing; and groups of them."""
 
 __all__ = [
-    "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "BatchSize", "Captions", "ControlSeed", "Controls",
-    "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype", "EncoderDtypes",
-    "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "MaybeOutFile", "Model", "Open", "Out",
-    "OutFile", "Pair", "Prompts", "QuickGelu", "Reference", "ReferenceImages", "Sites", "Size", "Steps", "Tag",
-    "Tower", "Truncate", "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
+    "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "BatchSize", "Captions", "ControlImages", "ControlKinds",
+    "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype",
+    "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "MaybeOutFile", "Model",
+    "Normalise", "Open", "Out", "OutFile", "Pair", "Prompts", "QuickGelu", "Reference", "ReferenceImages", "Sites",
+    "Size", "Steps", "Tag", "Tower", "Truncate", "grouped", "known", "one", "parse_shard", "split_list", "torch_device",
+    "torch_dtype",
 ]  # fmt: skip
 
 import functools
@@ -111,7 +112,31 @@ Sites = Annotated[
     list[str],
     typer.Option(help="L3H4, L3.attn, L3.mlp, L3.resid_post; groups: heads, attn, mlp, resid_post. Commas or repeat."),
 ]
-Controls = Annotated[bool, typer.Option(help="Beside every site, a random direction of equal norm.")]
+Controls = Annotated[
+    bool, typer.Option(help="Beside every site, what may stand in for it at equal norm: a random direction, and more.")
+]
+ControlKinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Which controls are drawn or named, each as many pictures again: random (the default, in studies always), "
+        "other (what the site writes for another image), covariance (a random direction with the site's covariance). "
+        "Of prompts: random, other, shuffled (the words in another order), empty (no words). Repeat for more."
+    ),
+]
+ControlImages = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help=f"{IMAGES}, which the controls other and covariance are made of; repeat for more. Default: those of the "
+        "gallery, or the images themselves; none stands in for itself."
+    ),
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(
+        help="std or whiten: controls are as long, and alike, where every dimension counts as much, for encoders with "
+        "massive activations. Default: as they are."
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option(

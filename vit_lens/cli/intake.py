@@ -1,8 +1,8 @@
 """From what commands that read images are given to images, lenses and captions."""
 
 __all__ = [
-    "check_drawn", "check_lenses", "command_line", "embed_captions", "find_given", "method_of", "read_captions",
-    "read_lenses",
+    "check_drawn", "check_lenses", "command_line", "embed_captions", "find_given", "method_of", "read_bank",
+    "read_captions", "read_lenses",
 ]  # fmt: skip
 
 import os
@@ -16,6 +16,7 @@ from vit_lens.cli import flags
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
+    from vit_lens.controls import ControlBank
     from vit_lens.decoders import Decoder
     from vit_lens.lenses import Lens
     from vit_lens.models import HookedViT
@@ -66,6 +67,25 @@ def read_lenses(specs: Sequence[str], reference: Path | None, model: "HookedViT"
     from vit_lens.lenses import parse_lenses
 
     return parse_lenses(specs, model, None if reference is None else ReferenceMeans.load(reference))
+
+
+def read_bank(model: "HookedViT", given: Sequence[Path], lenses: "Sequence[Lens]", seed: int) -> "ControlBank":
+    """Return the other images that controls are made of, run once.
+
+    Args:
+        model: The model.
+        given: Images, or folders of them.
+        lenses: That will read controls.
+        seed: Of the draw from many.
+
+    Raises:
+        ImageError: There are none, or one cannot be read.
+    """
+    from vit_lens.controls import ControlBank
+    from vit_lens.images import find_images
+
+    rows = "all" if any(lens.rows == "all" for lens in lenses) else "readout"
+    return ControlBank.from_images(model, find_images(list(given)), rows=rows, seed=seed, progress=True)
 
 
 def check_drawn(decoder: str, **options: object) -> None:

@@ -12,6 +12,7 @@ from vit_lens.cli import flags, intake
 from vit_lens.errors import VitLensError
 
 if TYPE_CHECKING:
+    from vit_lens.controls import ControlBank
     from vit_lens.models import HookedViT
 
 _BATCH = 32
@@ -35,6 +36,9 @@ def readout(
     lens: flags.Lenses = _LENS,
     reference: flags.Reference = None,
     controls: flags.Controls = False,
+    control_kind: flags.ControlKinds = None,
+    control_images: flags.ControlImages = None,
+    normalise: flags.Normalise = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Captions and images for every site.")] = 5,
     out: flags.MaybeOut = None,
     encoder_dtype: flags.EncoderDtype = "float32",
@@ -44,6 +48,7 @@ def readout(
     With --reference-images there is a centred form too, from which their mean read-out is taken away.
     """
     from vit_lens import Site
+    from vit_lens.controls import check_controls, check_normalisation
     from vit_lens.images import find_images
     from vit_lens.readers import Gallery, SiteMeans
 
@@ -51,6 +56,14 @@ def readout(
     if captions is None and gallery is None and not is_mini:
         raise VitLensError("give --captions, --gallery or both; only mini has captions of its own")
     found = intake.find_given(paths, images)
+    kinds = flags.split_list(control_kind or ()) or ["random"]
+    if not controls and (control_kind or control_images or normalise):
+        raise VitLensError(
+            "--control-kind, --control-images and --normalise say which controls, and none are without "
+            "--controls: give both"
+        )
+    check_controls(kinds)
+    check_normalisation(normalise)
     spec = flags.one(flags.split_list(lens or ()), "--lens") or _LENS[0]
     intake.check_lenses([spec], reference)
     vit = tower.load(encoder_dtype)
@@ -63,7 +76,7 @@ def readout(
     means = [SiteMeans.from_images(vit, others, chosen, lens=chosen_lens, progress=True)] if others else []
     tables = _read(
         vit, found, lens=chosen_lens, sites=chosen, bank=bank, gallery=near, means=means, k=k,
-        controls=["random"] if controls else [],
+        kinds=kinds if controls else [], normalise=normalise, control_images=control_images,
     )  # fmt: skip
     for name, what in (("captions", "caption"), ("images", "name")):
         if name in tables:
@@ -71,24 +84,46 @@ def readout(
             _keep(tables[name], name, out)
 
 
-def _read(vit: "HookedViT", paths: list[Path], **options: Any) -> dict[str, Any]:
+def _read(
+    vit: "HookedViT", paths: list[Path], *, kinds: list[str], normalise: str | None,
+    control_images: list[Path] | None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     import pandas as pd
     import torch
 
+    from vit_lens.controls import CONTROLS
     from vit_lens.readers import read_sites
 
+    needs = [name for name in kinds if CONTROLS[name].needs]
+    bank = None
+    if needs or normalise is not None:
+        seen = control_images or ([options["gallery"].folder] if options["gallery"] is not None else paths)
+        bank = intake.read_bank(vit, seen, [options["lens"]], 0)
+        if lacks := next(filter(None, (CONTROLS[name].lacks(_fewest(bank, vit, paths)) for name in needs)), ""):
+            raise VitLensError(lacks)
     parts: dict[str, list[Any]] = {"captions": [], "images": []}
     for start in range(0, len(paths), _BATCH):
         some = paths[start : start + _BATCH]
         with torch.no_grad():
             _, cache = vit.run_with_cache(vit.preprocess(some), rows="readout")
-        read = read_sites(cache, images=some, **options)
+        others = None if bank is None else bank.others(_hashes(vit, some))
+        read = read_sites(cache, images=some, controls=kinds, others=others, normalise=normalise, **options)
         for name, found in parts.items():
             table = getattr(read, name)
             if table is not None:
                 image_name = table["image"].map(dict(enumerate(map(_text, some))))
                 found.append(table.assign(image=table["image"] + start, image_name=image_name))
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
+
+
+def _hashes(vit: "HookedViT", paths: list[Path]) -> list[str]:
+    from vit_lens.images import picture_hash, to_display
+
+    return list(map(picture_hash, to_display(paths, vit.spec())))
+
+
+def _fewest(bank: "ControlBank", vit: "HookedViT", paths: list[Path]) -> int:
+    return min(len(bank.but(digest)) for digest in _hashes(vit, paths))
 
 
 def _text(path: Path) -> str:
@@ -99,7 +134,7 @@ def _text(path: Path) -> str:
 def _show(table: Any, what: str, names: list[str]) -> None:
     for (image, site, control, form), rows in table.groupby(["image", "site", "control", "form"], sort=False):
         best = ", ".join(f"{row[what]} ({row['cosine']:.2f})" for row in rows.to_dict("records"))
-        typer.echo(f"{names[image]}  {site}{' random' if control else ''}  {form}: {best}")
+        typer.echo(f"{names[image]}  {site}{f' {control}' if control else ''}  {form}: {best}")
 
 
 def _keep(table: Any, name: str, out: Path | None) -> None:

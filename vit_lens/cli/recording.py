@@ -25,6 +25,7 @@ SWEEP_EXAMPLES = """\b
 Examples:
   vit-lens sweep photos/ --controls
   vit-lens sweep photos/ --controls --budget 60s
+  vit-lens sweep photos/ --controls --control-kind random --control-kind other --control-images others/
   vit-lens sweep cat.png --captions "a cat, a dog" --gallery photos/ --decoder none --model ViT-B-32 --tag openai
   vit-lens sweep --prompts "a red star" --prompts prompts.txt --model ./stable-diffusion --controls
   vit-lens sweep cat.png --sites L7H3,L7.mlp --lens dsl-mean:alpha=5 --decoder-seed 0 --decoder-seed 1
@@ -100,13 +101,9 @@ def sweep(
         ),
     ] = None,
     controls: flags.Controls = False,
-    control_kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="With --controls of prompts, what stands in: random, or what a site writes for another prompt "
-            "(other), for the words in another order (shuffled), for no words (empty). Repeat; default: random."
-        ),
-    ] = None,
+    control_kind: flags.ControlKinds = None,
+    control_images: flags.ControlImages = None,
+    normalise: flags.Normalise = None,
     control_seed: flags.ControlSeed = 0,
     noise: Annotated[
         str,
@@ -155,13 +152,15 @@ def sweep(
     flags.torch_dtype(decoder_dtype)  # refuses a misspelt one before the model is loaded
     allowance = None if budget is None else Budget.parse(budget)
     execution = Execution(executor=executor, shard=part, threads=threads)
-    against = Against(drawn=controls, seed=control_seed, kinds=control_kind or ("random",))
+    kinds = flags.split_list(control_kind or ()) or ("random",)
+    against = Against(drawn=controls, seed=control_seed, kinds=kinds, normalise=normalise)
     if control_kind and not controls:
         raise VitLensError("--control-kind says which controls are drawn, and none are without --controls: give both")
     if prompts is not None:
         prompting.refuse_images_words(
             images=paths or images, captions=captions, gallery=gallery, fast=fast, compile=compiled,
-            guidance_interval=guidance_interval, decoder_encoder=pair.decoder_encoder, tag=pair.tag,
+            control_images=control_images, guidance_interval=guidance_interval,
+            decoder_encoder=pair.decoder_encoder, tag=pair.tag,
         )  # fmt: skip
         made = prompting.plan_prompts(
             pair, prompts, truncate=truncate, lens=lens, reference=reference, sites=sites, dtype=decoder_dtype,
@@ -171,8 +170,8 @@ def sweep(
         )  # fmt: skip
         shown, notes = made.decoder is not None, mini_notes(made.decoder) if made.decoder else ()
         return _run(made, out, only_plan, page, allowance, started, shown=shown, notes=notes)
-    if truncate or control_kind or probe or noise != "shared":
-        raise VitLensError("--truncate, --control-kind, --probe and --noise are for --prompts, which were not given")
+    if truncate or probe or noise != "shared":
+        raise VitLensError("--truncate, --probe and --noise are for --prompts, which were not given")
     found = intake.find_given(paths, images)
     asked = {
         "steps": pair.steps, "guidance": pair.guidance, "guidance_interval": guidance_interval, "scheduler": scheduler,
@@ -196,6 +195,8 @@ def sweep(
         if compiled:
             intake.method_of(drawer, "compile", "cannot be compiled", "--compile")()
     near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
+    if control_images:
+        against = replace(against, bank=intake.read_bank(vit, control_images, lenses, control_seed))
     means = () if near is None else SiteMeans.of_gallery(vit, near, lenses, wanted)
     own = {} if captions is None else {"texts": intake.read_captions(captions, pair), "groups": None}
     beside = replace(mini_beside(vit, drawn=drawer is not None), gallery=near, means=means, live=live, **own)

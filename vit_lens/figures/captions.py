@@ -14,13 +14,14 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from vit_lens.addresses import Site, spelled
+from vit_lens.controls import CONTROLS
 from vit_lens.errors import LensError
 from vit_lens.figures.dressing import SEQUENTIAL, TILE, check_image, colours, dress, picture_uri, tile_figure
 from vit_lens.images import PreprocessSpec, load_image, to_display
 from vit_lens.readers import Neighbours, ZeroShot, ZeroShotMaps
 
 _MEANING = {"raw": "raw", "centred": "centred (the site's mean removed)"}
-_WHAT = {"": "", "random": "random direction", "other": "other image"}
+_WHAT = {"": "", **{name: control.words.removeprefix("a ") for name, control in CONTROLS.items()}}
 
 
 def zero_shot_layers(

@@ -10,9 +10,10 @@ import pandas as pd
 import PIL.Image
 import plotly.graph_objects as go
 
+from vit_lens.controls import CONTROLS
 from vit_lens.errors import RecordError
 from vit_lens.figures.dressing import layer_map, tile_figure
-from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
+from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS, control_columns
 from vit_lens.records import Record, over_seeds, select
 
 PARTS = {"attn": "attn", "mlp": "MLP"}
@@ -28,7 +29,8 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
     Args:
         record: The record.
         input: The index of the input.
-        value: A number of the table: cos_input, cos_lens_clean, cos_lens_control, leak, faithfulness or norm_h.
+        value: A number of the table: cos_input, cos_lens_clean, faithfulness, norm_h, or of a control
+            (cos_lens_control, cos_lens_other, leak, leak_other, ...; :data:`vit_lens.metrics.NUMBERS`).
         lens: The reading, as :func:`vit_lens.records.select` takes it; None is the first steering lens.
 
     Raises:
@@ -40,6 +42,7 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
     ('0', '1', '2', '3', '4', '5', '6', '7', 'MLP')
     """
     number = _number(value)
+    _check_held(record, value)
     rows = over_seeds(select(record, input=input, lens=lens, types=MAPPED))
     grid, names = _grid(rows, value)
     known = [abs(v) for v in grid.values() if not math.isnan(v)]
@@ -52,10 +55,10 @@ def head_map(record: Record, input: int = 0, value: str = "cos_input", lens: str
 
 
 def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0, lens: str | None = None) -> go.Figure:
-    """Draw the input and the pictures of the sites with the largest of a number, best first, each before its control.
+    """Draw the input and the pictures of the sites with the largest of a number, best first, each before its controls.
 
-    The input begins each line. Where the record holds no drawn control, the figure says so. Pictures are those of the
-    first noise seed, their numbers means over all, with the range of their faithfulness.
+    The input begins each line. Controls are all that were drawn; where the record holds none, the figure says so.
+    Pictures are those of the first noise seed, their numbers means over all, with the range of their faithfulness.
 
     Args:
         record: The record.
@@ -78,6 +81,7 @@ def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0,
     if k < 1:
         raise RecordError(f"k is {k}; ask for at least one site")
     number = _number(by)
+    _check_held(record, by)
     rows = over_seeds(select(record, input=input, lens=lens, types=MAPPED))
     best = rows.loc[rows[by].notna()].sort_values(by, ascending=False, kind="stable").head(k)
     if best.empty:
@@ -85,9 +89,9 @@ def top_sites(record: Record, k: int = 6, by: str = "cos_input", input: int = 0,
             f"no site of input {input} has {by!r} yet; an unfinished sweep, or one without a decoder, lacks the "
             "numbers of pictures: rank by cos_lens_clean"
         )
-    pairs = [[row, *_control_of(record, row)] for row in best.to_dict("records")]
+    pairs = [[row, *_controls_of(record, row)] for row in best.to_dict("records")]
     alone = sum(len(pair) == 1 for pair in pairs)
-    start, per_line = (record.input(input), "input"), 6 // max(map(len, pairs))
+    start, per_line = (record.input(input), "input"), max(1, 6 // max(map(len, pairs)))
     tiles = []
     for place, pair in enumerate(pairs):
         tiles += [start] if place % per_line == 0 else []
@@ -121,6 +125,7 @@ def residual_strip(record: Record, input: int = 0, by: str = "cos_input") -> go.
     ['input', 'L3.resid_post', 'L7.resid_post']
     """
     _number(by)
+    _check_held(record, by)
     types = ("resid_post", "resid_pre")
     rows = over_seeds(select(record, input=input, lens="diffusion", types=types))
     start = (rows["site_type"] == "resid_pre") & (rows["layer"] == rows["layer"].min())
@@ -139,6 +144,14 @@ def _number(name: str) -> Any:
     return NUMBERS[name]
 
 
+def _check_held(record: Record, name: str) -> None:
+    if name not in record.table:
+        raise RecordError(
+            f"{record.path} has no {name!r}: it was made by an earlier version, which had fewer controls; sweep again, "
+            f"or choose one of {', '.join(known for known in NUMBERS if known in record.table)}"
+        )
+
+
 def _seeds(rows: pd.DataFrame) -> str:
     n = int(rows["n_seeds"].max())
     return f"<br><sub>numbers of pictures: mean (lowest to highest) of {n} noise seeds</sub>" if n > 1 else ""
@@ -152,11 +165,11 @@ def _unit(number: Any) -> str:
     return f"{number.unit}, from {number.low:g}"
 
 
-def _control_of(record: Record, row: dict[Any, Any]) -> list[dict[Any, Any]]:
-    """Return the control of a site, in a list that is empty where the record has none."""
+def _controls_of(record: Record, row: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """Return the controls of a site, in a list that is empty where the record has none."""
     own = [reading.id for reading in record.readings.values() if reading.of == row["reading"]]
     table = record.table
-    rows = table.loc[(table["input"] == row["input"]) & (table["site"] == row["site"]) & table["reading"].isin(own[:1])]
+    rows = table.loc[(table["input"] == row["input"]) & (table["site"] == row["site"]) & table["reading"].isin(own)]
     return over_seeds(rows).to_dict("records")
 
 
@@ -190,8 +203,12 @@ def _caption(record: Record, row: dict[Any, Any], by: str) -> str:
     control = record.readings[row["reading"]].control
     name = f"{control} control" if control else row["site"]
     lines = [html.escape(name) + ("" if pd.isna(row[by]) else f"  {row[by]:.2f}")]
-    if not pd.isna(row["leak"]):
+    leaks = {name: control_columns(name).leak for name in CONTROLS}
+    known = [f"{name} {row[of]:.2f}" for name, of in leaks.items() if not pd.isna(row.get(of))]
+    if len(known) == 1 and not pd.isna(row["leak"]):
         lines.append(f"leak {row['leak']:.2f}")
+    elif known:
+        lines += ["leak", *(f"{one}" for one in known)]
     if row["n_seeds"] > 1:
         low, high = row["faithfulness_low"], row["faithfulness_high"]
         lines.append(f"drawn {row['faithfulness']:.2f} ({low:.2f} to {high:.2f})")

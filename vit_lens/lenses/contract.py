@@ -286,6 +286,22 @@ class Lens(ABC):
         """
         return self._pooled(self.read_control(cache, sites, generator=generator))
 
+    def pooled_against(
+        self, cache: ViTActivationCache, sites: Sites, against: Against
+    ) -> Float[Tensor, "batch site *pos d_embed"]:
+        """Return the pooled part of :meth:`read_against`: a control's embedding of every site.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+            against: What stands in.
+
+        Raises:
+            LensError: The lens has no such control, it cannot be made of what there is, or the lens reads tokens alone.
+            ReferenceMismatchError: The bank of other images is another model's.
+        """
+        return self._pooled(self.read_against(cache, sites, against))
+
     def _pooled(self, found: Condition) -> Tensor:
         _check_parts(self, found)
         if found.pooled is None:

@@ -1,6 +1,6 @@
 """The lens embeddings of sites, beside those of controls."""
 
-__all__ = ["BANK_ADVICE", "CONTROLS", "SiteEmbeddings", "checked_lenses", "site_embeddings", "sites_of_each"]
+__all__ = ["BANK_ADVICE", "SiteEmbeddings", "checked_lenses", "site_embeddings", "sites_of_each"]
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.attribution import Brief, check_cache, check_model
-from vit_lens.errors import LensError, expect, nearest
+from vit_lens.controls import Against, ControlBank, Others, check_controls
+from vit_lens.errors import LensError, expect
 from vit_lens.lenses import DiffusionLens, Lens, Sites
 from vit_lens.models import HookedViT
 from vit_lens.towers import ViTActivationCache
 
-CONTROLS = ("random", "other")
 BANK_ADVICE = "TextBank.from_pretrained(name, captions) and TextBank.from_open_clip(name, tag, captions) make one"
 
 
@@ -29,7 +29,8 @@ class SiteEmbeddings(Brief):
         sites: The sites along the site axis.
         lens: The lens that read them.
         values: The embeddings by control: ``""`` is the site itself, ``random`` a random direction of equal norm,
-            ``other`` the same site of another image, scaled to the same norm.
+            ``other`` the same site of another image and ``covariance`` a direction with the site's covariance, of the
+            same norm (:data:`vit_lens.controls.CONTROLS`).
 
     >>> found = vl.readers.site_embeddings(cache, ["L3H4", "L5.mlp"], controls=["random"])
     >>> found.values["random"].shape
@@ -64,6 +65,8 @@ def site_embeddings(
     lens: Lens | None = None,
     controls: Sequence[str] = (),
     generator: torch.Generator | None = None,
+    others: Others | None = None,
+    normalise: str | None = None,
 ) -> SiteEmbeddings:
     """Read sites through a lens, and the controls that a picture would have.
 
@@ -71,13 +74,16 @@ def site_embeddings(
         cache: The cache of the images; ``rows="readout"`` is enough.
         sites: Sites as ``Site.resolve`` takes them.
         lens: The lens; None for the Diffusion Lens: the site read as if it were the last residual.
-        controls: Any of ``random`` and ``other``, see :class:`SiteEmbeddings`. The other image is the next one of the
-            cache, for the last one the first.
+        controls: Any of ``random``, ``other`` and ``covariance``, see :class:`SiteEmbeddings`.
         generator: The source of the random directions, on the CPU; None for one seeded with 0.
+        others: The other images that controls are made of, of a :class:`vit_lens.controls.ControlBank`; None takes
+            those of the cache, where the next one stands in for each, for the last one the first.
+        normalise: ``std`` or ``whiten``, see :class:`vit_lens.controls.Normaliser`; None takes outputs as they are.
 
     Raises:
         UnknownSiteError: A site is not one of the model's.
-        LensError: The lens is not defined on a site, there is no such control, or no other image.
+        LensError: The lens is not defined on a site, there is no such control, or too few other images.
+        ReferenceMismatchError: The other images are another model's.
 
     >>> found = vl.readers.site_embeddings(cache, "heads", controls=["random", "other"])
     >>> {control: tuple(values.shape) for control, values in found.values.items()}
@@ -87,18 +93,19 @@ def site_embeddings(
     lens = DiffusionLens() if lens is None else lens
     expect(lens, Lens, "lens", LensError, "such as DiffusionLens()")
     chosen = lens.check_sites(cache.model, sites)
-    if isinstance(controls, str) or not isinstance(controls, Iterable):
-        raise LensError(f"controls={controls!r}; expected a list of any of {', '.join(map(repr, CONTROLS))}")
-    controls = list(controls)
-    if unknown := [name for name in controls if name not in CONTROLS]:
-        raise LensError(f"no control {unknown[0]!r}; nearest: {nearest(str(unknown[0]), CONTROLS)}")
+    kinds = check_controls(controls)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     with torch.no_grad():
         values = {"": lens.embed(cache, chosen)}
-        if "random" in controls:
-            generator = torch.Generator().manual_seed(0) if generator is None else generator
-            values["random"] = lens.placebo(cache, chosen, generator=generator)
-        if "other" in controls:
-            values["other"] = lens.other_image(cache, chosen)
+        for kind in kinds:
+            if kind.name == "other" and others is None and normalise is None:
+                values[kind.name] = lens.other_image(cache, chosen)
+                continue
+            beside = others
+            if beside is None and (kind.needs or normalise is not None):
+                beside = ControlBank.of_cache(cache).beside_itself()
+            against = Against(control=kind.name, generator=generator, others=beside, normalise=normalise)
+            values[kind.name] = lens.pooled_against(cache, chosen, against)
     return SiteEmbeddings(tuple(chosen), lens, values)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.attribution import Brief
+from vit_lens.controls import Others
 from vit_lens.errors import GalleryError, LensError, expect
 from vit_lens.images import to_display
 from vit_lens.lenses import Lens, Sites
@@ -83,6 +84,8 @@ def retrieval_lens(
     means: SiteMeans | None = None,
     controls: Sequence[str] = ("random",),
     generator: torch.Generator | None = None,
+    others: Others | None = None,
+    normalise: str | None = None,
 ) -> Neighbours:
     """Find the nearest pictures of a gallery to the lens embedding of every site.
 
@@ -96,8 +99,10 @@ def retrieval_lens(
         lens: The lens; None for the Diffusion Lens.
         means: Means of the same lens and sites, which add the form ``centred``, see :class:`Neighbours`; None for the
             raw form alone. :meth:`SiteMeans.of_gallery` makes them from the gallery itself.
-        controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
+        controls: Any of ``random``, ``other`` and ``covariance``; see :func:`vit_lens.readers.site_embeddings`.
         generator: The source of the random directions, on the CPU; None for one seeded with 0.
+        others: The other images that controls are made of; None takes those of the cache.
+        normalise: The coordinates in which controls are made; None takes outputs as they are.
 
     Raises:
         GalleryError: The gallery is another model's, or has fewer than ``k`` other pictures.
@@ -115,7 +120,9 @@ def retrieval_lens(
     tensor([0, 1])
     """
     expect(gallery, Gallery, "gallery", GalleryError, "Gallery.from_images(model, images) makes one")
-    read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
+    read = site_embeddings(
+        cache, sites, lens=lens, controls=controls, generator=generator, others=others, normalise=normalise
+    )  # fmt: skip
     gallery.check(cache.model)
     n_images, n_sites = read.values[""].shape[:2]
     leave_out = None

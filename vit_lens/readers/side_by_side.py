@@ -11,6 +11,7 @@ import torch
 
 from vit_lens.addresses import Site
 from vit_lens.attribution import Brief, check_cache, whole
+from vit_lens.controls import Others
 from vit_lens.errors import LensError, expect
 from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.embeddings import checked_lenses, sites_of_each
@@ -91,6 +92,8 @@ def read_sites(
     controls: Sequence[str] = ("random",),
     k: int = 5,
     seed: int = 0,
+    others: Others | None = None,
+    normalise: str | None = None,
 ) -> SiteAnswers:
     """Return, for every image, site and lens, the best captions and the nearest images, and those of controls.
 
@@ -102,9 +105,11 @@ def read_sites(
         gallery: A gallery made with this model; None leaves the images out.
         images: The images of the cache, so that they are not their own neighbours; None leaves nothing out.
         means: The means of each lens that is read in the centred form too; a lens without means has the raw form alone.
-        controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
+        controls: Any of ``random``, ``other`` and ``covariance``; see :func:`vit_lens.readers.site_embeddings`.
         k: The number of captions and of images for each embedding.
         seed: The seed of the random directions; captions and images see the same ones.
+        others: The other images that controls are made of; None takes those of the cache.
+        normalise: The coordinates in which controls are made; None takes outputs as they are.
 
     Raises:
         LensError: Neither a bank nor a gallery was given, no lens reads a site, means belong to no lens or two to one,
@@ -127,10 +132,11 @@ def read_sites(
     means = [check_means(mean) for mean in (means if isinstance(means, Sequence) else [means])]
     captions, neighbours, generator = [], [], torch.Generator()
     for place, (one, own) in enumerate(sites_of_each(cache.model, lens, sites)):
-        mean, *others = [m for m in means if m.reads(one)] or [None]
-        if others:
-            raise LensError(f"{len(others) + 1} means of {one.describe().label}: give one, of all its sites")
+        mean, *more = [m for m in means if m.reads(one)] or [None]
+        if more:
+            raise LensError(f"{len(more) + 1} means of {one.describe().label}: give one, of all its sites")
         common: dict[str, Any] = {"lens": one, "means": mean, "controls": controls}
+        common |= {"others": others, "normalise": normalise}
         if bank is not None:
             found = zero_shot_lens(cache, bank, own, generator=generator.manual_seed(start), **common)
             captions.append(found.to_frame(min(k, len(bank))).assign(reading=place))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.attribution import Brief, check_tensor
+from vit_lens.controls import Others
 from vit_lens.errors import LensError, TextError, expect
 from vit_lens.lenses import Lens, Sites
 from vit_lens.readers.cosines import deviations
@@ -58,7 +59,8 @@ class ZeroShot(Brief):
 
         Args:
             form: The form: ``raw``, or ``centred`` where there were means.
-            control: The control: ``""`` for the site itself, ``random`` or ``other`` where they were asked for.
+            control: The control: ``""`` for the site itself, ``random``, ``other`` or ``covariance`` where they were
+                asked for.
 
         Raises:
             LensError: That form or control was not computed.
@@ -130,6 +132,8 @@ def zero_shot_lens(
     means: SiteMeans | None = None,
     controls: Sequence[str] = (),
     generator: torch.Generator | None = None,
+    others: Others | None = None,
+    normalise: str | None = None,
 ) -> ZeroShot:
     """Read sites through a lens and compare the embeddings with captions.
 
@@ -144,8 +148,10 @@ def zero_shot_lens(
         lens: The lens; None for the Diffusion Lens.
         means: Means of the same lens and sites, which add the form ``centred``, see :class:`ZeroShot`; None for the
             raw form alone.
-        controls: Any of ``random`` and ``other``; see :func:`vit_lens.readers.site_embeddings`.
+        controls: Any of ``random``, ``other`` and ``covariance``; see :func:`vit_lens.readers.site_embeddings`.
         generator: The source of the random directions, on the CPU; None for one seeded with 0.
+        others: The other images that controls are made of; None takes those of the cache.
+        normalise: The coordinates in which controls are made; None takes outputs as they are.
 
     Raises:
         TextError: The captions belong to another encoder.
@@ -159,7 +165,9 @@ def zero_shot_lens(
     True
     """
     expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
-    read = site_embeddings(cache, sites, lens=lens, controls=controls, generator=generator)
+    read = site_embeddings(
+        cache, sites, lens=lens, controls=controls, generator=generator, others=others, normalise=normalise
+    )  # fmt: skip
     bank.check(cache.model)
     origin = None if means is None else check_means(means).of(cache.model, read.lens, read.sites)
     cosines = {}

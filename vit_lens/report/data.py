@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS
+from vit_lens.controls import CONTROLS
+from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS, control_columns
 from vit_lens.records import LIVE_BUDGET, Found, Record, has_picture
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
@@ -33,6 +34,7 @@ _OF_PROMPTS = {
     ),
 }  # fmt: skip
 _COLUMNS |= {name: name for name in ("site", "layer", "head", "seed", "label", *NUMBERS)}
+_INTERVALS = [control_columns(name)[3:] for name in CONTROLS]
 
 
 def page_data(record: Record, base: str) -> dict[str, Any]:
@@ -53,17 +55,40 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
             "thumb": [thumbs.get(row) for row in range(len(table))],
             "drawn": _plain(table["drawn"]) if budget else None,
             "same_as": _plain(table["same_as"]) if budget else None,
-            **{key: _plain(table[column]) for key, column in _COLUMNS.items()},
+            **{key: _plain(table[column]) if column in table else [None] * len(table) for key, column in _columns()},
         },
         "budget": budget, "seeds": manifest["seeds"].get("decoder") or [], "drawn": manifest["decoder"] is not None,
-        "texts": texts, "beside": beside, "live": live,
+        "controls": {
+            name: {"words": control.words, **control_columns(name)._asdict()} for name, control in CONTROLS.items()
+        },
+        "left_out": _left_out(record), "texts": texts, "beside": beside, "live": live,
     }  # fmt: skip
+
+
+def _left_out(record: Record) -> str:
+    """Say which controls sites of images are not held against, and why; empty if there are none, and for prompts."""
+    if not any(map(has_picture, record.manifest["inputs"])):
+        return ""
+    held = record.manifest["controls"] or {}
+    if "measured" not in held:
+        missing = [control.words for name, control in CONTROLS.items() if name != "random"]
+        return f"This record was made before sites were held against {' and '.join(missing)}: it has no such numbers."
+    return " ".join(f"{why[:1].upper()}{why[1:]}." for why in held["left_out"].values())
+
+
+def _columns() -> list[tuple[str, str]]:
+    """Return the columns that rows of the page have, by their name there."""
+    return [*_COLUMNS.items(), ("S_lens_clean", "S_lens_clean"), *((end, end) for ends in _INTERVALS for end in ends)]
 
 
 def _images(record: Record) -> list[dict[str, Any]]:
     names = {int(image["index"]): str(image["name"]) for image in record.manifest["inputs"]}
     thumbs = inline_pictures(record.input, list(names))
-    return [{"index": index, "name": name, "thumb": thumbs.get(index)} for index, name in names.items()]
+    other = {int(image["index"]): str(image.get("other") or "") for image in record.manifest["inputs"]}
+    return [
+        {"index": index, "name": name, "thumb": thumbs.get(index), "other": other[index]}
+        for index, name in names.items()
+    ]
 
 
 def _groups(record: Record) -> tuple[list[dict[str, Any]], list[int]]:

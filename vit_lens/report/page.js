@@ -1,5 +1,6 @@
 (() => {
-  const LATER = ["cos_lens_control", "leak"]; // older records lack them, and a leak index needs means over other images
+  const CONTROLS = Object.values(DATA.controls), LEAKS = CONTROLS.map((c) => c.leak);
+  const LATER = CONTROLS.flatMap((c) => [c.cosine, c.leak]); // older records lack them, and a leak index needs means over other images
   const KEYS = Object.keys(NUMBERS).filter((key) => !LATER.includes(key) || R[key].some((value) => value !== null));
   const PAGE = 100;
   const TYPE_WORDS = {
@@ -14,7 +15,10 @@
   const layerOf = (row) => (R.layer[row] === null ? Infinity : R.layer[row]);
   const isResidual = (row) => RESIDUALS.includes(R.type[row]);
   const here = () => range(N).filter((row) => R.image[row] === state.image);
-  const isMissing = (key, row) => (key === "leak" && !isResidual(row) && !group(row).control ? "undefined" : "\u2013");
+  const isMissing = (key, row) => (LEAKS.includes(key) && !isResidual(row) && !group(row).control
+    ? (R.S_lens_clean[row] === null ? "undefined" : "not applicable") : "\u2013");
+  const otherOf = (row) => (group(row).control === "other" ? (DATA.images.find((i) => i.index === R.image[row]) || {}).other : "");
+  const controlName = (row) => `${group(row).control} control${otherOf(row) ? ` (${otherOf(row)})` : ""}`;
   const number = (key, row) => (R[key][row] === null ? isMissing(key, row) : format(R[key][row]));
   // The same site, drawn with every noise seed: the map shows the first, its verdict is that of their mean.
   const sameSite = (row) => `${R.image[row]} ${R.group[row]} ${R.site[row]}`, together = new Map();
@@ -37,7 +41,8 @@
   }
   function uncontrolled(row) {
     if (!DATA.drawn || group(row).control || isResidual(row)) return null;
-    const known = R.cos_lens_control[row] === null ? "" : ` Before decoding, random directions of its size resemble the input at ${number("cos_lens_control", row)}, the site at ${number("cos_lens_clean", row)}.`;
+    const others = CONTROLS.slice(1).filter((c) => R[c.cosine][row] !== null).map((c) => `${c.words} at ${number(c.cosine, row)}`);
+    const known = R.cos_lens_control[row] === null ? "" : ` Before decoding, random directions of its size resemble the input at ${number("cos_lens_control", row)}, ${others.map((w) => `${w}, `).join("")}the site at ${number("cos_lens_clean", row)}.`;
     return el("p", { class: "site-words undrawn", text: `No control drawn (sweep with --controls).${known}` });
   }
   // Of a sweep within a budget: whether another row lends a picture.
@@ -219,6 +224,8 @@
     const others = siblings(row).filter((other) => !controls.includes(other))
       .sort((a, b) => (R.group[a] !== R.group[row]) - (R.group[b] !== R.group[row]));  // other noise seeds of this reading first
     const image = DATA.images.find((i) => i.index === state.image);
+    const kinds = new Set(controls.map((c) => group(c).control)).size;
+    const shownControls = controls.slice(0, Math.max(2, kinds));  // of every kind one, those of this noise seed first
     const close = el("button", { type: "button", class: "close", "aria-label": "close", text: "\u00d7",
       on: { click: () => document.body.classList.remove("sheet-open") } });
     const verdict = verdictOf(row);
@@ -233,10 +240,11 @@
       ...shown, controls.length ? null : uncontrolled(row),
       el("div", { class: "companions" },
         el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
-        ...controls.slice(DATA.beside ? 1 : 0, 2).map((c) => small(c, `${group(c).control} control${seedWords(c)}`)),
+        ...shownControls.slice(DATA.beside ? 1 : 0).map((c) => small(c, `${controlName(c)}${seedWords(c)}`)),
         ...others.slice(0, 4 - Math.min(2, controls.length)).map((o) => small(o, R.group[o] === R.group[row] ? `with seed ${R.seed[o]}` : groupName(group(o)) + seedWords(o)))),
       R.label[row] ? el("p", { class: "label" }, "Zero-shot label of the picture: ", el("b", { text: R.label[row] })) : null,
       numbersList(row, controls[0]),
+      DATA.left_out && !isResidual(row) ? el("p", { class: "definition", text: DATA.left_out }) : null,
       el("p", { class: "definition", text: `Settings: ${g.settings}` })].filter((part) => part !== null));
   }
   // A site beside its control: pictures, nearest images and captions, each in both forms.
@@ -244,7 +252,7 @@
     const pair = control === undefined ? [row] : [row, control];
     const grid = el("div", { class: `compare${pair.length === 1 ? " alone" : ""}` });
     const head = (at) => (at === row ? el("p", { class: "side", text: group(row).control ? "this control" : "this site" })
-      : el("button", { type: "button", class: "side link", text: `${group(at).control} control`, on: { click: () => select(at, true) } }));
+      : el("button", { type: "button", class: "side link", text: controlName(at), on: { click: () => select(at, true) } }));
     grid.append(...pair.map(head));
     if (DATA.drawn) {
       grid.append(...pair.map((at) => (at === row ? bigPicture(at) : el("button", { type: "button", class: "small", on: { click: () => select(at, true) } },
@@ -295,9 +303,11 @@
       const beside = control === undefined || R[key][control] === null ? ""
         : ` Its control: ${number(key, control)}.`;
       const over = key === "faithfulness" ? overSeeds(key, row) : null;
+      const ends = CONTROLS.find((c) => c.leak === key);
+      const interval = ends && R[ends.low][row] !== null ? ` Interval over draws: ${format(R[ends.low][row])} to ${format(R[ends.high][row])}.` : "";
       const seeds = over && over.n > 1 ? ` It is ${seedsWords(over)}.` : "";
       return el("div", {}, el("dt", { text: NUMBERS[key].title }), shown,
-        el("dd", { class: "meaning", text: `${NUMBERS[key].meaning}.${beside}${seeds}` }));
+        el("dd", { class: "meaning", text: `${NUMBERS[key].meaning}.${beside}${interval}${seeds}` }));
     }));
   }
 

@@ -4,6 +4,7 @@ __all__ = ["StudySetup", "check_accepts", "make_setup"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.images import StudyImages
 from vit_lens.studies.seen_pictures import Judge, Pictures
+from vit_lens.studies.stand_ins import StandIns
 from vit_lens.texts import TextBank
 
 
@@ -115,6 +117,11 @@ class StudySetup:
                 f"study {study} reads attributes off pictures: give the judge its captions, Judge(model, texts)"
             )
         return texts
+
+    @cached_property
+    def stand_ins(self) -> StandIns:
+        """What may stand in for what a site writes, made of the anchor images."""
+        return StandIns(model=self.model, reference=self.anchor_pixels, seed=self.seed)
 
     def accept(self, study: str, *, pooled_only: bool) -> None:
         """Refuse lenses and decoders whose conditions a study cannot read; see :func:`check_accepts`.

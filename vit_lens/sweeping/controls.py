@@ -51,7 +51,7 @@ class Likeness:
     @classmethod
     def of(cls, clean: Condition, others: Others | None, normalise: str | None) -> "Likeness":
         """Return how one input is measured, of what it is and which other images stand beside it."""
-        whole = clean.flat
+        whole = clean.flat[0]
         if others is None or not others.orders[0] or others.bank.embeds.shape[-1] != whole.shape[-1]:
             return cls(whole=whole)
         embeds = others.bank.embeds[list(others.orders[0])].float().cpu()

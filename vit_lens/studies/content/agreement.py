@@ -3,7 +3,7 @@
 __all__ = ["CEILING", "DIRECT", "Reading", "baseline_scores", "cross_agreement", "reading_scores"]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy import stats
 from vit_lens.interventions import derangement
 from vit_lens.studies.content.effects import Changes
 from vit_lens.studies.findings import Null, Score
+from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import MIN_FOR_INTERVAL, Estimate, finite_mean
 
 CEILING = "total effect, half of the bases against the other (ceiling)"
@@ -36,6 +37,7 @@ class Reading:
         other: Its changes when each pair is read off another base's pictures.
         placebos: Its changes for random directions of equal norm, one draw each, of ``placebo_sites``.
         placebo_sites: Which of the sites.
+        stand_ins: The same for other controls, by name: another image's output, a covariance-matched direction.
     """
 
     spec: str
@@ -46,6 +48,7 @@ class Reading:
     other: Changes | None = None
     placebos: list[Changes] = field(default_factory=list)
     placebo_sites: list[int] = field(default_factory=list)
+    stand_ins: Mapping[str, list[Changes]] = field(default_factory=dict)
 
     @property
     def subsets(self) -> dict[str, list[int]]:
@@ -157,7 +160,11 @@ def _placebo(reading: Reading, sites: list[int], causal: Changes, of: _Statistic
     if not reading.placebos or not set(sites) <= set(reading.placebo_sites):
         return {}
     columns = [reading.placebo_sites.index(site) for site in sites]
-    return {"equal-norm placebo": Null.of([of(_cross(one.take(columns), causal)) for one in reading.placebos])}
+    drawn = {"random": reading.placebos, **reading.stand_ins}
+    return {
+        NULLS.get(kind, kind): Null.of([of(_cross(one.take(columns), causal)) for one in found])
+        for kind, found in drawn.items()
+    }
 
 
 def _shuffled(cross: Float[np.ndarray, "site other"] | None, n: int, seed: int) -> Sequence[float | None]:

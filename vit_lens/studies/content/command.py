@@ -37,6 +37,7 @@ def content(
     out: flags.Out = Path("vit-lens-study-content"),
     sites: flags.Sites = _SITES,
     captions_from: parts.CaptionsFrom = None,
+    control_kind: flags.ControlKinds = None,
 ) -> None:
     """Swap one attribute: does the picture of a site change in what the site changes? Needs captions of both.
 
@@ -51,7 +52,10 @@ def content(
     setup = parts.open_setup(study, sets, out, lenses=lenses, judge_captions=pairs.captions, texts=texts)
     if captions_from is not None:  # the user says whose they are
         texts = replace(texts, encoder_id=setup.model.encoder_id)
-    result = run(setup, pairs, texts, sites=shown, n_decoded=n_decoded, command=intake.command_line())
+    result = run(
+        setup, pairs, texts, sites=shown, n_decoded=n_decoded, controls=control_kind or ("random",),
+        command=intake.command_line(),
+    )  # fmt: skip
     parts.finish(result, out, _figures(result))
 
 

@@ -2,7 +2,7 @@
 
 __all__ = ["STREAM", "Chosen", "Study", "Whole", "read_embeddings", "read_pictures"]
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from vit_lens.towers import ViTActivationCache
 
 STREAM = 1
 """Of the random numbers of this study, behind the seed of its setup."""
+_STAND_INS = 41
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,13 +98,30 @@ def read_embeddings(study: Study, texts: TextBank, *, n_placebo: int) -> list[Re
                 other=whole.changes(caption_changes(texts, embeds, pairs, shown=pairs.donors()), pairs),
                 placebos=[whole.changes(caption_changes(texts, one, pairs), pairs) for one in placebos],
                 placebo_sites=list(range(len(study.sites))),
+                stand_ins={
+                    kind: [
+                        whole.changes(caption_changes(texts, _vectors(one, texts), pairs), pairs)
+                        for one in (_stand_in(setup, spec, kind, held, study.sites, draw) for draw in range(n_placebo))
+                    ]
+                    for kind in _others(setup, spec)
+                },
             )
         )  # fmt: skip
     return readings
 
 
-def read_pictures(study: Study, spec: str, judge_texts: TextBank, *, n: int) -> Reading:
-    """Draw one lens for the first ``n`` bases and their partners, and read the pictures by the judge's captions."""
+def read_pictures(
+    study: Study, spec: str, judge_texts: TextBank, *, n: int, kinds: Sequence[str] = ("random",)
+) -> Reading:
+    """Draw one lens for the first ``n`` bases and their partners, and read the pictures by the judge's captions.
+
+    Args:
+        study: What all readings share.
+        spec: The lens.
+        judge_texts: The judge's captions.
+        n: Bases.
+        kinds: The controls of which the top sites are drawn, the isotropic one always.
+    """
     setup, whole, chosen = study.setup, study.whole, study.chosen
     pairs, rows = study.pairs.first(n), study.pairs.pairs_of_first(n)
     images = setup.pixels[study.pairs.images_of_first(n)]
@@ -115,12 +133,17 @@ def read_pictures(study: Study, spec: str, judge_texts: TextBank, *, n: int) -> 
         whole.changes(caption_changes(judge_texts, shown, pairs, shown=donors), pairs, by_judge=True)
         for shown, donors in ((seen, None), (seen, pairs.donors()), (placebo, None))
     )
+    more = {}
+    for kind in (one for one in kinds if one != "random"):
+        asked = _stand_in(setup, spec, kind, held, top, 0)
+        looked_at = _see(setup, pairs, asked, f"{spec}, {kind}")
+        more[kind] = [whole.changes(caption_changes(judge_texts, looked_at, pairs), pairs, by_judge=True)]
     effects = study.effects.items()
     causal = {name: whole.changes(changes[np.ix_(rows, chosen.drawn)], pairs) for name, changes in effects}
     places = [chosen.drawn.index(site) for site in chosen.top]
     return Reading(
         spec=spec, level="decoded", changes=found, causal=causal, top=places, other=other, placebos=[control],
-        placebo_sites=places,
+        placebo_sites=places, stand_ins=more,
     )  # fmt: skip
 
 
@@ -145,6 +168,20 @@ def _placebo(setup: StudySetup, spec: str, held: list[ViTActivationCache], sites
     number = list(setup.lenses).index(spec) + 1
     generator = setup.generator(STREAM, number, draw)
     return _cat(setup.lenses[spec].read_control(cache, sites, generator=generator) for cache in held)
+
+
+def _others(setup: StudySetup, spec: str) -> list[str]:
+    """Return the controls beside the isotropic one that a lens has."""
+    return setup.stand_ins.beside_random if setup.lenses[spec].has_controls else []
+
+
+def _stand_in(
+    setup: StudySetup, spec: str, kind: str, held: list[ViTActivationCache], sites: list[Site], draw: int
+) -> Condition:
+    """Return the lens of another control; a base and its partner stand beside other images of their own."""
+    number = list(setup.lenses).index(spec) + 1
+    generator = setup.generator(_STAND_INS, number, draw)
+    return _cat(setup.stand_ins.read(kind, setup.lenses[spec], held, sites, generator=generator, turn=draw))
 
 
 def _see(setup: StudySetup, pairs: AttributePairs, asked: Condition, label: str) -> Float[Tensor, "image site d_judge"]:

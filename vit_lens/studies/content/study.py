@@ -43,6 +43,7 @@ def content_study(
     top: int = 12,
     n_placebo: int = 20,
     n_shuffles: int = 200,
+    controls: Sequence[str] = ("random",),
     command: str | None = None,
 ) -> StudyResult:
     """Hold what a site's picture says of ten attributes, or of yours, against what the site does to them.
@@ -68,6 +69,8 @@ def content_study(
             drawn.
         n_placebo: How many draws the equal-norm placebo has before decoding.
         n_shuffles: How many draws the null of shuffled sites has.
+        controls: Of which pictures of the top sites are drawn; the isotropic one always is, and before decoding all
+            controls are read.
         command: The command that makes this result again; None where there is none.
 
     Raises:
@@ -79,6 +82,7 @@ def content_study(
     """
     setup.accept("content", pooled_only=False)
     specs = _decoded(setup, decoded)
+    kinds = setup.stand_ins.check(controls, [setup.lenses[spec] for spec in specs])
     judge = setup.judge("content") if setup.pictures is not None else None
     judge_texts = None if judge is None else setup.judge_texts("content")
     _check(setup, pairs, texts, judge_texts, top, n_largest)
@@ -92,7 +96,8 @@ def content_study(
     study = Study(setup=setup, pairs=pairs, sites=resolved, effects=effects, chosen=chosen, whole=whole)
     readings = read_embeddings(study, texts, n_placebo=n_placebo)
     if judge_texts is not None:
-        readings += [read_pictures(study, spec, judge_texts, n=min(n_decoded, len(pairs.bases))) for spec in specs]
+        n = min(n_decoded, len(pairs.bases))
+        readings += [read_pictures(study, spec, judge_texts, n=n, kinds=kinds) for spec in specs]
     scores = [score for one in readings for score in reading_scores(one, seed=setup.seed, n_shuffles=n_shuffles)]
     scores += baseline_scores(causal, chosen.top, seed=setup.seed, n_shuffles=n_shuffles)
     return StudyResult(
@@ -101,6 +106,7 @@ def content_study(
             "sites": [str(site) for site in resolved], "decoded": specs, "n_bases": len(pairs.bases),
             "n_decoded": min(n_decoded, len(pairs.bases)), "n_pairs": len(pairs), "attributes": list(pairs.attributes),
             "n_largest": n_largest, "n_random": n_random, "top": top, "n_placebo": n_placebo, "n_shuffles": n_shuffles,
+            "controls": ["random", *kinds],
         },
         tables={
             "attributes": whole.table, "sites": site_rows(resolved, causal, chosen, readings),

@@ -19,6 +19,7 @@ def faithfulness(
     n: Annotated[int, parts.n_tested(2)] = 6,
     out: flags.Out = Path("vit-lens-study-faithfulness"),
     sites: flags.Sites = _SITES,
+    control_kind: flags.ControlKinds = None,
 ) -> None:
     """Draw what the sites say with several seeds of noise: does the decoder draw what it is asked to, every time?"""
     from vit_lens.studies.faithfulness.figures import faithfulness_layers
@@ -29,6 +30,6 @@ def faithfulness(
         raise StudyError("study faithfulness is about pictures; --decoder none draws none")
     lenses, shown = flags.split_list(study.lens or ()) or DECODED, flags.split_list(sites)
     setup = parts.open_setup(study, study.find(n), out, lenses=lenses, decoder_seeds=_DECODER_SEEDS)
-    result = run(setup, sites=shown, command=intake.command_line())
+    result = run(setup, sites=shown, controls=control_kind or ("random",), command=intake.command_line())
     figures = {"faithfulness": score_figure(result.frame(), "faithfulness", "Faithfulness of pictures")}
     parts.finish(result, out, figures | {"layers": faithfulness_layers(result.frame("layers"))})

@@ -2,7 +2,7 @@
 
 __all__ = ["SITES", "faithfulness_study"]
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from vit_lens.metrics import DRAWN_THRESHOLD
 from vit_lens.studies.faithfulness.drawn import Drawn, draw, rows_alike
 from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.seen_pictures import Judge
-from vit_lens.studies.similarities import read_conditions
+from vit_lens.studies.similarities import caches, read_conditions
+from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import Estimate, finite, finite_mean, mean_interval, spearman
 from vit_lens.studies.study_setup import StudySetup
 
@@ -51,11 +52,12 @@ _NOTES = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Reading:
-    """One lens with its sites: its pictures, and those of a random direction of equal norm."""
+    """One lens with its sites: its pictures, those of a random direction of equal norm, and of further controls."""
 
     sites: list[Site]
     drawn: Drawn
     placebo: Drawn
+    others: Mapping[str, Drawn]
 
 
 def faithfulness_study(
@@ -63,6 +65,7 @@ def faithfulness_study(
     *,
     sites: Sites = SITES,
     n_shuffles: int = 200,
+    controls: Sequence[str] = ("random",),
     command: str | None = None,
 ) -> StudyResult:
     """Draw every site with every noise seed, and hold each picture against the embedding that it was asked to show.
@@ -74,6 +77,7 @@ def faithfulness_study(
         setup: The setup, with a decoder; with a judge, its readings are tested too. Every lens of it is drawn.
         sites: The sites that are drawn, or groups of them; each lens reads those that it is defined on.
         n_shuffles: How many draws each null has.
+        controls: Of which pictures are drawn, each of every site and image once; the isotropic one always is.
         command: The command that makes this result again; None where there is none.
 
     Raises:
@@ -87,7 +91,8 @@ def faithfulness_study(
     resolved = Site.resolve(sites, setup.model.cfg)
     own = {spec: _own_sites(spec, lens, resolved) for spec, lens in setup.lenses.items()}
     ceiling = draw(setup, _whole(setup), label="clean embeddings")
-    readings = {spec: _read(setup, spec, lens, own[spec]) for spec, lens in setup.lenses.items()}
+    kinds = setup.stand_ins.check(controls, setup.lenses.values())
+    readings = {spec: _read(setup, spec, lens, own[spec], kinds) for spec, lens in setup.lenses.items()}
     scores = [score for spec, one in readings.items() for score in _scores(setup, spec, one, ceiling, n_shuffles)]
     scores += _ceiling_scores(setup, ceiling)
     scores += _prediction_scores(setup, readings, n_shuffles)
@@ -95,7 +100,10 @@ def faithfulness_study(
     judged = setup.pictures is not None and setup.pictures.judge is not None
     return StudyResult(
         study="faithfulness", setup=setup.describe(), scores=tuple(scores), command=command,
-        options={"sites": [str(site) for site in resolved], "n_shuffles": n_shuffles, "threshold": DRAWN_THRESHOLD},
+        options={
+            "sites": [str(site) for site in resolved], "n_shuffles": n_shuffles, "threshold": DRAWN_THRESHOLD,
+            "controls": ["random", *kinds],
+        },
         tables={"sites": table, "layers": _layer_rows(table)},
         notes=_NOTES if judged else (*_NOTES, "No judge was given: what it would say of the pictures is left out."),
     )  # fmt: skip
@@ -116,14 +124,21 @@ def _own_sites(spec: str, lens: Lens, sites: list[Site]) -> list[Site]:
     return own
 
 
-def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site]) -> _Reading:
+def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site], kinds: Sequence[str]) -> _Reading:
     generator = setup.generator(_STUDY, list(setup.lenses).index(spec))
     read = read_conditions(setup.model, setup.pixels, lens, lambda cache: lens.read(cache, own))
     placebo = read_conditions(
         setup.model, setup.pixels, lens, lambda cache: lens.read_control(cache, own, generator=generator)
     )
+    others = {}
+    for kind in kinds:
+        held = list(caches(setup.model, setup.pixels, lenses=[lens]))
+        read_other = setup.stand_ins.read(kind, lens, held, own, generator=setup.generator(_STUDY, 300))
+        asked = Condition.cat([found.kept() for found in read_other])
+        others[kind] = draw(setup, asked, nested=True, label=f"{spec}, {NULLS.get(kind, kind)}")
     return _Reading(
         sites=own,
+        others=others,
         drawn=draw(setup, read, label=spec),
         placebo=draw(setup, placebo, nested=True, label=f"{spec}, placebo"),
     )
@@ -140,6 +155,9 @@ def _scores(setup: StudySetup, spec: str, one: _Reading, ceiling: Drawn, n_shuff
         controls: dict[str, float | None] = {}
         if (placebo := of(one.placebo)) is not None:
             controls["equal-norm placebo"] = finite_mean(placebo)
+        for kind, other in one.others.items():
+            if (seen := of(other)) is not None:
+                controls[NULLS.get(kind, kind)] = finite_mean(seen)
         if measure in _PREDICTED[1:]:
             controls["the two encoders on real images"] = relations
         elif (best := of(ceiling)) is not None and np.isfinite(best).any():
@@ -226,6 +244,10 @@ def _site_rows(setup: StudySetup, spec: str, one: _Reading) -> Iterator[dict[str
                 "faithfulness": finite(values.mean()), "lowest": finite(values.min()), "highest": finite(values.max()),
                 "share below threshold": finite((values < DRAWN_THRESHOLD).mean()),
                 "placebo": finite(placebo[image, index]),
+                **{
+                    NULLS.get(kind, kind): finite(other.faithfulness[image, index, 0])
+                    for kind, other in one.others.items()
+                },
             } | {name: finite(table[image, index]) for name, table in extra.items() if table is not None}  # fmt: skip
 
 

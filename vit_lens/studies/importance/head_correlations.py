@@ -1,7 +1,7 @@
 """From what heads score and do to correlations over heads, each beside its nulls and controls."""
 
 __all__ = [
-    "EXCESS", "GIVEN", "NORMS", "NO_CONTENT", "OTHER", "PLACEBO", "SHUFFLED", "UNTRAINED", "HeadTables",
+    "COVARIANCE", "EXCESS", "GIVEN", "NORMS", "NO_CONTENT", "OTHER", "PLACEBO", "SHUFFLED", "UNTRAINED", "HeadTables",
     "correlations", "measure_name",
 ]  # fmt: skip
 
@@ -17,12 +17,15 @@ from vit_lens.studies.importance.correlating import correlate, estimate, image_w
 from vit_lens.studies.importance.head_effects import Effect
 from vit_lens.studies.importance.head_pictures import PictureScores
 from vit_lens.studies.importance.head_scores import HeadScores, Key
+from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import finite
 
 NORMS = ("norm of h", "norm of h minus its mean")
 GIVEN = ", given the norms"
 PLACEBO, NO_CONTENT, SHUFFLED = "equal-norm placebo", "no content", "heads shuffled"
+COVARIANCE = NULLS["covariance"]
 OTHER, UNTRAINED = "same head, other image", "random weights"
+_LARGER = (PLACEBO, NO_CONTENT)
 EXCESS = {"embedding": "excess over the larger null", "decoded": "excess over the placebo"}
 
 _WHY = "the scores of all heads are equal, or there are fewer than three heads"
@@ -97,6 +100,8 @@ def _score(
     scores, nulls = tables.scores, {}
     if key in scores.placebo:
         nulls[PLACEBO] = correlate(scores.placebo[key], does[:1], _norms(scores.placebo, given))
+    if key in scores.covariance:
+        nulls[COVARIANCE] = correlate(scores.covariance[key], does[:1], _norms(scores.covariance, given))
     if key in scores.no_content:
         same = scores.no_content_direct["direct", effect[1]]
         nulls[NO_CONTENT] = correlate(scores.no_content[key], same, _norms(scores.no_content, given))
@@ -127,7 +132,7 @@ def _made(
 ) -> Score:  # fmt: skip
     summed = {name: Null.of(found.tolist()) for name, found in nulls.items()}
     value = estimate(values, n, undefined=_WHY_GIVEN if given else _WHY)
-    larger = [null.mean for name, null in summed.items() if name != SHUFFLED and null.mean is not None]
+    larger = [null.mean for name, null in summed.items() if name in _LARGER and null.mean is not None]
     excess = value.value - max(larger) if larger and value.value is not None else None
     return Score(
         measure=measure_name(key[0], effect, given=given), reading=key[1], level=level, estimate=value, n=n,

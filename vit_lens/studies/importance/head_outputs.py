@@ -1,6 +1,6 @@
 """What the heads of a model write: measured, or made up for a null that keeps some of it and loses the rest."""
 
-__all__ = ["BASELINES", "Origins", "Written", "measured", "no_content", "other_image", "placebo"]
+__all__ = ["BASELINES", "Origins", "Written", "covariance", "measured", "no_content", "other_image", "placebo"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.attribution import FrozenReadout
+from vit_lens.controls import Spread, samples_of
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens, ResidualLens, centred_norm, site_outputs
 from vit_lens.metrics import cosine
@@ -125,6 +126,33 @@ def placebo(written: Written, origins: Origins, generator: torch.Generator) -> W
     noise = _noise(written.outputs.shape, generator, written.outputs)
     deviation = _sized(noise, centred_norm(written.outputs - origins.heads))
     return replace(written, outputs=origins.heads + deviation, whole=_sized(noise, centred_norm(written.outputs)))
+
+
+def covariance(
+    written: Written, samples: Float[Tensor, "sample head row d_model"], origins: Origins, generator: torch.Generator
+) -> Written:
+    """Replace what each head writes by a random direction with its covariance over reference images.
+
+    As the control ``covariance`` does: for mean-anchored lenses, and for baselines, it is that of deviations from the
+    mean, for others second moments about zero.
+
+    Args:
+        written: What the heads wrote.
+        samples: What they write for reference images, none of which is tested.
+        origins: Means.
+        generator: The source of random numbers.
+    """
+    noise = torch.randn(written.outputs.shape, generator=generator, dtype=samples.dtype).to(written.outputs.device)
+
+    def like(what: Tensor) -> Tensor:
+        spread = Spread.of(samples_of((what - what.mean(-1, keepdim=True)).to(noise)))
+        found = spread.power(noise, 0.5)
+        return found - found.mean(-1, keepdim=True)
+
+    deviation = _sized(like(samples - origins.heads), centred_norm(written.outputs - origins.heads))
+    return replace(
+        written, outputs=origins.heads + deviation, whole=_sized(like(samples), centred_norm(written.outputs))
+    )
 
 
 def other_image(written: Written, other: Float[Tensor, "image head row d_model"], origins: Origins) -> Written:

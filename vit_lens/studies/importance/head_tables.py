@@ -5,21 +5,21 @@ __all__ = ["effects_table", "heads_table"]
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from vit_lens.metrics import leak_index
+from vit_lens.estimates import Estimate, leak_estimate
 from vit_lens.studies.findings import Null
 from vit_lens.studies.importance.correlating import correlate, halves
 from vit_lens.studies.importance.head_correlations import HeadTables
+from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import finite
-
-_CENTRED = "centred similarity"
 
 
 def heads_table(tables: HeadTables) -> list[dict[str, Any]]:
     """Return one row for each head: effects, baselines, similarities and leak index of every lens.
 
-    The leak index is that of the centred similarity: the placebo's mean over draws and images, divided by the
-    site's; None where the site's is not positive.
+    The leak index is that of the centred similarity: the mean of a control over draws and images, divided by the
+    site's, with the interval over images; None where it is not applicable, since the site's own interval includes 0.
     """
     columns: dict[str, np.ndarray] = {}
     for (which, kind), values in tables.effects.items():
@@ -28,11 +28,14 @@ def heads_table(tables: HeadTables) -> list[dict[str, Any]]:
         columns[reading if kind == "no lens" else f"{kind}: {reading}"] = values.mean(0)
     for (kind, reading), values in tables.pictures.real.items():
         columns[f"decoded, {kind}: {reading}"] = values.mean(0)
-    leaks = {
-        f"leak index: {reading}": _leaks(draws.mean(0), tables.scores.real[kind, reading].mean(0))
-        for (kind, reading), draws in tables.scores.placebo.items()
-        if kind == _CENTRED
-    }
+    leaks: dict[str, list[float | None]] = {}
+    for control, found in tables.scores.centred.items():
+        for (kind, reading), values in found.items():
+            estimates = _leaks(values, tables.scores.real[kind, reading])
+            name = "leak index" if control == "random" else f"leak index, {NULLS.get(control, control)}"
+            leaks[f"{name}: {reading}"] = [one.value for one in estimates]
+            leaks[f"{name}, low: {reading}"] = [one.low for one in estimates]
+            leaks[f"{name}, high: {reading}"] = [one.high for one in estimates]
     return [
         {"site": str(head), "layer": head.layer, "head": head.head}
         | {name: finite(values[row]) for name, values in columns.items()}
@@ -59,5 +62,5 @@ def effects_table(tables: HeadTables, *, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def _leaks(control: np.ndarray, site: np.ndarray) -> list[float | None]:
-    return [leak_index(float(a), float(b)) for a, b in zip(control, site, strict=True)]
+def _leaks(control: Float[np.ndarray, "image head"], site: Float[np.ndarray, "image head"]) -> list[Estimate]:
+    return [leak_estimate(a, b, seed=0) for a, b in zip(control.T, site.T, strict=True)]

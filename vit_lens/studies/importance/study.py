@@ -41,6 +41,9 @@ _NOTES = (
     "encoder. The unit of inference is the encoder.",
     "Equal-norm placebo: what each head writes (for mean-anchored lenses and baselines, its deviation from the mean "
     "over anchor images) replaced by a random direction of the same norm, importance kept real: what size alone gives.",
+    "Covariance-matched placebo: the same with a random direction that has the head's covariance over anchor images, "
+    "so that it keeps which dimensions the head writes to; same head, other image: what it writes for another test "
+    "image. A leak index is over images, and missing where the interval of its denominator includes 0.",
     "No content: every part of the model writes its mean and a random direction of its measured norm, and importance "
     "(direct effect) is computed from them, for total effects too: what is built in. Only what exceeds both nulls is "
     "the lens's. Of pictures there is no such null; hold them against that of their lens before decoding.",

@@ -2,8 +2,9 @@
 
 __all__ = ["Ranking", "by_effects", "by_embeddings", "by_norms", "by_pictures"]
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from vit_lens.studies.overlay.ranking import Scenes, from_embeddings, from_pictu
 from vit_lens.studies.overlay.removal import Removal
 from vit_lens.studies.study_setup import StudySetup
 
-_PLACEBOS, _DECODED_PLACEBOS = 31, 32  # random streams
+_PLACEBOS, _DECODED_PLACEBOS, _STAND_INS = 31, 32, 42  # random streams
+_STAND_IN_DRAWS = 5  # of each further control: every order is run with its heads taken away
 
 Scores = Float[np.ndarray, "overlay site"]
 
@@ -31,6 +33,7 @@ class Ranking:
         circular: Whether pictures were read by the encoder that they came from.
         scores: Of heads, for each overlay.
         placebos: The same with a random direction of equal norm in each site's place, a draw each.
+        stand_ins: The same with what other controls put there, by their name.
     """
 
     reading: str
@@ -38,6 +41,7 @@ class Ranking:
     circular: bool = False
     scores: Scores
     placebos: Sequence[Scores] = ()
+    stand_ins: Mapping[str, Sequence[Scores]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -56,7 +60,15 @@ def by_embeddings(setup: StudySetup, scenes: Scenes, sites: list[Site], draws: i
             for draw in range(draws)
         ]
         scores = from_embeddings(setup.model, scenes, lens, sites)
-        found.append(Ranking(reading=spec, scores=scores, placebos=placebos))
+        others = setup.stand_ins.beside_random if lens.has_controls and draws else []
+        stand_ins = {
+            kind: [
+                from_embeddings(setup.model, scenes, lens, sites, how=_stand_in(setup, lens, sites, kind, place, draw))
+                for draw in range(min(draws, _STAND_IN_DRAWS))
+            ]
+            for kind in others
+        }
+        found.append(Ranking(reading=spec, scores=scores, placebos=placebos, stand_ins=stand_ins))
     return found
 
 
@@ -93,6 +105,20 @@ def by_effects(removal: Removal) -> list[Ranking]:
         Ranking(reading="direct effect", scores=removal.directly()),
         Ranking(reading="total effect (static)", scores=removal.alone()),
     ]
+
+
+def _stand_in(
+    setup: StudySetup, lens: Lens, sites: list[Site], kind: str, place: int, draw: int
+) -> Callable[[Any], torch.Tensor]:
+    """Return what reads another control; every scene stands beside a reference image of its own."""
+    generator, count = setup.generator(_STAND_INS, place, draw), itertools.count()
+
+    def read(cache: Any) -> torch.Tensor:
+        images = list(itertools.islice(count, len(lens.embed(cache, sites[:1]))))
+        against = setup.stand_ins.against(kind, lens, images, generator=generator, turn=draw)
+        return lens.pooled_against(cache, sites, against)
+
+    return read
 
 
 def _placebo(setup: StudySetup, lens: Lens, sites: list[Site], stream: Sequence[int]) -> Callable[[Any], torch.Tensor]:

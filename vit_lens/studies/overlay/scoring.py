@@ -2,7 +2,8 @@
 
 __all__ = ["AREA", "CIRCULAR", "LEFT_AFTER", "Trial", "area", "left_after", "scaled"]
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from vit_lens.studies.findings import Null, Score
 from vit_lens.studies.overlay.orders import Ranking
 from vit_lens.studies.overlay.removal import LEFT, TO_BASE, TO_OVERLAY, Order, Removal, Removed, sorted_by
+from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import Estimate, bootstrap
 
 AREA = "overlay removal: area of T (random 0, greedy 1)"
@@ -18,7 +20,7 @@ LEFT_AFTER = 4
 CIRCULAR = "; pictures read by the encoder itself (circular)"
 
 RANDOM, GREEDY = "random", "greedy (upper bound)"
-_PLACEBO, _OTHER = "equal-norm placebo", "order of another overlay"
+_PLACEBO, _OTHER = NULLS["random"], "order of another overlay"
 
 Rows = Int[np.ndarray, " draw"]
 
@@ -47,13 +49,16 @@ class Trial:
     def scores(self, ranking: Ranking) -> list[Score]:
         """Take heads away in the ranking's order, and score it."""
         order = sorted_by(ranking.scores)
-        orders = [order, np.roll(order, 1, axis=0), *map(sorted_by, ranking.placebos)]
-        own, other, *placebos = self.removal.run(orders, self.steps, label=ranking.name)
+        nulls = {_PLACEBO: ranking.placebos} | {NULLS.get(k, k): found for k, found in ranking.stand_ins.items()}
+        drawn = [sorted_by(scores) for found in nulls.values() for scores in found]
+        own, other, *rest = self.removal.run([order, np.roll(order, 1, axis=0), *drawn], self.steps, label=ranking.name)
+        left = iter(rest)
+        removed = {name: list(itertools.islice(left, len(found))) for name, found in nulls.items()}
         self.trajectories += self._trajectory(ranking.reading, ranking.level, ranking.circular, [own])
         measures: dict[str, Callable[[Removed, Rows], float | None]] = {AREA: self._share}
         if LEFT_AFTER in self.steps:
             measures[left_after()] = self._left
-        return [self._score(name, measure, ranking, own, other, placebos) for name, measure in measures.items()]
+        return [self._score(name, measure, ranking, own, other, removed) for name, measure in measures.items()]
 
     def _score(
         self,
@@ -62,13 +67,14 @@ class Trial:
         ranking: Ranking,
         own: Removed,
         other: Removed,
-        placebos: Sequence[Removed],
+        removed: Mapping[str, Sequence[Removed]],
     ) -> Score:
         n = own.shape[2]
         every = np.arange(n)
         nulls = {"random order": Null.of([measure(one, every) for one in self._randoms])}
-        if placebos:
-            nulls[_PLACEBO] = Null.of([measure(one, every) for one in placebos])
+        for null, placebos in removed.items():
+            if placebos:
+                nulls[null] = Null.of([measure(one, every) for one in placebos])
         controls = {_OTHER: measure(other, every)} if own.shape[1] > 1 else {}
         estimate = bootstrap(lambda rows: measure(own, rows), n, seed=self.seed)
         if estimate.value is None:

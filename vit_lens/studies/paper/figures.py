@@ -17,7 +17,7 @@ _TILE, _GAP, _LINE = 104, 10, 13
 _TITLED, _WITH_FACTS = 26, 42
 _UNDRAWN = "<i>the decoder could<br>not draw this</i>"
 _FADED = 0.35
-_SHOWN = (("overlay",), ("cos", "S"), ("leak",))
+_SHOWN = (("overlay",), ("cos", "S"), ("leak",), ("leak_other",), ("leak_covariance",))
 
 
 def plate_figure(plate: Plate) -> go.Figure:

@@ -3,6 +3,7 @@
 __all__ = ["OVERLAY_LENSES", "overlay_plate"]
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def overlay_plate(
     strips = [
         Strip(
             title=lens_title(reading.lens), words=reading.lens.describe().words, tiles=(*tiles, *columns),
-            facts=ranking_facts(score, reading, control),
+            facts=ranking_facts(score, replace(reading, others={}), control),
         )
         for (reading, _), columns, (score, control) in zip(readings.values(), lists, scores, strict=True)
     ]  # fmt: skip
@@ -95,12 +96,13 @@ def _layers(
     """Return pictures with the overlay, without it, and of the control; and how much site and control show of it."""
     own = cosine(with_it.embeds - without.embeds, toward)
     control = cosine(with_it.controls - without.controls, toward).mean(0)
-    first, last = layers_of(with_it)
+    first, last, *more = layers_of(with_it)
     middle = Layer(label="without", embeds=without.embeds, clean=without.clean, numbers={})
     shown = [
         Layer(label=None, embeds=first.embeds, clean=first.clean, numbers={"overlay": own, **first.numbers}),
         middle,
         Layer(label="control", embeds=last.embeds, clean=last.clean, numbers={"overlay": control, **last.numbers}),
+        *more,
     ]
     return shown, (own, control)
 

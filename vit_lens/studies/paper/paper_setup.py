@@ -4,6 +4,7 @@ __all__ = ["PaperSetup", "make_paper"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.images import content_of
 from vit_lens.studies.seen_pictures import Pictures
+from vit_lens.studies.stand_ins import StandIns
 from vit_lens.studies.study_setup import check_accepts
 
 _AT_LEAST = 8
@@ -62,6 +64,11 @@ class PaperSetup:
                 "it is held against: take it out of --reference-images, or show another image"
             )
         return self.model.preprocess([image])
+
+    @cached_property
+    def stand_ins(self) -> StandIns:
+        """What may stand in for what a site writes, made of the reference images."""
+        return StandIns(model=self.model, reference=self.pixels, seed=self.seed)
 
     def describe(self) -> dict[str, Any]:
         """Return what another run needs to know."""

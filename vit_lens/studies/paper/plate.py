@@ -28,8 +28,10 @@ PLATE_NUMBERS: dict[str, tuple[str, str]] = {
     "leak": (
         "leak",
         "leak index, S(control) / S(site): near 0 the likeness came from the site, near 1 a random direction of equal "
-        "norm has as much of it; undefined where S(site) is not above 0",
+        "norm has as much of it; not applicable where S(site) is no more than chance gives",
     ),
+    "leak_other": ("leak, other image", "the same for what the site writes for another image, at the same norm"),
+    "leak_covariance": ("leak, covariance", "the same for random directions with the site's covariance"),
     "overlay": (
         "overlay",
         "cosine of what the site's lens embedding gains with the overlay (composite minus image) with what the overlay "
@@ -57,7 +59,8 @@ class Tile:
         picture: The picture.
         numbers: The picture's numbers, by the keys of ``PLATE_NUMBERS``; None says "undefined". Empty for an image that
             is no drawing.
-        below: The site's control, a random direction of equal norm drawn with the same noise; or more.
+        below: The site's controls, a random direction and another image's output of equal norm, drawn with the same
+            noise; or more.
     """
 
     label: str

@@ -1,9 +1,10 @@
-"""Every site of one image through several lenses, each beside random directions of equal norm."""
+"""Every site of one image through several lenses, each beside what may stand in for what it writes."""
 
-__all__ = ["N_DRAWS", "SiteReading", "read_sites"]
+__all__ = ["N_DRAWS", "ControlReading", "SiteReading", "read_sites"]
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from vit_lens.towers import ViTActivationCache
 
 N_DRAWS = 20
 """Random directions of equal norm for each site."""
-_IMAGE, _REFERENCE = 1, 2  # streams of random directions
+_IMAGE, _REFERENCE, _STAND_INS = 1, 2, 3  # streams of random directions
 _ROUNDING = 128  # a deviation below this many units in the last place is noise
 
 
@@ -35,6 +36,9 @@ class SiteReading:
         cos: Raw similarity of ``embeds`` to the input.
         S: Centred similarity: each side without its mean over the reference images; nan where a site says the same of
             every image.
+        chance: How much centred similarity chance gives each site: more than with 97.5 % of the reference images.
+        control_draws_S: Centred similarity of the controls, by draw.
+        others: The further controls by name, another image's output first: their embeddings and similarities.
         control_cos: Raw similarity of controls, mean over the draws.
         control_S: Centred similarity of controls, mean over the draws; their mean is that of controls, too.
         size: Norm of what the lens adds (after mean removal): ``h``, or for the mean anchor ``h - mu_h``.
@@ -47,9 +51,21 @@ class SiteReading:
     controls: Float[Tensor, "draw site d_embed"]
     cos: Float[Tensor, " site"]
     S: Float[Tensor, " site"]
+    chance: Float[Tensor, " site"]
+    control_draws_S: Float[Tensor, "draw site"]
     control_cos: Float[Tensor, " site"]
     control_S: Float[Tensor, " site"]
     size: Float[Tensor, " site"]
+    others: "Mapping[str, ControlReading]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ControlReading:
+    """A control of every site of one image, by draw: embeddings, raw and centred similarity to the input."""
+
+    embeds: Float[Tensor, "draw site d_embed"]
+    cos: Float[Tensor, "draw site"]
+    S: Float[Tensor, "draw site"]
 
 
 @torch.no_grad()
@@ -86,16 +102,53 @@ def _read(
     own_S = centred_similarity(embeds, clean, mean[None], setup.centre)
     control_S = torch.stack([centred_similarity(draw, clean, control_mean[None], setup.centre) for draw in controls])
     said = (embeds - mean).norm(dim=-1) > _ROUNDING * torch.finfo(embeds.dtype).eps * embeds.norm(dim=-1)
-    sizes = _sizes(cache, lens, sites)
+    sizes, chance = _sizes(cache, lens, sites), _chance(setup, embeds, mean)
+    others = _others(setup, cache, clean, lens, sites, mean)
     return [
         SiteReading(
             lens=lens, sites=tuple(sites), clean=clean[i].float().cpu(), embeds=embeds[i].float().cpu(),
             controls=controls[:, i].float().cpu(), cos=cosine(embeds[i], clean[i]).cpu(),
             S=own_S[i].where(said[i], torch.nan).cpu(), control_cos=cosine(controls[:, i], clean[i]).mean(0).cpu(),
-            control_S=control_S[:, i].mean(0).cpu(), size=sizes[i],
+            control_S=control_S[:, i].mean(0).cpu(), size=sizes[i], chance=chance[i],
+            control_draws_S=control_S[:, i].cpu(), others={kind: found[i] for kind, found in others.items()},
         )
         for i in range(len(clean))
     ]  # fmt: skip
+
+
+def _chance(
+    setup: PaperSetup, embeds: Float[Tensor, "image site d_embed"], mean: Float[Tensor, "site d_embed"]
+) -> Float[Tensor, "image site"]:
+    """Return what chance gives: of reference images, and of unrelated directions in so many dimensions."""
+    deviations = embeds - mean
+    others = [cosine(deviations, whole - setup.centre).nan_to_num(-1.0) for whole in setup.stand_ins.bank().embeds]
+    return torch.stack(others).quantile(0.975, dim=0).clamp_min(1.96 / math.sqrt(embeds.shape[-1])).cpu()
+
+
+def _others(
+    setup: PaperSetup, cache: ViTActivationCache, clean: Float[Tensor, "image d_embed"], lens: Lens, sites: list[Site],
+    mean: Float[Tensor, "site d_embed"],
+) -> dict[str, list[ControlReading]]:  # fmt: skip
+    """Read every control but the isotropic one, all draws of each; S is less the site's own mean reading."""
+    found: dict[str, list[ControlReading]] = {}
+    for kind in setup.stand_ins.beside_random if lens.has_controls else ():
+        generator = _generator(setup, _STAND_INS)
+        draws = [
+            lens.pooled_against(
+                cache, sites, setup.stand_ins.against(kind, lens, range(len(clean)), generator=generator, turn=turn)
+            )
+            for turn in range(N_DRAWS)
+        ]
+        S = [centred_similarity(draw, clean, mean[None], setup.centre) for draw in draws]
+        found[kind] = [
+            ControlReading(
+                embeds=torch.stack([draw[i] for draw in draws]).float().cpu(),
+                cos=torch.stack([cosine(draw[i], clean[i]) for draw in draws]).cpu(),
+                S=torch.stack([one[i] for one in S]).cpu(),
+            )
+            for i in range(len(clean))
+        ]
+    return found
 
 
 def _means(

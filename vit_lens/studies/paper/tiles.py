@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError, nearest
-from vit_lens.metrics import leak_index
+from vit_lens.estimates import leak_of_draws
 from vit_lens.studies.paper.kept_tiles import draw
 from vit_lens.studies.paper.paper_setup import PaperSetup
 from vit_lens.studies.paper.plate import Tile
@@ -79,15 +79,30 @@ def best(score: Float[Tensor, " site"], top: int) -> list[int]:
 
 
 def layers_of(reading: SiteReading) -> list[Layer]:
-    """Return a reading's embeddings with its numbers, above its control."""
-    leaks = [leak_index(float(c), float(s)) for c, s in zip(reading.control_S, reading.S, strict=True)]
-    leak = torch.tensor([math.nan if value is None else value for value in leaks], dtype=torch.float64)
-    own = {"cos": reading.cos, "S": reading.S, "leak": leak}
+    """Return a reading's embeddings with its numbers, above its controls: a random direction, and those beside it.
+
+    Of the further controls another image's output is drawn; all have a leak index.
+    """
+    own = {"cos": reading.cos, "S": reading.S, "leak": _leak(reading, reading.control_draws_S)}
+    own |= {f"leak_{kind}": _leak(reading, found.S) for kind, found in reading.others.items()}
     control = {"cos": reading.control_cos, "S": reading.control_S}
-    return [
+    layers = [
         Layer(label=None, embeds=reading.embeds, clean=reading.clean, numbers=own),
         Layer(label="control", embeds=reading.controls[0], clean=reading.clean, numbers=control),
     ]
+    if (other := reading.others.get("other")) is not None:
+        numbers = {"cos": other.cos.mean(0), "S": other.S.mean(0)}
+        layers.append(Layer(label="other image", embeds=other.embeds[0], clean=reading.clean, numbers=numbers))
+    return layers
+
+
+def _leak(reading: SiteReading, draws: Float[Tensor, "draw site"]) -> Float[Tensor, " site"]:
+    """Return the leak index of a control at every site; nan where it is not applicable."""
+    found = [
+        leak_of_draws(of_site.tolist(), float(site), least=float(chance)).value
+        for of_site, site, chance in zip(draws.T, reading.S, reading.chance, strict=True)
+    ]
+    return torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
 
 
 def read_tiles(

@@ -31,6 +31,7 @@ ALPHAS = (1.5, 2.0, 5.0, 10.0, 25.0, 100.0)
 """The ladder of figure 4; the paper's own value is not known."""
 MEAN_ANCHORED = "dsl-mean:alpha=5"
 _LAYERS_SHOWN = 12
+_OWN = {"other": "another image", "covariance": "covariance-matched directions"}
 _BY_ANALOGY = {EQUATIONS: "LN(v) proj, by analogy with the Diffusion Lens for text (Toker et al. 2024)"}
 
 
@@ -137,17 +138,19 @@ def _top_strips(setup: PaperSetup, image: Any, lenses: Mapping[str, Lens], top: 
     return [
         Strip(
             title=lens_title(reading.lens), tiles=(*start, *tiles), words=reading.lens.describe().words,
-            facts=ranking_facts(score, reading, reading.control_S if by == "S" else reading.control_cos),
+            facts=ranking_facts(score, reading, reading.control_S if by == "S" else reading.control_cos, by),
         )
         for reading, score, tiles in zip(readings, scores, lists, strict=True)
     ]  # fmt: skip
 
 
 def ranking_facts(
-    score: Float[Tensor, " site"], reading: SiteReading, control: Float[Tensor, " site"]
+    score: Float[Tensor, " site"], reading: SiteReading, control: Float[Tensor, " site"], by: str = "cos"
 ) -> dict[str, float | None]:
     """Return how far a ranking follows what needs no lens: size alone, and random directions of equal norm."""
     beside = {"with the size of what the lens adds": reading.size, "with the controls' own": control}
+    for kind, found in reading.others.items():
+        beside[f"with that of {_OWN.get(kind, kind)}"] = (found.S if by == "S" else found.cos).mean(0)
     return {what: spearman(score.double().numpy(), other.double().numpy()) for what, other in beside.items()}
 
 

@@ -10,9 +10,10 @@ EQUATIONS = "Equations of the lens"
 ANY_FIGURE = (
     "A reconstruction: the paper's text, equations, settings and code could not be read. This is a figure in its "
     "manner, with controls that are ours.",
-    "Below every picture stands its control: a random direction of equal norm in the site's place, drawn with the same "
-    f"noise. Its numbers before decoding are means over {N_DRAWS} draws, its picture is the first of them. A picture "
-    "that its control also makes says nothing about the site.",
+    "Below every picture stand its controls: a random direction of equal norm in the site's place, and what the site "
+    "writes for another image (a reference image, drawn by seed) at the same norm, drawn with the same noise. Their "
+    f"numbers before decoding are means over {N_DRAWS} draws, their pictures are the first of them. A picture that a "
+    "control also makes says nothing about the site, or nothing about the image.",
 )
 NO_INTERVAL = "One image: nothing here has an interval."
 TOP_LIST = (

@@ -16,6 +16,7 @@ from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.labelled import LabelledAttribute
 from vit_lens.studies.planted.recovery import LensGaps, Patched, contrast, gap, lens_gaps, patched, write_norms
 from vit_lens.studies.planted.soil import Plant, Soil
+from vit_lens.studies.stand_ins import StandIns
 from vit_lens.studies.study_setup import StudySetup
 from vit_lens.texts import TextBank
 
@@ -113,7 +114,10 @@ def _read(
     means = ReferenceMeans.from_images(model, setup.anchor_pixels, batch_size=64)
     lenses = {name: parse_lens(name, means) for name in setup.lenses}
     pixels, _, label = _known(setup, attribute)
-    gaps = lens_gaps(model, pixels, lenses, texts, attribute.captions, label, n_draws=n_draws, seed=seed)
+    others = StandIns(model=model, reference=setup.anchor_pixels, seed=setup.seed)
+    gaps = lens_gaps(
+        model, pixels, lenses, texts, attribute.captions, label, n_draws=n_draws, seed=seed, stand_ins=others
+    )  # fmt: skip
     return (lenses, means), gaps
 
 

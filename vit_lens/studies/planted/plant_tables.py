@@ -14,6 +14,7 @@ from vit_lens.studies.planted.decoded import DecodedGaps
 from vit_lens.studies.planted.examined import Examined
 from vit_lens.studies.planted.recovery import LensGaps
 from vit_lens.studies.planted.soil import KINDS, Kind, Plant
+from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import auc, finite_mean, mean_interval
 
 FINDS = "AUC of the planted head"
@@ -110,6 +111,9 @@ def _score(
                 [statistic(draw, at) for draw in getattr(of, draws)] for of, at in zip(gaps, places, strict=True)
             ]
             nulls[null] = Null.of([finite_mean(list(draw)) for draw in zip(*per_plant, strict=True)])
+        for kind in dict.fromkeys(kind for of in gaps for kind in of.stand_ins):
+            drawn = [[statistic(draw, at) for draw in of.stand_ins[kind]] for of, at in zip(gaps, places, strict=True)]
+            nulls[NULLS.get(kind, kind)] = Null.of([finite_mean(list(draw)) for draw in zip(*drawn, strict=True)])
     return _plain(measure, name, values, seed, level=level, nulls=nulls, controls=controls)
 
 

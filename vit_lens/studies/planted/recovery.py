@@ -2,8 +2,8 @@
 
 __all__ = ["LensGaps", "Patched", "contrast", "gap", "lens_gaps", "patched", "write_norms"]
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.soil import Plant
 from vit_lens.studies.similarities import caches
+from vit_lens.studies.stand_ins import StandIns
 from vit_lens.texts import TextBank
 
 
@@ -29,11 +30,13 @@ class LensGaps:
         real: Of the lens.
         placebo: Each head's output a random direction of equal norm, image by image.
         shuffled: Classes dealt to the images at random: a head's result is held against another image's class.
+        stand_ins: What other controls show, by their name: another image's output, a covariance-matched direction.
     """
 
     real: Float[np.ndarray, " head"]
     placebo: Float[np.ndarray, "draw head"]
     shuffled: Float[np.ndarray, "shuffle head"]
+    stand_ins: Mapping[str, Float[np.ndarray, "draw head"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,6 +77,7 @@ def lens_gaps(
     *,
     n_draws: int,
     seed: Sequence[int],
+    stand_ins: StandIns | None = None,
 ) -> dict[str, LensGaps]:
     """Read every head with every lens, and with its controls.
 
@@ -86,6 +90,7 @@ def lens_gaps(
         label: Class of each image.
         n_draws: Of each control.
         seed: Of the draws.
+        stand_ins: Of the planted encoder, for controls beside the isotropic one; None for none.
     """
     heads = Site.heads(model)
     drawn = np.random.default_rng(list(seed))
@@ -96,14 +101,34 @@ def lens_gaps(
             draws = [lens.placebo(cache, heads, generator=generator) for _ in range(n_draws)]
             rows = [contrast(texts, embeds, captions) for embeds in (lens.embed(cache, heads), *draws)]
             found[name].append(np.stack(rows, 1))
+    others = {} if stand_ins is None else _stand_ins(model, pixels, lenses, texts, captions, label, stand_ins, n_draws)
     shuffles = [drawn.permutation(label) for _ in range(n_draws)]
     out = {}
     for name, parts in found.items():
         contrasts = np.concatenate(parts)
         out[name] = LensGaps(
             real=gap(contrasts[:, 0], label), placebo=gap(contrasts[:, 1:], label),
-            shuffled=np.stack([gap(contrasts[:, 0], other) for other in shuffles]),
+            shuffled=np.stack([gap(contrasts[:, 0], other) for other in shuffles]), stand_ins=others.get(name, {}),
         )  # fmt: skip
+    return out
+
+
+def _stand_ins(
+    model: HookedViT, pixels: Float[Tensor, "image channel height width"], lenses: dict[str, Lens], texts: TextBank,
+    captions: tuple[str, str], label: Int[np.ndarray, " image"], stand_ins: StandIns, n_draws: int,
+) -> dict[str, dict[str, Float[np.ndarray, "draw head"]]]:  # fmt: skip
+    """Return what each control beside the isotropic one shows, by lens and control."""
+    heads, held = Site.heads(model), list(caches(model, pixels, lenses=lenses.values()))
+    out: dict[str, dict[str, np.ndarray]] = {}
+    for name, lens in lenses.items():
+        for kind in stand_ins.beside_random if lens.has_controls else ():
+            gaps = []
+            for draw in range(n_draws):
+                generator = torch.Generator().manual_seed(stand_ins.seed * 1000 + draw)
+                read = stand_ins.read(kind, lens, held, heads, generator=generator, turn=draw)
+                pooled = [found.pooled for found in read if found.pooled is not None]
+                gaps.append(gap(np.concatenate([contrast(texts, one, captions) for one in pooled]), label))
+            out.setdefault(name, {})[kind] = np.stack(gaps)
     return out
 
 
