@@ -221,3 +221,80 @@ def test_a_random_direction_of_equal_norm_is_a_weak_control_here(seen, site, own
     assert found["other"] == pytest.approx(other, abs=2e-3)
     assert found["random"] == pytest.approx(isotropic, abs=2e-2)
     assert found[""] - found["random"] > 0.09 and abs(found[""] - found["other"]) < 0.015
+
+
+@pytest.fixture(scope="module")
+def drawn(model, photographs):
+    """Every control of D1 at alpha 10, means over draws: of a bank in which no image stands in for itself."""
+    import vit_lens as vl
+
+    bank = vl.ControlBank.from_images(model, photographs)
+    embeds, cache = model.run_with_cache(model.preprocess(photographs), rows="readout")
+    lens, sites = vl.DiffusionSteeringLens(alpha=10.0), ["L2.mlp", "L6.mlp", "L7.mlp", "L8.mlp", "L9.mlp"]
+    found = {"": cosine_similarity(lens.embed(cache, sites), embeds[:, None], dim=-1).mean(0)}
+    for control in vl.controls.CONTROLS:
+        generator, cosines = torch.Generator().manual_seed(0), []
+        for turn in range(7):
+            others = bank.others(bank.hashes, turn=turn)
+            against = vl.controls.Against(control=control, generator=generator, others=others)
+            read = lens.pooled_against(cache, sites, against)
+            cosines.append(cosine_similarity(read, embeds[:, None], dim=-1))
+        found[control] = torch.stack(cosines).mean((0, 1))
+    return found
+
+
+def test_another_images_output_shows_what_the_isotropic_control_hides(drawn):
+    """By random directions these sites are about their image; by another image's output they say the same of all."""
+    own = drawn[""]
+    assert (own - drawn["random"] > 0.1).all()
+    assert ((own - drawn["other"]).abs() < 0.02).all()
+    assert (own - drawn["random"] > 8 * (own - drawn["other"]).abs()).all()
+
+
+def test_a_covariance_matched_direction_keeps_the_massive_dimension(drawn):
+    """Since it is taken about what the lens measures outputs from: it explains most of what isotropy leaves."""
+    own, left = drawn[""], drawn[""] - drawn["covariance"]
+    assert (left > 0).all() and (left < 0.5 * (own - drawn["random"])).all()
+
+
+def test_a_sweep_ranks_by_the_nearest_control(model, photographs, tmp_path):
+    """What a budget refines first is not the massive site, as it was by the isotropic control alone."""
+    import vit_lens as vl
+    from vit_lens.sweeping.order import refining_groups
+
+    lens, sites = vl.DiffusionSteeringLens(alpha=10.0), ["L8.mlp", "L9.mlp", "L11.mlp", "L11.attn", "L9H3"]
+    record = vl.sweep(
+        model, None, photographs, lens=lens, sites=sites, controls=vl.Controls(draws=7), out=tmp_path / "r"
+    )
+    table = record.table[record.table["reading"] == next(iter(record.readings))].reset_index(drop=True)
+    table = table.assign(row=range(len(table)))
+    gap = {name: (table["cos_lens_clean"] - table[f"cos_lens_{name}"]).abs() for name in ("control", "other")}
+    massive = table["site"].isin(["L8.mlp", "L9.mlp"])
+    assert gap["control"][massive].mean() > 8 * gap["other"][massive].mean()
+    of = dict.fromkeys(record.readings, "")
+    older = table.drop(columns=["cos_lens_other", "cos_lens_covariance"])
+    places = [
+        [index for index, group in enumerate(refining_groups(rows, of)) if massive[group].any()]
+        for rows in (older, table)
+    ]
+    assert sum(places[0]) + 8 < sum(places[1])  # later, over eight images
+
+
+def test_standardised_controls_are_not_fooled_by_it_either(model, photographs):
+    """Length that counts every dimension alike: the isotropic control comes near the site's own likeness."""
+    import vit_lens as vl
+
+    bank = vl.ControlBank.from_images(model, photographs)
+    embeds, cache = model.run_with_cache(model.preprocess(photographs), rows="readout")
+    lens, found = vl.DiffusionSteeringLens(alpha=10.0), {}
+    own = cosine_similarity(lens.embed(cache, "L9.mlp")[:, 0], embeds, dim=-1).mean()
+    for normalise in (None, "std", "whiten"):
+        generator, cosines = torch.Generator().manual_seed(0), []
+        for _ in range(8):
+            against = vl.controls.Against(
+                control="random", generator=generator, others=bank.others(bank.hashes), normalise=normalise
+            )
+            read = lens.pooled_against(cache, "L9.mlp", against)[:, 0]
+            cosines.append(cosine_similarity(read, embeds, dim=-1).mean())
+        found[normalise] = torch.stack(cosines).mean()
+    assert own - found[None] > 0.2 and own - found["std"] < 0.1 and own - found["whiten"] < 0.1

@@ -96,17 +96,17 @@ class Control(ABC):
 
 CONTROLS: dict[str, Control] = {}
 """The controls of sites by name, in the order in which pages show them."""
-_C = TypeVar("_C", bound=type[Control])
+_C = TypeVar("_C", bound=Control)
 
 
-def control(name: str) -> Callable[[_C], _C]:
+def control(name: str) -> Callable[[type[_C]], type[_C]]:
     """Return a decorator that registers a control under a name.
 
     Raises:
         LensError: The name is taken by another one.
     """
 
-    def register(kind: _C) -> _C:
+    def register(kind: type[_C]) -> type[_C]:
         if name in CONTROLS and type(CONTROLS[name]).__qualname__ != kind.__qualname__:
             raise LensError(f"the name {name!r} is taken by {type(CONTROLS[name]).__qualname__}; choose another")
         kind.name = name

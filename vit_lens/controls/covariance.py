@@ -28,8 +28,8 @@ class CovarianceMatched(Control):
     needs = MIN_SAMPLES
 
     def directions(self, material: Material) -> Float[Tensor, "site row d_model"]:
-        if material.others is None or (lacks := self.lacks(len(material.others))):
-            raise LensError(self.lacks(0) if material.others is None else lacks)
+        if lacks := self.lacks(0 if material.others is None else len(material.others)):
+            raise LensError(lacks)
         spread = material.remembered("spread", lambda others: Spread.of(samples_of(others)))
         return spread.power(material.noise(), 0.5)
 

@@ -204,7 +204,7 @@ def _caption(record: Record, row: dict[Any, Any], by: str) -> str:
     name = f"{control} control" if control else row["site"]
     lines = [html.escape(name) + ("" if pd.isna(row[by]) else f"  {row[by]:.2f}")]
     leaks = {name: control_columns(name).leak for name in CONTROLS}
-    known = [f"{name} {row[of]:.2f}" for name, of in leaks.items() if not pd.isna(row.get(of))]
+    known = [f"{name} {row[of]:.2f}" for name, of in leaks.items() if of in row and not pd.isna(row[of])]
     if len(known) == 1 and not pd.isna(row["leak"]):
         lines.append(f"leak {row['leak']:.2f}")
     elif known:

@@ -97,10 +97,10 @@ class ControlNumbers:
             chance: What chance gives it.
         """
         if not self.cosines:
-            return (math.nan,) * 5
+            return math.nan, math.nan, math.nan, math.nan, math.nan
         found = leak_of_draws(self.centred, site, least=chance)
-        known = (math.nan if one is None else one for one in (found.value, found.low, found.high))
-        return (_mean(self.cosines), _mean(self.centred), *known)
+        leak, low, high = (math.nan if one is None else one for one in (found.value, found.low, found.high))
+        return _mean(self.cosines), _mean(self.centred), leak, low, high
 
 
 def control_numbers(

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vit_lens import __version__
 from vit_lens.addresses import as_index
+from vit_lens.controls import CONTROLS
 from vit_lens.decoders import (
     Decoder,
     PromptEncoder,
@@ -87,6 +88,7 @@ def plan(
     inputs: 2
     readings: DSL, clean-anchored, alpha 10; 64 sites and 64 controls an input
     rows: 256
+    controls: random, other in numbers, of the 2 inputs themselves; left out, for want of other images: covariance
     pictures: none; disk: about 195 kB
     """
     check_kind("drawing", drawing, Drawing, "vit_lens.Drawing(settings=..., seeds=..., batch_size=...)")
@@ -196,6 +198,22 @@ class Plan:
     def inputs(self) -> Any:
         """The inputs that are read."""
         return self.kind.inputs
+
+    @property
+    def measured(self) -> list[str]:
+        """The controls that sites are measured against before decoding, by name."""
+        lenses = [one.lens for one in self.readings if not one.reading.control]
+        has_random, has_all = any(lens.has_control for lens in lenses), any(lens.has_controls for lens in lenses)
+        return [name for name in self.others.numbered if has_all or (name == "random" and has_random)]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The controls of images that sites are not measured against, and why."""
+        missing = (name for name in CONTROLS if name not in self.measured)
+        return {
+            name: self.others.left_out.get(name, f"no lens here has the control {name!r}: it needs read_changed()")
+            for name in missing
+        }
 
     @property
     def per_input(self) -> int:
@@ -319,7 +337,7 @@ class Plan:
             return {}
         bank = self.others.make(self.model, self.readings)
         held = bank and {"from": self.others.words, "n": len(bank), "content": bank.content}
-        found = {"measured": self.others.numbered, "left_out": self.others.left_out, "others": held}
+        found = {"measured": self.measured, "left_out": self.left_out, "others": held}
         return found | ({} if self.controls.normalise is None else {"normalise": self.controls.normalise})
 
     # ---- what it takes
@@ -389,9 +407,13 @@ class Plan:
         """Say which controls are measured and drawn, and what drawing them takes of it all."""
         drawn = list(dict.fromkeys(one.reading.control for one in self.readings if one.reading.control))
         made = self.others.words
-        said = f"controls: {', '.join(self.others.numbered)} in numbers" + (f", of {made}" if made else "")
-        if left_out := ", ".join(self.others.left_out):
-            said += f"; left out, for want of other images: {left_out}"
+        said = f"controls: {', '.join(self.measured) or 'none'} in numbers"
+        said += f", of {made}" if made and self.measured != ["random"] else ""
+        if left_out := ", ".join(self.left_out):
+            why = (
+                "for want of other images" if set(self.left_out) <= set(self.others.left_out) else "not of these lenses"
+            )
+            said += f"; left out, {why}: {left_out}"
         if not drawn or self.decoder is None:
             return [said]
         took = self.seconds(self.settings, n)

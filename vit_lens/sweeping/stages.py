@@ -142,7 +142,7 @@ class _Work:
     def _find_others(self) -> None:
         """Run the other images of which controls are made, and say of each input which of them stands in for it."""
         plan = self.plan
-        bank = plan.others.make(plan.model, plan.readings) if self.seen else None
+        bank = plan.others.make(plan.model, plan.readings) if self.seen and plan.others.n_others else None
         for index, seen in self.seen.items() if bank is not None else ():
             if seen is not None and bank is not None:
                 self.others[index] = bank.others([picture_hash(seen)], seed=plan.controls.seed)
@@ -154,7 +154,7 @@ class _Work:
         plan = self.plan
         parts = embed_input(
             plan.kind, self.described[index], self.seen[index], plan.readings, plan.beside, plan.controls,
-            live=plan.beside.wants_live(index), others=self.others.get(index), kinds=plan.others.numbered,
+            live=plan.beside.wants_live(index), others=self.others.get(index), kinds=plan.measured,
         )  # fmt: skip
         checked = map(self._checked, parts)
         return chain([next(checked)], checked)
