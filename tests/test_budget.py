@@ -197,7 +197,8 @@ def test_inputs_take_turns_residuals_first_and_the_most_informative_of_each_inpu
         site = next(row for row in rows if not whole.readings[row["reading"]].control)
         is_residual = site["site_type"].startswith("resid")
         assert is_residual or {whole.readings[row["reading"]].control for row in rows} == {"", "random"}
-        adds = -1.0 if is_residual else abs(site["cos_lens_clean"] - site["cos_lens_control"])
+        against = [site[name] for name in ("cos_lens_control", "cos_lens_other") if not is_residual]
+        adds = min((abs(site["cos_lens_clean"] - one) for one in against), default=-1.0)
         keys.append((not is_residual, site["input"], (-adds, -site["norm_h"])))
     assert [key[0] for key in keys] == sorted(key[0] for key in keys)  # residuals first
     for kind in (False, True):
@@ -213,6 +214,7 @@ def test_ties_go_to_the_larger_and_sites_that_share_a_picture_go_together(whole)
     from vit_lens.sweeping.order import refining_groups
 
     table, of = whole.table.assign(cos_lens_clean=0.5, cos_lens_control=0.25, same_as=None), _of(whole)
+    table["cos_lens_other"] = 0.0
     own = [name for name, reading in whole.readings.items() if not reading.control]
     sites = table[table["reading"].isin(own) & (table["seed"] == 3) & ~table["site_type"].str.startswith("resid")]
     groups = refining_groups(table, of)

@@ -113,6 +113,41 @@ def test_leak_index_is_undefined_where_the_site_does_not_resemble_the_input():
     assert leak_index(0.3, 0.0) is None and leak_index(0.3, -0.2) is None
 
 
+def test_a_leak_index_over_images_is_a_ratio_of_means_with_an_interval():
+    """Held to a loop over resamples; it goes with the images, which numerator and denominator share."""
+    from vit_lens.estimates import leak_estimate
+
+    generator = np.random.default_rng(3)
+    site = generator.normal(0.4, 0.1, size=11)
+    control = 0.5 * site + generator.normal(0, 0.02, size=11)
+    found = leak_estimate(control, site, seed=4)
+    drawn = np.random.default_rng(4)
+    slow = [control[rows].mean() / site[rows].mean() for rows in (drawn.integers(11, size=11) for _ in range(1000))]
+    assert found.value == pytest.approx(control.mean() / site.mean(), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=1e-12)
+    gaps = leak_estimate(np.append(control, np.nan), np.append(site, 0.4), seed=4)
+    assert gaps == found  # an image without a number counts for neither
+
+
+def test_a_leak_index_is_not_applicable_where_its_denominator_is_not_significant():
+    """Never a huge number: the plain ratio of these is 40 and more."""
+    from vit_lens.estimates import leak_estimate, leak_of_draws
+
+    site, control = np.array([0.3, -0.2, 0.25, -0.31, 0.01, -0.02]), np.full(6, 0.2)
+    assert control.mean() / abs(site.mean()) > 30
+    found = leak_estimate(control, site, seed=0)
+    assert found.value is None and found.low is None
+    assert found.why.startswith("not applicable: S(site) is") and found.why.endswith("which includes 0")
+    assert leak_estimate(control, site - 1, seed=0).why.endswith("which lies below 0")
+    assert "not applicable: n = 4 gives no interval" in leak_estimate(control[:4], control[:4], seed=0).why
+    one = leak_of_draws([0.2] * 6, 0.004, least=0.1)
+    assert one.value is None and one.why == "not applicable: S(site) is +0.00, and chance gives +0.10"
+    assert leak_of_draws([0.2] * 6, float("nan"), least=0.1).why == "S is not known"
+    assert leak_of_draws([0.1, 0.2, 0.3, 0.2, 0.2], 0.5, least=0.1).value == pytest.approx(0.4)
+    few = leak_of_draws([0.1, 0.2], 0.5, least=0.1)
+    assert few.low is None and few.value == pytest.approx(0.3)
+
+
 # ---- similarity ---------------------------------------------------------------------------------------------
 
 

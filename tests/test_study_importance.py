@@ -356,7 +356,7 @@ def test_the_study_end_to_end(tmp_path, few_resamples):
     slow = stats.spearmanr(rows["centred similarity: diffusion"], rows[effect]).statistic
     assert score.estimate.value == pytest.approx(slow) and score.n == 5 and score.estimate.low is not None
     nulls = {name: null.n_draws for name, null in score.nulls.items()}
-    assert nulls == {"equal-norm placebo": 3, "no content": 3, "heads shuffled": 200}
+    assert nulls == {"equal-norm placebo": 3, "covariance-matched placebo": 3, "no content": 3, "heads shuffled": 200}
     larger = max(score.nulls["equal-norm placebo"].mean, score.nulls["no content"].mean)
     assert score.controls["excess over the larger null"] == pytest.approx(score.estimate.value - larger)
     assert set(score.controls) == {"excess over the larger null", "same head, other image", "random weights"}
@@ -371,8 +371,12 @@ def test_the_study_end_to_end(tmp_path, few_resamples):
         slow = stats.spearmanr(rows[f"decoded, centred similarity, {reader}: diffusion"], rows[effect]).statistic
         assert drawn.estimate.value == pytest.approx(slow) and drawn.n == 3
         assert drawn.nulls["equal-norm placebo"].n_draws == 1 and "no interval" in drawn.estimate.why
-    leaks = rows["leak index: diffusion"]
-    assert leaks.isna().tolist() == (rows["centred similarity: diffusion"] <= 0).tolist()
+    names = ("leak index", "leak index, another image's output", "leak index, covariance-matched placebo")
+    for name in names:
+        value, low, high = (rows[f"{name}{end}: diffusion"] for end in ("", ", low", ", high"))
+        known = value.notna()
+        assert (rows["centred similarity: diffusion"][known] > 0).all() and low.notna().tolist() == known.tolist()
+        assert (low[known] <= value[known]).all() and (value[known] <= high[known]).all()
     effects = result.frame("effects")
     assert len(effects) == 6 and (effects["between halves"] <= 1).all()
     assert effects[effect][0] == pytest.approx(1)

@@ -124,7 +124,7 @@ def test_other_directions_are_other_numbers_of_the_same_size(record, model, imag
 
 
 def test_the_leak_index_is_that_of_the_studies(full, model, images, lenses, beside, gallery):
-    """S of twenty directions over S of the site, both as studies compute it; undefined where the site has none."""
+    """S of twenty directions over S of the site, both as studies compute it; nan where chance gives as much."""
     from vit_lens.studies.similarities import centred_similarity
 
     (mean,) = beside["means"]
@@ -141,8 +141,15 @@ def test_the_leak_index_is_that_of_the_studies(full, model, images, lenses, besi
     control = torch.stack(
         [centred_similarity(some[None], clean, site_means, gallery.mean)[0] for some in draws.unbind(1)]
     )
-    for leak, s_site, s_control in zip(sites["leak"], own.tolist(), control.mean(0).tolist(), strict=True):
-        assert np.isnan(leak) if s_site <= 0 else leak == pytest.approx(s_control / s_site, abs=1e-4)
+    np.testing.assert_allclose(sites["S_lens_clean"], own, atol=1e-5)
+    np.testing.assert_allclose(sites["S_lens_control"], control.mean(0), atol=1e-5)
+    away = embeds[0] - site_means[0]
+    known = gallery.embeds[[name != "same.png" for name in gallery.names]] - gallery.mean  # not the image itself
+    likeness = [[by_numpy(row, other) for other in known] for row in away]
+    chance = np.maximum(np.quantile(likeness, 0.975, axis=1), 1.96 / np.sqrt(embeds.shape[-1]))
+    for row, s_site, s_control, least in zip(sites.to_dict("records"), own, control.mean(0), chance, strict=True):
+        assert np.isnan(row["leak"]) if s_site <= least else row["leak"] == pytest.approx(s_control / s_site, abs=1e-4)
+        assert np.isnan(row["leak"]) or (row["leak_low"] <= row["leak"] <= row["leak_high"] and row["leak"] < 10)
     assert 0 < sites["leak"].isna().sum() < len(sites)
 
 
