@@ -245,6 +245,32 @@ def test_a_budget_holds_with_all_controls_and_a_site_is_refined_with_them(model,
     assert all(found == {"", "random", "other"} for found in of_sites)
 
 
+def test_leaks_over_the_images_of_a_record(model, photos, lens, tmp_path):
+    """Of what the table holds, site by site, by a ratio of means; not applicable where S of the site is noise."""
+    import vit_lens as vl
+
+    gallery = vl.readers.Gallery.from_folder(model, photos[0].parent)
+    means = vl.readers.SiteMeans.of_gallery(model, gallery, [lens], SITES)
+    record = vl.sweep(
+        model, None, photos, lens=lens, sites=SITES, controls=vl.Controls(drawn=False, draws=3),
+        beside=vl.Beside(gallery=gallery, means=means), out=tmp_path / "leaks",
+    )  # fmt: skip
+    found = vl.records.leaks(record)
+    assert list(found["control"]) == ["random", "other", "covariance"] * len(SITES) and set(found["n"]) == {7}
+    for row in found.to_dict("records"):
+        of_site = record.table[record.table["site"] == row["site"]]
+        column = "S_lens_control" if row["control"] == "random" else f"S_lens_{row['control']}"
+        if row["why"]:
+            assert row["why"].startswith("not applicable") and np.isnan(row["leak"] or np.nan)
+        else:
+            assert row["leak"] == pytest.approx(of_site[column].mean() / of_site["S_lens_clean"].mean())
+            assert row["low"] <= row["leak"] <= row["high"]
+    assert (found["why"] == "").any()
+    noise = record.table.assign(S_lens_clean=np.where(np.arange(len(record.table)) % 4 < 2, 0.4, -0.39))
+    object.__setattr__(record, "table", noise)
+    assert vl.records.leaks(record)["why"].str.startswith("not applicable: S(site) is").all()
+
+
 # ---- records of before ------------------------------------------------------------------------------------------
 
 
@@ -267,3 +293,61 @@ def test_a_record_of_before_loads_and_its_page_says_what_it_lacks(tmp_path):
     with pytest.raises(Exception, match="has no 'cos_lens_other': it was made by an earlier version"):
         head_map(record, value="cos_lens_other")
     assert head_map(record, value="cos_lens_control").data
+
+
+# ---- the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (("sweep", "a.png", "--control-kind", "other"), "none are without --controls"),
+        (("sweep", "a.png", "--controls", "--control-kind", "othr"), "no control 'othr'; nearest: 'other'"),
+        (("sweep", "a.png", "--controls", "--control-kind", "other"), "'other' needs 1 other image, and there is none"),
+        (("sweep", "a.png", "--controls", "--control-images", "nothing"), "nothing"),
+        (("sweep", "a.png", "--normalise", "size"), "no normalisation 'size'; nearest: 'std', 'whiten'"),
+        (("sweep", "a.png", "b.png", "--normalise", "std"), "fitted on other images: it needs 5"),
+        (("readout", "a.png", "--control-kind", "other"), "none are without --controls"),
+        (("readout", "a.png", "--controls", "--control-kind", "covar"), "no control 'covar'; nearest: 'covariance'"),
+        (
+            ("readout", "a.png", "--controls", "--control-kind", "other"),
+            "'other' needs 1 other image, and there is none",
+        ),
+        (
+            ("sweep", "--prompts", "a", "--control-images", "a.png"),
+            "--control-images would have no effect on --prompts",
+        ),
+    ],
+)
+def test_wrong_options_are_told_in_a_line(vit_lens, photos, tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(photos[0].parent)
+    status, _, error = vit_lens(*given, "--out", tmp_path / "out")
+    assert status == 2 and said in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_controls_of_other_images_from_the_command_line(vit_lens, photos, tmp_path):
+    from vit_lens import Record
+
+    kinds = ("--control-kind", "random,other", "--control-images", photos[1].parent)
+    status, output, error = vit_lens(
+        "sweep", photos[0], "--controls", *kinds, "--decoder", "none", "--sites", "L7.mlp", "--lens", "dsl:alpha=5",
+        "--no-live", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, error
+    record = Record.load(tmp_path / "out")
+    assert [one.control for one in record.readings.values()] == ["", "random", "other"]
+    assert record.entry(0)["other"] in [path.name for path in photos[1:]]
+    status, output, error = vit_lens(
+        "readout",
+        photos[0],
+        "--controls",
+        *kinds[:2],
+        "--control-images",
+        photos[1].parent,
+        "--sites",
+        "L7.mlp",
+        "-k",
+        1,
+    )
+    assert status == 0 and "L7.mlp random  raw" in output and "L7.mlp other  raw" in output, error

@@ -191,6 +191,33 @@ def test_numbers_that_an_older_record_lacks_are_not_columns(browser, tmp_path):
 
 
 @needs_browser
+def test_every_control_stands_beside_its_site_with_what_it_measures(browser, tmp_path):
+    import tiny_sweep
+
+    import vit_lens as vl
+    from vit_lens.report import write_report
+
+    images = tiny_sweep.pictures(tmp_path)
+    kinds = ["random", "other"]
+    record = vl.sweep(
+        tiny_sweep.tower(), tiny_sweep.decoder(steps=1), images, lens=vl.DiffusionSteeringLens(alpha=3.0),
+        sites=["L0H1", "L1.mlp"], controls=vl.Controls(kinds=kinds, draws=6), out=tmp_path / "r",
+    )  # fmt: skip
+    browser.get(write_report(record).as_uri())
+    row = record.frame().query("site == 'L1.mlp' and control == '' and input == 0").iloc[0]
+    browser.find_element("css selector", f'#map button[data-row="{row["row"]}"]').click()
+    names = _all(browser, "#detail .companions .small span")
+    assert "random control" in names and f"other control ({record.entry(0)['other']})" in names
+    for key in ("cos_lens_control", "cos_lens_other"):
+        assert _all(browser, f'#detail [data-key="{key}"]') == [_text(row[key])]
+    assert _all(browser, '#detail [data-key="cos_lens_covariance"]') == []  # nowhere known, so no number
+    assert "The control 'covariance' needs 5 other images, and there are 2" in " ".join(
+        _all(browser, "#detail .definition")
+    )
+    assert _all(browser, "#detail .undrawn") == []
+
+
+@needs_browser
 def test_the_map_holds_every_site_once_and_follows_the_reading(shown, record):
     for lens, control in (("dsl", "random"), ("diffusion", ""), ("dsl", "")):
         label = {"dsl": "DSL, mean-anchored, alpha 5", "diffusion": "Diffusion Lens"}[lens]

@@ -89,7 +89,7 @@ def test_numbers_are_those_of_an_independent_run(record, model, decoder, images,
 
 
 def by_numpy(a, b):
-    a, b = (x.detach().double().flatten().numpy() for x in (a, b))
+    a, b = (torch.as_tensor(x).detach().double().flatten().numpy() for x in (a, b))
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
@@ -147,7 +147,9 @@ def test_the_leak_index_is_that_of_the_studies(full, model, images, lenses, besi
     known = gallery.embeds[[name != "same.png" for name in gallery.names]] - gallery.mean  # not the image itself
     likeness = [[by_numpy(row, other) for other in known] for row in away]
     chance = np.maximum(np.quantile(likeness, 0.975, axis=1), 1.96 / np.sqrt(embeds.shape[-1]))
-    for row, s_site, s_control, least in zip(sites.to_dict("records"), own, control.mean(0), chance, strict=True):
+    for row, s_site, s_control, least in zip(
+        sites.to_dict("records"), own.tolist(), control.mean(0).tolist(), chance.tolist(), strict=True
+    ):
         assert np.isnan(row["leak"]) if s_site <= least else row["leak"] == pytest.approx(s_control / s_site, abs=1e-4)
         assert np.isnan(row["leak"]) or (row["leak_low"] <= row["leak"] <= row["leak_high"] and row["leak"] < 10)
     assert 0 < sites["leak"].isna().sum() < len(sites)

@@ -121,11 +121,11 @@ class Against:
         own = _centred(outputs[i] if start is None else outputs[i] - start)
         others, pick, memory = None, 0, {}
         if self.others is not None and (order := self.others.orders[i]):
-            digest = "" if start is None else hashlib.sha256(start.detach().cpu().numpy().tobytes()).hexdigest()
-            memory = self.others.memory((i, tuple(map(str, sites)), tuple(own.shape), digest))
-            bank = self.others.bank
-            others = _once(memory, "others", lambda: _measured(outputs_of(bank.cache)[list(order)].to(own), start))
-            pick = self.others.turn % len(order)
+            written, beside = self._bank_outputs(own, sites, outputs_of), sorted(order)
+            digest = "" if start is None else hashlib.sha256(start.detach().cpu().double().numpy()).hexdigest()
+            memory = self.others.memory((tuple(beside), tuple(map(str, sites)), tuple(own.shape), digest))
+            others = _once(memory, "others", lambda: _measured(written[beside].to(own), start))
+            pick = beside.index(order[self.others.turn % len(order)])
         material = Material(
             own=own, others=others, pick=pick, generator=self.generator, sites=sites,
             memory=_once(memory, f"made {self.control} {self.normalise}", dict),
@@ -135,6 +135,12 @@ class Against:
             samples = samples_of(cast(Tensor, others))
             normaliser = _once(memory, self.normalise, lambda: Normaliser.fit(samples, self.normalise or ""))
         return stand_in(self.kind, material, normaliser)
+
+    def _bank_outputs(self, own: Tensor, sites: list[Site], outputs_of: OutputsOf) -> Tensor:
+        """Return what the sites write for every image of the bank, asked for once for all images and draws."""
+        others = cast(Others, self.others)
+        memory = others.memory(("bank", tuple(map(str, sites)), tuple(own.shape)))
+        return _once(memory, "outputs", lambda: outputs_of(others.bank.cache))
 
 
 def centred_norm(x: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch"]:

@@ -232,6 +232,10 @@ class Others:
         """Return the same at another turn."""
         return replace(self, turn=turn)
 
+    def fresh(self) -> "Others":
+        """Return the same without memory: for another lens, which may read other outputs of the same sites."""
+        return replace(self, _held={})
+
     def least(self) -> int:
         """Return how many other images there are for the image that has fewest."""
         return min(map(len, self.orders), default=0)

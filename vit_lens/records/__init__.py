@@ -4,6 +4,7 @@ from vit_lens.records.answers import FORMS, Found, Readouts, gallery_name
 from vit_lens.records.budgets import budget_words, unfinished_words
 from vit_lens.records.cells import csv_bytes, csv_text
 from vit_lens.records.encoding import encode_png, is_whole_png, thumbnail_uri
+from vit_lens.records.leaks import leaks
 from vit_lens.records.live import LIVE_BUDGET, LiveNumbers, live_bytes, live_labels
 from vit_lens.records.named_readings import Reading, told_apart
 from vit_lens.records.opening import read_manifest
@@ -25,6 +26,6 @@ from vit_lens.records.writer import RecordWriter
 __all__ = [
     "COLUMNS", "DRAWN", "FORMAT", "FORMS", "LIVE_BUDGET", "Found", "LiveNumbers", "Reading", "Readouts", "Record",
     "RecordWriter", "budget_words", "csv_bytes", "csv_text", "encode_png", "gallery_name", "has_picture", "input_name",
-    "is_whole_png", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds", "picture_name", "ranges",
+    "is_whole_png", "leaks", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds", "picture_name", "ranges",
     "read_manifest", "select", "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
 ]  # fmt: skip

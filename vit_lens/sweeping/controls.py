@@ -127,6 +127,7 @@ def control_numbers(
     own = [one for one in own if one.sites]
     if not own or own[0].reading.control or not own[0].has_control:
         return {}
+    others = None if others is None else others.fresh()
     known = [centre(one) for one in own[:1]] if len(own) == 1 else None  # of many long sequences two do not fit
     found: dict[Site, dict[str, ControlNumbers]] = {site: {} for one in own for site in one.sites}
     for kind in kinds:

@@ -67,7 +67,8 @@ class LensReading:
                 found = self.lens.read_control(cache, self.sites, generator=directions)
             else:
                 control = Against(
-                    control=self.reading.control, generator=directions, others=others, normalise=self.normalise
+                    control=self.reading.control, generator=directions, normalise=self.normalise,
+                    others=None if others is None else others.fresh(),
                 )  # fmt: skip
                 found = self.lens.read_against(cache, self.sites, control)
         except IndexError as error:
