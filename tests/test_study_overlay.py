@@ -490,6 +490,11 @@ def test_scores_stand_beside_nulls_and_the_order_of_another_overlay(removal):
     areas = np.array([area(one, steps).mean() for one in measured])
     floor, ceiling = areas[:3].mean(), areas[3]
     assert scores[AREA].nulls["equal-norm placebo"].mean == pytest.approx((areas[4] - floor) / (ceiling - floor))
+    beside = {"other": [placebo], "covariance": [best, placebo]}
+    more = Ranking(reading="best", scores=best, stand_ins=beside)
+    nulls = next(s.nulls for s in trial.scores(more) if s.measure == AREA)
+    assert "equal-norm placebo" not in nulls and nulls["covariance-matched placebo"].n_draws == 2
+    assert nulls["another image's output"].mean == pytest.approx((areas[4] - floor) / (ceiling - floor))
     assert scores[AREA].controls["order of another overlay"] == pytest.approx((areas[5] - floor) / (ceiling - floor))
     assert scores[left_after()].estimate.value == pytest.approx(measured[3][2, :, :, 3].mean())
     row = next(r for r in trial.trajectories if r["reading"] == "best" and r["heads"] == 4)
@@ -528,7 +533,10 @@ def test_the_study_scores_every_lens_and_baseline_beside_its_controls(result, se
         assert [s.reading for s in result.scores if s.measure == measure] == [*lenses, *plain]
     for score in result.scores:
         assert set(score.controls) == {"order of another overlay", "untrained encoder"}
-        assert set(score.nulls) == {"random order"} | ({"equal-norm placebo"} if score.reading in lenses else set())
+        beside = {"equal-norm placebo", "another image's output", "covariance-matched placebo"}
+        before = score.reading in lenses
+        assert set(score.nulls) == {"random order"} | (beside if before else set())
+        assert not before or {score.nulls[name].n_draws for name in beside} == {2}
         assert score.n == 5 and (score.estimate.low is None or score.estimate.low <= score.estimate.value)
     assert load_result(result.save(tmp_path)).scores == result.scores
     assert "made by hand" in (tmp_path / "result.json").read_text()

@@ -26,6 +26,6 @@ from vit_lens.records.writer import RecordWriter
 __all__ = [
     "COLUMNS", "DRAWN", "FORMAT", "FORMS", "LIVE_BUDGET", "Found", "LiveNumbers", "Reading", "Readouts", "Record",
     "RecordWriter", "budget_words", "csv_bytes", "csv_text", "encode_png", "gallery_name", "has_picture", "input_name",
-    "is_whole_png", "leaks", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds", "picture_name", "ranges",
-    "read_manifest", "select", "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
+    "is_whole_png", "leaks", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds", "picture_name",
+    "ranges", "read_manifest", "select", "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ from vit_lens.records.record import Record
 def leaks(record: Record, *, seed: int = 0) -> pd.DataFrame:
     """Return the leak index of every site and control over the images of a record: one row each.
 
-    Columns: reading, site, control, leak, low, high (its 95 % interval over images), n, and why it is missing: it is not
-    applicable where the interval of its denominator includes 0, or there are fewer than 5 images. It needs what ``S``
-    needs: a sweep with a gallery, and means of the lens.
+    Columns: reading, site, control, leak, low, high (its 95 % interval over images), n, and why it is missing: it is
+    not applicable where the interval of its denominator includes 0, or there are fewer than 5 images. It needs what
+    ``S`` needs: a sweep with a gallery, and means of the lens.
 
     Args:
         record: The record.

@@ -47,7 +47,8 @@ def pool(results: Sequence[StudyResult], *, command: str | None = None) -> Study
     for measure, reading, level in keys:
         found = [result.score(measure, reading, level) for result in results]
         estimate = across_encoders([s.estimate.value for s in found if s.estimate.value is not None])
-        nulls = {name: _pooled([s.nulls[name] for s in found]) for name in found[0].nulls}
+        shared = [name for name in found[0].nulls if all(name in s.nulls for s in found)]  # later versions have more
+        nulls = {name: _pooled([s.nulls[name] for s in found]) for name in shared}
         controls = {name: finite_mean([s.controls.get(name) for s in found]) for name in found[0].controls}
         n = sum(s.estimate.value is not None for s in found)
         scores.append(
@@ -129,8 +130,9 @@ def _excess(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
     rows = []
     for score in results[0].scores:
         found = [result.score(score.measure, score.reading, score.level) for result in results]
-        size = [name for name in _SIZE_NULLS if name in score.nulls]
-        for names in [*([name] for name in score.nulls), *([size] if len(size) > 1 else [])]:
+        shared = [name for name in score.nulls if all(name in own.nulls for own in found)]
+        size = [name for name in _SIZE_NULLS if name in shared]
+        for names in [*([name] for name in shared), *([size] if len(size) > 1 else [])]:
             excess = []
             for own in found:
                 means = [own.nulls[name].mean for name in names]
