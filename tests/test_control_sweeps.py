@@ -305,7 +305,7 @@ def test_a_record_of_before_loads_and_its_page_says_what_it_lacks(tmp_path):
         (("sweep", "a.png", "--controls", "--control-kind", "othr"), "no control 'othr'; nearest: 'other'"),
         (("sweep", "a.png", "--controls", "--control-kind", "other"), "'other' needs 1 other image, and there is none"),
         (("sweep", "a.png", "--controls", "--control-images", "nothing"), "nothing"),
-        (("sweep", "a.png", "--normalise", "size"), "no normalisation 'size'; nearest: 'std', 'whiten'"),
+        (("sweep", "a.png", "--normalise", "size"), "no normalisation 'size'; nearest: "),
         (("sweep", "a.png", "b.png", "--normalise", "std"), "fitted on other images: it needs 5"),
         (("readout", "a.png", "--control-kind", "other"), "none are without --controls"),
         (("readout", "a.png", "--controls", "--control-kind", "covar"), "no control 'covar'; nearest: 'covariance'"),

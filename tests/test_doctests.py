@@ -22,6 +22,10 @@ UNSHOWN = {
     "report": ("write_page",),
     # A study runs for minutes; its command and docs/trust.md show it.
     "studies": ("content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study"),
+    # What a control is made of and with, which docs/controls.md does; and the three that there are.
+    "controls": {"CovarianceMatched", "Material", "OtherImage", "RandomDirection", "control", "stand_in"},
+    # What control_columns returns, and shows.
+    "metrics": {"ControlColumns"},
     # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
     "lenses": ("checked_clean", "checked_read", "no_control"),
     # What other rooms multiply contributions with; direct_attribution shows what comes of them.

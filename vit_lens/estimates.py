@@ -51,7 +51,7 @@ def bootstrap(
 
     >>> values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     >>> str(bootstrap(lambda rows: float(values[rows].mean()), len(values), seed=0))
-    '+3.50 [+2.17, +4.83]'
+    '+3.50 [+2.17, +4.67]'
     """
     value = statistic(np.arange(n))
     if value is None:
@@ -95,7 +95,7 @@ def leak_estimate(control: Float[np.ndarray, " image"], site: Float[np.ndarray, 
     >>> str(leak_estimate(site / 5, site, seed=0))
     '+0.20 [+0.20, +0.20]'
     >>> str(leak_estimate(site, site - 0.5, seed=0))
-    'undefined (not applicable: S(site) is +0.00 [-0.05, +0.05], which includes 0)'
+    'undefined (not applicable: S(site) is +0.00 [-0.06, +0.06], which includes 0)'
     """
     known = np.isfinite(control) & np.isfinite(site)
     control, site = control[known], site[known]
@@ -125,8 +125,8 @@ def leak_of_draws(control: Sequence[float], site: float, *, least: float, seed: 
         least: What chance gives, above which S of the site counts.
         seed: Of the resamples of draws.
 
-    >>> leak_of_draws([0.1, 0.2, 0.1, 0.2, 0.15], 0.5, least=0.2).value
-    0.3
+    >>> str(leak_of_draws([0.1, 0.2, 0.1, 0.2, 0.15], 0.5, least=0.2))
+    '+0.30 [+0.22, +0.38]'
     >>> leak_of_draws([0.1, 0.2], 0.1, least=0.2).why
     'not applicable: S(site) is +0.10, and chance gives +0.20'
     """

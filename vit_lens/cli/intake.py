@@ -85,7 +85,7 @@ def read_bank(model: "HookedViT", given: Sequence[Path], lenses: "Sequence[Lens]
     from vit_lens.images import find_images
 
     rows = "all" if any(lens.rows == "all" for lens in lenses) else "readout"
-    return ControlBank.from_images(model, find_images(list(given)), rows=rows, seed=seed, progress=True)
+    return ControlBank.from_images(model, find_images(list(given)), rows=rows, seed=seed)
 
 
 def check_drawn(decoder: str, **options: object) -> None:

@@ -221,6 +221,10 @@ class Others:
         bank: Of which they are.
         orders: Their places in the bank, for each image of the cache.
         turn: Which of them stands in: the first, the second, ..., and from the first again.
+
+    >>> others = vl.controls.ControlBank.from_images(model, images).others(["not known"])
+    >>> others.least(), others.names() != others.at(1).names()
+    (2, True)
     """
 
     bank: ControlBank

@@ -136,6 +136,9 @@ def check_controls(names: object) -> list[Control]:
 
     Raises:
         LensError: It is no list of names, or one is unknown.
+
+    >>> [one.needs for one in vl.controls.check_controls(["random", "covariance"])]
+    [0, 5]
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise LensError(f"controls={names!r}; expected a list of any of {', '.join(map(repr, CONTROLS))}")

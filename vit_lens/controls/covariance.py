@@ -35,7 +35,11 @@ class CovarianceMatched(Control):
 
 
 def samples_of(others: Float[Tensor, "other site row d_model"]) -> Float[Tensor, "sample site d_model"]:
-    """Return the tokens of images as samples, at most 1024 of them, evenly spread."""
+    """Return the tokens of images as samples, at most 1024 of them, evenly spread.
+
+    >>> vl.controls.samples_of(torch.zeros(64, 3, 50, 8)).shape  # images, sites, tokens, width
+    torch.Size([800, 3, 8])
+    """
     samples = others.transpose(1, 2).flatten(0, 1)
     step = -(-len(samples) // _MOST)
     return samples[::step] if step > 1 else torch.as_tensor(samples)

@@ -25,6 +25,9 @@ def check_normalisation(kind: object) -> Normalisation | None:
 
     Raises:
         LensError: There is none of that name; the nearest are named.
+
+    >>> vl.controls.check_normalisation("std")
+    'std'
     """
     if kind is not None and kind not in NORMALISATIONS:
         raise LensError(f"no normalisation {kind!r}; nearest: {nearest(str(kind), NORMALISATIONS)}; None is none")

@@ -33,7 +33,7 @@ class Spread:
         n: The number of samples.
 
     >>> spread = vl.controls.Spread.of(torch.tensor([[[2.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]] * 2))
-    >>> spread.n, spread.matrix().diagonal(dim1=-2, dim2=-1).sum().item()
+    >>> spread.n, round(spread.matrix().diagonal(dim1=-2, dim2=-1).sum().item(), 6)
     (6, 2.0)
     """
 
