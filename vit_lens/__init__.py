@@ -27,6 +27,7 @@ _HOME = {
     "HookedViT": "vit_lens.models",
     "HookedViTConfig": "vit_lens.config",
     "Inputs": "vit_lens.sweeping",
+    "JacobianLens": "vit_lens.lenses",
     "KandinskyDecoder": "vit_lens.decoders",
     "Lens": "vit_lens.lenses",
     "Plan": "vit_lens.sweeping",

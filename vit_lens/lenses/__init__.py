@@ -1,16 +1,17 @@
 """Lenses: what would be drawn if one part of a model spoke alone, or louder."""
 
 __all__ = [
-    "DEFAULT_LENSES", "DiffusionLens", "DiffusionSteeringLens", "Lens", "LensDescription", "PromptReader",
-    "ResidualLens", "Sites", "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens", "centred_norm",
-    "check_cache", "check_prompts", "check_spelling", "checked_clean", "checked_read", "no_control", "parse_lens",
-    "parse_lenses", "parse_text_lenses", "run_for", "site_outputs",
+    "DEFAULT_LENSES", "DiffusionLens", "DiffusionSteeringLens", "JacobianLens", "Lens", "LensDescription",
+    "PromptReader", "ResidualLens", "Sites", "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens",
+    "centred_norm", "check_cache", "check_prompts", "check_spelling", "checked_clean", "checked_read", "no_control",
+    "parse_lens", "parse_lenses", "parse_text_lenses", "run_for", "site_outputs",
 ]  # fmt: skip
 
 from vit_lens.addresses import Sites
 from vit_lens.attribution import check_cache
 from vit_lens.lenses.contract import Lens, LensDescription, checked_clean, checked_read, no_control, run_for
 from vit_lens.lenses.diffusion_lens import DiffusionLens
+from vit_lens.lenses.jacobian_lens import JacobianLens
 from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
 from vit_lens.lenses.spelling import DEFAULT_LENSES, check_spelling, parse_lens, parse_lenses, parse_text_lenses
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens

@@ -20,7 +20,7 @@ from vit_lens.conditions import Condition
 from vit_lens.controls import Against, Change, centred_norm
 from vit_lens.errors import LensError
 from vit_lens.lenses.contract import HookFn, Lens
-from vit_lens.towers import Readout, ViTActivationCache, by_stream, read_wide
+from vit_lens.towers import Readout, Stream, ViTActivationCache, by_stream, read_wide
 
 _ROUNDING = 64  # a deviation below this many units in the last place of its terms is noise
 _CHUNK_NUMBERS = 2**26  # a quarter of a GiB of float32 for the outputs that are held at once
@@ -50,6 +50,16 @@ class ResidualLens(Lens):
     def _origin(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "#batch site row d_model"] | None:
         """Return what a site's output is measured from, where that is not zero."""
         return None
+
+    def _outputs(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site row d_model"]:
+        """Return the sites' outputs, as :meth:`_read` takes them."""
+        return site_outputs(cache, sites)
+
+    def _embed(
+        self, stream: Stream, states: Float[Tensor, "batch site row d_model"]
+    ) -> Float[Tensor, "batch site d_embed"]:
+        """Return the embeddings of what :meth:`_read` returned."""
+        return stream.read(states)
 
     def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
         """Return the lens embedding of every site, pooled, from the cached run alone.
@@ -145,9 +155,9 @@ class ResidualLens(Lens):
             chunk = max(1, _CHUNK_NUMBERS // stream.last(cache).numel())
             for some in (group[start : start + chunk] for start in range(0, len(group), chunk)):
                 with in_full(cache.model):
-                    reading = partial(site_outputs, sites=some)
+                    reading = partial(self._outputs, sites=some)
                     outputs = change(reading(cache), self._origin(cache, some), some, reading)
-                    read = stream.read(self._read(cache, some, outputs))
+                    read = self._embed(stream, self._read(cache, some, outputs))
                 check_finite(read, some, cache)
                 found.update(zip(some, read.unbind(1), strict=True))
         return Condition(pooled=torch.stack([found[site] for site in own], dim=1))

@@ -76,6 +76,8 @@ class Readout(ABC):
     """The same, for messages."""
     is_linear: ClassVar[bool] = True
     """Whether the output is the projection of one normed row, or of the mean of normed rows."""
+    sees_one_row: ClassVar[bool] = False
+    """Whether one row is normed and projected, which is a place of the residual stream or a mean of such."""
     places: ClassVar[slice] = slice(None)
 
     @property
@@ -115,7 +117,11 @@ class Readout(ABC):
         The final norm takes fresh statistics; nothing is hooked. Half precision is computed in float32. Any number of
         rows is allowed, so a single token can be read alone.
         """
-        return self.read_pooled(self._normed(rows).mean(-2))
+        return self.read_pooled(self.pooled(rows))
+
+    def pooled(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_pooled"]:
+        """Return what the projection reads where the read-out rows are ``rows``; as :meth:`read`, without hooks."""
+        return self._normed(rows).mean(-2)
 
     def read_pooled(self, pooled: Float[Tensor, "*batch d_pooled"]) -> Float[Tensor, "*batch d_embed"]:
         """Return the output of a pooled vector (``hook_pooled``), without hooks, in the dtype of ``pooled``."""
@@ -157,6 +163,7 @@ class ClassToken(Readout):
     """
 
     kind = "cls"
+    sees_one_row = True
     words = "the class token"
     places = slice(0, 1)
 
@@ -177,6 +184,7 @@ class PooledMean(MeanOfPatches):
     """The mean of the patches is normed and projected."""
 
     kind = "pooled"
+    sees_one_row = True
     words = "the mean of the patches"
 
     def rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch 1 *axes"]:
@@ -199,8 +207,8 @@ class AttentionPooling(Readout):
     def pool(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_pooled"]:
         return self._attention(self.ln_final(resid))
 
-    def read(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_embed"]:
-        return self.read_pooled(self._attention.read(self._normed(rows)))
+    def pooled(self, rows: Float[Tensor, "*batch row d_model"]) -> Float[Tensor, "*batch d_pooled"]:
+        return self._attention.read(self._normed(rows))
 
     def frozen(self, cache: Activations) -> "FrozenAttentionPooling":
         return FrozenAttentionPooling(self, cache)
@@ -216,6 +224,7 @@ class EndOfText(Readout):
     """The token that ends a text is normed and projected; where that is differs from text to text."""
 
     kind = "eos"
+    sees_one_row = True
     words = "the end of the text"
 
     def rows(self, x: Float[Tensor, "batch pos *axes"]) -> Float[Tensor, "batch 1 *axes"]:

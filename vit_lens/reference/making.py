@@ -1,0 +1,73 @@
+"""Jacobians and their error, made once: what is there already is gone on with."""
+
+__all__ = ["make_jacobians", "split_held_out"]
+
+from pathlib import Path
+from typing import Any
+
+from vit_lens.errors import LensError
+from vit_lens.files import as_path
+from vit_lens.models import HookedViT, several
+from vit_lens.reference.fitting import check_vit, fit_jacobians, forget_sums, seen_by
+from vit_lens.reference.jacobians import Jacobians
+from vit_lens.reference.patching import measure_error
+
+_MOST_HELD_OUT = 16
+
+
+def make_jacobians(
+    model: HookedViT, images: Any, *, held_out: Any, test: bool, out: str | Path | None, per_row: bool,
+    batch_size: int, progress: bool,
+) -> Jacobians:  # fmt: skip
+    """Fit, save and test, as far as that is not done; see :meth:`vit_lens.JacobianLens.fit`.
+
+    Raises:
+        LensError: There are too few images, or what is there is of other images or options.
+        ReferenceMismatchError: What is there is another model's.
+        OutputError: A file cannot be written.
+    """
+    check_vit(model)
+    if held_out is not None and not test:
+        raise LensError("held_out= is what the error is measured on, and test=False measures none; leave one out")
+    images = several(images)
+    if test and held_out is None:
+        images, held_out = split_held_out(images)
+    how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    place = None if out is None else as_path(out, LensError)
+    if place is not None and place.exists():
+        made = Jacobians.load(place).check(model)
+        _check_same(made.images == seen_by(model, images, batch_size), place, f"{made.n} other images")
+        _check_same((made.values.shape[1] == model.cfg.n_ctx) == per_row, place, "other groups of rows")
+    else:
+        made = fit_jacobians(model, images, out=place, per_row=per_row, **how)
+        if place is not None:
+            made.save(place)
+            forget_sums(place)
+    if test and made.error is not None and place is not None:
+        same = made.error.images == seen_by(model, several(held_out), batch_size)
+        _check_same(same, place, f"an error on {made.error.n} other held-out images")
+    elif test:
+        made = measure_error(made, model, held_out, **how)
+        if place is not None:
+            made.save(place)
+    return made
+
+
+def _check_same(same: bool, place: Path, what: str) -> None:
+    if not same:
+        raise LensError(f"{place} is there already, with {what}; remove it, or choose another name")
+
+
+def split_held_out(images: Any) -> tuple[Any, Any]:
+    """Return images to fit on and images held out: the last quarter, at most 16.
+
+    Raises:
+        LensError: There are too few.
+    """
+    n = min(_MOST_HELD_OUT, len(images) // 4)
+    if n < 2:
+        raise LensError(
+            f"{len(images)} image{'s' * (len(images) != 1)}: a quarter is held out to measure the error, by pairs. Give "
+            "8 or more, or held_out=, or test=False"
+        )
+    return images[:-n], images[-n:]
