@@ -3,9 +3,10 @@
 __all__ = [
     "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "BatchSize", "Captions", "ControlImages", "ControlKinds",
     "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype",
-    "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Lenses", "MaybeOut", "MaybeOutFile", "Model",
-    "Normalise", "Open", "Out", "OutFile", "Pair", "Prompts", "QuickGelu", "Reference", "ReferenceImages", "Sites",
-    "Size", "Steps", "Tag", "Tower", "Truncate", "grouped", "known", "one", "parse_shard", "split_list", "torch_device",
+    "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Jacobian", "Lenses", "MaybeOut",
+    "MaybeOutFile", "Model", "Normalise", "OnlyPlan", "Open", "Out", "OutFile", "Pair", "Prompts", "QuickGelu",
+    "Reference", "ReferenceImages", "Shard", "Sites", "Size", "Steps", "Tag", "Tower", "Truncate", "grouped", "known",
+    "one", "parse_shard", "split_list", "torch_device",
     "torch_dtype",
 ]  # fmt: skip
 
@@ -62,6 +63,9 @@ Reference = Annotated[
         help="File of means for dsl-mean (`vit-lens reference`), and of prompts for the leak index; mini has its own."
     ),
 ]
+Jacobian = Annotated[
+    Path | None, typer.Option(help="File of averaged Jacobians for the lens jacobian (`vit-lens jacobian`).")
+]
 ReferenceImages = Annotated[
     list[Path] | None,
     typer.Option(help=f"{IMAGES}, whose means are taken; repeat for more. A few hundred that are not shown."),
@@ -104,8 +108,8 @@ Lenses = Annotated[
     list[str] | None,
     typer.Option(
         "--lens",
-        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free). Commas or repeat; each reads the "
-        "sites it is defined on.",
+        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free), jacobian:alpha=5 (all rows, with "
+        "--jacobian). Commas or repeat; each reads the sites it is defined on.",
     ),
 ]
 Sites = Annotated[
@@ -148,6 +152,13 @@ Guidance = Annotated[
     typer.Option(help="Guidance scale; 1 is none. Default: the decoder's own; mini: 1 in studies and paper."),
 ]
 Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the pictures.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(help="I/N: only the I-th of N parts of the batches; several can share one image. See merge."),
+]
+OnlyPlan = Annotated[
+    bool, typer.Option("--plan", help="Print what it would do and take, and stop before anything runs.")
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -189,8 +200,8 @@ def _file(path: Path | None) -> Path | None:
 
 
 _OUT_HELP = (
-    "Where results go: a folder, in which the same command goes on after an interruption; for reference a file "
-    "(.safetensors), for verify and doctor, too (.json)."
+    "Where results go: a folder, in which the same command goes on after an interruption; for reference and "
+    "jacobian a file (.safetensors), for verify and doctor, too (.json)."
 )
 _OUT = typer.Option(help=_OUT_HELP, callback=_folder)
 _OUT_FILE = typer.Option(help=_OUT_HELP, callback=_file)

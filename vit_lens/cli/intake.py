@@ -42,31 +42,42 @@ def find_given(paths: Sequence[Path] | None, images: Sequence[Path] | None) -> l
     return find_images(given)
 
 
-def check_lenses(specs: Sequence[str], reference: Path | None) -> None:
-    """Refuse misspelt lenses, and means that serve none, before anything is loaded.
+def check_lenses(specs: Sequence[str], reference: Path | None, jacobian: Path | None = None) -> None:
+    """Refuse misspelt lenses, files that serve none, and a lens without its Jacobians, before anything is loaded.
 
     Raises:
-        VitLensError: No lens needs the file ``reference``.
-        LensError: A text names no lens.
+        VitLensError: No lens needs the file ``reference``, or ``jacobian``.
+        LensError: A text names no lens, or one that needs Jacobians, and there are none.
     """
-    from vit_lens.lenses import check_spelling
+    from vit_lens.lenses import check_spelling, parse_lens
 
     if reference is not None and not any(spec.startswith("dsl-mean") for spec in specs):
         raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")
-    for spec in specs:
-        check_spelling(spec)
+    names = [check_spelling(spec)[0] for spec in specs]
+    if jacobian is not None and "jacobian" not in names:
+        raise VitLensError(
+            "--jacobian serves the lens jacobian alone, which was not asked for: --lens jacobian:alpha=5"
+        )
+    if jacobian is None and "jacobian" in names:
+        parse_lens("jacobian", None)
 
 
-def read_lenses(specs: Sequence[str], reference: Path | None, model: "HookedViT") -> "list[Lens]":
+def read_lenses(
+    specs: Sequence[str], reference: Path | None, model: "HookedViT", jacobian: Path | None = None
+) -> "list[Lens]":
     """Return lenses by name, those that need means with the file ``reference`` or with those that ship with the model.
 
     Raises:
-        LensError: A text names no lens, or there are no means for it.
+        LensError: A text names no lens, or there are no means or Jacobians for it.
+        ReferenceMismatchError: The Jacobians are another model's.
     """
     from vit_lens import ReferenceMeans
     from vit_lens.lenses import parse_lenses
+    from vit_lens.reference import Jacobians
 
-    return parse_lenses(specs, model, None if reference is None else ReferenceMeans.load(reference))
+    means = None if reference is None else ReferenceMeans.load(reference)
+    jacobians = None if jacobian is None else Jacobians.load(jacobian).check(model)
+    return parse_lenses(specs, model, means, jacobians)
 
 
 def read_bank(model: "HookedViT", given: Sequence[Path], lenses: "Sequence[Lens]", seed: int) -> "ControlBank":

@@ -13,6 +13,7 @@ import typer
 
 from vit_lens.cli import flags
 from vit_lens.cli.dictionaries import dictionaries
+from vit_lens.cli.jacobians import JACOBIAN_EXAMPLES, jacobian
 from vit_lens.cli.models import models
 from vit_lens.cli.old_words import respell
 from vit_lens.cli.readers import READOUT_EXAMPLES, readout
@@ -33,8 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, sweep, report, reference, merge, readout, verify, doctor, models):
-    app.command(epilog={sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES}.get(command))(flags.grouped(command))
+EXAMPLES = {sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES, jacobian: JACOBIAN_EXAMPLES}
+for command in (demo, sweep, report, reference, jacobian, merge, readout, verify, doctor, models):
+    app.command(epilog=EXAMPLES.get(command))(flags.grouped(command))
 app.add_typer(dictionaries, name="dict")
 for wing in MOUNTED:
     import_module(wing).mount(app)

@@ -35,6 +35,7 @@ def readout(
     sites: flags.Sites = _SITES,
     lens: flags.Lenses = _LENS,
     reference: flags.Reference = None,
+    jacobian: flags.Jacobian = None,
     controls: flags.Controls = False,
     control_kind: flags.ControlKinds = None,
     control_images: flags.ControlImages = None,
@@ -65,9 +66,9 @@ def readout(
     check_controls(kinds)
     check_normalisation(normalise)
     spec = flags.one(flags.split_list(lens or ()), "--lens") or _LENS[0]
-    intake.check_lenses([spec], reference)
+    intake.check_lenses([spec], reference, jacobian)
     vit = tower.load(encoder_dtype)
-    (chosen_lens,) = intake.read_lenses([spec], reference, vit)
+    (chosen_lens,) = intake.read_lenses([spec], reference, vit, jacobian)
     chosen = Site.resolve(flags.split_list(sites), vit.cfg)
     bank = None if captions is None and not is_mini else intake.read_captions(captions, tower)
     kept = None if out is None else out / "gallery.safetensors"
@@ -92,6 +93,7 @@ def _read(
     import torch
 
     from vit_lens.controls import CONTROLS
+    from vit_lens.lenses import run_for
     from vit_lens.readers import read_sites
 
     needs = [name for name in kinds if CONTROLS[name].needs]
@@ -105,7 +107,7 @@ def _read(
     for start in range(0, len(paths), _BATCH):
         some = paths[start : start + _BATCH]
         with torch.no_grad():
-            _, cache = vit.run_with_cache(vit.preprocess(some), rows="readout")
+            _, cache = run_for(vit, vit.preprocess(some), options["lens"])
         others = None if bank is None else bank.others(_hashes(vit, some))
         read = read_sites(cache, images=some, controls=kinds, others=others, normalise=normalise, **options)
         for name, found in parts.items():

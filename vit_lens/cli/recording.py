@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vit_lens.cli import flags, intake, prompting
+from vit_lens.cli.jacobians import join_jacobians
 from vit_lens.errors import OutputError, VitLensError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def sweep(
     lens: flags.Lenses = flags.DEFAULT_LENSES,
     sites: flags.Sites = flags.DEFAULT_SITES,
     reference: flags.Reference = None,
+    jacobian: flags.Jacobian = None,
     out: flags.Out = Path("vit-lens-out"),
     guidance_interval: Annotated[
         tuple[float, float] | None,
@@ -125,10 +127,7 @@ def sweep(
         bool,
         typer.Option("--live/--no-live", help="Keep what the live page needs (up to 8 MB): parts to turn up and down."),
     ] = True,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="I/N: only the I-th of N parts of the batches; several can share one image. See merge."),
-    ] = None,
+    shard: flags.Shard = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Of the processor; the same for all parts of a sweep. Default: PyTorch's own."),
@@ -137,9 +136,7 @@ def sweep(
         str, typer.Option(help="Who draws: local; others register by name, NAME:key=value,key=value.")
     ] = "local",
     decoder_dtype: flags.DecoderDtype = "float32",
-    only_plan: Annotated[
-        bool, typer.Option("--plan", help="Print what it would do and take, and stop before anything runs.")
-    ] = False,
+    only_plan: flags.OnlyPlan = False,
     page: Annotated[bool, typer.Option(help="Write report.html when done.")] = True,
 ) -> None:
     """Draw what sites of a model contribute to images or prompts. Run it again to go on after an interruption."""
@@ -158,7 +155,7 @@ def sweep(
         raise VitLensError("--control-kind says which controls are drawn, and none are without --controls: give both")
     if prompts is not None:
         prompting.refuse_images_words(
-            images=paths or images, captions=captions, gallery=gallery, fast=fast, compile=compiled,
+            images=paths or images, captions=captions, gallery=gallery, fast=fast, compile=compiled, jacobian=jacobian,
             control_images=control_images, guidance_interval=guidance_interval,
             decoder_encoder=pair.decoder_encoder, tag=pair.tag,
         )  # fmt: skip
@@ -183,10 +180,10 @@ def sweep(
     if guidance_interval is not None and pair.guidance is not None and pair.guidance <= 1:
         raise VitLensError(f"--guidance {pair.guidance:g} is none, so --guidance-interval would have no effect")
     specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
-    intake.check_lenses(specs, reference)
+    intake.check_lenses(specs, reference, jacobian)
     vit = pair.load()
     wanted = flags.split_list(sites)
-    lenses = intake.read_lenses(specs, reference, vit)
+    lenses = intake.read_lenses(specs, reference, vit, jacobian)
     drawer = None if pair.decoder == "none" else pair.load_decoder(decoder_dtype, vit)
     settings = None
     if drawer is not None:
@@ -288,10 +285,18 @@ def reference(
 
 
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="Directories that were swept with --shard.")], out: flags.Out
+    shards: Annotated[
+        list[Path],
+        typer.Argument(help="Directories that were swept with --shard, or files that jacobian made with it."),
+    ],
+    out: flags.Out,
 ) -> None:
-    """Join the parts of a divided sweep into one record, with its page."""
+    """Join the parts of a divided sweep into one record, with its page; or those of divided Jacobians into one file."""
     from vit_lens.records import merge as join
+
+    if any(path.suffix == ".safetensors" for path in shards):
+        typer.echo(join_jacobians(shards, out))
+        return
 
     _page(join(shards, out).path, False)
 

@@ -120,8 +120,8 @@ class JacobianLens(ResidualLens):
             model: The model, without hooks.
             images: Images (paths, PIL images, arrays) or preprocessed pixels, each once. Gurnee et al. report that 25
                 prompts are often enough.
-            held_out: Other images, on which patching is compared with the prediction; None keeps the last of
-                ``images`` for it: a quarter of them, at most 16.
+            held_out: Other images, on which patching is compared with the prediction; None keeps a quarter of
+                ``images`` for it, at most 16, evenly spread.
             test: Whether the error is measured; False fits on all of ``images``.
             alpha: The strength of the lens.
             out: A file (.safetensors) to save to. Sums are kept beside it as ``FILE.partial``, so that the same call
@@ -169,7 +169,7 @@ class JacobianLens(ResidualLens):
         return cls(jacobians=Jacobians.load(path), alpha=alpha)
 
     def save(self, path: str | Path) -> Path:
-        """Write the Jacobians, their means and their error as safetensors, atomically; strength and anchor are not kept.
+        """Write Jacobians, means and error as safetensors, atomically; strength and anchor are not kept.
 
         Raises:
             OutputError: The file cannot be written.
@@ -269,7 +269,7 @@ class JacobianLens(ResidualLens):
     # ---- what it reads
 
     def reads(self, site: Site) -> bool:
-        """Return whether the site is one of a layer: what attention pooling writes is behind all that is transported."""
+        """Return whether the site is one of a layer: attention pooling is behind all that is transported."""
         return not site.is_pool
 
     def check_sites(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -383,8 +383,11 @@ class JacobianLens(ResidualLens):
         return [(site.hook_name, keep), (end, put)]
 
 
-def _keep(act: Tensor, hook: HookPoint, *, moved: list[Tensor], jacobians: Jacobians, model: Tower, site: Site) -> None:
+def _keep(
+    act: Tensor, hook: HookPoint, *, moved: list[Tensor], jacobians: Jacobians, model: Tower, site: Site
+) -> Tensor:
     moved[:] = [jacobians.transport(grouped({hook.name or "": act}, model, site, jacobians.groups), site)]
+    return act
 
 
 def _put(
@@ -405,7 +408,7 @@ def _check_rows(cache: ViTActivationCache) -> None:
     """
     if check_cache(cache).rows != "all" or not cache.has_batch_dim:
         raise LensError(
-            f"the cache holds {cache.rows} rows{'' if cache.has_batch_dim else ' and no batch axis'}; what is transported "
-            "is written at all of them: vit_lens.lenses.run_for(model, pixels, lens) makes such a cache, or "
+            f"the cache holds rows={cache.rows!r}{'' if cache.has_batch_dim else ' and no batch axis'}; what is "
+            "carried is written at all rows: vit_lens.lenses.run_for(model, pixels, lens) makes such a cache, or "
             "model.run_with_cache(pixels)"
         )

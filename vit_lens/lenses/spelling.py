@@ -8,26 +8,29 @@ from typing import Any
 from vit_lens.errors import LensError, expect, nearest
 from vit_lens.lenses.contract import Lens, check_lens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
+from vit_lens.lenses.jacobian_lens import JacobianLens
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
 from vit_lens.lenses.text_lens import TextDiffusionLens, TextSteeringLens
 from vit_lens.lenses.text_means import TextMeans
-from vit_lens.reference import ReferenceMeans
+from vit_lens.reference import Jacobians, ReferenceMeans
 from vit_lens.towers import Tower
 
 # docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
 DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
-LENS_NAMES = ("diffusion", "dsl", "dsl-mean")
+LENS_NAMES = ("diffusion", "dsl", "dsl-mean", "jacobian")
+_TEXT_NAMES = LENS_NAMES[:3]
 
 
-def parse_lens(text: str, reference: ReferenceMeans | None) -> Lens:
-    """Read ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1`` or ``dsl-mean:alpha=5``.
+def parse_lens(text: str, reference: ReferenceMeans | None, jacobians: Jacobians | None = None) -> Lens:
+    """Read ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``, ``jacobian[:alpha=5]``.
 
     Args:
         text: The spelling of one lens.
         reference: The means that ``dsl-mean`` starts from; None where there are none.
+        jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
 
     Raises:
-        LensError: The text is none of these, or ``dsl-mean`` has no reference means.
+        LensError: The text is none of these, ``dsl-mean`` has no reference means, or ``jacobian`` no Jacobians.
 
     >>> vl.lenses.parse_lens("dsl:alpha=10", None).label
     'DSL, clean-anchored, alpha 10'
@@ -38,6 +41,14 @@ def parse_lens(text: str, reference: ReferenceMeans | None) -> Lens:
     name, strength = check_spelling(text)
     if name == "diffusion":
         return DiffusionLens()
+    if name == "jacobian":
+        if jacobians is None:
+            raise LensError(
+                "jacobian needs averaged Jacobians of this model: make them once with `vit-lens jacobian IMAGES... "
+                "--model MODEL --out jacobian.safetensors`, then pass --jacobian jacobian.safetensors (sweep and "
+                "readout take it); in Python, lens=JacobianLens.load(path)"
+            )
+        return JacobianLens(jacobians=jacobians, alpha=strength.get("alpha"))
     means: dict[str, Any] = {} if name == "dsl" else {"anchor": "mean", "reference": reference}
     if means and reference is None:
         raise LensError(
@@ -60,13 +71,16 @@ def check_spelling(text: str) -> tuple[str, dict[str, float]]:
     name, _, rest = text.strip().partition(":")
     if name not in LENS_NAMES:
         raise LensError(
-            f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=10, dsl-mean:alpha=5"
+            f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=10, dsl-mean:alpha=5, "
+            "jacobian:alpha=5"
         )
-    if name == "diffusion":
-        if rest:
-            raise LensError(f"lens {text!r}: the Diffusion Lens has no settings")
+    if name == "diffusion" and rest:
+        raise LensError(f"lens {text!r}: the Diffusion Lens has no settings")
+    if name in ("diffusion", "jacobian") and not rest:
         return name, {}
     key, _, value = rest.partition("=")
+    if name == "jacobian" and key != "alpha":
+        raise LensError(f"lens {text!r}: give its strength as jacobian:alpha=NUMBER; jacobian alone is the raw write")
     if key not in ("alpha", "share"):
         raise LensError(f"lens {text!r}: give its strength as {name}:alpha=NUMBER or {name}:share=NUMBER")
     try:
@@ -76,17 +90,19 @@ def check_spelling(text: str) -> tuple[str, dict[str, float]]:
 
 
 def parse_lenses(
-    given: Sequence[Lens | str] | Lens | str | None, model: Tower, reference: ReferenceMeans | None = None
-) -> list[Lens]:
+    given: Sequence[Lens | str] | Lens | str | None, model: Tower, reference: ReferenceMeans | None = None,
+    jacobians: Jacobians | None = None,
+) -> list[Lens]:  # fmt: skip
     """Return lenses as they are, and read their spellings.
 
     Args:
         given: Lenses, spellings or both; None stands for :data:`DEFAULT_LENSES`.
         model: The model that will be read; its shipped means serve ``dsl-mean``, where it has some.
         reference: The means to take instead of the shipped ones.
+        jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
 
     Raises:
-        LensError: Something is no lens, or ``dsl-mean`` has no reference means.
+        LensError: Something is no lens, ``dsl-mean`` has no reference means, or ``jacobian`` no Jacobians.
 
     >>> [lens.label for lens in vl.lenses.parse_lenses(None, model)]
     ['DSL, mean-anchored, alpha 5', 'Diffusion Lens']
@@ -97,7 +113,7 @@ def parse_lenses(
     means = reference
     if means is None and any(isinstance(item, str) and item.strip().startswith("dsl-mean") for item in items):
         means = ReferenceMeans.shipped(model)
-    found = [check_lens(parse_lens(item, means) if isinstance(item, str) else item) for item in items]
+    found = [check_lens(parse_lens(item, means, jacobians) if isinstance(item, str) else item) for item in items]
     if not found:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
     return found
@@ -139,9 +155,10 @@ def _text_lens(item: object, reference: TextMeans | None) -> TextDiffusionLens:
     pairs = [part.partition("=") for part in rest]
     settings: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
     known = _TEXT_SETTINGS if name == "diffusion" else ("alpha", *_TEXT_SETTINGS)
-    if name not in LENS_NAMES:
+    if name not in _TEXT_NAMES:
+        what = "lens jacobian is of images" if name == "jacobian" else f"no lens {name!r}"
         raise LensError(
-            f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=5, dsl-mean:alpha=5, "
+            f"{what}; nearest: {nearest(name, _TEXT_NAMES)}. Write diffusion, dsl:alpha=5, dsl-mean:alpha=5, "
             "or diffusion:norm=match:positions=eos"
         )
     if not all(value for _, _, value in pairs):

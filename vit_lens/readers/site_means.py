@@ -16,7 +16,7 @@ from vit_lens.attribution import check_model, check_tensor, in_full, whole
 from vit_lens.errors import GalleryError, LensError, OutputError, ReferenceMismatchError, expect
 from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.identity import forget_fingerprints
-from vit_lens.lenses import DiffusionLens, Lens, Sites
+from vit_lens.lenses import DiffusionLens, Lens, Sites, run_for
 from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import checked_lenses
 from vit_lens.readers.gallery import Gallery
@@ -234,7 +234,7 @@ def _summed(
 ) -> Float[Tensor, "site d_embed"]:
     with torch.no_grad(), in_full(model):
         if not patches:
-            _, cache = model.run_with_cache(pixels, rows="readout")
+            _, cache = run_for(model, pixels, lens)
             return lens.embed(cache, sites).cpu().double().sum(0)
         _, cache = model.run_with_cache(pixels, names_filter=[site.hook_name for site in sites])
         return torch.stack([patch_embeddings(cache, site).cpu().double().mean((1, 2)).sum(0) for site in sites])

@@ -2,8 +2,8 @@
 
 __all__ = [
     "FitCost", "Jacobians", "PatchingError", "ReferenceMeans", "RowMeans", "Stability", "check_vit", "fit_cost",
-    "fit_jacobians", "grouped", "last_state", "make_jacobians", "measure_error", "read_state", "row_groups", "row_means",
-    "split_held_out",
+    "fit_jacobians", "grouped", "last_state", "make_jacobians", "measure_error", "read_state", "row_groups",
+    "row_means", "split_held_out",
 ]  # fmt: skip
 
 from vit_lens.reference.backward import FitCost, fit_cost

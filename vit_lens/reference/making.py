@@ -5,6 +5,8 @@ __all__ = ["make_jacobians", "split_held_out"]
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vit_lens.errors import LensError
 from vit_lens.files import as_path
 from vit_lens.models import HookedViT, several
@@ -36,7 +38,7 @@ def make_jacobians(
     place = None if out is None else as_path(out, LensError)
     if place is not None and place.exists():
         made = Jacobians.load(place).check(model)
-        _check_same(made.images == seen_by(model, images, batch_size), place, f"{made.n} other images")
+        _check_same(set(made.images) == set(seen_by(model, images, batch_size)), place, f"{made.n} other images")
         _check_same((made.values.shape[1] == model.cfg.n_ctx) == per_row, place, "other groups of rows")
     else:
         made = fit_jacobians(model, images, out=place, per_row=per_row, **how)
@@ -58,16 +60,28 @@ def _check_same(same: bool, place: Path, what: str) -> None:
         raise LensError(f"{place} is there already, with {what}; remove it, or choose another name")
 
 
-def split_held_out(images: Any) -> tuple[Any, Any]:
-    """Return images to fit on and images held out: the last quarter, at most 16.
+def split_held_out(images: Any, n: int | None = None) -> tuple[Any, Any]:
+    """Return images to fit on, and images held out, evenly spread over all: folders are often sorted.
+
+    Args:
+        images: Images, or pixels.
+        n: How many are held out; None for a quarter, at most 16.
 
     Raises:
         LensError: There are too few.
+
+    >>> vl.reference.split_held_out(list(range(8)))
+    ([0, 1, 3, 4, 5, 7], [2, 6])
     """
-    n = min(_MOST_HELD_OUT, len(images) // 4)
-    if n < 2:
+    total = len(images)
+    n = min(_MOST_HELD_OUT, total // 4) if n is None else n
+    if n < 2 or n >= total:
         raise LensError(
-            f"{len(images)} image{'s' * (len(images) != 1)}: a quarter is held out to measure the error, by pairs. Give "
-            "8 or more, or held_out=, or test=False"
+            f"{n} of {total} image{'s' * (total != 1)} held out: the error is measured by pairs of at least two, and "
+            "one or more are fitted on. Give 8 images or more, or measure no error (--held-out 0; test=False)"
         )
-    return images[:-n], images[-n:]
+    held = [(2 * index + 1) * total // (2 * n) for index in range(n)]
+    fitted = sorted(set(range(total)) - set(held))
+    if isinstance(images, Tensor):
+        return images[fitted], images[held]
+    return [images[index] for index in fitted], [images[index] for index in held]

@@ -1,6 +1,6 @@
 """True patching on held-out images, and what averaged Jacobians predicted of it."""
 
-__all__ = ["ERROR_SITES", "measure_error"]
+__all__ = ["measure_error"]
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,13 +23,10 @@ from vit_lens.reference.row_means import last_state, read_state
 from vit_lens.towers import working_copy
 from vit_lens.verification import exact_float32
 
-ERROR_SITES = ("attn", "mlp")
-"""Where the error is measured by default: what attention and MLP of every layer write."""
-
 
 @torch.no_grad()
 def measure_error(
-    jacobians: Jacobians, model: HookedViT, images: Any, *, sites: Sites = ERROR_SITES, batch_size: int = 8,
+    jacobians: Jacobians, model: HookedViT, images: Any, *, sites: Sites | None = None, batch_size: int = 8,
     progress: bool = False,
 ) -> Jacobians:  # fmt: skip
     """Return the Jacobians with their error against patching; see :class:`PatchingError`.
@@ -38,7 +35,8 @@ def measure_error(
         jacobians: Those of the model.
         model: The model, without hooks.
         images: Held-out images or pixels, at least two; each is patched with the next, the last with the first.
-        sites: Heads, attention blocks, MLPs or residuals of layers, as ``Site.resolve`` takes them.
+        sites: Heads, attention blocks, MLPs or residuals of layers, as ``Site.resolve`` takes them; None for the
+            attention and the MLP of every layer.
         batch_size: The number of images in one run.
         progress: Whether to show a bar.
 
@@ -51,7 +49,8 @@ def measure_error(
     model.refuse_hooks("an error against patching")
     images = several(images)
     bare = working_copy(model, torch.promote_types(model.dtype, torch.float32), device=model.device)
-    chosen = Site.resolve(sites, model.cfg)
+    usual = [Site(layer, kind) for kind in ("attn", "mlp") for layer in range(model.cfg.n_layers)]
+    chosen = usual if sites is None else Site.resolve(sites, model.cfg)
     for site in chosen:
         jacobians.place(site)
     if len(images) < 2:

@@ -80,7 +80,7 @@ class PatchingError:
         told = {(row["site"], row["of"], row["by"]): row for row in self.rows}
         names = ("embedding, Jacobian", "direct", "its cosine", "direct", "last, Jacobian", "direct")
         lines = [
-            f"error against patching on {self.n} pairs of held-out images: relative (0 exact, 1 no better than no change)",
+            f"error against patching on {self.n} pairs of held-out images: relative (0: exact, 1: as 'no change')",
             "and cosine of the change, with 95 % intervals; direct: as if later blocks did nothing",
             "  ".join(f"{name:{width}}" for name, width in zip(("site", *names), _WIDTHS, strict=True)).rstrip(),
         ]

@@ -47,9 +47,11 @@ class RowMeans:
         Raises:
             UnknownSiteError: The site is not one of the model's.
         """
-        held = {"resid_pre": self.resid_pre, "z": self.z, "mlp_out": self.mlp_out}
         # The same algebra as that of single rows: what parts write adds up, exactly.
-        means = ReferenceMeans(encoder_id=model.encoder_id, fingerprint="", n=self.n, **held)
+        means = ReferenceMeans(
+            encoder_id=model.encoder_id, fingerprint="", n=self.n, resid_pre=self.resid_pre, z=self.z,
+            mlp_out=self.mlp_out,
+        )  # fmt: skip
         return means.output(model, site)
 
     def tensors(self) -> dict[str, Tensor]:
