@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site, Sites
-from vit_lens.attribution import check_cache, finite
+from vit_lens.attribution import check_cache, finite, in_full
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError, expect
 from vit_lens.lenses.contract import HookFn
@@ -303,7 +303,9 @@ class JacobianLens(ResidualLens):
         >>> lens.read_last(model, counterfactual).shape
         torch.Size([1, 128])
         """
-        return self._outputs(check_cache(cache), self.check_sites(cache.model, sites))[:, :, 0]
+        own = self.check_sites(check_cache(cache).model, sites)
+        with in_full(cache.model):
+            return self._outputs(cache, own)[:, :, 0]
 
     def last(self, cache: ViTActivationCache) -> Float[Tensor, "batch d_last"]:
         """Return what the output is read from in a run at all rows: see :class:`vit_lens.reference.Jacobians`.

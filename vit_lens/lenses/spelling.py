@@ -45,8 +45,8 @@ def parse_lens(text: str, reference: ReferenceMeans | None, jacobians: Jacobians
         if jacobians is None:
             raise LensError(
                 "jacobian needs averaged Jacobians of this model: make them once with `vit-lens jacobian IMAGES... "
-                "--model MODEL --out jacobian.safetensors`, then pass --jacobian jacobian.safetensors (sweep and "
-                "readout take it); in Python, lens=JacobianLens.load(path)"
+                "--model MODEL --out jacobian.safetensors`, then pass --jacobian jacobian.safetensors; in Python, "
+                "lens=JacobianLens.load(path)"
             )
         return JacobianLens(jacobians=jacobians, alpha=strength.get("alpha"))
     means: dict[str, Any] = {} if name == "dsl" else {"anchor": "mean", "reference": reference}

@@ -33,7 +33,7 @@ class FitCost:
 
     >>> cost = vl.JacobianLens.cost(model, 100)
     >>> cost.products, cost.file_bytes
-    (12800, 2412544)
+    (12800, 2246280)
     """
 
     n: int

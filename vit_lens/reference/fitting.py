@@ -66,7 +66,9 @@ def fit_jacobians(
     }  # fmt: skip
     said = {**who, "per_row": per_row, "batch_size": batch_size, "images": digits}
     kept = None if out is None else _partial(as_path(out, OutputError))
-    sums = _Sums.zero(bare, groups) if kept is None or not kept.exists() else _Sums.load(kept, said)
+    sums = _Sums.zero(bare, groups)
+    if kept is not None and kept.exists():
+        sums = sums.load(kept, said)
     todo = images[sums.n :]
     started, wrote = time.monotonic(), 0.0
     try:
@@ -168,15 +170,14 @@ class _Sums:
         )  # fmt: skip
 
     def save(self, path: Path, said: dict[str, Any]) -> None:
-        told = {**said, "n": self.n, "dtype": str(self.dtype).removeprefix("torch.")}
+        told = {**said, "n": self.n}
         save_tensors({"values": self.values, **self.held}, path, {"format": _SUMS, "said": json.dumps(told)})
 
-    @classmethod
-    def load(cls, path: Path, said: dict[str, Any]) -> "_Sums":
+    def load(self, path: Path, said: dict[str, Any]) -> "_Sums":
         advice = f"remove {path}, and begin anew"
         with open_tensors(path, [_SUMS], what="sums of Jacobians", error=LensError, advice=advice) as (file, meta):
             told = parse_json(meta["said"], f"the metadata of {path}", LensError, advice)
-            n, dtype = int(told.pop("n")), getattr(torch, str(told.pop("dtype")))
+            n = int(told.pop("n"))
             wanted = json.loads(json.dumps(said))
             if differ := [name for name in wanted if told.get(name) != wanted[name]]:
                 raise LensError(
@@ -184,7 +185,9 @@ class _Sums:
                     "to go on, or choose another --out; or remove it"
                 )
             held = file_tensors(file)
-            return cls(n, dtype, held.pop("values"), held)
+            if (values := held.pop("values")).shape != self.values.shape or not 0 < n <= len(said["images"]):
+                raise LensError(f"{path} holds sums of shape {tuple(values.shape)}, of {n} images; {advice}")
+            return replace(self, n=n, values=values, held=held)
 
 
 def _partial(out: Path) -> Path:

@@ -75,11 +75,12 @@ class Jacobians:
         held = {"values": self.values, **self.means.tensors()}
         if bad := [name for name, one in held.items() if not one.is_floating_point() or not one.isfinite().all()]:
             raise LensError(f"{bad} of these Jacobians are no finite numbers; {_ADVICE}")
-        n_groups, n = self.values.shape[1], len(self.images)
-        counts = torch.bincount(self.groups, minlength=n_groups)
-        if len(counts) != n_groups or not counts.all() or not self.means.n == n == len(set(self.images)) or not n:
+        groups = self.groups.unique().tolist() if self.groups.ndim == 1 else []
+        n, is_whole = len(self.images), self.groups.dtype == torch.int64
+        fits = self.values.ndim == 4 and groups == list(range(self.values.shape[1])) and len(self.values) > 2
+        if not (fits and is_whole and self.means.n == n == len(set(self.images)) and n):
             raise LensError(
-                f"Jacobians of {n_groups} groups, with rows of {counts.tolist()}, of {n} images and means of "
+                f"Jacobians of shape {tuple(self.values.shape)} for groups {groups[:9]}, of {n} images and means of "
                 f"{self.means.n}: expected rows in every group, and as many different images as means; {_ADVICE}"
             )
 

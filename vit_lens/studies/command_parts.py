@@ -92,6 +92,7 @@ class Study(flags.Pair):
 
     image_seed: ImageSeed = 0
     lens: flags.Lenses = None
+    jacobian: flags.Jacobian = None
     judge: JudgeName = "mini"
     judge_tag: JudgeTag = None
 
@@ -173,14 +174,16 @@ def open_setup(
         texts: Captions that the encoder's embeddings are compared with, of that width.
     """
     from vit_lens.mini import JUDGE
+    from vit_lens.reference import Jacobians
     from vit_lens.studies import Judge, make_setup
 
     intake.check_drawn(
         study.decoder, steps=study.steps, guidance=study.guidance, decoder_seed=study.decoder_seed,
         decoder_encoder=study.decoder_encoder, judge=study.judge not in ("mini", "none"), judge_tag=study.judge_tag,
     )  # fmt: skip
-    intake.check_lenses(lenses, None)
+    intake.check_lenses(lenses, None, study.jacobian)
     vit = study.load()
+    jacobians = None if study.jacobian is None else Jacobians.load(study.jacobian)
     if texts is not None:
         texts.check(vit, other_encoder=True)
     drawer = reader = settings = None
@@ -194,6 +197,7 @@ def open_setup(
     return make_setup(
         vit, sets, lenses=lenses, out=out, decoder=drawer, judge=reader, settings=settings,
         noise_seeds=tuple(study.decoder_seed or decoder_seeds), seed=study.image_seed, progress=True,
+        jacobians=jacobians,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from vit_lens.errors import StudyError
 from vit_lens.identity import forget_fingerprints
 from vit_lens.lenses import Lens, parse_lens
 from vit_lens.models import HookedViT, pixel_batches
-from vit_lens.reference import ReferenceMeans
+from vit_lens.reference import Jacobians, ReferenceMeans
 from vit_lens.studies.images import StudyImages
 from vit_lens.studies.seen_pictures import Judge, Pictures
 from vit_lens.studies.stand_ins import StandIns
@@ -166,13 +166,15 @@ def make_setup(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
+    jacobians: Jacobians | None = None,
 ) -> StudySetup:
     """Preprocess the images, make both means, and bind the lenses to the anchor's.
 
     Args:
         model: The encoder, without hooks.
         images: Disjoint test, anchor and ablation images.
-        lenses: Spellings (``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``), or lenses.
+        lenses: Spellings (``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``,
+            ``jacobian:alpha=5``), or lenses.
         out: The folder for the study's files.
         decoder: What draws pictures; None for a study before decoding.
         judge: What reads pictures beside the encoder; goes with a decoder. None for no judge.
@@ -181,6 +183,8 @@ def make_setup(
         seed: The seed of everything else that is drawn at random.
         batch_size: How many images run together, and how many pictures are drawn together.
         progress: Whether bars are shown.
+        jacobians: The Jacobians that ``jacobian`` goes by, fitted on none of the test images; None where there are
+            none.
 
     Raises:
         StudyError: A judge without a decoder, or equal noise seeds.
@@ -216,7 +220,7 @@ def make_setup(
     return StudySetup(
         model=model, images=images, pixels=pixels, clean=_embed(model, pixels, batch_size), anchor=anchor,
         anchor_pixels=anchor_pixels, centre=_embed(model, anchor_pixels, batch_size).mean(0), ablation=ablation,
-        lenses=_named(lenses, anchor), pictures=pictures,
+        lenses=_named(lenses, anchor, jacobians), pictures=pictures,
         noise_seeds=tuple(noise_seeds), seed=seed, out=out, progress=progress,
     )  # fmt: skip
 
@@ -247,9 +251,9 @@ def check_accepts(
             )
 
 
-def _named(lenses: Sequence[str | Lens], anchor: ReferenceMeans) -> dict[str, Lens]:
+def _named(lenses: Sequence[str | Lens], anchor: ReferenceMeans, jacobians: Jacobians | None) -> dict[str, Lens]:
     return {
-        lens if isinstance(lens, str) else lens.describe().label: parse_lens(lens, anchor)
+        lens if isinstance(lens, str) else lens.describe().label: parse_lens(lens, anchor, jacobians)
         if isinstance(lens, str)
         else lens
         for lens in lenses

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.lenses import DiffusionSteeringLens, Lens, centred_norm, site_outputs
+from vit_lens.lenses import DiffusionSteeringLens, Lens, centred_norm, run_for, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.studies.paper.paper_setup import PaperSetup
 from vit_lens.studies.similarities import caches, centred_similarity
@@ -82,7 +82,7 @@ def read_sites(
     Raises:
         LensError: A lens is not defined on a site.
     """
-    clean, cache = setup.model.run_with_cache(pixels, rows="readout")
+    clean, cache = run_for(setup.model, pixels, lenses.values())
     means = _means(setup, lenses, sites)
     return {name: _read(setup, cache, clean, lens, sites, *means[name]) for name, lens in lenses.items()}
 
@@ -157,7 +157,7 @@ def _means(
     """Return what each lens reads of every site, and of its controls, on average over the reference images."""
     generators = {name: _generator(setup, _REFERENCE) for name in lenses}
     sums: dict[str, list[Tensor]] = {name: [] for name in lenses}
-    for cache in caches(setup.model, setup.pixels, setup.pictures.batch_size):
+    for cache in caches(setup.model, setup.pixels, setup.pictures.batch_size, lenses.values()):
         for name, lens in lenses.items():
             found = [lens.embed(cache, sites).sum(0), lens.placebo(cache, sites, generator=generators[name]).sum(0)]
             sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if sums[name] else found
