@@ -206,7 +206,7 @@ def folder(tmp_path_factory):
     from vit_lens.mini import world
 
     place = tmp_path_factory.mktemp("images")
-    for index, pixels in enumerate(world.render(world.sample_scenes(8, np.random.default_rng(0)))):
+    for index, pixels in enumerate(world.render(world.sample_scenes(5, np.random.default_rng(0)))):
         Image.fromarray(pixels).save(place / f"{index:02d}.png")
     return place
 
@@ -216,19 +216,20 @@ def test_fitted_divided_joined_and_swept_from_the_command_line(folder, tmp_path,
     import vit_lens as vl
 
     whole, joined = tmp_path / "whole.safetensors", tmp_path / "joined.safetensors"
-    status, output, errors = vit_lens("jacobian", folder, "--out", whole, "--plan")
-    assert status == 0 and "6 images, 768 vector-Jacobian products" in output and not whole.exists(), errors
-    status, output, errors = vit_lens("jacobian", folder, "--out", whole)
-    assert status == 0 and "L7.mlp          0.00 [0.00, 0.00]" in output and "Jacobians of 6 images" in output, errors
+    fit = ("jacobian", folder, "--held-out", "2", "--out")
+    status, output, errors = vit_lens(*fit, whole, "--plan")
+    assert status == 0 and "3 images, 384 vector-Jacobian products" in output and not whole.exists(), errors
+    status, output, errors = vit_lens(*fit, whole)
+    assert status == 0 and "L7.mlp          0.00 [0.00, 0.00]" in output and "Jacobians of 3 images" in output, errors
     lens = vl.JacobianLens.load(whole)
     assert lens.jacobians.error.n == 2 and lens.jacobians.preprocess["size"] == [64, 64]
     parts = [tmp_path / f"{index}.safetensors" for index in range(2)]
     for index, part in enumerate(parts):
-        status, output, errors = vit_lens("jacobian", folder, "--shard", f"{index}/2", "--out", part)
+        status, output, errors = vit_lens(*fit, part, "--shard", f"{index}/2")
         assert status == 0 and "(error not measured)" in output, errors
     status, output, errors = vit_lens("merge", *parts, "--out", joined)
-    assert status == 0 and "Jacobians of 6 images" in output, errors
-    status, output, errors = vit_lens("jacobian", folder, "--out", joined)
+    assert status == 0 and "Jacobians of 3 images" in output, errors
+    status, output, errors = vit_lens(*fit, joined)
     assert status == 0 and "error against patching on 2 pairs" in output, errors
     found = vl.JacobianLens.load(joined).jacobians
     torch.testing.assert_close(found.values, lens.jacobians.values, rtol=1e-4, atol=1e-5)
@@ -278,10 +279,11 @@ def test_the_command_line_refuses_in_words(folder, tmp_path, vit_lens):
         (["jacobian", picture, *out], "0 of 1 image held out"),
         (["jacobian", picture, picture, "--held-out", "0", *out], "same picture"),
         (["jacobian", folder, "--out", tmp_path / "o.json"], "ends in .safetensors"),
-        (["jacobian", folder, "--shard", "2/2", *out], "from 0 to 1"),
-        (["jacobian", folder, "--shard", "7/9", *out], "6 images to divide"),
+        (["jacobian", folder, "--held-out", "2", "--shard", "2/2", *out], "from 0 to 1"),
+        (["jacobian", folder, *out], "1 of 5 images held out"),
+        (["jacobian", folder, "--held-out", "2", "--shard", "7/9", *out], "3 images to divide"),
         (["jacobian", folder, "--shard", "1", *out], "write I/N"),
-        (["jacobian", folder, "--out", tmp_path / "bad.safetensors"], "not a whole safetensors file"),
+        (["jacobian", folder, "--held-out", "2", "--out", tmp_path / "bad.safetensors"], "not a whole safetensors file"),
         (["jacobian", folder, "--held-out", "2", "--out", theirs], "were made with"),
         (["jacobian", folder, "--held-out", "0", "--out", theirs], "is there already"),
         (["merge", theirs, tmp_path / "s", *out], "files of Jacobians"),

@@ -70,20 +70,21 @@ def fit_jacobians(
     if kept is not None and kept.exists():
         sums = sums.load(kept, said)
     todo = images[sums.n :]
-    started, wrote = time.monotonic(), 0.0
+    started, wrote, saved = time.monotonic(), 0.0, sums.n
     try:
         bar = tqdm(total=len(images), initial=sums.n, desc="Jacobians", unit="image", disable=not progress)
         for _, pixels in pixel_batches(bare, todo, batch_size, label="", progress=False):
             sums = sums.plus(bare, pixels.to(bare.W_E), groups)
             bar.update(len(pixels))
-            if kept is not None and time.monotonic() - started > _SHARE * wrote:
+            is_due = sums.n == len(images) or time.monotonic() - started > _SHARE * wrote
+            if kept is not None and is_due:  # at the end, too: the file itself may meet a full disk
                 begun = time.monotonic()
                 sums.save(kept, said)
-                started = time.monotonic()
+                started, saved = time.monotonic(), sums.n
                 wrote = started - begun
         bar.close()
     except BaseException:
-        if kept is not None and sums.n:
+        if kept is not None and sums.n > saved:
             with suppress(OutputError):  # what interrupted is what is told
                 sums.save(kept, said)
         raise
