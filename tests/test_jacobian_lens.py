@@ -283,7 +283,7 @@ def test_the_command_line_refuses_in_words(folder, tmp_path, vit_lens):
         (["jacobian", folder, *out], "1 of 5 images held out"),
         (["jacobian", folder, "--held-out", "2", "--shard", "7/9", *out], "3 images to divide"),
         (["jacobian", folder, "--shard", "1", *out], "write I/N"),
-        (["jacobian", folder, "--held-out", "2", "--out", tmp_path / "bad.safetensors"], "not a whole safetensors file"),
+        (["jacobian", folder, "--held-out", "2", "--out", tmp_path / "bad.safetensors"], "not a whole safetensors"),
         (["jacobian", folder, "--held-out", "2", "--out", theirs], "were made with"),
         (["jacobian", folder, "--held-out", "0", "--out", theirs], "is there already"),
         (["merge", theirs, tmp_path / "s", *out], "files of Jacobians"),

@@ -44,7 +44,12 @@ class FitCost:
 
 
 def fit_cost(model: HookedViT, n: int, *, per_row: bool = False, batch_size: int = 8) -> FitCost:
-    """Return what Jacobians averaged over ``n`` images take; see :class:`FitCost`."""
+    """Return what Jacobians averaged over ``n`` images take; see :class:`FitCost`.
+
+    >>> from vit_lens.reference import fit_cost
+    >>> fit_cost(model, 25).products  # a row for each token makes no more of them
+    3200
+    """
     cfg, width = model.cfg, state_width(model)
     groups, places = int(row_groups(cfg, per_row=per_row).max()) + 1, 2 * cfg.n_layers + 1
     inner = cfg.n_heads * cfg.d_head

@@ -49,6 +49,10 @@ def fit_jacobians(
         LensError: It is no model of images, there are no images, or one is given twice; or sums that are there are of
             other images, another model or other options.
         OutputError: Sums cannot be written.
+
+    >>> from vit_lens.reference import fit_jacobians
+    >>> fit_jacobians(model, images).values.shape
+    torch.Size([17, 2, 128, 128])
     """
     check_vit(model)
     images = several(images)
@@ -101,6 +105,10 @@ def check_vit(model: object) -> None:
 
     Raises:
         LensError: It reads texts, or is none.
+
+    >>> vl.reference.check_vit(text_model)
+    Traceback (most recent call last):
+    vit_lens.errors.LensError: model is of type HookedTextEncoder; expected HookedViT: a model of images; of texts ...
     """
     check_model(model)
     expect(model, HookedViT, "model", LensError, "a model of images; of texts there is no such Jacobian here")

@@ -27,6 +27,12 @@ def make_jacobians(
         LensError: There are too few images, or what is there is of other images or options.
         ReferenceMismatchError: What is there is another model's.
         OutputError: A file cannot be written.
+
+    >>> how = dict(out=tmp / "made.safetensors", per_row=False, batch_size=8, progress=False)
+    >>> made = vl.reference.make_jacobians(model, images, held_out=None, test=False, **how)
+    >>> again = vl.reference.make_jacobians(model, images, held_out=None, test=False, **how)  # it is there
+    >>> again.content == made.content
+    True
     """
     check_vit(model)
     if held_out is not None and not test:

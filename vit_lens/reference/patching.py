@@ -43,6 +43,11 @@ def measure_error(
     Raises:
         LensError: There are fewer than two images, one was fitted on or is given twice, or a site is behind the blocks.
         ReferenceMismatchError: The Jacobians are another model's.
+
+    >>> from vit_lens.reference import fit_jacobians, measure_error
+    >>> made = measure_error(fit_jacobians(model, pixels), model, pixels.flip(-1), sites="L6.mlp, L7.mlp")
+    >>> made.error.frame().query("of == 'last' and by == 'jacobian'").error.round(1).tolist()[1]
+    0.0
     """
     check_vit(model)
     jacobians.check(model)

@@ -94,6 +94,10 @@ def grouped(
         model: The model that they are of.
         site: A site of a layer.
         groups: The group of every row.
+
+    >>> from vit_lens.reference import grouped, row_groups
+    >>> grouped(cache, model, Site.parse("L3H4"), row_groups(model.cfg)).shape  # the class token, the patches
+    torch.Size([2, 2, 128])
     """
     act = cache[site.hook_name]
     act = act.to(device=model.device, dtype=torch.promote_types(act.dtype, torch.float32))
@@ -125,7 +129,12 @@ def last_state(model: Tower, resid: Float[Tensor, "batch pos d_model"]) -> Float
 
 
 def read_state(model: Tower, states: Float[Tensor, "*batch d_last"]) -> Float[Tensor, "*batch d_embed"]:
-    """Return the output of such states, without hooks and with fresh statistics of the final norm."""
+    """Return the output of such states, without hooks and with fresh statistics of the final norm.
+
+    >>> from vit_lens.reference import read_state
+    >>> read_state(model, torch.randn(2, 3, 128)).shape
+    torch.Size([2, 3, 128])
+    """
     readout = model.readout
     return readout.read(states[..., None, :]) if readout.sees_one_row else readout.read_pooled(states)
 
@@ -140,6 +149,10 @@ def row_means(model: Tower, cache: ViTActivationCache, groups: Int[Tensor, " pos
 
     Raises:
         LensError: The cache holds no images.
+
+    >>> from vit_lens.reference import row_groups, row_means
+    >>> row_means(model, cache, row_groups(model.cfg)).z.shape
+    torch.Size([8, 2, 8, 16])
     """
     layers, size = range(model.cfg.n_layers), torch.bincount(groups)
 
