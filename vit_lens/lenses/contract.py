@@ -173,6 +173,22 @@ class Lens(ABC):
         """Whether the lens has all controls, and not the isotropic one alone."""
         return type(self).read_changed is not Lens.read_changed
 
+    def each(self) -> "list[Lens]":
+        """Return the lenses that a sweep draws in this one's place; itself, where it does not start from several things.
+
+        >>> vl.DiffusionLens().each()
+        [DiffusionLens()]
+        """
+        return [self]
+
+    def knows(self, cache: ViTActivationCache) -> list[bool]:
+        """Return which inputs of a run are part of the lens itself, as its anchors are, and no fair test of it.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+        """
+        return [False] * len(cache.model.streams[-1].last(cache))
+
     def clean(self, embeds: Float[Tensor, "batch d_embed"], cache: ViTActivationCache) -> Condition:
         """Return what the model itself outputs, as this lens reads it: what its sites are compared with.
 

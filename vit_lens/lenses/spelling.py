@@ -5,11 +5,15 @@ __all__ = ["DEFAULT_LENSES", "LENS_NAMES", "check_spelling", "parse_lens", "pars
 from collections.abc import Sequence
 from typing import Any
 
-from vit_lens.errors import LensError, expect, nearest
+from vit_lens.errors import LensError, VitLensError, expect, nearest
+from vit_lens.lenses.anchors import Anchors
 from vit_lens.lenses.contract import Lens, check_lens
+from vit_lens.lenses.counterfactual_lens import CounterfactualLens, check_share
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.jacobian_lens import JacobianLens
+from vit_lens.lenses.projection import KAPPA, ProjectedLens, Targets, check_kappa
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
+from vit_lens.lenses.text_counterfactual import TextAnchors, TextCounterfactualLens
 from vit_lens.lenses.text_lens import TextDiffusionLens, TextSteeringLens
 from vit_lens.lenses.text_means import TextMeans
 from vit_lens.reference import Jacobians, ReferenceMeans
@@ -17,20 +21,43 @@ from vit_lens.towers import Tower
 
 # docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
 DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
-LENS_NAMES = ("diffusion", "dsl", "dsl-mean", "jacobian")
-_TEXT_NAMES = LENS_NAMES[:3]
+LENS_NAMES = ("diffusion", "dsl", "dsl-mean", "counterfactual", "jacobian")
+_TEXT_NAMES = LENS_NAMES[:4]
+_STRENGTHS = {
+    "diffusion": (), "dsl": ("alpha", "share"), "dsl-mean": ("alpha", "share"), "counterfactual": ("share",),
+    "jacobian": ("alpha",),
+}  # fmt: skip
+_STRENGTH_WORDS = {
+    "diffusion": "the Diffusion Lens has no settings", "counterfactual": "give its strength as {}:share=NUMBER",
+    "jacobian": "give its strength as {0}:alpha=NUMBER; {0} alone is the raw write",
+    **dict.fromkeys(("dsl", "dsl-mean"), "give its strength as {0}:alpha=NUMBER or {0}:share=NUMBER"),
+}  # fmt: skip
+_PROJECT_WORDS = "behind any lens may stand :project=NUMBER"
+_NEEDS_MEANS = (
+    "{} needs reference means of this model: make them once with `vit-lens reference IMAGES... --model MODEL --out "
+    "means.safetensors`, then pass --reference means.safetensors"
+)
 
 
-def parse_lens(text: str, reference: ReferenceMeans | None, jacobians: Jacobians | None = None) -> Lens:
-    """Read ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``, ``jacobian[:alpha=5]``.
+def parse_lens(
+    text: str, reference: ReferenceMeans | None, jacobians: Jacobians | None = None, *,
+    anchors: Anchors | None = None, gallery: Targets | None = None,
+) -> Lens:  # fmt: skip
+    """Read ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``, ``counterfactual:share=0.5``.
+
+    Another is ``jacobian``, which may be followed by ``:alpha=5``. Behind each may stand ``:project=40``, which
+    projects what is read on a gallery with that sharpness; ``:project`` takes the usual one.
 
     Args:
         text: The spelling of one lens.
-        reference: The means that ``dsl-mean`` starts from; None where there are none.
+        reference: The means that ``dsl-mean`` starts from, and whose norms ``counterfactual`` measures by; None where
+            there are none.
         jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
+        anchors: What ``counterfactual`` starts from; None where there are none.
+        gallery: What ``project`` projects on; None where there is none.
 
     Raises:
-        LensError: The text is none of these, ``dsl-mean`` has no reference means, or ``jacobian`` no Jacobians.
+        LensError: The text is none of these, or what its lens needs is not there.
 
     >>> vl.lenses.parse_lens("dsl:alpha=10", None).label
     'DSL, clean-anchored, alpha 10'
@@ -38,7 +65,23 @@ def parse_lens(text: str, reference: ReferenceMeans | None, jacobians: Jacobians
     Traceback (most recent call last):
     vit_lens.errors.LensError: no lens 'dls'; nearest: 'dsl'. Write diffusion, ...
     """
-    name, strength = check_spelling(text)
+    name, settings = check_spelling(text)
+    kappa = settings.pop("project", None)
+    lens = _lens(name, settings, reference, jacobians, anchors)
+    if kappa is None:
+        return lens
+    if gallery is None:
+        raise LensError(
+            f"lens {text!r} projects on a gallery, and there is none: give --gallery FOLDER, in Python "
+            "beside=Beside(gallery=Gallery.from_folder(model, folder))"
+        )
+    return ProjectedLens(lens=lens, gallery=gallery, kappa=kappa)
+
+
+def _lens(
+    name: str, strength: dict[str, Any], reference: ReferenceMeans | None, jacobians: Jacobians | None,
+    anchors: Anchors | None,
+) -> Lens:  # fmt: skip
     if name == "diffusion":
         return DiffusionLens()
     if name == "jacobian":
@@ -49,93 +92,124 @@ def parse_lens(text: str, reference: ReferenceMeans | None, jacobians: Jacobians
                 "lens=JacobianLens.load(path)"
             )
         return JacobianLens(jacobians=jacobians, alpha=strength.get("alpha"))
+    if name == "counterfactual":
+        if anchors is None:
+            raise LensError(
+                "counterfactual starts from other images: give --anchors IMAGES, three or four, in Python "
+                "anchors=[...]; none of them may be swept"
+            )
+        if reference is None:
+            raise LensError(_NEEDS_MEANS.format("counterfactual"))
+        return CounterfactualLens(anchors=anchors, norms=reference.differences, **strength)  # pyright: ignore[reportArgumentType]
     means: dict[str, Any] = {} if name == "dsl" else {"anchor": "mean", "reference": reference}
     if means and reference is None:
-        raise LensError(
-            "dsl-mean needs reference means of this model: make them once with `vit-lens reference IMAGES... --model "
-            "MODEL --out means.safetensors`, then pass --reference means.safetensors"
-        )
+        raise LensError(_NEEDS_MEANS.format("dsl-mean"))
     return DiffusionSteeringLens(**strength, **means)
 
 
 def check_spelling(text: str) -> tuple[str, dict[str, float]]:
-    """Return the name and the settings that a spelling says, whether or not there are means for it.
+    """Return the name and the settings that a spelling says, whether or not there is what its lens needs.
 
     Raises:
-        LensError: The spelling names no lens, or its strength is no number.
+        LensError: The spelling names no lens, a setting is none of its, or is no number.
 
     >>> vl.lenses.check_spelling("dsl-mean:alpha=5")
     ('dsl-mean', {'alpha': 5.0})
+    >>> vl.lenses.check_spelling("counterfactual:share=0.5:project")
+    ('counterfactual', {'share': 0.5, 'project': 40})
     """
     expect(text, str, "lens", LensError, "the spelling of one, such as 'dsl:alpha=10'")
-    name, _, rest = text.strip().partition(":")
+    name, *rest = text.strip().split(":")
     if name not in LENS_NAMES:
         raise LensError(
-            f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=10, dsl-mean:alpha=5, "
-            "jacobian:alpha=5"
+            f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=10, "
+            "dsl-mean:alpha=5, counterfactual:share=0.5, jacobian:alpha=5"
         )
-    if name == "diffusion" and rest:
-        raise LensError(f"lens {text!r}: the Diffusion Lens has no settings")
-    if name in ("diffusion", "jacobian") and not rest:
-        return name, {}
-    key, _, value = rest.partition("=")
-    if name == "jacobian" and key != "alpha":
-        raise LensError(f"lens {text!r}: give its strength as jacobian:alpha=NUMBER; jacobian alone is the raw write")
-    if key not in ("alpha", "share"):
-        raise LensError(f"lens {text!r}: give its strength as {name}:alpha=NUMBER or {name}:share=NUMBER")
-    try:
-        return name, {key: float(value)}
-    except ValueError:
-        raise LensError(f"lens {text!r}: {value!r} is not a number") from None
+    found: dict[str, float] = {}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if key not in ("project", *_STRENGTHS[name]):
+            raise LensError(f"lens {text!r}: {_STRENGTH_WORDS[name].format(name)}; {_PROJECT_WORDS}")
+        if key in found:
+            raise LensError(f"lens {text!r}: {key} is given twice")
+        try:
+            found[key] = KAPPA if (key, equals) == ("project", "") else float(value)
+        except ValueError:
+            raise LensError(f"lens {text!r}: {value!r} is not a number") from None
+    if name.startswith("dsl") and ("alpha" in found) == ("share" in found):
+        raise LensError(f"lens {text!r}: {_STRENGTH_WORDS[name].format(name)}; {_PROJECT_WORDS}")
+    if "project" in found:
+        check_kappa(found["project"])
+    if name == "counterfactual" and "share" in found:
+        check_share(found["share"])
+    return name, found
 
 
 def parse_lenses(
     given: Sequence[Lens | str] | Lens | str | None, model: Tower, reference: ReferenceMeans | None = None,
-    jacobians: Jacobians | None = None,
+    jacobians: Jacobians | None = None, *, anchors: Any = None, gallery: Targets | None = None,
 ) -> list[Lens]:  # fmt: skip
-    """Return lenses as they are, and read their spellings.
+    """Return lenses as they are, and read their spellings; one of several anchors is a lens for each (``lens.each()``).
 
     Args:
         given: Lenses, spellings or both; None stands for :data:`DEFAULT_LENSES`.
-        model: The model that will be read; its shipped means serve ``dsl-mean``, where it has some.
+        model: The model that will be read; its shipped means serve ``dsl-mean`` and ``counterfactual``, where it has
+            some.
         reference: The means to take instead of the shipped ones.
         jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
+        anchors: What ``counterfactual`` starts from: images, or :class:`Anchors`.
+        gallery: What ``project`` projects on.
 
     Raises:
-        LensError: Something is no lens, ``dsl-mean`` has no reference means, or ``jacobian`` no Jacobians.
+        LensError: Something is no lens, a lens has not what it needs, or there are anchors that none needs.
 
     >>> [lens.label for lens in vl.lenses.parse_lenses(None, model)]
     ['DSL, mean-anchored, alpha 5', 'Diffusion Lens']
+    >>> lenses = vl.lenses.parse_lenses("counterfactual", model, anchors=images)
+    >>> [lens.label for lens in lenses]  # doctest: +NORMALIZE_WHITESPACE
+    ['counterfactual, share 0.5, anchor 1_star.png', 'counterfactual, share 0.5, anchor 2_heart.png']
     """
     items: Sequence[object] = DEFAULT_LENSES
     if given is not None:
         items = list(given) if isinstance(given, (list, tuple)) else [given]
+    names = [check_spelling(item)[0] for item in items if isinstance(item, str)]
     means = reference
-    if means is None and any(isinstance(item, str) and item.strip().startswith("dsl-mean") for item in items):
+    if means is None and any(name in ("dsl-mean", "counterfactual") for name in names):
         means = ReferenceMeans.shipped(model)
-    found = [check_lens(parse_lens(item, means, jacobians) if isinstance(item, str) else item) for item in items]
+    if anchors is not None and "counterfactual" not in names:
+        raise LensError("anchors= serve the lens counterfactual alone, which was not asked for by its spelling")
+    if anchors is not None and not isinstance(anchors, Anchors):
+        anchors = Anchors.of(model, anchors)
+    held = {"anchors": anchors, "gallery": gallery}
+    found = [
+        check_lens(parse_lens(item, means, jacobians, **held) if isinstance(item, str) else item) for item in items
+    ]
     if not found:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
-    return found
+    return [check_lens(one) for lens in found for one in lens.each()]
 
 
 _TEXT_SETTINGS = ("norm", "encoder", "positions", "held", "pooled")
 
 
 def parse_text_lenses(
-    given: Sequence[Lens | str] | Lens | str | None, reference: TextMeans | None = None
-) -> list[TextDiffusionLens]:
-    """Return lenses of text encoders as they are, and read their spellings.
+    given: Sequence[Lens | str] | Lens | str | None, reference: TextMeans | None = None,
+    anchors: TextAnchors | None = None,
+) -> list[TextDiffusionLens]:  # fmt: skip
+    """Return lenses of text encoders as they are, and read their spellings; of several anchors a lens for each.
 
-    These are ``diffusion``, ``dsl:alpha=5`` and ``dsl-mean:alpha=5``. Behind each may stand the settings of
+    These are ``diffusion``, ``dsl:alpha=5``, ``dsl-mean:alpha=5`` and ``counterfactual:share=0.5``. Behind each may stand the settings of
     :class:`TextDiffusionLens`, as ``diffusion:norm=match:positions=eos``.
 
     Args:
         given: Lenses, spellings or both; None stands for the Diffusion Lens.
-        reference: The means that ``dsl-mean`` starts from; None where there are none.
+        reference: The means that ``dsl-mean`` starts from, and whose norms ``counterfactual`` measures by; None where
+            there are none.
+        anchors: The prompts that ``counterfactual`` starts from; None where there are none.
 
     Raises:
-        LensError: Something is no lens of text encoders, a setting is none of its, or ``dsl-mean`` has no means.
+        LensError: Something is no lens of text encoders, a setting is none of its, a lens has not what it needs, or
+            there are anchors that none needs.
 
     >>> [lens.label for lens in vl.lenses.parse_text_lenses(["diffusion:positions=eos", "dsl:alpha=5"])]
     ['Diffusion Lens, positions eos', 'DSL, alpha 5']
@@ -143,10 +217,13 @@ def parse_text_lenses(
     items = [given] if given is None or isinstance(given, (str, Lens)) else list(given)
     if not items:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
-    return [_text_lens("diffusion" if item is None else item, reference) for item in items]
+    if anchors is not None and not any(isinstance(item, str) and item.startswith("counterfactual") for item in items):
+        raise LensError("anchors= serve the lens counterfactual alone, which was not asked for by its spelling")
+    found = [_text_lens("diffusion" if item is None else item, reference, anchors) for item in items]
+    return [one for lens in found for one in lens.each()]  # pyright: ignore[reportReturnType]
 
 
-def _text_lens(item: object, reference: TextMeans | None) -> TextDiffusionLens:
+def _text_lens(item: object, reference: TextMeans | None, anchors: TextAnchors | None) -> TextDiffusionLens:
     if isinstance(item, TextDiffusionLens):
         return item
     if not isinstance(item, str):
@@ -154,12 +231,18 @@ def _text_lens(item: object, reference: TextMeans | None) -> TextDiffusionLens:
     name, *rest = item.strip().split(":")
     pairs = [part.partition("=") for part in rest]
     settings: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
-    known = _TEXT_SETTINGS if name == "diffusion" else ("alpha", *_TEXT_SETTINGS)
+    own = {"diffusion": (), "counterfactual": ("share",)}.get(name, ("alpha",))
+    known = (*own, *_TEXT_SETTINGS)
     if name not in _TEXT_NAMES:
         what = "lens jacobian is of images" if name == "jacobian" else f"no lens {name!r}"
         raise LensError(
             f"{what}; nearest: {nearest(name, _TEXT_NAMES)}. Write diffusion, dsl:alpha=5, dsl-mean:alpha=5, "
-            "or diffusion:norm=match:positions=eos"
+            "counterfactual:share=0.5, or diffusion:norm=match:positions=eos"
+        )
+    if any(part.split("=")[0].strip() == "project" for part in rest):
+        raise LensError(
+            f"lens {item!r}: what is read of prompts is a token for each position, and a projection is of one vector: "
+            "the k-th tokens of two prompts are different words"
         )
     if not all(value for _, _, value in pairs):
         raise LensError(f"lens {item!r}: write settings as {name}:norm=match:positions=eos")
@@ -167,15 +250,25 @@ def _text_lens(item: object, reference: TextMeans | None) -> TextDiffusionLens:
         raise LensError(f"lens {item!r} has no setting {unknown[0]!r}; nearest: {nearest(unknown[0], known)}")
     if name == "diffusion":
         return TextDiffusionLens(**settings)
-    means: dict[str, Any] = {} if name == "dsl" else {"reference": reference}
-    if means and reference is None:
+    if name != "dsl" and reference is None:
         raise LensError(
-            "dsl-mean needs means over other prompts through these encoders: make them once with `vit-lens reference "
+            f"{name} needs means over other prompts through these encoders: make them once with `vit-lens reference "
             "--prompts FILE --model PIPELINE --out means.safetensors`, then pass --reference means.safetensors"
         )
+    if name == "counterfactual" and anchors is None:
+        raise LensError(
+            "counterfactual starts from other prompts: give --anchors PROMPT, in Python anchors=[...]; none of them "
+            "may be swept"
+        )
+    means: dict[str, Any] = {} if name == "dsl" else {"reference": reference}
     try:
+        if name == "counterfactual":
+            strength = {"share": float(settings.pop("share"))} if "share" in settings else {}
+            return TextCounterfactualLens(anchors=anchors, **strength, **settings, **means)  # pyright: ignore[reportArgumentType]
         return TextSteeringLens(alpha=float(settings.pop("alpha")), **settings, **means)
     except KeyError:
         raise LensError(f"lens {item!r}: give its strength as {name}:alpha=NUMBER") from None
+    except VitLensError:
+        raise
     except ValueError as error:
         raise LensError(f"lens {item!r}: {error}") from None

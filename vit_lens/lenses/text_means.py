@@ -2,7 +2,7 @@
 
 __all__ = ["TextMeans"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,14 @@ from vit_lens.files import as_path, file_tensors, open_tensors, save_tensors
 from vit_lens.identity import fingerprint, forget_fingerprints
 from vit_lens.lenses.text_run import PromptReader, TextRun
 from vit_lens.numerics import without_autocast
+from vit_lens.reference.differences import typical_norm
 from vit_lens.towers import ViTActivationCache
 
-_FORMAT = "vit_lens.text_means.1"
+_FORMAT = "vit_lens.text_means.2"
+_FORMATS = ("vit_lens.text_means.1", _FORMAT)  # .1 has no norms of differences
+_SPREADS = ("head", "attn", "mlp")
 _KINDS = ("resid_pre", "z", "mlp_out", "counts")
+_DIFFERENCE = ".difference"  # behind the name of an encoder
 _ADVICE = "make them with TextMeans.of(encoder, prompts).save(path), or `vit-lens reference --prompts FILE`"
 
 
@@ -41,6 +45,9 @@ class TextMeans:
             filling. ``resid_pre`` [role d_model] enters block 0; ``z`` [layer role head d_head] is of every head,
             ``mlp_out`` [layer role d_model] of every MLP.
         counts: For each encoder, how many positions each role's mean is of.
+        differences: For each encoder, how far two prompts usually lie apart at the same role of what each head [layer
+            head], attention block and MLP [layer] writes: the root mean square over pairs and over the positions up to
+            the end, as the final norm sees a vector. Empty for one prompt, and for files of an earlier version.
 
     Raises:
         VitLensError: There is no prompt, or means are no finite numbers.
@@ -58,10 +65,12 @@ class TextMeans:
     n: int
     values: Mapping[str, Mapping[str, Tensor]]
     counts: Mapping[str, Int[Tensor, " role"]]
+    differences: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     _averages: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False)
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not all(bool(mean.isfinite().all()) for of in self.values.values() for mean in of.values()):
+        held = [mean for by in (self.values, self.differences) for of in by.values() for mean in of.values()]
+        if self.n < 1 or not all(bool(mean.isfinite().all()) for mean in held):
             raise VitLensError(f"means of n={self.n} prompts that are no finite numbers; {_ADVICE}")
 
     @classmethod
@@ -90,11 +99,15 @@ class TextMeans:
             for name in run.caches:
                 _add(sums.setdefault(name, {}), run, name)
         counts = {name: held.pop("counts") for name, held in sums.items()}
+        spread = {name: _differences(held, counts[name], encoder, name) for name, held in sums.items()}
         values = {}
         for name, held in sums.items():
             dtype = torch.promote_types(encoder.towers[name].dtype, torch.float32)
             values[name] = {kind: _shares(total, counts[name], kind).to(dtype) for kind, total in held.items()}
-        return cls(encoder_id=encoder.encoder_id, n=len(prompts), values=values, counts=counts)
+        differences = {name: of for name, of in spread.items() if of}
+        return cls(
+            encoder_id=encoder.encoder_id, n=len(prompts), values=values, counts=counts, differences=differences
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "TextMeans":
@@ -104,16 +117,22 @@ class TextMeans:
             VitLensError: The file is not one of these, or is truncated.
         """
         place = as_path(path, VitLensError)
-        with open_tensors(place, [_FORMAT], what="means of prompts", error=VitLensError, advice=_ADVICE) as opened:
+        with open_tensors(place, _FORMATS, what="means of prompts", error=VitLensError, advice=_ADVICE) as opened:
             file, meta = opened
             held: dict[str, dict[str, Tensor]] = {}
             for name, tensor in file_tensors(file).items():
                 encoder, _, kind = name.rpartition(".")
                 held.setdefault(encoder, {})[kind] = tensor
+            found = {name: held.pop(name) for name in list(held) if name.endswith(_DIFFERENCE)}
+            differences = {name.removesuffix(_DIFFERENCE): of for name, of in found.items()}
+            if any(sorted(of) != sorted(_SPREADS) for of in differences.values()) or set(differences) - set(held):
+                raise VitLensError(f"{place} holds other norms of differences than {', '.join(_SPREADS)}; {_ADVICE}")
             if not held or any(sorted(of) != sorted(_KINDS) for of in held.values()):
                 raise VitLensError(f"{place} lacks some of {', '.join(_KINDS)}; {_ADVICE}")
             counts = {encoder: of.pop("counts") for encoder, of in held.items()}
-            return cls(encoder_id=meta["encoder_id"], n=int(meta["n"]), values=held, counts=counts)
+            return cls(
+                encoder_id=meta["encoder_id"], n=int(meta["n"]), values=held, counts=counts, differences=differences
+            )
 
     def save(self, path: str | Path) -> Path:
         """Write the means as safetensors, atomically.
@@ -122,7 +141,10 @@ class TextMeans:
             OutputError: The file cannot be written.
         """
         meta = {"format": _FORMAT, "encoder_id": self.encoder_id, "n": str(self.n)}
-        return save_tensors(self._tensors(), as_path(path, OutputError), meta)
+        norms = {
+            f"{name}{_DIFFERENCE}.{kind}": value for name, of in self.differences.items() for kind, value in of.items()
+        }
+        return save_tensors(self._tensors() | norms, as_path(path, OutputError), meta)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -149,6 +171,18 @@ class TextMeans:
                 "TextMeans.of(encoder, prompts)"
             )
         return self
+
+    def difference(self, encoder: str, site: Site) -> float:
+        """Return how far two prompts usually lie apart at a site of an encoder.
+
+        Raises:
+            LensError: The means hold no norms of it.
+        """
+        value = self.differences.get(encoder, {}).get(site.kind)
+        if value is None or site.layer is None:
+            raise LensError(f"these means of {self.n} prompts hold no norm of differences of {site} of {encoder}")
+        found = value[site.layer]
+        return float(found if site.head is None else found[site.head])
 
     @without_autocast()
     def average(self, run: TextRun) -> TextRun:
@@ -230,10 +264,53 @@ def _add(sums: dict[str, Tensor], run: TextRun, name: str) -> None:
         "z": torch.stack([cache["z", layer][0] for layer in layers], 1),
         "mlp_out": torch.stack([cache["mlp_out", layer][0] for layer in layers], 1),
     }
+    centre, attns = run.encoder.readouts[name].centre, [cache["attn_out", layer][0] for layer in layers]
+    for layer in layers:
+        metric = _metric(cache.model.attention_of(Site(layer, "attn")).W_O, centre)
+        z = own["z"][:, layer].cpu().double()
+        own[f"head.{layer}"] = einsum(z, metric, z, "p h k, h k j, p h j -> p h")
+    own["attn_out"] = centre(torch.stack(attns, 1).cpu().double())
+    own["attn"] = own["attn_out"].square().sum(-1)
+    own["mlp"] = centre(own["mlp_out"].cpu().double()).square().sum(-1)
     for kind, value in own.items():
         value = value.cpu() if kind == "counts" else value.cpu().double()
         held = sums.setdefault(kind, value.new_zeros(n_roles, *value.shape[1:]))
         held.index_add_(0, roles, value)
+
+
+def _metric(W_O: Float[Tensor, "head d_head d_model"], centre: Callable[[Tensor], Tensor]) -> Tensor:
+    weight = centre(W_O.detach().cpu().double())
+    return weight @ weight.mT
+
+
+def _differences(sums: dict[str, Tensor], counts: Int[Tensor, " role"], encoder: PromptReader, name: str) -> dict:
+    """Return how far prompts lie apart, and leave the sums of the means; empty where no role is there twice."""
+    tower, centre = encoder.towers[name], encoder.readouts[name].centre
+    layers = range(tower.cfg.n_layers)
+    squares = {kind: sums.pop(kind) for kind in ("attn", "mlp")}
+    squares["head"] = torch.stack([sums.pop(f"head.{layer}") for layer in layers], 1)
+    attn_out = sums.pop("attn_out")
+    there = (counts > 1).clone()
+    there[-1] = False  # the filling
+    if not bool(there.any()):
+        return {}
+    n = counts[there].double()
+    means = {
+        kind: centre(total[there] / n[:, None, None]).square().sum(-1)
+        for kind, total in (("attn", attn_out), ("mlp", sums["mlp_out"]))
+    }
+    z = sums["z"][there] / n[:, None, None, None]
+    metrics = [_metric(tower.attention_of(Site(layer, "attn")).W_O, centre) for layer in layers]  # pyright: ignore
+    of_heads = [
+        einsum(z[:, layer], metric, z[:, layer], "p h k, h k j, p h j -> p h") for layer, metric in enumerate(metrics)
+    ]
+    means["head"] = torch.stack(of_heads, 1)
+    eps, found = torch.finfo(tower.dtype).eps, {}
+    for kind, of_mean in means.items():
+        own = n.reshape(-1, *[1] * (of_mean.ndim - 1))
+        apart = typical_norm(squares[kind][there] / own, of_mean, own, eps)
+        found[kind] = ((own * apart.square()).sum(0) / own.sum()).sqrt()
+    return found
 
 
 def _shares(total: Float[Tensor, "role *axes"], counts: Int[Tensor, " role"], kind: str) -> Float[Tensor, "..."]:

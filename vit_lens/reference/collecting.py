@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.models import HookedViT, pixel_batches
+from vit_lens.reference.differences import DifferenceNorms, Spreads
 from vit_lens.reference.stability import Stability
+from vit_lens.towers import preprocessing_of
 from vit_lens.verification import exact_float32
 
 Positions = Literal["readout", "all"]
@@ -44,6 +46,12 @@ class _Sums:
         self.squares += float(act.square().sum())
 
 
+def _spread(
+    act: Float[Tensor, "batch *axes"], hook: Any, *, spreads: Spreads, rows: Callable[[Tensor], Tensor]
+) -> None:
+    spreads.add(hook.name, rows(act))
+
+
 def hook_points(model: HookedViT) -> dict[str, list[str]]:
     """Return the hook points whose means are kept, by kind: one for each layer, or one."""
     layers = range(model.cfg.n_layers)
@@ -58,19 +66,26 @@ def hook_points(model: HookedViT) -> dict[str, list[str]]:
 
 def collect(
     model: HookedViT, images: Any, *, positions: Positions, batch_size: int, progress: bool
-) -> tuple[dict[str, Tensor], Stability]:
-    """Return means by hook point, and their stability; the order of the images is that of the snapshots."""
+) -> tuple[dict[str, Tensor], Stability, DifferenceNorms | None]:
+    """Return means by hook point, their stability, and how far two images lie apart, where there are two.
+
+    The order of the images is that of the snapshots.
+    """
     dtype = torch.promote_types(model.dtype, torch.float32)
     n = len(images)
     kinds = hook_points(model)
     sums = {name: _Sums() for names in kinds.values() for name in names}
+    spreads = Spreads(model)
     whole = [name for name in sums if positions == "all" or model.pos_axis(name) is None]
     rows = dict.fromkeys(sums, model.readout.rows) | dict.fromkeys(whole, Tensor.detach)
+    pooled = [name for name in spreads.names if model.pos_axis(name) is None]
+    own = dict.fromkeys(spreads.names, model.readout.rows) | dict.fromkeys(pooled, Tensor.detach)
     checkpoints = [n >> k for k in range(1, _CHECKPOINTS + 1) if n >> k]
     batches = pixel_batches(model, images, batch_size, label="reference means", progress=progress, ends=checkpoints)
     for start, pixels in batches:
         stop = start + len(pixels)
         hooks = [(name, partial(held.add, rows=rows[name], first=start)) for name, held in sums.items()]
+        hooks += [(name, partial(_spread, spreads=spreads, rows=own[name])) for name in spreads.names]
         with torch.no_grad(), exact_float32():
             model.run_with_hooks(pixels, fwd_hooks=hooks)
         if stop in checkpoints:
@@ -78,7 +93,8 @@ def collect(
                 held.snapshots[stop] = (held.total / stop).to(dtype)
     means = {name: held.total / n for name, held in sums.items()}
     stability = _stability(n, kinds, sums, means, torch.finfo(model.dtype).eps)
-    return {name: mean.to(dtype) for name, mean in means.items()}, stability
+    norms = spreads.norms(n, preprocessing_of(model, images)) if n > 1 else None
+    return {name: mean.to(dtype) for name, mean in means.items()}, stability, norms
 
 
 def _stability(

@@ -14,17 +14,21 @@ from torch import Tensor
 
 from vit_lens.addresses import RESIDUAL_KINDS, Site, as_index
 from vit_lens.errors import OutputError, ReferenceMismatchError, VitLensError, expect
-from vit_lens.files import as_path, open_tensors, save_tensors
+from vit_lens.files import as_path, file_tensors, open_tensors, save_tensors
 from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint, forget_fingerprints
 from vit_lens.models import HookedViT, several
 from vit_lens.numerics import without_autocast
 from vit_lens.reference.collecting import Positions, collect, hook_points
+from vit_lens.reference.differences import DifferenceNorms
 from vit_lens.reference.stability import Stability
 from vit_lens.towers import Tower, check_model, other_preprocessing, other_weights, preprocessing_of
 
-_FORMAT = "vit_lens.reference_means.2"
-_FORMATS = ("vit_lens.reference_means.1", _FORMAT)  # .1 has neither positions (read-out rows alone) nor stability
+_FORMAT = "vit_lens.reference_means.3"
+_FORMATS = (  # .1 has neither positions (read-out rows alone) nor stability, .2 no norms of differences
+    "vit_lens.reference_means.1", "vit_lens.reference_means.2", _FORMAT,
+)  # fmt: skip
 _POOL = ("pool_z", "pool_mlp_out")
+_DIFFERENCE = "difference."  # before the names of their tensors
 _ADVICE = "make them with ReferenceMeans.from_images(...).save(path)"
 
 
@@ -50,6 +54,8 @@ class ReferenceMeans:
             :attr:`fingerprint` has to tell from other models'.
         preprocess: How images became pixels, as plain values; empty where that is not known, as where pixels were
             given.
+        differences: How far two of the images usually lie apart at every site, which
+            :class:`vit_lens.CounterfactualLens` measures by; None for one image, and for files of an earlier version.
 
     >>> means = vl.ReferenceMeans.from_images(model, images)
     >>> means.save(tmp / "means.safetensors").name
@@ -74,6 +80,7 @@ class ReferenceMeans:
     stability: Stability | None = None
     weights: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
+    differences: DifferenceNorms | None = None
 
     def __post_init__(self) -> None:
         if (as_index(self.n) or 0) < 1 or str(self.positions) not in get_args(Positions):
@@ -113,12 +120,13 @@ class ReferenceMeans:
             raise VitLensError("reference means need at least one image; a few hundred give stable ones")
         model.refuse_hooks("saved means")
         forget_fingerprints(model)
-        means, stability = collect(model, images, positions=positions, batch_size=batch_size, progress=progress)
+        means, stability, norms = collect(model, images, positions=positions, batch_size=batch_size, progress=progress)
         stacked = {kind: torch.stack([means[name] for name in names]) for kind, names in hook_points(model).items()}
         return cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, n=n, positions=positions,
             resid_pre=stacked["resid_pre"][0], z=stacked["z"], mlp_out=stacked["mlp_out"],
             stability=stability, weights=model.exact_fingerprint(), preprocess=preprocessing_of(model, images),
+            differences=norms,
             **{kind: stacked[kind][0] for kind in _POOL if kind in stacked},
         )  # fmt: skip
 
@@ -132,13 +140,18 @@ class ReferenceMeans:
         place = MINI_FILES / "reference_means.safetensors" if str(path) == "mini" else as_path(path, VitLensError)
         with open_tensors(place, _FORMATS, what="reference means", error=VitLensError, advice=_ADVICE) as opened:
             file, meta = opened
-            names = ["resid_pre", "z", "mlp_out", *(kind for kind in _POOL if kind in set(file.keys()))]
+            held = file_tensors(file)
+            norms = {name.removeprefix(_DIFFERENCE): held[name] for name in held if name.startswith(_DIFFERENCE)}
+            made: dict[str, Any] = {
+                "encoder_id": meta["encoder_id"], "fingerprint": meta["fingerprint"], "n": int(meta["n"]),
+                "weights": meta.get("weights", ""), "preprocess": json.loads(meta.get("preprocess", "{}")),
+            }  # fmt: skip
             return cls(
-                encoder_id=meta["encoder_id"], fingerprint=meta["fingerprint"], n=int(meta["n"]),
-                positions=cast(Positions, meta.get("positions", "readout")),
+                **made, positions=cast(Positions, meta.get("positions", "readout")),
                 stability=Stability.from_json(meta["stability"]) if "stability" in meta else None,
-                weights=meta.get("weights", ""), preprocess=json.loads(meta.get("preprocess", "{}")),
-                **{name: file.get_tensor(name) for name in names},
+                differences=DifferenceNorms(**made, values=norms) if norms else None,
+                **{name: held[name] for name in ("resid_pre", "z", "mlp_out")},
+                **{name: held[name] for name in _POOL if name in held},
             )  # fmt: skip
 
     @classmethod
@@ -163,7 +176,9 @@ class ReferenceMeans:
             meta["preprocess"] = json.dumps(self.preprocess)
         if self.stability is not None:
             meta["stability"] = self.stability.to_json()
-        return save_tensors(self._tensors(), as_path(path, OutputError), meta)
+        norms = {} if self.differences is None else self.differences.values
+        held = self._tensors() | {f"{_DIFFERENCE}{kind}": value for kind, value in norms.items()}
+        return save_tensors(held, as_path(path, OutputError), meta)
 
     def _tensors(self) -> dict[str, Tensor]:
         pool = {kind: getattr(self, kind) for kind in _POOL if getattr(self, kind) is not None}
