@@ -1,13 +1,12 @@
 """Every option that more than one command has, once, so that a word means one thing; and groups of them."""
 
 __all__ = [
-    "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "BatchSize", "Captions", "ControlImages", "ControlKinds",
-    "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device", "EncoderDtype",
-    "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Jacobian", "Lenses", "MaybeOut",
-    "MaybeOutFile", "Model", "Normalise", "OnlyPlan", "Open", "Out", "OutFile", "Pair", "Prompts", "QuickGelu",
-    "Reference", "ReferenceImages", "Shard", "Sites", "Size", "Steps", "Tag", "Tower", "Truncate", "grouped", "known",
-    "one", "parse_shard", "split_list", "torch_device",
-    "torch_dtype",
+    "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "Anchors", "BatchSize", "Captions", "ControlImages",
+    "ControlKinds", "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device",
+    "EncoderDtype", "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Jacobian", "Lenses",
+    "MaybeOut", "MaybeOutFile", "Model", "Normalise", "OnlyPlan", "Open", "Out", "OutFile", "Pair", "Prompts",
+    "QuickGelu", "Reference", "ReferenceImages", "Shard", "Sites", "Size", "Steps", "Tag", "Tower", "Truncate",
+    "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
 import functools
@@ -60,7 +59,15 @@ Truncate = Annotated[
 Reference = Annotated[
     Path | None,
     typer.Option(
-        help="File of means for dsl-mean (`vit-lens reference`), and of prompts for the leak index; mini has its own."
+        help="File of means for dsl-mean and counterfactual (`vit-lens reference`), and of prompts for the leak index; "
+        "mini has its own."
+    ),
+]
+Anchors = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What counterfactual starts from: other images, or folders of them (with --prompts, other prompts or a "
+        "file of them); repeat for more. Three or four, none of them among those that are shown."
     ),
 ]
 Jacobian = Annotated[
@@ -70,7 +77,12 @@ ReferenceImages = Annotated[
     list[Path] | None,
     typer.Option(help=f"{IMAGES}, whose means are taken; repeat for more. A few hundred that are not shown."),
 ]
-GalleryFolder = Annotated[Path | None, typer.Option(help="Folder of images among which the nearest are sought.")]
+GalleryFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of images among which the nearest are sought, and which a lens with :project projects on."
+    ),
+]
 Captions = Annotated[
     str | None,
     typer.Option(
@@ -108,8 +120,9 @@ Lenses = Annotated[
     list[str] | None,
     typer.Option(
         "--lens",
-        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free), jacobian:alpha=5 (all rows, with "
-        "--jacobian). Commas or repeat; each reads the sites it is defined on.",
+        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free), counterfactual:share=0.5 (with "
+        "--anchors), jacobian:alpha=5 (all rows, with --jacobian). Behind each :project=40 moves what is read among "
+        "the images of --gallery. Commas or repeat; each reads the sites it is defined on.",
     ),
 ]
 Sites = Annotated[

@@ -1,8 +1,8 @@
 """From what commands that read images are given to images, lenses and captions."""
 
 __all__ = [
-    "check_drawn", "check_lenses", "command_line", "embed_captions", "find_given", "method_of", "read_bank",
-    "read_captions", "read_lenses",
+    "check_drawn", "check_lenses", "command_line", "embed_captions", "find_anchors", "find_given", "method_of",
+    "read_bank", "read_captions", "read_lenses",
 ]  # fmt: skip
 
 import os
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vit_lens.decoders import Decoder
     from vit_lens.lenses import Lens
     from vit_lens.models import HookedViT
+    from vit_lens.readers import Gallery
     from vit_lens.texts import TextBank
 
 
@@ -42,33 +43,66 @@ def find_given(paths: Sequence[Path] | None, images: Sequence[Path] | None) -> l
     return find_images(given)
 
 
-def check_lenses(specs: Sequence[str], reference: Path | None, jacobian: Path | None = None) -> None:
-    """Refuse misspelt lenses, files that serve none, and a lens without its Jacobians, before anything is loaded.
+def check_lenses(
+    specs: Sequence[str], reference: Path | None, jacobian: Path | None = None, *,
+    anchors: Sequence[str] | None = None, gallery: Path | None = None,
+) -> None:  # fmt: skip
+    """Refuse misspelt lenses, what serves none, and what one lacks, before anything is loaded.
 
     Raises:
-        VitLensError: No lens needs the file ``reference``, or ``jacobian``.
-        LensError: A text names no lens, or one that needs Jacobians, and there are none.
+        VitLensError: No lens needs the file ``reference`` or ``jacobian``, or the anchors.
+        LensError: A text names no lens, or a lens lacks Jacobians, anchors or a gallery.
     """
+    from vit_lens.errors import LensError
     from vit_lens.lenses import check_spelling, parse_lens
 
-    if reference is not None and not any(spec.startswith("dsl-mean") for spec in specs):
-        raise VitLensError("--reference serves the lens dsl-mean alone, which was not asked for")
-    names = [check_spelling(spec)[0] for spec in specs]
+    said = [check_spelling(spec) for spec in specs]
+    names = {name for name, _ in said}
+    if reference is not None and not names & {"dsl-mean", "counterfactual"}:
+        raise VitLensError("--reference serves the lenses dsl-mean and counterfactual alone, which were not asked for")
     if jacobian is not None and "jacobian" not in names:
         raise VitLensError(
             "--jacobian serves the lens jacobian alone, which was not asked for: --lens jacobian:alpha=5"
         )
     if jacobian is None and "jacobian" in names:
         parse_lens("jacobian", None)
+    if anchors and "counterfactual" not in names:
+        raise VitLensError("--anchors serve the lens counterfactual alone, which was not asked for")
+    if "counterfactual" in names and not anchors:
+        raise LensError(
+            "counterfactual starts from other images: give --anchors IMAGES, three or four that are not shown"
+        )
+    if gallery is None and any("project" in settings for _, settings in said):
+        raise LensError("a lens with :project projects on a gallery: give --gallery FOLDER, apart from what is shown")
+
+
+def find_anchors(anchors: Sequence[str] | None, shown: Sequence[Path]) -> list[Path]:
+    """Return the images of ``--anchors``.
+
+    Raises:
+        LensError: One is among the images that are shown.
+        ImageError: A path does not exist, or a folder holds no image.
+    """
+    from vit_lens.errors import LensError
+    from vit_lens.images import find_images
+
+    found = find_images([Path(one) for one in anchors]) if anchors else []
+    if both := {path.resolve() for path in found} & {path.resolve() for path in shown}:
+        raise LensError(
+            f"--anchors: {min(both)} is among the images that are shown, and nothing of an image changes in itself; "
+            "take another"
+        )
+    return found
 
 
 def read_lenses(
-    specs: Sequence[str], reference: Path | None, model: "HookedViT", jacobian: Path | None = None
-) -> "list[Lens]":
+    specs: Sequence[str], reference: Path | None, model: "HookedViT", jacobian: Path | None = None, *,
+    anchors: Sequence[Path] = (), gallery: "Gallery | None" = None, apart: bool = True,
+) -> "list[Lens]":  # fmt: skip
     """Return lenses by name, those that need means with the file ``reference`` or with those that ship with the model.
 
     Raises:
-        LensError: A text names no lens, or there are no means or Jacobians for it.
+        LensError: A text names no lens, or there is not what it needs.
         ReferenceMismatchError: The Jacobians are another model's.
     """
     from vit_lens import ReferenceMeans
@@ -77,7 +111,8 @@ def read_lenses(
 
     means = None if reference is None else ReferenceMeans.load(reference)
     jacobians = None if jacobian is None else Jacobians.load(jacobian).check(model)
-    return parse_lenses(specs, model, means, jacobians)
+    held = {"anchors": list(anchors) or None, "gallery": gallery}
+    return parse_lenses(specs, model, means, jacobians, **held, apart=apart)
 
 
 def read_bank(model: "HookedViT", given: Sequence[Path], lenses: "Sequence[Lens]", seed: int) -> "ControlBank":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_lens.cli import flags, intake
-from vit_lens.errors import VitLensError
+from vit_lens.errors import LensError, VitLensError
 
 if TYPE_CHECKING:
     from vit_lens.decoders import PromptEncoder
@@ -55,8 +55,9 @@ def _exists(text: str, test: Callable[[str], bool] = os.path.isfile) -> bool:
 
 def plan_prompts(
     pair: flags.Pair, given: Sequence[str], *, truncate: bool, lens: Sequence[str] | None, reference: Path | None,
-    sites: Sequence[str], dtype: str, asked: Mapping[str, Any], batch_size: int | None, noise: str,
-    probes: Sequence[Path], controls: "Controls", budget: "Budget | None", execution: "Execution",
+    anchors: Sequence[str] | None, sites: Sequence[str], dtype: str, asked: Mapping[str, Any],
+    batch_size: int | None, noise: str, probes: Sequence[Path], controls: "Controls", budget: "Budget | None",
+    execution: "Execution",
 ) -> "Plan":  # fmt: skip
     """Load both halves of a pipeline and plan a sweep.
 
@@ -76,6 +77,12 @@ def plan_prompts(
         pair.decoder, **asked, decoder_seed=pair.decoder_seed, batch_size=batch_size, budget=budget, noise=shared
     )
     means = None if reference is None else TextMeans.load(reference)
+    starts = read_prompts(anchors) if anchors else None
+    if both := [text for text in starts or () if text in prompts.texts]:
+        raise LensError(
+            f"--anchors: {both[0]!r:.60} is among the prompts that are swept, and nothing of a prompt changes in "
+            "itself; take another"
+        )
     if len(named := {path.stem: path for path in probes}) < len(probes):
         raise VitLensError(
             f"--probe: files of different names, which the page shows; got {', '.join(map(str, probes))}"
@@ -94,8 +101,8 @@ def plan_prompts(
     drawing = Drawing(settings=settings, seeds=None if noise == "legacy" else seeds, batch_size=batch_size, noise=noise)
     return plan(
         encoder, decoder, prompts, lens=None if lens == flags.DEFAULT_LENSES else flags.split_list(lens or ()) or None,
-        reference=means, sites=None if sites == flags.DEFAULT_SITES else flags.split_list(sites), drawing=drawing,
-        controls=controls, beside=beside, budget=budget, execution=execution,
+        reference=means, anchors=starts, sites=None if sites == flags.DEFAULT_SITES else flags.split_list(sites),
+        drawing=drawing, controls=controls, beside=beside, budget=budget, execution=execution,
     )  # fmt: skip
 
 

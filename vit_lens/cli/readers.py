@@ -36,6 +36,7 @@ def readout(
     lens: flags.Lenses = _LENS,
     reference: flags.Reference = None,
     jacobian: flags.Jacobian = None,
+    anchors: flags.Anchors = None,
     controls: flags.Controls = False,
     control_kind: flags.ControlKinds = None,
     control_images: flags.ControlImages = None,
@@ -66,13 +67,15 @@ def readout(
     check_controls(kinds)
     check_normalisation(normalise)
     spec = flags.one(flags.split_list(lens or ()), "--lens") or _LENS[0]
-    intake.check_lenses([spec], reference, jacobian)
+    intake.check_lenses([spec], reference, jacobian, anchors=anchors, gallery=gallery)
+    starts = intake.find_anchors(anchors, found)
     vit = tower.load(encoder_dtype)
-    (chosen_lens,) = intake.read_lenses([spec], reference, vit, jacobian)
-    chosen = Site.resolve(flags.split_list(sites), vit.cfg)
-    bank = None if captions is None and not is_mini else intake.read_captions(captions, tower)
     kept = None if out is None else out / "gallery.safetensors"
     near = None if gallery is None else Gallery.from_folder(vit, gallery, out=kept, progress=True)
+    held = {"anchors": starts, "gallery": near}
+    (chosen_lens,) = intake.read_lenses([spec], reference, vit, jacobian, **held, apart=False)
+    chosen = Site.resolve(flags.split_list(sites), vit.cfg)
+    bank = None if captions is None and not is_mini else intake.read_captions(captions, tower)
     others = find_images(reference_images) if reference_images else None
     means = [SiteMeans.from_images(vit, others, chosen, lens=chosen_lens, progress=True)] if others else []
     tables = _read(

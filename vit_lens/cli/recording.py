@@ -77,6 +77,7 @@ def sweep(
     sites: flags.Sites = flags.DEFAULT_SITES,
     reference: flags.Reference = None,
     jacobian: flags.Jacobian = None,
+    anchors: flags.Anchors = None,
     out: flags.Out = Path("vit-lens-out"),
     guidance_interval: Annotated[
         tuple[float, float] | None,
@@ -161,7 +162,7 @@ def sweep(
         )  # fmt: skip
         made = prompting.plan_prompts(
             pair, prompts, truncate=truncate, lens=lens, reference=reference, sites=sites, dtype=decoder_dtype,
-            batch_size=batch_size, noise=noise, probes=probe or (),
+            batch_size=batch_size, noise=noise, probes=probe or (), anchors=anchors,
             asked={"steps": pair.steps, "guidance": pair.guidance, "scheduler": scheduler, "size": size},
             controls=against, budget=allowance, execution=execution,
         )  # fmt: skip
@@ -180,10 +181,12 @@ def sweep(
     if guidance_interval is not None and pair.guidance is not None and pair.guidance <= 1:
         raise VitLensError(f"--guidance {pair.guidance:g} is none, so --guidance-interval would have no effect")
     specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
-    intake.check_lenses(specs, reference, jacobian)
+    intake.check_lenses(specs, reference, jacobian, anchors=anchors, gallery=gallery)
+    starts = intake.find_anchors(anchors, found)
     vit = pair.load()
     wanted = flags.split_list(sites)
-    lenses = intake.read_lenses(specs, reference, vit, jacobian)
+    near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
+    lenses = intake.read_lenses(specs, reference, vit, jacobian, anchors=starts, gallery=near)
     drawer = None if pair.decoder == "none" else pair.load_decoder(decoder_dtype, vit)
     settings = None
     if drawer is not None:
@@ -191,7 +194,6 @@ def sweep(
         settings = make(**flags.known(**asked, height=size, width=size))
         if compiled:
             intake.method_of(drawer, "compile", "cannot be compiled", "--compile")()
-    near = None if gallery is None else Gallery.from_folder(vit, gallery, progress=True)
     if control_images:
         against = replace(against, bank=intake.read_bank(vit, control_images, lenses, control_seed))
     means = () if near is None else SiteMeans.of_gallery(vit, near, lenses, wanted)

@@ -21,7 +21,7 @@ from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError, LensError
 from vit_lens.hooking import Aiming, LoudHookedRootModule, find_feature
-from vit_lens.lenses import ResidualLens
+from vit_lens.lenses import CounterfactualLens, Lens, ProjectedLens, ResidualLens, average_reading
 from vit_lens.texts import TextBank
 from vit_lens.tokens import Tokens, resolve_tokens
 from vit_lens.towers import ViTActivationCache
@@ -222,16 +222,18 @@ def feature_attribution(
 
 
 def feature_embeddings(
-    lens: ResidualLens, cache: ViTActivationCache, dictionary: Dictionary, features: Features, *,
+    lens: Lens, cache: ViTActivationCache, dictionary: Dictionary, features: Features, *,
     code: float | int | None = None,
 ) -> Float[Tensor, "batch feature d_embed"]:  # fmt: skip
     """Return what a lens reads of what features write: an embedding, which a decoder draws.
 
     With the Diffusion Steering Lens the residual is ``r + (alpha - 1) h`` where ``h`` is the feature's write, with the
-    Diffusion Lens it is ``h`` alone; see :meth:`vit_lens.lenses.ResidualLens.read_writes`.
+    Diffusion Lens it is ``h`` alone, and with the counterfactual lens an anchor's, in which what the feature writes
+    goes to what it writes here, at the strength of the site that the dictionary is of; see
+    :meth:`vit_lens.lenses.ResidualLens.read_writes`.
 
     Args:
-        lens: A lens such as ``DiffusionSteeringLens(alpha=5)`` or ``DiffusionLens()``.
+        lens: A lens such as ``DiffusionSteeringLens(alpha=5)`` or ``DiffusionLens()``, or one of these projected.
         cache: The cache of a run, with the dictionary's hook point.
         dictionary: A dictionary of that model.
         features: Addresses such as ``L5.f3796``, or numbers.
@@ -246,12 +248,20 @@ def feature_embeddings(
     >>> feature_embeddings(vl.DiffusionSteeringLens(alpha=5), cache, found, "L5.f17").shape
     torch.Size([2, 1, 128])
     """
+    if isinstance(lens, ProjectedLens):
+        return lens.project(cache, feature_embeddings(lens.lens, cache, dictionary, features, code=code))
     if not isinstance(lens, ResidualLens):
         raise LensError(f"lens={lens!r}; expected DiffusionLens() or DiffusionSteeringLens(alpha=...)")
     writes = feature_writes(cache, dictionary, features, code=code)
     site = address_of(dictionary.check(cache.model))
     if site is None or not isinstance(site.site, Site):
         raise DictionaryError(f"{dictionary.origin.site} is no part of the residual stream, which lenses read")
+    if isinstance(lens, CounterfactualLens):
+        of_each = []
+        for one in lens.each():
+            before = feature_writes(one.anchors.cache, dictionary, features).to(writes)
+            of_each.append(one.read_changes(cache, site.site, writes - before).flat)
+        return of_each[0] if len(of_each) == 1 else average_reading(torch.stack(of_each))
     found = lens.read_writes(cache, site.site, writes).pooled
     if found is None:
         raise LensError(f"{lens.describe().label} reads no pooled embedding")

@@ -4,15 +4,16 @@ __all__ = [
     "DEFAULT_LENSES", "KAPPA", "Anchors", "CounterfactualLens", "DiffusionLens", "DiffusionSteeringLens",
     "JacobianLens", "Lens", "LensDescription", "OwnPictureWarning", "ProjectedLens", "PromptReader", "ResidualLens",
     "Sites", "TextAnchors", "TextCounterfactualLens", "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens",
-    "centred_norm", "check_cache", "check_prompts", "check_spelling", "checked_clean", "checked_read", "no_control",
-    "parse_lens", "parse_lenses", "parse_text_lenses", "run_for", "site_outputs", "soft_projection",
+    "average_reading", "centred_norm", "check_cache", "check_prompts", "check_spelling", "checked_clean",
+    "checked_read", "no_control", "parse_lens", "parse_lenses", "parse_text_lenses", "run_for", "site_outputs",
+    "soft_projection",
 ]  # fmt: skip
 
 from vit_lens.addresses import Sites
 from vit_lens.attribution import check_cache
 from vit_lens.lenses.anchors import Anchors
 from vit_lens.lenses.contract import Lens, LensDescription, checked_clean, checked_read, no_control, run_for
-from vit_lens.lenses.counterfactual_lens import CounterfactualLens
+from vit_lens.lenses.counterfactual_lens import CounterfactualLens, average_reading
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.jacobian_lens import JacobianLens
 from vit_lens.lenses.projection import KAPPA, OwnPictureWarning, ProjectedLens, soft_projection

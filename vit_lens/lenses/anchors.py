@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vit_lens.errors import LensError, ReferenceMismatchError, expect
+from vit_lens.errors import LensError, ReferenceMismatchError
 from vit_lens.identity import fingerprint, forget_fingerprints
 from vit_lens.models import several
 from vit_lens.towers import (

@@ -174,7 +174,7 @@ class Lens(ABC):
         return type(self).read_changed is not Lens.read_changed
 
     def each(self) -> "list[Lens]":
-        """Return the lenses that a sweep draws in this one's place; itself, where it does not start from several things.
+        """Return the lenses that a sweep draws in this one's place; itself, unless it starts from several things.
 
         >>> vl.DiffusionLens().each()
         [DiffusionLens()]

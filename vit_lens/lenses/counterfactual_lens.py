@@ -197,6 +197,18 @@ class CounterfactualLens(ResidualLens):
             return super().other_image(cache, sites)
         return average_reading(torch.stack([one.other_image(cache, sites) for one in self.each()]))
 
+    def read_writes(
+        self, cache: ViTActivationCache, site: Site | str, writes: Float[Tensor, "batch write row d_model"]
+    ) -> Condition:
+        """Refuse what is written without what is written for the anchor; :meth:`read_changes` takes the difference.
+
+        Raises:
+            LensError: Always.
+        """
+        raise LensError(
+            f"{self.label} reads changes: give what is written less what is written for the anchor to read_changes()"
+        )
+
     def read_changes(
         self, cache: ViTActivationCache, site: Site | str, changes: Float[Tensor, "batch write row d_model"]
     ) -> Condition:
@@ -324,7 +336,7 @@ def average_reading(embeds: Float[Tensor, "anchor *batch d_embed"]) -> Float[Ten
 
     Its cosine with any vector is the mean of the readings' cosines, but for a factor that is the same for all vectors.
 
-    >>> from vit_lens.lenses.counterfactual_lens import average_reading
+    >>> from vit_lens.lenses import average_reading
     >>> average_reading(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     tensor([1.4142, 1.4142])
     """

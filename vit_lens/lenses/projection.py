@@ -25,7 +25,7 @@ from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
 KAPPA = 40
-"""How sharply a projection looks at the nearest: measured on the embedded pair, where pictures are drawn from it."""
+"""How sharply a projection looks at the nearest: what was tried on the embedded pair, and no optimum."""
 _SHARPEST = 1e6
 
 
@@ -204,6 +204,21 @@ class ProjectedLens(Lens):
     def clean(self, embeds: Float[Tensor, "batch d_embed"], cache: ViTActivationCache) -> Condition:
         """Return what the whole input is to the lens that is projected."""
         return self.lens.clean(embeds, cache)
+
+    def project(
+        self, cache: ViTActivationCache, embeds: Float[Tensor, "batch site d_embed"]
+    ) -> Float[Tensor, "batch site d_embed"]:
+        """Return the projection of embeddings that were read of a run, whatever read them.
+
+        Args:
+            cache: The cache of the run, whose inputs the gallery may hold.
+            embeds: Embeddings of any length.
+
+        Raises:
+            LensError: An embedding has no direction, or another width.
+            GalleryError: The gallery is another model's, or holds nothing but an input.
+        """
+        return self._pooled(self._project(cache, [embeds]))
 
     def _project(self, cache: ViTActivationCache, embeds: Sequence[Float[Tensor, "batch site d_embed"]]) -> Condition:
         self._check_gallery(check_cache(cache).model)

@@ -147,9 +147,9 @@ def check_spelling(text: str) -> tuple[str, dict[str, float]]:
 
 def parse_lenses(
     given: Sequence[Lens | str] | Lens | str | None, model: Tower, reference: ReferenceMeans | None = None,
-    jacobians: Jacobians | None = None, *, anchors: Any = None, gallery: Targets | None = None,
+    jacobians: Jacobians | None = None, *, anchors: Any = None, gallery: Targets | None = None, apart: bool = True,
 ) -> list[Lens]:  # fmt: skip
-    """Return lenses as they are, and read their spellings; one of several anchors is a lens for each (``lens.each()``).
+    """Return lenses as they are, and read their spellings.
 
     Args:
         given: Lenses, spellings or both; None stands for :data:`DEFAULT_LENSES`.
@@ -159,6 +159,7 @@ def parse_lenses(
         jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
         anchors: What ``counterfactual`` starts from: images, or :class:`Anchors`.
         gallery: What ``project`` projects on.
+        apart: Whether a lens of several anchors becomes one for each of them, as pictures need it.
 
     Raises:
         LensError: Something is no lens, a lens has not what it needs, or there are anchors that none needs.
@@ -186,7 +187,7 @@ def parse_lenses(
     ]
     if not found:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
-    return [check_lens(one) for lens in found for one in lens.each()]
+    return [check_lens(one) for lens in found for one in lens.each()] if apart else found
 
 
 _TEXT_SETTINGS = ("norm", "encoder", "positions", "held", "pooled")
@@ -198,7 +199,8 @@ def parse_text_lenses(
 ) -> list[TextDiffusionLens]:  # fmt: skip
     """Return lenses of text encoders as they are, and read their spellings; of several anchors a lens for each.
 
-    These are ``diffusion``, ``dsl:alpha=5``, ``dsl-mean:alpha=5`` and ``counterfactual:share=0.5``. Behind each may stand the settings of
+    These are ``diffusion``, ``dsl:alpha=5``, ``dsl-mean:alpha=5`` and ``counterfactual:share=0.5``.
+    Behind each may stand the settings of
     :class:`TextDiffusionLens`, as ``diffusion:norm=match:positions=eos``.
 
     Args:

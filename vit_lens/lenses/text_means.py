@@ -105,9 +105,7 @@ class TextMeans:
             dtype = torch.promote_types(encoder.towers[name].dtype, torch.float32)
             values[name] = {kind: _shares(total, counts[name], kind).to(dtype) for kind, total in held.items()}
         differences = {name: of for name, of in spread.items() if of}
-        return cls(
-            encoder_id=encoder.encoder_id, n=len(prompts), values=values, counts=counts, differences=differences
-        )
+        return cls(encoder_id=encoder.encoder_id, n=len(prompts), values=values, counts=counts, differences=differences)
 
     @classmethod
     def load(cls, path: str | Path) -> "TextMeans":

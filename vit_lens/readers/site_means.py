@@ -2,6 +2,7 @@
 
 __all__ = ["SiteMeans", "check_means"]
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from vit_lens.attribution import check_model, check_tensor, in_full, whole
 from vit_lens.errors import GalleryError, LensError, OutputError, ReferenceMismatchError, expect
 from vit_lens.files import as_path, load_fields, save_fields
 from vit_lens.identity import forget_fingerprints
-from vit_lens.lenses import DiffusionLens, Lens, Sites, run_for
+from vit_lens.lenses import DiffusionLens, Lens, OwnPictureWarning, Sites, run_for
 from vit_lens.models import HookedViT, pixel_batches, several
 from vit_lens.readers.embeddings import checked_lenses
 from vit_lens.readers.gallery import Gallery
@@ -89,7 +90,8 @@ class SiteMeans:
 
         Args:
             model: The model, without hooks.
-            images: A few hundred images that stand for what the model is used on.
+            images: A few hundred images that stand for what the model is used on; those that the lens itself starts
+                from are left out.
             sites: Sites as ``Site.resolve`` takes them; with ``patches``, places of the residual stream.
             lens: The lens; None for the Diffusion Lens.
             patches: Whether to read every patch token alone, for :func:`vit_lens.readers.zero_shot_maps`.
@@ -111,20 +113,24 @@ class SiteMeans:
         forget_fingerprints(model)
         made = {"encoder_id": model.encoder_id, "fingerprint": model.fingerprint}  # first: on meta there is none
         made["weights"] = model.exact_fingerprint()
-        total = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64, device="cpu")
+        total, n = torch.zeros(len(chosen), model.cfg.d_embed, dtype=torch.float64, device="cpu"), 0
         for _, pixels in pixel_batches(model, images, batch_size, label="read-out means", progress=progress):
-            total += _summed(model, pixels, lens, chosen, patches)
+            some, counted = _summed(model, pixels, lens, chosen, patches)
+            total, n = total + some, n + counted
+        if not n:
+            raise LensError(f"every image is an anchor of {lens.describe().label}; give others to take means over")
         return cls(
-            **made, n=len(images), preprocess=preprocessing_of(model, images), lens=_said(lens), sites=tuple(chosen),
+            **made, n=n, preprocess=preprocessing_of(model, images), lens=_said(lens), sites=tuple(chosen),
             patches=patches,
-            values=(total / len(images)).to(torch.promote_types(model.dtype, torch.float32)),
+            values=(total / n).to(torch.promote_types(model.dtype, torch.float32)),
         )  # fmt: skip
 
     @classmethod
     def of_gallery(cls, model: HookedViT, gallery: Gallery, lenses: Sequence[Lens], sites: Sites) -> "list[SiteMeans]":
         """Average what each lens reads, at those of the sites that it is defined on, over images of a gallery.
 
-        At most 256 of its different pictures are read, evenly spread.
+        At most 256 of its different pictures are read, evenly spread; not those that a lens starts from. A lens of
+        several anchors has means for each of them.
 
         Args:
             model: The model, without hooks.
@@ -140,7 +146,8 @@ class SiteMeans:
         expect(gallery, Gallery, "gallery", GalleryError, "Gallery.from_folder(model, folder) makes one")
         chosen, resolved = gallery.check(model).distinct, Site.resolve(sites, model.cfg)
         paths = [gallery.path(index) for index in chosen[:: -(-len(chosen) // _MEAN_IMAGES)]]
-        own = [(lens, [site for site in resolved if lens.reads(site)]) for lens in checked_lenses(lenses)]
+        each = [one for lens in checked_lenses(lenses) for one in lens.each()]
+        own = [(lens, [site for site in resolved if lens.reads(site)]) for lens in each]
         return [cls.from_images(model, paths, some, lens=lens) for lens, some in own if some]
 
     @classmethod
@@ -231,10 +238,19 @@ def check_means(means: SiteMeans) -> SiteMeans:
 
 def _summed(
     model: HookedViT, pixels: Tensor, lens: Lens, sites: list[Site], patches: bool
-) -> Float[Tensor, "site d_embed"]:
-    with torch.no_grad(), in_full(model):
+) -> tuple[Float[Tensor, "site d_embed"], int]:
+    """Return the sum over images, and how many were read: not those that a lens starts from."""
+    with torch.no_grad(), in_full(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore", OwnPictureWarning)  # a gallery's own pictures are each projected on the others
         if not patches:
             _, cache = run_for(model, pixels, lens)
-            return lens.embed(cache, sites).cpu().double().sum(0)
+            if any(known := lens.knows(cache)):
+                kept = [index for index, own in enumerate(known) if not own]
+                if not kept:
+                    return torch.zeros(len(sites), model.cfg.d_embed, dtype=torch.float64, device="cpu"), 0
+                _, cache = run_for(model, pixels[kept], lens)
+            read = lens.embed(cache, sites).cpu().double()
+            return read.sum(0), len(read)
         _, cache = model.run_with_cache(pixels, names_filter=[site.hook_name for site in sites])
-        return torch.stack([patch_embeddings(cache, site).cpu().double().mean((1, 2)).sum(0) for site in sites])
+        found = [patch_embeddings(cache, site).cpu().double().mean((1, 2)).sum(0) for site in sites]
+        return torch.stack(found), len(pixels)

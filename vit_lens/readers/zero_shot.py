@@ -138,7 +138,8 @@ def zero_shot_lens(
     """Read sites through a lens and compare the embeddings with captions.
 
     The default sites, with the Diffusion Lens, are the logit lens over layers: every state of the residual stream
-    is read as if it were the last. Heads, attention blocks and MLPs go through any lens.
+    is read as if it were the last. Heads, attention blocks and MLPs go through any lens. Of a lens with several anchors
+    the raw form is the mean of the cosines that each gives.
 
     Args:
         cache: The cache of the images; ``rows="readout"`` is enough.
@@ -165,14 +166,21 @@ def zero_shot_lens(
     True
     """
     expect(bank, TextBank, "bank", TextError, BANK_ADVICE)
-    read = site_embeddings(
-        cache, sites, lens=lens, controls=controls, generator=generator, others=others, normalise=normalise
-    )  # fmt: skip
+    before = generator.get_state() if isinstance(generator, torch.Generator) else None
+    held = {"controls": controls, "generator": generator, "others": others, "normalise": normalise}
+    read = site_embeddings(cache, sites, lens=lens, **held)
     bank.check(cache.model)
+    apart = [read]
+    if len(each := read.lens.each()) > 1:
+        apart = []
+        for one in each:
+            if generator is not None and before is not None:
+                generator.set_state(before)  # all anchors are held against the same directions
+            apart.append(site_embeddings(cache, read.sites, lens=one, **held))
     origin = None if means is None else check_means(means).of(cache.model, read.lens, read.sites)
     cosines = {}
     for control, values in read.values.items():
-        cosines["raw", control] = bank.cosines(values)
+        cosines["raw", control] = torch.stack([bank.cosines(one.values[control]) for one in apart]).mean(0)
         if origin is not None:
             cosines["centred", control] = bank.cosines(deviations(values, origin))
     return ZeroShot(read, bank, cosines)

@@ -15,7 +15,7 @@ from vit_lens.files import check_fields, damaged, to_bytes
 from vit_lens.records.opening import AGAIN, RecordFiles
 from vit_lens.records.schema import READOUTS_FILE
 
-FORMS = ("raw", "centred")
+FORMS = ("raw", "centred", "averaged")
 _WHAT = {"captions": "by_caption", "images": "by_image", "probes": "by_probe"}
 
 
@@ -50,7 +50,8 @@ class Found:
 class Readouts:
     """Captions, nearest images and probes' answers of every row of a record, without text tower, gallery and probes.
 
-    ``raw`` and ``centred`` are the forms: embeddings as they are, or with a mean taken away.
+    ``raw``, ``centred`` and ``averaged`` are the forms: embeddings as they are, with a mean taken away, or cosines
+    averaged over the anchors that a site is read from (captions alone).
 
     Attributes:
         captions: The texts that were compared.

@@ -193,6 +193,8 @@ class Spreads:
     def __init__(self, model: Tower):
         self.model = model
         self.kinds = _kinds(model)
+        heads = [*Site.heads(model)]
+        self._weights = {site.hook_name: model.attention_of(site).W_O for site in heads if not site.head}
         self.names = [name for names, _ in self.kinds.values() for name in names]
         self._totals: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
@@ -207,8 +209,8 @@ class Spreads:
         total = self._totals.setdefault(name, torch.zeros_like(rows[0]))
         if total.shape != rows.shape[1:]:
             raise VitLensError(
-                f"inputs of {len(total)} and of {rows.shape[1]} positions, all of which are read of this tower, have no "
-                "difference; give prompts of one length"
+                f"inputs of {len(total)} and of {rows.shape[1]} positions, from all of which this tower's output is "
+                "read, have no difference; give prompts of one length"
             )
         total += rows.sum(0)
         squares = torch.stack([self._squared(name, one) for one in rows]).sum(0)
@@ -238,7 +240,7 @@ class Spreads:
         if not name.endswith("hook_z"):
             return rows.square().sum()
         if name not in self._metrics:
-            self._metrics[name] = _head_metric(self.model.get_submodule(name.removesuffix(".hook_z")).W_O)
+            self._metrics[name] = _head_metric(self._weights[name])
         return einsum(rows, self._metrics[name], rows, "row h k, h k j, row h j -> h")
 
 
@@ -250,7 +252,7 @@ def _head_metric(W_O: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "he
 
 
 def typical_norm(
-    squares: Float[Tensor, "*part"], of_mean: Float[Tensor, "*part"], n: float | Float[Tensor, "*part"], eps: float
+    squares: Float[Tensor, "*part"], of_mean: Float[Tensor, "*part"], n: int | Float[Tensor, "*#part"], eps: float
 ) -> Float[Tensor, "*part"]:
     """Return the root mean square distance of two different ones of ``n`` vectors.
 
@@ -278,7 +280,9 @@ def _kinds(model: Tower) -> dict[str, tuple[list[str], tuple[int, ...]]]:
         kind: ([name.format(layer) for layer in layers], (cfg.n_layers, *((cfg.n_heads,) if kind == "head" else ())))
         for kind, name in _POINTS.items()
     }
-    own = {f"pool_{kind}": ([name], (1,)) for kind, name in _POOL.items() if name in model.hook_dict}
+    own: dict[str, tuple[list[str], tuple[int, ...]]] = {
+        f"pool_{kind}": ([name], (1,)) for kind, name in _POOL.items() if name in model.hook_dict
+    }
     if pool is not None:
         own["pool_head"] = ([_POOL["head"]], (1, pool.n_heads))
     return found | own

@@ -142,6 +142,8 @@ class ReferenceMeans:
             file, meta = opened
             held = file_tensors(file)
             norms = {name.removeprefix(_DIFFERENCE): held[name] for name in held if name.startswith(_DIFFERENCE)}
+            names = ["resid_pre", "z", "mlp_out", *(kind for kind in _POOL if kind in held)]
+            means: dict[str, Any] = {name: held[name] for name in names}
             made: dict[str, Any] = {
                 "encoder_id": meta["encoder_id"], "fingerprint": meta["fingerprint"], "n": int(meta["n"]),
                 "weights": meta.get("weights", ""), "preprocess": json.loads(meta.get("preprocess", "{}")),
@@ -150,8 +152,7 @@ class ReferenceMeans:
                 **made, positions=cast(Positions, meta.get("positions", "readout")),
                 stability=Stability.from_json(meta["stability"]) if "stability" in meta else None,
                 differences=DifferenceNorms(**made, values=norms) if norms else None,
-                **{name: held[name] for name in ("resid_pre", "z", "mlp_out")},
-                **{name: held[name] for name in _POOL if name in held},
+                **means,
             )  # fmt: skip
 
     @classmethod

@@ -261,10 +261,10 @@
     }
     const WORDS = { images: "Nearest images", captions: "Captions" };
     for (const what of ["images", "captions"]) {
-      for (const form of ["raw", "centred"]) {
+      for (const form of ["raw", "centred", "averaged"]) {
         const lists = pair.map((at) => answers(what, form, at));
-        if (!lists[0]) continue;
-        const title = form === "centred" ? `less ${DATA.beside.means}` : "of the embedding as it is";
+        if (!lists[0] || (form === "averaged" && !lists[0].length)) continue;
+        const title = { raw: "of the embedding as it is", centred: `less ${DATA.beside.means}`, averaged: "cosines averaged over the anchors" }[form];
         grid.append(el("h4", {}, `${WORDS[what]}, ${form} `, el("small", { text: title })));
         const shared = lists.length > 1 ? new Set(lists[0].map((a) => a.index).filter((i) => lists[1].some((b) => b.index === i))) : new Set();
         grid.append(...lists.map((list) => (what === "images" ? pictureList(list, shared) : captionList(list, shared))));

@@ -27,7 +27,7 @@ from vit_lens.sweeping.text_inputs import Prompts
 def sweep(
     model: HookedViT | PromptEncoder, decoder: Decoder | None, inputs: Any, *,
     lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | TextMeans | None = None,
-    sites: Sites | None = None, out: str | os.PathLike[str],
+    anchors: Any = None, sites: Sites | None = None, out: str | os.PathLike[str],
     drawing: Drawing | None = None, controls: Controls | bool = False, beside: Beside | None = None,
     budget: Budget | str | int | float | None = None, execution: Execution | None = None, progress: bool = False,
     on_pass: Callable[[Record], object] | None = None, command: str | None = None, notes: Sequence[str] = (),
@@ -46,8 +46,10 @@ def sweep(
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`, and for
             prompts :class:`vit_lens.TextDiffusionLens`. One
             must be defined on every site, of several each reads the sites that it is defined on.
-        reference: Means for the spelling ``dsl-mean``; by default those that ship with the model. Of prompts
-            :class:`vit_lens.TextMeans`, which the leak index needs, too.
+        reference: Means for the spellings ``dsl-mean`` and ``counterfactual``; by default those that ship with the
+            model. Of prompts :class:`vit_lens.TextMeans`, which the leak index needs, too.
+        anchors: What the spelling ``counterfactual`` starts from: other images, or :class:`vit_lens.Anchors`; of
+            prompts other prompts, or :class:`vit_lens.TextAnchors`. None of them may be among the inputs.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
             ``resid_mid``, ``resid_post``. None takes every layer, and of images every head, attention block and MLP.
         out: The directory of the record: new, empty, or this same sweep's, which then goes on.
@@ -93,7 +95,7 @@ def sweep(
     started = time.monotonic()
     check_kind("out", out, (str, os.PathLike), "a path")
     made = plan(
-        model, decoder, inputs, lens=lens, reference=reference, sites=sites, drawing=drawing, controls=controls,
-        beside=beside, budget=budget, execution=execution,
+        model, decoder, inputs, lens=lens, reference=reference, anchors=anchors, sites=sites, drawing=drawing,
+        controls=controls, beside=beside, budget=budget, execution=execution,
     )  # fmt: skip
     return run(made, out, started=started, progress=progress, on_pass=on_pass, command=command, notes=notes)

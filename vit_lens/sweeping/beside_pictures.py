@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from vit_lens.addresses import Site
 from vit_lens.errors import GalleryError, LensError, VitLensError
 from vit_lens.lenses import TextRun
 from vit_lens.readers import Gallery, Probe, SiteMeans, deviations, picture_hash, top_captions
@@ -160,6 +161,8 @@ class BesideModel(Beside):
             found["by_caption", "raw"] = self._best(embeds, self.texts)
             if origins is not None:
                 found["by_caption", "centred"] = self._best(deviations(embeds, origins), self.texts)
+            if families := self._families():
+                found["by_caption", "averaged"] = self._averaged(embeds, self.texts, families)
         if self.gallery is not None:
             asked = {"k": min(_K, len(self.gallery.distinct) - 1), "leave_out": [picture_hash(seen)] * len(embeds)}
             found["by_image", "raw"] = self.gallery.nearest(embeds, **asked)
@@ -187,6 +190,25 @@ class BesideModel(Beside):
     def _best(self, embeds: Float[Tensor, "row d_embed"], bank: TextBank) -> tuple[Tensor, Tensor]:
         top = top_captions(bank.cosines(embeds), bank, min(_K, len(bank)))
         return top.index.masked_fill(top.cosine.isnan(), -1), top.cosine
+
+    def _averaged(
+        self, embeds: Float[Tensor, "row d_embed"], bank: TextBank, families: list[list[int]]
+    ) -> tuple[Tensor, Tensor]:
+        cosines = bank.cosines(embeds)
+        mean = torch.full_like(cosines, torch.nan)
+        for rows in families:
+            mean[rows] = cosines[rows].mean(0)
+        top = top_captions(mean, bank, min(_K, len(bank)))
+        return top.index.masked_fill(top.cosine.isnan(), -1), top.cosine
+
+    def _families(self) -> list[list[int]]:
+        """Return the rows of an image that read one site from several anchors, together."""
+        found: dict[tuple[str, Site], list[int]] = {}
+        places = ((reading.family, site) for reading in self.readings for site in reading.sites)
+        for row, (family, site) in enumerate(places):
+            if family is not None:
+                found.setdefault((family, site), []).append(row)
+        return [rows for rows in found.values() if len(rows) > 1]
 
     def centre(self, reading: LensReading) -> Centre | None:
         """Return what S takes away, means over other images: known with ``means`` of the lens and a gallery."""

@@ -57,9 +57,19 @@ class InputKind(ABC):
     @abstractmethod
     def readings(
         self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls,
-        others: BankSource,
+        others: BankSource, *, anchors: Any = None, gallery: Gallery | None = None,
     ) -> list[LensReading]:  # fmt: skip
-        """Return what each lens reads, and its controls."""
+        """Return what each lens reads, and its controls.
+
+        Args:
+            lens: Lenses, spellings or both; None for the usual ones.
+            reference: The means that spelt lenses start from.
+            sites: What is read.
+            controls: What sites are held against.
+            others: Where other inputs come from, of which controls are made.
+            anchors: Other inputs that spelt lenses start from.
+            gallery: What spelt lenses project on.
+        """
 
     def others(self, controls: Controls, gallery: Gallery | None) -> BankSource:
         """Return where other inputs come from, of which controls are made; by default there are none."""
@@ -141,7 +151,7 @@ class ImageKind(InputKind):
 
     def readings(
         self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls,
-        others: BankSource,
+        others: BankSource, *, anchors: Any = None, gallery: Gallery | None = None,
     ) -> list[LensReading]:  # fmt: skip
         if isinstance(reference, TextMeans):
             raise LensError("reference= holds means of prompts; a model that sees images takes ReferenceMeans")
@@ -157,7 +167,7 @@ class ImageKind(InputKind):
                 f"{'is' if others.n_others == 1 else 'are'} {others.n_others or 'none'}; give more images, or "
                 "Controls(bank=ControlBank.from_images(model, images)) (--control-images)"
             )
-        lenses = parse_lenses(lens, self.model, reference)
+        lenses = parse_lenses(lens, self.model, reference, anchors=anchors, gallery=gallery)
         return make_readings(self.model, lenses, sites, kinds, controls.normalise)
 
     def others(self, controls: Controls, gallery: Gallery | None) -> BankSource:

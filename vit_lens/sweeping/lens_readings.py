@@ -2,6 +2,7 @@
 
 __all__ = ["LensReading", "make_readings", "record_reading", "with_controls"]
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,14 @@ class LensReading:
     def has_control(self) -> bool:
         """Whether the lens says what its control is."""
         return self.lens.has_control
+
+    @property
+    def family(self) -> str | None:
+        """What readings that differ in their anchor alone have in common; None for a lens without one."""
+        said = dict(self.reading.settings)
+        if said.pop("anchor", None) is None:
+            return None
+        return json.dumps([self.reading.lens, self.reading.control, said], sort_keys=True)
 
     def directions(self, digits: str, seed: int) -> torch.Generator:
         """Return the source of the random directions of one input, of which each portion of the sites takes its own.

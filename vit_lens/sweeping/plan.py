@@ -51,7 +51,7 @@ _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
 def plan(
     model: HookedViT | PromptEncoder, decoder: Decoder | None, inputs: Any, *,
     lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | TextMeans | None = None,
-    sites: Sites | None = None, drawing: Drawing | None = None,
+    anchors: Any = None, sites: Sites | None = None, drawing: Drawing | None = None,
     controls: Controls | bool = False, beside: Beside | None = None, budget: Budget | str | int | float | None = None,
     execution: Execution | None = None,
 ) -> "Plan":  # fmt: skip
@@ -64,8 +64,10 @@ def plan(
             prompts as :class:`Prompts` takes them.
         lens: Lenses or their spellings (``"dsl:alpha=10"``); by default :data:`vit_lens.lenses.DEFAULT_LENSES`. One
             must be defined on every site, of several each reads the sites that it is defined on.
-        reference: Means for the spelling ``dsl-mean``; by default those that ship with the model. Of prompts
-            :class:`vit_lens.TextMeans`, which the leak index needs, too.
+        reference: Means for the spellings ``dsl-mean`` and ``counterfactual``; by default those that ship with the
+            model. Of prompts :class:`vit_lens.TextMeans`, which the leak index needs, too.
+        anchors: What the spelling ``counterfactual`` starts from: other images, or :class:`vit_lens.Anchors`; of
+            prompts other prompts, or :class:`vit_lens.TextAnchors`. None of them may be among the inputs.
         sites: Sites (``"L3H4"``, ``Site``), or groups of them: ``heads``, ``attn``, ``mlp``, ``resid_pre``,
             ``resid_mid``, ``resid_post``. None takes every layer, and of images every head, attention block and MLP.
         drawing: The decoder's settings, noise seeds and batch size; None takes the decoder's own.
@@ -100,8 +102,9 @@ def plan(
     kind, drawing, execution = _kind_of(model, inputs), drawing or Drawing(), execution or Execution()
     make_executor(execution.executor)  # refuses one that there is not, before anything is planned
     controls = Controls.of(controls)
-    others = kind.others(controls, (beside or Beside()).gallery)
-    readings = kind.readings(lens, reference, kind.default_sites if sites is None else sites, controls, others)
+    near = None if beside is None else beside.gallery
+    others, wanted = kind.others(controls, near), kind.default_sites if sites is None else sites
+    readings = kind.readings(lens, reference, wanted, controls, others, anchors=anchors, gallery=near)
     kept = kind.beside(beside or Beside(), readings)
     if decoder is None:
         is_plain = drawing.settings is None and drawing.seeds is None and drawing.noise == "shared"

@@ -19,6 +19,7 @@ from vit_lens.decoders import Decoder, PromptEncoder, check_encoder
 from vit_lens.errors import ContractError, LensError, TextError, VitLensError
 from vit_lens.lenses import (
     Sites,
+    TextAnchors,
     TextDiffusionLens,
     TextMeans,
     TextRun,
@@ -26,7 +27,7 @@ from vit_lens.lenses import (
     checked_read,
     parse_text_lenses,
 )
-from vit_lens.readers import TextProbe
+from vit_lens.readers import Gallery, TextProbe
 from vit_lens.reference import ReferenceMeans
 from vit_lens.sweeping.banks import BankSource
 from vit_lens.sweeping.beside_pictures import Beside, BesideModel
@@ -140,7 +141,7 @@ class TextKind(InputKind):
 
     def readings(
         self, lens: Any, reference: ReferenceMeans | TextMeans | None, sites: Sites, controls: Controls,
-        others: BankSource,
+        others: BankSource, *, anchors: Any = None, gallery: Gallery | None = None,
     ) -> list[LensReading]:  # fmt: skip
         if isinstance(reference, ReferenceMeans):
             raise LensError("reference= holds means of images; prompts take TextMeans.of(encoder, other_prompts)")
@@ -151,7 +152,9 @@ class TextKind(InputKind):
         if controls.bank is not None or controls.normalise is not None:
             raise VitLensError("bank= and normalise= are for controls of images, and these are prompts: leave them out")
         means = None if reference is None else reference.check(self.model)
-        lenses, found = parse_text_lenses(lens, means), []
+        if anchors is not None and not isinstance(anchors, TextAnchors):
+            anchors = TextAnchors.of(self.model, anchors)
+        lenses, found = parse_text_lenses(lens, means, anchors), []
         layers = {name: tower.cfg.n_layers for name, tower in self.model.towers.items()}
         for one in lenses:
             tower = self.model.towers[one.moved(self.model.format, layers).encoder]
