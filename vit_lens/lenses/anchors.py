@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
 
 from vit_lens.errors import LensError, ReferenceMismatchError
 from vit_lens.identity import fingerprint, forget_fingerprints
+from vit_lens.images import to_display
 from vit_lens.models import several
 from vit_lens.towers import (
     Tower,
@@ -36,6 +38,7 @@ class Anchors:
         names: A name for each anchor, all different.
         cache: The cache of their run, at the read-out rows.
         embeds: Their embeddings, not normalised.
+        pictures: What the model saw of each, for people to look at; none where pixels or prompts were given.
 
     >>> anchors = vl.lenses.Anchors.of(model, images)
     >>> anchors, anchors.at(1).names
@@ -51,6 +54,7 @@ class Anchors:
     names: tuple[str, ...]
     cache: ViTActivationCache
     embeds: Float[Tensor, "anchor *pos d_embed"]
+    pictures: tuple[Image.Image, ...] = ()
 
     @classmethod
     @torch.no_grad()
@@ -80,11 +84,14 @@ class Anchors:
         model.refuse_hooks("anchors")
         forget_fingerprints(model)
         prepare = getattr(model, "preprocess", None)
-        ready = given if prepare is None or isinstance(given, Tensor) else prepare(given)
+        are_pictures = prepare is not None and not isinstance(given, Tensor)
+        seen = to_display(list(given), model.preprocess_spec) if are_pictures else []  # pyright: ignore[reportAttributeAccessIssue]
+        ready = prepare(seen) if are_pictures else given  # pyright: ignore[reportOptionalCall]
         embeds, cache = model.run_with_cache(ready, rows="readout")
         made = cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, weights=model.exact_fingerprint(),
             preprocess=preprocessing_of(model, given), names=tuple(names), cache=cache, embeds=embeds,
+            pictures=tuple(seen),
         )  # fmt: skip
         for place in range(1, len(names)):
             twins = made.equal(made.at(place).cache)[0, :place].nonzero()
@@ -99,7 +106,8 @@ class Anchors:
         """Return one anchor alone."""
         whole = slice(place, place + 1)
         cache = self.cache.apply_slice_to_batch_dim(whole)
-        return replace(self, names=self.names[whole], cache=cache, embeds=self.embeds[whole])
+        own = {"names": self.names[whole], "embeds": self.embeds[whole], "pictures": self.pictures[whole]}
+        return replace(self, cache=cache, **own)
 
     def check(self, model: Tower) -> "Anchors":
         """Return the anchors if they are the model's own.

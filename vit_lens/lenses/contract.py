@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -180,6 +181,10 @@ class Lens(ABC):
         [DiffusionLens()]
         """
         return [self]
+
+    def starts(self) -> dict[str, Image.Image]:
+        """Return the pictures that the lens starts from, by digits of their content, to look at beside its own."""
+        return {}
 
     def knows(self, cache: ViTActivationCache) -> list[bool]:
         """Return which inputs of a run are part of the lens itself, as its anchors are, and no fair test of it.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from vit_lens.addresses import Site, Sites
@@ -83,8 +84,9 @@ class CounterfactualLens(ResidualLens):
 
     def settings(self) -> dict[str, Any]:
         """Return the definition, the strength, which anchors it starts from, and what it measures by."""
-        said = [f"{name} [{digits}]" for name, digits in zip(self.anchors.names, self.anchors.content, strict=True)]
-        which = {"anchor": said[0]} if len(said) == 1 else {"anchors": said}
+        names, digits = self.anchors.names, self.anchors.content
+        alone = {"anchor": names[0], "anchor_content": digits[0]}
+        which = alone if len(names) == 1 else {"anchors": list(names), "anchors_content": list(digits)}
         definition = "LN(r_L(A) + c |r_L(A)| (h(x) - h(A)) / typical norm) proj"
         measured = {"norms": self.norms.content, "norms_n": self.norms.n}
         return {"definition": definition, "share": self.share, **which, **measured}
@@ -137,6 +139,11 @@ class CounterfactualLens(ResidualLens):
         self._check_made(model)
         self._typical(resolved)
         return resolved
+
+    def starts(self) -> dict[str, Image.Image]:
+        """Return the pictures of anchors by the digits of their content, of those that were given as images."""
+        pairs = zip(self.anchors.content, self.anchors.pictures, strict=False)
+        return dict(pairs)
 
     def knows(self, cache: ViTActivationCache) -> list[bool]:
         """Return which inputs of a run are anchors."""

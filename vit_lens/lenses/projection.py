@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
 
 from vit_lens.addresses import Site, Sites
@@ -129,6 +130,10 @@ class ProjectedLens(Lens):
         if len(own) == 1:
             return [self]
         return [ProjectedLens(lens=one, gallery=self.gallery, kappa=self.kappa) for one in own]
+
+    def starts(self) -> dict[str, Image.Image]:
+        """Return the pictures that the lens that is projected starts from."""
+        return self.lens.starts()
 
     def knows(self, cache: ViTActivationCache) -> list[bool]:
         """Return which inputs of a run are part of the lens that is projected; those of the gallery are left out."""

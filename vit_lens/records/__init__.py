@@ -1,6 +1,6 @@
 """Frozen results of a sweep with their provenance: written atomically, read back checked, merged from shards."""
 
-from vit_lens.records.answers import FORMS, Found, Readouts, gallery_name
+from vit_lens.records.answers import FORMS, Found, Readouts, anchor_name, gallery_name
 from vit_lens.records.budgets import budget_words, unfinished_words
 from vit_lens.records.cells import csv_bytes, csv_text
 from vit_lens.records.encoding import encode_png, is_whole_png, thumbnail_uri
@@ -25,7 +25,7 @@ from vit_lens.records.writer import RecordWriter
 
 __all__ = [
     "COLUMNS", "DRAWN", "FORMAT", "FORMS", "LIVE_BUDGET", "Found", "LiveNumbers", "Reading", "Readouts", "Record",
-    "RecordWriter", "budget_words", "csv_bytes", "csv_text", "encode_png", "gallery_name", "has_picture", "input_name",
-    "is_whole_png", "leaks", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds", "picture_name",
-    "ranges", "read_manifest", "select", "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
+    "RecordWriter", "anchor_name", "budget_words", "csv_bytes", "csv_text", "encode_png", "gallery_name", "has_picture",
+    "input_name", "is_whole_png", "leaks", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds",
+    "picture_name", "ranges", "read_manifest", "select", "thumbnail_uri", "to_table", "told_apart", "unfinished_words",
 ]  # fmt: skip

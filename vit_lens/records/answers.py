@@ -1,8 +1,9 @@
 """What stands beside the pictures of a record: captions and nearest images, raw and centred, and probes' answers."""
 
-__all__ = ["FORMS", "Found", "Readouts", "gallery_name", "load_readouts", "readouts_bytes"]
+__all__ = ["FORMS", "Found", "Readouts", "anchor_name", "gallery_name", "load_readouts", "readouts_bytes"]
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,23 @@ def gallery_name(index: int) -> str:
     'gallery/000012.png'
     """
     return f"gallery/{index:06d}.png"
+
+
+def anchor_name(content: str) -> str:
+    """Return where the picture of an anchor lies, relative to the record.
+
+    Args:
+        content: The digits of the setting ``anchor_content`` of a reading.
+
+    Raises:
+        RecordError: They are none.
+
+    >>> vl.records.anchor_name("0123456789abcdef")
+    'anchors/0123456789abcdef.png'
+    """
+    if not isinstance(content, str) or not re.fullmatch("[0-9a-f]{16}", content):
+        raise RecordError(f"anchor_content={content!r:.40}; expected 16 hexadecimal digits")
+    return f"anchors/{content}.png"
 
 
 @dataclass(frozen=True, eq=False)

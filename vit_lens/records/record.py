@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vit_lens.addresses import as_index
 from vit_lens.conditions import Condition
-from vit_lens.errors import RecordError
+from vit_lens.errors import RecordError, nearest
 from vit_lens.files import as_path
-from vit_lens.records.answers import Readouts, gallery_name, load_readouts
+from vit_lens.records.answers import Readouts, anchor_name, gallery_name, load_readouts
 from vit_lens.records.format1 import load_format_1
 from vit_lens.records.live import LiveNumbers, load_live
 from vit_lens.records.named_readings import Reading
@@ -203,6 +203,19 @@ class Record:
             RecordError: There is none, or it is damaged.
         """
         return self.files.picture(gallery_name(_number("index", index)))
+
+    def anchor(self, reading: str) -> PIL.Image.Image:
+        """Return the picture that a reading starts from, by the reading's id.
+
+        Raises:
+            RecordError: There is no such reading, it starts from no picture, or the picture is damaged.
+        """
+        if reading not in self.readings:
+            raise RecordError(f"no reading {reading!r}; nearest: {nearest(str(reading), self.readings)}")
+        content = self.readings[reading].settings.get("anchor_content")
+        if content is None:
+            raise RecordError(f"reading {reading!r} starts from no other picture")
+        return self.files.picture(anchor_name(content))
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "unfinished"

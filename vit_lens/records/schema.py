@@ -9,6 +9,7 @@ Format 2, a folder:
                                       input, ``negative`` one; parts ``pooled``, ``tokens``, ``mask``
 ``pictures/000000.png``               by row; those of a budget's first pass in ``pictures/coarse``
 ``inputs/0000.png``                   what the model saw of an image, by its index
+``anchors/DIGITS.png``                what the model saw of another image that a reading starts from
 ``files.csv``                         every file but the manifest and itself: path, size, sha256, media type; while
                                       a record is written, a line is added before a file is
 ===================================== ==================================================================================

@@ -14,7 +14,7 @@ import torch
 from vit_lens.conditions import Condition
 from vit_lens.errors import OutputError, RecordError
 from vit_lens.files import as_path
-from vit_lens.records.answers import Found, gallery_name
+from vit_lens.records.answers import Found, anchor_name, gallery_name
 from vit_lens.records.record import Record
 from vit_lens.records.schema import IDENTITY_KEYS, differing, has_picture, picture_name
 from vit_lens.records.writer import RecordWriter
@@ -109,7 +109,12 @@ class _Joined:
         ]
 
     def write_beside(self, writer: RecordWriter) -> None:
-        """Write captions, neighbours and live numbers."""
+        """Write captions, neighbours, anchors and live numbers."""
+        for part in self.parts:
+            for reading in part.readings.values():
+                content = reading.settings.get("anchor_content")
+                if content is not None and part.files.exists(anchor_name(content)):  # of pixels there is no picture
+                    writer.write_anchor(content, part.anchor(reading.id))
         found = [part.readouts for part in self.parts]
         if known := [one for one in found if one is not None]:  # of all parts or of none
             owners = {index: part for part, one in zip(self.parts, known, strict=True) for index in one.names}

@@ -20,7 +20,7 @@ from vit_lens.conditions import Condition
 from vit_lens.errors import OutputError, RecordError
 from vit_lens.files import append, as_path, exclusive, make_directory, write_atomic
 from vit_lens.records import schema
-from vit_lens.records.answers import Readouts, gallery_name, load_readouts, readouts_bytes
+from vit_lens.records.answers import Readouts, anchor_name, gallery_name, load_readouts, readouts_bytes
 from vit_lens.records.encoding import encode_png, is_png
 from vit_lens.records.live import LiveNumbers, live_bytes_of, load_live
 from vit_lens.records.opening import RecordFiles, manifest_content, noted, read_manifest
@@ -171,6 +171,12 @@ class RecordWriter:
         """Store a small copy of a gallery's picture."""
         make_directory(self.path / "gallery")
         self._put(gallery_name(index), encode_png(picture))
+
+    def write_anchor(self, content: str, picture: Picture) -> None:
+        """Store the picture that a reading starts from."""
+        if not self.holds(name := anchor_name(content)):
+            make_directory(self.path / "anchors")
+            self._put(name, encode_png(picture))
 
     def write_readouts(self, readouts: Readouts) -> None:
         """Store captions and nearest images of all rows at once."""

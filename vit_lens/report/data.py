@@ -94,13 +94,17 @@ def _images(record: Record) -> list[dict[str, Any]]:
 def _groups(record: Record) -> tuple[list[dict[str, Any]], list[int]]:
     """Number the readings in the order of their rows, and say which one each row belongs to."""
     order = {name: number for number, name in enumerate(dict.fromkeys(record.table["reading"]))}
+    readings = [record.readings[name] for name in order]
+    anchored = [place for place, one in enumerate(readings) if one.settings.get("anchor_content") is not None]
+    anchors = inline_pictures(lambda place: record.anchor(readings[place].id), anchored, _NEIGHBOURS)
     groups = [
         {
             "id": one.id, "of": one.of, "lens": one.lens, "label": one.label, "control": one.control,
-            "words": one.words,
+            "words": one.words, "anchor": None if one.settings.get("anchor") is None else str(one.settings["anchor"]),
+            "anchor_thumb": anchors.get(place),
             "settings": ", ".join(f"{name}: {value}" for name, value in one.settings.items() if value is not None),
         }
-        for one in map(record.readings.__getitem__, order)
+        for place, one in enumerate(readings)
     ]  # fmt: skip
     return groups, [order[name] for name in record.table["reading"]]
 

@@ -240,6 +240,7 @@
       ...shown, controls.length ? null : uncontrolled(row),
       el("div", { class: "companions" },
         el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
+        g.anchor_thumb ? el("div", { class: "small" }, el("img", { src: g.anchor_thumb, alt: `anchor: ${g.anchor}` }), el("span", { text: "anchor: what is changed" })) : null,
         ...shownControls.slice(DATA.beside ? 1 : 0).map((c) => small(c, `${controlName(c)}${seedWords(c)}`)),
         ...others.slice(0, 4 - Math.min(2, controls.length)).map((o) => small(o, R.group[o] === R.group[row] ? `with seed ${R.seed[o]}` : groupName(group(o)) + seedWords(o)))),
       R.label[row] ? el("p", { class: "label" }, "Zero-shot label of the picture: ", el("b", { text: R.label[row] })) : null,

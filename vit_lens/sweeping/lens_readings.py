@@ -48,6 +48,7 @@ class LensReading:
     def family(self) -> str | None:
         """What readings that differ in their anchor alone have in common; None for a lens without one."""
         said = dict(self.reading.settings)
+        said.pop("anchor_content", None)
         if said.pop("anchor", None) is None:
             return None
         return json.dumps([self.reading.lens, self.reading.control, said], sort_keys=True)

@@ -78,6 +78,9 @@ def run(
             if not writer.manifest["complete"]:
                 if plan.within is not None:
                     writer.add_budget("" if plan.budget is None else str(plan.budget))
+                for one in plan.readings:
+                    for content, picture in one.lens.starts().items():
+                        writer.write_anchor(content, picture)
                 ledger = Ledger(writer, plan.beside, on_pass)
                 work.embed_inputs(ledger)
                 if plan.decoder is None or not work.rows or work.draw(plan.decoder, ledger):
