@@ -108,6 +108,27 @@ def raw(model, by_hand):
     return {str(site): by_hand(DiffusionSteeringLens(alpha=7.0), site)[1] for site in Site.heads(model)}
 
 
+def test_other_lenses_are_drawn_behind_the_ladder(setup, images):
+    """The counterfactual lens from three reference images, each with a list of its own; projected on all of them."""
+    from vit_lens import Anchors, CounterfactualLens
+    from vit_lens.studies.paper import ladder_plate
+
+    given = ["counterfactual:share=0.5", "diffusion:project=30"]
+    plate = ladder_plate(setup, images[0], alphas=[1.0], lenses=given, top=2)
+    titles = [strip.title for strip in plate.strips]
+    assert (
+        len(titles) == 6
+        and [title.startswith("counterfactual, share 0.5, anchor") for title in titles[2:5]] == [True] * 3
+    )
+    assert titles[5] == "Diffusion Lens, projected (kappa 30)"
+    one = CounterfactualLens(anchors=Anchors.of(setup.model, setup.pixels[1:2]), norms=setup.means.differences)
+    _, cache = setup.model.run_with_cache(setup.see(images[0]))
+    cosines = torch.nn.functional.cosine_similarity(
+        one.embed(cache, "heads")[0], setup.model(setup.see(images[0])), dim=-1
+    )
+    assert plate.strips[3].tiles[2].numbers["cos"] == pytest.approx(float(cosines.max()), abs=1e-4)
+
+
 @pytest.mark.parametrize("strip", [0, 1, 2])
 def test_numbers_of_a_list_are_those_of_hooked_runs(model, images, by_hand, ladder, strip):
     """D1 at two strengths, and mean-anchored; S takes each side's mean over the reference images away."""

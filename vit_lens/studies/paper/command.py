@@ -86,16 +86,25 @@ def fig4(
     alpha: Annotated[
         list[float] | None, typer.Option(help="Strength; repeat for a ladder. Default: 1.5, 2, 5, 10, 25, 100.")
     ] = None,
+    lens: flags.Lenses = None,
     top: parts.Top = 10,
     by: parts.By = "cos",
 ) -> None:
-    """The heads most like the input under D1 (reconstruction) at several strengths, and mean-anchored."""
+    """The heads most like the input under D1 (reconstruction) at several strengths, and mean-anchored.
+
+    --lens adds others, which start from the reference images: counterfactual from the first three, and :project
+    projects on all of them.
+    """
     from vit_lens import DiffusionSteeringLens
+    from vit_lens.lenses import check_spelling
     from vit_lens.studies.paper import ALPHAS, ladder_plate
 
     for strength in alpha or ():  # refused before a model is loaded
         DiffusionSteeringLens(alpha=strength)
-    _draw(figure, ladder_plate, alphas=alpha or ALPHAS, top=top, by=by)
+    more = flags.split_list(lens or ())
+    for spec in more:
+        check_spelling(spec)
+    _draw(figure, ladder_plate, alphas=alpha or ALPHAS, lenses=more, top=top, by=by)
 
 
 def fig5(

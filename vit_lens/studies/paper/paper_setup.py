@@ -16,14 +16,18 @@ from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.identity import forget_fingerprints
 from vit_lens.images import source_name
+from vit_lens.lenses import Anchors, Lens, check_spelling, parse_lenses
 from vit_lens.models import HookedViT, pixel_batches
+from vit_lens.readers import Gallery
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.images import content_of
 from vit_lens.studies.seen_pictures import Pictures
 from vit_lens.studies.stand_ins import StandIns
 from vit_lens.studies.study_setup import check_accepts
+from vit_lens.towers import preprocessing_of
 
 _AT_LEAST = 8
+_ANCHORS = 3  # of the reference images, for the counterfactual lens
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,6 +73,33 @@ class PaperSetup:
     def stand_ins(self) -> StandIns:
         """What may stand in for what a site writes, made of the reference images."""
         return StandIns(model=self.model, reference=self.pixels, seed=self.seed)
+
+    def lenses(self, given: Sequence[str | Lens]) -> list[Lens]:
+        """Return lenses as they are, and read their spellings, with the reference images for all that they need.
+
+        Args:
+            given: Lenses, spellings or both.
+
+        Raises:
+            LensError: A spelling names no lens.
+        """
+        if not given:
+            return []
+        said = [check_spelling(one) for one in given if isinstance(one, str)]
+        anchors = gallery = None
+        if any(name == "counterfactual" for name, _ in said):
+            names = [*self.names.values()][:_ANCHORS]
+            told = names if len({*names}) == len(names) else None
+            anchors = Anchors.of(self.model, self.pixels[:_ANCHORS], names=told)
+        if any("project" in settings for _, settings in said):
+            embeds = torch.cat([self.model(some) for some in self.pixels.split(self.pictures.batch_size)])
+            names = tuple(self.names.values())
+            gallery = Gallery(
+                encoder_id=self.model.encoder_id, fingerprint=self.model.fingerprint,
+                preprocess=preprocessing_of(self.model), folder="", names=names, hashes=tuple(self.names),
+                stamps=("",) * len(names), embeds=embeds, weights=self.model.exact_fingerprint(),
+            )  # fmt: skip
+        return parse_lenses(list(given), self.model, self.means, anchors=anchors, gallery=gallery)
 
     def describe(self) -> dict[str, Any]:
         """Return what another run needs to know."""

@@ -3,6 +3,7 @@
 __all__ = ["N_DRAWS", "ControlReading", "SiteReading", "read_sites"]
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.lenses import DiffusionSteeringLens, Lens, centred_norm, run_for, site_outputs
+from vit_lens.errors import StudyError
+from vit_lens.lenses import (
+    CounterfactualLens,
+    DiffusionSteeringLens,
+    Lens,
+    OwnPictureWarning,
+    ProjectedLens,
+    centred_norm,
+    run_for,
+    site_outputs,
+)
 from vit_lens.metrics import cosine
 from vit_lens.studies.paper.paper_setup import PaperSetup
 from vit_lens.studies.similarities import caches, centred_similarity
@@ -157,19 +168,34 @@ def _means(
     """Return what each lens reads of every site, and of its controls, on average over the reference images."""
     generators = {name: _generator(setup, _REFERENCE) for name in lenses}
     sums: dict[str, list[Tensor]] = {name: [] for name in lenses}
+    counts = dict.fromkeys(lenses, 0)
     for cache in caches(setup.model, setup.pixels, setup.pictures.batch_size, lenses.values()):
         for name, lens in lenses.items():
-            found = [lens.embed(cache, sites).sum(0), lens.placebo(cache, sites, generator=generators[name]).sum(0)]
+            known = lens.knows(cache)
+            kept = [index for index, own in enumerate(known) if not own]
+            if not kept:
+                continue
+            some = cache.apply_slice_to_batch_dim(kept) if any(known) else cache
+            counts[name] += len(kept)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", OwnPictureWarning)  # each is projected on the others
+                placebo = lens.placebo(some, sites, generator=generators[name])
+                found = [lens.embed(some, sites).sum(0), placebo.sum(0)]
             sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if sums[name] else found
-    return {name: (own / len(setup.pixels), control / len(setup.pixels)) for name, (own, control) in sums.items()}
+    if unread := [name for name, n in counts.items() if not n]:
+        raise StudyError(f"every reference image is an anchor of {unread[0]}: give more")
+    return {name: (own / counts[name], control / counts[name]) for name, (own, control) in sums.items()}
 
 
 def _sizes(cache: ViTActivationCache, lens: Lens, sites: list[Site]) -> Float[Tensor, "image site"]:
     found = []
+    lens = lens.lens if isinstance(lens, ProjectedLens) else lens
     for site in sites:  # one by one: those of attention pooling have another width
         outputs = site_outputs(cache, [site])
         if isinstance(lens, DiffusionSteeringLens) and lens.reference is not None:
             outputs = outputs - lens.reference.output(cache.model, site)
+        if isinstance(lens, CounterfactualLens):
+            outputs = outputs - site_outputs(lens.anchors.cache, [site])
         found.append(centred_norm(outputs)[:, 0])
     return torch.stack(found, dim=1).float().cpu()
 

@@ -94,16 +94,21 @@ def ladder_plate(
     image: Any,
     *,
     alphas: Sequence[float | int] = ALPHAS,
+    lenses: Sequence[str | Lens] = (),
     top: int = 10,
     by: str = "cos",
     command: str | None = None,
 ) -> Plate:
     """Draw the heads most like the input under D1 at each strength, and under the mean-anchored lens (figure 4).
 
+    Spelt lenses start from the reference images: ``counterfactual`` from the first three, and ``:project`` projects on
+    all of them.
+
     Args:
         setup: The pair and the reference images.
         image: The image that is shown.
         alphas: The strengths of D1, all different.
+        lenses: More lenses, by spelling or as they are, which are drawn behind these.
         top: How many heads are shown of each.
         by: What ranks them: ``cos``, ``S`` or ``picture``.
         command: The command that makes the plate again; None where there is none.
@@ -114,13 +119,14 @@ def ladder_plate(
     """
     if not alphas or len(set(alphas)) < len(alphas):
         raise StudyError(f"alphas {list(alphas)}: give different strengths, at least one")
-    lenses: dict[str, Lens] = {f"dsl:alpha={alpha!r}": DiffusionSteeringLens(alpha=alpha) for alpha in alphas}
-    lenses[MEAN_ANCHORED] = parse_lens(MEAN_ANCHORED, setup.means)
-    strips = _top_strips(setup, image, lenses, top, by)
+    shown: dict[str, Lens] = {f"dsl:alpha={alpha!r}": DiffusionSteeringLens(alpha=alpha) for alpha in alphas}
+    shown[MEAN_ANCHORED] = parse_lens(MEAN_ANCHORED, setup.means)
+    shown |= {one.describe().id: one for one in setup.lenses(lenses)}
+    strips = _top_strips(setup, image, shown, top, by)
     return make_plate(
         setup, "fig4", f"The {top} heads most like the input when each is made louder",
-        "D1 (reconstruction) at several strengths, each with its own list; last the mean-anchored form, which starts "
-        "from the average image.",
+        "D1 (reconstruction) at several strengths, each with its own list; behind them the mean-anchored form, which "
+        f"starts from the average image{', and the lenses that were asked for' if lenses else ''}.",
         strips, _ranked(by) | {"Strength alpha": f"a ladder: {', '.join(f'{alpha:g}' for alpha in alphas)}"}, command,
     )  # fmt: skip
 
