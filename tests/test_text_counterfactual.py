@@ -85,8 +85,10 @@ def test_closed_form_hooks_and_formula_agree(name):
             state = torch.empty_like(run.residual(moved, 0))
             for row, own in enumerate(run.ends(moved).tolist()):
                 for place in range(state.shape[1]):
-                    there = place if place < own else end if place == own else len(before) - 1  # role by role
-                    state[row, place] = last[there] + scale * (run.output(moved, site)[row, place] - before[there])
+                    there = slice(place, place + 1) if place < own else slice(end, end + 1)  # role by role
+                    there = slice(end + 1, None) if place > own else there
+                    change = run.output(moved, site)[row, place] - before[there].mean(0)
+                    state[row, place] = last[there].mean(0) + scale * change
             seen = run.format_norm(reading, state)
             tokens = found.tokens[:, at, :, -seen.shape[-1] :]  # of SDXL behind those of the other encoder
             assert torch.allclose(tokens, seen, **CLOSE), site

@@ -15,7 +15,7 @@ from torch import Tensor
 from vit_lens.errors import LensError, ReferenceMismatchError
 from vit_lens.identity import fingerprint, forget_fingerprints
 from vit_lens.images import to_display
-from vit_lens.models import several
+from vit_lens.models import HookedViT, several
 from vit_lens.towers import (
     Tower,
     ViTActivationCache,
@@ -83,10 +83,10 @@ class Anchors:
             raise LensError(f"{len(given)} anchors have the names {list(names)}: give one for each, all different")
         model.refuse_hooks("anchors")
         forget_fingerprints(model)
-        prepare = getattr(model, "preprocess", None)
-        are_pictures = prepare is not None and not isinstance(given, Tensor)
-        seen = to_display(list(given), model.preprocess_spec) if are_pictures else []  # pyright: ignore[reportAttributeAccessIssue]
-        ready = prepare(seen) if are_pictures else given  # pyright: ignore[reportOptionalCall]
+        ready, seen = given, []
+        if isinstance(model, HookedViT) and not isinstance(given, Tensor):
+            seen = to_display(list(given), model.preprocess_spec)
+            ready = model.preprocess(seen)
         embeds, cache = model.run_with_cache(ready, rows="readout")
         made = cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, weights=model.exact_fingerprint(),

@@ -17,7 +17,7 @@ from vit_lens.addresses import Site
 from vit_lens.errors import OutputError, ReferenceMismatchError, VitLensError, expect
 from vit_lens.files import as_path, file_tensors, open_tensors, save_tensors
 from vit_lens.identity import fingerprint, forget_fingerprints
-from vit_lens.models import batch_starts, several
+from vit_lens.models import HookedViT, batch_starts, several
 from vit_lens.numerics import without_autocast
 from vit_lens.towers import Tower, check_model, other_preprocessing, other_weights, preprocessing_of
 
@@ -96,11 +96,11 @@ class DifferenceNorms:
             raise VitLensError(f"norms of differences need at least two inputs, and {len(given)} came")
         model.refuse_hooks("saved norms")
         forget_fingerprints(model)
-        spreads, prepare = Spreads(model), getattr(model, "preprocess", None)
+        spreads = Spreads(model)
         for start in batch_starts(len(given), batch_size):
             some = given[start : start + batch_size]
-            if prepare is not None and not isinstance(some, Tensor):
-                some = prepare(some)
+            if isinstance(model, HookedViT) and not isinstance(some, Tensor):
+                some = model.preprocess(some)
             with torch.no_grad():
                 _, cache = model.run_with_cache(some, rows="readout")
             for name in spreads.names:
