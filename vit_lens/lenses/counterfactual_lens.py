@@ -1,10 +1,10 @@
 """The counterfactual lens: what of another image changes when one site's output is this image's."""
 
-__all__ = ["CounterfactualLens", "anchored_hooks", "average_reading", "check_share"]
+__all__ = ["CounterfactualLens", "alike", "anchored_hooks", "average_reading", "check_share"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor
 from vit_lens.addresses import Site, Sites
 from vit_lens.attribution import check_cache, check_finite, check_model, finite, in_full
 from vit_lens.conditions import Condition
+from vit_lens.controls import Against, Change
 from vit_lens.errors import LensError, VitLensError, expect
 from vit_lens.lenses.anchors import Anchors
 from vit_lens.lenses.contract import HookFn
@@ -21,6 +22,7 @@ from vit_lens.lenses.residual import ResidualLens, centred_norm, same_start, set
 from vit_lens.reference import DifferenceNorms
 from vit_lens.towers import Tower, ViTActivationCache, read_wide, write_of
 
+_L = TypeVar("_L")
 _STRONGEST = 1e6  # at which the anchor is lost to rounding in float32
 
 
@@ -151,19 +153,6 @@ class CounterfactualLens(ResidualLens):
 
     # ---- reading
 
-    def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
-        """Return the lens embedding of every site, pooled; of several anchors the mean direction at the mean length.
-
-        Raises:
-            UnknownSiteError: A site is not one of the model's.
-            LensError: The lens is not defined on a site, an input is an anchor, or what is read is not finite.
-            ReferenceMismatchError: The anchors or the norms are another model's.
-        """
-        self._check_inputs(cache)
-        if len(self.anchors) == 1:
-            return super().read(cache, sites)
-        return Condition(pooled=average_reading(self.embed_each(cache, sites)))
-
     def embed_each(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "anchor batch site d_embed"]:
         """Return the embedding of every anchor, apart.
 
@@ -173,36 +162,36 @@ class CounterfactualLens(ResidualLens):
         """
         return torch.stack([one.embed(cache, sites) for one in self.each()])
 
-    def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
-        """Return the control: a random direction as long as each site's difference from the anchor.
+    def read_changed(self, cache: ViTActivationCache, sites: Sites, change: Change) -> Condition:
+        """Return what is read where something else stands in; of several anchors the mean direction at the mean length.
 
-        All anchors are given the same directions.
-
-        Raises:
-            UnknownSiteError: A site is not one of the model's.
-            LensError: As for :meth:`read`, or the generator is none.
-        """
-        self._check_inputs(cache)
-        if len(self.anchors) == 1:
-            return super().read_control(cache, sites, generator=generator)
-        expect(generator, torch.Generator, "generator", LensError, "torch.Generator().manual_seed(0) makes one")
-        before, found = generator.get_state(), []
-        for one in self.each():
-            generator.set_state(before)
-            found.append(one.placebo(cache, sites, generator=generator))
-        return Condition(pooled=average_reading(torch.stack(found)))
-
-    def other_image(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
-        """Return the control: each site's difference is the next image's from the anchor, at the norm of its own.
+        All anchors are given the same directions, and none of them stands in as another image.
 
         Raises:
             UnknownSiteError: A site is not one of the model's.
-            LensError: The cache holds one image, or as for :meth:`read`.
+            LensError: The lens is not defined on a site, an input is an anchor, what is read is not finite, or nothing
+                can stand in.
+            ReferenceMismatchError: The anchors or the norms are another model's.
         """
         self._check_inputs(cache)
-        if len(self.anchors) == 1:
-            return super().other_image(cache, sites)
-        return average_reading(torch.stack([one.other_image(cache, sites) for one in self.each()]))
+        apart = self._apart(change)
+        generator = change.generator if isinstance(change, Against) else None
+
+        def read(one: CounterfactualLens) -> Tensor:
+            return self._pooled(ResidualLens.read_changed(one, cache, sites, apart))
+
+        found = alike(self.each(), generator, read)
+        return Condition(pooled=found[0] if len(found) == 1 else average_reading(torch.stack(found)))
+
+    def _apart(self, change: Change) -> Change:
+        """Return a control without the anchors among its other images: their difference from themselves is none."""
+        if not isinstance(change, Against) or change.others is None:
+            return change
+        own = set(self.anchors.equal(change.others.bank.cache).any(1).nonzero()[:, 0].tolist())
+        if not own:
+            return change
+        orders = tuple(tuple(place for place in order if place not in own) for order in change.others.orders)
+        return replace(change, others=replace(change.others, orders=orders))
 
     def read_writes(
         self, cache: ViTActivationCache, site: Site | str, writes: Float[Tensor, "batch write row d_model"]
@@ -336,6 +325,22 @@ def anchored_hooks(
     scale = strength.to(rows).reshape(-1, *[1] * (rows[which].ndim - 1))
     rows[which] += scale * (here - there)[which]
     return [*hooks, (own, set_rows(cache, rows))]
+
+
+def alike(lenses: Iterable[_L], generator: torch.Generator | None, read: Callable[[_L], Tensor]) -> list[Tensor]:
+    """Return what is read through several lenses, all of which are given the same random numbers.
+
+    Args:
+        lenses: The lenses.
+        generator: The source of the numbers; None where there are none.
+        read: Reads through one of the lenses.
+    """
+    before, found = None if generator is None else generator.get_state(), []
+    for one in lenses:
+        if generator is not None and before is not None:
+            generator.set_state(before)
+        found.append(read(one))
+    return found
 
 
 def average_reading(embeds: Float[Tensor, "anchor *batch d_embed"]) -> Float[Tensor, "*batch d_embed"]:

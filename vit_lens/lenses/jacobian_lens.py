@@ -321,10 +321,6 @@ class JacobianLens(ResidualLens):
         """Return the embeddings of such states, with fresh statistics of the final norm."""
         return read_state(model, states)
 
-    def _change(self, cache: ViTActivationCache, sites: Sites, change: Any) -> Condition:
-        _check_rows(cache)
-        return super()._change(cache, sites, change)
-
     def _outputs(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site 1 d_last"]:
         _check_rows(cache)
         made = self.jacobians

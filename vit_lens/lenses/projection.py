@@ -17,10 +17,11 @@ from vit_lens.addresses import Site, Sites
 from vit_lens.attribution import check_cache, check_tensor, finite
 from vit_lens.conditions import Condition
 from vit_lens.config import HookedTextConfig
+from vit_lens.controls import Against, Change
 from vit_lens.errors import GalleryError, LensError, VitLensError, expect
 from vit_lens.identity import fingerprint
 from vit_lens.lenses.contract import Addressed, HookFn, Lens
-from vit_lens.lenses.counterfactual_lens import average_reading
+from vit_lens.lenses.counterfactual_lens import alike, average_reading
 from vit_lens.numerics import without_autocast
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
@@ -124,6 +125,11 @@ class ProjectedLens(Lens):
         """Whether the lens that is projected says what its control is."""
         return self.lens.has_control
 
+    @property
+    def has_controls(self) -> bool:
+        """Whether the lens that is projected has all controls."""
+        return self.lens.has_controls
+
     def each(self) -> list[Lens]:
         """Return the projections of the lenses that are drawn in the place of the one that is projected."""
         own = self.lens.each()
@@ -179,11 +185,25 @@ class ProjectedLens(Lens):
     def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:
         """Return the projection of the lens's control: what the gallery makes of a random direction."""
         expect(generator, torch.Generator, "generator", LensError, "torch.Generator().manual_seed(0) makes one")
-        before, found = generator.get_state(), []
-        for one in self.lens.each():
-            generator.set_state(before)
-            found.append(one.placebo(cache, sites, generator=generator))
-        return self._project(cache, found)
+
+        def read(one: Lens) -> Tensor:
+            return one.placebo(cache, sites, generator=generator)
+
+        return self._project(cache, alike(self.lens.each(), generator, read))
+
+    def read_changed(self, cache: ViTActivationCache, sites: Sites, change: Change) -> Condition:
+        """Return the projection of what the lens reads where something else stands in: every control is projected.
+
+        Raises:
+            LensError: The lens reads no outputs that could be changed, or nothing can stand in.
+            GalleryError: The gallery is another model's, or holds nothing but the input.
+        """
+        generator = change.generator if isinstance(change, Against) else None
+
+        def read(one: Lens) -> Tensor:
+            return one._pooled(one.read_changed(cache, sites, change))
+
+        return self._project(cache, alike(self.lens.each(), generator, read))
 
     def other_image(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site d_embed"]:
         """Return the projection of the lens's control "other"."""

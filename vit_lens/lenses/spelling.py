@@ -107,7 +107,7 @@ def _lens(
     return DiffusionSteeringLens(**strength, **means)
 
 
-def check_spelling(text: str) -> tuple[str, dict[str, float]]:
+def check_spelling(text: str) -> tuple[str, dict[str, float | int]]:
     """Return the name and the settings that a spelling says, whether or not there is what its lens needs.
 
     Raises:
@@ -125,7 +125,7 @@ def check_spelling(text: str) -> tuple[str, dict[str, float]]:
             f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=10, "
             "dsl-mean:alpha=5, counterfactual:share=0.5, jacobian:alpha=5"
         )
-    found: dict[str, float] = {}
+    found: dict[str, float | int] = {}
     for part in rest:
         key, equals, value = part.partition("=")
         if key not in ("project", *_STRENGTHS[name]):

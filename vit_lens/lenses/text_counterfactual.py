@@ -84,9 +84,9 @@ class TextCounterfactualLens(TextDiffusionLens):
     The state is ``r(A) + c |r(A)| (h(x) - h(A)) / typical norm of that difference``, as in
     :class:`vit_lens.CounterfactualLens`; where there are several encoders, the others say ``A``, too, and so does a
     pooled vector. Positions are aligned as those of :class:`vit_lens.TextMeans` are: the k-th token of this prompt with
-    the k-th of ``A``, the end with the end, the filling with the mean of its filling. So an anchor has at least as many tokens as
-    the prompts that are read; what it says behind their last word is left out. Norms are root mean squares over the
-    positions up to the end, without the filling, as the encoder's final norm sees a vector.
+    the k-th of ``A``, the end with the end, the filling with the mean of its filling. So an anchor has at least as many
+    tokens as the prompts that are read; what it says behind their last word is left out. Norms are root mean squares
+    over the positions up to the end, without the filling, as the encoder's final norm sees a vector.
 
     A prompt is drawn from a sequence, of which there is no mean: every anchor has a lens of its own (:meth:`each`).
 

@@ -20,7 +20,7 @@ from vit_lens.files import as_path, file_tensors, open_tensors, save_tensors
 from vit_lens.identity import fingerprint, forget_fingerprints
 from vit_lens.lenses.text_run import PromptReader, TextRun
 from vit_lens.numerics import without_autocast
-from vit_lens.reference.differences import typical_norm
+from vit_lens.reference import typical_norm
 from vit_lens.towers import ViTActivationCache
 
 _FORMAT = "vit_lens.text_means.2"

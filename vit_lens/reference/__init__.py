@@ -3,11 +3,11 @@
 __all__ = [
     "DifferenceNorms", "FitCost", "Jacobians", "PatchingError", "ReferenceMeans", "RowMeans", "Stability",
     "check_vit", "fit_cost", "fit_jacobians", "grouped", "last_state", "make_jacobians", "measure_error",
-    "read_state", "row_groups", "row_means", "split_held_out",
+    "read_state", "row_groups", "row_means", "split_held_out", "typical_norm",
 ]  # fmt: skip
 
 from vit_lens.reference.backward import FitCost, fit_cost
-from vit_lens.reference.differences import DifferenceNorms
+from vit_lens.reference.differences import DifferenceNorms, typical_norm
 from vit_lens.reference.fitting import check_vit, fit_jacobians
 from vit_lens.reference.jacobians import Jacobians
 from vit_lens.reference.making import make_jacobians, split_held_out

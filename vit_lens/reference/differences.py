@@ -262,7 +262,7 @@ def typical_norm(
         n: How many there are, at least 2.
         eps: The unit in the last place of the vectors; what is a constant but for rounding gets 0.
 
-    >>> from vit_lens.reference.differences import typical_norm
+    >>> from vit_lens.reference import typical_norm
     >>> typical_norm(torch.tensor(5.0), torch.tensor(4.0), 2, 1e-7)  # 1 and 3: twice 1, their distance is 2
     tensor(2.)
     """
