@@ -2,6 +2,8 @@
 
 __all__ = ["leaks"]
 
+from typing import Any
+
 import pandas as pd
 
 from vit_lens.controls import CONTROLS
@@ -26,7 +28,7 @@ def leaks(record: Record, *, seed: int = 0) -> pd.DataFrame:
     ['L7H0', 'random', 'not applicable: no defined value']
     """
     table, rows = record.table, []
-    first = table[~table.duplicated(["input", "reading", "site"])]  # noise seeds have no part in it
+    first: Any = table[~table.duplicated(["input", "reading", "site"])]  # noise seeds have no part in it
     own = first[first["reading"].map(lambda name: not record.readings[name].control)]
     own = own[~own["site_type"].str.startswith("resid")]
     for (reading, site), of_site in own.groupby(["reading", "site"], sort=False):
