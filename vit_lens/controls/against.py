@@ -122,7 +122,8 @@ class Against:
         others, pick, memory = None, 0, {}
         if self.others is not None and (order := self.others.orders[i]):
             written, beside = self._bank_outputs(own, sites, outputs_of), sorted(order)
-            digest = "" if start is None else hashlib.sha256(start.detach().cpu().double().numpy().tobytes()).hexdigest()
+            said = b"" if start is None else start.detach().cpu().double().numpy().tobytes()
+            digest = hashlib.sha256(said).hexdigest()
             memory = self.others.memory((tuple(beside), tuple(map(str, sites)), tuple(own.shape), digest))
             others = _once(memory, "others", lambda: _measured(written[beside].to(own), start))
             pick = beside.index(order[self.others.turn % len(order)])
