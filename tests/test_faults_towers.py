@@ -547,7 +547,7 @@ def test_means_that_no_tower_has_are_refused(tower, tmp_path, errors):
         "positions='some'": lambda x: None,
     }
     for told, edit in edits.items():
-        tensors = load_file(path)
+        tensors = {name: x for name, x in load_file(path).items() if not name.startswith("difference.")}
         edit(tensors)
         changed = {"n": "0"} if told.startswith("n=0") else {"positions": "some"} if "some" in told else {}
         save_tensors(tensors, tmp_path / "edited.safetensors", meta | changed)
