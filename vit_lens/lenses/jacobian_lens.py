@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from vit_lens.addresses import Site, Sites
 from vit_lens.attribution import check_cache, finite, in_full
 from vit_lens.conditions import Condition
+from vit_lens.controls import Change
 from vit_lens.errors import LensError, expect
 from vit_lens.lenses.contract import HookFn
 from vit_lens.lenses.residual import ResidualLens
@@ -320,6 +321,10 @@ class JacobianLens(ResidualLens):
     def read_last(self, model: Tower, states: Float[Tensor, "*batch d_last"]) -> Float[Tensor, "*batch d_embed"]:
         """Return the embeddings of such states, with fresh statistics of the final norm."""
         return read_state(model, states)
+
+    def read_changed(self, cache: ViTActivationCache, sites: Sites, change: Change) -> Condition:
+        _check_rows(cache)
+        return super().read_changed(cache, sites, change)
 
     def _outputs(self, cache: ViTActivationCache, sites: list[Site]) -> Float[Tensor, "batch site 1 d_last"]:
         _check_rows(cache)
