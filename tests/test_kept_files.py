@@ -61,7 +61,8 @@ def test_means_of_the_first_format_need_no_hash_and_keep_to_one_that_they_have(k
     with safe_open(MINI_FILES / "reference_means.safetensors", "pt") as file:
         tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
     path = tmp_path / "old.safetensors"
-    save_file(tensors, path, {key: word for key, word in said.items() if key != "content"})
+    first = {key: word for key, word in said.items() if key != "content"} | {"format": "vit_lens.reference_means.1"}
+    save_file({name: x for name, x in tensors.items() if not name.startswith("difference.")}, path, first)
     assert torch.equal(vl.ReferenceMeans.load(path).z, vl.ReferenceMeans.load("mini").z)
     save_file(tensors | {"z": tensors["z"] + 1}, path, said)
     with pytest.raises(errors.VitLensError, match="another hash"):

@@ -26,7 +26,7 @@ from vit_lens.numerics import without_autocast
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
 
-KAPPA = 40
+KAPPA = 40.0
 """How sharply a projection looks at the nearest: what was tried on the embedded pair, and no optimum."""
 _SHARPEST = 1e6
 
@@ -345,5 +345,5 @@ def check_kappa(kappa: object) -> float | int:
     except VitLensError:
         found = 0
     if not 0 < found <= _SHARPEST:
-        raise LensError(f"kappa={kappa!r}; expected a number above 0, at most {_SHARPEST:g}; {KAPPA} is usual")
+        raise LensError(f"kappa={kappa!r}; expected a number above 0, at most {_SHARPEST:g}; {KAPPA:g} is usual")
     return found

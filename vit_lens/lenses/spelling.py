@@ -116,7 +116,7 @@ def check_spelling(text: str) -> tuple[str, dict[str, float | int]]:
     >>> vl.lenses.check_spelling("dsl-mean:alpha=5")
     ('dsl-mean', {'alpha': 5.0})
     >>> vl.lenses.check_spelling("counterfactual:share=0.5:project")
-    ('counterfactual', {'share': 0.5, 'project': 40})
+    ('counterfactual', {'share': 0.5, 'project': 40.0})
     """
     expect(text, str, "lens", LensError, "the spelling of one, such as 'dsl:alpha=10'")
     name, *rest = text.strip().split(":")

@@ -136,7 +136,7 @@ def read_sites(
         if more:
             raise LensError(f"{len(more) + 1} means of {one.describe().label}: give one, of all its sites")
         common: dict[str, Any] = {"lens": one, "means": mean, "controls": controls}
-        common |= {"others": others, "normalise": normalise}
+        common |= {"others": None if others is None else others.fresh(), "normalise": normalise}
         if bank is not None:
             found = zero_shot_lens(cache, bank, own, generator=generator.manual_seed(start), **common)
             captions.append(found.to_frame(min(k, len(bank))).assign(reading=place))
