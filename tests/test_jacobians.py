@@ -403,7 +403,7 @@ def test_what_cannot_be_fitted_or_joined_is_refused(small, errors, tmp_path):
         "nothing": (lambda: JacobianLens.merge([]), "LensError", "no parts"),
         "overlap": (lambda: JacobianLens.merge([lens, more]), "LensError", "parts 0 and 1 share 1 image"),
         "itself": (lambda: JacobianLens.merge([lens, lens]), "LensError", "share 2 images"),
-        "models": (lambda: JacobianLens.merge([lens, theirs]), "ReferenceMismatchError", "another weights"),
+        "models": (lambda: JacobianLens.merge([lens, theirs]), "ReferenceMismatchError", "made with other weights"),
         "groups": (lambda: JacobianLens.merge([lens, per_row]), "LensError", "part 1 has 9 groups of rows"),
         "no lens": (lambda: JacobianLens.merge([lens, 3]), "LensError", "part 1 is of type int"),
         "a path": (lambda: Jacobians.load(3), "LensError", "path is of type int"),

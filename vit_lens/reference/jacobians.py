@@ -199,11 +199,12 @@ class Jacobians:
         for index, part in enumerate(parts):
             expect(part, cls, f"part {index}", LensError, "Jacobians, such as JacobianLens.load(path).jacobians")
             for what, one, other in (
-                ("weights", first.weights, part.weights), ("preprocessing", first.preprocess, part.preprocess),
+                ("other weights", first.weights, part.weights),
+                ("another preprocessing", first.preprocess, part.preprocess),
             ):  # fmt: skip
                 if one != other:
                     raise ReferenceMismatchError(
-                        f"part {index} was made with another {what} than part 0: {other}, not {one}; parts of one "
+                        f"part {index} was made with {what} than part 0: {other}, not {one}; parts of one "
                         "model, loaded alike, go together"
                     )
             if not torch.equal(first.groups, part.groups) or first.values.dtype != part.values.dtype:
