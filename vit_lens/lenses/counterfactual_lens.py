@@ -357,7 +357,7 @@ def average_reading(embeds: Float[Tensor, "anchor *batch d_embed"]) -> Float[Ten
     return mean * (norms.mean(0) / mean.norm(dim=-1, keepdim=True))
 
 
-def check_share(share: object) -> float | int:
+def check_share(share: object) -> float:
     """Return a strength.
 
     Raises:
@@ -370,4 +370,4 @@ def check_share(share: object) -> float | int:
     if not 0 < found <= _STRONGEST:
         raise LensError(f"share={share!r}; expected a number above 0, at most {_STRONGEST:g}: how long a typical "
                         "difference is beside the anchor's last residual")  # fmt: skip
-    return found
+    return float(found)

@@ -334,7 +334,7 @@ def soft_projection(
     return mean * (usual[:, None, None] / mean.norm(dim=-1, keepdim=True))
 
 
-def check_kappa(kappa: object) -> float | int:
+def check_kappa(kappa: object) -> float:
     """Return a sharpness.
 
     Raises:
@@ -346,4 +346,4 @@ def check_kappa(kappa: object) -> float | int:
         found = 0
     if not 0 < found <= _SHARPEST:
         raise LensError(f"kappa={kappa!r}; expected a number above 0, at most {_SHARPEST:g}; {KAPPA:g} is usual")
-    return found
+    return float(found)
