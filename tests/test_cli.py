@@ -147,7 +147,10 @@ def test_reference_means_serve_the_leak_free_lens(vit_lens, photo, tmp_path):
         (["--device", "gpu"], "take --device cpu"),
         (["--decoder", "none", "--decoder-encoder", "vit_lens/mini"], "so --decoder-encoder would have no effect"),
         (["--decoder", "none", "--steps", "3"], "steps would have no effect"),
-        (["--lens", "diffusion", "--reference", "means.safetensors"], "serves the lens dsl-mean alone"),
+        (
+            ["--lens", "diffusion", "--reference", "means.safetensors"],
+            "serves the lenses dsl-mean and counterfactual alone",
+        ),
         (["--steps", "5000"], "5000"),
     ],
 )
@@ -306,7 +309,10 @@ def test_images_are_the_argument_and_the_option(vit_lens, photo, tmp_path):
         (["readout"], "no images"),
         (["reference", "--out", "means.safetensors"], "no images"),
         (["readout", "FILE", "--lens", "diffusion,dsl:alpha=2"], "--lens is given 2 values"),
-        (["readout", "FILE", "--reference", "means.safetensors"], "serves the lens dsl-mean alone"),
+        (
+            ["readout", "FILE", "--reference", "means.safetensors"],
+            "serves the lenses dsl-mean and counterfactual alone",
+        ),
         (["paper", "fig2", "--images", "FILE", "--images", "FILE"], "a figure shows one image, and --images holds"),
         (["paper", "fig2", "--decoder-seed", "0", "--decoder-seed", "1"], "--decoder-seed is given 2 values"),
         (["study", "content", "--images", "FILE", "--images", "FILE"], "--images is given 2 values"),

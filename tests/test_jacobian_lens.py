@@ -216,7 +216,7 @@ def test_fitted_divided_joined_and_swept_from_the_command_line(folder, tmp_path,
     import vit_lens as vl
 
     whole, joined = tmp_path / "whole.safetensors", tmp_path / "joined.safetensors"
-    fit = ("jacobian", folder, "--held-out", "2", "--out")
+    fit = ("jacobian", folder, "--n-held-out", "2", "--out")
     status, output, errors = vit_lens(*fit, whole, "--plan")
     assert status == 0 and "3 images, 384 vector-Jacobian products" in output and not whole.exists(), errors
     status, output, errors = vit_lens(*fit, whole)
@@ -277,15 +277,15 @@ def test_the_command_line_refuses_in_words(folder, tmp_path, vit_lens):
         (["jacobian", *out], "no images"),
         (["jacobian", tmp_path / "empty", *out], "no image"),
         (["jacobian", picture, *out], "0 of 1 image held out"),
-        (["jacobian", picture, picture, "--held-out", "0", *out], "same picture"),
+        (["jacobian", picture, picture, "--n-held-out", "0", *out], "same picture"),
         (["jacobian", folder, "--out", tmp_path / "o.json"], "ends in .safetensors"),
-        (["jacobian", folder, "--held-out", "2", "--shard", "2/2", *out], "from 0 to 1"),
+        (["jacobian", folder, "--n-held-out", "2", "--shard", "2/2", *out], "from 0 to 1"),
         (["jacobian", folder, *out], "1 of 5 images held out"),
-        (["jacobian", folder, "--held-out", "2", "--shard", "7/9", *out], "3 images to divide"),
+        (["jacobian", folder, "--n-held-out", "2", "--shard", "7/9", *out], "3 images to divide"),
         (["jacobian", folder, "--shard", "1", *out], "write I/N"),
-        (["jacobian", folder, "--held-out", "2", "--out", tmp_path / "bad.safetensors"], "not a whole safetensors"),
-        (["jacobian", folder, "--held-out", "2", "--out", theirs], "were made with"),
-        (["jacobian", folder, "--held-out", "0", "--out", theirs], "is there already"),
+        (["jacobian", folder, "--n-held-out", "2", "--out", tmp_path / "bad.safetensors"], "not a whole safetensors"),
+        (["jacobian", folder, "--n-held-out", "2", "--out", theirs], "were made with"),
+        (["jacobian", folder, "--n-held-out", "0", "--out", theirs], "is there already"),
         (["merge", theirs, tmp_path / "s", *out], "files of Jacobians"),
         (["merge", theirs, theirs, *out], "share 2 images"),
         (["merge", theirs, "--out", theirs], "is a file"),

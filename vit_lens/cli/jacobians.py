@@ -32,6 +32,7 @@ def jacobian(
     held_out: Annotated[
         int | None,
         typer.Option(
+            "--n-held-out",
             min=0,
             help="So many of the images measure the error and are not fitted on; 0 for none. Default: a quarter, at "
             "most 16.",

@@ -84,7 +84,7 @@ def split_held_out(images: Any, n: int | None = None) -> tuple[Any, Any]:
     if n < 2 or n >= total:
         raise LensError(
             f"{n} of {total} image{'s' * (total != 1)} held out: the error is measured by pairs of at least two, and "
-            "one or more are fitted on. Give 8 images or more, or measure no error (--held-out 0; test=False)"
+            "one or more are fitted on. Give 8 images or more, or measure no error (--n-held-out 0; test=False)"
         )
     held = [(2 * index + 1) * total // (2 * n) for index in range(n)]
     fitted = sorted(set(range(total)) - set(held))
