@@ -92,7 +92,7 @@ def with_controls(
     if live is not None and (live.provenance, list(reader.keys)) != (held_out.provenance, list(held_out.reader.keys)):
         raise DictionaryError("live= is of other inputs, or another run, than held_out")
     if isinstance(reader, ModelTokens):
-        inputs: Any = reader.inputs[list(chosen)] if isinstance(reader.inputs, Tensor) else [reader.inputs[i] for i in chosen]
+        inputs: Any = reader.inputs[chosen] if isinstance(reader.inputs, Tensor) else [reader.inputs[i] for i in chosen]
         ks = sorted({max(1, min(value, dictionary.n_features)) for value in (k // 4, k // 2, k, 2 * k)})
         measure: Any = fidelity
         if isinstance(reader, DenoiserTokens):
