@@ -27,7 +27,7 @@ UNSHOWN = {
     # What control_columns returns, and shows.
     "metrics": {"ControlColumns"},
     # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
-    "lenses": ("checked_clean", "checked_read", "no_control"),
+    "lenses": ("OwnPictureWarning", "checked_clean", "checked_read", "no_control"),
     # What other rooms multiply contributions with; direct_attribution shows what comes of them.
     "attribution": ("Directions", "Units"),
     # What rows of a table are made of, which has three; tests/test_diffusion.py holds them to stock modules.

@@ -142,7 +142,7 @@ def test_control_directions_are_an_inputs_own():
 
     model = tiny_sweep.tower()
     _, cache = model.run_with_cache(torch.zeros(1, 3, *model.cfg.image_size))
-    _, control = make_readings(model, [DiffusionLens()], ["heads"], True)
+    _, control = make_readings(model, [DiffusionLens()], ["heads"], ("random",))
     one, other, again = (
         control.read(cache, control.directions(digits * 16, 0)).pooled for digits in ("0123", "4567", "0123")
     )

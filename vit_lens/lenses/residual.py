@@ -57,8 +57,8 @@ class ResidualLens(Lens):
 
     def _embed(
         self, stream: Stream, states: Float[Tensor, "batch site row d_model"]
-    ) -> Float[Tensor, "batch site d_embed"]:
-        """Return the embeddings of what :meth:`_read` returned."""
+    ) -> Float[Tensor, "batch site *row d_embed"]:
+        """Return the embeddings of what :meth:`_read` returned; of encoders that pool nothing, of every row."""
         return stream.read(states)
 
     def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
