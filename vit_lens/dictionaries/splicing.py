@@ -81,7 +81,7 @@ class Splice:
             codes = self._codes(own, mask)
         else:
             mask = torch.zeros([1] * x.ndim, dtype=torch.bool, device=x.device)
-            codes = self.dictionary.encode(own[:1, ..., :1, :].detach())
+            codes = self.dictionary.encode(own.detach().flatten(0, -2)[:1])
             codes = codes.new_zeros(*own.shape[:-1], codes.shape[-1])
         edited = self.points["hook_sae_acts_post"](codes)
         if mask is not None:
