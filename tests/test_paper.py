@@ -304,7 +304,7 @@ def test_the_page_is_whole_escaped_and_says_what_is_unknown(ladder, tmp_path):
     assert "<script" not in page and "<tower>" not in page and "<fig4>" not in page
     assert "test/&lt;tower&gt;&amp;" in page and "vit-lens paper &lt;fig4&gt;" in page
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
-    assert len(re.findall(r"<img ", page)) == 3 * (2 + 2 * 4)
+    assert len(re.findall(r"<img ", page)) == 3 * (2 + 3 * 4)
     words = re.sub(r"\s+", " ", page)
     for said in ("Equations of the lens", "Strength alpha", "Denoising steps", "Guidance", "Resolution", "Noise",
                  "Images", "Similarity that ranks heads", "a ladder: 1, 7", "no guidance", "32 x 32",
@@ -427,7 +427,7 @@ def test_the_command_on_the_embedded_pair(vit_lens, monkeypatch, tmp_path):
     found = json.loads((tmp_path / "fig3.json").read_text())
     assert found["settings"]["encoder"] == "vit_lens/mini" and found["command"].startswith("vit-lens paper fig3 ")
     assert found["settings"]["reference images"] == 16
-    assert len(list((tmp_path / "pictures").iterdir())) == 3
+    assert len(list((tmp_path / "pictures").iterdir())) == 4
 
 
 @pytest.mark.parametrize(
@@ -442,3 +442,24 @@ def test_the_command_on_the_embedded_pair(vit_lens, monkeypatch, tmp_path):
 def test_the_command_refuses_before_anything_is_loaded(vit_lens, arguments, words, tmp_path):
     status, _, error = vit_lens("paper", *arguments, "--out", tmp_path / "out")
     assert status == 2 and words in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("figure", ["fig2", "fig3", "fig4", "fig5"])
+def test_every_figure_takes_other_lenses(vit_lens, monkeypatch, tmp_path, figure):
+    """Jacobians from a file, and what a projection needs of the reference images."""
+    import vit_lens as vl
+    import vit_lens.figures as figures
+
+    monkeypatch.setattr(figures, "save", lambda figure, path: path)
+    monkeypatch.setattr(importlib.import_module("vit_lens.studies.paper.command"), "_MINI_REFERENCE", 16)
+    mini = vl.HookedViT.from_pretrained("mini")
+    scenes = vl.studies.study_images(2, seed=5, n_means=8)
+    vl.JacobianLens.fit(mini, list(scenes.anchor), test=False).jacobians.save(tmp_path / "j.safetensors")
+    given = ["--lens", "jacobian,diffusion:project=30", "--jacobian", tmp_path / "j.safetensors", "--steps", 1]
+    top = [] if figure == "fig2" else ["--top", 1]
+    status, _, error = vit_lens("paper", figure, *given, *top, "--out", tmp_path)
+    assert status == 0, error
+    titles = [strip["title"] for strip in json.loads((tmp_path / f"{figure}.json").read_text())["strips"]]
+    assert titles[-2].startswith("Jacobian") and titles[-1] == "Diffusion Lens, projected (kappa 30)"
+    status, _, error = vit_lens("paper", figure, "--jacobian", tmp_path / "j.safetensors", "--out", tmp_path)
+    assert status == 2 and "--jacobian serves the lens jacobian alone" in error

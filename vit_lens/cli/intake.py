@@ -1,8 +1,8 @@
 """From what commands that read images are given to images, lenses and captions."""
 
 __all__ = [
-    "check_drawn", "check_lenses", "command_line", "embed_captions", "find_anchors", "find_given", "method_of",
-    "read_bank", "read_captions", "read_lenses",
+    "check_drawn", "check_lenses", "check_lenses_of_reference", "command_line", "embed_captions", "find_anchors",
+    "find_given", "method_of", "read_bank", "read_captions", "read_lenses",
 ]  # fmt: skip
 
 import os
@@ -54,18 +54,13 @@ def check_lenses(
         LensError: A text names no lens, or a lens lacks Jacobians, anchors or a gallery.
     """
     from vit_lens.errors import LensError
-    from vit_lens.lenses import check_spelling, parse_lens
+    from vit_lens.lenses import check_spelling
 
     said = [check_spelling(spec) for spec in specs]
     names = {name for name, _ in said}
     if reference is not None and not names & {"dsl-mean", "counterfactual"}:
         raise VitLensError("--reference serves the lenses dsl-mean and counterfactual alone, which were not asked for")
-    if jacobian is not None and "jacobian" not in names:
-        raise VitLensError(
-            "--jacobian serves the lens jacobian alone, which was not asked for: --lens jacobian:alpha=5"
-        )
-    if jacobian is None and "jacobian" in names:
-        parse_lens("jacobian", None)
+    _check_jacobian(names, jacobian)
     if anchors and "counterfactual" not in names:
         raise VitLensError("--anchors serve the lens counterfactual alone, which was not asked for")
     if "counterfactual" in names and not anchors:
@@ -74,6 +69,29 @@ def check_lenses(
         )
     if gallery is None and any("project" in settings for _, settings in said):
         raise LensError("a lens with :project projects on a gallery: give --gallery FOLDER, apart from what is shown")
+
+
+def check_lenses_of_reference(specs: Sequence[str], jacobian: Path | None) -> None:
+    """Do the same for figures and studies, whose anchors and gallery are their reference images.
+
+    Raises:
+        VitLensError: No lens needs the file ``jacobian``.
+        LensError: A text names no lens, or a lens lacks Jacobians.
+    """
+    from vit_lens.lenses import check_spelling
+
+    _check_jacobian({check_spelling(spec)[0] for spec in specs}, jacobian)
+
+
+def _check_jacobian(names: set[str], jacobian: Path | None) -> None:
+    from vit_lens.lenses import parse_lens
+
+    if jacobian is not None and "jacobian" not in names:
+        raise VitLensError(
+            "--jacobian serves the lens jacobian alone, which was not asked for: --lens jacobian:alpha=5"
+        )
+    if jacobian is None and "jacobian" in names:
+        parse_lens("jacobian", None)
 
 
 def find_anchors(anchors: Sequence[str] | None, shown: Sequence[Path]) -> list[Path]:

@@ -181,7 +181,7 @@ def open_setup(
         study.decoder, steps=study.steps, guidance=study.guidance, decoder_seed=study.decoder_seed,
         decoder_encoder=study.decoder_encoder, judge=study.judge not in ("mini", "none"), judge_tag=study.judge_tag,
     )  # fmt: skip
-    intake.check_lenses(lenses, None, study.jacobian)
+    intake.check_lenses_of_reference(lenses, study.jacobian)
     vit = study.load()
     jacobians = None if study.jacobian is None else Jacobians.load(study.jacobian)
     if texts is not None:

@@ -16,10 +16,11 @@ from torch import Tensor
 from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.identity import forget_fingerprints
-from vit_lens.lenses import Lens, parse_lens
+from vit_lens.lenses import Lens
 from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import Jacobians, ReferenceMeans
 from vit_lens.studies.images import StudyImages
+from vit_lens.studies.reference_lenses import lenses_of_reference
 from vit_lens.studies.seen_pictures import Judge, Pictures
 from vit_lens.studies.stand_ins import StandIns
 from vit_lens.texts import TextBank
@@ -174,7 +175,8 @@ def make_setup(
         model: The encoder, without hooks.
         images: Disjoint test, anchor and ablation images.
         lenses: Spellings (``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``,
-            ``jacobian:alpha=5``), or lenses.
+            ``counterfactual``, ``jacobian:alpha=5``, each with ``:project``), or lenses. What they need is made of the
+            anchor images (:mod:`vit_lens.studies.reference_lenses`).
         out: The folder for the study's files.
         decoder: What draws pictures; None for a study before decoding.
         judge: What reads pictures beside the encoder; goes with a decoder. None for no judge.
@@ -217,10 +219,14 @@ def make_setup(
             model=model, decoder=decoder, judge=judge, settings=settings or decoder.defaults, folder=out / "seen",
             batch_size=batch_size, progress=progress,
         )  # fmt: skip
+    named = lenses_of_reference(
+        lenses, model, anchor_pixels, anchor, names=[f"anchor image {number}" for number in range(len(anchor_pixels))],
+        jacobians=jacobians, batch_size=batch_size,
+    )  # fmt: skip
     return StudySetup(
         model=model, images=images, pixels=pixels, clean=_embed(model, pixels, batch_size), anchor=anchor,
         anchor_pixels=anchor_pixels, centre=_embed(model, anchor_pixels, batch_size).mean(0), ablation=ablation,
-        lenses=_named(lenses, anchor, jacobians), pictures=pictures,
+        lenses={_name(own): lens for own, lens in zip(lenses, named, strict=True)}, pictures=pictures,
         noise_seeds=tuple(noise_seeds), seed=seed, out=out, progress=progress,
     )  # fmt: skip
 
@@ -251,13 +257,8 @@ def check_accepts(
             )
 
 
-def _named(lenses: Sequence[str | Lens], anchor: ReferenceMeans, jacobians: Jacobians | None) -> dict[str, Lens]:
-    return {
-        lens if isinstance(lens, str) else lens.describe().label: parse_lens(lens, anchor, jacobians)
-        if isinstance(lens, str)
-        else lens
-        for lens in lenses
-    }
+def _name(lens: str | Lens) -> str:
+    return lens if isinstance(lens, str) else lens.describe().label
 
 
 def _embed(

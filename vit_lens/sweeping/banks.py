@@ -2,7 +2,7 @@
 
 __all__ = ["BankSource", "source_of"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ class BankSource:
         words: Where they come from, as a phrase; empty where there are none.
         n_others: How many stand beside each input, where no two are the same.
         images: What will be run; empty where a bank was given.
+        are_inputs: Whether they are the inputs of the sweep, in order, which it has read already.
         names: What each is called.
         bank: The bank that was given.
         seed: Of the draw from many.
@@ -31,6 +32,7 @@ class BankSource:
     words: str = ""
     n_others: int = 0
     images: Sequence[Any] = ()
+    are_inputs: bool = False
     names: Sequence[str] = ()
     bank: ControlBank | None = None
     seed: int = 0
@@ -46,8 +48,15 @@ class BankSource:
         """The controls that sites are measured against before decoding."""
         return [name for name in CONTROLS if name not in self.left_out]
 
-    def make(self, model: HookedViT, readings: Sequence[LensReading]) -> ControlBank | None:
+    def make(
+        self, model: HookedViT, readings: Sequence[LensReading], seen: Mapping[int, Any] | None = None
+    ) -> ControlBank | None:
         """Return the bank, whose images are run once; None where there is none, or no lens that it is for.
+
+        Args:
+            model: The model.
+            readings: Of the sweep.
+            seen: What the model sees of inputs that were read, by index; they are not read again.
 
         Raises:
             ImageError: An image cannot be read.
@@ -57,8 +66,10 @@ class BankSource:
             return self.bank
         if not self._made:
             rows = "all" if any(lens.rows == "all" for lens in lenses) else "readout"
+            known = seen if seen and self.are_inputs else {}
+            images = [known.get(index, image) for index, image in enumerate(self.images)]
             found = ControlBank.from_images(
-                model, self.images, names=self.names, rows=rows, most=_MOST, seed=self.seed
+                model, images, names=self.names, rows=rows, most=_MOST, seed=self.seed
             )  # fmt: skip
             self._made.append(found)
         return self._made[0]
@@ -84,6 +95,6 @@ def source_of(model: HookedViT, inputs: Inputs, controls: Controls, gallery: Gal
         return BankSource()
     words = f"the {n} inputs themselves" if n <= _MOST else f"{_MOST} of the {n} inputs"
     return BankSource(
-        words=words, n_others=min(n, _MOST) - 1, images=inputs.images, names=[inputs.name(i) for i in range(n)],
-        seed=controls.seed,
+        words=words, n_others=min(n, _MOST) - 1, images=inputs.images, are_inputs=True,
+        names=[inputs.name(i) for i in range(n)], seed=controls.seed,
     )  # fmt: skip

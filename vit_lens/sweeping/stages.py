@@ -145,7 +145,8 @@ class _Work:
     def _find_others(self) -> None:
         """Run the other images of which controls are made, and say of each input which of them stands in for it."""
         plan = self.plan
-        bank = plan.others.make(plan.model, plan.readings) if self.seen and plan.others.n_others else None
+        wanted = self.seen and plan.others.n_others
+        bank = plan.others.make(plan.model, plan.readings, self.seen) if wanted else None
         for index, seen in self.seen.items() if bank is not None else ():
             if seen is not None and bank is not None:
                 self.others[index] = bank.others([picture_hash(seen)], seed=plan.controls.seed)

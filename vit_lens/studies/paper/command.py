@@ -2,7 +2,7 @@
 
 __all__ = ["paper"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,15 +28,23 @@ class Figure(flags.Pair):
 
     images: flags.Images = None
     reference_images: flags.ReferenceImages = None
+    lens: flags.Lenses = None
+    jacobian: flags.Jacobian = None
     image_seed: parts.ImageSeed = 0
     control_seed: flags.ControlSeed = 0
     size: flags.Size = None
     batch_size: flags.BatchSize = None
     out: flags.Out = Path("vit-lens-paper")
 
+    @property
+    def more_lenses(self) -> list[str]:
+        """The lenses that are drawn beside the figure's own."""
+        return flags.split_list(self.lens or ())
+
     def open(self, *, overlay: float) -> "tuple[PaperSetup, object]":
         """Load what the options name; return the setup and the image to show."""
         from vit_lens.images import find_images
+        from vit_lens.reference import Jacobians
         from vit_lens.studies.mini_images import study_images
         from vit_lens.studies.paper import make_paper
 
@@ -46,6 +54,7 @@ class Figure(flags.Pair):
             raise StudyError(
                 "give --images, and --reference-images to compare it with; only the embedded pair has scenes of its own"
             )
+        intake.check_lenses_of_reference(self.more_lenses, self.jacobian)
         seed = flags.one(self.decoder_seed, "--decoder-seed") or 0
         shown, reference = find_images(self.images or ()), find_images(self.reference_images or ())
         if len(shown) > 1:
@@ -58,6 +67,7 @@ class Figure(flags.Pair):
         setup = make_paper(
             vit, drawer, reference, out=self.out, settings=settings, seed=self.control_seed,
             batch_size=_BATCH if self.batch_size is None else self.batch_size, progress=True,
+            jacobians=None if self.jacobian is None else Jacobians.load(self.jacobian),
         )  # fmt: skip
         return setup, shown[0]
 
@@ -86,35 +96,26 @@ def fig4(
     alpha: Annotated[
         list[float] | None, typer.Option(help="Strength; repeat for a ladder. Default: 1.5, 2, 5, 10, 25, 100.")
     ] = None,
-    lens: flags.Lenses = None,
     top: parts.Top = 10,
     by: parts.By = "cos",
 ) -> None:
-    """The heads most like the input under D1 (reconstruction) at several strengths, and mean-anchored.
-
-    --lens adds others, which start from the reference images: counterfactual from the first three, and :project
-    projects on all of them.
-    """
+    """The heads most like the input under D1 (reconstruction) at several strengths, and mean-anchored."""
     from vit_lens import DiffusionSteeringLens
-    from vit_lens.lenses import check_spelling
     from vit_lens.studies.paper import ALPHAS, ladder_plate
 
     for strength in alpha or ():  # refused before a model is loaded
         DiffusionSteeringLens(alpha=strength)
-    more = flags.split_list(lens or ())
-    for spec in more:
-        check_spelling(spec)
-    _draw(figure, ladder_plate, alphas=alpha or ALPHAS, lenses=more, top=top, by=by)
+    _draw(figure, ladder_plate, alphas=alpha or ALPHAS, top=top, by=by)
 
 
 def fig5(
     figure: Figure, overlay: parts.Overlays = None, at: parts.At = None, scale: parts.Scales = None, top: parts.Top = 6
 ) -> None:
     """An image, an overlay, both together, and the heads that show the overlay most."""
-    from vit_lens.studies.paper import overlay_plate
+    from vit_lens.studies.paper import OVERLAY_LENSES, overlay_plate
 
     pasted = _overlay(flags.one(overlay, "--overlay"), flags.one(at, "--at"), flags.one(scale, "--scale"), figure.model)
-    _draw(figure, overlay_plate, overlay=pasted, top=top)
+    _draw(figure, overlay_plate, first=OVERLAY_LENSES, overlay=pasted, top=top)
 
 
 def _overlay(path: Path | None, at: str | None, scale: float | None, model: str) -> "Overlay":
@@ -129,13 +130,14 @@ def _overlay(path: Path | None, at: str | None, scale: float | None, model: str)
     return study_overlays()[0]
 
 
-def _draw(figure: Figure, plate_of: Callable[..., "Plate"], **options: Any) -> None:
+def _draw(figure: Figure, plate_of: Callable[..., "Plate"], *, first: Sequence[str] = (), **options: Any) -> None:
     from vit_lens.figures import save
     from vit_lens.studies.paper import plate_figure, write_plate
 
     # The pair's own overlays are symbols of its world: an image of it that holds none shows them.
     setup, image = figure.open(overlay=0.0 if "overlay" in options else 0.5)
-    plate, out = plate_of(setup, image, **options, command=intake.command_line()), figure.out
+    lenses = [*first, *figure.more_lenses]
+    plate, out = plate_of(setup, image, lenses=lenses, **options, command=intake.command_line()), figure.out
     typer.echo(f"numbers: {plate.save(out)}\npage: {write_plate(plate, out / f'{plate.name}.html')}")
     try:
         typer.echo(f"figure: {save(plate_figure(plate), out / f'{plate.name}.png')}")
@@ -145,6 +147,8 @@ def _draw(figure: Figure, plate_of: Callable[..., "Plate"], **options: Any) -> N
 
 paper = typer.Typer(
     help="The paper's figures on any encoder and decoder that fit each other, every picture beside its control.\n\n"
+    "--lens adds strips by other lenses, which start from the reference images: counterfactual from the first three, "
+    "and :project projects on all of them.\n\n"
     "A reconstruction: the paper's settings could not be read, and the page lists what is unknown.",
     no_args_is_help=True,
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.lenses import parse_lens
+from vit_lens.lenses import Lens
 from vit_lens.metrics import cosine
 from vit_lens.studies.overlay import Overlay, as_seen, mean_colour, paste, pixels_of_seen
 from vit_lens.studies.paper.paper_setup import PaperSetup
@@ -35,7 +35,7 @@ def overlay_plate(
     image: Any,
     overlay: Overlay,
     *,
-    lenses: Sequence[str] = OVERLAY_LENSES,
+    lenses: Sequence[str | Lens] = OVERLAY_LENSES,
     top: int = 6,
     command: str | None = None,
 ) -> Plate:
@@ -45,7 +45,7 @@ def overlay_plate(
         setup: The pair and the reference images.
         image: The image without the overlay.
         overlay: The picture with transparency that is pasted on it.
-        lenses: Spellings of the lenses, one strip for each.
+        lenses: Lenses or their spellings, one strip for each; spelt ones as for :func:`ladder_plate`.
         top: How many heads are shown of each.
         command: The command that makes the plate again; None where there is none.
 
@@ -65,7 +65,7 @@ def overlay_plate(
             f"overlay {overlay.name!r} changes no pixel of the image, or of a blank; give a less faint one"
         )
     sites = Site.heads(setup.model)
-    named = {spec: parse_lens(spec, setup.means) for spec in lenses}
+    named = {one.describe().id: one for one in setup.lenses(lenses)}
     readings = read_sites(setup, pixels_of_seen(setup.model, np.stack([both, base])), named, sites)
     toward = _gain(setup, alone, blank)
     chosen, scores = [], []

@@ -16,18 +16,16 @@ from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.identity import forget_fingerprints
 from vit_lens.images import source_name
-from vit_lens.lenses import Anchors, Lens, check_spelling, parse_lenses
+from vit_lens.lenses import Lens
 from vit_lens.models import HookedViT, pixel_batches
-from vit_lens.readers import Gallery
-from vit_lens.reference import ReferenceMeans
+from vit_lens.reference import Jacobians, ReferenceMeans
 from vit_lens.studies.images import content_of
+from vit_lens.studies.reference_lenses import lenses_of_reference
 from vit_lens.studies.seen_pictures import Pictures
 from vit_lens.studies.stand_ins import StandIns
 from vit_lens.studies.study_setup import check_accepts
-from vit_lens.towers import preprocessing_of
 
 _AT_LEAST = 8
-_ANCHORS = 3  # of the reference images, for the counterfactual lens
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,6 +41,7 @@ class PaperSetup:
         names: The names of the reference images, by content.
         seed: The seed of random directions.
         out: The folder where pictures are kept, so that none is drawn twice.
+        jacobians: What the lens ``jacobian`` goes by; None where there are none.
     """
 
     model: HookedViT
@@ -53,6 +52,7 @@ class PaperSetup:
     names: Mapping[str, str]
     seed: int
     out: Path
+    jacobians: Jacobians | None = None
 
     def see(self, image: Any) -> Float[Tensor, "1 channel height width"]:
         """Return the pixels of an image that is no reference image.
@@ -75,31 +75,19 @@ class PaperSetup:
         return StandIns(model=self.model, reference=self.pixels, seed=self.seed)
 
     def lenses(self, given: Sequence[str | Lens]) -> list[Lens]:
-        """Return lenses as they are, and read their spellings, with the reference images for all that they need.
+        """Return lenses as they are, and read their spellings; of several anchors a lens for each.
 
         Args:
             given: Lenses, spellings or both.
 
         Raises:
-            LensError: A spelling names no lens.
+            LensError: A spelling names no lens, or there are no Jacobians for ``jacobian``.
         """
-        if not given:
-            return []
-        said = [check_spelling(one) for one in given if isinstance(one, str)]
-        anchors = gallery = None
-        if any(name == "counterfactual" for name, _ in said):
-            names = [*self.names.values()][:_ANCHORS]
-            told = names if len({*names}) == len(names) else None
-            anchors = Anchors.of(self.model, self.pixels[:_ANCHORS], names=told)
-        if any("project" in settings for _, settings in said):
-            embeds = torch.cat([self.model(some) for some in self.pixels.split(self.pictures.batch_size)])
-            names = tuple(self.names.values())
-            gallery = Gallery(
-                encoder_id=self.model.encoder_id, fingerprint=self.model.fingerprint,
-                preprocess=preprocessing_of(self.model), folder="", names=names, hashes=tuple(self.names),
-                stamps=("",) * len(names), embeds=embeds, weights=self.model.exact_fingerprint(),
-            )  # fmt: skip
-        return parse_lenses(list(given), self.model, self.means, anchors=anchors, gallery=gallery)
+        found = lenses_of_reference(
+            given, self.model, self.pixels, self.means, names=list(self.names.values()),
+            jacobians=self.jacobians, batch_size=self.pictures.batch_size,
+        )  # fmt: skip
+        return [one for lens in found for one in lens.each()]
 
     def describe(self) -> dict[str, Any]:
         """Return what another run needs to know."""
@@ -118,6 +106,7 @@ def make_paper(
     reference: Sequence[Any],
     *,
     out: Path,
+    jacobians: Jacobians | None = None,
     settings: Any = None,
     seed: int = 0,
     batch_size: int = 16,
@@ -130,6 +119,7 @@ def make_paper(
         decoder: A decoder that was made for it.
         reference: Images to compare with, none of which is shown; a few hundred.
         out: The folder where pictures are kept.
+        jacobians: What the lens ``jacobian`` goes by (``Jacobians.load(path)``); None where it is not drawn.
         settings: The decoder's settings, noise seed included; None takes its own.
         seed: The seed of random directions.
         batch_size: How many images run together, and how many pictures are drawn together.
@@ -160,4 +150,5 @@ def make_paper(
         means=ReferenceMeans.from_images(model, pixels, batch_size=batch_size), pixels=pixels,
         centre=torch.cat([model(some) for some in pixels.split(batch_size)]).mean(0),
         names={key: source_name(image) for key, image in distinct.items()}, seed=seed, out=out,
+        jacobians=jacobians,
     )  # fmt: skip

@@ -35,18 +35,23 @@ _OWN = {"other": "another image", "covariance": "covariance-matched directions"}
 _BY_ANALOGY = {EQUATIONS: "LN(v) proj, by analogy with the Diffusion Lens for text (Toker et al. 2024)"}
 
 
-def residual_plate(setup: PaperSetup, image: Any, *, stride: int | None = None, command: str | None = None) -> Plate:
+def residual_plate(
+    setup: PaperSetup, image: Any, *, lenses: Sequence[str | Lens] = (), stride: int | None = None,
+    command: str | None = None,
+) -> Plate:  # fmt: skip
     """Draw the Diffusion Lens on the residual stream, before the first layer and after each (figure 2).
 
     Args:
         setup: The pair and the reference images.
         image: The image that is shown.
+        lenses: More lenses, as for :func:`ladder_plate`.
         stride: How many layers lie between two pictures, the last layer among them; None takes as many as give about
             12 pictures.
         command: The command that makes the plate again; None where there is none.
 
     Raises:
         StudyError: The image is a reference image, or the stride skips all layers.
+        LensError: A lens is not defined on the residual stream.
     """
     pixels, n_layers = setup.see(image), setup.model.cfg.n_layers
     stride = -(-n_layers // _LAYERS_SHOWN) if stride is None else stride
@@ -54,27 +59,35 @@ def residual_plate(setup: PaperSetup, image: Any, *, stride: int | None = None, 
         raise StudyError(f"stride {stride}; the model has {n_layers} layers: take 1 to {n_layers}")
     layers = sorted(range(n_layers - 1, -1, -stride))
     sites = [Site(0, "resid_pre"), *(Site(layer, "resid_post") for layer in layers)]
-    (reading,) = read_sites(setup, pixels, {"diffusion": DiffusionLens()}, sites)["diffusion"]
-    chosen = Chosen(sites=tuple(map(str, sites)), order=list(range(len(sites))), layers=layers_of(reading))
-    own, (tiles,) = read_tiles(setup, reading.clean, [chosen])
+    readings = [own for (own,) in read_sites(setup, pixels, _shown(setup, [DiffusionLens()], lenses), sites).values()]
+    chosen = [
+        Chosen(sites=tuple(map(str, sites)), order=list(range(len(sites))), layers=layers_of(reading))
+        for reading in readings
+    ]
+    own, lists = read_tiles(setup, readings[0].clean, chosen)
     start = (image_tile("input", as_seen(setup.model, [image])[0]), own)
-    strip = Strip(title=lens_title(reading.lens), tiles=(*start, *tiles), words=reading.lens.describe().words)
+    strips = [
+        Strip(title=lens_title(reading.lens), tiles=(*start, *tiles), words=reading.lens.describe().words)
+        for reading, tiles in zip(readings, lists, strict=True)
+    ]
     shown = "every layer" if stride == 1 else f"every {stride} layers, the last among them"
     return make_plate(
         setup, "fig2", "Layer by layer: the residual stream under the Diffusion Lens",
         f"The stream at the read-out token, before the first layer and after {shown}, read as if it were the last.",
-        [strip], _BY_ANALOGY | {"Layers shown": shown}, command, notes=(*ANY_FIGURE, NO_INTERVAL),
+        strips, _BY_ANALOGY | {"Layers shown": shown}, command, notes=(*ANY_FIGURE, NO_INTERVAL),
     )  # fmt: skip
 
 
 def diffusion_plate(
-    setup: PaperSetup, image: Any, *, top: int = 6, by: str = "cos", command: str | None = None
-) -> Plate:
+    setup: PaperSetup, image: Any, *, lenses: Sequence[str | Lens] = (), top: int = 6, by: str = "cos",
+    command: str | None = None,
+) -> Plate:  # fmt: skip
     """Draw the heads most like the input under the Diffusion Lens (figure 3).
 
     Args:
         setup: The pair and the reference images.
         image: The image that is shown.
+        lenses: More lenses, as for :func:`ladder_plate`.
         top: How many heads are shown.
         by: What ranks them: ``cos``, ``S`` or ``picture``.
         command: The command that makes the plate again; None where there is none.
@@ -82,7 +95,7 @@ def diffusion_plate(
     Raises:
         StudyError: The image is a reference image, there is no such ranking, or there are fewer heads.
     """
-    strips = _top_strips(setup, image, {"diffusion": DiffusionLens()}, top, by)
+    strips = _top_strips(setup, image, _shown(setup, [DiffusionLens()], lenses), top, by)
     return make_plate(
         setup, "fig3", f"The {top} heads most like the input under the Diffusion Lens",
         "What each head writes, read on its own.", strips, _BY_ANALOGY | _ranked(by), command,
@@ -119,9 +132,8 @@ def ladder_plate(
     """
     if not alphas or len(set(alphas)) < len(alphas):
         raise StudyError(f"alphas {list(alphas)}: give different strengths, at least one")
-    shown: dict[str, Lens] = {f"dsl:alpha={alpha!r}": DiffusionSteeringLens(alpha=alpha) for alpha in alphas}
-    shown[MEAN_ANCHORED] = parse_lens(MEAN_ANCHORED, setup.means)
-    shown |= {one.describe().id: one for one in setup.lenses(lenses)}
+    ladder = [DiffusionSteeringLens(alpha=alpha) for alpha in alphas]
+    shown = _shown(setup, [*ladder, parse_lens(MEAN_ANCHORED, setup.means)], lenses)
     strips = _top_strips(setup, image, shown, top, by)
     return make_plate(
         setup, "fig4", f"The {top} heads most like the input when each is made louder",
@@ -129,6 +141,10 @@ def ladder_plate(
         f"starts from the average image{', and the lenses that were asked for' if lenses else ''}.",
         strips, _ranked(by) | {"Strength alpha": f"a ladder: {', '.join(f'{alpha:g}' for alpha in alphas)}"}, command,
     )  # fmt: skip
+
+
+def _shown(setup: PaperSetup, own: Sequence[Lens], more: Sequence[str | Lens]) -> dict[str, Lens]:
+    return {one.describe().id: one for one in [*own, *setup.lenses(more)]}
 
 
 def _top_strips(setup: PaperSetup, image: Any, lenses: Mapping[str, Lens], top: int, by: str) -> list[Strip]:

@@ -1,0 +1,70 @@
+"""Lenses by their spelling in figures and studies, where everything that they need is made of the reference images."""
+
+__all__ = ["N_ANCHORS", "lenses_of_reference"]
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_lens.lenses import Anchors, Lens, check_spelling, parse_lens
+from vit_lens.models import HookedViT
+from vit_lens.readers import Gallery
+from vit_lens.reference import Jacobians, ReferenceMeans
+from vit_lens.towers import preprocessing_of
+
+N_ANCHORS = 3
+"""The reference images that ``counterfactual`` starts from: the first three."""
+
+
+@torch.no_grad()
+def lenses_of_reference(
+    given: Sequence[str | Lens],
+    model: HookedViT,
+    pixels: Float[Tensor, "reference channel height width"],
+    means: ReferenceMeans,
+    *,
+    names: Sequence[str],
+    jacobians: Jacobians | None = None,
+    batch_size: int = 64,
+) -> list[Lens]:
+    """Return lenses as they are, and read their spellings; a lens of several anchors stays one.
+
+    Args:
+        given: Lenses, spellings or both.
+        model: The model.
+        pixels: The reference images, preprocessed: ``counterfactual`` starts from the first :data:`N_ANCHORS`, and
+            ``:project`` projects on all of them.
+        means: Over them.
+        names: What each of them is called.
+        jacobians: What ``jacobian`` goes by; None where there are none.
+        batch_size: How many images run together.
+
+    Raises:
+        LensError: A spelling names no lens, or there are no Jacobians for ``jacobian``.
+        ReferenceMismatchError: The Jacobians are another model's.
+    """
+    said = [check_spelling(one) for one in given if isinstance(one, str)]
+    anchors = gallery = None
+    if any(name == "counterfactual" for name, _ in said):
+        first = list(names[:N_ANCHORS])
+        told = first if len({*first}) == len(first) else None
+        anchors = Anchors.of(model, pixels[:N_ANCHORS], names=told)
+    if any("project" in settings for _, settings in said):
+        embeds = torch.cat([model(some) for some in pixels.split(batch_size)])
+        gallery = Gallery(
+            encoder_id=model.encoder_id, fingerprint=model.fingerprint, preprocess=preprocessing_of(model),
+            folder="", names=tuple(names), hashes=tuple(map(_digits, pixels)), stamps=("",) * len(names), embeds=embeds,
+            weights=model.exact_fingerprint(),
+        )  # fmt: skip
+    known = None if jacobians is None else jacobians.check(model)
+    return [
+        parse_lens(one, means, known, anchors=anchors, gallery=gallery) if isinstance(one, str) else one
+        for one in given
+    ]
+
+
+def _digits(pixels: Float[Tensor, "channel height width"]) -> str:
+    return hashlib.sha256(pixels.detach().cpu().double().numpy().tobytes()).hexdigest()[:24]
