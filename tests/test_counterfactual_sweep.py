@@ -109,7 +109,7 @@ def test_an_input_that_is_an_anchor_stops_the_sweep(setting, tmp_path):
             model, None, paths[:1], lens="counterfactual", anchors=paths[0], reference=means, sites="mlp",
             out=tmp_path / "out",
         )  # fmt: skip
-    with pytest.raises(vl.errors.LensError, match=r"anchors= serve the lens counterfactual alone"):
+    with pytest.raises(vl.errors.LensError, match=r"anchors= serve the lenses counterfactual and"):
         vl.plan(model, None, paths[:1], lens="diffusion", anchors=paths[1:])
     with pytest.raises(vl.errors.LensError, match=r"counterfactual starts from other images"):
         vl.plan(model, None, paths[:1], lens="counterfactual", reference=means, sites="mlp")
@@ -123,7 +123,7 @@ def test_an_input_that_is_an_anchor_stops_the_sweep(setting, tmp_path):
     ("arguments", "message"),
     [
         (["--lens", "counterfactual"], "give --anchors IMAGES"),
-        (["--lens", "diffusion", "--anchors", "{1}"], "--anchors serve the lens counterfactual alone"),
+        (["--lens", "diffusion", "--anchors", "{1}"], "--anchors serve the lenses counterfactual and jacobian:share=NUMBER alone"),
         (["--lens", "counterfactual", "--anchors", "{0}"], "is among the images that are shown"),
         (["--lens", "dsl:alpha=3:project=40"], "give --gallery FOLDER"),
         (

@@ -177,7 +177,7 @@ def test_what_it_cannot_read_is_refused(small, errors):
         "anchor": (lambda: JacobianLens(jacobians=made, anchor=3), "LensError", "lens.at(model, images)"),
         "raw anchor": (lambda: JacobianLens(jacobians=made, alpha=None, anchor=made.means), "LensError", "no effect"),
         "writes": (lambda: lens.read_writes(cache, "L0.mlp", x), "LensError", "at all rows"),
-        "spelt": (lambda: lenses.parse_lens("jacobian:share=1", None, made), "LensError", "jacobian:alpha=NUMBER"),
+        "spelt": (lambda: lenses.parse_lens("jacobian:beta=1", None, made), "LensError", "jacobian:alpha=NUMBER"),
         "no Jacobians": (lambda: lenses.parse_lens("jacobian", None), "LensError", "vit-lens jacobian IMAGES"),
         "of texts": (lambda: lenses.parse_text_lenses("jacobian:alpha=5"), "LensError", "is of images"),
     }  # fmt: skip

@@ -29,6 +29,7 @@ _HOME = {
     "HookedViT": "vit_lens.models",
     "HookedViTConfig": "vit_lens.config",
     "Inputs": "vit_lens.sweeping",
+    "JacobianCounterfactualLens": "vit_lens.lenses",
     "JacobianLens": "vit_lens.lenses",
     "KandinskyDecoder": "vit_lens.decoders",
     "Lens": "vit_lens.lenses",

@@ -54,18 +54,21 @@ def check_lenses(
         LensError: A text names no lens, or a lens lacks Jacobians, anchors or a gallery.
     """
     from vit_lens.errors import LensError
-    from vit_lens.lenses import check_spelling
+    from vit_lens.lenses import check_spelling, needs_anchors
 
     said = [check_spelling(spec) for spec in specs]
     names = {name for name, _ in said}
     if reference is not None and not names & {"dsl-mean", "counterfactual"}:
         raise VitLensError("--reference serves the lenses dsl-mean and counterfactual alone, which were not asked for")
     _check_jacobian(names, jacobian)
-    if anchors and "counterfactual" not in names:
-        raise VitLensError("--anchors serve the lens counterfactual alone, which was not asked for")
-    if "counterfactual" in names and not anchors:
+    starts = [spec for spec in specs if needs_anchors(spec)]
+    if anchors and not starts:
+        raise VitLensError(
+            "--anchors serve the lenses counterfactual and jacobian:share=NUMBER alone, and neither was asked for"
+        )
+    if starts and not anchors:
         raise LensError(
-            "counterfactual starts from other images: give --anchors IMAGES, three or four that are not shown"
+            f"{starts[0]} starts from other images: give --anchors IMAGES, three or four that are not shown"
         )
     if gallery is None and any("project" in settings for _, settings in said):
         raise LensError("a lens with :project projects on a gallery: give --gallery FOLDER, apart from what is shown")

@@ -36,7 +36,7 @@ class Anchors:
         weights: What identifies them to the last bit.
         preprocess: How images became pixels, as plain values; empty where that is not known, or of prompts.
         names: A name for each anchor, all different.
-        cache: The cache of their run, at the read-out rows.
+        cache: The cache of their run, at the read-out rows or at all.
         embeds: Their embeddings, not normalised.
         pictures: What the model saw of each, for people to look at; none where pixels or prompts were given.
 
@@ -58,7 +58,7 @@ class Anchors:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Tower, inputs: Any, *, names: Sequence[str] | None = None) -> "Anchors":
+    def of(cls, model: Tower, inputs: Any, *, names: Sequence[str] | None = None, rows: str = "readout") -> "Anchors":
         """Run a tower over anchors, all at once: three or four are enough.
 
         Args:
@@ -66,6 +66,7 @@ class Anchors:
             inputs: For a model that sees images paths, PIL images, arrays or preprocessed pixels; for a text encoder
                 prompts.
             names: A name for each, all different; None takes files' names and prompts, or ``anchor 0``, ...
+            rows: ``readout``, or ``all`` for lenses that say ``rows = "all"``.
 
         Raises:
             LensError: There is no anchor, two are the same, or there is another number of names.
@@ -87,7 +88,12 @@ class Anchors:
         if isinstance(model, HookedViT) and not isinstance(given, Tensor):
             seen = to_display(list(given), model.preprocess_spec)
             ready = model.preprocess(seen)
-        embeds, cache = model.run_with_cache(ready, rows="readout")
+        if rows not in ("readout", "all"):
+            raise LensError(f"rows={rows!r}; expected 'readout' or 'all'")
+        if rows == "readout":
+            embeds, cache = model.run_with_cache(ready, rows="readout")
+        else:
+            embeds, cache = model.run_with_cache(ready, names_filter=model.is_readout_part)
         made = cls(
             encoder_id=model.encoder_id, fingerprint=model.fingerprint, weights=model.exact_fingerprint(),
             preprocess=preprocessing_of(model, given), names=tuple(names), cache=cache, embeds=embeds,

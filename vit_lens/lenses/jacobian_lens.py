@@ -1,6 +1,6 @@
 """Jacobian lens (Gurnee et al. 2026) on a vision transformer: what stands at any row, carried to the read-out."""
 
-__all__ = ["JacobianLens"]
+__all__ = ["JacobianLens", "keep_moved", "put_state"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -384,23 +384,25 @@ class JacobianLens(ResidualLens):
         origin = self._origin(cache, [site])
         start = None if origin is None else (self._start.last.to(origin), origin[0, 0, 0])
         moved: list[Tensor] = []
-        keep = partial(_keep, moved=moved, jacobians=self.jacobians, model=model, site=site)
-        put = partial(_put, moved=moved, alpha=self.alpha, start=start, readout=model.readout)
+        keep = partial(keep_moved, moved=moved, jacobians=self.jacobians, model=model, site=site)
+        put = partial(put_state, moved=moved, alpha=self.alpha, start=start, readout=model.readout)
         end = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post" if model.readout.sees_one_row else "hook_pooled"
         return [(site.hook_name, keep), (end, put)]
 
 
-def _keep(
+def keep_moved(
     act: Tensor, hook: HookPoint, *, moved: list[Tensor], jacobians: Jacobians, model: Tower, site: Site
 ) -> Tensor:
+    """Keep where what a site writes at all rows arrives, as a hook on the site."""
     moved[:] = [jacobians.transport(grouped({hook.name or "": act}, model, site, jacobians.groups), site)]
     return act
 
 
-def _put(
+def put_state(
     act: Tensor, hook: HookPoint, *, moved: list[Tensor], alpha: float | None, start: tuple[Tensor, Tensor] | None,
     readout: Readout,
 ) -> Tensor:  # fmt: skip
+    """Put ``start + alpha (kept - origin)`` in the place of what the output is read from, as a hook there."""
     (state,) = moved
     if start is not None and alpha is not None:
         state = start[0] + alpha * (state - start[1])

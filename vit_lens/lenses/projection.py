@@ -20,8 +20,8 @@ from vit_lens.config import HookedTextConfig
 from vit_lens.controls import Against, Change
 from vit_lens.errors import GalleryError, LensError, VitLensError, expect
 from vit_lens.identity import fingerprint
+from vit_lens.lenses.anchored import alike, average_reading
 from vit_lens.lenses.contract import Addressed, HookFn, Lens
-from vit_lens.lenses.counterfactual_lens import alike, average_reading
 from vit_lens.numerics import without_autocast
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache

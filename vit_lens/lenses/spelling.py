@@ -1,15 +1,25 @@
 """Lenses by name, as the library, the command line and studies spell them."""
 
-__all__ = ["DEFAULT_LENSES", "LENS_NAMES", "check_spelling", "parse_lens", "parse_lenses", "parse_text_lenses"]
+__all__ = [
+    "DEFAULT_LENSES",
+    "LENS_NAMES",
+    "check_spelling",
+    "needs_anchors",
+    "parse_lens",
+    "parse_lenses",
+    "parse_text_lenses",
+]
 
 from collections.abc import Sequence
 from typing import Any
 
 from vit_lens.errors import LensError, VitLensError, expect, nearest
+from vit_lens.lenses.anchored import check_share
 from vit_lens.lenses.anchors import Anchors
 from vit_lens.lenses.contract import Lens, check_lens
-from vit_lens.lenses.counterfactual_lens import CounterfactualLens, check_share
+from vit_lens.lenses.counterfactual_lens import CounterfactualLens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
+from vit_lens.lenses.jacobian_counterfactual import JacobianCounterfactualLens
 from vit_lens.lenses.jacobian_lens import JacobianLens
 from vit_lens.lenses.projection import KAPPA, ProjectedLens, Targets, check_kappa
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
@@ -25,14 +35,19 @@ LENS_NAMES = ("diffusion", "dsl", "dsl-mean", "counterfactual", "jacobian")
 _TEXT_NAMES = LENS_NAMES[:4]
 _STRENGTHS = {
     "diffusion": (), "dsl": ("alpha", "share"), "dsl-mean": ("alpha", "share"), "counterfactual": ("share",),
-    "jacobian": ("alpha",),
+    "jacobian": ("alpha", "share"),
 }  # fmt: skip
 _STRENGTH_WORDS = {
     "diffusion": "the Diffusion Lens has no settings", "counterfactual": "give its strength as {}:share=NUMBER",
-    "jacobian": "give its strength as {0}:alpha=NUMBER; {0} alone is the raw write",
+    "jacobian": "give its strength as {0}:alpha=NUMBER, or with anchors as {0}:share=NUMBER; {0} alone is the raw "
+    "write",
     **dict.fromkeys(("dsl", "dsl-mean"), "give its strength as {0}:alpha=NUMBER or {0}:share=NUMBER"),
 }  # fmt: skip
 _PROJECT_WORDS = "behind any lens may stand :project=NUMBER"
+_NEEDS_ANCHORS = (
+    "{} starts from other images: give --anchors IMAGES, three or four, in Python anchors=[...]; none of them may be "
+    "swept"
+)
 _NEEDS_MEANS = (
     "{} needs reference means of this model: make them once with `vit-lens reference IMAGES... --model MODEL --out "
     "means.safetensors`, then pass --reference means.safetensors"
@@ -45,15 +60,16 @@ def parse_lens(
 ) -> Lens:  # fmt: skip
     """Read ``diffusion``, ``dsl:alpha=10``, ``dsl:share=1``, ``dsl-mean:alpha=5``, ``counterfactual:share=0.5``.
 
-    Another is ``jacobian``, which may be followed by ``:alpha=5``. Behind each may stand ``:project=40``, which
-    projects what is read on a gallery with that sharpness; ``:project`` takes the usual one.
+    Another is ``jacobian``, which may be followed by ``:alpha=5``, or by ``:share=0.5`` to start from anchors. Behind
+    each may stand ``:project=40``, which projects what is read on a gallery with that sharpness; ``:project`` takes the
+    usual one.
 
     Args:
         text: The spelling of one lens.
         reference: The means that ``dsl-mean`` starts from, and whose norms ``counterfactual`` measures by; None where
             there are none.
         jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
-        anchors: What ``counterfactual`` starts from; None where there are none.
+        anchors: What ``counterfactual`` starts from, and at all rows ``jacobian:share``; None where there are none.
         gallery: What ``project`` projects on; None where there is none.
 
     Raises:
@@ -91,13 +107,14 @@ def _lens(
                 "--model MODEL --out jacobian.safetensors`, then pass --jacobian jacobian.safetensors; in Python, "
                 "lens=JacobianLens.load(path)"
             )
-        return JacobianLens(jacobians=jacobians, alpha=strength.get("alpha"))
+        if "share" not in strength:
+            return JacobianLens(jacobians=jacobians, alpha=strength.get("alpha"))
+        if anchors is None:
+            raise LensError(_NEEDS_ANCHORS.format("jacobian:share"))
+        return JacobianCounterfactualLens(jacobians=jacobians, anchors=anchors, share=strength["share"])
     if name == "counterfactual":
         if anchors is None:
-            raise LensError(
-                "counterfactual starts from other images: give --anchors IMAGES, three or four, in Python "
-                "anchors=[...]; none of them may be swept"
-            )
+            raise LensError(_NEEDS_ANCHORS.format("counterfactual"))
         if reference is None:
             raise LensError(_NEEDS_MEANS.format("counterfactual"))
         return CounterfactualLens(anchors=anchors, norms=reference.differences, **strength)  # pyright: ignore[reportArgumentType]
@@ -123,7 +140,7 @@ def check_spelling(text: str) -> tuple[str, dict[str, float | int]]:
     if name not in LENS_NAMES:
         raise LensError(
             f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=10, "
-            "dsl-mean:alpha=5, counterfactual:share=0.5, jacobian:alpha=5"
+            "dsl-mean:alpha=5, counterfactual:share=0.5, jacobian:alpha=5, jacobian:share=0.5"
         )
     found: dict[str, float | int] = {}
     for part in rest:
@@ -140,9 +157,26 @@ def check_spelling(text: str) -> tuple[str, dict[str, float | int]]:
         raise LensError(f"lens {text!r}: {_STRENGTH_WORDS[name].format(name)}; {_PROJECT_WORDS}")
     if "project" in found:
         check_kappa(found["project"])
-    if name == "counterfactual" and "share" in found:
+    if name == "jacobian" and {"alpha", "share"} <= set(found):
+        raise LensError(f"lens {text!r}: {_STRENGTH_WORDS[name].format(name)}; {_PROJECT_WORDS}")
+    if not name.startswith("dsl") and "share" in found:
         check_share(found["share"])
     return name, found
+
+
+def needs_anchors(text: str) -> str:
+    """Return at which rows a spelt lens needs anchors, ``readout`` or ``all``; empty where it starts from none.
+
+    Raises:
+        LensError: The spelling names no lens.
+
+    >>> vl.lenses.needs_anchors("counterfactual"), vl.lenses.needs_anchors("jacobian:share=0.5")
+    ('readout', 'all')
+    >>> vl.lenses.needs_anchors("jacobian:alpha=5")
+    ''
+    """
+    name, settings = check_spelling(text)
+    return {"counterfactual": "readout", "jacobian": "all" if "share" in settings else ""}.get(name, "")
 
 
 def parse_lenses(
@@ -157,7 +191,7 @@ def parse_lenses(
             some.
         reference: The means to take instead of the shipped ones.
         jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
-        anchors: What ``counterfactual`` starts from: images, or :class:`Anchors`.
+        anchors: What ``counterfactual`` and ``jacobian:share`` start from: images, or :class:`Anchors`.
         gallery: What ``project`` projects on.
         apart: Whether a lens of several anchors becomes one for each of them, as pictures need it.
 
@@ -177,10 +211,14 @@ def parse_lenses(
     means = reference
     if means is None and any(name in ("dsl-mean", "counterfactual") for name in names):
         means = ReferenceMeans.shipped(model)
-    if anchors is not None and "counterfactual" not in names:
-        raise LensError("anchors= serve the lens counterfactual alone, which was not asked for by its spelling")
+    starts = [needs_anchors(item) for item in items if isinstance(item, str)]
+    if anchors is not None and not any(starts):
+        raise LensError(
+            "anchors= serve the lenses counterfactual and jacobian:share=NUMBER alone, and neither was asked for by "
+            "its spelling"
+        )
     if anchors is not None and not isinstance(anchors, Anchors):
-        anchors = Anchors.of(model, anchors)
+        anchors = Anchors.of(model, anchors, rows="all" if "all" in starts else "readout")
     held = {"anchors": anchors, "gallery": gallery}
     found = [
         check_lens(parse_lens(item, means, jacobians, **held) if isinstance(item, str) else item) for item in items

@@ -13,8 +13,9 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import LensError, TextError, expect
+from vit_lens.lenses.anchored import check_share
 from vit_lens.lenses.contract import HookFn
-from vit_lens.lenses.counterfactual_lens import anchored_hooks, check_share
+from vit_lens.lenses.counterfactual_lens import anchored_hooks
 from vit_lens.lenses.residual import same_start
 from vit_lens.lenses.text_lens import TextDiffusionLens
 from vit_lens.lenses.text_means import TextMeans

@@ -3,7 +3,7 @@
 __all__ = ["Jacobians"]
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from vit_lens.towers import Tower, ViTActivationCache, check_model, other_prepro
 
 _FORMAT = "vit_lens.jacobians.1"
 _ADVICE = "make them with `vit-lens jacobian IMAGES --out FILE`, or JacobianLens.fit(model, images).save(path)"
+_MOVED = "moved."
 _MEANS = tuple(one.name for one in fields(RowMeans) if one.name != "n")
 
 
@@ -49,6 +50,8 @@ class Jacobians:
         means: Mean activations over the same images: what outputs are measured from.
         images: Sixteen digits of every image, by which parts that share one are told.
         error: The error against patching on held-out images; None where it was not measured.
+        moved: How far what two of the held-out images write usually arrives apart, by kind of site: ``head`` [layer
+            head], ``attn`` and ``mlp`` [layer]; None where the error was not measured.
 
     Raises:
         LensError: Shapes do not go together, or a number is not finite.
@@ -69,10 +72,11 @@ class Jacobians:
     means: RowMeans
     images: tuple[str, ...]
     error: PatchingError | None = None
+    moved: Mapping[str, Float[Tensor, "layer *head"]] | None = None
 
     def __post_init__(self) -> None:
         expect(self.means, RowMeans, "means", LensError, _ADVICE)
-        held = {"values": self.values, **self.means.tensors()}
+        held = {"values": self.values, **self.means.tensors(), **(self.moved or {})}
         if bad := [name for name, one in held.items() if not one.is_floating_point() or not one.isfinite().all()]:
             raise LensError(f"{bad} of these Jacobians are no finite numbers; {_ADVICE}")
         groups = self.groups.unique().tolist() if self.groups.ndim == 1 else []
@@ -173,9 +177,10 @@ class Jacobians:
             "values": (2 * cfg.n_layers + 1, groups, state_width(model), cfg.d_model), "groups": (cfg.n_ctx,),
             "last": (state_width(model),), "resid_pre": (groups, cfg.d_model),
             "z": (cfg.n_layers, groups, cfg.n_heads, cfg.d_head), "mlp_out": (cfg.n_layers, groups, cfg.d_model),
+            "moved.head": (cfg.n_layers, cfg.n_heads), "moved.attn": (cfg.n_layers,), "moved.mlp": (cfg.n_layers,),
         }  # fmt: skip
         shapes = {name: tuple(one.shape) for name, one in self._tensors().items()}
-        if wrong := {name: shape for name, shape in shapes.items() if wanted[name] != shape}:
+        if wrong := {name: shape for name, shape in shapes.items() if wanted.get(name) != shape}:
             raise ReferenceMismatchError(f"Jacobians of shapes {wrong}, where the model has {wanted}. {own}")
         if not any(torch.equal(self.groups.cpu(), row_groups(cfg, per_row=one)) for one in (False, True)):  # pyright: ignore[reportArgumentType]
             raise ReferenceMismatchError(f"Jacobians whose rows are grouped otherwise than the model's. {own}")
@@ -187,7 +192,7 @@ class Jacobians:
     def merge(cls, parts: "Sequence[Jacobians]") -> "Jacobians":
         """Return the Jacobians over the images of all parts, each part weighing as many as it has.
 
-        Errors against patching are those of the parts, so the merged have none.
+        Errors against patching, and how far differences are moved, are those of the parts: the merged have none.
 
         Raises:
             LensError: There is no part, two parts share an image, or their rows are grouped otherwise.
@@ -228,7 +233,7 @@ class Jacobians:
             return (total / n).to(found[0].dtype)  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
 
         means = RowMeans(n=n, **{name: mean(name) for name in _MEANS})
-        return replace(first, values=mean("values"), means=means, images=tuple(seen), error=None)
+        return replace(first, values=mean("values"), means=means, images=tuple(seen), error=None, moved=None)
 
     # ---- files
 
@@ -249,6 +254,8 @@ class Jacobians:
                 encoder_id=str(said["encoder_id"]), fingerprint=str(said["fingerprint"]), weights=str(said["weights"]),
                 preprocess=dict(said["preprocess"]), values=held["values"], groups=held["groups"], means=means,
                 images=tuple(map(str, said["images"])), error=error or None,
+                moved={name.removeprefix(_MOVED): value for name, value in held.items() if name.startswith(_MOVED)}
+                or None,
             )  # fmt: skip
 
     def save(self, path: str | Path) -> Path:
@@ -265,7 +272,8 @@ class Jacobians:
         return save_tensors(self._tensors(), as_path(path, OutputError), meta)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"values": self.values, "groups": self.groups, **self.means.tensors()}
+        moved = {_MOVED + kind: value for kind, value in (self.moved or {}).items()}
+        return {"values": self.values, "groups": self.groups, **self.means.tensors(), **moved}
 
     def __repr__(self) -> str:
         told = "error not measured" if self.error is None else f"error measured on {self.error.n} pairs"

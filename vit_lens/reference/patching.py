@@ -18,6 +18,7 @@ from vit_lens.models import HookedViT, several
 from vit_lens.reference.backward import note
 from vit_lens.reference.fitting import check_once, check_vit, image_digits
 from vit_lens.reference.jacobians import Jacobians
+from vit_lens.reference.moved import moved_norms
 from vit_lens.reference.patching_error import PatchingError, summarised
 from vit_lens.reference.row_means import last_state, read_state
 from vit_lens.towers import working_copy
@@ -29,7 +30,9 @@ def measure_error(
     jacobians: Jacobians, model: HookedViT, images: Any, *, sites: Sites | None = None, batch_size: int = 8,
     progress: bool = False,
 ) -> Jacobians:  # fmt: skip
-    """Return the Jacobians with their error against patching; see :class:`PatchingError`.
+    """Return the Jacobians with their error against patching, and how far they move what sites write apart.
+
+    See :class:`PatchingError`.
 
     Args:
         jacobians: Those of the model.
@@ -82,7 +85,8 @@ def measure_error(
     for (site, of), parts in changes.items():
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         rows += summarised(str(site), whole.pop("true"), whole, of)
-    return replace(jacobians, error=PatchingError(n=len(images), images=digits, rows=tuple(rows)))
+    moved = moved_norms(jacobians, bare, images, batch_size=batch_size)
+    return replace(jacobians, error=PatchingError(n=len(images), images=digits, rows=tuple(rows)), moved=moved)
 
 
 def _add_changes(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.lenses import Anchors, Lens, check_spelling, parse_lens
+from vit_lens.lenses import Anchors, Lens, check_spelling, needs_anchors, parse_lens
 from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery
 from vit_lens.reference import Jacobians, ReferenceMeans
@@ -35,8 +35,8 @@ def lenses_of_reference(
     Args:
         given: Lenses, spellings or both.
         model: The model.
-        pixels: The reference images, preprocessed: ``counterfactual`` starts from the first :data:`N_ANCHORS`, and
-            ``:project`` projects on all of them.
+        pixels: The reference images, preprocessed: ``counterfactual`` and ``jacobian:share`` start from the first
+            :data:`N_ANCHORS`, and ``:project`` projects on all of them.
         means: Over them.
         names: What each of them is called.
         jacobians: What ``jacobian`` goes by; None where there are none.
@@ -48,10 +48,10 @@ def lenses_of_reference(
     """
     said = [check_spelling(one) for one in given if isinstance(one, str)]
     anchors = gallery = None
-    if any(name == "counterfactual" for name, _ in said):
+    if starts := {rows for one in given if isinstance(one, str) and (rows := needs_anchors(one))}:
         first = list(names[:N_ANCHORS])
         told = first if len({*first}) == len(first) else None
-        anchors = Anchors.of(model, pixels[:N_ANCHORS], names=told)
+        anchors = Anchors.of(model, pixels[:N_ANCHORS], names=told, rows="all" if "all" in starts else "readout")
     if any("project" in settings for _, settings in said):
         embeds = torch.cat([model(some) for some in pixels.split(batch_size)])
         gallery = Gallery(
