@@ -21,6 +21,7 @@ from vit_lens.lenses.anchors import Anchors
 from vit_lens.lenses.residual import ResidualLens, centred_norm
 from vit_lens.towers import Tower, ViTActivationCache
 
+_A = TypeVar("_A", bound="AnchoredLens")
 _L = TypeVar("_L")
 _STRONGEST = 1e6  # at which the anchor is lost to rounding in float32
 
@@ -67,7 +68,7 @@ class AnchoredLens(ResidualLens):
         names = self.anchors.names
         return f"anchor {names[0]}" if len(names) == 1 else f"{len(names)} anchors"
 
-    def each(self) -> "list[AnchoredLens]":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def each(self: _A) -> "list[_A]":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a lens for every anchor, each with readings and pictures of its own."""
         if len(self.anchors) == 1:
             return [self]
