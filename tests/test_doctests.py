@@ -21,7 +21,9 @@ UNSHOWN = {
     # It needs a template and a style sheet in a package, which write_report and plates have.
     "report": ("write_page",),
     # A study runs for minutes; its command and docs/trust.md show it.
-    "studies": ("content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study"),
+    "studies": (
+        "content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study", "reach_study",
+    ),
     # What a control is made of and with, which docs/controls.md does; and the three that there are.
     "controls": {"CovarianceMatched", "Material", "OtherImage", "RandomDirection", "control", "stand_in"},
     # What control_columns returns, and shows.

@@ -843,7 +843,7 @@ def test_lenses_on_other_means_have_groups_controls_and_pictures_of_their_own(br
         numbers = _all(browser, "#detail .numbers")[0]
         for name in ("cos_input", "faithfulness", "norm_h"):
             assert f"Its control: {_text(own[name])}." in numbers
-        assert f"reference: {one['settings']['reference']}" in _all(browser, "#detail .definition")[0]
+        assert f"reference: {one['settings']['reference']}" in _all(browser, "#detail .definition")[-1]
         companions = _all(browser, "#detail .companions .small")
         assert sum("random control" in text for text in companions[:2]) == 1  # the other's control comes after
         assert companions[1] == f"random control{_text(own['cos_input'])}"

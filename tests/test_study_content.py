@@ -260,7 +260,7 @@ def test_the_ceiling_holds_one_half_of_the_bases_against_the_other():
 
     table = np.random.default_rng(8).normal(size=(5, 4, 9))
     causal = {"total effect": changes_of(table), "direct effect": changes_of(-table)}
-    found = list(baseline_scores(causal, [0, 1], seed=0, n_shuffles=5))
+    found = list(baseline_scores(causal, [0, 1], [], seed=0, n_shuffles=5))
     ceiling = next(s for s in found if s.reading == CEILING and s.measure == AGREEMENT)
     halves = [table[start:4:2].mean(0) for start in (0, 1)]
     assert ceiling.estimate.value == pytest.approx(np.diagonal(cross_agreement(*halves)).mean())
@@ -452,6 +452,37 @@ def test_the_study_runs_end_to_end_and_goes_on_where_it_stopped(study, tmp_path,
     assert again.scores == found.scores and again.tables == found.tables
 
 
+def test_pictures_of_several_anchors_are_read_apart_and_averaged(study, tmp_path):
+    from vit_lens.studies import content_study
+
+    make, pairs, texts = study
+    spec = "counterfactual:share=0.5"
+
+    def matrix(out, lens, name):
+        setup = make(tmp_path / out, lenses=[lens])
+        found = content_study(setup, pairs, texts, decoded=[name], n_decoded=4, controls=["other"], **SMALL)
+        nulls = found.score(EXCESS, name, "decoded").nulls
+        assert {"equal-norm placebo", "another image's output"} <= set(nulls)  # of all sites that are drawn
+        return setup, found.frame("matrix").set_index(["site", "attribute"])[f"{name}, decoded"].dropna()
+
+    setup, averaged = matrix("all", spec, spec)
+    alone = setup.lenses[spec].each()
+    assert [one.anchors.names for one in alone] == [(f"anchor image {place}",) for place in range(3)]
+    each = [matrix(str(place), one, one.describe().label)[1] for place, one in enumerate(alone)]
+    assert averaged.to_numpy() == pytest.approx(np.mean([one.to_numpy() for one in each], axis=0), abs=2e-5)
+    assert np.abs(each[0] - each[1]).max() > 1e-4
+
+
+def test_early_mlps_are_scored_by_themselves(study, tmp_path):
+    from vit_lens.studies.content.agreement import EARLY, Reading
+
+    changes = changes_of(np.random.default_rng(9).normal(size=(5, 6, 8)))
+    reading = Reading(spec="x", level="embedding", changes=changes, causal={}, top=[0], early=[1, 2, 4])
+    assert reading.subsets[EARLY] == [1, 2, 4]
+    few = Reading(spec="x", level="embedding", changes=changes, causal={}, top=[0], early=[1, 2])
+    assert EARLY not in few.subsets
+
+
 def test_noise_is_shared_within_a_base_and_nested_over_bases(study, tmp_path, monkeypatch):
     from vit_lens import Condition
     from vit_lens.studies import Pictures, Seen, content_study
@@ -465,8 +496,8 @@ def test_noise_is_shared_within_a_base_and_nested_over_bases(study, tmp_path, mo
 
     monkeypatch.setattr(Pictures, "see", see)
     content_study(make(tmp_path, noise_seeds=(4, 7)), pairs, texts, decoded=["diffusion"], n_decoded=3, **SMALL)
-    # bases 0 and 2 with seed 4, base 1 with seed 7; each with three partners; five sites, then two of the placebo
-    assert asked == [(4, 8 * 5), (7, 4 * 5), (4, 8 * 2), (7, 4 * 2)]
+    # bases 0 and 2 with seed 4, base 1 with seed 7; each with three partners; five sites, then their placebo
+    assert asked == [(4, 8 * 5), (7, 4 * 5), (4, 8 * 5), (7, 4 * 5)]
 
 
 def test_without_a_decoder_it_says_that_nothing_is_known_of_pictures(study, tmp_path):

@@ -378,3 +378,18 @@ def test_the_command_hands_its_options_on(result, tmp_path, monkeypatch):
         "layers.html",
     }
     assert "faithfulness" in done.output
+
+
+def test_each_anchor_of_a_lens_is_drawn_and_scored_by_itself(make):
+    from vit_lens.studies.faithfulness.study import faithfulness_study
+
+    setup = make(lenses=["diffusion", "counterfactual:share=0.5"])
+    found = faithfulness_study(setup, sites=["heads", "mlp"], n_shuffles=5)
+    readings = {score.reading for score in found.scores}
+    assert {"diffusion", *(f"counterfactual:share=0.5, anchor {place}" for place in (1, 2, 3))} <= readings
+    table = found.frame("sites").set_index(["reading", "image", "site"])["faithfulness"]
+    first = setup.lenses["counterfactual:share=0.5"].each()[0]
+    alone = faithfulness_study(make(lenses=["diffusion", first]), sites=["heads", "mlp"], n_shuffles=5)
+    again = alone.frame("sites").set_index(["reading", "image", "site"])["faithfulness"]
+    ours, theirs = table["counterfactual:share=0.5, anchor 1"], again[first.describe().label]
+    assert ours.to_numpy() == pytest.approx(theirs.to_numpy(), abs=1e-6)

@@ -280,6 +280,40 @@ def test_pictures_rank_by_what_readers_see_of_them_with_nested_noise(setup, scen
         assert found[reader] == pytest.approx(expected, abs=0.02)  # pictures are rounded to 8 bits
 
 
+def test_pictures_of_several_anchors_rank_by_their_mean(setup, scenes, tmp_path):
+    from dataclasses import replace
+
+    import tiny_kandinsky
+
+    from vit_lens import CounterfactualLens, KandinskyDecoder, Site
+    from vit_lens.lenses import Anchors
+    from vit_lens.studies import Pictures
+    from vit_lens.studies.overlay.ranking import from_pictures
+
+    model, sites = setup.model, [Site.parse("L0H1"), Site.parse("L2H4")]
+    decoder = KandinskyDecoder(*tiny_kandinsky.parts(), encoder=model.encoder_id, decoder_id="tiny")
+    few = replace(scenes, base=scenes.base[:2], both=scenes.both[:, :2])
+    drawer = Pictures(
+        model=model, decoder=decoder, judge=None, folder=tmp_path, batch_size=8,
+        settings=decoder.settings(steps=1, guidance=1.0, height=16, width=16),
+    )  # fmt: skip
+    drawn = replace(setup, pictures=drawer)
+    lens = CounterfactualLens(
+        anchors=Anchors.of(model, setup.anchor_pixels[:2]), norms=setup.anchor.differences, share=0.7
+    )
+    seen = []
+
+    def how(one):
+        seen.append(one.anchors.names)
+        return lambda cache: one.embed(cache, sites)
+
+    found = from_pictures(drawn, few, lens, sites, label="both")["own"]
+    each = [from_pictures(drawn, few, one, sites, label="one")["own"] for one in lens.each()]
+    assert found == pytest.approx(np.mean(each, axis=0), abs=1e-9) and np.abs(each[0] - each[1]).max() > 1e-4
+    assert from_pictures(drawn, few, lens, sites, label="how", how=how)["own"] == pytest.approx(found, abs=1e-9)
+    assert seen == [("anchor 0",), ("anchor 1",)]
+
+
 def test_norms_are_those_of_what_heads_write_at_the_readout_row(setup, scenes):
     from vit_lens import Site
     from vit_lens.studies.overlay.ranking import norms
@@ -624,7 +658,8 @@ def test_the_figure_draws_every_order_once(result):
 
 
 def test_the_command_names_what_does_not_go_together(tmp_path):
-    from vit_lens.studies.overlay.command import _drawn, _overlays
+    from vit_lens.studies.command_parts import decoded
+    from vit_lens.studies.overlay.command import _overlays
 
     Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save(tmp_path / "a.png")
     files = [tmp_path / "a.png"] * 2
@@ -636,5 +671,5 @@ def test_the_command_names_what_does_not_go_together(tmp_path):
     with pytest.raises(StudyError, match="--images, --at and --scale go with --overlay"):
         _overlays(None, None, None, [tmp_path])
     with pytest.raises(StudyError, match="--decoder none draws none"):
-        _drawn(["diffusion"], [], "none")
-    assert _drawn([], ["diffusion"], "mini") == ["diffusion"] and _drawn([], [], "none") == []
+        decoded(["diffusion"], [], "none")
+    assert decoded([], ["diffusion"], "mini") == ["diffusion"] and decoded([], [], "none") == []

@@ -508,3 +508,24 @@ def test_the_command(tmp_path):
     found = load_result(tmp_path / "out")
     assert found.study == "planted"
     assert (tmp_path / "out" / "heads_quiet.html").exists()
+
+
+def test_lenses_of_planted_encoders_are_made_of_these(world, tmp_path):
+    """Anchors and Jacobians of the host would be refused; what is spelt is made anew, of the anchor images."""
+    from vit_lens import DiffusionLens
+    from vit_lens.studies import make_setup
+    from vit_lens.studies.findings import StudyError
+    from vit_lens.studies.planted.examined import examine, read_bare
+
+    specs = ("counterfactual:share=0.5", "jacobian:alpha=2", "jacobian:share=0.5", "diffusion:project=30")
+    setup = make_setup(world.host, world.images, lenses=specs, out=tmp_path, seed=3)
+    plant = world.plants["quiet"]
+    found = examine(setup, world.texts, plant, before=read_bare(setup, world.texts, world.soil), n_draws=2, seed=(1,))
+    assert list(found.gaps) == list(specs)
+    assert found.lenses["jacobian:alpha=2"].jacobians.weights == plant.model.exact_fingerprint()
+    assert found.lenses["counterfactual:share=0.5"].anchors.weights == plant.model.exact_fingerprint()
+    for spec in specs:
+        assert np.isfinite(found.gaps[spec].real).all() and len(found.gaps[spec].real) == 9
+    given = make_setup(world.host, world.images, lenses=[DiffusionLens()], out=tmp_path, seed=3)
+    with pytest.raises(StudyError, match="lenses of another model are made from their spellings: no lens"):
+        given.lenses_of(plant.model, setup.anchor)

@@ -101,22 +101,20 @@ def test_a_checkpoint_of_open_clip(tmp_path, monkeypatch):
     sizes = dict(embed_dim=12, vision_cfg=dict(image_size=16, layers=1, width=16, head_width=8, patch_size=8))
     text = dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=2)
     (tmp_path / "tiny.json").write_text(json.dumps({**sizes, "text_cfg": text, "quick_gelu": True}))
+    for name in ("_MODEL_CONFIGS", "_MODEL_CONFIG_PATHS"):  # a rescan forgets nothing
+        monkeypatch.setattr(open_clip.factory, name, open_clip.factory.__dict__[name].copy())
     open_clip.add_model_config(tmp_path)
-    try:
-        whole = randomize(open_clip.create_model("tiny")).eval()
-        torch.save(whole.state_dict(), tmp_path / "tiny.pt")
-        model = load("tiny", tag=tmp_path / "tiny.pt")
-        tokenizer = open_clip.get_tokenizer("tiny")
-        prompts = ["A red Star, of 12 stars", "l'été", ""]
-        assert torch.equal(model.to_tokens(prompts, pad_to=77), tokenizer(prompts))
-        theirs = whole.double().encode_text(tokenizer(prompts))
-        torch.testing.assert_close(model(prompts), theirs, atol=1e-6, rtol=1e-6)  # weights were rounded to float32
-        torch.testing.assert_close(model(prompts), theirs, **EXACT)
-        with pytest.raises(ValueError, match="has 90 tokens"):
-            model.to_tokens("star " * 88)
-    finally:
-        open_clip.factory._MODEL_CONFIG_PATHS.remove(tmp_path)
-        open_clip.factory._rescan_model_configs()
+    whole = randomize(open_clip.create_model("tiny")).eval()
+    torch.save(whole.state_dict(), tmp_path / "tiny.pt")
+    model = load("tiny", tag=tmp_path / "tiny.pt")
+    tokenizer = open_clip.get_tokenizer("tiny")
+    prompts = ["A red Star, of 12 stars", "l'été", ""]
+    assert torch.equal(model.to_tokens(prompts, pad_to=77), tokenizer(prompts))
+    theirs = whole.double().encode_text(tokenizer(prompts))
+    torch.testing.assert_close(model(prompts), theirs, atol=1e-6, rtol=1e-6)  # weights were rounded to float32
+    torch.testing.assert_close(model(prompts), theirs, **EXACT)
+    with pytest.raises(ValueError, match="has 90 tokens"):
+        model.to_tokens("star " * 88)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------

@@ -54,13 +54,15 @@ def check_lenses(
         LensError: A text names no lens, or a lens lacks Jacobians, anchors or a gallery.
     """
     from vit_lens.errors import LensError
-    from vit_lens.lenses import check_spelling, needs_anchors
+    from vit_lens.lenses import check_spelling, needs_anchors, parse_lens
 
     said = [check_spelling(spec) for spec in specs]
     names = {name for name, _ in said}
     if reference is not None and not names & {"dsl-mean", "counterfactual"}:
         raise VitLensError("--reference serves the lenses dsl-mean and counterfactual alone, which were not asked for")
     _check_jacobian(names, jacobian)
+    if jacobian is None and "jacobian" in names:
+        parse_lens("jacobian", None)
     starts = [spec for spec in specs if needs_anchors(spec)]
     if anchors and not starts:
         raise VitLensError(
@@ -75,11 +77,11 @@ def check_lenses(
 
 
 def check_lenses_of_reference(specs: Sequence[str], jacobian: Path | None) -> None:
-    """Do the same for figures and studies, whose anchors and gallery are their reference images.
+    """Do the same for figures and studies, which make everything that a lens needs of their reference images.
 
     Raises:
         VitLensError: No lens needs the file ``jacobian``.
-        LensError: A text names no lens, or a lens lacks Jacobians.
+        LensError: A text names no lens.
     """
     from vit_lens.lenses import check_spelling
 
@@ -87,14 +89,10 @@ def check_lenses_of_reference(specs: Sequence[str], jacobian: Path | None) -> No
 
 
 def _check_jacobian(names: set[str], jacobian: Path | None) -> None:
-    from vit_lens.lenses import parse_lens
-
     if jacobian is not None and "jacobian" not in names:
         raise VitLensError(
             "--jacobian serves the lens jacobian alone, which was not asked for: --lens jacobian:alpha=5"
         )
-    if jacobian is None and "jacobian" in names:
-        parse_lens("jacobian", None)
 
 
 def find_anchors(anchors: Sequence[str] | None, shown: Sequence[Path]) -> list[Path]:

@@ -19,6 +19,7 @@ _HOME = {
     "StudySetup": ".study_setup", "content_study": ".content", "faithfulness_study": ".faithfulness",
     "importance_study": ".importance", "load_result": ".findings", "make_setup": ".study_setup",
     "overlay_study": ".overlay", "paste": ".overlay", "planted_study": ".planted", "pool": ".pooling",
+    "reach_study": ".reach",
     "score_figure": ".score_figures", "study_images": ".mini_images",
 }  # fmt: skip
 __all__, __getattr__, __dir__ = lazy(__name__, _HOME | dict.fromkeys(STUDIES, __name__))

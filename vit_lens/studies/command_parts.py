@@ -2,8 +2,8 @@
 
 __all__ = [
     "AblationImages", "At", "By", "CaptionsFrom", "Decode", "Draws", "ImageSeed", "JudgeName", "JudgeTag", "Overlays",
-    "Scales", "Study", "StudyOnImages", "Top", "Untrained", "embed_for", "finish", "load_drawer", "n_drawn", "n_tested",
-    "open_setup",
+    "Scales", "Study", "StudyOnImages", "Top", "Untrained", "decoded", "embed_for", "finish", "load_drawer", "n_drawn",
+    "n_tested", "open_setup",
 ]  # fmt: skip
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import typer
 
 from vit_lens.cli import flags, intake
 from vit_lens.errors import StudyError, TextError
+from vit_lens.studies.usual_lenses import DECODED
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -150,6 +151,20 @@ def load_drawer(pair: flags.Pair, model: "HookedViT", small_steps: int, **more: 
     drawer = pair.load_decoder("bfloat16" if is_small or not pair.device.startswith("cpu") else "float32", model)
     usual = {"steps": small_steps, "guidance": 1.0} if is_small else {}
     return drawer, drawer.settings(**usual | flags.known(steps=pair.steps, guidance=pair.guidance, **more))
+
+
+def decoded(decode: Sequence[str] | None, lenses: Sequence[str], decoder: str) -> list[str]:
+    """Return the lenses whose pictures are read: those of --decode, else those of --lens, else the usual ones.
+
+    Raises:
+        StudyError: There is no decoder, and pictures are asked for.
+    """
+    asked = flags.split_list(decode or ())
+    if decoder != "none":
+        return list(asked or lenses or DECODED)
+    if asked:
+        raise StudyError("--decode asks for pictures, and --decoder none draws none; give a decoder, or leave it")
+    return []
 
 
 def open_setup(

@@ -1,6 +1,6 @@
 """Lenses by their spelling in figures and studies, where everything that they need is made of the reference images."""
 
-__all__ = ["N_ANCHORS", "lenses_of_reference"]
+__all__ = ["N_ANCHORS", "N_FITTED", "lenses_of_reference"]
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.lenses import Anchors, Lens, check_spelling, needs_anchors, parse_lens
+from vit_lens.lenses import Anchors, JacobianLens, Lens, check_spelling, needs_anchors, parse_lens
 from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery
 from vit_lens.reference import Jacobians, ReferenceMeans
@@ -17,6 +17,8 @@ from vit_lens.towers import preprocessing_of
 
 N_ANCHORS = 3
 """The reference images that ``counterfactual`` starts from: the first three."""
+N_FITTED = 48
+"""The reference images that Jacobians are fitted and measured on, where none are given: those behind the anchors."""
 
 
 @torch.no_grad()
@@ -29,6 +31,7 @@ def lenses_of_reference(
     names: Sequence[str],
     jacobians: Jacobians | None = None,
     batch_size: int = 64,
+    progress: bool = False,
 ) -> list[Lens]:
     """Return lenses as they are, and read their spellings; a lens of several anchors stays one.
 
@@ -39,11 +42,12 @@ def lenses_of_reference(
             :data:`N_ANCHORS`, and ``:project`` projects on all of them.
         means: Over them.
         names: What each of them is called.
-        jacobians: What ``jacobian`` goes by; None where there are none.
+        jacobians: What ``jacobian`` goes by; None fits them on the :data:`N_FITTED` images behind the anchors.
         batch_size: How many images run together.
+        progress: Whether bars are shown.
 
     Raises:
-        LensError: A spelling names no lens, or there are no Jacobians for ``jacobian``.
+        LensError: A spelling names no lens, or there are too few images for what it needs.
         ReferenceMismatchError: The Jacobians are another model's.
     """
     said = [check_spelling(one) for one in given if isinstance(one, str)]
@@ -60,6 +64,9 @@ def lenses_of_reference(
             weights=model.exact_fingerprint(),
         )  # fmt: skip
     known = None if jacobians is None else jacobians.check(model)
+    if known is None and any(name == "jacobian" for name, _ in said):
+        some = pixels[N_ANCHORS : N_ANCHORS + N_FITTED]
+        known = JacobianLens.fit(model, some, batch_size=min(batch_size, 16), progress=progress).jacobians
     return [
         parse_lens(one, means, known, anchors=anchors, gallery=gallery) if isinstance(one, str) else one
         for one in given

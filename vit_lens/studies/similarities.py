@@ -67,7 +67,7 @@ def read_lens(
         how: What to take of each cache instead, such as ``lambda cache: lens.placebo(cache, sites, generator=g)``.
     """
     take = how or (lambda cache: lens.embed(cache, sites))
-    return torch.cat([take(cache).float().cpu() for cache in caches(model, pixels)])
+    return torch.cat([take(cache).float().cpu() for cache in caches(model, pixels, lenses=[lens])])
 
 
 def similarity(

@@ -8,6 +8,7 @@ __all__ = [
     "bootstrap",
     "finite",
     "finite_mean",
+    "jackknife",
     "mean_interval",
     "partial_spearman",
     "spearman",
@@ -15,10 +16,10 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from vit_lens.estimates import LEVEL, MIN_FOR_INTERVAL, Estimate, bootstrap, mean_interval
@@ -77,6 +78,32 @@ def finite_mean(values: Float[np.ndarray, "*axes"] | Sequence[float | None]) -> 
     found = np.asarray(values, dtype=np.float64)
     known = found[np.isfinite(found)]
     return float(known.mean()) if known.size else None
+
+
+def jackknife(of: Callable[[Int[np.ndarray, " row"]], float | None], n: int, *, most: float | int) -> Estimate:
+    """Return a statistic of ``n`` units with its jackknife interval.
+
+    Resampled with replacement, few units would count as fewer: noise of a mean over units lowers every rank
+    correlation, so that bootstrap intervals lie below the value itself.
+
+    Args:
+        of: The statistic of some of the units, by their numbers; None where it is undefined.
+        n: How many there are.
+        most: The largest magnitude that it can have.
+    """
+    every = np.arange(n)
+    value = of(every)
+    if value is None:
+        return Estimate(None, why="constant or missing changes")
+    if n < MIN_FOR_INTERVAL:
+        return Estimate(value, why=f"{n} bases give no interval; {MIN_FOR_INTERVAL} do")
+    rest = [of(np.delete(every, unit)) for unit in range(n)]
+    known = np.array([x for x in rest if x is not None])
+    if len(known) < n:
+        return Estimate(value, why=f"undefined without {n - len(known)} of {n} bases")
+    error = math.sqrt((n - 1) / n * float(((known - known.mean()) ** 2).sum()))
+    reach = float(stats.t.ppf(0.975, n - 1)) * error
+    return Estimate(value, max(-most, value - reach), min(most, value + reach))
 
 
 def across_encoders(values: Sequence[float]) -> Estimate:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_lens.decoders import Decoder, settings_dict
-from vit_lens.errors import StudyError
+from vit_lens.errors import LensError, StudyError
 from vit_lens.identity import forget_fingerprints
 from vit_lens.lenses import Lens
 from vit_lens.models import HookedViT, pixel_batches
@@ -124,6 +124,24 @@ class StudySetup:
         """What may stand in for what a site writes, made of the anchor images."""
         return StandIns(model=self.model, reference=self.anchor_pixels, seed=self.seed)
 
+    def lenses_of(self, model: HookedViT, means: ReferenceMeans) -> dict[str, Lens]:
+        """Return the same lenses of another model, such as a planted one, made of the anchor images anew.
+
+        Args:
+            model: The model.
+            means: Its means over the anchor images.
+
+        Raises:
+            StudyError: One was given as it is, and not by its spelling.
+        """
+        try:
+            found = lenses_of_reference(
+                list(self.lenses), model, self.anchor_pixels, means, names=_anchor_names(self.anchor_pixels)
+            )
+        except LensError as error:
+            raise StudyError(f"lenses of another model are made from their spellings: {error}") from None
+        return dict(zip(self.lenses, found, strict=True))
+
     def accept(self, study: str, *, pooled_only: bool) -> None:
         """Refuse lenses and decoders whose conditions a study cannot read; see :func:`check_accepts`.
 
@@ -185,8 +203,8 @@ def make_setup(
         seed: The seed of everything else that is drawn at random.
         batch_size: How many images run together, and how many pictures are drawn together.
         progress: Whether bars are shown.
-        jacobians: The Jacobians that ``jacobian`` goes by, fitted on none of the test images; None where there are
-            none.
+        jacobians: The Jacobians that ``jacobian`` goes by, fitted on none of the test images; None fits them on anchor
+            images.
 
     Raises:
         StudyError: A judge without a decoder, or equal noise seeds.
@@ -220,8 +238,8 @@ def make_setup(
             batch_size=batch_size, progress=progress,
         )  # fmt: skip
     named = lenses_of_reference(
-        lenses, model, anchor_pixels, anchor, names=[f"anchor image {number}" for number in range(len(anchor_pixels))],
-        jacobians=jacobians, batch_size=batch_size,
+        lenses, model, anchor_pixels, anchor, names=_anchor_names(anchor_pixels), jacobians=jacobians,
+        batch_size=batch_size, progress=progress,
     )  # fmt: skip
     return StudySetup(
         model=model, images=images, pixels=pixels, clean=_embed(model, pixels, batch_size), anchor=anchor,
@@ -255,6 +273,10 @@ def check_accepts(
                 f"{study} is about pooled embeddings, and {what} {' and '.join(parts)}; the studies content and "
                 "faithfulness accept tokens, too"
             )
+
+
+def _anchor_names(pixels: Float[Tensor, "anchor channel height width"]) -> list[str]:
+    return [f"anchor image {number}" for number in range(len(pixels))]
 
 
 def _name(lens: str | Lens) -> str:

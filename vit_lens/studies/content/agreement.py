@@ -1,8 +1,7 @@
 """Scores of the content study: does a site's picture change in those attributes that the site changes?"""
 
-__all__ = ["CEILING", "DIRECT", "Reading", "baseline_scores", "cross_agreement", "reading_scores"]
+__all__ = ["CEILING", "DIRECT", "EARLY", "Reading", "baseline_scores", "cross_agreement", "reading_scores"]
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,10 +13,11 @@ from vit_lens.interventions import derangement
 from vit_lens.studies.content.effects import Changes
 from vit_lens.studies.findings import Null, Score
 from vit_lens.studies.stand_ins import NULLS
-from vit_lens.studies.statistics import MIN_FOR_INTERVAL, Estimate, finite_mean
+from vit_lens.studies.statistics import Estimate, finite_mean, jackknife
 
 CEILING = "total effect, half of the bases against the other (ceiling)"
 DIRECT = "direct effect (no lens)"
+EARLY = "early MLPs"
 
 _FLAT = 1e-12
 _Statistic = Callable[[np.ndarray | None], float | None]
@@ -34,6 +34,7 @@ class Reading:
         changes: Its changes.
         causal: By name, the changes that the same sites cause in the same bases.
         top: Which of the sites have the largest total effect.
+        early: Which of the sites are MLPs of the first half of the layers, which act through other rows.
         other: Its changes when each pair is read off another base's pictures.
         placebos: Its changes for random directions of equal norm, one draw each, of ``placebo_sites``.
         placebo_sites: Which of the sites.
@@ -45,6 +46,7 @@ class Reading:
     changes: Changes
     causal: _Effects
     top: list[int]
+    early: list[int] = field(default_factory=list)
     other: Changes | None = None
     placebos: list[Changes] = field(default_factory=list)
     placebo_sites: list[int] = field(default_factory=list)
@@ -53,7 +55,8 @@ class Reading:
     @property
     def subsets(self) -> dict[str, list[int]]:
         """The sites that scores are over, by name."""
-        return {"sites": list(range(self.changes.sums.shape[1])), "top sites": self.top}
+        early = {EARLY: self.early} if len(self.early) > 2 else {}
+        return {"sites": list(range(self.changes.sums.shape[1])), "top sites": self.top} | early
 
 
 def reading_scores(reading: Reading, *, seed: int, n_shuffles: int) -> Iterator[Score]:
@@ -80,21 +83,25 @@ def reading_scores(reading: Reading, *, seed: int, n_shuffles: int) -> Iterator[
                 )  # fmt: skip
 
 
-def baseline_scores(causal: _Effects, top: list[int], *, seed: int, n_shuffles: int) -> Iterator[Score]:
+def baseline_scores(
+    causal: _Effects, top: list[int], early: list[int], *, seed: int, n_shuffles: int
+) -> Iterator[Score]:
     """Give what needs no lens: the direct effect as a reading, and how well one half of the bases predicts the other.
 
     Args:
         causal: Of all sites and bases.
         top: Which sites have the largest total effect.
+        early: Which are MLPs of the first half of the layers.
         seed: Of shuffles.
         n_shuffles: Draws of the null of shuffled sites.
     """
     total = {"total effect": causal["total effect"]}
     halves = [_bases(causal["total effect"], start) for start in (0, 1)]
-    readings = [Reading(spec=DIRECT, level="embedding", changes=causal["direct effect"], causal=total, top=top)]
+    which = {"level": "embedding", "top": top, "early": early}
+    readings = [Reading(spec=DIRECT, changes=causal["direct effect"], causal=total, **which)]
     if len(halves[1].sums):
         ceiling = {"total effect": halves[1]}
-        readings.append(Reading(spec=CEILING, level="embedding", changes=halves[0], causal=ceiling, top=top))
+        readings.append(Reading(spec=CEILING, changes=halves[0], causal=ceiling, **which))
     for reading in readings:
         yield from reading_scores(reading, seed=seed, n_shuffles=n_shuffles)
 
@@ -135,25 +142,8 @@ def _excess(cross: Float[np.ndarray, "site other"] | None) -> float | None:
 
 
 def _interval(changes: Changes, causal: Changes, of: _Statistic) -> Estimate:
-    """Return the score and its jackknife interval over bases.
-
-    Resampled with replacement, few bases would count as fewer: noise of a mean over bases lowers every rank
-    correlation, so that bootstrap intervals lie below the value itself.
-    """
-    n = len(changes.sums)
-    value = of(_cross(changes, causal))
-    if value is None:
-        return Estimate(None, why="constant or missing changes")
-    if n < MIN_FOR_INTERVAL:
-        return Estimate(value, why=f"{n} bases give no interval; {MIN_FOR_INTERVAL} do")
-    rest = [of(_cross(changes, causal, np.delete(np.arange(n), base))) for base in range(n)]
-    known = np.array([x for x in rest if x is not None])
-    if len(known) < n:
-        return Estimate(value, why=f"undefined without {n - len(known)} of {n} bases")
-    error = math.sqrt((n - 1) / n * float(((known - known.mean()) ** 2).sum()))
-    reach = float(stats.t.ppf(0.975, n - 1)) * error
     most = 1.0 if of is _matched else 2.0  # of a correlation, of a difference of two
-    return Estimate(value, max(-most, value - reach), min(most, value + reach))
+    return jackknife(lambda bases: of(_cross(changes, causal, bases)), len(changes.sums), most=most)
 
 
 def _placebo(reading: Reading, sites: list[int], causal: Changes, of: _Statistic) -> dict[str, Null]:

@@ -1,6 +1,6 @@
 """The command `vit-lens study content`."""
 
-__all__ = ["content"]
+__all__ = ["content", "find_pairs"]
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ def content(
     n: Annotated[int | None, parts.n_tested(1)] = None,
     n_decoded: Annotated[int, parts.n_drawn(1)] = 6,
     out: flags.Out = Path("vit-lens-study-content"),
+    decode: parts.Decode = None,
     sites: flags.Sites = _SITES,
     captions_from: parts.CaptionsFrom = None,
     control_kind: flags.ControlKinds = None,
@@ -46,22 +47,29 @@ def content(
     """
     from vit_lens.studies.content.study import content_study as run
 
-    pairs, sets = _pairs(flags.one(images, "--images"), reference_images, n, study.image_seed)
-    lenses, shown = flags.split_list(study.lens or ()) or LENSES, flags.split_list(sites)
+    pairs, sets = find_pairs(flags.one(images, "--images"), reference_images, n, study.image_seed)
+    given, shown = flags.split_list(study.lens or ()), flags.split_list(sites)
+    drawn = parts.decoded(decode, given, study.decoder)
+    lenses = list(dict.fromkeys([*(given or LENSES), *drawn]))
     texts = parts.embed_for(study, pairs.captions, captions_from)
     setup = parts.open_setup(study, sets, out, lenses=lenses, judge_captions=pairs.captions, texts=texts)
     if captions_from is not None:  # the user says whose they are
         texts = replace(texts, encoder_id=setup.model.encoder_id)
     result = run(
-        setup, pairs, texts, sites=shown, n_decoded=n_decoded, controls=control_kind or ("random",),
+        setup, pairs, texts, sites=shown, decoded=drawn, n_decoded=n_decoded, controls=control_kind or ("random",),
         command=intake.command_line(),
     )  # fmt: skip
     parts.finish(result, out, _figures(result))
 
 
-def _pairs(
+def find_pairs(
     images: Path | None, reference: list[Path] | None, n: int | None, seed: int
 ) -> "tuple[AttributePairs, StudyImages]":
+    """Return the pairs of a table, or of the embedded pair's world, with the images of the setup.
+
+    Raises:
+        StudyError: The images are no table, or there are no reference images for it.
+    """
     from vit_lens.images import find_images
     from vit_lens.studies import StudyImages
     from vit_lens.studies.content.mini_set import pair_images, study_pairs
@@ -74,7 +82,7 @@ def _pairs(
         return pairs, pair_images(pairs, seed=seed)
     if images.suffix.lower() != ".csv":
         raise StudyError(
-            f"--images {images}: study content compares attributes and needs to know them: give a table (.csv) with "
+            f"--images {images}: this study compares attributes and needs to know them: give a table (.csv) with "
             "the columns image,partner,attribute,caption,partner_caption"
         )
     if not reference:

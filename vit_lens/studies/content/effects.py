@@ -2,7 +2,8 @@
 
 __all__ = ["Changes", "caption_changes", "direct_effects", "total_effects"]
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -128,6 +129,11 @@ class Changes:
                 sums[place[0], :, place[1]] += change
                 counts[place] += 1
         return cls(sums=sums, counts=counts, full=full)
+
+    @classmethod
+    def mean(cls, parts: "Sequence[Changes]") -> "Changes":
+        """Return the mean of several readings of the same pairs: those of a lens from each of its anchors."""
+        return replace(parts[0], sums=np.mean([part.sums for part in parts], axis=0))
 
     def shares(self, bases: Int[np.ndarray, " row"] | None = None) -> Float[np.ndarray, "site attribute"] | None:
         """Return the mean change of each attribute as a share of the whole image's.

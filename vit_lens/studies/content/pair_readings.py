@@ -2,7 +2,7 @@
 
 __all__ = ["STREAM", "Chosen", "Study", "Whole", "read_embeddings", "read_pictures"]
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.errors import StudyError
+from vit_lens.lenses import Lens
 from vit_lens.studies.content.agreement import Reading
 from vit_lens.studies.content.effects import Changes, caption_changes
 from vit_lens.studies.content.pairs import AttributePairs
@@ -54,9 +55,13 @@ class Whole:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Chosen:
-    """Sites by number: all are read before decoding, some are drawn, and some of these are the top ones."""
+    """Sites by number: all are read before decoding, some are drawn, and some of these are the top ones.
+
+    ``early`` are MLPs of the first half of the layers, drawn or not.
+    """
 
     top: list[int]
+    early: list[int]
     drawn: list[int]
     why: dict[int, str]
 
@@ -90,10 +95,10 @@ def read_embeddings(study: Study, texts: TextBank, *, n_placebo: int) -> list[Re
     readings = []
     for spec, lens in tqdm(setup.lenses.items(), desc="lens embeddings", disable=not setup.progress):
         embeds = _vectors(_cat(lens.read(cache, study.sites) for cache in held), texts)
-        placebos = (_vectors(_placebo(setup, spec, held, study.sites, draw), texts) for draw in range(n_placebo))
+        placebos = (_vectors(_placebo(setup, spec, lens, held, study.sites, draw), texts) for draw in range(n_placebo))
         readings.append(
             Reading(
-                spec=spec, level="embedding", causal=causal, top=study.chosen.top,
+                spec=spec, level="embedding", causal=causal, top=study.chosen.top, early=study.chosen.early,
                 changes=whole.changes(caption_changes(texts, embeds, pairs), pairs),
                 other=whole.changes(caption_changes(texts, embeds, pairs, shown=pairs.donors()), pairs),
                 placebos=[whole.changes(caption_changes(texts, one, pairs), pairs) for one in placebos],
@@ -101,7 +106,9 @@ def read_embeddings(study: Study, texts: TextBank, *, n_placebo: int) -> list[Re
                 stand_ins={
                     kind: [
                         whole.changes(caption_changes(texts, _vectors(one, texts), pairs), pairs)
-                        for one in (_stand_in(setup, spec, kind, held, study.sites, draw) for draw in range(n_placebo))
+                        for one in (
+                            _stand_in(setup, spec, lens, kind, held, study.sites, draw) for draw in range(n_placebo)
+                        )
                     ]
                     for kind in _others(setup, spec)
                 },
@@ -115,35 +122,43 @@ def read_pictures(
 ) -> Reading:
     """Draw one lens for the first ``n`` bases and their partners, and read the pictures by the judge's captions.
 
+    Of a lens that starts from several anchors, each has pictures of its own, and their readings are averaged.
+
     Args:
         study: What all readings share.
         spec: The lens.
         judge_texts: The judge's captions.
         n: Bases.
-        kinds: The controls of which the top sites are drawn, the isotropic one always.
+        kinds: The controls of which all these sites are drawn, the isotropic one always.
     """
     setup, whole, chosen = study.setup, study.whole, study.chosen
     pairs, rows = study.pairs.first(n), study.pairs.pairs_of_first(n)
     images = setup.pixels[study.pairs.images_of_first(n)]
-    held = list(caches(setup.model, images, lenses=[setup.lenses[spec]]))
-    drawn, top = ([study.sites[i] for i in numbers] for numbers in (chosen.drawn, chosen.top))
-    seen = _see(setup, pairs, _cat(setup.lenses[spec].read(cache, drawn) for cache in held), spec)
-    placebo = _see(setup, pairs, _placebo(setup, spec, held, top, 0), f"{spec}, placebo")
-    found, other, control = (
-        whole.changes(caption_changes(judge_texts, shown, pairs, shown=donors), pairs, by_judge=True)
-        for shown, donors in ((seen, None), (seen, pairs.donors()), (placebo, None))
-    )
-    more = {}
-    for kind in (one for one in kinds if one != "random"):
-        asked = _stand_in(setup, spec, kind, held, top, 0)
-        looked_at = _see(setup, pairs, asked, f"{spec}, {kind}")
-        more[kind] = [whole.changes(caption_changes(judge_texts, looked_at, pairs), pairs, by_judge=True)]
+    lens, drawn = setup.lenses[spec], [study.sites[i] for i in chosen.drawn]
+    held = list(caches(setup.model, images, lenses=[lens]))
+
+    def look(read: Callable[[Lens], Condition], label: str) -> list[Float[Tensor, "image site d_judge"]]:
+        return [_see(setup, pairs, read(one), label) for one in lens.each()]
+
+    def changes(seen: list[Float[Tensor, "image site d_judge"]], *, shown: tuple[int, ...] | None = None) -> Changes:
+        found = (caption_changes(judge_texts, one, pairs, shown=shown) for one in seen)
+        return Changes.mean([whole.changes(one, pairs, by_judge=True) for one in found])
+
+    own = look(lambda one: _cat(one.read(cache, drawn) for cache in held), spec)
+    placebo = look(lambda one: _placebo(setup, spec, one, held, drawn, 0), f"{spec}, placebo")
+    more = {
+        kind: look(lambda one, kind=kind: _stand_in(setup, spec, one, kind, held, drawn, 0), f"{spec}, {kind}")
+        for kind in kinds
+        if kind != "random"
+    }
     effects = study.effects.items()
     causal = {name: whole.changes(changes[np.ix_(rows, chosen.drawn)], pairs) for name, changes in effects}
-    places = [chosen.drawn.index(site) for site in chosen.top]
     return Reading(
-        spec=spec, level="decoded", changes=found, causal=causal, top=places, other=other, placebos=[control],
-        placebo_sites=places, stand_ins=more,
+        spec=spec, level="decoded", changes=changes(own), causal=causal,
+        top=[chosen.drawn.index(i) for i in chosen.top],
+        early=[chosen.drawn.index(i) for i in chosen.early if i in chosen.drawn],
+        other=changes(own, shown=pairs.donors()), placebos=[changes(placebo)],
+        placebo_sites=list(range(len(drawn))), stand_ins={kind: [changes(seen)] for kind, seen in more.items()},
     )  # fmt: skip
 
 
@@ -163,11 +178,12 @@ def _vectors(read: Condition, texts: TextBank) -> Float[Tensor, "image site d_em
     return vectors
 
 
-def _placebo(setup: StudySetup, spec: str, held: list[ViTActivationCache], sites: list[Site], draw: int) -> Condition:
+def _placebo(
+    setup: StudySetup, spec: str, lens: Lens, held: list[ViTActivationCache], sites: list[Site], draw: int
+) -> Condition:
     """Return the lens of random directions of equal norm, another one for every image and site."""
-    number = list(setup.lenses).index(spec) + 1
-    generator = setup.generator(STREAM, number, draw)
-    return _cat(setup.lenses[spec].read_control(cache, sites, generator=generator) for cache in held)
+    generator = setup.generator(STREAM, list(setup.lenses).index(spec) + 1, draw)
+    return _cat(lens.read_control(cache, sites, generator=generator) for cache in held)
 
 
 def _others(setup: StudySetup, spec: str) -> list[str]:
@@ -176,12 +192,11 @@ def _others(setup: StudySetup, spec: str) -> list[str]:
 
 
 def _stand_in(
-    setup: StudySetup, spec: str, kind: str, held: list[ViTActivationCache], sites: list[Site], draw: int
+    setup: StudySetup, spec: str, lens: Lens, kind: str, held: list[ViTActivationCache], sites: list[Site], draw: int
 ) -> Condition:
     """Return the lens of another control; a base and its partner stand beside other images of their own."""
-    number = list(setup.lenses).index(spec) + 1
-    generator = setup.generator(_STAND_INS, number, draw)
-    return _cat(setup.stand_ins.read(kind, setup.lenses[spec], held, sites, generator=generator, turn=draw))
+    generator = setup.generator(_STAND_INS, list(setup.lenses).index(spec) + 1, draw)
+    return _cat(setup.stand_ins.read(kind, lens, held, sites, generator=generator, turn=draw))
 
 
 def _see(setup: StudySetup, pairs: AttributePairs, asked: Condition, label: str) -> Float[Tensor, "image site d_judge"]:

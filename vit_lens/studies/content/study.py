@@ -1,6 +1,6 @@
 """The content study: does a lens show what a site does? Attribute by attribute, within each site."""
 
-__all__ = ["HEADLINES", "content_study"]
+__all__ = ["HEADLINES", "content_study", "what_whole_images_change"]
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from vit_lens.addresses import Site, Sites
 from vit_lens.errors import StudyError
-from vit_lens.studies.content.agreement import baseline_scores, reading_scores
+from vit_lens.studies.content.agreement import EARLY, baseline_scores, reading_scores
 from vit_lens.studies.content.effects import Changes, caption_changes, direct_effects, total_effects
 from vit_lens.studies.content.pair_readings import STREAM, Chosen, Study, Whole, read_embeddings, read_pictures
 from vit_lens.studies.content.pairs import MIN_ATTRIBUTES, AttributePairs
@@ -25,6 +25,7 @@ from vit_lens.texts import TextBank
 HEADLINES = (
     "agreement within sites, total effect", "excess over shuffled sites within sites, total effect",
     "excess over shuffled sites within top sites, total effect",
+    f"excess over shuffled sites within {EARLY}, total effect",
 )  # fmt: skip
 """The measures that the protocol decides by."""
 _WEAK = 0.2  # of the median attribute's full change
@@ -65,12 +66,11 @@ def content_study(
         n_decoded: How many bases are drawn with their partners, at most.
         n_largest: How many sites with the largest total effects are drawn.
         n_random: How many of the other sites are drawn, at random.
-        top: How many sites with the largest total effects are also scored by themselves; of these the placebo is
-            drawn.
+        top: How many sites with the largest total effects are also scored by themselves.
         n_placebo: How many draws the equal-norm placebo has before decoding.
         n_shuffles: How many draws the null of shuffled sites has.
-        controls: Of which pictures of the top sites are drawn; the isotropic one always is, and before decoding all
-            controls are read.
+        controls: Of which pictures are drawn, of all sites that are; the isotropic one always is, and before decoding
+            all controls are read.
         command: The command that makes this result again; None where there is none.
 
     Raises:
@@ -87,19 +87,21 @@ def content_study(
     judge_texts = None if judge is None else setup.judge_texts("content")
     _check(setup, pairs, texts, judge_texts, top, n_largest)
     resolved = Site.resolve(sites, setup.model.cfg)
-    whole = _whole(setup, pairs, texts, judge)
+    whole = what_whole_images_change(setup, pairs, texts, judge)
     total = total_effects(setup.model, setup.pixels, pairs, texts, resolved, progress=setup.progress)
     direct = direct_effects(setup.model, setup.pixels, pairs, texts, resolved)
     effects = {"total effect": total, "direct effect": direct}
     causal = {name: whole.changes(found, pairs) for name, found in effects.items()}
-    chosen = _choose(setup, causal["total effect"], top, n_largest, n_random)
+    half = setup.model.cfg.n_layers / 2
+    early = [i for i, site in enumerate(resolved) if site.kind == "mlp" and (site.layer or 0) < half]
+    chosen = _choose(setup, causal["total effect"], top, early, n_largest, n_random)
     study = Study(setup=setup, pairs=pairs, sites=resolved, effects=effects, chosen=chosen, whole=whole)
     readings = read_embeddings(study, texts, n_placebo=n_placebo)
     if judge_texts is not None:
         n = min(n_decoded, len(pairs.bases))
         readings += [read_pictures(study, spec, judge_texts, n=n, kinds=kinds) for spec in specs]
     scores = [score for one in readings for score in reading_scores(one, seed=setup.seed, n_shuffles=n_shuffles)]
-    scores += baseline_scores(causal, chosen.top, seed=setup.seed, n_shuffles=n_shuffles)
+    scores += baseline_scores(causal, chosen.top, early, seed=setup.seed, n_shuffles=n_shuffles)
     return StudyResult(
         study="content", setup=setup.describe(), scores=tuple(scores), command=command,
         options={
@@ -148,7 +150,7 @@ def _check(
 
 
 @torch.no_grad()
-def _whole(setup: StudySetup, pairs: AttributePairs, texts: TextBank, judge: Judge | None) -> Whole:
+def what_whole_images_change(setup: StudySetup, pairs: AttributePairs, texts: TextBank, judge: Judge | None) -> Whole:
     """Measure what whole images change, and leave out attributes that hardly count for the encoder or the judge."""
     changes = {"encoder": caption_changes(texts, setup.clean[:, None], pairs)[:, 0]}
     if judge is not None:
@@ -186,11 +188,11 @@ def _listed(attributes: Sequence[str], means: dict[str, Float[np.ndarray, " attr
     return "; ".join(parts)
 
 
-def _choose(setup: StudySetup, total: Changes, top: int, n_largest: int, n_random: int) -> Chosen:
+def _choose(setup: StudySetup, total: Changes, top: int, early: list[int], n_largest: int, n_random: int) -> Chosen:
     """Choose sites by their total effects alone, and some of the others at random."""
     order = [int(site) for site in np.argsort(-strength(total), kind="stable")]
     largest, rest = order[:n_largest], order[n_largest:]
     generator = np.random.default_rng([setup.seed, STREAM])
     random = sorted(int(site) for site in generator.choice(rest, size=min(n_random, len(rest)), replace=False))
     why = {**dict.fromkeys(random, "random"), **dict.fromkeys(largest, "largest"), **dict.fromkeys(order[:top], "top")}
-    return Chosen(top=sorted(order[:top]), drawn=sorted([*largest, *random]), why=why)
+    return Chosen(top=sorted(order[:top]), early=early, drawn=sorted([*largest, *random]), why=why)

@@ -89,11 +89,18 @@ def faithfulness_study(
     if len(setup.pixels) < 2:
         raise StudyError("faithfulness holds pictures against those of another image: give at least two test images")
     resolved = Site.resolve(sites, setup.model.cfg)
-    own = {spec: _own_sites(spec, lens, resolved) for spec, lens in setup.lenses.items()}
+    lenses = _each(setup.lenses)
+    own = {spec: _own_sites(spec, lens, resolved) for spec, lens in lenses.items()}
     ceiling = draw(setup, _whole(setup), label="clean embeddings")
     kinds = setup.stand_ins.check(controls, setup.lenses.values())
-    readings = {spec: _read(setup, spec, lens, own[spec], kinds) for spec, lens in setup.lenses.items()}
-    scores = [score for spec, one in readings.items() for score in _scores(setup, spec, one, ceiling, n_shuffles)]
+    readings = {
+        spec: _read(setup, spec, lens, own[spec], kinds, number) for number, (spec, lens) in enumerate(lenses.items())
+    }
+    scores = [
+        score
+        for number, (spec, one) in enumerate(readings.items())
+        for score in _scores(setup, spec, one, ceiling, n_shuffles, number)
+    ]
     scores += _ceiling_scores(setup, ceiling)
     scores += _prediction_scores(setup, readings, n_shuffles)
     table = [row for spec, one in readings.items() for row in _site_rows(setup, spec, one)]
@@ -124,8 +131,18 @@ def _own_sites(spec: str, lens: Lens, sites: list[Site]) -> list[Site]:
     return own
 
 
-def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site], kinds: Sequence[str]) -> _Reading:
-    generator = setup.generator(_STUDY, list(setup.lenses).index(spec))
+def _each(lenses: Mapping[str, Lens]) -> dict[str, Lens]:
+    """Return the lenses; of one that starts from several anchors, one for each of them."""
+    found: dict[str, Lens] = {}
+    for spec, lens in lenses.items():
+        apart = lens.each()
+        named = {spec: lens} if len(apart) == 1 else {f"{spec}, anchor {i + 1}": one for i, one in enumerate(apart)}
+        found |= named
+    return found
+
+
+def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site], kinds: Sequence[str], number: int) -> _Reading:
+    generator = setup.generator(_STUDY, number)
     read = read_conditions(setup.model, setup.pixels, lens, lambda cache: lens.read(cache, own))
     placebo = read_conditions(
         setup.model, setup.pixels, lens, lambda cache: lens.read_control(cache, own, generator=generator)
@@ -144,8 +161,10 @@ def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site], kinds: Sequ
     )
 
 
-def _scores(setup: StudySetup, spec: str, one: _Reading, ceiling: Drawn, n_shuffles: int) -> Iterator[Score]:
-    generator = np.random.default_rng([setup.seed, _STUDY, 100 + list(setup.lenses).index(spec)])
+def _scores(
+    setup: StudySetup, spec: str, one: _Reading, ceiling: Drawn, n_shuffles: int, number: int
+) -> Iterator[Score]:
+    generator = np.random.default_rng([setup.seed, _STUDY, 100 + number])
     relations = _encoders_alike(setup, len(one.sites))
     for measure, of in _MEASURES.items():
         if (found := of(one.drawn)) is None:

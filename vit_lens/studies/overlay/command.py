@@ -2,7 +2,6 @@
 
 __all__ = ["overlay"]
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from vit_lens.cli import flags, intake
 from vit_lens.errors import StudyError
 from vit_lens.studies import command_parts as parts
 from vit_lens.studies.statistics import MIN_FOR_INTERVAL
-from vit_lens.studies.usual_lenses import DECODED, LENSES
+from vit_lens.studies.usual_lenses import LENSES
 
 if TYPE_CHECKING:
     from vit_lens.studies.overlay.pasting import Overlay
@@ -45,7 +44,7 @@ def overlay(
 
     overlays = _overlays(overlay, at, scale, study.images)
     given = flags.split_list(study.lens or ())
-    drawn = _drawn(flags.split_list(decode or ()), given, study.decoder)
+    drawn = parts.decoded(decode, given, study.decoder)
     sets = study.find(n + n_rank + n_effects, overlay=0.0)
     setup = parts.open_setup(study, sets, out, lenses=list(dict.fromkeys([*(given or LENSES), *drawn])))
     result = overlay_study(
@@ -57,14 +56,6 @@ def overlay(
         "trajectories": trajectory_figure(result.frame("trajectories")),
     }
     parts.finish(result, out, figures)
-
-
-def _drawn(decode: Sequence[str], lenses: Sequence[str], decoder: str) -> list[str]:
-    if decoder != "none":
-        return list(decode or lenses or DECODED)
-    if decode:
-        raise StudyError("--decode asks for pictures, and --decoder none draws none; give a decoder, or leave it")
-    return []
 
 
 def _overlays(

@@ -82,8 +82,11 @@ def by_pictures(
         real = from_pictures(setup, scenes, lens, sites, label=spec)
         drawn = {}
         if spec in placebos:
-            how = _placebo(setup, lens, sites, (_DECODED_PLACEBOS, decoded.index(spec)))
-            drawn = from_pictures(setup, scenes, lens, sites, label=f"{spec}, placebo", how=how)
+            stream = _DECODED_PLACEBOS, decoded.index(spec)
+            drawn = from_pictures(
+                setup, scenes, lens, sites, label=f"{spec}, placebo",
+                how=lambda one, stream=stream: _placebo(setup, one, sites, stream),
+            )  # fmt: skip
         found += [
             Ranking(
                 reading=spec, level="decoded", circular=reader == "own", scores=scores,

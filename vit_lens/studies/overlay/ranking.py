@@ -83,15 +83,40 @@ def from_embeddings(
 
 
 def from_pictures(
-    setup: StudySetup, scenes: Scenes, lens: Lens, sites: list[Site], *, label: str, how: _Read | None = None
+    setup: StudySetup,
+    scenes: Scenes,
+    lens: Lens,
+    sites: list[Site],
+    *,
+    label: str,
+    how: Callable[[Lens], _Read] | None = None,
 ) -> dict[str, Float[np.ndarray, "overlay site"]]:
     """Return the same as read off decoded pictures alone, by the ``own`` encoder and by the ``judge``, if there is one.
 
-    Image ``i`` is drawn with noise seed ``i`` modulo their number, its pictures with and without overlays alike.
+    Image ``i`` is drawn with noise seed ``i`` modulo their number, its pictures with and without overlays alike. Of a
+    lens that starts from several anchors the mean over them.
+
+    Args:
+        setup: The setup.
+        scenes: Images.
+        lens: The lens.
+        sites: On which it is defined.
+        label: Of bars.
+        how: What reads a cache in the lens's place, for controls.
 
     Raises:
         StudyError: The setup has no decoder.
     """
+    found = [
+        _from_pictures(setup, scenes, one, sites, label=label, how=None if how is None else how(one))
+        for one in lens.each()
+    ]
+    return {reader: np.mean([one[reader] for one in found], axis=0) for reader in found[0]}
+
+
+def _from_pictures(
+    setup: StudySetup, scenes: Scenes, lens: Lens, sites: list[Site], *, label: str, how: _Read | None
+) -> dict[str, Float[np.ndarray, "overlay site"]]:
     model, pictures = setup.model, setup.drawing("overlay")
     base, both = _with_and_without(model, scenes, lambda pixels: read_lens(model, pixels, lens, sites, how=how))
     embeds = torch.cat([base[None], both])

@@ -86,6 +86,7 @@ class PaperSetup:
         found = lenses_of_reference(
             given, self.model, self.pixels, self.means, names=list(self.names.values()),
             jacobians=self.jacobians, batch_size=self.pictures.batch_size,
+            progress=self.pictures.progress,
         )  # fmt: skip
         return [one for lens in found for one in lens.each()]
 

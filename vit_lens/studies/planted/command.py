@@ -11,7 +11,7 @@ import typer
 from vit_lens.cli import flags, intake
 from vit_lens.errors import StudyError
 from vit_lens.studies import command_parts as parts
-from vit_lens.studies.usual_lenses import DECODED, LENSES
+from vit_lens.studies.usual_lenses import LENSES
 
 
 def planted(
@@ -44,22 +44,20 @@ def planted(
     from vit_lens.studies.score_figures import score_figure
 
     pictures = study.decoder != "none"
-    if decode and not pictures:
-        raise StudyError("with --decoder none nothing is drawn: --decode has no effect")
     if pictures and n_decoded % 2:
         raise StudyError(f"--n-decoded {n_decoded}: give an even number, half of each class")
     seed = study.image_seed
     known = labelled_images(n, seed=seed) if labels is None else LabelledImages.from_csv(labels, n, seed=seed)
-    lenses, drawn = flags.split_list(study.lens or ()) or list(LENSES), flags.split_list(decode or ())
-    decoded = drawn or [name for name in DECODED if name in lenses]
-    lenses = list(dict.fromkeys([*lenses, *drawn]))
+    given = flags.split_list(study.lens or ())
+    decoded = parts.decoded(decode, given, study.decoder)
+    lenses = list(dict.fromkeys([*(given or LENSES), *decoded]))
     texts = parts.embed_for(study, known.captions, captions_from)
     setup = parts.open_setup(study, known.images, out, lenses=lenses, judge_captions=known.captions, texts=texts)
     if captions_from is not None:  # the user says whose they are
         texts = replace(texts, encoder_id=setup.model.encoder_id)
     result = run(
         setup, texts, known.attributes, n_heads=heads, bar=bar,
-        decoded=decoded if pictures else (), n_plants_decoded=n_plants_decoded, n_decoded=n_decoded,
+        decoded=decoded, n_plants_decoded=n_plants_decoded, n_decoded=n_decoded,
         command=intake.command_line(),
     )  # fmt: skip
     figures, table = {}, result.frame("heads")

@@ -51,7 +51,8 @@ def decoded_gaps(
 ) -> DecodedGaps:
     """Draw heads of a planted encoder for images of both classes, and let the judge read the pictures.
 
-    Pictures of the two classes come in pairs that share their noise.
+    Pictures of the two classes come in pairs that share their noise. Of a lens that starts from several anchors, each
+    has pictures of its own, and what the judge reads is averaged.
 
     Args:
         setup: With a decoder and a judge.
@@ -81,9 +82,17 @@ def decoded_gaps(
     found = {}
     for name, lens in lenses.items():
         generator = torch.Generator().manual_seed(int(drawn.integers(2**62)))
-        placebo = partial(lens.placebo, sites=heads, generator=generator)
-        real = read(read_lens(plant.model, pixels, lens, heads), name)
-        controls = read(read_lens(plant.model, pixels, lens, heads, how=placebo), f"{name}, placebo")
+        state, each = generator.get_state(), []
+        for one in lens.each():
+            generator.set_state(state)  # every anchor's control is given the same directions
+            placebo = partial(one.placebo, sites=heads, generator=generator)
+            each.append(
+                (
+                    read(read_lens(plant.model, pixels, one, heads), name),
+                    read(read_lens(plant.model, pixels, one, heads, how=placebo), f"{name}, placebo"),
+                )
+            )
+        real, controls = (np.mean(readings, axis=0) for readings in zip(*each, strict=True))
         found[name] = LensGaps(
             real=gap(real, label), placebo=gap(controls, label)[None],
             shuffled=np.stack([gap(real, other) for other in shuffles]),

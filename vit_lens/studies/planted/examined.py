@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_lens.addresses import Site
-from vit_lens.lenses import Lens, parse_lens
+from vit_lens.lenses import Lens
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.labelled import LabelledAttribute
@@ -112,7 +112,7 @@ def _read(
     seed: tuple[int, ...],
 ) -> tuple[tuple[dict[str, Lens], ReferenceMeans], dict[str, LensGaps]]:
     means = ReferenceMeans.from_images(model, setup.anchor_pixels, batch_size=64)
-    lenses = {name: parse_lens(name, means) for name in setup.lenses}
+    lenses = setup.lenses_of(model, means)
     pixels, _, label = _known(setup, attribute)
     others = StandIns(model=model, reference=setup.anchor_pixels, seed=setup.seed)
     gaps = lens_gaps(

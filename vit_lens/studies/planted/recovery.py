@@ -96,7 +96,7 @@ def lens_gaps(
     drawn = np.random.default_rng(list(seed))
     generator = torch.Generator().manual_seed(int(drawn.integers(2**62)))
     found: dict[str, list[np.ndarray]] = {name: [] for name in lenses}
-    for cache in caches(model, pixels):
+    for cache in caches(model, pixels, lenses=lenses.values()):
         for name, lens in lenses.items():
             draws = [lens.placebo(cache, heads, generator=generator) for _ in range(n_draws)]
             rows = [contrast(texts, embeds, captions) for embeds in (lens.embed(cache, heads), *draws)]
