@@ -409,3 +409,18 @@ def test_a_lens_of_anybodys_has_the_controls_that_it_gives(cache, bank, errors):
     for lens in (Isotropic(), Whole()):
         found = lens.placebo(cache, SITES, generator=torch.Generator().manual_seed(3))
         assert torch.equal(lens.read_against(cache, SITES, against("random", None)).pooled, found)
+
+
+def test_where_another_image_says_nothing_the_next_that_does_stands_in():
+    """A head that writes one of two vectors writes for some other images what it writes for the anchor."""
+    from vit_lens import Site
+    from vit_lens.controls import OtherImage
+    from vit_lens.controls.contract import Material
+
+    others = torch.randn(4, 2, 1, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    others[[2, 3], 0] = 0
+    sites = [Site.parse("L0H0"), Site.parse("L0H1")]
+    for pick, expected in ((0, (0, 0)), (1, (1, 1)), (2, (0, 2)), (3, (0, 3))):
+        material = Material(own=others[0], others=others, pick=pick, generator=torch.Generator(), sites=sites)
+        found = OtherImage().directions(material)
+        assert torch.equal(found, torch.stack([others[place, site] for site, place in enumerate(expected)]))

@@ -2,6 +2,7 @@
 
 __all__ = ["OtherImage"]
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,4 +21,10 @@ class OtherImage(Control):
     def directions(self, material: Material) -> Float[Tensor, "site row d_model"]:
         if material.others is None or not len(material.others):
             raise LensError(self.lacks(0))
-        return material.others[material.pick]
+        others = material.others.roll(-material.pick, 0)
+        if others.is_meta:
+            return others[0]
+        # A site may write the very same for that image and for what it is measured from: then the next that differs.
+        turns = torch.arange(len(others), device=others.device)[:, None]
+        first = turns.masked_fill(~others.flatten(2).any(-1), len(others)).min(0).indices
+        return others[first, torch.arange(others.shape[1], device=others.device)]
