@@ -1,12 +1,13 @@
 """Lenses: what would be drawn if one part of a model spoke alone, or louder."""
 
 __all__ = [
-    "DEFAULT_LENSES", "KAPPA", "AnchoredLens", "Anchors", "CounterfactualLens", "DiffusionLens",
+    "DEFAULT_LENSES", "EACH_PATCH", "KAPPA", "AnchoredLens", "Anchors", "CounterfactualLens", "DiffusionLens",
     "DiffusionSteeringLens", "JacobianCounterfactualLens", "JacobianLens", "Lens", "LensDescription",
-    "OwnPictureWarning", "ProjectedLens", "PromptReader", "ResidualLens", "Sites", "TextAnchors",
-    "TextCounterfactualLens", "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens", "average_reading",
-    "centred_norm", "check_cache", "check_prompts", "check_spelling", "checked_clean", "checked_read", "needs_anchors",
-    "no_control", "parse_lens", "parse_lenses", "parse_text_lenses", "run_for", "site_outputs", "soft_projection",
+    "OwnPictureWarning", "PatchDiffusionLens", "PatchSteeringLens", "ProjectedLens", "PromptReader", "ResidualLens",
+    "Sites", "TextAnchors", "TextCounterfactualLens", "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens",
+    "average_reading", "centred_norm", "check_cache", "check_prompts", "check_spelling", "checked_clean",
+    "checked_read", "is_patch_spelling", "needs_anchors", "no_control", "parse_lens", "parse_lenses",
+    "parse_text_lenses", "run_for", "site_outputs", "soft_projection",
 ]  # fmt: skip
 
 from vit_lens.addresses import Sites
@@ -18,6 +19,8 @@ from vit_lens.lenses.counterfactual_lens import CounterfactualLens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.jacobian_counterfactual import JacobianCounterfactualLens
 from vit_lens.lenses.jacobian_lens import JacobianLens
+from vit_lens.lenses.patch_lens import PatchDiffusionLens, PatchSteeringLens
+from vit_lens.lenses.patch_spelling import EACH_PATCH, is_patch_spelling
 from vit_lens.lenses.projection import KAPPA, OwnPictureWarning, ProjectedLens, soft_projection
 from vit_lens.lenses.residual import ResidualLens, centred_norm, site_outputs
 from vit_lens.lenses.spelling import (

@@ -225,6 +225,23 @@ class Lens(ABC):
         """
         raise LensError(f"{self.describe().label} has no control 'other'; take 'random'")
 
+    def written_norms(self, cache: ViTActivationCache, sites: Sites) -> Float[Tensor, "batch site"] | None:
+        """Return how long what each site writes is; None, by default, where that is of the read-out rows.
+
+        Args:
+            cache: The cache that :meth:`read` takes.
+            sites: Sites as :meth:`read` takes them.
+        """
+        return None
+
+    def numbers(self, model: Tower) -> int:
+        """Return how many numbers the condition of a row has, for the estimate of a plan.
+
+        Args:
+            model: The model that will be read.
+        """
+        return model.cfg.d_embed
+
     # ---- how it describes itself
 
     def settings(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from vit_lens.lenses.counterfactual_lens import CounterfactualLens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.jacobian_counterfactual import JacobianCounterfactualLens
 from vit_lens.lenses.jacobian_lens import JacobianLens
+from vit_lens.lenses.patch_spelling import PATCH_LENSES, check_patch_spelling, is_patch_spelling, read_patch_lenses
 from vit_lens.lenses.projection import KAPPA, ProjectedLens, Targets, check_kappa
 from vit_lens.lenses.steering_lens import DiffusionSteeringLens
 from vit_lens.lenses.text_counterfactual import TextAnchors, TextCounterfactualLens
@@ -32,6 +33,7 @@ from vit_lens.towers import Tower
 # docs/trust.md: in the content study these two tell what a site does, pictures with a clean anchor tell nothing of it.
 DEFAULT_LENSES = ("dsl-mean:alpha=5", "diffusion")
 LENS_NAMES = ("diffusion", "dsl", "dsl-mean", "counterfactual", "jacobian")
+_ALL_NAMES = (*LENS_NAMES, *PATCH_LENSES)
 _TEXT_NAMES = LENS_NAMES[:4]
 _STRENGTHS = {
     "diffusion": (), "dsl": ("alpha", "share"), "dsl-mean": ("alpha", "share"), "counterfactual": ("share",),
@@ -64,10 +66,13 @@ def parse_lens(
     each may stand ``:project=40``, which projects what is read on a gallery with that sharpness; ``:project`` takes the
     usual one.
 
+    Of patches there are ``patch-diffusion``, ``patch-dsl:alpha=10`` and ``patch-dsl-mean:alpha=5``, the last two with
+    ``:at=patch3`` behind them for one patch; tokens are not projected.
+
     Args:
         text: The spelling of one lens.
-        reference: The means that ``dsl-mean`` starts from, and whose norms ``counterfactual`` measures by; None where
-            there are none.
+        reference: The means that ``dsl-mean`` and ``patch-dsl-mean`` start from, and whose norms ``counterfactual``
+            measures by; None where there are none.
         jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
         anchors: What ``counterfactual`` starts from, and at all rows ``jacobian:share``; None where there are none.
         gallery: What ``project`` projects on; None where there is none.
@@ -82,6 +87,8 @@ def parse_lens(
     vit_lens.errors.LensError: no lens 'dls'; nearest: 'dsl'. Write diffusion, ...
     """
     name, settings = check_spelling(text)
+    if name in PATCH_LENSES:
+        return read_patch_lenses(text, reference)[0]
     kappa = settings.pop("project", None)
     lens = _lens(name, settings, reference, jacobians, anchors)
     if kappa is None:
@@ -124,7 +131,7 @@ def _lens(
     return DiffusionSteeringLens(**strength, **means)
 
 
-def check_spelling(text: str) -> tuple[str, dict[str, float | int]]:
+def check_spelling(text: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the settings that a spelling says, whether or not there is what its lens needs.
 
     Raises:
@@ -137,10 +144,13 @@ def check_spelling(text: str) -> tuple[str, dict[str, float | int]]:
     """
     expect(text, str, "lens", LensError, "the spelling of one, such as 'dsl:alpha=10'")
     name, *rest = text.strip().split(":")
+    if name in PATCH_LENSES:
+        return check_patch_spelling(text)
     if name not in LENS_NAMES:
         raise LensError(
-            f"no lens {name!r}; nearest: {nearest(name, LENS_NAMES)}. Write diffusion, dsl:alpha=10, "
-            "dsl-mean:alpha=5, counterfactual:share=0.5, jacobian:alpha=5, jacobian:share=0.5"
+            f"no lens {name!r}; nearest: {nearest(name, _ALL_NAMES)}. Write diffusion, dsl:alpha=10, "
+            "dsl-mean:alpha=5, counterfactual:share=0.5, jacobian:alpha=5, jacobian:share=0.5, or of patches "
+            "patch-diffusion, patch-dsl-mean:alpha=5"
         )
     found: dict[str, float | int] = {}
     for part in rest:
@@ -186,10 +196,11 @@ def parse_lenses(
     """Return lenses as they are, and read their spellings.
 
     Args:
-        given: Lenses, spellings or both; None stands for :data:`DEFAULT_LENSES`.
+        given: Lenses, spellings or both; None stands for :data:`DEFAULT_LENSES`. ``at=each`` in one of patches stands
+            for one lens for each patch.
         model: The model that will be read; its shipped means serve ``dsl-mean`` and ``counterfactual``, where it has
             some.
-        reference: The means to take instead of the shipped ones.
+        reference: The means to take instead of the shipped ones; those of every token serve both kinds of lenses.
         jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
         anchors: What ``counterfactual`` and ``jacobian:share`` start from: images, or :class:`Anchors`.
         gallery: What ``project`` projects on.
@@ -208,9 +219,6 @@ def parse_lenses(
     if given is not None:
         items = list(given) if isinstance(given, (list, tuple)) else [given]
     names = [check_spelling(item)[0] for item in items if isinstance(item, str)]
-    means = reference
-    if means is None and any(name in ("dsl-mean", "counterfactual") for name in names):
-        means = ReferenceMeans.shipped(model)
     starts = [needs_anchors(item) for item in items if isinstance(item, str)]
     if anchors is not None and not any(starts):
         raise LensError(
@@ -219,13 +227,30 @@ def parse_lenses(
         )
     if anchors is not None and not isinstance(anchors, Anchors):
         anchors = Anchors.of(model, anchors, rows="all" if "all" in starts else "readout")
+    means = _means(names, ("dsl-mean", "counterfactual"), model, reference)
+    of_patches = _means(names, ("patch-dsl-mean",), model, reference)
     held = {"anchors": anchors, "gallery": gallery}
-    found = [
-        check_lens(parse_lens(item, means, jacobians, **held) if isinstance(item, str) else item) for item in items
-    ]
+    found: list[Lens] = []
+    for item in items:
+        if isinstance(item, str) and is_patch_spelling(item):
+            found += read_patch_lenses(item, of_patches, model)
+        else:
+            found.append(check_lens(parse_lens(item, means, jacobians, **held) if isinstance(item, str) else item))
     if not found:
         raise LensError("no lens given; for example lens='diffusion', or leave it out for the default")
     return [check_lens(one) for lens in found for one in lens.each()] if apart else found
+
+
+def _means(
+    names: Sequence[str], of: tuple[str, ...], model: Tower, reference: ReferenceMeans | None
+) -> ReferenceMeans | None:
+    """Return the means of some lenses, at the positions that they read; None where there are none, or none is asked."""
+    if not set(names) & set(of):
+        return reference
+    is_of_patches = set(of) <= set(PATCH_LENSES)
+    if reference is None:
+        return ReferenceMeans.shipped(model, "all" if is_of_patches else "readout")
+    return reference.at_readout(model) if reference.positions == "all" and not is_of_patches else reference
 
 
 _TEXT_SETTINGS = ("norm", "encoder", "positions", "held", "pooled")

@@ -15,7 +15,7 @@ from torch import Tensor
 from vit_lens.addresses import RESIDUAL_KINDS, Site, as_index
 from vit_lens.errors import OutputError, ReferenceMismatchError, VitLensError, expect
 from vit_lens.files import as_path, file_tensors, open_tensors, save_tensors
-from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint, forget_fingerprints
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, MINI_RAE_FILES, fingerprint, forget_fingerprints
 from vit_lens.models import HookedViT, several
 from vit_lens.numerics import without_autocast
 from vit_lens.reference.collecting import Positions, collect, hook_points
@@ -132,12 +132,13 @@ class ReferenceMeans:
 
     @classmethod
     def load(cls, path: str | Path) -> "ReferenceMeans":
-        """Read saved means; ``"mini"`` names those that ship with the embedded pair.
+        """Read saved means; ``"mini"`` names those that ship with the embedded pair, ``"mini-rae"`` its of every token.
 
         Raises:
             VitLensError: The file is not one of these, or is truncated.
         """
-        place = MINI_FILES / "reference_means.safetensors" if str(path) == "mini" else as_path(path, VitLensError)
+        embedded = {"mini": MINI_FILES, "mini-rae": MINI_RAE_FILES}.get(str(path))
+        place = as_path(path, VitLensError) if embedded is None else embedded / "reference_means.safetensors"
         with open_tensors(place, _FORMATS, what="reference means", error=VitLensError, advice=_ADVICE) as opened:
             file, meta = opened
             held = file_tensors(file)
@@ -156,10 +157,17 @@ class ReferenceMeans:
             )  # fmt: skip
 
     @classmethod
-    def shipped(cls, model: Tower) -> "ReferenceMeans | None":
-        """Return the means that ship with the package for a model; None where there are none."""
+    def shipped(cls, model: Tower, positions: Positions = "readout") -> "ReferenceMeans | None":
+        """Return the means that ship with the package for a model; None where there are none.
+
+        Args:
+            model: The model.
+            positions: Which positions they hold: ``readout``, or ``all``, from which lenses of patches start.
+        """
         check_model(model, VitLensError)
-        return cls.load("mini") if model.encoder_id == MINI_ENCODER else None
+        if model.encoder_id != MINI_ENCODER:
+            return None
+        return cls.load("mini" if positions == "readout" else "mini-rae")
 
     def save(self, path: str | Path) -> Path:
         """Write the means as safetensors, atomically.

@@ -2,10 +2,11 @@
 
 __all__ = [
     "AllTokens", "Attention", "AttentionPool", "AttentionPooling", "ClassToken", "Embed", "EndOfText",
-    "FrozenAttentionPooling", "FrozenTokens", "HookedTower", "LayerNorm", "MeanOfPatches", "PooledMean", "PosEmbed",
-    "PreNorm", "Readout", "Rows", "Stream", "TokenEmbed", "Tower", "TransformerBlock", "ViTActivationCache",
-    "by_stream", "cast", "check_input", "check_model", "check_tokens", "other_preprocessing", "other_weights",
-    "preprocessing_of", "process", "read_wide", "whole_mask", "working_copy", "write_of",
+    "FrozenAttentionPooling", "FrozenTokens", "HookedTower", "LayerNorm", "MeanOfPatches", "PatchTokens", "PooledMean",
+    "PosEmbed", "PreNorm", "Readout", "Rows", "Stream", "TokenEmbed", "Tower", "TransformerBlock", "ViTActivationCache",
+    "at_patches", "by_stream", "cast", "check_input", "check_model", "check_tokens", "other_preprocessing",
+    "other_weights", "patch_tokens", "patches_of", "preprocessing_of", "process", "read_wide", "whole_mask",
+    "working_copy", "write_of",
 ]  # fmt: skip
 
 from vit_lens.towers.cache import Rows, ViTActivationCache
@@ -22,6 +23,7 @@ from vit_lens.towers.layers import (
     TokenEmbed,
     TransformerBlock,
 )
+from vit_lens.towers.patch_tokens import PatchTokens, at_patches, patch_tokens, patches_of
 from vit_lens.towers.processing import process
 from vit_lens.towers.readout import (
     AllTokens,
