@@ -1,8 +1,8 @@
-"""From conditions to pictures: the contract of a decoder, its match with an encoder, Kandinsky 2.2, and text."""
+"""From conditions to pictures: a decoder's contract, its match with an encoder, Kandinsky 2.2, patch tokens, text."""
 
 __all__ = [
     "PUBLISHED", "SCHEDULER_CLASSES", "Cost", "DecodeSettings", "Decoder", "EncoderRef", "KandinskyDecoder",
-    "PromptEncoder", "TextDecoder", "TextSettings", "UpscaledSettings", "check_decoder",
+    "PatchSettings", "PromptEncoder", "RAEDecoder", "TextDecoder", "TextSettings", "UpscaledSettings", "check_decoder",
     "check_encoder", "check_pictures", "denoising_error", "encoder_id_of", "find_decoder", "free_memory",
     "load_decoder", "load_pipeline", "reads_layout", "seeded", "settings_dict", "stated_numerics",
 ]  # fmt: skip
@@ -15,6 +15,7 @@ from vit_lens.decoders.kandinsky_files import find_decoder
 from vit_lens.decoders.matching import PUBLISHED, EncoderRef, check_encoder, encoder_id_of
 from vit_lens.decoders.memory import free_memory
 from vit_lens.decoders.numerics import stated_numerics
+from vit_lens.decoders.rae import PatchSettings, RAEDecoder
 from vit_lens.decoders.settings import SCHEDULER_CLASSES, DecodeSettings, settings_dict
 from vit_lens.decoders.text_to_image.files import load_pipeline
 from vit_lens.decoders.text_to_image.prompts import PromptEncoder

@@ -1,4 +1,4 @@
-"""From a name to a decoder: the file ``model_index.json`` of a published layout says which class reads it."""
+"""From a name to a decoder: ``model_index.json`` of a pipeline, or ``config.json`` of one part, says who reads it."""
 
 __all__ = ["load_decoder", "reads_layout"]
 
@@ -22,7 +22,8 @@ def reads_layout(*pipelines: str) -> Callable[[_D], _D]:
     """Register a class with ``from_pretrained`` as the one that reads what pipelines of diffusers have saved.
 
     Args:
-        *pipelines: The pipelines' names, as ``model_index.json`` says them under ``_class_name``.
+        *pipelines: The names of pipelines, as ``model_index.json`` says them under ``_class_name``; or of models that
+            are a decoder by themselves, as their ``config.json`` does.
     """
 
     def register(decoder: _D) -> _D:
@@ -42,7 +43,7 @@ def load_decoder(
     """Load a decoder of any kind by name.
 
     Args:
-        name: "mini", a local directory in a published layout, or a Hub id.
+        name: "mini", "mini-rae", a local directory in a published layout, or a Hub id.
         encoder: The encoder that the decoder was made for, as a model or an id, where its files do not say it; None
             where they do.
         dtype: The dtype of its weights.
@@ -60,7 +61,9 @@ def load_decoder(
     vit_lens.errors.DecoderError: no decoder 'minni': it is not an existing directory; expected 'mini', a directory ...
     """
     index = find_index(name)
-    kind = str(read_config(index).get("_class_name")) if index.is_file() else next(iter(_BY_PIPELINE))
+    kind = next(iter(_BY_PIPELINE))
+    if said := next((path for path in (index, index.with_name("config.json")) if path.is_file()), None):
+        kind, index = str(read_config(said).get("_class_name")), said
     if kind not in _BY_PIPELINE:
         raise DecoderError(
             f"{index}: no decoder here reads a {kind}; nearest: {nearest(kind, _BY_PIPELINE)} (docs/own_decoder.md "

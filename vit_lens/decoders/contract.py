@@ -186,6 +186,18 @@ class Decoder(ABC):
         """Return the weights of each part by name, for an inventory."""
         return {}
 
+    def check_encoder(self, encoder: EncoderRef) -> None:
+        """Refuse an encoder that this decoder was not made for; where it is not known, any is taken.
+
+        Args:
+            encoder: The encoder, as a model or an id.
+
+        Raises:
+            ContractError: It is another.
+        """
+        if self.encoder_id is not None:
+            check_encoder(self.decoder_id, self.encoder_id, encoder)
+
     def check(self, condition: Condition | Tensor, encoder: EncoderRef | None = None) -> None:
         """Refuse conditions that this decoder was not made for; a tensor counts as pooled.
 
@@ -197,8 +209,8 @@ class Decoder(ABC):
             ContractError: The condition comes from another encoder, has other parts or another width, or holds values
                 that are not finite.
         """
-        if encoder is not None and self.encoder_id is not None:
-            check_encoder(self.decoder_id, self.encoder_id, encoder)
+        if encoder is not None:
+            self.check_encoder(encoder)
         given = Condition.of(condition)
         for name, width in self.takes.items():
             part = given.parts().get(name)

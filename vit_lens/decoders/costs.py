@@ -1,6 +1,6 @@
 """What a decode costs, counted on the meta device: FLOPs, and the most memory that activations hold."""
 
-__all__ = ["DecodingCost", "decoding_cost", "unet_cost"]
+__all__ = ["DecodingCost", "count_call", "decoding_cost", "unet_cost"]
 
 import weakref
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def decoding_cost(decoder: Any, settings: DecodeSettings, rows: int) -> Decoding
     unet_flops = unet_flops * sum(counts) // max(counts)
     at_once = min(rows, MovqChunk().rows(settings))
     latents = torch.empty(at_once, *latent, device="meta", dtype=decoder.movq.dtype)
-    movq_flops, movq_peak = _count(decoder.movq, lambda movq: movq_output(movq, latents).float())
+    movq_flops, movq_peak = count_call(decoder.movq, lambda movq: movq_output(movq, latents).float())
     movq_flops = movq_flops * rows // at_once
     return DecodingCost(
         flops=unet_flops + movq_flops, unet_flops=unet_flops, movq_flops=movq_flops, unet_rows=sum(counts),
@@ -80,7 +80,7 @@ def unet_cost(unet: Any, latent: tuple[int, int, int], rows: int) -> tuple[int, 
         embeds = torch.empty(rows, unet.config.encoder_hid_dim, device="meta", dtype=latents.dtype)
         return unet_output(unet, latents, torch.empty((), dtype=torch.int64, device="meta"), embeds)
 
-    return _count(unet, call)
+    return count_call(unet, call)
 
 
 class _Call(nn.Module):
@@ -94,7 +94,7 @@ class _Call(nn.Module):
         return self._run(self.part)
 
 
-def _count(part: nn.Module, call: Callable[[Any], Tensor]) -> tuple[int, int]:
+def count_call(part: nn.Module, call: Callable[[Any], Tensor]) -> tuple[int, int]:
     """Run a call of a part with meta parameters; return its FLOPs and the peak of its activations in bytes."""
     module = _Call(part, call)
     held = [*module.named_parameters(), *module.named_buffers()]

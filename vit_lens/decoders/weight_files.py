@@ -4,7 +4,7 @@ __all__ = ["WEIGHTS", "load_weights"]
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,37 @@ from vit_lens.files import open_safetensors, read_shards
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str | torch.device) -> None:
+def load_weights(
+    model: nn.Module, folder: Path, dtype: torch.dtype, device: str | torch.device, *,
+    renamed: Callable[[str, Mapping[str, Any]], str] | None = None, left_out: Collection[str] = (),
+    said: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Give a model on the meta device its weights, after comparing the names and shapes in a part's files with its own.
 
     diffusers itself fills missing tensors with random values and goes on.
+
+    Args:
+        model: The model.
+        folder: The folder of the files.
+        dtype: The dtype of the weights.
+        device: The device of the weights.
+        renamed: Returns what a stored tensor is called today, of its name and those of the model; None knows the older
+            names of diffusers' own parts.
+        left_out: The names of stored tensors that the model computes anew.
+        said: What tensors are where no file holds them, since a configuration says it.
 
     Raises:
         CheckpointError: A file is missing, truncated or of another format; tensors are missing, extra or misshapen.
     """
     with ExitStack() as stack:
-        opened = _open_weights(folder, stack)
+        opened = {name: file for name, file in _open_weights(folder, stack).items() if name not in left_out}
         own = model.state_dict()
         expected = {name: list(tensor.shape) for name, tensor in own.items()}
         counts = {name for name, tensor in own.items() if tensor.dtype == torch.int64}  # such as of batches seen
-        stored = {_today(name, expected): name for name in opened}
+        stored = {(renamed or _today)(name, expected): name for name in opened}
         opened = {name: opened[stored[name]] for name in stored}
+        of_config = {name: value for name, value in (said or {}).items() if name not in opened}
+        expected = {name: shape for name, shape in expected.items() if name not in of_config}
         found = {name: list(file.get_slice(stored[name]).get_shape()) for name, file in opened.items()}
         kinds = {name: file.get_slice(stored[name]).get_dtype() for name, file in opened.items()}
         problems = {
@@ -54,6 +70,7 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype, device: str
             raise CheckpointError(f"{folder / WEIGHTS} does not fit its config.json; tensors {'; '.join(told)}")
         # Copies: what is read is mapped, and would change with the file.
         read = {name: file.get_tensor(stored[name]) for name, file in opened.items()}
+        read |= of_config
         kept = {name: torch.int64 if name in counts else dtype for name in read}
         tensors = {name: tensor.to(device, kept[name], copy=True) for name, tensor in read.items()}
     model.load_state_dict(tensors, assign=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.conditions import Condition
 from vit_lens.controls import CONTROLS, MIN_SAMPLES
-from vit_lens.decoders import Decoder, check_encoder
+from vit_lens.decoders import Decoder
 from vit_lens.errors import ContractError, LensError, VitLensError
 from vit_lens.images import load_with_hash, to_display
 from vit_lens.lenses import Sites, TextMeans, parse_lenses, run_for, site_outputs
@@ -108,6 +108,10 @@ class InputKind(ABC):
     def row_numbers(self) -> int:
         """About how many numbers a row's condition has."""
 
+    def numbers_of(self, readings: list[LensReading]) -> int:
+        """About how many numbers the condition of a row of some readings has."""
+        return self.row_numbers
+
     @abstractmethod
     def beside(self, given: Beside, readings: list[LensReading]) -> BesideModel:
         """Return what is kept beside the pictures."""
@@ -180,8 +184,7 @@ class ImageKind(InputKind):
                     f"decoder {decoder.decoder_id} takes {' and '.join(decoder.takes)}, lens {one.reading.label} reads "
                     f"{' and '.join(one.lens.parts)}: sweep lenses that read what the decoder takes"
                 )
-        if decoder.encoder_id is not None:
-            check_encoder(decoder.decoder_id, decoder.encoder_id, self.model)
+        decoder.check_encoder(self.model)
 
     def negative(self, decoder: Decoder) -> Condition | None:
         return decoder.negative(self.model)
@@ -195,16 +198,29 @@ class ImageKind(InputKind):
         return run_for(self.model, self.model.preprocess([seen]), [reading.lens for reading in readings])
 
     def norms(self, cache: Any, readings: list[LensReading]) -> list[float]:
-        sites = [site for reading in readings for site in reading.sites]
-        return torch.cat([site_outputs(cache, some)[0].flatten(1).norm(dim=1) for some in _portions(sites)]).tolist()
+        found = []
+        for reading in readings:
+            for some in _portions(reading.sites):
+                own = reading.lens.written_norms(cache, some)
+                found.append(site_outputs(cache, some)[0].flatten(1).norm(dim=1) if own is None else own[0])
+        return torch.cat(found).tolist()
 
     @property
     def row_numbers(self) -> int:
         return self.model.cfg.d_embed
 
+    def numbers_of(self, readings: list[LensReading]) -> int:
+        return max((reading.lens.numbers(self.model) for reading in readings), default=self.row_numbers)
+
     def beside(self, given: Beside, readings: list[LensReading]) -> BesideModel:
         if given.probes:
             raise VitLensError("probes= answer for prompts, and these are images; captions and a gallery answer there")
+        of_tokens = next((one for one in readings if "pooled" not in one.lens.parts), None)
+        if of_tokens and (given.texts is not None or given.gallery is not None or given.labels is not None):
+            raise VitLensError(
+                f"{of_tokens.reading.label} reads tokens, and captions, labels and neighbours are of embeddings: leave "
+                "texts=, labels= and gallery= out (--captions, --gallery)"
+            )
         return given.of(self.model, readings)
 
     def centre(self, reading: LensReading, cache: Any, beside: BesideModel) -> Centre | None:

@@ -42,6 +42,7 @@ from vit_lens.sweeping.text_inputs import Prompts, TextKind
 DEFAULT_SITES = tuple(ImageKind.default_sites)
 """Of images: every layer, head, attention block and MLP; of prompts it is every layer."""
 _WITHOUT_DECODER = 32
+_FEW_LENSES = 4  # that a plan spells out
 _LEGACY_PICTURES = 4  # of a layer, as in the released code of Diffusion Lens
 _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", "pillow")
 _PNG_SHARE = 0.6  # of a picture's bytes that are left in its file
@@ -381,6 +382,8 @@ class Plan:
     def __str__(self) -> str:
         n = len(self.rows)
         lenses = [reading.reading.label for reading in self.readings if not reading.reading.control]
+        if len(lenses) > _FEW_LENSES:
+            lenses = [*lenses[:_FEW_LENSES], f"and {len(lenses) - _FEW_LENSES} more"]
         sites = sum(len(reading.sites) for reading in self.readings if not reading.reading.control)
         controls = self.per_input - sites
         lines = [
@@ -425,7 +428,7 @@ class Plan:
 
     def _stored(self, n: int) -> float:
         """Return about how many bytes a record takes: conditions twice, pictures, a line of the table."""
-        width = self.kind.row_numbers
+        width = self.kind.numbers_of(self.readings)
         said = {} if self.settings is None else settings_dict(self.settings)
         picture = _PNG_SHARE * 3 * (said.get("height") or 0) * (said.get("width") or 0)
         return n * (4 * width * (1 if self.decoder is None else 2) + picture + 250)
