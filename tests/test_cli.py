@@ -149,7 +149,7 @@ def test_reference_means_serve_the_leak_free_lens(vit_lens, photo, tmp_path):
         (["--decoder", "none", "--steps", "3"], "steps would have no effect"),
         (
             ["--lens", "diffusion", "--reference", "means.safetensors"],
-            "serves the lenses dsl-mean and counterfactual alone",
+            "serves the lenses dsl-mean, counterfactual and patch-dsl-mean",
         ),
         (["--steps", "5000"], "5000"),
     ],
@@ -311,7 +311,7 @@ def test_images_are_the_argument_and_the_option(vit_lens, photo, tmp_path):
         (["readout", "FILE", "--lens", "diffusion,dsl:alpha=2"], "--lens is given 2 values"),
         (
             ["readout", "FILE", "--reference", "means.safetensors"],
-            "serves the lenses dsl-mean and counterfactual alone",
+            "serves the lenses dsl-mean, counterfactual and patch-dsl-mean",
         ),
         (["paper", "fig2", "--images", "FILE", "--images", "FILE"], "a figure shows one image, and --images holds"),
         (["paper", "fig2", "--decoder-seed", "0", "--decoder-seed", "1"], "--decoder-seed is given 2 values"),

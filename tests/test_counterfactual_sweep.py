@@ -128,7 +128,7 @@ def test_an_input_that_is_an_anchor_stops_the_sweep(setting, tmp_path):
         (["--lens", "dsl:alpha=3:project=40"], "give --gallery FOLDER"),
         (
             ["--lens", "diffusion", "--reference", "x.safetensors"],
-            "--reference serves the lenses dsl-mean and",
+            "--reference serves the lenses dsl-mean, counterfactual and",
         ),
         (["--lens", "counterfactual:share=-1", "--anchors", "{1}"], "expected a number above 0"),
     ],

@@ -59,8 +59,8 @@ Truncate = Annotated[
 Reference = Annotated[
     Path | None,
     typer.Option(
-        help="File of means for dsl-mean and counterfactual (`vit-lens reference`), and of prompts for the leak index; "
-        "mini has its own."
+        help="File of means for dsl-mean and counterfactual (`vit-lens reference`; for patch-dsl-mean with --positions "
+        "all), and of prompts for the leak index; mini has its own."
     ),
 ]
 Anchors = Annotated[
@@ -109,7 +109,10 @@ EncoderDtype = Annotated[str, _ENCODER_DTYPE]
 EncoderDtypes = Annotated[list[str] | None, _ENCODER_DTYPE]
 DecoderDtype = Annotated[str, typer.Option(help=f"Of the decoder's weights: {', '.join(_DTYPES)}.")]
 Decoder = Annotated[
-    str, typer.Option(help="mini, a Hub id, a local directory; or none, where numbers do without pictures.")
+    str,
+    typer.Option(
+        help="mini, mini-rae (patch tokens), a Hub id, a local directory; or none, where numbers do without pictures."
+    ),
 ]
 DecoderEncoder = Annotated[
     str | None, typer.Option(help="Id of the encoder that the decoder was made for, where its files do not say it.")
@@ -122,7 +125,8 @@ Lenses = Annotated[
         "--lens",
         help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free), counterfactual:share=0.5 (with "
         "--anchors), jacobian:alpha=5 (all rows, with --jacobian). Behind each :project=40 moves what is read among "
-        "the images of --gallery. Commas or repeat; each reads the sites it is defined on.",
+        "the images of --gallery. Of patch tokens: patch-diffusion, patch-dsl:alpha=10, patch-dsl-mean:alpha=5, behind "
+        "the last two :at=patch3 or :at=each. Commas or repeat; each reads the sites it is defined on.",
     ),
 ]
 Sites = Annotated[

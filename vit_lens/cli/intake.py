@@ -58,8 +58,10 @@ def check_lenses(
 
     said = [check_spelling(spec) for spec in specs]
     names = {name for name, _ in said}
-    if reference is not None and not names & {"dsl-mean", "counterfactual"}:
-        raise VitLensError("--reference serves the lenses dsl-mean and counterfactual alone, which were not asked for")
+    if reference is not None and not names & {"dsl-mean", "counterfactual", "patch-dsl-mean"}:
+        raise VitLensError(
+            "--reference serves the lenses dsl-mean, counterfactual and patch-dsl-mean, which were not asked for"
+        )
     _check_jacobian(names, jacobian)
     if jacobian is None and "jacobian" in names:
         parse_lens("jacobian", None)

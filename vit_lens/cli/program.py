@@ -16,6 +16,7 @@ from vit_lens.cli.dictionaries import dictionaries
 from vit_lens.cli.jacobians import JACOBIAN_EXAMPLES, jacobian
 from vit_lens.cli.models import models
 from vit_lens.cli.old_words import respell
+from vit_lens.cli.patches import PATCHES_EXAMPLES, patches
 from vit_lens.cli.readers import READOUT_EXAMPLES, readout
 from vit_lens.cli.recording import SWEEP_EXAMPLES, demo, merge, reference, report, sweep
 from vit_lens.cli.testing import doctor, verify
@@ -34,8 +35,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-EXAMPLES = {sweep: SWEEP_EXAMPLES, readout: READOUT_EXAMPLES, jacobian: JACOBIAN_EXAMPLES}
-for command in (demo, sweep, report, reference, jacobian, merge, readout, verify, doctor, models):
+EXAMPLES = {
+    sweep: SWEEP_EXAMPLES, patches: PATCHES_EXAMPLES, readout: READOUT_EXAMPLES, jacobian: JACOBIAN_EXAMPLES,
+}  # fmt: skip
+for command in (demo, sweep, patches, report, reference, jacobian, merge, readout, verify, doctor, models):
     app.command(epilog=EXAMPLES.get(command))(flags.grouped(command))
 app.add_typer(dictionaries, name="dict")
 for wing in MOUNTED:

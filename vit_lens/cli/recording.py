@@ -143,7 +143,7 @@ def sweep(
     """Draw what sites of a model contribute to images or prompts. Run it again to go on after an interruption."""
     from vit_lens.mini import mini_beside, mini_notes
     from vit_lens.readers import Gallery, SiteMeans
-    from vit_lens.sweeping import Budget, Drawing, Execution, plan
+    from vit_lens.sweeping import Beside, Budget, Drawing, Execution, plan
     from vit_lens.sweeping import Controls as Against
 
     started, part = time.monotonic(), flags.parse_shard(shard)
@@ -198,7 +198,9 @@ def sweep(
         against = replace(against, bank=intake.read_bank(vit, control_images, lenses, control_seed))
     means = () if near is None else SiteMeans.of_gallery(vit, near, lenses, wanted)
     own = {} if captions is None else {"texts": intake.read_captions(captions, pair), "groups": None}
-    beside = replace(mini_beside(vit, drawn=drawer is not None), gallery=near, means=means, live=live, **own)
+    is_pooled = all("pooled" in lens.parts for lens in lenses)  # words and neighbours are of embeddings
+    usual = mini_beside(vit, drawn=drawer is not None) if is_pooled else Beside()
+    beside = replace(usual, gallery=near, means=means, live=live, **own)
     made = plan(
         vit, drawer, found, lens=lenses, sites=wanted,
         drawing=Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size),
@@ -256,7 +258,10 @@ def reference(
     prompts: flags.Prompts = None,
     truncate: flags.Truncate = False,
     positions: Annotated[
-        str, typer.Option(help="Of images. readout: what lenses read; all: every token, for ablation by the mean.")
+        str,
+        typer.Option(
+            help="Of images. readout: what lenses read; all: every token, for ablation by the mean and patch-dsl-mean."
+        ),
     ] = "readout",
     encoder_dtype: flags.EncoderDtype = "float32",
 ) -> None:

@@ -1,7 +1,8 @@
-"""Pages without a network: of a record, with pictures of every site and their numbers; of a dictionary."""
+"""Pages without a network: of a record, with pictures of every site and their numbers; of patches; of a dictionary."""
 
 from vit_lens.report.dictionary_page import write_dictionary_page
 from vit_lens.report.one_file import page_path, write_page
 from vit_lens.report.page import write_report
+from vit_lens.report.patches_page import write_patches_page
 
-__all__ = ["page_path", "write_dictionary_page", "write_page", "write_report"]
+__all__ = ["page_path", "write_dictionary_page", "write_page", "write_patches_page", "write_report"]

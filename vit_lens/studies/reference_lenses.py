@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_lens.lenses import Anchors, JacobianLens, Lens, check_spelling, needs_anchors, parse_lens
+from vit_lens.lenses import Anchors, JacobianLens, Lens, check_spelling, is_patch_spelling, needs_anchors, parse_lens
 from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery
 from vit_lens.reference import Jacobians, ReferenceMeans
@@ -40,7 +40,7 @@ def lenses_of_reference(
         model: The model.
         pixels: The reference images, preprocessed: ``counterfactual`` and ``jacobian:share`` start from the first
             :data:`N_ANCHORS`, and ``:project`` projects on all of them.
-        means: Over them.
+        means: Over them, at the read-out rows; for lenses of patches those at every token are made.
         names: What each of them is called.
         jacobians: What ``jacobian`` goes by; None fits them on the :data:`N_FITTED` images behind the anchors.
         batch_size: How many images run together.
@@ -63,14 +63,19 @@ def lenses_of_reference(
             folder="", names=tuple(names), hashes=tuple(map(_digits, pixels)), stamps=("",) * len(names), embeds=embeds,
             weights=model.exact_fingerprint(),
         )  # fmt: skip
+    of_patches = means
+    if any(name == "patch-dsl-mean" for name, _ in said):
+        of_patches = ReferenceMeans.from_images(model, pixels, positions="all", batch_size=batch_size)
     known = None if jacobians is None else jacobians.check(model)
     if known is None and any(name == "jacobian" for name, _ in said):
         some = pixels[N_ANCHORS : N_ANCHORS + N_FITTED]
         known = JacobianLens.fit(model, some, batch_size=min(batch_size, 16), progress=progress).jacobians
-    return [
-        parse_lens(one, means, known, anchors=anchors, gallery=gallery) if isinstance(one, str) else one
-        for one in given
-    ]
+    held = {"anchors": anchors, "gallery": gallery}
+    found = []
+    for one in given:
+        own = of_patches if isinstance(one, str) and is_patch_spelling(one) else means
+        found.append(parse_lens(one, own, known, **held) if isinstance(one, str) else one)
+    return found
 
 
 def _digits(pixels: Float[Tensor, "channel height width"]) -> str:
