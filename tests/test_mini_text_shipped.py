@@ -34,7 +34,8 @@ def test_the_folders_are_small_and_the_package_with_them():
     sizes = {path: path.stat().st_size for path in Path(vit_lens.__file__).parent.rglob("*") if path.is_file()}
     for folder, most in ((STILL_LIFE, 12e6), (FLUX, 10e6)):
         assert sum(size for path, size in sizes.items() if folder in path.parents) < most
-    assert sum(size for path, size in sizes.items() if "__pycache__" not in path.parts) < 45e6
+    # Room for a decoder of patch tokens and for a second one of embeddings; PyPI takes files of up to 100 MB.
+    assert sum(size for path, size in sizes.items() if "__pycache__" not in path.parts) < 60e6
 
 
 @of_both
@@ -79,7 +80,9 @@ def measured(tmp_path_factory):
             text_to_image.load_pipeline(STILL_LIFE), SecondJudge.load(STILL_LIFE / "second_judge.safetensors"),
             encoder_seed=METRICS[STILL_LIFE]["encoder_seed"], n=20, seed=77,
         ),
-        FLUX: flux_pipeline.measure_flux(copy, seed=METRICS[FLUX]["seed"], n=20),
+        FLUX: flux_pipeline.measure_flux(
+            copy, STILL_LIFE / "second_judge.safetensors", seed=METRICS[FLUX]["seed"], n=20
+        ),
     }  # fmt: skip
 
 

@@ -80,11 +80,11 @@ def train_flux(
     train_flux_painter(
         work, t5, pooled, vae, encoder_seed=seed, seed=seed, settings=guided, start=first, name="guided_transformer"
     )
-    return measure_flux(assemble_flux(work, out / "flux"), seed=seed, n=n)
+    return measure_flux(assemble_flux(work, out / "flux"), work / "second_judge.safetensors", seed=seed, n=n)
 
 
 def assemble_flux(work: Path, folder: Path) -> Path:
-    """Write the parts trained in ``work`` as a pipeline in half precision, with judge and probe beside it."""
+    """Write the parts trained in ``work`` as a pipeline in half precision, with the probe beside it."""
     parts: dict[str, Any] = dict(
         scheduler=build_flux_schedule(),
         vae=AutoencoderKL.from_pretrained(work / "vae").half(),
@@ -98,8 +98,7 @@ def assemble_flux(work: Path, folder: Path) -> Path:
     rename_for_every_version(folder)
     card = {"steps": PAINTING["num_inference_steps"], "guidance": 0.0, "length": MAX_TOKENS}
     write_json(folder / "vit_lens.json", {**card, "height": PAINTING["height"], "width": PAINTING["width"]})
-    for name in ("t5_probe.safetensors", "second_judge.safetensors"):
-        shutil.copyfile(work / name, folder / name)
+    shutil.copyfile(work / "t5_probe.safetensors", folder / "t5_probe.safetensors")
     return folder
 
 
@@ -132,18 +131,19 @@ def paint_flux(
     return np.concatenate(drawn)
 
 
-def measure_flux(folder: Path, *, seed: int, n: int = 500) -> dict[str, object]:
+def measure_flux(folder: Path, judge: Path, *, seed: int, n: int = 500) -> dict[str, object]:
     """Measure the bars of the pipeline in ``folder``, and what its texts do alone; write ``metrics.json`` there.
 
     Args:
         folder: The pipeline.
+        judge: The file of the second judge, which is the same for every seed and that of mini-sd.
         seed: The seed of its names.
         n: How many pictures of each kind.
     """
-    pipeline, judge = load_flux(folder), SecondJudge.load(folder / "second_judge.safetensors")
+    pipeline = load_flux(folder)
     found = measure_bars(
         lambda texts, drawn: paint_flux(pipeline, texts, seed=drawn), lambda pictures: _carried(pipeline, pictures),
-        judge, encoder_seed=seed, n=n, seed=1000,
+        SecondJudge.load(judge), encoder_seed=seed, n=n, seed=1000,
     )  # fmt: skip
     metrics = {"seed": seed, **PAINTING, **found, **_alone(pipeline, found["residual_limit"], seed=seed, n=n)}
     write_json(folder / "metrics.json", metrics)
