@@ -235,7 +235,9 @@ def test_studies_of_pooled_embeddings_say_so(study, name):
         "overlay": lambda: studies.overlay_study(setup, []),
         "planted": lambda: studies.planted_study(setup, texts, []),
     }
-    with pytest.raises(StudyError, match=rf"study {name} is about pooled embeddings, and lens PatchLens, gain 1 reads"):
+    with pytest.raises(
+        StudyError, match=rf"study {name}: pooled embeddings alone are read, and lens PatchLens, gain 1 reads"
+    ):
         calls[name]()
 
 
@@ -245,7 +247,7 @@ def test_the_papers_figures_say_so(model, images, pair, tmp_path):
 
     many = [np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8) for i in range(8)]
     with pytest.raises(
-        StudyError, match=r"the paper's figures is about pooled embeddings, and decoder test/grid takes"
+        StudyError, match=r"the paper's figures: pooled embeddings alone are read, and decoder test/grid takes"
     ):
         make_paper(model, pair[0], many, out=tmp_path)
 

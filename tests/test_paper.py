@@ -435,6 +435,7 @@ def test_the_command_on_the_embedded_pair(vit_lens, monkeypatch, tmp_path):
     [
         (("fig2", "--model", "ViT-B-32", "--tag", "openai"), "give --images, and --reference-images"),
         (("fig3", "--decoder", "none"), "a --decoder that was made for the model"),
+        (("fig3", "--decoder", "mini-rae"), "figures: pooled embeddings alone are read"),
         (("fig5", "--at", "centre"), "place the file of --overlay"),
         (("fig5", "--model", "ViT-B-32", "--tag", "openai"), "give --overlay"),
     ],

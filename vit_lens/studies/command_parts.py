@@ -7,7 +7,7 @@ __all__ = [
 ]  # fmt: skip
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -149,7 +149,9 @@ def load_drawer(pair: flags.Pair, model: "HookedViT", small_steps: int, **more: 
     """Load what draws for a study, in half precision where that is fast; a small one takes few steps."""
     is_small = pair.decoder == "mini" or (Path(pair.decoder) / "vit_lens.json").is_file()
     drawer = pair.load_decoder("bfloat16" if is_small or not pair.device.startswith("cpu") else "float32", model)
-    usual = {"steps": small_steps, "guidance": 1.0} if is_small else {}
+    has = {field.name for field in fields(drawer.defaults)}
+    wanted = {"steps": small_steps, "guidance": 1.0} if is_small else {}
+    usual = {name: value for name, value in wanted.items() if name in has}
     return drawer, drawer.settings(**usual | flags.known(steps=pair.steps, guidance=pair.guidance, **more))
 
 

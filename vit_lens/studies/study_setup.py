@@ -270,7 +270,7 @@ def check_accepts(
     for what, parts in named:
         if set(parts) != {"pooled"}:
             raise StudyError(
-                f"{study} is about pooled embeddings, and {what} {' and '.join(parts)}; the studies content and "
+                f"{study}: pooled embeddings alone are read, and {what} {' and '.join(parts)}; the studies content and "
                 "faithfulness accept tokens, too"
             )
 

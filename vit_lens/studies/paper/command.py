@@ -55,7 +55,7 @@ class Figure(flags.Pair):
                 "give --images, and --reference-images to compare it with; only the embedded pair has scenes of its own"
             )
         intake.check_lenses_of_reference(self.more_lenses, self.jacobian)
-        seed = flags.one(self.decoder_seed, "--decoder-seed") or 0
+        seed = flags.one(self.decoder_seed, "--decoder-seed")
         shown, reference = find_images(self.images or ()), find_images(self.reference_images or ())
         if len(shown) > 1:
             raise StudyError(f"a figure shows one image, and --images holds {', '.join(map(str, shown))}: give one")
