@@ -36,8 +36,7 @@ class Reading:
         top: Which of the sites have the largest total effect.
         early: Which of the sites are MLPs of the first half of the layers, which act through other rows.
         other: Its changes when each pair is read off another base's pictures.
-        placebos: Its changes for random directions of equal norm, one draw each, of ``placebo_sites``.
-        placebo_sites: Which of the sites.
+        placebos: Its changes for random directions of equal norm, one draw each.
         stand_ins: The same for other controls, by name: another image's output, a covariance-matched direction.
     """
 
@@ -49,7 +48,6 @@ class Reading:
     early: list[int] = field(default_factory=list)
     other: Changes | None = None
     placebos: list[Changes] = field(default_factory=list)
-    placebo_sites: list[int] = field(default_factory=list)
     stand_ins: Mapping[str, list[Changes]] = field(default_factory=dict)
 
     @property
@@ -147,12 +145,9 @@ def _interval(changes: Changes, causal: Changes, of: _Statistic) -> Estimate:
 
 
 def _placebo(reading: Reading, sites: list[int], causal: Changes, of: _Statistic) -> dict[str, Null]:
-    if not reading.placebos or not set(sites) <= set(reading.placebo_sites):
-        return {}
-    columns = [reading.placebo_sites.index(site) for site in sites]
-    drawn = {"random": reading.placebos, **reading.stand_ins}
+    drawn = {"random": reading.placebos, **reading.stand_ins} if reading.placebos else {}
     return {
-        NULLS.get(kind, kind): Null.of([of(_cross(one.take(columns), causal)) for one in found])
+        NULLS.get(kind, kind): Null.of([of(_cross(one.take(sites), causal)) for one in found])
         for kind, found in drawn.items()
     }
 

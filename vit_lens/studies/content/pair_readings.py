@@ -102,7 +102,6 @@ def read_embeddings(study: Study, texts: TextBank, *, n_placebo: int) -> list[Re
                 changes=whole.changes(caption_changes(texts, embeds, pairs), pairs),
                 other=whole.changes(caption_changes(texts, embeds, pairs, shown=pairs.donors()), pairs),
                 placebos=[whole.changes(caption_changes(texts, one, pairs), pairs) for one in placebos],
-                placebo_sites=list(range(len(study.sites))),
                 stand_ins={
                     kind: [
                         whole.changes(caption_changes(texts, _vectors(one, texts), pairs), pairs)
@@ -158,7 +157,7 @@ def read_pictures(
         top=[chosen.drawn.index(i) for i in chosen.top],
         early=[chosen.drawn.index(i) for i in chosen.early if i in chosen.drawn],
         other=changes(own, shown=pairs.donors()), placebos=[changes(placebo)],
-        placebo_sites=list(range(len(drawn))), stand_ins={kind: [changes(seen)] for kind, seen in more.items()},
+        stand_ins={kind: [changes(seen)] for kind, seen in more.items()},
     )  # fmt: skip
 
 
