@@ -114,7 +114,7 @@ def test_one_hub_id_gives_what_each_half_needs(saved, monkeypatch):
         lambda name, allow_patterns: asked.append(allow_patterns) or saved("sd1")[0],
     )
     assert load_decoder("someone/sd").decoder_id == "hf/someone/sd"
-    assert asked[0] == ["model_index.json"] and "unet/diffusion_pytorch_model.safetensors" in asked[-1]
+    assert asked[0] == ["model_index.json", "config.json"] and "unet/diffusion_pytorch_model.safetensors" in asked[-1]
     assert not [one for one in asked[-1] if one.startswith(("text_encoder/model", "tokenizer", "safety"))]
     asked.clear()
     PromptEncoder.from_pretrained("someone/sd")
