@@ -190,7 +190,7 @@ def test_it_is_spelt(small, errors):
     given = images(model, 2, seed=5)
     found = parse_lenses(["jacobian:share=0.25", "jacobian:alpha=5"], model, None, made, anchors=given)
     labels = [one.label for one in found]
-    assert labels[:2] == [f"Jacobian counterfactual, share 0.25, anchor anchor {place}" for place in (0, 1)]
+    assert labels[:2] == [f"Jacobian counterfactual, share 0.25, anchor {place}" for place in (0, 1)]
     assert labels[2].startswith("Jacobian lens, mean-anchored") and not needs_anchors("jacobian")
     for text, said in [
         ("jacobian:share=0.5", "jacobian:share starts from other images: give --anchors"),

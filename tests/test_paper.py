@@ -126,7 +126,34 @@ def test_other_lenses_are_drawn_behind_the_ladder(setup, images):
     cosines = torch.nn.functional.cosine_similarity(
         one.embed(cache, "heads")[0], setup.model(setup.see(images[0])), dim=-1
     )
-    assert plate.strips[3].tiles[2].numbers["cos"] == pytest.approx(float(cosines.max()), abs=1e-4)
+    assert plate.strips[3].tiles[3].numbers["cos"] == pytest.approx(float(cosines.max()), abs=1e-4)
+
+
+def test_an_anchor_stands_beside_what_starts_from_it_and_size_is_of_what_is_added(setup, model, images):
+    from vit_lens import JacobianLens, Site
+    from vit_lens.lenses import centred_norm
+    from vit_lens.studies.overlay import as_seen
+    from vit_lens.studies.paper import ladder_plate
+    from vit_lens.studies.paper.site_readings import read_sites
+
+    jacobian = JacobianLens.fit(model, setup.pixels[3:], test=False)
+    plate = ladder_plate(setup, images[0], alphas=[1.0], lenses=["counterfactual", jacobian], top=2)
+    anchors = [[tile for tile in strip.tiles if tile.label == "anchor"] for strip in plate.strips]
+    assert [len(found) for found in anchors] == [0, 0, 1, 1, 1, 0]
+    for place, (tile,) in enumerate(anchors[2:5]):
+        assert (tile.picture == as_seen(model, [images[1 + place]])[0]).all() and not tile.numbers
+    first = setup.lenses(["counterfactual"])[0]
+    sites, pixels = [Site.parse("L0H1"), Site.parse("L1H2")], setup.see(images[0])
+    found = read_sites(setup, pixels, {"a": first, "j": jacobian}, sites)
+    _, cache = model.run_with_cache(pixels)
+    written = [cache["z", s.layer][0, 0, s.head] @ model.blocks[s.layer].attn.W_O[s.head] for s in sites]
+    _, there = model.run_with_cache(setup.pixels[:1])
+    before = [there["z", s.layer][0, 0, s.head] @ model.blocks[s.layer].attn.W_O[s.head] for s in sites]
+    expected = [float((a - b - (a - b).mean()).norm()) for a, b in zip(written, before, strict=True)]
+    assert found["a"][0].size.tolist() == pytest.approx(expected, rel=1e-5)
+    mean = [jacobian.jacobians.transport(jacobian.jacobians.mean_written(model, s), s) for s in sites]
+    arrived = jacobian.transport(cache, sites)[0] - torch.stack(mean)
+    assert found["j"][0].size.tolist() == pytest.approx(centred_norm(arrived[:, None]).tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("strip", [0, 1, 2])

@@ -366,6 +366,10 @@ LENSES = ["diffusion", "dsl:alpha=10", "dsl-mean:alpha=5"]
 
 @pytest.fixture(scope="module")
 def study():
+    return small_study()
+
+
+def small_study():
     """A setup maker and what it needs: five bases, three attributes."""
     import tiny_kandinsky
     from test_studies import pictures, tower

@@ -447,6 +447,28 @@ def test_wrong_options(plain, changes, said):
         importance_study(shown, **({"n_decoded": 3, "decoded": ["diffusion"]} | changes))
 
 
+def test_lenses_of_other_rows_or_images_are_refused_before_anything_runs(plain, tmp_path, monkeypatch, errors):
+    """What is replaced lies at the read-out rows: a Jacobian lens would take it for what arrives from all rows."""
+    from vit_lens import JacobianCounterfactualLens, JacobianLens
+    from vit_lens.lenses import Anchors
+    from vit_lens.studies import importance_study, make_setup
+    from vit_lens.studies.importance import study as module
+
+    images, held_out = plain.anchor_pixels[:2], plain.pixels[:2]
+    made = JacobianLens.fit(plain.model, images, held_out=held_out).jacobians
+    anchors = Anchors.of(plain.model, plain.anchor_pixels[2:3], rows="all")
+    monkeypatch.setattr(module, "_tables", lambda *given: pytest.fail("it ran"))
+    for lens in (
+        "counterfactual:share=0.5", JacobianLens(jacobians=made),
+        JacobianCounterfactualLens(jacobians=made, anchors=anchors),
+    ):  # fmt: skip
+        setup = make_setup(plain.model, plain.images, lenses=["diffusion", lens], out=tmp_path)
+        with pytest.raises(
+            errors.StudyError, match=r"replaces what heads write at the read-out rows .* something else"
+        ):
+            importance_study(setup, draws=1)
+
+
 def test_too_few_images(tmp_path):
     from vit_lens.errors import StudyError
     from vit_lens.studies.importance.study import importance_study

@@ -337,6 +337,25 @@ def test_pictures_are_read_by_the_judge_in_pairs_of_one_noise(world, drawing):
     assert np.abs(slow).min() > 0.1 * np.abs(told).max() or np.abs(found.gaps["lens"].placebo - slow).min() > 0
 
 
+def test_pictures_of_several_anchors_are_read_apart_and_averaged(world, drawing):
+    from vit_lens import CounterfactualLens, ReferenceMeans
+    from vit_lens.lenses import Anchors
+    from vit_lens.studies.planted.decoded import decoded_gaps
+
+    plant = world.plants["loud"]
+    norms = ReferenceMeans.from_images(plant.model, drawing.anchor_pixels).differences
+    lens = CounterfactualLens(anchors=Anchors.of(plant.model, drawing.anchor_pixels[:2]), norms=norms)
+
+    def gaps(one):
+        return decoded_gaps(drawing, plant, {"lens": one}, n_images=4, n_heads=2, n_draws=2, seed=(1,)).gaps["lens"]
+
+    both, (first, second) = gaps(lens), [gaps(one) for one in lens.each()]
+    for name in ("real", "placebo", "shuffled"):
+        ours, each = getattr(both, name), [getattr(one, name) for one in (first, second)]
+        np.testing.assert_allclose(ours, np.mean(each, axis=0), atol=1e-9)  # placebos: the same directions for each
+    assert np.abs(first.real - second.real).max() > 1e-6
+
+
 def test_wrong_input_says_what_to_do(world, drawing, errors):
     from vit_lens import HookedViT
     from vit_lens.studies.planted.labelled import LabelledAttribute

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_study_content import study  # noqa: F401  (a fixture)
+from test_study_content import small_study
 
 SPECS = ["diffusion", "jacobian:alpha=5"]
 
 
 @pytest.fixture(scope="module")
-def found(study, tmp_path_factory):  # noqa: F811
+def found(tmp_path_factory):
     from vit_lens.studies.reach.study import reach_study
 
-    make, pairs, texts = study
+    make, pairs, texts = small_study()
     out = tmp_path_factory.mktemp("reach")
     setup = make(out, lenses=SPECS, decoder=None, judge=None)
     result = reach_study(setup, pairs, texts, sites=["heads", "mlp"], n_placebo=2, n_shuffles=20, command="it")

@@ -66,8 +66,8 @@ Reference = Annotated[
 Anchors = Annotated[
     list[str] | None,
     typer.Option(
-        help="What counterfactual starts from: other images, or folders of them (with --prompts, other prompts or a "
-        "file of them); repeat for more. Three or four, none of them among those that are shown."
+        help="What counterfactual and jacobian:share start from: other images, or folders of them (with --prompts, "
+        "other prompts or a file of them); repeat for more. Three or four, none of them among those that are shown."
     ),
 ]
 Jacobian = Annotated[
@@ -124,9 +124,10 @@ Lenses = Annotated[
     typer.Option(
         "--lens",
         help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free), counterfactual:share=0.5 (with "
-        "--anchors), jacobian:alpha=5 (all rows, with --jacobian). Behind each :project=40 moves what is read among "
-        "the images of --gallery. Of patch tokens: patch-diffusion, patch-dsl:alpha=10, patch-dsl-mean:alpha=5, behind "
-        "the last two :at=patch3 or :at=each. Commas or repeat; each reads the sites it is defined on.",
+        "--anchors), jacobian:alpha=5 (all rows, with --jacobian), jacobian:share=0.5 (with both). Behind each "
+        ":project=40 moves what is read among the images of --gallery. Of patch tokens: patch-diffusion, "
+        "patch-dsl:alpha=10, patch-dsl-mean:alpha=5, behind the last two :at=patch3 or :at=each. Commas or repeat; "
+        "each reads the sites it is defined on.",
     ),
 ]
 Sites = Annotated[

@@ -65,8 +65,10 @@ class AnchoredLens(ResidualLens):
         return {"anchors": list(names), "anchors_content": list(digits)}
 
     def _which_words(self) -> str:
-        names = self.anchors.names
-        return f"anchor {names[0]}" if len(names) == 1 else f"{len(names)} anchors"
+        first, *more = self.anchors.names
+        if more:
+            return f"{1 + len(more)} anchors"
+        return first if first.startswith("anchor ") else f"anchor {first}"
 
     def each(self: _A) -> "list[_A]":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a lens for every anchor, each with readings and pictures of its own."""

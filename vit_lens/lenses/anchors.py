@@ -69,11 +69,13 @@ class Anchors:
             rows: ``readout``, or ``all`` for lenses that say ``rows = "all"``.
 
         Raises:
-            LensError: There is no anchor, two are the same, or there is another number of names.
+            LensError: There is no anchor, two are the same, there is another number of names, or ``rows`` is neither.
             ImageError: An image cannot be read.
             TextError: A prompt is not one that the tower reads.
         """
         check_model(model)
+        if rows not in ("readout", "all"):
+            raise LensError(f"rows={rows!r}; expected 'readout' or 'all'")
         given = [inputs] if isinstance(inputs, (str, Path)) else several(inputs)
         if not len(given):
             raise LensError("no anchors: give at least one other image (of a text encoder, another prompt)")
@@ -88,8 +90,6 @@ class Anchors:
         if isinstance(model, HookedViT) and not isinstance(given, Tensor):
             seen = to_display(list(given), model.preprocess_spec)
             ready = model.preprocess(seen)
-        if rows not in ("readout", "all"):
-            raise LensError(f"rows={rows!r}; expected 'readout' or 'all'")
         if rows == "readout":
             embeds, cache = model.run_with_cache(ready, rows="readout")
         else:

@@ -12,6 +12,7 @@ from vit_lens.addresses import Site
 from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference.differences import typical_norm
 from vit_lens.reference.jacobians import Jacobians
+from vit_lens.verification import exact_float32
 
 _KINDS = ("head", "attn", "mlp")
 
@@ -42,16 +43,18 @@ def moved_norms(
     squares: dict[Site, Tensor] = {}
     n = 0
     for _, pixels in pixel_batches(model, images, batch_size, label="", progress=False):
-        _, cache = model.run_with_cache(pixels.to(model.W_E), names_filter=model.is_readout_part)
         n += len(pixels)
-        for site in sites:
-            arrived = jacobians.transport(jacobians.written(cache, site), site).double().cpu()
-            arrived = arrived - arrived.mean(-1, keepdim=True)
-            totals[site] = totals.get(site, 0) + arrived.sum(0)
-            squares[site] = squares.get(site, 0) + arrived.square().sum()
+        with exact_float32():
+            _, cache = model.run_with_cache(pixels.to(model.W_E), names_filter=model.is_readout_part)
+            found = {site: jacobians.transport(jacobians.written(cache, site), site) for site in sites}
+        for site, arrived in found.items():
+            own = arrived.double().cpu()
+            own = own - own.mean(-1, keepdim=True)
+            totals[site] = totals.get(site, 0) + own.sum(0)
+            squares[site] = squares.get(site, 0) + own.square().sum()
     eps = torch.finfo(model.dtype).eps
-    found = {site: typical_norm(squares[site] / n, (totals[site] / n).square().sum(), n, eps) for site in sites}
+    norms = {site: typical_norm(squares[site] / n, (totals[site] / n).square().sum(), n, eps) for site in sites}
     shapes = {"head": (cfg.n_layers, cfg.n_heads), "attn": (cfg.n_layers,), "mlp": (cfg.n_layers,)}
     return {
-        kind: torch.stack([found[site] for site in sites if site.kind == kind]).reshape(shapes[kind]) for kind in _KINDS
+        kind: torch.stack([norms[site] for site in sites if site.kind == kind]).reshape(shapes[kind]) for kind in _KINDS
     }

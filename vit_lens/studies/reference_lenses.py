@@ -4,11 +4,13 @@ __all__ = ["N_ANCHORS", "N_FITTED", "lenses_of_reference"]
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_lens.errors import StudyError
 from vit_lens.lenses import Anchors, JacobianLens, Lens, check_spelling, is_patch_spelling, needs_anchors, parse_lens
 from vit_lens.models import HookedViT
 from vit_lens.readers import Gallery
@@ -19,6 +21,7 @@ N_ANCHORS = 3
 """The reference images that ``counterfactual`` starts from: the first three."""
 N_FITTED = 48
 """The reference images that Jacobians are fitted and measured on, where none are given: those behind the anchors."""
+_AT_LEAST = 8  # of these a quarter measures the error
 
 
 @torch.no_grad()
@@ -28,6 +31,7 @@ def lenses_of_reference(
     pixels: Float[Tensor, "reference channel height width"],
     means: ReferenceMeans,
     *,
+    first: Any,
     names: Sequence[str],
     jacobians: Jacobians | None = None,
     batch_size: int = 64,
@@ -41,21 +45,23 @@ def lenses_of_reference(
         pixels: The reference images, preprocessed: ``counterfactual`` and ``jacobian:share`` start from the first
             :data:`N_ANCHORS`, and ``:project`` projects on all of them.
         means: Over them, at the read-out rows; for lenses of patches those at every token are made.
+        first: The first :data:`N_ANCHORS` of them, as images (or pixels, which leave nothing to look at).
         names: What each of them is called.
         jacobians: What ``jacobian`` goes by; None fits them on the :data:`N_FITTED` images behind the anchors.
         batch_size: How many images run together.
         progress: Whether bars are shown.
 
     Raises:
-        LensError: A spelling names no lens, or there are too few images for what it needs.
+        LensError: A spelling names no lens.
+        StudyError: There are too few images to fit Jacobians on.
         ReferenceMismatchError: The Jacobians are another model's.
     """
     said = [check_spelling(one) for one in given if isinstance(one, str)]
     anchors = gallery = None
     if starts := {rows for one in given if isinstance(one, str) and (rows := needs_anchors(one))}:
-        first = list(names[:N_ANCHORS])
-        told = first if len({*first}) == len(first) else None
-        anchors = Anchors.of(model, pixels[:N_ANCHORS], names=told, rows="all" if "all" in starts else "readout")
+        called = list(names[:N_ANCHORS])
+        told = called if len({*called}) == len(called) else [f"anchor {place}" for place in range(len(called))]
+        anchors = Anchors.of(model, first, names=told, rows="all" if "all" in starts else "readout")
     if any("project" in settings for _, settings in said):
         embeds = torch.cat([model(some) for some in pixels.split(batch_size)])
         gallery = Gallery(
@@ -69,6 +75,12 @@ def lenses_of_reference(
     known = None if jacobians is None else jacobians.check(model)
     if known is None and any(name == "jacobian" for name, _ in said):
         some = pixels[N_ANCHORS : N_ANCHORS + N_FITTED]
+        if len(some) < _AT_LEAST:
+            raise StudyError(
+                f"{len(pixels)} reference images: Jacobians are fitted on those behind the first {N_ANCHORS}, of which "
+                f"at least {_AT_LEAST} are needed; give {N_ANCHORS + _AT_LEAST} or more, or Jacobians that were fitted "
+                "elsewhere (jacobians=, --jacobian)"
+            )
         known = JacobianLens.fit(model, some, batch_size=min(batch_size, 16), progress=progress).jacobians
     held = {"anchors": anchors, "gallery": gallery}
     found = []

@@ -1,8 +1,11 @@
 """Lens embeddings and their similarity to the input, for many images, sites and lenses at once."""
 
-__all__ = ["caches", "centred_similarity", "left_out_centred", "read_conditions", "read_lens", "similarity"]
+__all__ = [
+    "caches", "centred_similarity", "held_caches", "left_out_centred", "read_conditions", "read_lens", "similarity",
+]  # fmt: skip
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,18 +19,63 @@ from vit_lens.models import HookedViT
 from vit_lens.towers import ViTActivationCache
 
 _BATCH = 64
+_HELD_NUMBERS = 2**28  # a GiB of float32
 
 
 @torch.no_grad()
 def caches(
     model: HookedViT,
     pixels: Float[Tensor, "image channel height width"],
-    batch_size: int = _BATCH,
+    batch_size: int | None = None,
     lenses: Collection[Lens] = (),
 ) -> Iterator[ViTActivationCache]:
-    """Give the caches of the images, a batch at a time: of the read-out rows, or of what lenses need."""
-    for some in pixels.split(batch_size):
+    """Give the caches of the images, a batch at a time: of the read-out rows, or of what lenses need.
+
+    Args:
+        model: The model.
+        pixels: Images.
+        batch_size: How many run together; None for 64, or as many as a GiB holds of all rows.
+        lenses: That read them.
+    """
+    for some in pixels.split(batch_size or _batch(_numbers(model, pixels, lenses))):
         yield run_for(model, some, lenses)[1]
+
+
+def held_caches(
+    model: HookedViT, pixels: Float[Tensor, "image channel height width"], lenses: Collection[Lens]
+) -> Iterable[ViTActivationCache]:
+    """Return the caches of images that are read many times: held where they are small, else run anew each time.
+
+    At all rows a cache is as many times larger as there are tokens: of ViT-L/14 a tenth of a GiB for each image.
+
+    Args:
+        model: The model.
+        pixels: Images.
+        lenses: That read them.
+    """
+    numbers = _numbers(model, pixels, lenses)
+    again = _Again(lambda: caches(model, pixels, _batch(numbers), lenses))
+    return list(again) if numbers * len(pixels) <= _HELD_NUMBERS else again
+
+
+@dataclass(frozen=True)
+class _Again:
+    make: Callable[[], Iterator[ViTActivationCache]]
+
+    def __iter__(self) -> Iterator[ViTActivationCache]:
+        return self.make()
+
+
+@torch.no_grad()
+def _numbers(model: HookedViT, pixels: Float[Tensor, "image channel height width"], lenses: Collection[Lens]) -> int:
+    """Return how many numbers the cache of one image holds; 0 at the read-out rows alone, which count as none."""
+    if all(lens.rows == "readout" for lens in lenses) or not len(pixels):
+        return 0
+    return sum(value.numel() for value in run_for(model, pixels[:1], lenses)[1].values())
+
+
+def _batch(numbers: int) -> int:
+    return max(1, min(_BATCH, _HELD_NUMBERS // max(numbers, 1)))
 
 
 @torch.no_grad()

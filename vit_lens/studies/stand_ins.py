@@ -89,7 +89,7 @@ class StandIns:
         return Against(control=kind, generator=generator, others=others)
 
     def read(
-        self, kind: str, lens: Lens, caches: Sequence[ViTActivationCache], sites: list[Site], *,
+        self, kind: str, lens: Lens, caches: Iterable[ViTActivationCache], sites: list[Site], *,
         generator: torch.Generator, turn: int = 0,
     ) -> Iterator[Condition]:  # fmt: skip
         """Give what a lens reads of a control, a batch of images at a time, numbered through."""

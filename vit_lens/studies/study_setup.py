@@ -20,7 +20,7 @@ from vit_lens.lenses import Lens
 from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import Jacobians, ReferenceMeans
 from vit_lens.studies.images import StudyImages
-from vit_lens.studies.reference_lenses import lenses_of_reference
+from vit_lens.studies.reference_lenses import N_ANCHORS, lenses_of_reference
 from vit_lens.studies.seen_pictures import Judge, Pictures
 from vit_lens.studies.stand_ins import StandIns
 from vit_lens.texts import TextBank
@@ -136,8 +136,9 @@ class StudySetup:
         """
         try:
             found = lenses_of_reference(
-                list(self.lenses), model, self.anchor_pixels, means, names=_anchor_names(self.anchor_pixels)
-            )
+                list(self.lenses), model, self.anchor_pixels, means, first=self.images.anchor[:N_ANCHORS],
+                names=_anchor_names(self.anchor_pixels),
+            )  # fmt: skip
         except LensError as error:
             raise StudyError(f"lenses of another model are made from their spellings: {error}") from None
         return dict(zip(self.lenses, found, strict=True))
@@ -238,8 +239,8 @@ def make_setup(
             batch_size=batch_size, progress=progress,
         )  # fmt: skip
     named = lenses_of_reference(
-        lenses, model, anchor_pixels, anchor, names=_anchor_names(anchor_pixels), jacobians=jacobians,
-        batch_size=batch_size, progress=progress,
+        lenses, model, anchor_pixels, anchor, first=images.anchor[:N_ANCHORS], names=_anchor_names(anchor_pixels),
+        jacobians=jacobians, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     return StudySetup(
         model=model, images=images, pixels=pixels, clean=_embed(model, pixels, batch_size), anchor=anchor,

@@ -2,7 +2,7 @@
 
 __all__ = ["STREAM", "Chosen", "Study", "Whole", "read_embeddings", "read_pictures"]
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from vit_lens.lenses import Lens
 from vit_lens.studies.content.agreement import Reading
 from vit_lens.studies.content.effects import Changes, caption_changes
 from vit_lens.studies.content.pairs import AttributePairs
-from vit_lens.studies.similarities import caches
+from vit_lens.studies.similarities import held_caches
 from vit_lens.studies.study_setup import StudySetup
 from vit_lens.texts import TextBank
 from vit_lens.towers import ViTActivationCache
@@ -91,7 +91,7 @@ def read_embeddings(study: Study, texts: TextBank, *, n_placebo: int) -> list[Re
     """Read every lens before decoding, by the encoder's own captions."""
     setup, pairs, whole = study.setup, study.pairs, study.whole
     causal = {name: whole.changes(found, pairs) for name, found in study.effects.items()}
-    held = list(caches(setup.model, setup.pixels, lenses=setup.lenses.values()))
+    held = held_caches(setup.model, setup.pixels, setup.lenses.values())
     readings = []
     for spec, lens in tqdm(setup.lenses.items(), desc="lens embeddings", disable=not setup.progress):
         embeds = _vectors(_cat(lens.read(cache, study.sites) for cache in held), texts)
@@ -134,7 +134,7 @@ def read_pictures(
     pairs, rows = study.pairs.first(n), study.pairs.pairs_of_first(n)
     images = setup.pixels[study.pairs.images_of_first(n)]
     lens, drawn = setup.lenses[spec], [study.sites[i] for i in chosen.drawn]
-    held = list(caches(setup.model, images, lenses=[lens]))
+    held = held_caches(setup.model, images, [lens])
 
     def look(read: Callable[[Lens], Condition], label: str) -> list[Float[Tensor, "image site d_judge"]]:
         return [_see(setup, pairs, read(one), label) for one in lens.each()]
@@ -178,7 +178,7 @@ def _vectors(read: Condition, texts: TextBank) -> Float[Tensor, "image site d_em
 
 
 def _placebo(
-    setup: StudySetup, spec: str, lens: Lens, held: list[ViTActivationCache], sites: list[Site], draw: int
+    setup: StudySetup, spec: str, lens: Lens, held: Iterable[ViTActivationCache], sites: list[Site], draw: int
 ) -> Condition:
     """Return the lens of random directions of equal norm, another one for every image and site."""
     generator = setup.generator(STREAM, list(setup.lenses).index(spec) + 1, draw)
@@ -191,8 +191,9 @@ def _others(setup: StudySetup, spec: str) -> list[str]:
 
 
 def _stand_in(
-    setup: StudySetup, spec: str, lens: Lens, kind: str, held: list[ViTActivationCache], sites: list[Site], draw: int
-) -> Condition:
+    setup: StudySetup, spec: str, lens: Lens, kind: str, held: Iterable[ViTActivationCache], sites: list[Site],
+    draw: int,
+) -> Condition:  # fmt: skip
     """Return the lens of another control; a base and its partner stand beside other images of their own."""
     generator = setup.generator(_STAND_INS, list(setup.lenses).index(spec) + 1, draw)
     return _cat(setup.stand_ins.read(kind, lens, held, sites, generator=generator, turn=draw))

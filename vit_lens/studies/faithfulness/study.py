@@ -18,7 +18,7 @@ from vit_lens.metrics import DRAWN_THRESHOLD
 from vit_lens.studies.faithfulness.drawn import Drawn, draw, rows_alike
 from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.seen_pictures import Judge
-from vit_lens.studies.similarities import caches, read_conditions
+from vit_lens.studies.similarities import held_caches, read_conditions
 from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import Estimate, finite, finite_mean, mean_interval, spearman
 from vit_lens.studies.study_setup import StudySetup
@@ -149,7 +149,7 @@ def _read(setup: StudySetup, spec: str, lens: Lens, own: list[Site], kinds: Sequ
     )
     others = {}
     for kind in kinds:
-        held = list(caches(setup.model, setup.pixels, lenses=[lens]))
+        held = held_caches(setup.model, setup.pixels, [lens])
         read_other = setup.stand_ins.read(kind, lens, held, own, generator=setup.generator(_STUDY, 300))
         asked = Condition.cat([found.kept() for found in read_other])
         others[kind] = draw(setup, asked, nested=True, label=f"{spec}, {NULLS.get(kind, kind)}")

@@ -1,6 +1,9 @@
 """What the heads of a model write: measured, or made up for a null that keeps some of it and loses the rest."""
 
-__all__ = ["BASELINES", "Origins", "Written", "covariance", "measured", "no_content", "other_image", "placebo"]
+__all__ = [
+    "BASELINES", "Origins", "Written", "check_replaceable", "covariance", "measured", "no_content", "other_image",
+    "placebo",
+]  # fmt: skip
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +16,7 @@ from vit_lens.addresses import Site
 from vit_lens.attribution import FrozenReadout
 from vit_lens.controls import Spread, samples_of
 from vit_lens.errors import StudyError
-from vit_lens.lenses import Lens, ResidualLens, centred_norm, site_outputs
+from vit_lens.lenses import AnchoredLens, Lens, ResidualLens, centred_norm, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.reference import ReferenceMeans
 from vit_lens.towers import ViTActivationCache
@@ -21,6 +24,22 @@ from vit_lens.towers import ViTActivationCache
 BASELINES = (
     "norm of h", "norm of h minus its mean", "direct attribution", "cosine with the residual", "layer index"
 )  # fmt: skip
+
+
+def check_replaceable(lens: Lens) -> ResidualLens:
+    """Return a lens whose heads' outputs can be replaced where the output is read from, by noise of a known size.
+
+    Raises:
+        StudyError: It does not read the last residual, reads other rows, or measures outputs from another image.
+    """
+    if isinstance(lens, ResidualLens) and not isinstance(lens, AnchoredLens):
+        if type(lens)._outputs is ResidualLens._outputs:
+            return lens
+    raise StudyError(
+        "study importance replaces what heads write at the read-out rows by noise as long as it, or as its deviation "
+        f"from the mean, and {lens.describe().label} reads something else: give lenses such as 'diffusion', "
+        "'dsl:alpha=10' or 'dsl-mean:alpha=5'; studies content, reach and faithfulness take it"
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,17 +69,13 @@ class Written:
         """Return the lens embeddings of these outputs.
 
         Raises:
-            StudyError: The lens reads something else than the last residual.
+            StudyError: The lens reads something else than the last residual, or measures outputs otherwise.
         """
-        if not isinstance(lens, ResidualLens):
-            raise StudyError(
-                f"study importance replaces heads' outputs in the last residual, and {lens.describe().label} does not "
-                "read that: give lenses that are ResidualLens, such as 'diffusion' or 'dsl:alpha=10'"
-            )
+        own = check_replaceable(lens)
         outputs = self.outputs
-        if self.whole is not None and lens._origin(self.cache, self.heads) is None:
+        if self.whole is not None and own._origin(self.cache, self.heads) is None:
             outputs = self.whole
-        return self.cache.model.embed_rows(lens._read(self.cache, self.heads, outputs))
+        return self.cache.model.embed_rows(own._read(self.cache, self.heads, outputs))
 
     def replaced(self, values: Float[Tensor, "#image head row d_model"]) -> Float[Tensor, "image head d_embed"]:
         """Return the embedding with each head's output replaced in the last residual, and nothing recomputed."""

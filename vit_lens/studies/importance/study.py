@@ -14,6 +14,7 @@ from vit_lens.interventions import derangement
 from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.importance.head_correlations import HeadTables, correlations
 from vit_lens.studies.importance.head_effects import total_effects
+from vit_lens.studies.importance.head_outputs import check_replaceable
 from vit_lens.studies.importance.head_pictures import PictureScores, picture_scores
 from vit_lens.studies.importance.head_scores import read_heads
 from vit_lens.studies.importance.head_tables import effects_table, heads_table
@@ -78,9 +79,12 @@ def importance_study(
         command: The command that makes the result again; None where there is none.
 
     Raises:
-        StudyError: There are too few images, too few draws, or a lens to decode is not one of the setup's.
+        StudyError: There are too few images, too few draws, or a lens to decode is not one of the setup's; or a lens
+            reads something else than what heads write at the read-out rows.
     """
     setup.accept("importance", pooled_only=True)
+    for lens in setup.lenses.values():
+        check_replaceable(lens)
     _check(setup, n_decoded, decoded, draws, picture_draws)
     tables = _tables(setup, draws, "lenses")
     if setup.pictures is not None:

@@ -14,7 +14,8 @@ from vit_lens.figures import dress, picture_uri
 from vit_lens.studies.paper.plate import Plate, Strip, Tile, number_text
 
 _TILE, _GAP, _LINE = 104, 10, 13
-_TITLED, _WITH_FACTS = 26, 42
+_HEADING, _SPACE = 16, 10
+_SHORT = {"leak_other": "leak, other", "leak_covariance": "leak, cov."}
 _UNDRAWN = "<i>the decoder could<br>not draw this</i>"
 _FADED = 0.35
 _SHOWN = (("overlay",), ("cos", "S"), ("leak",), ("leak_other",), ("leak_covariance",))
@@ -26,14 +27,15 @@ def plate_figure(plate: Plate) -> go.Figure:
     Under a picture stand its numbers: cos and S (raw and centred similarity to the input) and the leak index.
     """
     columns = max(len(strip.tiles) for strip in plate.strips)
-    heights = [_height(strip) for strip in plate.strips]
-    width, height = columns * (_TILE + _GAP), sum(heights)
+    width = columns * (_TILE + _GAP)
+    heights = [_height(strip, width) for strip in plate.strips]
+    height = sum(heights)
     images: list[dict[str, Any]] = []
     words: list[dict[str, Any]] = []
     top = height
     for strip, tall in zip(plate.strips, heights, strict=True):
-        words.append(_words(_heading(strip), 0, top, size=12, align="left"))
-        for left, y, tile in _places(strip, top):
+        words.append(_words("<br>".join(_heading(strip, width)), 0, top, size=12, align="left"))
+        for left, y, tile in _places(strip, top - _head(strip, width)):
             images.append(_image(tile, left, y))
             words.append(_words(_caption(tile), left + _TILE / 2, y - _TILE, size=10, align="center"))
         top -= tall
@@ -47,7 +49,7 @@ def plate_figure(plate: Plate) -> go.Figure:
 def _places(strip: Strip, top: float | int) -> Iterator[tuple[float | int, float | int, Tile]]:
     for column, tile in enumerate(strip.tiles):
         for line, shown in enumerate((tile, *tile.below)):
-            yield column * (_TILE + _GAP), top - _head(strip) - line * _pitch(strip), shown
+            yield column * (_TILE + _GAP), top - line * _pitch(strip), shown
 
 
 def _image(tile: Tile, x: float | int, y: float | int) -> dict[str, Any]:
@@ -57,9 +59,9 @@ def _image(tile: Tile, x: float | int, y: float | int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _height(strip: Strip) -> int:
+def _height(strip: Strip, width: int) -> int:
     lines = 1 + max(len(tile.below) for tile in strip.tiles)
-    return _head(strip) + lines * _pitch(strip) + _GAP
+    return _head(strip, width) + lines * _pitch(strip) + _GAP
 
 
 def _pitch(strip: Strip) -> int:
@@ -67,25 +69,31 @@ def _pitch(strip: Strip) -> int:
     return _TILE + _LINE * (1 + max(_caption(tile).count("<br>") for tile in shown)) + _GAP
 
 
-def _head(strip: Strip) -> int:
-    return _WITH_FACTS if strip.facts else _TITLED
+def _head(strip: Strip, width: int) -> int:
+    return _SPACE + _HEADING * len(_heading(strip, width))
 
 
 def _caption(tile: Tile) -> str:
     lines = [html.escape(tile.label)]
     for names in _SHOWN:
-        if line := "  ".join(f"{name} {number_text(tile.numbers[name])}" for name in names if name in tile.numbers):
+        if line := "  ".join(_number(name, tile.numbers[name]) for name in names if name in tile.numbers):
             lines.append(line)
     if not tile.is_drawn:
         lines.append(_UNDRAWN)
     return "<br>".join(lines)
 
 
-def _heading(strip: Strip) -> str:
-    heading = f"<b>{html.escape(strip.title)}</b>"
+def _number(name: str, value: float | None) -> str:
+    short = _SHORT.get(name, name)  # a tile is narrow
+    return f"{short} n/a" if value is None and name.startswith("leak") else f"{short} {number_text(value)}"
+
+
+def _heading(strip: Strip, width: int) -> list[str]:
+    heading = [f"<b>{html.escape(strip.title)}</b>"]
     if strip.facts:
         said = "; ".join(f"{what} {number_text(value)}" for what, value in strip.facts.items())
-        heading += f"<br>Spearman of the ranking, over all sites: {html.escape(said)}"
+        lines = textwrap.wrap(f"Spearman of the ranking, over all sites: {said}", max(40, int(width // 6.5)))
+        heading += [html.escape(line) for line in lines]
     return heading
 
 

@@ -20,7 +20,7 @@ from vit_lens.studies.paper.paper_setup import PaperSetup
 from vit_lens.studies.paper.plate import Plate, Strip
 from vit_lens.studies.paper.site_readings import SiteReading, read_sites
 from vit_lens.studies.paper.tiles import Chosen, Layer, best, image_tile, layers_of, read_tiles
-from vit_lens.studies.paper.top_plates import lens_title, make_plate, ranking_facts
+from vit_lens.studies.paper.top_plates import anchor_tiles, lens_title, make_plate, ranking_facts
 
 OVERLAY_LENSES = ("diffusion", "dsl:alpha=10", "dsl-mean:alpha=5")
 """The lenses of figure 5."""
@@ -78,7 +78,8 @@ def overlay_plate(
     tiles = (*(image_tile(label, picture) for label, picture in start), own)
     strips = [
         Strip(
-            title=lens_title(reading.lens), words=reading.lens.describe().words, tiles=(*tiles, *columns),
+            title=lens_title(reading.lens), words=reading.lens.describe().words,
+            tiles=(*tiles, *anchor_tiles(reading.lens), *columns),
             facts=ranking_facts(score, replace(reading, others={}), control),
         )
         for (reading, _), columns, (score, control) in zip(readings.values(), lists, scores, strict=True)

@@ -20,7 +20,7 @@ from vit_lens.lenses import Lens
 from vit_lens.models import HookedViT, pixel_batches
 from vit_lens.reference import Jacobians, ReferenceMeans
 from vit_lens.studies.images import content_of
-from vit_lens.studies.reference_lenses import lenses_of_reference
+from vit_lens.studies.reference_lenses import N_ANCHORS, lenses_of_reference
 from vit_lens.studies.seen_pictures import Pictures
 from vit_lens.studies.stand_ins import StandIns
 from vit_lens.studies.study_setup import check_accepts
@@ -39,6 +39,7 @@ class PaperSetup:
         pixels: The reference images, preprocessed.
         centre: The mean embedding of the reference images.
         names: The names of the reference images, by content.
+        first: The first of them, as images: what lenses start from that start from other images.
         seed: The seed of random directions.
         out: The folder where pictures are kept, so that none is drawn twice.
         jacobians: What the lens ``jacobian`` goes by; None where there are none.
@@ -50,6 +51,7 @@ class PaperSetup:
     pixels: Float[Tensor, "reference channel height width"]
     centre: Float[Tensor, " d_embed"]
     names: Mapping[str, str]
+    first: Sequence[Any]
     seed: int
     out: Path
     jacobians: Jacobians | None = None
@@ -84,7 +86,7 @@ class PaperSetup:
             LensError: A spelling names no lens, or there are no Jacobians for ``jacobian``.
         """
         found = lenses_of_reference(
-            given, self.model, self.pixels, self.means, names=list(self.names.values()),
+            given, self.model, self.pixels, self.means, first=self.first, names=list(self.names.values()),
             jacobians=self.jacobians, batch_size=self.pictures.batch_size,
             progress=self.pictures.progress,
         )  # fmt: skip
@@ -150,6 +152,6 @@ def make_paper(
         model=model, pictures=pictures,
         means=ReferenceMeans.from_images(model, pixels, batch_size=batch_size), pixels=pixels,
         centre=torch.cat([model(some) for some in pixels.split(batch_size)]).mean(0),
-        names={key: source_name(image) for key, image in distinct.items()}, seed=seed, out=out,
-        jacobians=jacobians,
+        names={key: source_name(image) for key, image in distinct.items()}, first=images[:N_ANCHORS],
+        seed=seed, out=out, jacobians=jacobians,
     )  # fmt: skip

@@ -13,16 +13,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import StudyError
-from vit_lens.lenses import (
-    CounterfactualLens,
-    DiffusionSteeringLens,
-    Lens,
-    OwnPictureWarning,
-    ProjectedLens,
-    centred_norm,
-    run_for,
-    site_outputs,
-)
+from vit_lens.lenses import Lens, OwnPictureWarning, centred_norm, run_for, site_outputs
 from vit_lens.metrics import cosine
 from vit_lens.studies.paper.paper_setup import PaperSetup
 from vit_lens.studies.similarities import caches, centred_similarity
@@ -52,7 +43,8 @@ class SiteReading:
         others: The further controls by name, another image's output first: their embeddings and similarities.
         control_cos: Raw similarity of controls, mean over the draws.
         control_S: Centred similarity of controls, mean over the draws; their mean is that of controls, too.
-        size: Norm of what the lens adds (after mean removal): ``h``, or for the mean anchor ``h - mu_h``.
+        size: Norm of what the lens adds (after mean removal): ``h``, less what it measures that from; of a Jacobian
+            lens what of it arrives.
     """
 
     lens: Lens
@@ -188,16 +180,18 @@ def _means(
 
 
 def _sizes(cache: ViTActivationCache, lens: Lens, sites: list[Site]) -> Float[Tensor, "image site"]:
-    found = []
-    lens = lens.lens if isinstance(lens, ProjectedLens) else lens
-    for site in sites:  # one by one: those of attention pooling have another width
-        outputs = site_outputs(cache, [site])
-        if isinstance(lens, DiffusionSteeringLens) and lens.reference is not None:
-            outputs = outputs - lens.reference.output(cache.model, site)
-        if isinstance(lens, CounterfactualLens):
-            outputs = outputs - site_outputs(lens.anchors.cache, [site])
-        found.append(centred_norm(outputs)[:, 0])
-    return torch.stack(found, dim=1).float().cpu()
+    """Return how long what the lens adds is: outputs, less what it measures them from, where it says these."""
+    if not lens.has_controls:
+        return torch.cat([centred_norm(site_outputs(cache, [site])) for site in sites], dim=1).float().cpu()
+    found: dict[Site, Tensor] = {}
+
+    def note(outputs: Tensor, origin: Tensor | None, some: list[Site], outputs_of: object) -> Tensor:
+        norms = centred_norm(outputs if origin is None else outputs - origin)
+        found.update(zip(some, norms.unbind(1), strict=True))
+        return outputs
+
+    lens.read_changed(cache, sites, note)
+    return torch.stack([found[site] for site in sites], dim=1).float().cpu()
 
 
 def _generator(setup: PaperSetup, stream: int) -> torch.Generator:

@@ -13,6 +13,7 @@ __all__ = [
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from vit_lens.errors import StudyError
 from vit_lens.lenses import DiffusionLens, DiffusionSteeringLens, Lens, parse_lens
 from vit_lens.studies.overlay import as_seen
 from vit_lens.studies.paper.paper_setup import PaperSetup
-from vit_lens.studies.paper.plate import Plate, Strip
+from vit_lens.studies.paper.plate import Plate, Strip, Tile
 from vit_lens.studies.paper.site_readings import SiteReading, read_sites
 from vit_lens.studies.paper.tiles import RANKS, Chosen, best, image_tile, layers_of, rank_by, read_tiles
 from vit_lens.studies.paper.unknown import ANY_FIGURE, EQUATIONS, NO_INTERVAL, TOP_LIST, unknown_settings
@@ -143,6 +144,11 @@ def ladder_plate(
     )  # fmt: skip
 
 
+def anchor_tiles(lens: Lens) -> list[Tile]:
+    """Return the images that a lens starts from, beside which its pictures are to be seen."""
+    return [image_tile("anchor", np.asarray(picture.convert("RGB"))) for picture in lens.starts().values()]
+
+
 def _shown(setup: PaperSetup, own: Sequence[Lens], more: Sequence[str | Lens]) -> dict[str, Lens]:
     return {one.describe().id: one for one in [*own, *setup.lenses(more)]}
 
@@ -159,7 +165,8 @@ def _top_strips(setup: PaperSetup, image: Any, lenses: Mapping[str, Lens], top: 
     start = (image_tile("input", as_seen(setup.model, [image])[0]), own)
     return [
         Strip(
-            title=lens_title(reading.lens), tiles=(*start, *tiles), words=reading.lens.describe().words,
+            title=lens_title(reading.lens), words=reading.lens.describe().words,
+            tiles=(*start, *anchor_tiles(reading.lens), *tiles),
             facts=ranking_facts(score, reading, reading.control_S if by == "S" else reading.control_cos, by),
         )
         for reading, score, tiles in zip(readings, scores, lists, strict=True)

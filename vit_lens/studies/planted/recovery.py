@@ -17,7 +17,7 @@ from vit_lens.lenses import Lens, centred_norm, site_outputs
 from vit_lens.models import HookedViT
 from vit_lens.reference import ReferenceMeans
 from vit_lens.studies.planted.soil import Plant
-from vit_lens.studies.similarities import caches
+from vit_lens.studies.similarities import caches, held_caches
 from vit_lens.studies.stand_ins import StandIns
 from vit_lens.texts import TextBank
 
@@ -118,7 +118,7 @@ def _stand_ins(
     captions: tuple[str, str], label: Int[np.ndarray, " image"], stand_ins: StandIns, n_draws: int,
 ) -> dict[str, dict[str, Float[np.ndarray, "draw head"]]]:  # fmt: skip
     """Return what each control beside the isotropic one shows, by lens and control."""
-    heads, held = Site.heads(model), list(caches(model, pixels, lenses=lenses.values()))
+    heads, held = Site.heads(model), held_caches(model, pixels, lenses.values())
     out: dict[str, dict[str, np.ndarray]] = {}
     for name, lens in lenses.items():
         for kind in stand_ins.beside_random if lens.has_controls else ():

@@ -2,7 +2,7 @@
 
 __all__ = ["HEADLINES", "reach_study"]
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from vit_lens.studies.content import (
     what_whole_images_change,
 )
 from vit_lens.studies.findings import Null, Score, StudyResult
-from vit_lens.studies.similarities import caches
+from vit_lens.studies.similarities import held_caches
 from vit_lens.studies.stand_ins import NULLS
 from vit_lens.studies.statistics import finite_mean, jackknife, spearman
 from vit_lens.studies.study_setup import StudySetup
@@ -111,7 +111,7 @@ def reach_study(
     for number, (spec, lens) in enumerate(
         tqdm(setup.lenses.items(), desc="lens embeddings", disable=not setup.progress)
     ):
-        held = list(caches(model, pixels, lenses=[lens]))
+        held = held_caches(model, pixels, [lens])
         found.append(_read(setup, spec, lens, held, pairs, texts, resolved, squared, n_placebo, number))
     half = model.cfg.n_layers / 2
     early = [i for i, site in enumerate(resolved) if (site.layer or 0) < half]
@@ -133,8 +133,9 @@ def reach_study(
 
 @torch.no_grad()
 def _read(
-    setup: StudySetup, spec: str, lens: Lens, held: list[ViTActivationCache], pairs: AttributePairs, texts: TextBank,
-    sites: list[Site], squared: Callable[[Float[np.ndarray, "pair site"]], Changes], n_placebo: int, number: int,
+    setup: StudySetup, spec: str, lens: Lens, held: Iterable[ViTActivationCache], pairs: AttributePairs,
+    texts: TextBank, sites: list[Site], squared: Callable[[Float[np.ndarray, "pair site"]], Changes],
+    n_placebo: int, number: int,
 ) -> _Found:  # fmt: skip
     def changes(parts: Iterator[torch.Tensor]) -> Changes:
         return squared(caption_changes(texts, torch.cat([part.cpu() for part in parts]), pairs))
