@@ -648,6 +648,7 @@ def test_the_command_reads_a_table_of_pairs(folder, tmp_path):
         (("--images", "pairs.csv"), "--images needs --reference-images"),
         (("--reference-images", "others"), "--reference-images goes with --images"),
         (("--images", "pairs.csv", "--reference-images", "others", "--n", "4"), "4 base images were asked for"),
+        (("--control-kind", "other"), "--decoder none draws none"),
     ],
 )
 def test_the_command_says_what_it_lacks(folder, tmp_path, arguments, said):

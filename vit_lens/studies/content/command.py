@@ -47,6 +47,10 @@ def content(
     """
     from vit_lens.studies.content.study import content_study as run
 
+    if control_kind and study.decoder == "none":
+        raise StudyError(
+            "--control-kind says which controls are drawn, and --decoder none draws none; before decoding all are read"
+        )
     pairs, sets = find_pairs(flags.one(images, "--images"), reference_images, n, study.image_seed)
     given, shown = flags.split_list(study.lens or ()), flags.split_list(sites)
     drawn = parts.decoded(decode, given, study.decoder)
