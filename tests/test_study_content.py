@@ -479,14 +479,18 @@ def test_pictures_of_several_anchors_are_read_apart_and_averaged(study, tmp_path
     assert np.abs(each[0] - each[1]).max() > 1e-4
 
 
-def test_early_mlps_are_scored_by_themselves(study, tmp_path):
+def test_early_mlps_are_scored_by_themselves():
+    from vit_lens import Site
     from vit_lens.studies.content.agreement import EARLY, Reading
+    from vit_lens.studies.content.study import early_mlps
 
     changes = changes_of(np.random.default_rng(9).normal(size=(5, 6, 8)))
     reading = Reading(spec="x", level="embedding", changes=changes, causal={}, top=[0], early=[1, 2, 4])
     assert reading.subsets[EARLY] == [1, 2, 4]
     few = Reading(spec="x", level="embedding", changes=changes, causal={}, top=[0], early=[1, 2])
     assert EARLY not in few.subsets
+    sites = [Site.parse(name) for name in ("L0H1", "L2.mlp", "L0.mlp", "L1.mlp", "L3.mlp", "L1.attn")]
+    assert early_mlps(sites, 4) == [2, 3] and early_mlps(sites, 5) == [1, 2, 3] and early_mlps(sites, 1) == [2]
 
 
 def test_noise_is_shared_within_a_base_and_nested_over_bases(study, tmp_path, monkeypatch):

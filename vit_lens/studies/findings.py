@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_lens import __version__
 from vit_lens.errors import StudyError
-from vit_lens.files import make_directory, read_json, write_atomic
+from vit_lens.files import as_path, make_directory, read_json, write_atomic
 from vit_lens.records import csv_bytes
 from vit_lens.studies.statistics import Estimate
 
@@ -205,7 +205,7 @@ class StudyResult:
         return directory / "result.json"
 
 
-def load_result(path: Path) -> StudyResult:
+def load_result(path: str | Path) -> StudyResult:
     """Read what :meth:`StudyResult.save` wrote.
 
     Args:
@@ -216,9 +216,10 @@ def load_result(path: Path) -> StudyResult:
 
     >>> result = vl.studies.StudyResult(study="overlay", setup={"encoder": "mine"}, options={}, scores=())
     >>> _ = result.save(tmp / "study")
-    >>> vl.studies.load_result(tmp / "study").setup
+    >>> vl.studies.load_result(str(tmp / "study")).setup
     {'encoder': 'mine'}
     """
+    path = as_path(path, StudyError)
     path = path / "result.json" if path.is_dir() else path
     if not path.is_file():
         raise StudyError(f"no result of a study at {path}; give the folder of a study")

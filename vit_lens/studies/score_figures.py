@@ -12,7 +12,8 @@ from vit_lens.errors import RecordError
 from vit_lens.figures import dress
 
 _INK = "#1c1b19"
-_BANDS = ("#c9b79a", "#9db7c9", "#b9b5ae")
+_BANDS = ("#c9b79a", "#9db7c9", "#b9b5ae", "#c7a3b5", "#a9c29d")
+_ROW, _LANE = 32, 11  # pixels of a reading, and of each null beside others
 _CONTROLS = ("x", "diamond-open", "square-open", "triangle-up-open", "circle-open")
 
 
@@ -42,8 +43,9 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
     names = row_names(rows)
     figure = go.Figure()
     nulls = [name.removesuffix(": mean") for name in rows.columns if name.endswith(": mean")]
-    for colour, null in zip(_BANDS * len(nulls), nulls, strict=False):
-        _band(figure, rows, names, null, colour)
+    shown = [null for null in nulls if rows[f"{null}: mean"].notna().any()]
+    for lane, (colour, null) in enumerate(zip(_BANDS * len(shown), shown, strict=False)):
+        _band(figure, rows, names, null, colour, (lane, len(shown)))
     figure.add_scatter(
         x=rows["value"], y=names, mode="markers", name="score, 95% interval", marker={"color": _INK, "size": 9},
         error_x={
@@ -62,7 +64,7 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
         autorange="reversed", type="category", automargin=True, categoryorder="array", categoryarray=list(names)
     )
     figure.update_xaxes(title=html.escape(measure))
-    dress(figure, html.escape(title or measure), 860, 270 + 32 * len(names))
+    dress(figure, html.escape(title or measure), 860, 270 + max(_ROW, _LANE * len(shown)) * len(names))
     figure.update_layout(
         legend={"yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0}, margin={"t": 60, "b": 150}
     )
@@ -76,7 +78,12 @@ def row_names(rows: pd.DataFrame) -> list[str]:
     return ["<br>".join(map(html.escape, line)) for line in lines]
 
 
-def _band(figure: go.Figure, rows: pd.DataFrame, names: list[str], null: str, colour: str) -> None:
+def _band(
+    figure: go.Figure, rows: pd.DataFrame, names: list[str], null: str, colour: str, lane: tuple[int, int]
+) -> None:
+    """Draw a null in a lane of its own, so that none hides another."""
+    place, n = lane
+    width = (0.5 if n < 3 else 0.8) / n
     low, high = rows[f"{null}: low"], rows[f"{null}: high"]
     narrow = low.notna() & (low == high)  # one draw has a place and no width
     if narrow.any():
@@ -88,5 +95,5 @@ def _band(figure: go.Figure, rows: pd.DataFrame, names: list[str], null: str, co
     if (low.notna() & ~narrow).any():
         figure.add_bar(
             x=high - low, base=low, y=names, orientation="h", name=html.escape(f"null: {null}, 95%"),
-            marker={"color": colour, "opacity": 0.55}, width=0.5, hoverinfo="skip", offset=-0.25,
+            marker={"color": colour, "opacity": 0.7}, width=width, offset=(place - n / 2) * width, hoverinfo="skip",
         )  # fmt: skip

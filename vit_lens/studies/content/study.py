@@ -1,6 +1,6 @@
 """The content study: does a lens show what a site does? Attribute by attribute, within each site."""
 
-__all__ = ["HEADLINES", "content_study", "what_whole_images_change"]
+__all__ = ["HEADLINES", "content_study", "early_mlps", "what_whole_images_change"]
 
 from collections.abc import Sequence
 
@@ -92,8 +92,7 @@ def content_study(
     direct = direct_effects(setup.model, setup.pixels, pairs, texts, resolved)
     effects = {"total effect": total, "direct effect": direct}
     causal = {name: whole.changes(found, pairs) for name, found in effects.items()}
-    half = setup.model.cfg.n_layers / 2
-    early = [i for i, site in enumerate(resolved) if site.kind == "mlp" and (site.layer or 0) < half]
+    early = early_mlps(resolved, setup.model.cfg.n_layers)
     chosen = _choose(setup, causal["total effect"], top, early, n_largest, n_random)
     study = Study(setup=setup, pairs=pairs, sites=resolved, effects=effects, chosen=chosen, whole=whole)
     readings = read_embeddings(study, texts, n_placebo=n_placebo)
@@ -186,6 +185,11 @@ def _listed(attributes: Sequence[str], means: dict[str, Float[np.ndarray, " attr
         f"{who}: {', '.join(f'{a} {x:+.2f}' for a, x in zip(attributes, v, strict=True))}" for who, v in means.items()
     )
     return "; ".join(parts)
+
+
+def early_mlps(sites: Sequence[Site], n_layers: int) -> list[int]:
+    """Return which sites are MLPs of the first half of the layers, by number."""
+    return [i for i, site in enumerate(sites) if site.kind == "mlp" and 2 * (site.layer or 0) < n_layers]
 
 
 def _choose(setup: StudySetup, total: Changes, top: int, early: list[int], n_largest: int, n_random: int) -> Chosen:
