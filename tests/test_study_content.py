@@ -429,6 +429,9 @@ def test_the_study_runs_end_to_end_and_goes_on_where_it_stopped(study, tmp_path,
     assert load_result(tmp_path).scores == found.scores
     score = found.score(EXCESS, "dsl-mean:alpha=5", "decoded")
     assert (score.n, score.unit) == (4, "bases") and score.estimate.value is not None
+    for level in ("embedding", "decoded"):  # read off another base's pictures it is another number
+        own = found.score(AGREEMENT, "dsl-mean:alpha=5", level)
+        assert abs(own.controls["same site, other image"] - own.estimate.value) > 0.01
     beside = {"equal-norm placebo", "another image's output", "covariance-matched placebo"}
     nulls = found.score(AGREEMENT, "diffusion", "embedding").nulls
     assert set(nulls) == {"shuffled sites", *beside} and len({nulls[name].n_draws for name in beside}) == 1
