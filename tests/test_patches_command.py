@@ -178,7 +178,7 @@ def test_studies_start_from_their_own_means_at_every_token(mini):
     pixels = model.preprocess(sample_images())
     names, means = ["star", "heart"], vl.ReferenceMeans.from_images(model, pixels)
     spelt = ["dsl-mean:alpha=5", "patch-dsl-mean:alpha=5", "patch-diffusion"]
-    plain, of_patches, _ = lenses_of_reference(spelt, model, pixels, means, names=names)
+    plain, of_patches, _ = lenses_of_reference(spelt, model, pixels, means, names=names, first=pixels)
     wanted = vl.ReferenceMeans.from_images(model, pixels, positions="all")
     assert plain.reference is means and of_patches.reference.content == wanted.content
 
