@@ -31,6 +31,7 @@ _HOME = {
     "Inputs": "vit_lens.sweeping",
     "JacobianCounterfactualLens": "vit_lens.lenses",
     "JacobianLens": "vit_lens.lenses",
+    "IPAdapterDecoder": "vit_lens.decoders",
     "KandinskyDecoder": "vit_lens.decoders",
     "Lens": "vit_lens.lenses",
     "PatchDiffusionLens": "vit_lens.lenses",

@@ -1,9 +1,9 @@
 """Which encoder is which: one canonical id per set of weights, whatever route they came by."""
 
 __all__ = [
-    "EMBEDDED_PIPELINES", "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "MINI_FLUX", "MINI_RAE",
-    "MINI_RAE_FILES", "MINI_SD", "aliases", "canonical_encoder_id", "exact_fingerprint", "fingerprint",
-    "forget_fingerprints", "same_encoder", "text_side",
+    "EMBEDDED_PIPELINES", "KANDINSKY_22_ENCODER", "MINI_ENCODER", "MINI_FILES", "MINI_FLUX", "MINI_IP",
+    "MINI_IP_FILES", "MINI_RAE", "MINI_RAE_FILES", "MINI_SD", "aliases", "canonical_encoder_id", "exact_fingerprint",
+    "fingerprint", "forget_fingerprints", "same_encoder", "text_side",
 ]  # fmt: skip
 
 import hashlib
@@ -21,6 +21,8 @@ MINI_FILES = Path(__file__).parent / "mini" / "pair"
 MINI_RAE = "vit_lens/mini-rae"
 MINI_RAE_FILES = Path(__file__).parent / "mini" / "rae"
 """Where the decoder of the embedded encoder's patch tokens is, with the means of every token."""
+MINI_IP, MINI_IP_FILES = "vit_lens/mini-ip", MINI_FILES.parent / "ip"
+"""The second decoder of the embedded encoder, which shares nothing with the first: its id, and where its files are."""
 MINI_SD, MINI_FLUX = "vit_lens/mini-sd", "vit_lens/mini-flux"
 EMBEDDED_PIPELINES = {"mini-sd": MINI_FILES.parent / "sd", "mini-flux": MINI_FILES.parent / "flux"}
 """Where the embedded text-to-image models are, each in the layout of its pipeline of diffusers, by its name."""

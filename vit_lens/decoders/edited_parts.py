@@ -2,7 +2,7 @@
 
 __all__ = ["edits", "unsaved_buffers"]
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
-def edits(part: Any) -> dict[str, str]:
+def edits(part: Any, prepare: Callable[[Any], object] | None = None) -> dict[str, str]:
     """Return what was changed of a part of diffusers since it was built, by module and attribute; weights do not count.
 
     Pictures follow from weights, configuration and this: the ``eps`` of a norm, a processor of attention, a module or
@@ -20,6 +20,7 @@ def edits(part: Any) -> dict[str, str]:
 
     Args:
         part: A model of diffusers, whose configuration builds it again, on no device.
+        prepare: What is done to it then, such as putting in an adapter of which configurations say nothing.
 
     >>> edits(decoder.unet)
     {}
@@ -29,7 +30,10 @@ def edits(part: Any) -> dict[str, str]:
     >>> decoder.unet.conv_norm_out.eps = decoder.unet.config.norm_eps
     """
     with torch.device("meta"):
-        built = dict(_settings(type(part).from_config(part.config).eval()))
+        again = type(part).from_config(part.config)
+        if prepare is not None:
+            prepare(again)
+        built = dict(_settings(again.eval()))
     found = dict(_settings(part))
     names = sorted(name for name in built.keys() | found.keys() if built.get(name) != found.get(name))
     return {name: found.get(name, "removed") for name in names}

@@ -32,7 +32,10 @@ EncoderRef = str | HasEncoderId
 
 
 # Decoders on the Hub whose files do not say the encoder that they were made for.
-PUBLISHED: dict[str, str] = {"kandinsky-community/kandinsky-2-2-decoder": KANDINSKY_22_ENCODER}
+PUBLISHED: dict[str, str] = {
+    "kandinsky-community/kandinsky-2-2-decoder": KANDINSKY_22_ENCODER,
+    "h94/IP-Adapter:sdxl_models/ip-adapter_sdxl.safetensors": KANDINSKY_22_ENCODER,  # the same ViT-bigG-14
+}
 
 
 def encoder_id_of(encoder: EncoderRef) -> str:

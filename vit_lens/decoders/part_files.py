@@ -13,19 +13,19 @@ from vit_lens.decoders.configs import from_config, read_config
 from vit_lens.decoders.weight_files import WEIGHTS, load_weights
 from vit_lens.errors import DecoderError
 from vit_lens.files import damaged, parse_json
-from vit_lens.identity import EMBEDDED_PIPELINES, MINI_FILES, MINI_RAE_FILES
+from vit_lens.identity import EMBEDDED_PIPELINES, MINI_FILES, MINI_IP_FILES, MINI_RAE_FILES
 from vit_lens.sources import fetch_snapshot
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _CLIPS_NOTHING = re.compile(r'"lambda_min_clipped":\s*-Infinity\s*,')
 _INDEX = "model_index.json"
 _EXPECTED = (
-    "expected 'mini', a directory that a pipeline of diffusers was saved in, such as one with unet/, movq/ and "
-    "scheduler/, 'mini-sd' or 'mini-flux' to draw from text, 'mini-rae' to draw patch tokens, or a Hub id such "
-    "as 'kandinsky-community/kandinsky-2-2-decoder'"
+    "expected 'mini', 'mini-ip', a directory that a pipeline of diffusers was saved in, such as one with unet/, movq/ "
+    "and scheduler/, 'mini-sd' or 'mini-flux' to draw from text, 'mini-rae' to draw patch tokens, or a Hub id such as "
+    "'kandinsky-community/kandinsky-2-2-decoder'"
 )
 _WRITTEN_BESIDE = {"AutoencoderTiny": ("block_out_channels",)}  # diffusers writes it, ignores it, and has it of others
-_EMBEDDED = {"mini": MINI_FILES / "decoder", "mini-rae": MINI_RAE_FILES, **EMBEDDED_PIPELINES}
+_EMBEDDED = {"mini": MINI_FILES / "decoder", "mini-ip": MINI_IP_FILES, "mini-rae": MINI_RAE_FILES, **EMBEDDED_PIPELINES}
 OF_PART = ("config.json", WEIGHTS, f"{WEIGHTS}.index.json", "diffusion_pytorch_model-*-of-*.safetensors")
 """What a part that draws is in, besides ``scheduler_config.json`` for a scheduler."""
 

@@ -1,6 +1,6 @@
 """The folders of text-to-image pipelines: what draws and what reads, each half loaded alone."""
 
-__all__ = ["TextCard", "load_drawing", "load_pipeline", "load_text", "name_of"]
+__all__ = ["TextCard", "load_drawing", "load_drawn", "load_pipeline", "load_readers", "load_text", "name_of"]
 
 import inspect
 from collections.abc import Mapping
@@ -71,7 +71,21 @@ def name_of(name: str | Path) -> tuple[str, bool]:
 
 
 def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, dict[str, Any]]:
-    """Load what draws of a pipeline; return the stock pipeline without its text encoders, and what its card says.
+    """Do what :func:`load_drawn` does; return what the pipeline's card says in place of where it lies."""
+    pipeline, directory = load_drawn(name, dtype, device)
+    return pipeline, _said(directory)
+
+
+def load_text(
+    name: str | Path, dtype: torch.dtype, device: str | torch.device
+) -> tuple[Any, Mapping[str, Any] | None, dict[str, Any]]:
+    """Do what :func:`load_readers` does; return what the pipeline's card says in place of where it lies."""
+    pipeline, denoiser, directory = load_readers(name, dtype, device)
+    return pipeline, denoiser, _said(directory)
+
+
+def load_drawn(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, Path]:
+    """Load what draws of a pipeline; return the stock pipeline without its text encoders, and the folder it lies in.
 
     Raises:
         DecoderError: There is no such pipeline, or something is wrong with its files.
@@ -94,13 +108,13 @@ def load_drawing(name: str | Path, dtype: torch.dtype, device: str | torch.devic
     for part, classes in drawn.parts.items():
         older = drawn.older if part == drawn.denoiser[0] else None
         parts[part] = load_part(directory / part, *classes, dtype=dtype, device=device, older=older)
-    return stock(kind, parts, **_options(index)), _said(directory)
+    return stock(kind, parts, **_options(index)), directory
 
 
-def load_text(
+def load_readers(
     name: str | Path, dtype: torch.dtype, device: str | torch.device
-) -> tuple[Any, Mapping[str, Any] | None, dict[str, Any]]:
-    """Load what reads of a pipeline; return the stock pipeline without what draws, the denoiser's config, and the card.
+) -> tuple[Any, Mapping[str, Any] | None, Path]:
+    """Load what reads of a pipeline; return the stock pipeline without what draws, the denoiser's config, the folder.
 
     Raises:
         DecoderError: There is no such pipeline, or something is wrong with its files.
@@ -130,7 +144,7 @@ def load_text(
         reads = getattr(transformers, _tokenizer_class(directory, index, tokenizer.name, one))
         with damaged(DecoderError, f"{tokenizer} is no tokenizer of {reads.__name__}", _ADVICE):
             parts[tokenizer.name] = reads.from_pretrained(tokenizer, local_files_only=True)
-    return stock(kind, parts, **_options(index)), denoiser, _said(directory)
+    return stock(kind, parts, **_options(index)), denoiser, directory
 
 
 def load_pipeline(name: str | Path, dtype: torch.dtype, device: str | torch.device) -> tuple[Any, str, dict[str, Any]]:

@@ -4,7 +4,7 @@ __all__ = ["Stage"]
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -98,13 +98,21 @@ class Stage:
         if level >= (most := self._others["image_noising_scheduler"].config.num_train_timesteps):
             raise DecoderError(f"noise_level={level}, but the second stage was trained with 0 to {most - 1}")
 
-    def run(self, word: str, arguments: dict[str, Any]) -> Tensor:
-        """Draw with a scheduler of its own, which keeps nothing of an earlier call."""
+    def run(self, word: str, arguments: dict[str, Any], **methods: Callable[..., Any]) -> Tensor:
+        """Draw with a scheduler of its own, which keeps nothing of an earlier call.
+
+        Args:
+            word: What settings call the scheduler.
+            arguments: What the pipeline is called with.
+            **methods: Methods that are put in place of the pipeline's own.
+        """
         import diffusers
 
         own = self._others["scheduler"]
         cls = type(own) if (named := SAMPLERS[word]) is None else getattr(diffusers, named)
         pipe = stock(self.name, self.trained | self._others | {"scheduler": cls.from_config(own.config)})
+        for name, method in methods.items():
+            setattr(pipe, name, method)
         with warnings.catch_warnings():  # diffusers hands torch tensors to numpy 2 in a way that it is leaving
             warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
             return pipe(**arguments, **self.drawn.call, output_type="pt").images

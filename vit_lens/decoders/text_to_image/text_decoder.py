@@ -3,14 +3,12 @@
 __all__ = ["TextDecoder"]
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_lens.addresses import as_index
 from vit_lens.conditions import Condition
@@ -18,9 +16,10 @@ from vit_lens.decoders.by_name import reads_layout
 from vit_lens.decoders.contract import Decoder
 from vit_lens.decoders.known_weights import KnownWeights
 from vit_lens.decoders.matching import EncoderRef, encoder_id_of
-from vit_lens.decoders.memory import MAX_ROWS, guarded
+from vit_lens.decoders.memory import MAX_ROWS
 from vit_lens.decoders.never_trained import never_trained
 from vit_lens.decoders.numerics import stated_numerics
+from vit_lens.decoders.passes import draw_in_passes
 from vit_lens.decoders.settings import override
 from vit_lens.decoders.text_to_image.drawing import DRAWN, UPSCALER, format_of, text_parts
 from vit_lens.decoders.text_to_image.prompts import PromptEncoder
@@ -311,24 +310,17 @@ class TextDecoder(Decoder):
                 )
         else:
             size, single = batch_size or min(len(condition), self.batch_size(settings)), None
-        rows = condition.to(self.device)
-        pictures, done = [], 0
-        with torch.inference_mode(), tqdm(disable=not progress, desc="decoding", unit="row", total=len(rows)) as bar:
-            while done < len(rows):
-                given = rows[done : done + size]
-                n = len(given)
-                if batch_size is not None:
-                    given = given.padded(size)
-                made, said = guarded(partial(self._draw, given, empty, settings, single), self.device)
-                if made is None:
-                    size = self._smaller(len(given), settings, said, single is not None)
-                    if on_smaller is not None:
-                        on_smaller(size)
-                    continue
-                pictures.append(self._delivered(made[:n], output))
-                bar.update(n)
-                done += n
-        return torch.cat(pictures)  # outside of the block: what was made in it cannot enter autograd later
+
+        def smaller(rows: int, said: str) -> int:
+            fewer = self._smaller(rows, settings, said, single is not None)
+            if on_smaller is not None:
+                on_smaller(fewer)
+            return fewer
+
+        return draw_in_passes(
+            condition.to(self.device), lambda rows: self._draw(rows, empty, settings, single), size, smaller=smaller,
+            padded=batch_size is not None, output=output, progress=progress,
+        )  # fmt: skip
 
     # ---- parts of a call
 
@@ -416,16 +408,6 @@ class TextDecoder(Decoder):
                 f"{self.device} ({self.dtype}): {said}; {advice}, a smaller height and width, or free memory"
             )
         return rows // 2
-
-    def _delivered(self, made: Tensor, output: str) -> Tensor:
-        if not bool(torch.isfinite(made).all()):
-            raise DecoderError(
-                f"decoded pictures hold NaN or infinite values ({self._first.denoiser.dtype}): broken weights, or an "
-                "overflow; try dtype=torch.bfloat16 or torch.float32"
-            )
-        if output == "float":
-            return made * 2 - 1
-        return (made.permute(0, 2, 3, 1) * 255).round().to("cpu", torch.uint8).contiguous()
 
     def _guided(self, guidance: float) -> bool:
         return self.format.negative is not None and not self._is_distilled and guidance > 1

@@ -4,6 +4,7 @@ __all__ = ["UNetSettings", "build_bank", "build_scheduler", "build_unet", "train
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -93,17 +94,27 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def build_bank(
-    path: Path, encoder: CLIPModel, movq: VQModel, *, seed: int, n_images: int, chunk: int = 250
+    path: Path,
+    encoder: CLIPModel,
+    to_latents: Callable[[Float[Tensor, "image 3 height width"]], Tensor],
+    *,
+    seed: int,
+    n_images: int,
+    stream: int = 2,
+    chunk: int = 250,
 ) -> dict[str, Tensor]:
-    """Give latents and embeddings of training scenes, from `path` if an earlier call wrote them there."""
+    """Give latents and embeddings of training scenes, from `path` if an earlier call wrote them there.
+
+    `to_latents` encodes signed pictures; scenes of another `stream` are others.
+    """
     if path.exists():
         with damaged(OutputError, f"{path} is no whole bank of scenes", "remove it, or choose another --out"):
             return load_file(path)
-    codes = world.sample_codes(n_images, np.random.default_rng([seed, 2]), held_out=False)
+    codes = world.sample_codes(n_images, np.random.default_rng([seed, stream]), held_out=False)
     latents, embeds = [], []
     for first in range(0, n_images, chunk):
         images = world.render_codes(codes[first : first + chunk])
-        latents.append(movq.encode(to_signed(images)).latents.half())
+        latents.append(to_latents(to_signed(images)).half())
         embeds.append(image_embeds(encoder, to_pixels(images)))
         if first % (chunk * 20) == 0:
             _log.info("bank %d/%d", first, n_images)
@@ -187,7 +198,9 @@ def _train_as(worker: Worker, *, out: Path, seed: int, settings: UNetSettings) -
 def _bank_of(out: Path, *, seed: int, settings: UNetSettings) -> dict[str, Tensor]:
     encoder = CLIPModel.from_pretrained(out / "encoder").float().eval()
     movq = VQModel.from_pretrained(out / "movq").float().eval()
-    return build_bank(out / "bank.safetensors", encoder, movq, seed=seed, n_images=settings.n_bank)
+    return build_bank(
+        out / "bank.safetensors", encoder, lambda x: movq.encode(x).latents, seed=seed, n_images=settings.n_bank
+    )
 
 
 def _optimizers(model: UNet2DConditionModel, settings: UNetSettings) -> tuple[Muon, torch.optim.AdamW]:
