@@ -7,7 +7,7 @@ from conftest import randomize
 from PIL import Image
 
 
-def tower():
+def tower(encoder_id="test/tower", act="gelu"):
     """A random CLIP tower of two layers and three heads."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -15,7 +15,7 @@ def tower():
 
     config = CLIPVisionConfig(
         hidden_size=33, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3, image_size=20, patch_size=10,
-        projection_dim=tiny_kandinsky.D_EMBED, hidden_act="gelu",
+        projection_dim=tiny_kandinsky.D_EMBED, hidden_act=act,
     )  # fmt: skip
     spec = PreprocessSpec(
         size=(20, 20), mean=(0.5, 0.4, 0.45), std=(0.3, 0.2, 0.25), interpolation="bicubic", resize_mode="shortest"
@@ -23,7 +23,7 @@ def tower():
     found = randomize(CLIPVisionModelWithProjection(config).eval())
     with torch.no_grad():
         found.visual_projection.weight.mul_(8)  # a natural length of embedding
-    return HookedViT.from_module(found, preprocess_spec=spec, encoder_id="test/tower").requires_grad_(False)
+    return HookedViT.from_module(found, preprocess_spec=spec, encoder_id=encoder_id).requires_grad_(False)
 
 
 def decoder(**settings):

@@ -43,6 +43,7 @@ _HOME = {
     "Prompts": "vit_lens.sweeping",
     "RAEDecoder": "vit_lens.decoders",
     "ReferenceMeans": "vit_lens.reference",
+    "SecondDecoder": "vit_lens.sweeping",
     "Site": "vit_lens.addresses",
     "TextBank": "vit_lens.texts",
     "TextAnchors": "vit_lens.lenses",

@@ -3,9 +3,9 @@
 __all__ = [
     "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "Anchors", "BatchSize", "Captions", "ControlImages",
     "ControlKinds", "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device",
-    "EncoderDtype", "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Jacobian", "Lenses",
+    "EncoderDtype", "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Jacobian", "Judge", "Lenses",
     "MaybeOut", "MaybeOutFile", "Model", "Normalise", "OnlyPlan", "Open", "Out", "OutFile", "Pair", "Prompts",
-    "QuickGelu", "Reference", "ReferenceImages", "Shard", "Sites", "Size", "Steps", "Tag", "Tower", "Truncate",
+    "QuickGelu", "Reference", "ReferenceImages", "SecondDecoder", "SecondSettings", "Shard", "Sites", "Size", "Steps", "Tag", "Tower", "Truncate",
     "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
@@ -111,8 +111,28 @@ DecoderDtype = Annotated[str, typer.Option(help=f"Of the decoder's weights: {', 
 Decoder = Annotated[
     str,
     typer.Option(
-        help="mini, mini-rae (patch tokens), a Hub id, a local directory; or none, where numbers do without pictures."
+        help="mini, mini-ip, mini-rae (patch tokens), a Hub id, a local directory; or none, where numbers do without "
+        "pictures. An image adapter for SDXL stands behind a +: PIPELINE+FILE.safetensors, "
+        "PIPELINE+owner/repository:FILE.safetensors."
     ),
+]
+SecondDecoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Another decoder for the same encoder, which draws every site, too: where the pictures disagree, one of "
+        "them was made up. mini has mini-ip."
+    ),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="The encoder that compares the pictures of two decoders, one that neither was made for. Default: of mini "
+        "a second small CLIP, else the encoder itself."
+    ),
+]
+SecondSettings = Annotated[
+    str | None,
+    typer.Option(help="Of the second decoder, where not its own: steps=20,guidance=4,size=512."),
 ]
 DecoderEncoder = Annotated[
     str | None, typer.Option(help="Id of the encoder that the decoder was made for, where its files do not say it.")

@@ -27,6 +27,7 @@ Examples:
   vit-lens sweep photos/ --controls
   vit-lens sweep photos/ --controls --budget 60s
   vit-lens sweep photos/ --controls --control-kind random --control-kind other --control-images others/
+  vit-lens sweep photos/ --second-decoder mini-ip
   vit-lens sweep cat.png --captions "a cat, a dog" --gallery photos/ --decoder none --model ViT-B-32 --tag openai
   vit-lens sweep --prompts "a red star" --prompts prompts.txt --model ./stable-diffusion --controls
   vit-lens sweep cat.png --sites L7H3,L7.mlp --lens dsl-mean:alpha=5 --decoder-seed 0 --decoder-seed 1
@@ -128,6 +129,9 @@ def sweep(
         bool,
         typer.Option("--live/--no-live", help="Keep what the live page needs (up to 8 MB): parts to turn up and down."),
     ] = True,
+    second_decoder: flags.SecondDecoder = None,
+    second_settings: flags.SecondSettings = None,
+    judge: flags.Judge = None,
     shard: flags.Shard = None,
     threads: Annotated[
         int | None,
@@ -158,7 +162,8 @@ def sweep(
         prompting.refuse_images_words(
             images=paths or images, captions=captions, gallery=gallery, fast=fast, compile=compiled, jacobian=jacobian,
             control_images=control_images, guidance_interval=guidance_interval,
-            decoder_encoder=pair.decoder_encoder, tag=pair.tag,
+            decoder_encoder=pair.decoder_encoder, tag=pair.tag, second_decoder=second_decoder, judge=judge,
+            second_settings=second_settings,
         )  # fmt: skip
         made = prompting.plan_prompts(
             pair, prompts, truncate=truncate, lens=lens, reference=reference, sites=sites, dtype=decoder_dtype,
@@ -205,6 +210,7 @@ def sweep(
         vit, drawer, found, lens=lenses, sites=wanted,
         drawing=Drawing(settings=settings, seeds=pair.decoder_seed or None, batch_size=batch_size),
         controls=against, beside=beside, budget=allowance, execution=execution,
+        second_decoder=intake.second_of(second_decoder, second_settings, judge, vit, decoder_dtype, pair.device),
     )  # fmt: skip
     shown = drawer is not None or captions is not None or gallery is not None
     _run(made, out, only_plan, page, allowance, started, shown=shown, notes=mini_notes(vit))

@@ -25,6 +25,7 @@ from vit_lens.records.notebook import record_html
 from vit_lens.records.opening import RecordFiles, read_manifest
 from vit_lens.records.row_files import StoredConditions
 from vit_lens.records.schema import has_picture, input_name, picture_name
+from vit_lens.records.second import JUDGED, JUDGED_FIRST, SECOND, agreement_table
 
 
 class _Pooled(Mapping[str, Tensor]):
@@ -195,6 +196,47 @@ class Record:
             RecordError: They are damaged.
         """
         return load_live(self.files)
+
+    @cached_property
+    def second(self) -> Any:  # of Record | None, which beartype would read to check it
+        """The record of a second decoder on the same rows (``second_decoder=`` of :func:`vit_lens.sweep`); or None.
+
+        Raises:
+            RecordError: It is damaged, or its rows are others.
+        """
+        if not (self.path / SECOND / "record.json").is_file():
+            return None
+        found = Record.load(self.path / SECOND)
+        plans = [one.table[["input", "seed", "reading", "site"]] for one in (self, found)]
+        if not plans[0].equals(plans[1]):
+            raise RecordError(f"{found.path} has other rows than {self.path}; remove it, and run the same sweep again")
+        return found
+
+    @property
+    def agreement(self) -> pd.DataFrame | None:
+        """How alike the two decoders' pictures of every row are, and how alike those of mismatched sites.
+
+        As a judge sees them: an encoder for which neither decoder was made, or else the encoder itself
+        (:func:`vit_lens.records.judge_words` says which of the two). None without a second decoder, and in a part of a
+        divided sweep, whose sites are not all there to be mismatched: merge the parts first.
+
+        Returns:
+            By row: ``row``, ``agreement``, ``agreement_null``, ``agreement_mismatched``, ``agreement_p``; see
+            ``docs/second_decoder.md``.
+
+        Raises:
+            RecordError: Something that it follows from is damaged.
+        """
+        if self.second is None or self.manifest["shard"]:
+            return None
+        seen = self.second.conditions
+        if JUDGED_FIRST in seen:
+            first, second = seen[JUDGED_FIRST].flat, seen[JUDGED].flat
+        elif "reencoded" in seen:
+            first, second = self.conditions["reencoded"].flat, seen["reencoded"].flat
+        else:  # nothing is drawn yet
+            return None
+        return agreement_table(self.table, first, second, self.conditions["lens"].flat)
 
     def neighbour(self, index: SupportsIndex) -> PIL.Image.Image:
         """Return the small copy of a gallery's picture, by its index in the gallery.

@@ -7,6 +7,9 @@ Format 2, a folder:
 ``table.csv``                         a line for each row, with the columns that the manifest declares
 ``embeddings/NAME/000000.safetensors`` conditions of so many rows each: ``lens`` and ``reencoded`` by row, ``clean`` by
                                       input, ``negative`` one; parts ``pooled``, ``tokens``, ``mask``
+``second/``                           the record of a second decoder, row for row, which says in ``beside.judge`` who
+                                      compared the pictures, and holds what it saw, ``judged`` and ``judged_first``;
+                                      none of it is listed here
 ``pictures/000000.png``               by row; those of a budget's first pass in ``pictures/coarse``
 ``inputs/0000.png``                   what the model saw of an image, by its index
 ``anchors/DIGITS.png``                what the model saw of another image that a reading starts from
@@ -39,6 +42,7 @@ from vit_lens.controls import CONTROLS
 from vit_lens.errors import RecordError
 from vit_lens.metrics import control_columns
 from vit_lens.records.cells import csv_bytes, csv_text
+from vit_lens.records.second import JUDGED, JUDGED_FIRST
 
 FORMAT = 2
 Kind = Literal["int", "int or empty", "float", "text"]
@@ -66,7 +70,7 @@ MANIFEST_KEYS = (*IDENTITY_KEYS, "threads", "conditions", "files", "command", "n
 LISTED = ("path", "size", "sha256", "media_type")
 """Columns of ``files.csv``."""
 READOUTS_FILE, LIVE_FILE = "readouts.safetensors", "live.safetensors"
-CONDITIONS = ("lens", "reencoded", "clean", "negative")
+CONDITIONS = ("lens", "reencoded", "clean", "negative", JUDGED, JUDGED_FIRST)
 _COUNT, _SIZE = range(10**9), range(1, 2**22)
 # What readers of a manifest rely on: types, ranges of whole numbers, [of a list], and alternatives; the rest is free.
 _FORM: dict[str, Any] = {
@@ -129,7 +133,7 @@ def looks_again(manifest: Mapping[str, Any]) -> bool:
 def lengths(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Return how many rows each kind of condition of a record has."""
     n_rows = int(manifest["batch_plan"]["n_rows"])
-    return dict(zip(CONDITIONS, (n_rows, n_rows, len(manifest["inputs"]), 1), strict=True))
+    return dict(zip(CONDITIONS, (n_rows, n_rows, len(manifest["inputs"]), 1, n_rows, n_rows), strict=True))
 
 
 def part_name(name: str, part: int) -> str:

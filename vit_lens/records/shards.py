@@ -17,6 +17,7 @@ from vit_lens.files import as_path
 from vit_lens.records.answers import Found, anchor_name, gallery_name
 from vit_lens.records.record import Record
 from vit_lens.records.schema import IDENTITY_KEYS, differing, has_picture, picture_name
+from vit_lens.records.second import SECOND, write_agreement
 from vit_lens.records.writer import RecordWriter
 
 # What a part has of its own is its rows, and with them its inputs.
@@ -43,6 +44,8 @@ def expand(given: Iterable[Sequence[int]]) -> list[int]:
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Record:
     """Write the record of all parts of a divided sweep: every row in its place of the whole sweep, pictures copied.
+
+    What a second decoder drew is joined in the same way.
 
     Args:
         paths: The directories of all parts, in any order.
@@ -74,6 +77,13 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
         joined.write_conditions(writer)
         writer.write_table(joined.table())
         writer.finish(_thread_notes(parts))
+    seconds = [part.path for part in parts if (part.path / SECOND).is_dir()]
+    if seconds and len(seconds) < len(parts):
+        lacking = next(part.path for part in parts if part.path not in seconds)
+        raise RecordError(f"{lacking} has no second decoder, and {seconds[0]} has; sweep it again with the same one")
+    if seconds:
+        merge([path / SECOND for path in seconds], as_path(out, OutputError, "out") / SECOND)
+        write_agreement(Record.load(out))
     return Record.load(out)
 
 

@@ -2,8 +2,7 @@
 
 __all__ = [
     "DEFAULT_SITES", "Beside", "Budget", "Controls", "Drawing", "Execution", "Inputs", "Plan", "Prompts",
-    "plan", "run",
-    "sweep",
+    "SecondDecoder", "plan", "run", "sweep",
 ]  # fmt: skip
 
 import os
@@ -19,7 +18,7 @@ from vit_lens.reference import ReferenceMeans
 from vit_lens.sweeping.beside_pictures import Beside
 from vit_lens.sweeping.budget import Budget
 from vit_lens.sweeping.plan import DEFAULT_SITES, Plan, plan
-from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, check_kind
+from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, SecondDecoder, check_kind
 from vit_lens.sweeping.stages import run
 from vit_lens.sweeping.text_inputs import Prompts
 
@@ -29,7 +28,8 @@ def sweep(
     lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | TextMeans | None = None,
     anchors: Any = None, sites: Sites | None = None, out: str | os.PathLike[str],
     drawing: Drawing | None = None, controls: Controls | bool = False, beside: Beside | None = None,
-    budget: Budget | str | int | float | None = None, execution: Execution | None = None, progress: bool = False,
+    budget: Budget | str | int | float | None = None, execution: Execution | None = None,
+    second_decoder: SecondDecoder | Decoder | None = None, progress: bool = False,
     on_pass: Callable[[Record], object] | None = None, command: str | None = None, notes: Sequence[str] = (),
 ) -> Record:  # fmt: skip
     """Read every site of every input through lenses, draw each embedding, and keep all of it on disk.
@@ -63,6 +63,9 @@ def sweep(
             come first, evenly over the inputs (:func:`vit_lens.sweeping.order.refining_groups`). The record stays
             unfinished until all is refined; the same call again goes on for another budget, and without one to the end.
         execution: The executor, the part of a divided sweep, and the number of threads; None draws all of it here.
+        second_decoder: Another decoder for the same encoder, or :class:`SecondDecoder`, which says who compares the
+            pictures: it draws every row, too, after the first has drawn all of them, and :attr:`vit_lens.Record.second`
+            and :attr:`vit_lens.Record.agreement` hold what came of it. It may be added to a sweep that is finished.
         progress: Whether bars are shown, and with a budget what it will cover.
         on_pass: A function that is called with the record as far as it is, after each pass, now and then in between,
             and at the end.
@@ -96,6 +99,6 @@ def sweep(
     check_kind("out", out, (str, os.PathLike), "a path")
     made = plan(
         model, decoder, inputs, lens=lens, reference=reference, anchors=anchors, sites=sites, drawing=drawing,
-        controls=controls, beside=beside, budget=budget, execution=execution,
+        controls=controls, beside=beside, budget=budget, execution=execution, second_decoder=second_decoder,
     )  # fmt: skip
     return run(made, out, started=started, progress=progress, on_pass=on_pass, command=command, notes=notes)

@@ -15,7 +15,18 @@ from vit_lens.conditions import Condition
 from vit_lens.engine import OWN, Drawn, Task
 from vit_lens.errors import ContractError
 from vit_lens.metrics import cosine
-from vit_lens.records import DRAWN, Record, RecordWriter, has_picture, input_name, looks_again, picture_name
+from vit_lens.records import (
+    DRAWN,
+    JUDGED,
+    JUDGED_FIRST,
+    PLAN_COLUMNS,
+    Record,
+    RecordWriter,
+    has_picture,
+    input_name,
+    looks_again,
+    picture_name,
+)  # fmt: skip
 from vit_lens.sweeping.beside_pictures import BesideModel, Collected
 from vit_lens.sweeping.embedding import Embedded
 from vit_lens.sweeping.threads import PictureThreads
@@ -71,6 +82,8 @@ class Ledger:
                 again = held.rows("reencoded", rows.tolist()).flat
                 strays = _strays(table["faithfulness"][rows], again, lens)
                 table.loc[rows[strays | _strays(table["cos_input"][rows], again, clean)], "drawn"] = ""
+            if JUDGED in held:
+                table.loc[rows[~_there(held.rows(JUDGED, rows.tolist()))], "drawn"] = ""
 
     def _places(self, rows: Any) -> list[int]:
         return [self._place[index] for index in self.table.loc[rows, "input"]]
@@ -133,6 +146,47 @@ class Ledger:
         if negative is not None and self._held.rows("negative", [0]).flat.isnan().any():
             self._held.put("negative", [0], negative)
 
+    # ---- a second decoder
+
+    def adopt(self, source: Record, negative: Condition | None, judged: int | None) -> None:
+        """Take what was asked of a first decoder, and the numbers of it, from its record.
+
+        Args:
+            source: The complete record of the first decoder, row for row.
+            negative: Of the second decoder.
+            judged: How wide what the judge sees of a picture is; None where the encoder itself compares.
+        """
+        shapes = {name: source.conditions[name].shapes() for name in ("lens", "clean")}
+        shapes |= {"reencoded": shapes["clean"]} | ({} if negative is None else {"negative": negative.shapes()})
+        shapes |= {} if judged is None else {key: {"pooled": (judged,)} for key in (JUDGED, JUDGED_FIRST)}
+        if not self._held:
+            self._writer.begin_conditions(shapes)
+            self._held = self._writer.hold_conditions()
+        done = self.embedded_inputs()
+        for entry in self._writer.manifest["inputs"]:
+            if (index := entry["index"]) in done:
+                continue
+            rows = self.table.index[self.table["input"] == index].tolist()
+            self._held.put("lens", rows, source.conditions["lens"][rows])
+            self._held.put("clean", [self._place[index]], source.conditions["clean"][[self._place[index]]])
+            for name in self.table.columns[len(PLAN_COLUMNS) : list(self.table.columns).index("faithfulness")]:
+                self.table.loc[rows, name] = source.table.loc[rows, name]
+            self._writer.write_input(index, source.input(index))
+            if self._held.is_full:
+                self._writer.write_changed(self._held)
+        if negative is not None and self._held.rows("negative", [0]).flat.isnan().any():
+            self._held.put("negative", [0], negative)
+        self.save()
+
+    def unjudged(self, rows: list[int]) -> bool:
+        """Whether the judge has not seen the first decoder's pictures of some rows."""
+        return not bool(_there(self._held.rows(JUDGED_FIRST, rows)).all())
+
+    def keep_judged_first(self, rows: list[int], seen: Condition) -> None:
+        """Keep what the judge sees in the first decoder's pictures."""
+        self._held.put(JUDGED_FIRST, rows, seen)
+        self._keep()
+
     # ---- drawing
 
     def __enter__(self) -> "Ledger":
@@ -179,6 +233,8 @@ class Ledger:
             if row not in on_disk and self._pictures is not None:
                 self._pictures.write(row, drawn.pictures[index], task.drawn)
         again = drawn.seen.get(OWN)
+        if (judged := drawn.seen.get(JUDGED)) is not None:
+            self._held.put(JUDGED, members, judged[place])
         self._note(task, members, None if again is None else again[place])
         self._keep()
 
@@ -255,6 +311,11 @@ def _strays(stored: pd.Series, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     """Return which stored cosines are not those of two lists of vectors, or are of vectors that are not there."""
     there = (a.isfinite().all(-1) & b.isfinite().all(-1)).numpy()
     return ~(there & np.isclose(stored.to_numpy(), cosine(a, b).numpy(), rtol=0, atol=1e-6, equal_nan=True))
+
+
+def _there(held: Condition) -> np.ndarray:
+    """Return which rows hold something."""
+    return held.flat.isfinite().all(-1).numpy()
 
 
 def _memory_notes(planned: int, changes: list[dict[str, Any]]) -> list[str]:

@@ -25,7 +25,7 @@ from vit_lens.decoders import (
 )  # fmt: skip
 from vit_lens.engine import duration_words, flops_per_second, machine_kind, make_executor, size_words
 from vit_lens.errors import ContractError, RecordError, VitLensError, expect
-from vit_lens.identity import forget_fingerprints
+from vit_lens.identity import forget_fingerprints, same_encoder
 from vit_lens.lenses import Lens, Sites, TextMeans
 from vit_lens.models import HookedViT
 from vit_lens.records import COLUMNS, FORMAT, ranges, to_table
@@ -36,7 +36,7 @@ from vit_lens.sweeping.budget import Budget
 from vit_lens.sweeping.input_kinds import ImageKind, InputKind
 from vit_lens.sweeping.lens_readings import LensReading
 from vit_lens.sweeping.order import Batch, batches_in_order, legacy_batches, share_of
-from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, check_kind
+from vit_lens.sweeping.request import Controls, Drawing, Execution, Inputs, SecondDecoder, check_kind
 from vit_lens.sweeping.text_inputs import Prompts, TextKind
 
 DEFAULT_SITES = tuple(ImageKind.default_sites)
@@ -54,7 +54,7 @@ def plan(
     lens: Sequence[Lens | str] | Lens | str | None = None, reference: ReferenceMeans | TextMeans | None = None,
     anchors: Any = None, sites: Sites | None = None, drawing: Drawing | None = None,
     controls: Controls | bool = False, beside: Beside | None = None, budget: Budget | str | int | float | None = None,
-    execution: Execution | None = None,
+    execution: Execution | None = None, second_decoder: SecondDecoder | Decoder | None = None,
 ) -> "Plan":  # fmt: skip
     """Return what a sweep would do; see :func:`vit_lens.sweep`. Printed, it says what that takes.
 
@@ -76,6 +76,7 @@ def plan(
         beside: Captions, neighbours and live numbers to keep beside the pictures; None keeps none.
         budget: What one call may spend, as :meth:`Budget.parse` reads it; None for no bound.
         execution: The executor, the part of a divided sweep, and the number of threads; None draws all of it here.
+        second_decoder: Another decoder for the same encoder that draws every row, too, or :class:`SecondDecoder`.
 
     Raises:
         UnknownSiteError: A site is not the model's.
@@ -99,7 +100,7 @@ def plan(
     check_kind("execution", execution, Execution, "vit_lens.Execution(executor=..., shard=(i, n), threads=...)")
     kinds = (ReferenceMeans, TextMeans)
     check_kind("reference", reference, kinds, "such as ReferenceMeans.load('means.safetensors')")
-    forget_fingerprints(model, decoder)
+    forget_fingerprints(model, decoder, getattr(second_decoder, "decoder", second_decoder))
     kind, drawing, execution = _kind_of(model, inputs), drawing or Drawing(), execution or Execution()
     make_executor(execution.executor)  # refuses one that there is not, before anything is planned
     controls = Controls.of(controls)
@@ -142,10 +143,44 @@ def plan(
             decoder.check_settings(coarse)
         said = coarse and {**settings_dict(coarse), "words": decoder.settings_words(coarse)}
         within = {"same_above": spent.same_above, "coarse": said, "order": "information"}
-    return Plan(
+    made = Plan(
         kind=kind, decoder=decoder, readings=readings, seeds=seeds, settings=settings, size=size,
         drawing=drawing, controls=controls, others=others, beside=kept, budget=spent, within=within,
         execution=execution,
+    )  # fmt: skip
+    second = SecondDecoder.of(second_decoder)
+    return made if second is None else replace(made, second=_second(made, second))
+
+
+def _second(first: "Plan", given: SecondDecoder) -> "Plan":
+    """Return what the second decoder of a sweep would do: the same rows, in batches of as many.
+
+    Raises:
+        VitLensError: The sweep cannot have one, or it is the first again.
+    """
+    if not isinstance(first.kind, ImageKind) or first.decoder is None or first.budget is not None:
+        why = (
+            "a sweep of prompts"
+            if not isinstance(first.kind, ImageKind)
+            else ("a sweep without a first" if first.decoder is None else "a sweep within a budget")
+        )
+        raise VitLensError(f"{why} cannot have a second decoder: leave second_decoder= (--second-decoder) out")
+    decoder, judge = check_decoder(given.decoder), given.judge
+    first.kind.check_decoder(decoder, first.readings)
+    if decoder.fingerprint == first.decoder.fingerprint:
+        raise VitLensError(
+            f"the second decoder has the weights of the first, {first.decoder.decoder_id}: that it agrees with itself "
+            "says nothing; give another one"
+        )
+    if judge is not None and same_encoder(judge.encoder_id, first.model.encoder_id):
+        raise VitLensError(f"the judge {judge.encoder_id} is the encoder itself: leave judge out, and a record says so")
+    settings = decoder.defaults if given.settings is None else given.settings
+    for seed in first.seeds:
+        decoder.check_settings(seeded(settings, seed))
+    labels = Beside(labels=first.beside.labels)
+    return replace(
+        first, decoder=decoder, settings=settings, drawing=Drawing(settings=settings, seeds=first.seeds),
+        beside=first.kind.beside(labels, first.readings), judge=judge, is_second=True,
     )  # fmt: skip
 
 
@@ -169,6 +204,9 @@ class Plan:
         budget: What this call may spend; None for all there is.
         within: What a record keeps of its budgets: they decide twins and order for good; None for a sweep without.
         execution: Who draws which part.
+        second: What a second decoder would do; None where there is none.
+        judge: Of a second decoder: the encoder that compares the pictures; None for the encoder itself.
+        is_second: Whether this is what a second decoder would do.
 
     >>> plan = vl.plan(model, decoder, images, lens="diffusion", sites="resid_post")
     >>> plan
@@ -192,6 +230,9 @@ class Plan:
     budget: Budget | None
     within: dict[str, Any] | None
     execution: Execution
+    second: "Plan | None" = None
+    judge: HookedViT | None = None
+    is_second: bool = False
 
     @property
     def model(self) -> Any:
@@ -327,13 +368,21 @@ class Plan:
             "shard": shard and {
                 "index": shard[0], "of": shard[1], "n_rows": self.n_rows, "rows": ranges(rows),
             },
-            "beside": self.beside.describe(),
+            "beside": self._described_beside(),
             "controls": {
                 "embedding_draws": self.controls.draws, **self.kind.measured_from(self.readings),
                 **self._held_against(),
             },
             "conditions": None, "files": None, "complete": False, **more,
         }  # fmt: skip
+
+    def _described_beside(self) -> dict[str, Any] | None:
+        """Return what identifies what stands beside the pictures, the judge of a second decoder included."""
+        found = self.beside.describe()
+        if self.judge is None:
+            return found
+        kept = {"encoder_id": self.judge.encoder_id, "fingerprint": self.judge.fingerprint}
+        return {**(found or {}), "judge": kept | {"dtype": str(self.judge.dtype).removeprefix("torch.")}}
 
     def _held_against(self) -> dict[str, Any]:
         """Return what identifies the controls of images; nothing for prompts, whose readings say it."""
@@ -407,7 +456,14 @@ class Plan:
             free = free_memory(self.decoder.device)
             needed = size_words(cost.peak_bytes + cost.weight_bytes)
             lines.append(f"memory: {needed} for the decoder, {size_words(free)} are free")
-        return "\n".join([*lines, f"disk: about {size_words(self._stored(n))}"])
+        stored = self._stored(n)
+        if self.second is not None and self.second.decoder is not None:
+            judge = "the encoder itself" if self.second.judge is None else self.second.judge.encoder_id
+            took = self.second.seconds(self.second.settings, n)
+            words = f"second decoder: {n:,} pictures by {self.second.decoder.decoder_id}, compared by {judge}; "
+            lines.append(words + ("how long is not known" if took is None else f"about {duration_words(took)}"))
+            stored += self.second._stored(n)
+        return "\n".join([*lines, f"disk: about {size_words(stored)}"])
 
     def _control_lines(self, n: int) -> list[str]:
         """Say which controls are measured and drawn, and what drawing them takes of it all."""

@@ -1,6 +1,6 @@
 """What a sweep is asked for, in a few objects: what is read, how it is drawn, held against what, by whom."""
 
-__all__ = ["FORMULA", "Controls", "Drawing", "Execution", "Inputs", "check_kind"]
+__all__ = ["FORMULA", "Controls", "Drawing", "Execution", "Inputs", "SecondDecoder", "check_kind"]
 
 import os
 from collections import Counter
@@ -12,10 +12,13 @@ from typing import Any
 
 from vit_lens.addresses import as_index
 from vit_lens.controls import CONTROLS, ControlBank, check_normalisation
+from vit_lens.decoders import Decoder
 from vit_lens.engine import Executor
 from vit_lens.errors import ImageError, VitLensError, nearest
 from vit_lens.files import as_path
+from vit_lens.identity import same_encoder
 from vit_lens.images import find_images
+from vit_lens.models import HookedViT
 
 CONTROLS_OF_PROMPTS = ("random", "other", "shuffled", "empty")
 """What may stand in for what a site writes for a prompt; for an image it is one of ``vit_lens.controls.CONTROLS``."""
@@ -152,6 +155,49 @@ class Drawing:
                     f"seeds={list(self.seeds)} with noise='legacy' number the pictures of a site: give range(n); the "
                     "generator's seed is decoder.settings(seed=...)"
                 )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SecondDecoder:
+    """A second decoder, which draws every row that the first draws, so that their pictures can be compared.
+
+    What two decoders draw alike that share nothing but the embedding, neither made up alone. How alike they are
+    stands beside the same for mismatched sites (:attr:`vit_lens.Record.agreement`).
+
+    Args:
+        decoder: The second decoder, made for the same encoder as the first.
+        settings: How it draws; None takes its own defaults. Noise seeds are those of the sweep.
+        judge: The encoder that compares the pictures, one for which neither decoder was made; None takes the encoder
+            itself, which sees what both decoders were asked for, and a record says so.
+
+    Raises:
+        VitLensError: The judge is none, or the encoder that a decoder was made for.
+
+    >>> second = vl.SecondDecoder(decoder=vl.load_decoder("mini-ip"))
+    >>> print(vl.plan(model, decoder, images[:1], lens="diffusion", sites="resid_post", second_decoder=second))
+    inputs: 1
+    ...
+    second decoder: 8 pictures by vit_lens/mini-ip, compared by the encoder itself; about ...
+    """
+
+    decoder: Decoder
+    settings: Any = None
+    judge: HookedViT | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("judge", self.judge, HookedViT, "an encoder, such as HookedViT.from_pretrained(...)")
+        if self.judge is not None and self.decoder.encoder_id is not None:
+            if same_encoder(self.judge.encoder_id, self.decoder.encoder_id):
+                raise VitLensError(
+                    f"the judge {self.judge.encoder_id} is the encoder that the second decoder was made for: leave "
+                    "judge out, and the record says so, or give another encoder"
+                )
+
+    @classmethod
+    def of(cls, given: "SecondDecoder | Decoder | None") -> "SecondDecoder | None":
+        """Return a second decoder as it is; a decoder alone draws with its defaults, compared by the encoder itself."""
+        check_kind("second_decoder", given, (SecondDecoder, Decoder), "a decoder, or vit_lens.SecondDecoder(...)")
+        return cls(decoder=given) if isinstance(given, Decoder) else given
 
 
 @dataclass(frozen=True, kw_only=True)

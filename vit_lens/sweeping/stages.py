@@ -6,10 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -23,7 +25,7 @@ from vit_lens.errors import OutputError, RecordError
 from vit_lens.files import as_path
 from vit_lens.images import picture_hash
 from vit_lens.metrics import control_columns
-from vit_lens.records import Record, RecordWriter, read_manifest
+from vit_lens.records import JUDGED, SECOND, Record, RecordWriter, read_manifest, write_agreement
 from vit_lens.sweeping.budget import Pace
 from vit_lens.sweeping.embedding import Embedded, embed_input
 from vit_lens.sweeping.ledger import Ledger
@@ -64,11 +66,28 @@ def run(
     """
     started = time.monotonic() if started is None else started
     out = as_path(out, OutputError, "out")
+    how: dict[str, Any] = dict(started=started, progress=progress, command=command, notes=notes)
+    record = _run(plan, out, None, on_pass=on_pass, **how)
+    if plan.second is not None and record.complete:
+        size = record.manifest["batch_plan"]["batch_size"]  # parts of a sweep are of the same rows
+        _run(replace(plan.second, size=size), out / SECOND, record, on_pass=None, **how)
+        record = Record.load(out)
+        write_agreement(record)
+    if on_pass is not None:
+        on_pass(record)
+    return record
+
+
+def _run(
+    plan: Plan, out: Path, source: Any, *, started: float, progress: bool, on_pass: Callable[[Record], object] | None,
+    command: str | None, notes: Sequence[str],
+) -> Record:  # fmt: skip
+    """Run a plan in a directory; of a second decoder, ``source`` is the record of the first."""
     stored = read_manifest(out) if (out / "record.json").is_file() else None
     plan = plan.continuing(stored)
     threads = _threads(plan, stored)
     with recorded_threads(threads):
-        work = _Work(plan, started, progress)
+        work = _Work(plan, started, progress, source)
         if progress and plan.budget is not None and (words := plan.estimate()):
             tqdm.write(words, file=sys.stderr)
         work.read_inputs(new=stored is None)
@@ -84,11 +103,9 @@ def run(
                 ledger = Ledger(writer, plan.beside, on_pass)
                 work.embed_inputs(ledger)
                 if plan.decoder is None or not work.rows or work.draw(plan.decoder, ledger):
+                    work.judge_first(ledger)
                     ledger.finish()
-    record = Record.load(out)
-    if on_pass is not None:
-        on_pass(record)
-    return record
+    return Record.load(out)
 
 
 def _threads(plan: Plan, stored: Mapping[str, Any] | None) -> int:
@@ -108,12 +125,14 @@ class _Work:
     """A plan at work: what was read of its inputs, and which rows of the whole sweep this record holds.
 
     A part of a sweep within a budget finds twins and order over all rows, and then divides the rounds: ``same_as`` is
-    what it found, and ``embedded`` holds every input.
+    what it found, and ``embedded`` holds every input. Of a second decoder, ``source`` is the complete record of the
+    first, where everything stands that comes before drawing.
     """
 
     plan: Plan
     started: float
     progress: bool
+    source: Any = None  # of Record | None, which beartype would read to check it
     rows: list[int] = field(default_factory=list)
     described: dict[int, dict[str, Any]] = field(default_factory=dict)
     seen: dict[int, Image.Image | None] = field(default_factory=dict)
@@ -131,6 +150,10 @@ class _Work:
     def read_inputs(self, *, new: bool) -> None:
         """Read the inputs once each, all of them before anything is written, so that a broken one is told now."""
         plan = self.plan
+        if self.source is not None:
+            self.rows = plan.rows
+            self.described = {entry["index"]: entry for entry in self.source.manifest["inputs"]}
+            return
         divides = plan.execution.shard is not None and plan.within is not None
         self.rows = [] if divides else plan.rows
         inputs = range(len(plan.inputs)) if divides else sorted({plan.place(row)[0] for row in self.rows})
@@ -197,6 +220,11 @@ class _Work:
 
     def embed_inputs(self, ledger: Ledger) -> None:
         """Embed the inputs that are not embedded yet; one at a time, so that parts of a sweep agree."""
+        if self.source is not None:
+            if self.rows:
+                judge = self.plan.judge
+                ledger.adopt(self.source, self.negative, None if judge is None else judge.cfg.d_embed)
+            return
         of_input: dict[int, dict[int, int]] = {index: {} for index in sorted(self.described)}
         for number, row in enumerate(self.rows):
             index, _, within = self.plan.place(row)
@@ -228,12 +256,14 @@ class _Work:
     def draw(self, decoder: Decoder, ledger: Ledger) -> bool:
         """Draw what is not finished, pass by pass; returns whether all of it is."""
         plan, passes = self.plan, self._passes(ledger)
-        bench = Bench(model=plan.kind.looks_again, decoder=decoder, negative=self.negative)
+        readers = {} if plan.judge is None else {JUDGED: plan.judge}
+        bench = Bench(model=plan.kind.looks_again, decoder=decoder, negative=self.negative, readers=readers)
         executor = make_executor(plan.execution.executor)
         pace, ended = Pace(plan.budget, self.started, ledger.ending), True
         with ledger:
             for one in passes:
                 words = "pictures" if one is passes[-1] else f"{one.drawn} pictures"
+                words = f"second decoder's {words}" if plan.is_second else words
                 total = sum(len(rows) for batches in one.rounds for _, rows in batches)
                 with tqdm(total=total, desc=words, unit="picture", disable=not self.progress) as bar:
                     tasks = _Tasks(plan, bench, ledger, one, pace, bar)
@@ -248,6 +278,20 @@ class _Work:
                     ledger.show()
             ledger.save()
         return ended
+
+    def judge_first(self, ledger: Ledger) -> None:
+        """Let the judge of a second decoder see the first's pictures, in the batches that they were drawn in."""
+        plan, source = self.plan, self.source
+        if plan.judge is None or plan.decoder is None or not self.rows:
+            return
+        bench = Bench(model=None, decoder=plan.decoder, negative=None, readers={JUDGED: plan.judge})
+        here = {row: number for number, row in enumerate(self.rows)}
+        batches = [[here[row] for row in rows] for _, rows in plan.batches]
+        for rows in tqdm(batches, desc="comparison", unit="batch", disable=not self.progress, delay=_SHOW_AFTER):
+            if ledger.unjudged(rows):
+                pictures = torch.from_numpy(np.stack([np.asarray(source.picture(row)) for row in rows]))
+                ledger.keep_judged_first(rows, bench.look(pictures, plan.size)[JUDGED])
+        ledger.save()
 
 
 @dataclass(eq=False)

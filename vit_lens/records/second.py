@@ -1,0 +1,98 @@
+"""Two decoders on the same sites: what their pictures have in common, above what pictures of other sites have."""
+
+__all__ = ["JUDGED", "JUDGED_FIRST", "SECOND", "agreement_table", "judge_words", "write_agreement"]
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vit_lens.files import write_atomic
+from vit_lens.records.cells import csv_bytes
+
+SECOND = "second"
+"""The folder in a record that holds the record of the second decoder, row for row."""
+JUDGED, JUDGED_FIRST = "judged", "judged_first"
+"""What a judge sees in the second decoder's pictures, and in the first's, in the second's record."""
+
+
+def agreement_table(
+    table: pd.DataFrame,
+    first: Float[Tensor, "row d"],
+    second: Float[Tensor, "row d"],
+    asked: Float[Tensor, "row numbers"],
+) -> pd.DataFrame:
+    """Return how alike two decoders' pictures of each row are, and how alike pictures of mismatched sites are.
+
+    A mismatched site is another of the same input, reading and noise seed, as the second decoder drew it. Rows that
+    asked for the very same embedding are the same picture, and no mismatch.
+
+    Args:
+        table: The rows of the record.
+        first: What the judge sees in the first decoder's picture of each row.
+        second: The same of the second decoder's.
+        asked: What both were asked for.
+
+    Returns:
+        By row: ``row``, ``agreement``, the cosine of the two pictures; ``agreement_null``, its mean over mismatched
+        sites, ``agreement_mismatched`` of them; ``agreement_p``, the share of all these cosines, this row's included,
+        that are at least this row's. What is not drawn, or has no mismatched sites, is nan.
+
+    >>> table = pd.DataFrame({"row": [0, 1], "input": 0, "reading": "dsl", "seed": 0})
+    >>> first, second = torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    >>> agreement_table(table, first, second, torch.eye(2)).round(2).values.tolist()
+    [[0.0, 0.6, 0.0, 1.0, 0.5], [1.0, 1.0, 0.8, 1.0, 0.5]]
+    """
+    n = len(table)
+    found = {name: np.full(n, np.nan) for name in ("agreement", "agreement_null", "agreement_p")}
+    mismatched = np.zeros(n, dtype=np.int64)
+    one, two = (normalize(part.double(), dim=-1) for part in (first, second))
+    for _, some in table.groupby(["input", "reading", "seed"], dropna=False, sort=False):
+        rows = some["row"].to_numpy(copy=True)
+        own, others = one[rows], two[rows]
+        drawn = (own.isfinite().all(-1) & others.isfinite().all(-1)).numpy()
+        rows, own, others = rows[drawn], own[drawn], others[drawn]
+        if not len(rows):
+            continue
+        cosines = (own @ others.T).clamp(-1, 1).numpy()
+        alike = torch.unique(asked[rows], dim=0, return_inverse=True)[1].numpy()
+        is_other = alike[:, None] != alike[None, :]
+        count, matched = is_other.sum(1), np.diagonal(cosines).copy()
+        reach = ((cosines >= matched[:, None]) & is_other).sum(1)
+        known = count > 0
+        found["agreement"][rows], mismatched[rows] = matched, count
+        sums = np.where(is_other, cosines, 0.0).sum(1)
+        found["agreement_null"][rows[known]] = sums[known] / count[known]
+        found["agreement_p"][rows[known]] = (1 + reach[known]) / (1 + count[known])
+    named = {"row": table["row"].to_numpy(), "agreement": found["agreement"], "agreement_null": found["agreement_null"]}
+    return pd.DataFrame({**named, "agreement_mismatched": mismatched, "agreement_p": found["agreement_p"]})
+
+
+def write_agreement(record: Any) -> None:
+    """Write the agreement of a record's rows beside the second decoder's record, as ``second/agreement.csv``.
+
+    The record is a :class:`vit_lens.Record`; where it has no agreement, nothing is written.
+    """
+    found = record.agreement
+    if found is not None:
+        said = record.table[["row", "input_name", "seed", "reading", "site"]]
+        data, file = csv_bytes(said.merge(found, on="row")), record.path / SECOND / "agreement.csv"
+        if not file.is_file() or file.read_bytes() != data:
+            write_atomic(file, data)
+
+
+def judge_words(manifest: Mapping[str, Any]) -> str:
+    """Say who compared the pictures, of the manifest of the second decoder's record.
+
+    >>> judge_words({"model": {"encoder_id": "vit_lens/mini"}, "beside": None})
+    'the encoder itself, vit_lens/mini, for which both decoders were made'
+    """
+    judge = (manifest["beside"] or {}).get("judge")
+    if judge is None:
+        return f"the encoder itself, {manifest['model']['encoder_id']}, for which both decoders were made"
+    return f"{judge['encoder_id']}, for which neither decoder was made"
