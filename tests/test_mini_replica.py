@@ -45,6 +45,7 @@ def test_a_replica_is_a_pair_whose_decoder_takes_its_embeddings(tmp_path):
     model = HookedViT.from_pretrained(pair / "encoder")
     decoder = KandinskyDecoder.from_pretrained(pair / "decoder", encoder=model)
     assert decoder.d_embed == 24 and found["n_decoded"] == 4 and (pair / "metrics.json").is_file()
+    assert "cosine_round_trip" in found["ip"]
     picture = decoder.decode(
         model.zero_embedding(), negative=None, encoder=model, settings=decoder.settings(steps=1, guidance=1.0)
     )

@@ -5,8 +5,8 @@ __all__ = [
     "ControlKinds", "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device",
     "EncoderDtype", "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Jacobian", "Judge", "Lenses",
     "MaybeOut", "MaybeOutFile", "Model", "Normalise", "OnlyPlan", "Open", "Out", "OutFile", "Pair", "Prompts",
-    "QuickGelu", "Reference", "ReferenceImages", "SecondDecoder", "SecondSettings", "Shard", "Sites", "Size", "Steps", "Tag", "Tower", "Truncate",
-    "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
+    "QuickGelu", "Reference", "ReferenceImages", "SecondDecoder", "SecondSettings", "Shard", "Sites", "Size", "Steps",
+    "Tag", "Tower", "Truncate", "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
 import functools

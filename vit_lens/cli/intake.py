@@ -2,7 +2,7 @@
 
 __all__ = [
     "check_drawn", "check_lenses", "check_lenses_of_reference", "command_line", "embed_captions", "find_anchors",
-    "find_given", "method_of", "read_bank", "read_captions", "read_lenses",
+    "find_given", "method_of", "read_bank", "read_captions", "read_lenses", "second_of",
 ]  # fmt: skip
 
 import os
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vit_lens.lenses import Lens
     from vit_lens.models import HookedViT
     from vit_lens.readers import Gallery
+    from vit_lens.sweeping import SecondDecoder
     from vit_lens.texts import TextBank
 
 
@@ -175,6 +176,44 @@ def method_of(decoder: "Decoder", name: str, lacks: str, option: str) -> Callabl
     if (method := getattr(decoder, name, None)) is None:
         raise VitLensError(f"decoder {decoder.decoder_id} {lacks}: leave {option} out")
     return method
+
+
+def second_of(
+    name: str | None, settings: str | None, judge: str | None, model: "HookedViT", dtype: str, device: str
+) -> "SecondDecoder | None":
+    """Return the second decoder that the options name, with its judge: of mini one that ships, if none is named.
+
+    Raises:
+        VitLensError: Options of a second decoder were given, and none was named; or settings are none of it.
+    """
+    from vit_lens import HookedViT, load_decoder
+    from vit_lens.mini import mini_judge
+    from vit_lens.sweeping import SecondDecoder
+
+    if name is None:
+        if given := [f"--{option}" for option, value in {"second-settings": settings, "judge": judge}.items() if value]:
+            raise VitLensError(f"{' and '.join(given)} say how a second decoder draws: give --second-decoder, too")
+        return None
+    where = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(device)}
+    decoder = load_decoder(name, **where)
+    own = {"device": where["device"]}
+    seen_by = mini_judge(model) if judge is None else HookedViT.from_pretrained(judge, **own).requires_grad_(False)
+    return SecondDecoder(decoder=decoder, settings=decoder.settings(**_settings(settings)), judge=seen_by)
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    """Read ``steps=20,guidance=4,size=512``; numbers are numbers, and a size is height and width."""
+    found: dict[str, Any] = {}
+    for part in flags.split_list([text]) if text else []:
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise VitLensError(f"--second-settings {text!r}: write NAME=VALUE with commas, such as steps=20,size=512")
+        try:
+            number: Any = float(value) if "." in value else int(value)
+        except ValueError:
+            number = value
+        found |= dict.fromkeys(("height", "width"), number) if name == "size" else {name: number}
+    return found
 
 
 def read_captions(captions: str | None, tower: flags.Tower) -> "TextBank":

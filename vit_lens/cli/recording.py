@@ -181,7 +181,7 @@ def sweep(
     }  # fmt: skip
     intake.check_drawn(
         pair.decoder, **asked, decoder_encoder=pair.decoder_encoder, size=size, decoder_seed=pair.decoder_seed,
-        fast=fast, compile=compiled, batch_size=batch_size, budget=budget,
+        fast=fast, compile=compiled, batch_size=batch_size, budget=budget, second_decoder=second_decoder,
     )  # fmt: skip
     if guidance_interval is not None and pair.guidance is not None and pair.guidance <= 1:
         raise VitLensError(f"--guidance {pair.guidance:g} is none, so --guidance-interval would have no effect")
@@ -221,7 +221,7 @@ def _run(
     notes: "Sequence[str]",
 ) -> None:  # fmt: skip
     """Run a plan, or print it; the page grows with a record that has a budget."""
-    from vit_lens.records import budget_words
+    from vit_lens.records import SECOND, agreement_words, budget_words
     from vit_lens.report import write_report
     from vit_lens.sweeping import run
 
@@ -241,6 +241,8 @@ def _run(
     )  # fmt: skip
     if words := budget_words(record):
         typer.echo(words)
+    if (table := record.agreement) is not None:
+        typer.echo(f"{agreement_words(table)} ({record.path / SECOND / 'agreement.csv'})")
     if page and allowance is not None:
         return
     if page and shown:

@@ -6,7 +6,7 @@ __all__, __getattr__, __dir__ = lazy(__name__, {
     "JUDGE": ".shipped", "PAIR": ".shipped", "SENTENCES": ".shipped", "STILL_LIFE": ".shipped",
     "SecondJudge": ".second_judge",
     "mini_beside": ".shipped", "mini_gallery": ".shipped", "mini_groups": ".shipped", "mini_labels": ".shipped",
-    "mini_notes": ".shipped", "sample_images": ".shipped",
+    "mini_judge": ".shipped", "mini_notes": ".shipped", "sample_images": ".shipped",
     "inspection": "vit_lens.mini", "painting": "vit_lens.mini", "shapes": "vit_lens.mini",
     "still_life": "vit_lens.mini", "world": "vit_lens.mini",
 })  # fmt: skip

@@ -1,8 +1,8 @@
 """What ships with the package beside the pair's weights: sample images, and words for embeddings."""
 
 __all__ = [
-    "JUDGE", "PAIR", "SENTENCES", "STILL_LIFE", "mini_beside", "mini_gallery", "mini_groups", "mini_labels",
-    "mini_notes", "sample_images",
+    "JUDGE", "PAIR", "SENTENCES", "STILL_LIFE", "mini_beside", "mini_gallery", "mini_groups", "mini_judge",
+    "mini_labels", "mini_notes", "sample_images",
 ]  # fmt: skip
 
 import tempfile
@@ -99,6 +99,21 @@ def mini_beside(model: HookedViT, *, drawn: bool = True) -> Beside:
         return Beside(live=True)
     texts = TextBank.mini()
     return Beside(labels=mini_labels(texts), texts=texts, groups=mini_groups(), live=True)
+
+
+def mini_judge(model: HookedViT) -> HookedViT | None:
+    """Return the small CLIP that compares pictures of decoders for the embedded encoder; None for another encoder.
+
+    No decoder was ever made for it.
+
+    >>> from vit_lens.mini import mini_judge
+    >>> judge = mini_judge(model)
+    >>> judge.encoder_id == model.encoder_id, judge.cfg.d_embed
+    (False, 96)
+    """
+    if model.encoder_id != MINI_ENCODER:
+        return None
+    return HookedViT.from_pretrained(JUDGE, device=model.device).requires_grad_(False)
 
 
 def mini_notes(part: Tower | Decoder) -> list[str]:

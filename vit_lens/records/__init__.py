@@ -21,14 +21,26 @@ from vit_lens.records.schema import (
     picture_name,
     to_table,
 )
-from vit_lens.records.second import JUDGED, JUDGED_FIRST, SECOND, agreement_table, judge_words, write_agreement
+from vit_lens.records.second import (
+    AGREES,
+    DISAGREES,
+    JUDGED,
+    JUDGED_FIRST,
+    LEAST,
+    SECOND,
+    agreement_table,
+    agreement_words,
+    judge_words,
+    write_agreement,
+)  # fmt: skip
 from vit_lens.records.shards import merge, ranges
 from vit_lens.records.writer import RecordWriter
 
 __all__ = [
-    "COLUMNS", "DRAWN", "FORMAT", "FORMS", "JUDGED", "JUDGED_FIRST", "LIVE_BUDGET", "PLAN_COLUMNS", "SECOND", "Found",
-    "LiveNumbers", "Reading", "Readouts", "Record", "RecordWriter", "agreement_table", "anchor_name", "budget_words",
-    "csv_bytes", "csv_text", "encode_png", "gallery_name", "has_picture", "input_name", "is_whole_png", "judge_words",
-    "leaks", "live_bytes", "live_labels", "looks_again", "merge", "over_seeds", "picture_name", "ranges",
-    "read_manifest", "select", "thumbnail_uri", "to_table", "told_apart", "unfinished_words", "write_agreement",
+    "AGREES", "COLUMNS", "DISAGREES", "DRAWN", "FORMAT", "FORMS", "JUDGED", "JUDGED_FIRST", "LEAST", "LIVE_BUDGET",
+    "PLAN_COLUMNS", "SECOND", "Found", "LiveNumbers", "Reading", "Readouts", "Record", "RecordWriter",
+    "agreement_table", "agreement_words", "anchor_name", "budget_words", "csv_bytes", "csv_text", "encode_png",
+    "gallery_name", "has_picture", "input_name", "is_whole_png", "judge_words", "leaks", "live_bytes", "live_labels",
+    "looks_again", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "select", "thumbnail_uri",
+    "to_table", "told_apart", "unfinished_words", "write_agreement",
 ]  # fmt: skip

@@ -1,6 +1,9 @@
 """Two decoders on the same sites: what their pictures have in common, above what pictures of other sites have."""
 
-__all__ = ["JUDGED", "JUDGED_FIRST", "SECOND", "agreement_table", "judge_words", "write_agreement"]
+__all__ = [
+    "AGREES", "DISAGREES", "JUDGED", "JUDGED_FIRST", "LEAST", "SECOND", "agreement_table", "agreement_words",
+    "judge_words", "write_agreement",
+]  # fmt: skip
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +20,8 @@ from vit_lens.records.cells import csv_bytes
 
 SECOND = "second"
 """The folder in a record that holds the record of the second decoder, row for row."""
+AGREES, DISAGREES, LEAST = 0.05, 0.5, 19
+"""Ranks up to which two decoders agree, and from which they disagree; mismatched sites below which nothing is said."""
 JUDGED, JUDGED_FIRST = "judged", "judged_first"
 """What a judge sees in the second decoder's pictures, and in the first's, in the second's record."""
 
@@ -84,6 +89,27 @@ def write_agreement(record: Any) -> None:
         data, file = csv_bytes(said.merge(found, on="row")), record.path / SECOND / "agreement.csv"
         if not file.is_file() or file.read_bytes() != data:
             write_atomic(file, data)
+
+
+def agreement_words(table: pd.DataFrame) -> str:
+    """Say at how many rows two decoders agree, and at how many they disagree.
+
+    They agree where the rank is at most .05, which takes nineteen mismatched sites, and disagree where it is at least
+    .5: half of the mismatched sites have pictures as alike.
+
+    Args:
+        table: As :func:`agreement_table` returns it.
+
+    >>> ranks = pd.DataFrame({"agreement_p": [0.04, 0.2, 0.9, 0.5], "agreement_mismatched": [24, 24, 24, 1]})
+    >>> agreement_words(ranks)
+    'two decoders agree at 1 of 3 pictures and disagree at 1; at 1 there are too few mismatched sites to tell'
+    """
+    told = table["agreement_mismatched"] >= LEAST
+    rank = table.loc[told, "agreement_p"]
+    words = f"two decoders agree at {(rank <= AGREES).sum()} of {told.sum()} pictures and disagree at "
+    words += str((rank >= DISAGREES).sum())
+    n_few = int((~told).sum())
+    return words + (f"; at {n_few} there are too few mismatched sites to tell" if n_few else "")
 
 
 def judge_words(manifest: Mapping[str, Any]) -> str:

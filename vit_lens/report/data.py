@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vit_lens.controls import CONTROLS
-from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS, control_columns
-from vit_lens.records import LIVE_BUDGET, Found, Record, has_picture
+from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS, Number, control_columns
+from vit_lens.records import AGREES, DISAGREES, LEAST, LIVE_BUDGET, SECOND, Found, Record, has_picture, judge_words
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
 _NEIGHBOURS = 2_000_000  # bytes of small copies of the gallery's pictures
@@ -33,6 +33,10 @@ _OF_PROMPTS = {
         "none, or without reference means",
     ),
 }  # fmt: skip
+_AGREEMENT = Number(
+    title="Agreement of decoders", unit="cosine", low=-1.0, high=1.0, signed=True,
+    meaning="cosine of the pictures that two decoders drew of the same embedding",
+)  # fmt: skip
 _COLUMNS |= {name: name for name in ("site", "layer", "head", "seed", "label", *NUMBERS)}
 _INTERVALS = [control_columns(name)[3:] for name in CONTROLS]
 
@@ -42,10 +46,13 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
     table, manifest = record.table, record.manifest
     texts, live, beside = texts_data(record), live_data(record), beside_data(record)
     spent = len(json.dumps([texts, live, beside]))
-    thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]], max(BUDGET - spent, BUDGET // 4))
+    room = max(BUDGET - spent, BUDGET // 4) // (1 if record.second is None else 2)
+    thumbs = inline_pictures(record.picture, [int(row) for row in table["row"]], room)
+    second = _second(record, base, room)
     groups, membership = _groups(record)
     plan = manifest["batch_plan"].get("budget")
     numbers = NUMBERS if all(map(has_picture, manifest["inputs"])) else NUMBERS | _OF_PROMPTS
+    numbers = numbers | ({"agreement": _AGREEMENT} if second else {})
     budget = plan and {"coarse": plan["coarse"] and plan["coarse"]["words"], "same_above": plan["same_above"]}
     return {
         "base": base, "threshold": DRAWN_THRESHOLD, "numbers": {key: vars(number) for key, number in numbers.items()},
@@ -56,12 +63,31 @@ def page_data(record: Record, base: str) -> dict[str, Any]:
             "drawn": _plain(table["drawn"]) if budget else None,
             "same_as": _plain(table["same_as"]) if budget else None,
             **{key: _plain(table[column]) if column in table else [None] * len(table) for key, column in _columns()},
+            **({"agreement": second["agreement"]} if second else {}),
         },
+        "second": second,
         "budget": budget, "seeds": manifest["seeds"].get("decoder") or [], "drawn": manifest["decoder"] is not None,
         "controls": {
             name: {"words": control.words, **control_columns(name)._asdict()} for name, control in CONTROLS.items()
         },
         "left_out": _left_out(record), "texts": texts, "beside": beside, "live": live,
+    }  # fmt: skip
+
+
+def _second(record: Record, base: str, room: int) -> dict[str, Any] | None:
+    """Return what a second decoder drew, and how much its pictures and the first's have in common; None without one."""
+    second = record.second
+    if second is None:
+        return None
+    thumbs = inline_pictures(second.picture, [int(row) for row in second.table["row"]], room)
+    found, n = record.agreement, len(second.table)
+    names = {"agreement": "agreement", "null": "agreement_null", "p": "agreement_p", "n": "agreement_mismatched"}
+    return {
+        "base": f"{base}{SECOND}/", "thumb": [thumbs.get(row) for row in range(n)],
+        "names": [str(one.manifest["decoder"]["decoder_id"]) for one in (record, second)],
+        "words": str(second.manifest["decoder"]["words"]), "judge": judge_words(second.manifest),
+        "agrees": AGREES, "disagrees": DISAGREES, "least": LEAST, "is_part": bool(record.manifest["shard"]),
+        **{key: [None] * n if found is None else _plain(found[column]) for key, column in names.items()},
     }  # fmt: skip
 
 

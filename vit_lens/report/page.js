@@ -237,7 +237,7 @@
       el("p", { class: "site-words", text: `${siteWords(row)}${seedWords(row)}` }),
       el("p", { class: "reading", text: groupName(g) }),
       marks(row) ? el("p", { class: "marks", text: marks(row) }) : null,
-      ...shown, controls.length ? null : uncontrolled(row),
+      ...shown, twoDecoders(row), controls.length ? null : uncontrolled(row),
       el("div", { class: "companions" },
         el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
         g.anchor_thumb ? el("div", { class: "small" }, el("img", { src: g.anchor_thumb, alt: `anchor: ${g.anchor}` }), el("span", { text: "anchor: what is changed" })) : null,
@@ -247,6 +247,31 @@
       numbersList(row, controls[0]),
       DATA.left_out && !isResidual(row) ? el("p", { class: "definition", text: DATA.left_out }) : null,
       el("p", { class: "definition", text: `Settings: ${g.settings}` })].filter((part) => part !== null));
+  }
+  // What two decoders drew of the same embedding, and whether that is more alike than pictures of other sites.
+  function agreementWords(row) {
+    const S = DATA.second, value = S.agreement[row], n = S.n[row];
+    if (S.thumb[row] === null) return ["", "The second decoder has not drawn this yet."];
+    if (value === null) return ["", S.is_part ? "A part of a sweep: how much the decoders agree is known once its parts are merged." : "The pictures have not been compared yet."];
+    if (!n) return ["", `Two decoders: ${format(value)}. There are no mismatched sites to hold that against.`];
+    const numbers = `${format(value)}; mismatched sites ${format(S.null[row])}`;
+    if (n < S.least) return ["", `Two decoders: ${numbers}. Too few mismatched sites (${n}) to say more.`];
+    if (S.p[row] <= S.agrees) return ["agree", `Two decoders agree (${numbers}).`];
+    if (S.p[row] >= S.disagrees) return ["disagree", `The decoders disagree (${numbers}): what is seen here one of them made up.`];
+    return ["", `The decoders do not clearly agree about this site (${numbers}).`];
+  }
+  function twoDecoders(row) {
+    const S = DATA.second;
+    if (!S || !hasPicture(row)) return null;
+    const file = `${S.base}pictures/${String(row).padStart(6, "0")}.png`;
+    const own = el("a", { href: original(row), target: "_blank", rel: "noopener" }, thumb(row, `drawn by ${S.names[0]}`));
+    const other = S.thumb[row] === null ? el("span", { class: "empty", role: "img", "aria-label": `${S.names[1]}: no picture` })
+      : el("a", { href: file, target: "_blank", rel: "noopener" }, el("img", { src: S.thumb[row] || file, alt: `drawn by ${S.names[1]}`, decoding: "async" }));
+    const [verdict, words] = agreementWords(row);
+    const rank = S.p[row] === null ? "" : ` ${format(S.p[row])} of the cosines with it and its ${S.n[row]} mismatched sites reach it.`;
+    return el("div", { class: `twice ${verdict}` },
+      ...[own, other].map((picture, i) => el("div", { class: "small" }, picture, el("span", { text: S.names[i] }))),
+      el("p", { class: "said-of-both" }, el("b", { text: words }), el("span", { text: `Seen by ${S.judge}.${rank}` })));
   }
   // A site beside its control: pictures, nearest images and captions, each in both forms.
   function compare(row, control, warning) {

@@ -19,6 +19,7 @@ from vit_lens.records import (
     Record,
     budget_words,
     has_picture,
+    judge_words,
     unfinished_words,
 )
 from vit_lens.report.data import page_data
@@ -108,6 +109,7 @@ def _header(record: Record, thumbs: Sequence[str | None]) -> dict[str, Any]:
     encoder_id = str(model["encoder_id"])
     return {
         "model": encoder_id, "decoder": str(decoder["decoder_id"]) if decoder else "none",
+        "second": _second_words(record),
         "lenses": [_lens_words(one) for one in record.readings.values() if not one.control],
         "n_sites": table["site"].nunique(), "n_rows": len(table), "n_images": len(manifest["inputs"]),
         "n_done": n_done, "damaged": record.complete and not is_whole,
@@ -122,6 +124,14 @@ def _header(record: Record, thumbs: Sequence[str | None]) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "provenance": _provenance(manifest),
     }  # fmt: skip
+
+
+def _second_words(record: Record) -> str:
+    """Say which second decoder drew, how, and who compared the pictures; empty without one."""
+    if record.second is None:
+        return ""
+    drawn = record.second.manifest["decoder"]
+    return f"{drawn['decoder_id']}, {drawn['words']}; compared by {judge_words(record.second.manifest)}"
 
 
 def _beside_words(record: Record) -> str:

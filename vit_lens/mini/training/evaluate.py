@@ -3,8 +3,10 @@
 __all__ = ["Pair", "contact_sheet", "decode_embeds", "evaluate_pair", "load_pair", "zero_shot"]
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 from vit_lens.conditions import Condition
-from vit_lens.decoders import KandinskyDecoder
+from vit_lens.decoders import Decoder, KandinskyDecoder
 from vit_lens.engine import OWN, Bench, draw
 from vit_lens.mini import world
 from vit_lens.mini.training.encoder import image_embeds, text_embeds, to_pixels
@@ -39,7 +41,7 @@ class Pair:
     clip: CLIPModel
     tokenizer: PreTrainedTokenizerBase
     model: HookedViT
-    decoder: KandinskyDecoder
+    decoder: Decoder
 
     @torch.no_grad()
     def embed(self, images: UInt8[np.ndarray, "image height width 3"]) -> Float[Tensor, "image d_embed"]:
@@ -96,8 +98,14 @@ def evaluate_pair(
     seed: int = 1000,
     steps: int | None = None,
     guidance: float | None = None,
+    autoencode: Callable[[Float[Tensor, "image 3 height width"]], Tensor] | None = None,
+    called: str = "movq",
 ) -> dict[str, object]:
-    """Measure every bar on scenes that no training run draws from."""
+    """Measure every bar on scenes that no training run draws from.
+
+    `autoencode` takes signed pictures through the decoder's autoencoder, which metrics call `called`; None for MoVQ.
+    """
+    through = _through_movq(pair) if autoencode is None else autoencode
     codes = world.sample_codes(n_images, np.random.default_rng(seed), held_out=True)
     images = world.render_codes(codes)
     embeds = pair.embed(images)
@@ -121,9 +129,9 @@ def evaluate_pair(
         "cosine_mismatched": _mean_and_spread(mismatched),
         "cosine_between_images": _mean_and_spread(between),
         "embedding_norm": _mean_and_spread(embeds.norm(dim=-1)),
-        "movq_psnr": _movq_psnr(pair, images[:n_decoded]),
-        "cosine_through_movq": _mean_and_spread(
-            functional.cosine_similarity(pair.embed(_autoencode(pair, images[:n_decoded])), few, dim=-1)
+        f"{called}_psnr": _psnr(through, images[:n_decoded]),
+        f"cosine_through_{called}": _mean_and_spread(
+            functional.cosine_similarity(pair.embed(_autoencoded(through, images[:n_decoded])), few, dim=-1)
         ),
         "seconds_per_picture": round(seconds / n_decoded, 4),
         "threads": torch.get_num_threads(),
@@ -140,19 +148,23 @@ def contact_sheet(pair: Pair, *, n_images: int = 12, seed: int = 2000, zoom: int
     return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
 
 
+_Through = Callable[[Float[Tensor, "image 3 height width"]], Tensor]
+
+
+def _through_movq(pair: Pair) -> _Through:
+    movq: Any = getattr(pair.decoder, "movq", None)
+    return lambda x: movq.decode(movq.encode(x).latents, force_not_quantize=True, return_dict=False)[0]
+
+
 @torch.no_grad()
-def _autoencode(
-    pair: Pair, images: UInt8[np.ndarray, "image height width 3"]
+def _autoencoded(
+    through: _Through, images: UInt8[np.ndarray, "image height width 3"]
 ) -> UInt8[np.ndarray, "image height width 3"]:
-    parts = [
-        pair.decoder.movq.decode(pair.decoder.movq.encode(part).latents, force_not_quantize=True, return_dict=False)[0]
-        for part in to_signed(images).split(50)
-    ]
-    return _to_uint8(torch.cat(parts))
+    return _to_uint8(torch.cat([through(part) for part in to_signed(images).split(50)]))
 
 
-def _movq_psnr(pair: Pair, images: UInt8[np.ndarray, "image height width 3"]) -> float:
-    error = (_autoencode(pair, images).astype(np.float64) - images) / 255
+def _psnr(through: _Through, images: UInt8[np.ndarray, "image height width 3"]) -> float:
+    error = (_autoencoded(through, images).astype(np.float64) - images) / 255
     return round(float(np.mean(-10 * np.log10((error**2).mean(axis=(1, 2, 3))))), 2)
 
 

@@ -4,17 +4,21 @@ Whatever two such decoders draw alike, neither made up alone: other weights, lat
 same embeddings. That is what it is for (docs/second_decoder.md).
 """
 
-__all__ = ["assemble_ip", "train_ip"]
+__all__ = ["assemble_ip", "measure_ip", "train_ip"]
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from transformers import CLIPModel
 
+from vit_lens.decoders import load_decoder
 from vit_lens.files import make_directory
+from vit_lens.identity import MINI_ENCODER
 from vit_lens.mini import PAIR
+from vit_lens.mini.training.evaluate import evaluate_pair, load_pair
 from vit_lens.mini.training.folders import write_json
 from vit_lens.mini.training.ip_autoencoder import IPAutoencoderSettings, train_ip_autoencoder
 from vit_lens.mini.training.ip_painter import IPPainterSettings, build_ip_schedule, train_ip_painter
@@ -45,7 +49,29 @@ def train_ip(
         n_images=painter.n_bank, stream=_BANK,
     )  # fmt: skip
     train_ip_painter(work, bank, seed=seed, settings=painter)
-    return assemble_ip(work, out / "ip", encoder_id="vit_lens/mini", d_embed=painter.d_embed)
+    return assemble_ip(work, out / "ip", encoder_id=MINI_ENCODER, d_embed=painter.d_embed)
+
+
+def measure_ip(
+    folder: Path, pair: Path = PAIR, *, n_images: int = 1000, n_decoded: int = 200, **settings: int | float
+) -> dict[str, object]:
+    """Measure the decoder in `folder` on held-out scenes, with the bars of the pair, and write its `metrics.json`.
+
+    Args:
+        folder: What `assemble_ip` wrote.
+        pair: The pair whose encoder it is for.
+        n_images: How many scenes the encoder is measured on.
+        n_decoded: How many of them are drawn.
+        **settings: `steps` and `guidance`, where not the decoder's own.
+    """
+    held = replace(load_pair(pair), decoder=load_decoder(folder))
+    vae = AutoencoderKL.from_pretrained(folder / "vae").float().eval()
+    metrics = evaluate_pair(
+        held, n_images=n_images, n_decoded=n_decoded, called="vae",
+        autoencode=lambda x: vae.decode(vae.encode(x, return_dict=False)[0].mode(), return_dict=False)[0], **settings,
+    )  # fmt: skip
+    write_json(folder / "metrics.json", metrics)
+    return metrics
 
 
 def assemble_ip(work: Path, folder: Path, *, encoder_id: str, d_embed: int) -> Path:
