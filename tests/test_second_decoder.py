@@ -325,3 +325,66 @@ def test_a_plan_says_what_the_second_decoder_adds(model, decoders, judge, images
     second = vl.SecondDecoder(decoder=decoders[1], judge=judge)
     text = str(vl.plan(model, decoders[0], images[:1], lens=lenses, sites=SITES, second_decoder=second))
     assert "second decoder: 15 pictures by blocks-2, compared by test/judge; how long is not known" in text
+
+
+# ---- the page
+
+
+def test_the_page_shows_both_pictures_and_says_what_they_have_in_common(record, tmp_path):
+    """Of every verdict one: agreement, in part, not clearly, and disagreement."""
+    from test_report import CHROMIUM, DRIVER, FLAGS
+
+    from vit_lens.report import write_report
+
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("looking at the page needs chromium and chromedriver on the PATH")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    page, table = write_report(record, tmp_path / "page.html"), record.agreement
+    # Nineteen mismatched sites are too many for this small model, whose ranks are coarse: the page is told of more.
+    data = page.read_text()
+    n = int(table["agreement_mismatched"].iloc[0])
+    assert '"least":19' in data and n < 19
+    page.write_text(data.replace('"least":19', '"least":1').replace('"agrees":0.05', '"agrees":0.15'))
+    above = (table["agreement"] - table["agreement_null"]) / (1 - table["agreement_null"])
+    rank, said = table["agreement_p"], {}
+    said["Two decoders agree ("] = (rank <= 0.15) & (above >= 0.5)
+    said["Two decoders agree in part ("] = (rank <= 0.15) & (above < 0.5)
+    said["The decoders do not clearly agree about this site ("] = (rank > 0.15) & (rank < 0.5)
+    said["The decoders disagree ("] = rank >= 0.5
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        for words, rows in said.items():
+            for row in table.loc[rows, "row"][:1]:
+                driver.get("about:blank")
+                driver.get(f"{page.as_uri()}#row-{row}")
+                shown = driver.execute_script("return document.querySelector('.twice').innerText")
+                value, null = (f"{table.loc[row, name]:.2f}".replace("-", "\u2212") for name in
+                               ("agreement", "agreement_null"))  # fmt: skip
+                assert f"{words}{value}; mismatched sites {null})" in shown
+                assert "blocks-1" in shown and "blocks-2" in shown and "test/judge" in shown
+                sources = driver.execute_script(
+                    "return [...document.querySelectorAll('.twice img')].map(i => i.complete && i.naturalWidth)"
+                )
+                assert len(sources) == 2 and all(sources)
+                links = driver.execute_script("return [...document.querySelectorAll('.twice a')].map(a => a.href)")
+                assert links[1].endswith(f"second/pictures/{row:06d}.png")
+        assert sum(rows.any() for rows in said.values()) >= 3
+        wide = driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert wide
+    finally:
+        driver.quit()
+
+
+def test_the_page_of_a_record_without_a_second_decoder_says_nothing_of_one(model, decoders, images, lenses, tmp_path):
+    from vit_lens.report import write_report
+    from vit_lens.report.data import page_data
+
+    alone = run(model, decoders, images[:1], lenses, tmp_path / "alone", second=False)
+    data = page_data(alone, "")
+    assert data["second"] is None and "agreement" not in data["numbers"] and "agreement" not in data["rows"]
+    assert "Second decoder" not in write_report(alone).read_text().split("<script")[0]

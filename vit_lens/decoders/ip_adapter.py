@@ -212,7 +212,7 @@ class IPAdapterDecoder(Decoder):
 
     def identity(self) -> dict[str, Any]:
         """Return weights, dtype, what the pipeline is told in words, and the configurations of all parts."""
-        found = super().identity() | {"text": self.text, "text_embeds": fingerprint(self._said.parts())}
+        found: dict[str, Any] = super().identity() | {"text": self.text, "text_embeds": fingerprint(self._said.parts())}
         found |= self._stage.identity()
         found["unet"].pop("edited", None)  # compared below with a UNet that has an adapter
         weights = {name: value.to("meta") for name, value in adapter_weights(self._unet).items()}

@@ -113,7 +113,7 @@ def adapter_cost(
         n: The number of pictures.
     """
     rows, config = n * (1 + guided), unet.config
-    made = dict(device="meta", dtype=unet.dtype)
+    made: dict[str, Any] = dict(device="meta", dtype=unet.dtype)
 
     def step(unet: Any) -> Tensor:
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]

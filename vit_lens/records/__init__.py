@@ -28,6 +28,7 @@ from vit_lens.records.second import (
     JUDGED_FIRST,
     LEAST,
     SECOND,
+    WHOLLY,
     agreement_table,
     agreement_words,
     judge_words,
@@ -38,7 +39,7 @@ from vit_lens.records.writer import RecordWriter
 
 __all__ = [
     "AGREES", "COLUMNS", "DISAGREES", "DRAWN", "FORMAT", "FORMS", "JUDGED", "JUDGED_FIRST", "LEAST", "LIVE_BUDGET",
-    "PLAN_COLUMNS", "SECOND", "Found", "LiveNumbers", "Reading", "Readouts", "Record", "RecordWriter",
+    "PLAN_COLUMNS", "SECOND", "WHOLLY", "Found", "LiveNumbers", "Reading", "Readouts", "Record", "RecordWriter",
     "agreement_table", "agreement_words", "anchor_name", "budget_words", "csv_bytes", "csv_text", "encode_png",
     "gallery_name", "has_picture", "input_name", "is_whole_png", "judge_words", "leaks", "live_bytes", "live_labels",
     "looks_again", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "select", "thumbnail_uri",

@@ -1,8 +1,8 @@
 """Two decoders on the same sites: what their pictures have in common, above what pictures of other sites have."""
 
 __all__ = [
-    "AGREES", "DISAGREES", "JUDGED", "JUDGED_FIRST", "LEAST", "SECOND", "agreement_table", "agreement_words",
-    "judge_words", "write_agreement",
+    "AGREES", "DISAGREES", "JUDGED", "JUDGED_FIRST", "LEAST", "SECOND", "WHOLLY", "agreement_table",
+    "agreement_words", "judge_words", "write_agreement",
 ]  # fmt: skip
 
 from collections.abc import Mapping
@@ -20,8 +20,9 @@ from vit_lens.records.cells import csv_bytes
 
 SECOND = "second"
 """The folder in a record that holds the record of the second decoder, row for row."""
-AGREES, DISAGREES, LEAST = 0.05, 0.5, 19
-"""Ranks up to which two decoders agree, and from which they disagree; mismatched sites below which nothing is said."""
+AGREES, DISAGREES, WHOLLY, LEAST = 0.05, 0.5, 0.5, 19
+"""Ranks up to which two decoders agree, at least in part, and from which they disagree; the share of the way from the
+null to 1 from which they agree not only in part; the mismatched sites below which nothing is said."""
 JUDGED, JUDGED_FIRST = "judged", "judged_first"
 """What a judge sees in the second decoder's pictures, and in the first's, in the second's record."""
 
@@ -92,23 +93,25 @@ def write_agreement(record: Any) -> None:
 
 
 def agreement_words(table: pd.DataFrame) -> str:
-    """Say at how many rows two decoders agree, and at how many they disagree.
+    """Say at how many rows two decoders agree, agree in part, and disagree.
 
-    They agree where the rank is at most .05, which takes nineteen mismatched sites, and disagree where it is at least
-    .5: half of the mismatched sites have pictures as alike.
+    The rank decides: at most .05, which takes nineteen mismatched sites, they agree, and at least .5, where half of the
+    mismatched sites have pictures as alike, they disagree. Of the first they agree in part where their pictures come
+    less than half of the way from the null to one and the same picture.
 
     Args:
         table: As :func:`agreement_table` returns it.
 
-    >>> ranks = pd.DataFrame({"agreement_p": [0.04, 0.2, 0.9, 0.5], "agreement_mismatched": [24, 24, 24, 1]})
-    >>> agreement_words(ranks)
-    'two decoders agree at 1 of 3 pictures and disagree at 1; at 1 there are too few mismatched sites to tell'
+    >>> found = pd.DataFrame({"agreement": [0.9, 0.5, 0.2, 0.1, 0.9], "agreement_null": [0.3, 0.3, 0.1, 0.2, 0.1]})
+    >>> found["agreement_p"], found["agreement_mismatched"] = [0.04, 0.04, 0.2, 0.9, 0.5], [24, 24, 24, 24, 1]
+    >>> agreement_words(found)
+    'two decoders agree at 1 of 4 pictures, in part at 1, and disagree at 1; at 1 there are too few ... to tell'
     """
-    told = table["agreement_mismatched"] >= LEAST
-    rank = table.loc[told, "agreement_p"]
-    words = f"two decoders agree at {(rank <= AGREES).sum()} of {told.sum()} pictures and disagree at "
-    words += str((rank >= DISAGREES).sum())
-    n_few = int((~told).sum())
+    told = table[table["agreement_mismatched"] >= LEAST]
+    above = (told["agreement"] - told["agreement_null"]) / (1 - told["agreement_null"])
+    agrees, n_few = told["agreement_p"] <= AGREES, len(table) - len(told)
+    words = f"two decoders agree at {(agrees & (above >= WHOLLY)).sum()} of {len(told)} pictures, in part at "
+    words += f"{(agrees & (above < WHOLLY)).sum()}, and disagree at {(told['agreement_p'] >= DISAGREES).sum()}"
     return words + (f"; at {n_few} there are too few mismatched sites to tell" if n_few else "")
 
 
@@ -121,4 +124,4 @@ def judge_words(manifest: Mapping[str, Any]) -> str:
     judge = (manifest["beside"] or {}).get("judge")
     if judge is None:
         return f"the encoder itself, {manifest['model']['encoder_id']}, for which both decoders were made"
-    return f"{judge['encoder_id']}, for which neither decoder was made"
+    return f"{str(judge['encoder_id']).partition('@')[0]}, for which neither decoder was made"

@@ -14,7 +14,18 @@ from torch import Tensor
 
 from vit_lens.controls import CONTROLS
 from vit_lens.metrics import DRAWN_THRESHOLD, NUMBERS, Number, control_columns
-from vit_lens.records import AGREES, DISAGREES, LEAST, LIVE_BUDGET, SECOND, Found, Record, has_picture, judge_words
+from vit_lens.records import (
+    AGREES,
+    DISAGREES,
+    LEAST,
+    LIVE_BUDGET,
+    SECOND,
+    WHOLLY,
+    Found,
+    Record,
+    has_picture,
+    judge_words,
+)  # fmt: skip
 from vit_lens.report.thumbs import BUDGET, inline_pictures
 
 _NEIGHBOURS = 2_000_000  # bytes of small copies of the gallery's pictures
@@ -86,7 +97,8 @@ def _second(record: Record, base: str, room: int) -> dict[str, Any] | None:
         "base": f"{base}{SECOND}/", "thumb": [thumbs.get(row) for row in range(n)],
         "names": [str(one.manifest["decoder"]["decoder_id"]) for one in (record, second)],
         "words": str(second.manifest["decoder"]["words"]), "judge": judge_words(second.manifest),
-        "agrees": AGREES, "disagrees": DISAGREES, "least": LEAST, "is_part": bool(record.manifest["shard"]),
+        "agrees": AGREES, "disagrees": DISAGREES, "wholly": WHOLLY, "least": LEAST,
+        "is_part": bool(record.manifest["shard"]),
         **{key: [None] * n if found is None else _plain(found[column]) for key, column in names.items()},
     }  # fmt: skip
 

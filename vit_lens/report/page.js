@@ -230,14 +230,15 @@
       on: { click: () => document.body.classList.remove("sheet-open") } });
     const verdict = verdictOf(row);
     const warning = el("p", { class: "verdict", hidden: !verdict, text: verdict });
-    const shown = DATA.beside ? [compare(row, controls[0], warning)] : [bigPicture(row), warning];
+    const both = twoDecoders(row);
+    const shown = DATA.beside ? [compare(row, controls[0], warning, both)] : [bigPicture(row), warning, both];
     $("detail").classList.toggle("beside", Boolean(DATA.beside));
     $("detail").replaceChildren(...[close,
       el("h3", { text: R.site[row] }),
       el("p", { class: "site-words", text: `${siteWords(row)}${seedWords(row)}` }),
       el("p", { class: "reading", text: groupName(g) }),
       marks(row) ? el("p", { class: "marks", text: marks(row) }) : null,
-      ...shown, twoDecoders(row), controls.length ? null : uncontrolled(row),
+      ...shown, controls.length ? null : uncontrolled(row),
       el("div", { class: "companions" },
         el("div", { class: "small" }, inputLink(image), el("span", { text: "input" })),
         g.anchor_thumb ? el("div", { class: "small" }, el("img", { src: g.anchor_thumb, alt: `anchor: ${g.anchor}` }), el("span", { text: "anchor: what is changed" })) : null,
@@ -256,7 +257,8 @@
     if (!n) return ["", `Two decoders: ${format(value)}. There are no mismatched sites to hold that against.`];
     const numbers = `${format(value)}; mismatched sites ${format(S.null[row])}`;
     if (n < S.least) return ["", `Two decoders: ${numbers}. Too few mismatched sites (${n}) to say more.`];
-    if (S.p[row] <= S.agrees) return ["agree", `Two decoders agree (${numbers}).`];
+    const above = (value - S.null[row]) / (1 - S.null[row]);
+    if (S.p[row] <= S.agrees) return ["agree", `Two decoders agree${above < S.wholly ? " in part" : ""} (${numbers}).`];
     if (S.p[row] >= S.disagrees) return ["disagree", `The decoders disagree (${numbers}): what is seen here one of them made up.`];
     return ["", `The decoders do not clearly agree about this site (${numbers}).`];
   }
@@ -268,13 +270,13 @@
     const other = S.thumb[row] === null ? el("span", { class: "empty", role: "img", "aria-label": `${S.names[1]}: no picture` })
       : el("a", { href: file, target: "_blank", rel: "noopener" }, el("img", { src: S.thumb[row] || file, alt: `drawn by ${S.names[1]}`, decoding: "async" }));
     const [verdict, words] = agreementWords(row);
-    const rank = S.p[row] === null ? "" : ` ${format(S.p[row])} of the cosines with it and its ${S.n[row]} mismatched sites reach it.`;
+    const rank = S.p[row] === null ? "" : ` Rank p ${format(S.p[row])} among ${S.n[row]} mismatched sites.`;
     return el("div", { class: `twice ${verdict}` },
       ...[own, other].map((picture, i) => el("div", { class: "small" }, picture, el("span", { text: S.names[i] }))),
       el("p", { class: "said-of-both" }, el("b", { text: words }), el("span", { text: `Seen by ${S.judge}.${rank}` })));
   }
   // A site beside its control: pictures, nearest images and captions, each in both forms.
-  function compare(row, control, warning) {
+  function compare(row, control, warning, both) {
     const pair = control === undefined ? [row] : [row, control];
     const grid = el("div", { class: `compare${pair.length === 1 ? " alone" : ""}` });
     const head = (at) => (at === row ? el("p", { class: "side", text: group(row).control ? "this control" : "this site" })
@@ -284,6 +286,7 @@
       grid.append(...pair.map((at) => (at === row ? bigPicture(at) : el("button", { type: "button", class: "small", on: { click: () => select(at, true) } },
         thumb(at, ""), el("span", { class: "unseen", text: `${group(at).control} control` })))));
       grid.append(warning, ...pair.map((at) => el("p", { class: "score", text: `${NUMBERS[mainNumber()].title} ${number(mainNumber(), at)}` })));
+      if (both) grid.append(both);
     }
     const WORDS = { images: "Nearest images", captions: "Captions" };
     for (const what of ["images", "captions"]) {

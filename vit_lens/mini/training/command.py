@@ -70,7 +70,7 @@ def replica(out: flags.Out, training_seed: TrainingSeed) -> None:
     logging.getLogger("vit_lens").setLevel(logging.INFO)
     found = train_replica(out, training_seed)
     typer.echo(f"pair: {out / 'pair'}; round trip {found['cosine_round_trip']}")
-    typer.echo(f"second decoder: {out / 'ip'}; round trip {dict(found['ip'])['cosine_round_trip']}")
+    typer.echo(f"second decoder: {out / 'ip'}; round trip {found['ip']['cosine_round_trip']}")
 
 
 @mini.command("train-rae")

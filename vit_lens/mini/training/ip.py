@@ -9,6 +9,7 @@ __all__ = ["assemble_ip", "measure_ip", "train_ip"]
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -53,8 +54,8 @@ def train_ip(
 
 
 def measure_ip(
-    folder: Path, pair: Path = PAIR, *, n_images: int = 1000, n_decoded: int = 200, **settings: int | float
-) -> dict[str, object]:
+    folder: Path, pair: Path = PAIR, *, n_images: int = 1000, n_decoded: int = 200, **settings: Any
+) -> dict[str, Any]:
     """Measure the decoder in `folder` on held-out scenes, with the bars of the pair, and write its `metrics.json`.
 
     Args:
@@ -65,7 +66,7 @@ def measure_ip(
         **settings: `steps` and `guidance`, where not the decoder's own.
     """
     held = replace(load_pair(pair), decoder=load_decoder(folder))
-    vae = AutoencoderKL.from_pretrained(folder / "vae").float().eval()
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae").float().eval()
     metrics = evaluate_pair(
         held, n_images=n_images, n_decoded=n_decoded, called="vae",
         autoencode=lambda x: vae.decode(vae.encode(x, return_dict=False)[0].mode(), return_dict=False)[0], **settings,

@@ -6,6 +6,7 @@ import copy
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ def build_ip_painter(settings: IPPainterSettings, *, seed: int) -> UNet2DConditi
         torch.manual_seed(seed)
         unet = _plain(settings)
         attentions = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
-        widths = [unet.get_submodule(name.removesuffix(".processor")).to_k.out_features for name in attentions]
+        parts: list[Any] = [unet.get_submodule(name.removesuffix(".processor")) for name in attentions]
+        widths = [part.to_k.out_features for part in parts]
         project = nn.Linear(settings.d_embed, _IMAGE_TOKENS * settings.cross_width)
         norm = nn.LayerNorm(settings.cross_width)
         adapter = {

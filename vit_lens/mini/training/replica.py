@@ -10,7 +10,7 @@ __all__ = ["JUDGE_SEED", "JUDGE_SETTINGS", "affine_map", "fit_ip", "fit_unet", "
 import json
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def train_replica(
     n_scenes: int = 8_000,
     n_images: int = 500,
     n_decoded: int = 200,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Train an encoder from a seed, fit the shipped decoders to it, and measure both: `out/pair` and `out/ip`.
 
     Killed and started again, it goes on from the last checkpoint in `out/work`, and what is there is not made again.
