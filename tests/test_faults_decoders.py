@@ -262,7 +262,7 @@ ARGUMENTS = {
     "decoder.settings(guidance_interval=('a', 1))": "guidance_interval must be (start, stop)",
     "decoder.settings(scheduler=['ddpm'])": "no scheduler ['ddpm']",
     "decoder.check_settings({'steps': 2})": "decoder tiny takes DecodeSettings, got dict",
-    "vl.load_decoder('')": "no decoder '': it is not an existing directory; expected 'mini', a directory",
+    "vl.load_decoder('')": "no decoder '': it is not an existing directory; expected 'mini', 'mini-ip', a directory",
     "vl.load_decoder(None)": "a decoder's name is of type NoneType; expected 'mini'",
     "vl.load_decoder('a' * 5000)": "no decoder 'aaa",
     "vl.load_decoder('~nobody-here/x')": "no decoder '~nobody-here/x'",

@@ -1,12 +1,13 @@
 """Every option that more than one command has, once, so that a word means one thing; and groups of them."""
 
 __all__ = [
-    "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "TOWER_NAME", "Anchors", "BatchSize", "Captions", "ControlImages",
-    "ControlKinds", "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder", "DecoderSeeds", "Device",
-    "EncoderDtype", "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images", "Jacobian", "Judge", "Lenses",
-    "MaybeOut", "MaybeOutFile", "Model", "Normalise", "OnlyPlan", "Open", "Out", "OutFile", "Pair", "Prompts",
-    "QuickGelu", "Reference", "ReferenceImages", "SecondDecoder", "SecondSettings", "Shard", "Sites", "Size", "Steps",
-    "Tag", "Tower", "Truncate", "grouped", "known", "one", "parse_shard", "split_list", "torch_device", "torch_dtype",
+    "DEFAULT_LENSES", "DEFAULT_SITES", "IMAGES", "JUDGE", "TOWER_NAME", "Anchors", "BatchSize", "Captions",
+    "ControlImages", "ControlKinds", "ControlSeed", "Controls", "Decoder", "DecoderDtype", "DecoderEncoder",
+    "DecoderSeeds", "Device", "EncoderDtype", "EncoderDtypes", "GalleryFolder", "Guidance", "ImagePaths", "Images",
+    "Jacobian", "Judge", "Lenses", "MaybeOut", "MaybeOutFile", "Model", "Normalise", "OnlyPlan", "Open", "Out",
+    "OutFile", "Pair", "Prompts", "QuickGelu", "Reference", "ReferenceImages", "SecondDecoder", "SecondSettings",
+    "Shard", "Sites", "Size", "Steps", "Tag", "Tower", "Truncate", "grouped", "known", "one", "parse_shard",
+    "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
 import functools
@@ -123,13 +124,11 @@ SecondDecoder = Annotated[
         "them was made up. mini has mini-ip."
     ),
 ]
-Judge = Annotated[
-    str | None,
-    typer.Option(
-        help="The encoder that compares the pictures of two decoders, one that neither was made for. Default: of mini "
-        "a second small CLIP, else the encoder itself."
-    ),
-]
+JUDGE = typer.Option(
+    help="Encoder that reads pictures and never conditioned a decoder: mini (its judge), a name as for --model, or "
+    "none. Default: that of mini for mini."
+)
+Judge = Annotated[str | None, JUDGE]
 SecondSettings = Annotated[
     str | None,
     typer.Option(help="Of the second decoder, where not its own: steps=20,guidance=4,size=512."),

@@ -181,13 +181,13 @@ def method_of(decoder: "Decoder", name: str, lacks: str, option: str) -> Callabl
 def second_of(
     name: str | None, settings: str | None, judge: str | None, model: "HookedViT", dtype: str, device: str
 ) -> "SecondDecoder | None":
-    """Return the second decoder that the options name, with its judge: of mini one that ships, if none is named.
+    """Return the second decoder that the options name, with its judge: of mini the one that ships, if nothing is said.
 
     Raises:
         VitLensError: Options of a second decoder were given, and none was named; or settings are none of it.
     """
     from vit_lens import HookedViT, load_decoder
-    from vit_lens.mini import mini_judge
+    from vit_lens.mini import JUDGE, mini_judge
     from vit_lens.sweeping import SecondDecoder
 
     if name is None:
@@ -196,8 +196,10 @@ def second_of(
         return None
     where = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(device)}
     decoder = load_decoder(name, **where)
-    own = {"device": where["device"]}
-    seen_by = mini_judge(model) if judge is None else HookedViT.from_pretrained(judge, **own).requires_grad_(False)
+    seen_by = mini_judge(model) if judge is None else None
+    if judge not in (None, "none"):
+        named = JUDGE if judge == "mini" else judge
+        seen_by = HookedViT.from_pretrained(named, device=where["device"]).requires_grad_(False)
     return SecondDecoder(decoder=decoder, settings=decoder.settings(**_settings(settings)), judge=seen_by)
 
 

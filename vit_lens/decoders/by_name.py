@@ -63,7 +63,7 @@ def load_decoder(
     'vit_lens/mini'
     >>> vl.load_decoder("minni")
     Traceback (most recent call last):
-    vit_lens.errors.DecoderError: no decoder 'minni': it is not an existing directory; expected 'mini', a directory ...
+    vit_lens.errors.DecoderError: no decoder 'minni': it is not an existing directory; expected 'mini', ...
     """
     index, adapter = find_index(split_name(name)[0]), named_adapter(name)
     kind = next(iter(_BY_PIPELINE))

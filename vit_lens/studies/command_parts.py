@@ -43,13 +43,7 @@ Scales = Annotated[
     list[float] | None,
     typer.Option("--scale", help="Width of an overlay as a share of the image's. Default: its own pixels."),
 ]
-JudgeName = Annotated[
-    str,
-    typer.Option(
-        help="Encoder that reads pictures and never conditioned the decoder: mini (its judge), a name as for --model, "
-        "or none."
-    ),
-]
+JudgeName = Annotated[str, flags.JUDGE]
 JudgeTag = Annotated[str | None, typer.Option(help="For an open_clip judge: its pretrained tag or checkpoint.")]
 CaptionsFrom = Annotated[
     str | None,

@@ -14,11 +14,7 @@ mini = typer.Typer(
     no_args_is_help=True,
 )
 TrainingSeed = Annotated[
-    int, typer.Option(min=0, max=2**31 - 1, help="Of weights, images and their order; 0: as the shipped encoder.")
-]
-IPSeed = Annotated[
-    int,
-    typer.Option("--training-seed", min=0, max=2**31 - 1, help="Of weights, scenes and their order; 7: as shipped."),
+    int, typer.Option(min=0, max=2**31 - 1, help="Of weights, images and their order; as shipped: 0, of train-ip 7.")
 ]
 TextSeed = Annotated[int, typer.Option("--text-seed", min=0, max=2**31 - 1, help="Of names, sentences and weights.")]
 PainterSeed = Annotated[
@@ -45,7 +41,7 @@ def train(out: flags.Out, training_seed: TrainingSeed = 0) -> None:
 
 
 @mini.command("train-ip")
-def train_ip(out: flags.Out, training_seed: IPSeed = 7) -> None:
+def train_ip(out: flags.Out, training_seed: TrainingSeed = 7) -> None:
     """Train a second decoder for the embedded encoder, as SDXL with an image adapter: an hour on one free CPU core.
 
     Use it with `--second-decoder OUT/ip`.
