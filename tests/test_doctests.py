@@ -16,8 +16,8 @@ UNSHOWN = {
     "cli": ("main",),
     # An executor makes it; the example of Local shows one.
     "engine": ("Drawn",),
-    # Sweeps write with it, from a manifest of dozens of keys that a plan gives.
-    "records": ("RecordWriter",),
+    # Sweeps write with them, from a manifest of dozens of keys that a plan gives.
+    "records": ("RecordWriter", "write_agreement"),
     # It needs a template and a style sheet in a package, which write_report and plates have.
     "report": ("write_page",),
     # A study runs for minutes; its command and docs/trust.md show it.
@@ -34,8 +34,9 @@ UNSHOWN = {
     "attribution": ("Directions", "Units"),
     # What rows of a table are made of, which has three; tests/test_diffusion.py holds them to stock modules.
     "diffusion": {"Blocks", "Denoiser", "Port"},
-    # It registers a class for the rest of the process; docs/own_decoder.md shows it on saved files.
-    "decoders": ("reads_layout",),
+    # One registers a class for the rest of the process; docs/own_decoder.md shows it on saved files. The others take an
+    # adapter off a UNet and put one on, where the embedded one is trained.
+    "decoders": ("adapter_weights", "put_adapter", "reads_layout"),
     # Errors are shown where they are raised.
     "errors": {
         "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "GalleryError",

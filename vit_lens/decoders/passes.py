@@ -30,7 +30,7 @@ def draw_in_passes(
 
     Args:
         rows: What to draw, on the device that it is drawn on.
-        draw: From the rows of one pass to pictures in [0, 1].
+        draw: From the rows of one pass to pictures whose white is 1 and black 0.
         size: The rows of a pass.
         smaller: Called where memory ran out, with the rows of that pass and with what was said; returns how many run
             together from here on, or raises.
@@ -59,7 +59,7 @@ def draw_in_passes(
 
 
 def delivered(made: Float[Tensor, "row 3 height width"], output: str) -> Tensor:
-    """Return pictures in [0, 1] as bytes on the CPU ("uint8"), or in [-1, 1] on their own device ("float").
+    """Return pictures, cut to [0, 1], as bytes on the CPU ("uint8"), or in [-1, 1] on their own device ("float").
 
     Raises:
         DecoderError: One is not finite.
@@ -69,6 +69,7 @@ def delivered(made: Float[Tensor, "row 3 height width"], output: str) -> Tensor:
             "decoded pictures hold NaN or infinite values: broken weights, or an overflow; try "
             "dtype=torch.bfloat16 or torch.float32"
         )
+    made = made.clamp(0, 1)
     if output == "float":
         return made * 2 - 1
     return (made.permute(0, 2, 3, 1) * 255).round().to("cpu", torch.uint8).contiguous()

@@ -22,9 +22,9 @@ from vit_lens.decoders.costs import count_call
 from vit_lens.decoders.kandinsky_files import read_card
 from vit_lens.decoders.known_weights import KnownWeights
 from vit_lens.decoders.matching import EncoderRef, agreed_encoder, check_encoder, encoder_id_of
-from vit_lens.decoders.memory import guarded
 from vit_lens.decoders.numerics import stated_numerics
 from vit_lens.decoders.part_files import usable
+from vit_lens.decoders.passes import draw_in_passes
 from vit_lens.decoders.rae_encoder import ENCODER_TYPES, check_weights, hooked
 from vit_lens.decoders.rae_files import find_rae, load_rae
 from vit_lens.decoders.rae_parts import RAEParts, is_rae
@@ -344,36 +344,26 @@ class RAEDecoder(Decoder):
             )
         if batch_size is not None and (as_index(batch_size) or 0) < 1:
             raise DecoderError(f"batch_size must be at least 1, a whole number, got {batch_size!r}")
-        rows = Condition.of(condition)
-        size, done, made = batch_size or min(len(rows), self.batch_size_for(settings)), 0, []
-        while done < len(rows):
-            some = rows[done : done + size]
-            given = some if batch_size is None else some.padded(size)
-            pixels, said = guarded(lambda given=given: self._pass(given), self.device)
-            if pixels is None:
-                if size == 1:
-                    raise DecoderError(
-                        f"one picture does not fit into the memory of {self.device}: {said}; take another device or "
-                        "dtype=torch.bfloat16, or free memory"
-                    )
-                size //= 2
-                if on_smaller is not None:
-                    on_smaller(size)
-                continue
-            made.append(pixels[: len(some)])
-            done += len(some)
-        return torch.cat(made)
 
-    @torch.no_grad()
-    def _pass(self, rows: Condition) -> UInt8[Tensor, "row height width 3"]:
-        pixels = self.part(rows.tokens.to(self.device)).float()  # pyright: ignore[reportOptionalMemberAccess]
-        if not bool(torch.isfinite(pixels).all()):
-            raise DecoderError(
-                f"decoded pictures hold NaN or infinite values (in {self.dtype}): broken weights, or an overflow; try "
-                "dtype=torch.bfloat16 or torch.float32"
-            )
-        found = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return found.contiguous().cpu()
+        def smaller(rows: int, said: str) -> int:
+            if rows == 1:
+                raise DecoderError(
+                    f"one picture does not fit into the memory of {self.device}: {said}; take another device or "
+                    "dtype=torch.bfloat16, or free memory"
+                )
+            if on_smaller is not None:
+                on_smaller(rows // 2)
+            return rows // 2
+
+        rows = Condition.of(condition).to(self.device)
+        size = batch_size or min(len(rows), self.batch_size_for(settings))
+        return draw_in_passes(
+            rows, self._draw, size, smaller=smaller, padded=batch_size is not None, output="uint8", progress=False
+        )
+
+    def _draw(self, rows: Condition) -> Float[Tensor, "row 3 height width"]:
+        """Draw one pass; return pictures that are not cut to [0, 1]."""
+        return self.part(rows.tokens).float()
 
     @stated_numerics()
     def cost(self, settings: PatchSettings, rows: int) -> Cost:
