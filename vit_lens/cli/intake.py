@@ -2,7 +2,7 @@
 
 __all__ = [
     "check_drawn", "check_lenses", "check_lenses_of_reference", "command_line", "embed_captions", "find_anchors",
-    "find_given", "method_of", "read_bank", "read_captions", "read_lenses", "second_of",
+    "find_given", "method_of", "read_bank", "read_captions", "read_lenses", "read_settings", "second_of",
 ]  # fmt: skip
 
 import os
@@ -200,11 +200,15 @@ def second_of(
     if judge not in (None, "none"):
         named = JUDGE if judge == "mini" else judge
         seen_by = HookedViT.from_pretrained(named, device=where["device"]).requires_grad_(False)
-    return SecondDecoder(decoder=decoder, settings=decoder.settings(**_settings(settings)), judge=seen_by)
+    return SecondDecoder(decoder=decoder, settings=decoder.settings(**read_settings(settings)), judge=seen_by)
 
 
-def _settings(text: str | None) -> dict[str, Any]:
-    """Read ``steps=20,guidance=4,size=512``; numbers are numbers, and a size is height and width."""
+def read_settings(text: str | None) -> dict[str, Any]:
+    """Read ``steps=20,guidance=4,size=512``; numbers are numbers, and a size is height and width.
+
+    Raises:
+        VitLensError: A part is no ``NAME=VALUE``.
+    """
     found: dict[str, Any] = {}
     for part in flags.split_list([text]) if text else []:
         name, equals, value = part.partition("=")

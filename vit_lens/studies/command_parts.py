@@ -139,9 +139,11 @@ def embed_for(study: Study, captions: Sequence[str], captions_from: str | None) 
         raise TextError(f"{error}; or give --captions-from, the CLIP that the tower was part of") from error
 
 
-def load_drawer(pair: flags.Pair, model: "HookedViT", small_steps: int, **more: int | None) -> "tuple[Decoder, Any]":
+def load_drawer(
+    pair: flags.Pair, model: "HookedViT", small_steps: int = _SMALL_STEPS, **more: Any
+) -> "tuple[Decoder, Any]":
     """Load what draws for a study, in half precision where that is fast; a small one takes few steps."""
-    is_small = pair.decoder == "mini" or (Path(pair.decoder) / "vit_lens.json").is_file()
+    is_small = pair.decoder in ("mini", "mini-ip") or (Path(pair.decoder) / "vit_lens.json").is_file()
     drawer = pair.load_decoder("bfloat16" if is_small or not pair.device.startswith("cpu") else "float32", model)
     has = {field.name for field in fields(drawer.defaults)}
     wanted = {"steps": small_steps, "guidance": 1.0} if is_small else {}
@@ -199,7 +201,7 @@ def open_setup(
         texts.check(vit, other_encoder=True)
     drawer = reader = settings = None
     if study.decoder != "none":
-        drawer, settings = load_drawer(study, vit, _SMALL_STEPS)
+        drawer, settings = load_drawer(study, vit)
         if study.judge != "none":
             name = str(JUDGE) if study.judge == "mini" else study.judge
             tower = flags.Tower(model=name, tag=study.judge_tag, device=study.device)

@@ -103,7 +103,7 @@ class StudyResult:
     """A study of one encoder, or several studies pooled.
 
     Attributes:
-        study: The study: ``content``, ``importance``, ``overlay``, ``planted``, ``faithfulness`` or ``pool``.
+        study: The study by its command, such as ``content``, or ``pool``.
         setup: Model, decoder, judge, images, seeds, decoder settings: see :meth:`StudySetup.describe`.
         options: The study's own settings.
         scores: The numbers that it found.

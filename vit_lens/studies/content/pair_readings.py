@@ -1,6 +1,8 @@
 """What lenses say of pairs before decoding and in pictures, with the same of their controls."""
 
-__all__ = ["STREAM", "Chosen", "Study", "Whole", "read_embeddings", "read_pictures"]
+__all__ = [
+    "STREAM", "Chosen", "Drawn", "Study", "Whole", "draw_pictures", "read_embeddings", "read_pictures", "reading_of",
+]  # fmt: skip
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,48 +118,91 @@ def read_embeddings(study: Study, texts: TextBank, *, n_placebo: int) -> list[Re
     return readings
 
 
-def read_pictures(
-    study: Study, spec: str, judge_texts: TextBank, *, n: int, kinds: Sequence[str] = ("random",)
-) -> Reading:
-    """Draw one lens for the first ``n`` bases and their partners, and read the pictures by the judge's captions.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Drawn:
+    """What was asked for of one lens, and what the judge saw in the pictures; each of a list, from one anchor.
 
-    Of a lens that starts from several anchors, each has pictures of its own, and their readings are averaged.
+    Attributes:
+        asked: Conditions [image site].
+        seen: The judge's embeddings of their pictures.
+    """
+
+    asked: list[Condition]
+    seen: list[Float[Tensor, "image site d_judge"]]
+
+
+def draw_pictures(study: Study, spec: str, *, n: int, kinds: Sequence[str] = ("random",)) -> dict[str, Drawn]:
+    """Draw one lens, and its controls, for the first ``n`` bases and their partners; the judge looks.
+
+    Of a lens that starts from several anchors, each has pictures of its own.
 
     Args:
         study: What all readings share.
         spec: The lens.
-        judge_texts: The judge's captions.
         n: Bases.
         kinds: The controls of which all these sites are drawn, the isotropic one always.
+
+    Returns:
+        The lens under "own", and every control under its name.
     """
-    setup, whole, chosen = study.setup, study.whole, study.chosen
-    pairs, rows = study.pairs.first(n), study.pairs.pairs_of_first(n)
+    setup, pairs = study.setup, study.pairs.first(n)
     images = setup.pixels[study.pairs.images_of_first(n)]
-    lens, drawn = setup.lenses[spec], [study.sites[i] for i in chosen.drawn]
+    lens, drawn = setup.lenses[spec], [study.sites[i] for i in study.chosen.drawn]
     held = held_caches(setup.model, images, [lens])
 
-    def look(read: Callable[[Lens], Condition], label: str) -> list[Float[Tensor, "image site d_judge"]]:
-        return [_see(setup, pairs, read(one), label) for one in lens.each()]
+    def look(read: Callable[[Lens], Condition], label: str) -> Drawn:
+        asked = [read(one) for one in lens.each()]
+        return Drawn(asked=asked, seen=[_see(setup, pairs, one, label) for one in asked])
 
-    def changes(seen: list[Float[Tensor, "image site d_judge"]], *, shown: tuple[int, ...] | None = None) -> Changes:
-        found = (caption_changes(judge_texts, one, pairs, shown=shown) for one in seen)
-        return Changes.mean([whole.changes(one, pairs, by_judge=True) for one in found])
-
-    own = look(lambda one: _cat(one.read(cache, drawn) for cache in held), spec)
-    placebo = look(lambda one: _placebo(setup, spec, one, held, drawn, 0), f"{spec}, placebo")
-    more = {
-        kind: look(lambda one, kind=kind: _stand_in(setup, spec, one, kind, held, drawn, 0), f"{spec}, {kind}")
-        for kind in kinds
-        if kind != "random"
+    found = {
+        "own": look(lambda one: _cat(one.read(cache, drawn) for cache in held), spec),
+        "random": look(lambda one: _placebo(setup, spec, one, held, drawn, 0), f"{spec}, placebo"),
     }
+    for kind in kinds:
+        if kind != "random":
+            found[kind] = look(
+                lambda one, kind=kind: _stand_in(setup, spec, one, kind, held, drawn, 0), f"{spec}, {kind}"
+            )
+    return found
+
+
+def read_pictures(study: Study, spec: str, *, n: int, kinds: Sequence[str] = ("random",)) -> Reading:
+    """Draw one lens as :func:`draw_pictures` does, and read the pictures by the judge's captions.
+
+    Args:
+        study: What all readings share.
+        spec: The lens.
+        n: Bases.
+        kinds: The controls that are drawn beside the isotropic one.
+    """
+    return reading_of(study, spec, draw_pictures(study, spec, n=n, kinds=kinds), n=n)
+
+
+def reading_of(study: Study, spec: str, found: Mapping[str, Drawn], *, n: int) -> Reading:
+    """Read pictures by the judge's captions; the readings of several anchors are averaged.
+
+    Args:
+        study: What all readings share.
+        spec: The lens.
+        found: As :func:`draw_pictures` returns it.
+        n: Bases.
+    """
+    whole, chosen, texts = study.whole, study.chosen, study.setup.judge_texts("content")
+    pairs, rows = study.pairs.first(n), study.pairs.pairs_of_first(n)
+
+    def changes(one: Drawn, *, shown: tuple[int, ...] | None = None) -> Changes:
+        read = (caption_changes(texts, seen, pairs, shown=shown) for seen in one.seen)
+        return Changes.mean([whole.changes(part, pairs, by_judge=True) for part in read])
+
     effects = study.effects.items()
-    causal = {name: whole.changes(changes[np.ix_(rows, chosen.drawn)], pairs) for name, changes in effects}
+    causal = {name: whole.changes(changed[np.ix_(rows, chosen.drawn)], pairs) for name, changed in effects}
+    own, others = found["own"], {kind: one for kind, one in found.items() if kind not in ("own", "random")}
     return Reading(
         spec=spec, level="decoded", changes=changes(own), causal=causal,
         top=[chosen.drawn.index(i) for i in chosen.top],
         early=[chosen.drawn.index(i) for i in chosen.early if i in chosen.drawn],
-        other=changes(own, shown=pairs.donors()), placebos=[changes(placebo)],
-        stand_ins={kind: [changes(seen)] for kind, seen in more.items()},
+        other=changes(own, shown=pairs.donors()), placebos=[changes(found["random"])],
+        stand_ins={kind: [changes(one)] for kind, one in others.items()},
     )  # fmt: skip
 
 

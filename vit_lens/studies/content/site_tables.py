@@ -93,8 +93,8 @@ def notes_of(pairs: AttributePairs, whole: Whole, judge: Judge | None) -> tuple[
         "mean-anchored lens it is close to the direct effect by construction. Only the decoded level, read by the "
         "judge, says what a picture shows.",
         "shuffled sites: a site's readings against another site's effects (what all sites share). equal-norm placebo: "
-        "an independent random direction for base and partner; before decoding all sites, decoded one draw for the "
-        "top sites, over these alone.",
+        "an independent random direction for base and partner; before decoding all sites, decoded one draw for every "
+        "drawn site.",
         "same site, other image: each pair's captions read off the two pictures of another base's pair in the same "
         "attribute, which may share a caption with it, so that this control need not lie at 0"
         + (f"; in {', '.join(sorted(alike))} there may be no pair with other captions, so this control keeps part of "

@@ -1,6 +1,6 @@
 """The content study: does a lens show what a site does? Attribute by attribute, within each site."""
 
-__all__ = ["HEADLINES", "content_study", "early_mlps", "what_whole_images_change"]
+__all__ = ["HEADLINES", "content_study", "early_mlps", "open_study", "spellings_drawn", "what_whole_images_change"]
 
 from collections.abc import Sequence
 
@@ -81,26 +81,18 @@ def content_study(
         LensError: A lens is not defined on a site.
     """
     setup.accept("content", pooled_only=False)
-    specs = _decoded(setup, decoded)
+    specs = spellings_drawn(setup, decoded)
     kinds = setup.stand_ins.check(controls, [setup.lenses[spec] for spec in specs])
+    study = open_study(setup, pairs, texts, sites=sites, n_largest=n_largest, n_random=n_random, top=top)
+    resolved, chosen, whole = study.sites, study.chosen, study.whole
+    causal = {name: whole.changes(found, pairs) for name, found in study.effects.items()}
     judge = setup.judge("content") if setup.pictures is not None else None
-    judge_texts = None if judge is None else setup.judge_texts("content")
-    _check(setup, pairs, texts, judge_texts, top, n_largest)
-    resolved = Site.resolve(sites, setup.model.cfg)
-    whole = what_whole_images_change(setup, pairs, texts, judge)
-    total = total_effects(setup.model, setup.pixels, pairs, texts, resolved, progress=setup.progress)
-    direct = direct_effects(setup.model, setup.pixels, pairs, texts, resolved)
-    effects = {"total effect": total, "direct effect": direct}
-    causal = {name: whole.changes(found, pairs) for name, found in effects.items()}
-    early = early_mlps(resolved, setup.model.cfg.n_layers)
-    chosen = _choose(setup, causal["total effect"], top, early, n_largest, n_random)
-    study = Study(setup=setup, pairs=pairs, sites=resolved, effects=effects, chosen=chosen, whole=whole)
     readings = read_embeddings(study, texts, n_placebo=n_placebo)
-    if judge_texts is not None:
+    if judge is not None:
         n = min(n_decoded, len(pairs.bases))
-        readings += [read_pictures(study, spec, judge_texts, n=n, kinds=kinds) for spec in specs]
+        readings += [read_pictures(study, spec, n=n, kinds=kinds) for spec in specs]
     scores = [score for one in readings for score in reading_scores(one, seed=setup.seed, n_shuffles=n_shuffles)]
-    scores += baseline_scores(causal, chosen.top, early, seed=setup.seed, n_shuffles=n_shuffles)
+    scores += baseline_scores(causal, chosen.top, chosen.early, seed=setup.seed, n_shuffles=n_shuffles)
     return StudyResult(
         study="content", setup=setup.describe(), scores=tuple(scores), command=command,
         options={
@@ -117,7 +109,44 @@ def content_study(
     )  # fmt: skip
 
 
-def _decoded(setup: StudySetup, decoded: Sequence[str] | None) -> list[str]:
+def open_study(
+    setup: StudySetup, pairs: AttributePairs, texts: TextBank, *, sites: Sites, n_largest: int, n_random: int, top: int
+) -> Study:  # fmt: skip
+    """Measure what whole images and sites change, and choose the sites that are drawn.
+
+    Args:
+        setup: The setup, whose test images are those of the pairs.
+        pairs: Base images and their partners.
+        texts: The encoder's captions.
+        sites: The sites that are read.
+        n_largest: How many sites with the largest total effects are drawn.
+        n_random: How many of the others.
+        top: How many of the first are also scored by themselves.
+
+    Raises:
+        StudyError: The test images are others than the pairs', a caption is missing, there is no judge, or fewer than
+            three attributes change what the encoder and the judge see.
+    """
+    judge = judge_texts = None
+    if setup.pictures is not None:
+        judge, judge_texts = setup.judge("content"), setup.judge_texts("content")
+    _check(setup, pairs, texts, judge_texts, top, n_largest)
+    resolved = Site.resolve(sites, setup.model.cfg)
+    whole = what_whole_images_change(setup, pairs, texts, judge)
+    total = total_effects(setup.model, setup.pixels, pairs, texts, resolved, progress=setup.progress)
+    direct = direct_effects(setup.model, setup.pixels, pairs, texts, resolved)
+    early = early_mlps(resolved, setup.model.cfg.n_layers)
+    chosen = _choose(setup, whole.changes(total, pairs), top, early, n_largest, n_random)
+    effects = {"total effect": total, "direct effect": direct}
+    return Study(setup=setup, pairs=pairs, sites=resolved, effects=effects, chosen=chosen, whole=whole)
+
+
+def spellings_drawn(setup: StudySetup, decoded: Sequence[str] | None) -> list[str]:
+    """Return the spellings of the lenses whose pictures are drawn; none without a decoder.
+
+    Raises:
+        StudyError: One is not the setup's, or there is no decoder for it.
+    """
     if setup.pictures is None:
         if decoded:
             setup.drawing("content")
