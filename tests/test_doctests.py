@@ -22,7 +22,8 @@ UNSHOWN = {
     "report": ("write_page",),
     # A study runs for minutes; its command and docs/trust.md show it.
     "studies": (
-        "content_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study", "reach_study",
+        "content_study", "decoders_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study",
+        "reach_study",
     ),
     # What a control is made of and with, which docs/controls.md does; and the three that there are.
     "controls": {"CovarianceMatched", "Material", "OtherImage", "RandomDirection", "control", "stand_in"},

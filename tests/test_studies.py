@@ -295,6 +295,28 @@ def test_pooling_takes_the_encoder_as_unit():
     assert excess["low"] == pytest.approx(low + 0.35 + 0.1)
 
 
+def test_of_several_candidates_differences_have_a_wider_interval_too():
+    values = [0.2, 0.3, 0.7]
+    found = pool([result(value, str(value)) for value in values], comparisons=4)
+    (row,) = found.tables["differences"]
+    low, high = stats.t.interval(0.9875, 2, loc=-0.1, scale=stats.sem(values))
+    assert (row["low corrected"], row["high corrected"]) == (pytest.approx(low), pytest.approx(high))
+    assert row["low corrected"] < row["low"] < row["high"] < row["high corrected"]
+    assert found.notes[0].endswith("Corrected ones are at 98.75%, for 4 comparisons (Bonferroni).")
+    assert "low corrected" in found.tables["excess"][0]
+    assert "low corrected" not in pool([result(0.2, "a"), result(0.3, "b")]).tables["differences"][0]
+
+
+def test_encoders_may_have_images_of_their_own_seeds():
+    from dataclasses import replace
+
+    parts = [
+        replace(one, setup=one.setup | {"seed": 7 + n}) for n, one in enumerate([result(0.2, "a"), result(0.3, "b")])
+    ]
+    found = pool(parts)
+    assert "seed" not in found.setup and [one["seed"] for one in found.setup["encoders"]] == [7, 8]
+
+
 def with_nulls(value, fingerprint, size, noise):
     estimate = Estimate(value, value, value)
     nulls = {"equal-norm placebo": Null.of([size]), "no content": Null.of([noise]), "shuffled": Null.of([0.9])}

@@ -32,14 +32,18 @@ def mount(app: typer.Typer) -> None:
 
 
 def pool(
-    results: Annotated[list[Path], typer.Argument(help="Folders of one study on several encoders.")], out: flags.Out
+    results: Annotated[list[Path], typer.Argument(help="Folders of one study on several encoders.")],
+    out: flags.Out,
+    comparisons: Annotated[
+        int, typer.Option(min=1, help="Readings compared to choose one: differences get a wider interval, too.")
+    ] = 1,
 ) -> None:
     """Average a study over encoders, which are its unit of inference, with intervals and paired differences."""
     from vit_lens.studies import load_result, score_figure
     from vit_lens.studies import pool as join
     from vit_lens.studies.headlines import headlines
 
-    found = join([load_result(path) for path in results], command=intake.command_line())
+    found = join([load_result(path) for path in results], comparisons=comparisons, command=intake.command_line())
     frame = found.frame()
     known = set(frame.loc[frame["value"].notna(), "measure"])
     measures = [measure for measure in headlines(found) if measure in known]

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from vit_lens.attribution import whole
 from vit_lens.errors import StudyError
+from vit_lens.estimates import LEVEL
 from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.statistics import across_encoders, finite_mean
 
-_PER_ENCODER = ("encoder", "fingerprint", "decoder")
+_PER_ENCODER = ("encoder", "fingerprint", "decoder", "seed")
 _SIZE_NULLS = ("equal-norm placebo", "no content")
-_SAME = ("lenses", "settings", "noise_seeds", "seed", "n_test", "n_anchor", "n_ablation", "judge")
+_SAME = ("lenses", "settings", "noise_seeds", "n_test", "n_anchor", "n_ablation", "judge")
 
 
-def pool(results: Sequence[StudyResult], *, command: str | None = None) -> StudyResult:
+def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str | None = None) -> StudyResult:
     """Average the scores of one study over encoders, with 95% intervals by Student's t, and compare lenses in pairs.
 
     A null's mean is averaged, and its band is widest over the encoders. The table ``differences`` has the mean over
@@ -23,7 +25,10 @@ def pool(results: Sequence[StudyResult], *, command: str | None = None) -> Study
     that of each score minus the mean of each of its nulls.
 
     Args:
-        results: Results of the same study with the same settings, each of another encoder; two or more.
+        results: Results of the same study with the same settings, each of another encoder; two or more. The seed of
+            images and random draws may be each encoder's own.
+        comparisons: How many readings were compared to choose one: differences and excesses then have a second
+            interval, ``low corrected`` to ``high corrected``, by Bonferroni (98.75% of four).
         command: The command that makes it again; None where there is none.
 
     Raises:
@@ -42,6 +47,7 @@ def pool(results: Sequence[StudyResult], *, command: str | None = None) -> Study
     diffusion, embedding: +0.70 [-0.57, +1.97] (n = 2 encoders)
     """
     _check(results)
+    comparisons = whole("comparisons", comparisons, StudyError)
     keys = dict.fromkeys((s.measure, s.reading, s.level) for result in results for s in result.scores)
     scores = []
     for measure, reading, level in keys:
@@ -62,8 +68,11 @@ def pool(results: Sequence[StudyResult], *, command: str | None = None) -> Study
     setup |= {"encoder": f"{len(results)} encoders", "encoders": [_identity(result) for result in results]}
     return StudyResult(
         study=first.study, setup=setup, options=first.options, scores=tuple(scores),
-        tables={"differences": _differences(results), "each": _each(results), "excess": _excess(results)},
-        notes=_notes(results), command=command,
+        tables={
+            "differences": _differences(results, comparisons), "each": _each(results),
+            "excess": _excess(results, comparisons),
+        },
+        notes=_notes(results, comparisons), command=command,
     )  # fmt: skip
 
 
@@ -90,11 +99,15 @@ def _check(results: Sequence[StudyResult]) -> None:
             raise StudyError(f"these results differ in {', '.join(unlike)}; run the study with one set of options")
 
 
-def _notes(results: Sequence[StudyResult]) -> tuple[str, ...]:
+def _notes(results: Sequence[StudyResult], comparisons: int) -> tuple[str, ...]:
     """Return the notes that all results share, and those of single encoders by name."""
     shared = [note for note in results[0].notes if all(note in result.notes for result in results)]
     own = [f"{r.setup.get('encoder')}: {note}" for r in results for note in r.notes if note not in shared]
     first = f"Pooled over {len(results)} encoders; intervals by Student's t over encoders."
+    if comparisons > 1:
+        first += (
+            f" Corrected ones are at {100 * _corrected(comparisons):g}%, for {comparisons} comparisons (Bonferroni)."
+        )
     return (first, *shared, *own)
 
 
@@ -111,7 +124,7 @@ def _pooled(nulls: Sequence[Null]) -> Null:
     return Null(mean=mean, low=min(lows), high=max(highs), n_draws=sum(null.n_draws for null in known))
 
 
-def _differences(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
+def _differences(results: Sequence[StudyResult], comparisons: int) -> list[dict[str, Any]]:
     """Return the difference of every two readings of a measure; baselines before decoding meet decoded lenses, too."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for score in results[0].scores:
@@ -121,11 +134,11 @@ def _differences(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
         for a, b in combinations(readings, 2):
             pairs = [tuple(r.score(measure, *one).estimate.value for one in (a, b)) for r in results]
             key = {"measure": measure, "reading": a[0], "level": a[1], "minus": b[0], "minus level": b[1]}
-            rows.append(_row(key, across_encoders([x - y for x, y in pairs if x is not None and y is not None])))
+            rows.append(_row(key, [x - y for x, y in pairs if x is not None and y is not None], comparisons))
     return rows
 
 
-def _excess(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
+def _excess(results: Sequence[StudyResult], comparisons: int) -> list[dict[str, Any]]:
     """Return each score minus the mean of each of its nulls, and of the larger of those that leave size, by encoder."""
     rows = []
     for score in results[0].scores:
@@ -141,7 +154,7 @@ def _excess(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
                     excess.append(own.estimate.value - max(known))
             key = {"measure": score.measure, "level": score.level, "reading": score.reading}
             key["null"] = names[0] if len(names) == 1 else f"the larger of {' and '.join(names)}"
-            rows.append(_row(key, across_encoders(excess)))
+            rows.append(_row(key, excess, comparisons))
     return rows
 
 
@@ -157,5 +170,14 @@ def _each(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _row(key: Mapping[str, str], found: Any) -> dict[str, Any]:
-    return {**key, "value": found.value, "low": found.low, "high": found.high, "why": found.why}
+def _row(key: Mapping[str, str], values: Sequence[float], comparisons: int) -> dict[str, Any]:
+    found = across_encoders(values)
+    row = {**key, "value": found.value, "low": found.low, "high": found.high, "why": found.why}
+    if comparisons > 1:
+        wider = across_encoders(values, level=_corrected(comparisons))
+        row |= {"low corrected": wider.low, "high corrected": wider.high}
+    return row
+
+
+def _corrected(comparisons: int) -> float:
+    return 1 - (1 - LEVEL) / comparisons

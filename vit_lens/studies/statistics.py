@@ -106,15 +106,15 @@ def jackknife(of: Callable[[Int[np.ndarray, " row"]], float | None], n: int, *, 
     return Estimate(value, max(-most, value - reach), min(most, value + reach))
 
 
-def across_encoders(values: Sequence[float]) -> Estimate:
-    """Return the mean over encoders and its 95% interval by Student's t: the encoder is the unit of inference."""
+def across_encoders(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """Return the mean over encoders and its interval by Student's t, 95% by default: the encoder is the unit."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return Estimate(None, why="undefined for every encoder")
     mean = float(np.mean(known))
     if len(known) < 2:
         return Estimate(mean, why="one encoder gives no interval")
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+    reach = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
     return Estimate(mean, mean - reach, mean + reach)
 
 
