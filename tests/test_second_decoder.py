@@ -1,5 +1,6 @@
 """A second decoder draws every row again: its record, what both pictures have in common, and the null of it."""
 
+import shutil
 import threading
 from dataclasses import dataclass
 
@@ -294,8 +295,15 @@ def test_a_judge_or_decoder_that_would_say_nothing_is_refused(model, decoders, i
 
     with pytest.raises(VitLensError, match="the second decoder has the weights of the first, blocks-1"):
         run(model, (decoders[0], decoders[0]), images[:1], lenses, tmp_path / "a")
+    rounded = Blocks(2, model.cfg.d_embed)  # as the same weights in another dtype
+    rounded.decoder_id = "blocks-1"
+    with pytest.raises(VitLensError, match="the second decoder has the weights of the first, blocks-1"):
+        run(model, (decoders[0], rounded), images[:1], lenses, tmp_path / "a")
     with pytest.raises(VitLensError, match="the judge test/tower is the encoder that the second decoder was made for"):
         vl.SecondDecoder(decoder=decoders[1], judge=model)
+    with pytest.raises(VitLensError, match="noise seeds of the sweep, and its own, 5, would have no effect"):
+        vl.SecondDecoder(decoder=decoders[1], settings=Settings(seed=5))
+    assert repr(vl.SecondDecoder(decoder=decoders[1])) == "SecondDecoder(blocks-2, settings=None, judge=None)"
     other = Blocks(3, model.cfg.d_embed)
     other.encoder_id = "another/encoder"
     with pytest.raises(ContractError, match="was made for encoder 'another/encoder'"):
@@ -325,6 +333,79 @@ def test_a_plan_says_what_the_second_decoder_adds(model, decoders, judge, images
     second = vl.SecondDecoder(decoder=decoders[1], judge=judge)
     text = str(vl.plan(model, decoders[0], images[:1], lens=lenses, sites=SITES, second_decoder=second))
     assert "second decoder: 15 pictures by blocks-2, compared by test/judge; how long is not known" in text
+
+
+def test_a_plan_counts_the_memory_of_both(model, decoders, images, lenses, monkeypatch):
+    import vit_lens as vl
+    from vit_lens.decoders import Cost
+    from vit_lens.engine.estimates import size_words
+
+    sizes = {"blocks-1": (3 * 2**20, 5 * 2**20), "blocks-2": (70 * 2**20, 9 * 2**20)}
+
+    def cost(self, settings, rows):
+        peak, weights = sizes[self.decoder_id]
+        return Cost(flops=1, peak_bytes=peak, weight_bytes=weights)
+
+    monkeypatch.setattr(Blocks, "cost", cost)
+    alone, both = (
+        str(vl.plan(model, decoders[0], images[:1], lens=lenses, sites=SITES, second_decoder=second))
+        for second in (None, decoders[1])
+    )
+    assert f"memory: {size_words(8 * 2**20)} for the decoder," in alone
+    assert f"memory: {size_words(84 * 2**20)} for the decoders," in both
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_broken_second_record_is_said_with_the_cure_and_the_cure_works(
+    record, model, decoders, judge, images, lenses, tmp_path, damage
+):  # fmt: skip
+    import vit_lens as vl
+    from vit_lens.errors import VitLensError
+
+    out = tmp_path / "out"
+    shutil.copytree(record.path, out)
+    manifest = out / "second" / "record.json"
+    if damage == "gone":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(manifest.read_bytes()[:100])
+    cure = "remove .*second, and run the same sweep again: the second decoder's pictures alone are drawn anew"
+    with pytest.raises(VitLensError, match=cure):
+        vl.Record.load(out).second  # noqa: B018
+    with pytest.raises(VitLensError, match=cure):
+        vl.write_report(vl.Record.load(out))
+    with pytest.raises(VitLensError, match=cure):
+        run(model, decoders, images[:2], lenses, out, judge=judge)
+    shutil.rmtree(out / "second")
+    calls = decoders[0].calls
+    again = run(model, decoders, images[:2], lenses, out, judge=judge)
+    assert decoders[0].calls == calls and contents(again.path) == contents(record.path)
+
+
+def test_the_command_tells_sites_from_controls_and_refuses_what_has_no_effect(vit_lens, tmp_path):
+    import vit_lens as vl
+    from vit_lens.mini import sample_images
+
+    common = [sample_images()[0], "--sites", "heads", "--lens", "dsl-mean:alpha=5", "--steps", 1, "--controls"]
+    given = ["--second-decoder", "mini-ip", "--second-settings", "steps=1,guidance=1", "--no-live"]
+    status, output, error = vit_lens("sweep", *common, *given, "--out", tmp_path / "out")
+    assert status == 0, error
+    record = vl.Record.load(tmp_path / "out")
+    held = np.array([bool(record.readings[one].control) for one in record.table["reading"]])
+    found = [int((record.agreement["agreement_p"][rows] >= 0.5).sum()) for rows in (~held, held)]
+    line = next(one for one in output.splitlines() if one.startswith("two decoders agree at"))
+    assert f"of {(~held).sum()} pictures" in line and "; of controls at" in line
+    assert [int(part.split("disagree at ")[1].split()[0].strip(",;")) for part in line.split("; of controls")] == found
+    for options, said in (
+        (["--second-settings", "steps=1"], "--second-settings: without --second-decoder there is no effect"),
+        (["--second-decoder", "mini-ip", "--second-settings", "steps=1,steps=2"], "gives steps twice"),
+        (["--second-decoder", "mini-ip", "--second-settings", "seed=5"], "its own, 5, would have no effect"),
+        (["--second-decoder", "mini-ip", "--second-settings", "stepz=5"], "no decoder setting 'stepz'"),
+        (["--second-decoder", "mini"], "the second decoder has the weights of the first"),
+    ):
+        status, _, error = vit_lens("sweep", *common, *options, "--out", tmp_path / "no")
+        assert status == 2 and said in " ".join(error.split()), error
+    assert not (tmp_path / "no").exists()
 
 
 # ---- the page

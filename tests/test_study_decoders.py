@@ -91,6 +91,18 @@ def test_content_is_that_of_the_content_study_and_the_sign_is_scipys(found, tmp_
             assert name in HEADLINES
 
 
+def test_the_command_draws_as_the_second_settings_say(vit_lens, tmp_path):
+    from vit_lens.studies import load_result
+
+    given = ["--n", 3, "--n-decoded", 1, "--lens", "dsl-mean:alpha=5", "--sites", "L4.mlp,L5.mlp,L6.mlp"]
+    status, output, error = vit_lens(
+        "study", "decoders", *given, "--second-settings", "steps=1,guidance=1", "--out", tmp_path
+    )
+    assert status == 0 and "study decoders: vit_lens/mini" in output, error
+    result = load_result(tmp_path)
+    assert result.options["second"] == "vit_lens/mini-ip" and len(result.tables["sites"]) == 3
+
+
 def test_what_is_drawn_is_never_drawn_again(found, monkeypatch):
     from vit_lens.studies import decoders_study, load_result
 
@@ -129,6 +141,7 @@ def test_one_decoder_twice_and_another_judge_are_refused(found):
 def test_the_command_says_what_it_lacks(vit_lens, tmp_path):
     for given, said in (
         (["--decoder", "none"], "give --decoder and --second-decoder"),
+        (["--sites", "L5.mlp,L6.mlp", "--n", 3, "--lens", "diffusion"], "2 site(s) are drawn: a picture is held"),
         (["--decoder", "elsewhere"], "give --decoder and --second-decoder"),
         (["--second-decoder", "mini", "--n", 3, "--n-decoded", 1, "--lens", "diffusion"], "mini is both decoders"),
         (["--second-settings", "stepz=2", "--n", 3, "--lens", "diffusion"], "no decoder setting 'stepz'"),

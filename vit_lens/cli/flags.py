@@ -131,7 +131,10 @@ JUDGE = typer.Option(
 Judge = Annotated[str | None, JUDGE]
 SecondSettings = Annotated[
     str | None,
-    typer.Option(help="Of the second decoder, where not its own: steps=20,guidance=4,size=512."),
+    typer.Option(
+        help="Of the second decoder, where not its own: steps=20,guidance=4,size=512. --steps and the like are the "
+        "first's."
+    ),
 ]
 DecoderEncoder = Annotated[
     str | None, typer.Option(help="Id of the encoder that the decoder was made for, where its files do not say it.")
@@ -142,11 +145,11 @@ Lenses = Annotated[
     list[str] | None,
     typer.Option(
         "--lens",
-        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free), counterfactual:share=0.5 (with "
-        "--anchors), jacobian:alpha=5 (all rows, with --jacobian), jacobian:share=0.5 (with both). Behind each "
-        ":project=40 moves what is read among the images of --gallery. Of patch tokens: patch-diffusion, "
-        "patch-dsl:alpha=10, patch-dsl-mean:alpha=5, behind the last two :at=patch3 or :at=each. Commas or repeat; "
-        "each reads the sites it is defined on.",
+        help="diffusion, dsl:alpha=10, dsl:share=1, dsl-mean:alpha=5 (leak-free), counterfactual:share=0.5 (from "
+        "--anchors), jacobian:alpha=5 (all rows, by --jacobian), jacobian:share=0.5 (both). Behind each :project=40 "
+        "moves what is read among the images of --gallery. Studies and figures make anchors, Jacobians and gallery of "
+        "their reference images. Of patch tokens: patch-diffusion, patch-dsl:alpha=10, patch-dsl-mean:alpha=5, behind "
+        "the last two :at=patch3 or :at=each. Commas or repeat; each reads the sites it is defined on.",
     ),
 ]
 Sites = Annotated[

@@ -192,7 +192,7 @@ def second_of(
 
     if name is None:
         if given := [f"--{option}" for option, value in {"second-settings": settings, "judge": judge}.items() if value]:
-            raise VitLensError(f"{' and '.join(given)} say how a second decoder draws: give --second-decoder, too")
+            raise VitLensError(f"{' and '.join(given)}: without --second-decoder there is no effect; give it, too")
         return None
     where = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(device)}
     decoder = load_decoder(name, **where)
@@ -218,7 +218,10 @@ def read_settings(text: str | None) -> dict[str, Any]:
             number: Any = float(value) if "." in value else int(value)
         except ValueError:
             number = value
-        found |= dict.fromkeys(("height", "width"), number) if name == "size" else {name: number}
+        given = dict.fromkeys(("height", "width"), number) if name == "size" else {name: number}
+        if twice := [one for one in given if one in found]:
+            raise VitLensError(f"--second-settings {text!r} gives {twice[0]} twice")
+        found |= given
     return found
 
 

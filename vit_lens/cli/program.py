@@ -62,6 +62,9 @@ def _options(
     """Options before the command."""
 
 
+_SHOWN: set[str] = set()
+
+
 def main() -> None:
     """Run the command line; an expected error is one line on the standard error stream, and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -100,4 +103,7 @@ def _check_words(words: list[str]) -> None:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    if str(message) in _SHOWN:  # one for every image, from the same words
+        return
+    _SHOWN.add(str(message))
     typer.secho(f"vit-lens: warning: {message}", err=True, fg=typer.colors.YELLOW)

@@ -221,7 +221,7 @@ def _run(
     notes: "Sequence[str]",
 ) -> None:  # fmt: skip
     """Run a plan, or print it; the page grows with a record that has a budget."""
-    from vit_lens.records import SECOND, agreement_words, budget_words
+    from vit_lens.records import budget_words
     from vit_lens.report import write_report
     from vit_lens.sweeping import run
 
@@ -241,8 +241,7 @@ def _run(
     )  # fmt: skip
     if words := budget_words(record):
         typer.echo(words)
-    if (table := record.agreement) is not None:
-        typer.echo(f"{agreement_words(table)} ({record.path / SECOND / 'agreement.csv'})")
+    _tell_agreement(record)
     if page and allowance is not None:
         return
     if page and shown:
@@ -313,7 +312,18 @@ def merge(
         typer.echo(join_jacobians(shards, out))
         return
 
-    _page(join(shards, out).path, False)
+    record = join(shards, out)
+    _tell_agreement(record)
+    _page(record.path, False)
+
+
+def _tell_agreement(record: "Record") -> None:
+    """Print at how many sites two decoders agree, where there are two."""
+    from vit_lens.records import SECOND, agreement_words
+
+    if (table := record.agreement) is not None:
+        held = [bool(record.readings[reading].control) for reading in record.table["reading"]]
+        typer.echo(f"{agreement_words(table, held)} ({record.path / SECOND / 'agreement.csv'})")
 
 
 def _page(directory: Path, open_page: bool, *, prompts: Path | None = None) -> None:

@@ -132,4 +132,7 @@ def _read(file: Path, unet: Any) -> Mapping[str, Tensor]:
         kinds = {name: opened.get_slice(name).get_dtype() for name in found}
         if odd := [name for name, kind in kinds.items() if kind not in ("F64", "F32", "BF16", "F16")]:
             raise CheckpointError(f"{file}: {odd[0]} is of type {kinds[odd[0]]}, which is no weight's; {_ADVICE}")
-        return {name: opened.get_tensor(name).clone() for name in found}
+        weights = {name: opened.get_tensor(name).clone() for name in found}
+    if broken := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+        raise CheckpointError(f"{file}: {broken[0]} holds values that are not finite; {_ADVICE}")
+    return weights

@@ -28,8 +28,9 @@ class CounterfactualLens(AnchoredLens):
     ``LN(r_L(A) + c ||r_L(A)|| (h(x) - h(A)) / typical norm of that difference) proj``, where ``h`` is what the site
     writes and ``r_L`` the last residual: what of ``A`` changes when the site writes what it writes here. With ``c ||r||
     / typical`` at 1 it is the direct effect of patching the site from this image into ``A``. The strength is one for
-    each *site* and not for each image, so that a small difference stays a small change. Norms are root mean squares
-    over pairs of reference images, after mean removal over d_model (:class:`vit_lens.reference.DifferenceNorms`).
+    each *site* and not for each image, so that a small difference stays a small change. The typical norm is the root
+    mean square over pairs of reference images (:class:`vit_lens.reference.DifferenceNorms`); all norms are those after
+    mean removal over d_model.
 
     Since everything but the site is a real image's, the embedding lies close to those of images, and a decoder draws
     what it was asked for (docs/counterfactual_lens.md has numbers). What it shows is a *change*: look at the anchor

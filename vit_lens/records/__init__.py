@@ -32,6 +32,7 @@ from vit_lens.records.second import (
     agreement_table,
     agreement_words,
     judge_words,
+    remove_second,
     write_agreement,
 )  # fmt: skip
 from vit_lens.records.shards import merge, ranges
@@ -42,6 +43,6 @@ __all__ = [
     "PLAN_COLUMNS", "SECOND", "WHOLLY", "Found", "LiveNumbers", "Reading", "Readouts", "Record", "RecordWriter",
     "agreement_table", "agreement_words", "anchor_name", "budget_words", "csv_bytes", "csv_text", "encode_png",
     "gallery_name", "has_picture", "input_name", "is_whole_png", "judge_words", "leaks", "live_bytes", "live_labels",
-    "looks_again", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "select", "thumbnail_uri",
-    "to_table", "told_apart", "unfinished_words", "write_agreement",
+    "looks_again", "merge", "over_seeds", "picture_name", "ranges", "read_manifest", "remove_second", "select",
+    "thumbnail_uri", "to_table", "told_apart", "unfinished_words", "write_agreement",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from vit_lens.records.notebook import record_html
 from vit_lens.records.opening import RecordFiles, read_manifest
 from vit_lens.records.row_files import StoredConditions
 from vit_lens.records.schema import has_picture, input_name, picture_name
-from vit_lens.records.second import JUDGED, JUDGED_FIRST, SECOND, agreement_table
+from vit_lens.records.second import JUDGED, JUDGED_FIRST, SECOND, agreement_table, remove_second
 
 
 class _Pooled(Mapping[str, Tensor]):
@@ -204,12 +204,16 @@ class Record:
         Raises:
             RecordError: It is damaged, or its rows are others.
         """
-        if not (self.path / SECOND / "record.json").is_file():
+        folder = self.path / SECOND
+        if not folder.is_dir() or not any(folder.iterdir()):
             return None
-        found = Record.load(self.path / SECOND)
+        try:
+            found = Record.load(folder)
+        except RecordError as error:
+            raise RecordError(f"{error}. The first decoder's record is whole: {remove_second(self.path)}") from error
         plans = [one.table[["input", "seed", "reading", "site"]] for one in (self, found)]
         if not plans[0].equals(plans[1]):
-            raise RecordError(f"{found.path} has other rows than {self.path}; remove it, and run the same sweep again")
+            raise RecordError(f"{found.path} has other rows than {self.path}: {remove_second(self.path)}")
         return found
 
     @property

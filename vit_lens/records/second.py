@@ -2,10 +2,11 @@
 
 __all__ = [
     "AGREES", "DISAGREES", "JUDGED", "JUDGED_FIRST", "LEAST", "SECOND", "WHOLLY", "agreement_table",
-    "agreement_words", "judge_words", "write_agreement",
+    "agreement_words", "judge_words", "remove_second", "write_agreement",
 ]  # fmt: skip
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,15 @@ AGREES, DISAGREES, WHOLLY, LEAST = 0.05, 0.5, 0.5, 19
 null to 1 from which they agree not only in part; the mismatched sites below which nothing is said."""
 JUDGED, JUDGED_FIRST = "judged", "judged_first"
 """What a judge sees in the second decoder's pictures, and in the first's, in the second's record."""
+
+
+def remove_second(path: Path) -> str:
+    """Say what to do where the second decoder's record in a record's folder cannot be gone on with.
+
+    >>> remove_second(Path("out"))
+    "remove out/second, and run the same sweep again: the second decoder's pictures alone are drawn anew"
+    """
+    return f"remove {path / SECOND}, and run the same sweep again: the second decoder's pictures alone are drawn anew"
 
 
 def agreement_table(
@@ -92,8 +102,8 @@ def write_agreement(record: Any) -> None:
             write_atomic(file, data)
 
 
-def agreement_words(table: pd.DataFrame) -> str:
-    """Say at how many rows two decoders agree, agree in part, and disagree.
+def agreement_words(table: pd.DataFrame, controls: Sequence[bool] | None = None) -> str:
+    """Say at how many rows two decoders agree, agree in part, and disagree; of controls, apart from the sites.
 
     The rank decides: at most .05, which takes nineteen mismatched sites, they agree, and at least .5, where half of the
     mismatched sites have pictures as alike, they disagree. Of the first they agree in part where their pictures come
@@ -101,15 +111,24 @@ def agreement_words(table: pd.DataFrame) -> str:
 
     Args:
         table: As :func:`agreement_table` returns it.
+        controls: Which rows are of controls; None for none.
 
     >>> found = pd.DataFrame({"agreement": [0.9, 0.5, 0.2, 0.1, 0.9], "agreement_null": [0.3, 0.3, 0.1, 0.2, 0.1]})
     >>> found["agreement_p"], found["agreement_mismatched"] = [0.04, 0.04, 0.2, 0.9, 0.5], [24, 24, 24, 24, 1]
     >>> agreement_words(found)
     'two decoders agree at 1 of 4 pictures, in part at 1, and disagree at 1; at 1 there are too few ... to tell'
+    >>> agreement_words(found[:4], controls=[False, False, True, True])
+    'two decoders agree at 1 of 2 pictures, in part at 1, and disagree at 0; of controls at 0 of 2, in part at 0, ...'
     """
+    if controls is not None and any(controls):
+        held = np.asarray(controls)
+        own, others = (agreement_words(table.loc[rows]) for rows in (~held, held))
+        return own + "; of controls" + others.removeprefix("two decoders agree").replace(" pictures", "", 1)
     told = table[table["agreement_mismatched"] >= LEAST]
     above = (told["agreement"] - told["agreement_null"]) / (1 - told["agreement_null"])
     agrees, n_few = told["agreement_p"] <= AGREES, len(table) - len(told)
+    if not len(told):
+        return f"two decoders: at all {n_few} pictures there are too few mismatched sites to tell whether they agree"
     words = f"two decoders agree at {(agrees & (above >= WHOLLY)).sum()} of {len(told)} pictures, in part at "
     words += f"{(agrees & (above < WHOLLY)).sum()}, and disagree at {(told['agreement_p'] >= DISAGREES).sum()}"
     return words + (f"; at {n_few} there are too few mismatched sites to tell" if n_few else "")

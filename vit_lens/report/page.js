@@ -35,9 +35,10 @@
   function weak(row) { const d = overSeeds("faithfulness", row); return d !== null && isLow(d.mean); }
   function verdictOf(row) {
     if (!hasPicture(row)) return DATA.drawn ? "No picture yet." : "No decoder, so no picture.";
-    const d = overSeeds("faithfulness", row), below = `below ${format(DATA.threshold)}`;
-    if (weak(row)) return `The decoder could not draw this: faithfulness ${d.n > 1 ? `${seedsWords(d)}, ${below}` : `${number("faithfulness", row)} is ${below}`}.`;
-    return weakOne(row) ? `The decoder could not draw this with noise seed ${R.seed[row]}: faithfulness ${number("faithfulness", row)} is ${below}; it is ${seedsWords(d)}.` : "";
+    const d = overSeeds("faithfulness", row), below = `below ${format(DATA.threshold)}`, value = R.faithfulness[row];
+    const told = value !== null && value < DATA.threshold && format(value) === format(DATA.threshold) ? value.toFixed(4) : number("faithfulness", row);
+    if (weak(row)) return `The decoder could not draw this: faithfulness ${d.n > 1 ? `${seedsWords(d)}, ${below}` : `${told} is ${below}`}.`;
+    return weakOne(row) ? `The decoder could not draw this with noise seed ${R.seed[row]}: faithfulness ${told} is ${below}; it is ${seedsWords(d)}.` : "";
   }
   function uncontrolled(row) {
     if (!DATA.drawn || group(row).control || isResidual(row)) return null;

@@ -148,7 +148,7 @@ def load_drawer(
     has = {field.name for field in fields(drawer.defaults)}
     wanted = {"steps": small_steps, "guidance": 1.0} if is_small else {}
     usual = {name: value for name, value in wanted.items() if name in has}
-    return drawer, drawer.settings(**usual | flags.known(steps=pair.steps, guidance=pair.guidance, **more))
+    return drawer, drawer.settings(**usual | flags.known(**{"steps": pair.steps, "guidance": pair.guidance, **more}))
 
 
 def decoded(decode: Sequence[str] | None, lenses: Sequence[str], decoder: str) -> list[str]:

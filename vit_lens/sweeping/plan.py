@@ -14,6 +14,7 @@ from vit_lens import __version__
 from vit_lens.addresses import as_index
 from vit_lens.controls import CONTROLS
 from vit_lens.decoders import (
+    Cost,
     Decoder,
     PromptEncoder,
     TextDecoder,
@@ -167,7 +168,7 @@ def _second(first: "Plan", given: SecondDecoder) -> "Plan":
         raise VitLensError(f"{why} cannot have a second decoder: leave second_decoder= (--second-decoder) out")
     decoder, judge = check_decoder(given.decoder), given.judge
     first.kind.check_decoder(decoder, first.readings)
-    if decoder.fingerprint == first.decoder.fingerprint:
+    if decoder.fingerprint == first.decoder.fingerprint or decoder.decoder_id == first.decoder.decoder_id:
         raise VitLensError(
             f"the second decoder has the weights of the first, {first.decoder.decoder_id}: that it agrees with itself "
             "says nothing; give another one"
@@ -453,9 +454,12 @@ class Plan:
         lines.append(f"time: {self.estimate() or 'not known: the decoder does not say what it costs'}")
         cost = self.decoder.cost(self.settings, self.size)
         if cost is not None:
-            free = free_memory(self.decoder.device)
-            needed = size_words(cost.peak_bytes + cost.weight_bytes)
-            lines.append(f"memory: {needed} for the decoder, {size_words(free)} are free")
+            free, second = free_memory(self.decoder.device), self._second_cost()
+            needed = cost.peak_bytes + cost.weight_bytes
+            if second is not None:  # both are loaded, and one draws
+                needed = cost.weight_bytes + second.weight_bytes + max(cost.peak_bytes, second.peak_bytes)
+            whose = "the decoder" if second is None else "the decoders"
+            lines.append(f"memory: {size_words(needed)} for {whose}, {size_words(free)} are free")
         stored = self._stored(n)
         if self.second is not None and self.second.decoder is not None:
             judge = "the encoder itself" if self.second.judge is None else self.second.judge.encoder_id
@@ -464,6 +468,12 @@ class Plan:
             lines.append(words + ("how long is not known" if took is None else f"about {duration_words(took)}"))
             stored += self.second._stored(n)
         return "\n".join([*lines, f"disk: about {size_words(stored)}"])
+
+    def _second_cost(self) -> Cost | None:
+        second = self.second
+        if second is None or second.decoder is None:
+            return None
+        return second.decoder.cost(second.settings, second.size)
 
     def _control_lines(self, n: int) -> list[str]:
         """Say which controls are measured and drawn, and what drawing them takes of it all."""

@@ -157,7 +157,7 @@ class Drawing:
                 )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SecondDecoder:
     """A second decoder, which draws every row that the first draws, so that their pictures can be compared.
 
@@ -171,7 +171,7 @@ class SecondDecoder:
             itself, which sees what both decoders were asked for, and a record says so.
 
     Raises:
-        VitLensError: The judge is none, or the encoder that a decoder was made for.
+        VitLensError: The judge is none, or the encoder that a decoder was made for; or settings have a seed.
 
     >>> second = vl.SecondDecoder(decoder=vl.load_decoder("mini-ip"))
     >>> print(vl.plan(model, decoder, images[:1], lens="diffusion", sites="resid_post", second_decoder=second))
@@ -192,6 +192,16 @@ class SecondDecoder:
                     f"the judge {self.judge.encoder_id} is the encoder that the second decoder was made for: leave "
                     "judge out, and the record says so, or give another encoder"
                 )
+        seed = getattr(self.settings, "seed", None)
+        if seed is not None and seed != getattr(self.decoder.defaults, "seed", None):
+            raise VitLensError(
+                f"a second decoder draws with the noise seeds of the sweep, and its own, {seed}, would have no effect: "
+                "leave seed out (the sweep's are Drawing(seeds=...), --decoder-seed)"
+            )
+
+    def __repr__(self) -> str:
+        judge = None if self.judge is None else self.judge.encoder_id
+        return f"SecondDecoder({self.decoder.decoder_id}, settings={self.settings}, judge={judge})"
 
     @classmethod
     def of(cls, given: "SecondDecoder | Decoder | None") -> "SecondDecoder | None":

@@ -25,7 +25,7 @@ from vit_lens.errors import OutputError, RecordError
 from vit_lens.files import as_path
 from vit_lens.images import picture_hash
 from vit_lens.metrics import control_columns
-from vit_lens.records import JUDGED, SECOND, Record, RecordWriter, read_manifest, write_agreement
+from vit_lens.records import JUDGED, SECOND, Record, RecordWriter, read_manifest, remove_second, write_agreement
 from vit_lens.sweeping.budget import Pace
 from vit_lens.sweeping.embedding import Embedded, embed_input
 from vit_lens.sweeping.ledger import Ledger
@@ -70,7 +70,10 @@ def run(
     record = _run(plan, out, None, on_pass=on_pass, **how)
     if plan.second is not None and record.complete:
         size = record.manifest["batch_plan"]["batch_size"]  # parts of a sweep are of the same rows
-        _run(replace(plan.second, size=size), out / SECOND, record, on_pass=None, **how)
+        try:
+            _run(replace(plan.second, size=size), out / SECOND, record, on_pass=None, **how)
+        except (OutputError, RecordError) as error:
+            raise type(error)(f"{error}. The first decoder's record is whole: {remove_second(out)}") from error
         record = Record.load(out)
         write_agreement(record)
     if on_pass is not None:

@@ -39,6 +39,7 @@ HEADLINES = (EXCESS, *(_SIGN.format(name) for name in _ORDER))
 
 _STUDY = 8  # of the streams of random numbers
 _PLACEBO = NULLS["random"]
+_LEAST = 3
 _NOTES = (
     "Agreement: the cosine of two decoders' pictures of the same embedding, with the same noise seed, as the judge "
     "sees them; the mean over sites, and over bases and their partners. Mismatched sites: the first decoder's picture "
@@ -110,8 +111,8 @@ def decoders_study(
         command: The command that makes this result again; None where there is none.
 
     Raises:
-        StudyError: There is no first decoder or judge, both decoders are the same, another judge reads the second, or
-            what the content study refuses.
+        StudyError: There is no first decoder or judge, both decoders are the same, another judge reads the second,
+            fewer than three sites are drawn, or what the content study refuses.
         TextError: The captions are another encoder's.
         UnknownSiteError: A site is not the model's.
         LensError: A lens is not defined on a site.
@@ -120,6 +121,11 @@ def decoders_study(
     _check(setup, second)
     specs = spellings_drawn(setup, decoded)
     study = open_study(setup, pairs, texts, sites=sites, n_largest=n_largest, n_random=n_random, top=1)
+    if len(study.chosen.drawn) < _LEAST:
+        raise StudyError(
+            f"{len(study.chosen.drawn)} site(s) are drawn: a picture is held against those of other sites, and a "
+            f"correlation over sites needs {_LEAST}; give --sites heads,mlp, or more"
+        )
     n = min(n_decoded, len(pairs.bases))
     scores: list[Score] = []
     columns: dict[str, Mapping[str, _Pair]] = {}

@@ -84,12 +84,14 @@ class PaperSetup:
 
         Raises:
             LensError: A spelling names no lens, or there are no Jacobians for ``jacobian``.
+            StudyError: A lens reads patch tokens.
         """
         found = lenses_of_reference(
             given, self.model, self.pixels, self.means, first=self.first, names=list(self.names.values()),
             jacobians=self.jacobians, batch_size=self.pictures.batch_size,
             progress=self.pictures.progress,
         )  # fmt: skip
+        check_accepts("the paper's figures", pooled_only=True, lenses=found)
         return [one for lens in found for one in lens.each()]
 
     def describe(self) -> dict[str, Any]:
