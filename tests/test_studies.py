@@ -317,6 +317,18 @@ def test_encoders_may_have_images_of_their_own_seeds():
     assert "seed" not in found.setup and [one["seed"] for one in found.setup["encoders"]] == [7, 8]
 
 
+def test_an_image_drawn_twice_by_one_seed_is_no_other_setting():
+    from dataclasses import replace
+
+    parts = [(result(0.2, "a"), 512), (result(0.3, "b"), 511)]
+    parts = [replace(one, setup=one.setup | {"n_anchor": 512, "n_ablation": n}) for one, n in parts]
+    setup = pool(parts).setup
+    assert setup["n_anchor"] == 512 and "n_ablation" not in setup
+    other = replace(parts[1], setup=parts[1].setup | {"n_ablation": 400})
+    with pytest.raises(StudyError, match="these results differ in n_ablation"):
+        pool([parts[0], other])
+
+
 def with_nulls(value, fingerprint, size, noise):
     estimate = Estimate(value, value, value)
     nulls = {"equal-norm placebo": Null.of([size]), "no content": Null.of([noise]), "shuffled": Null.of([0.9])}

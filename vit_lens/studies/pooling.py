@@ -14,7 +14,8 @@ from vit_lens.studies.statistics import across_encoders, finite_mean
 
 _PER_ENCODER = ("encoder", "fingerprint", "decoder", "seed")
 _SIZE_NULLS = ("equal-norm placebo", "no content")
-_SAME = ("lenses", "settings", "noise_seeds", "n_test", "n_anchor", "n_ablation", "judge")
+_SAME = ("lenses", "settings", "noise_seeds", "n_test", "judge")
+_COUNTS = ("n_anchor", "n_ablation")  # an image that is drawn twice is left out, so that seeds differ by one or two
 
 
 def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str | None = None) -> StudyResult:
@@ -64,7 +65,8 @@ def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str |
             )
         )  # fmt: skip
     first = results[0]
-    setup = {key: value for key, value in first.setup.items() if key not in _PER_ENCODER}
+    apart = {*_PER_ENCODER, *(key for key in _COUNTS if len({result.setup.get(key) for result in results}) > 1)}
+    setup = {key: value for key, value in first.setup.items() if key not in apart}
     setup |= {"encoder": f"{len(results)} encoders", "encoders": [_identity(result) for result in results]}
     return StudyResult(
         study=first.study, setup=setup, options=first.options, scores=tuple(scores),
@@ -95,8 +97,13 @@ def _check(results: Sequence[StudyResult]) -> None:
             )
         unlike = [k for k in first.options if other.options.get(k) != first.options[k]]
         unlike += [k for k in _SAME if other.setup.get(k) != first.setup.get(k)]
+        unlike += [k for k in _COUNTS if not _about(other.setup.get(k), first.setup.get(k))]
         if unlike:
             raise StudyError(f"these results differ in {', '.join(unlike)}; run the study with one set of options")
+
+
+def _about(a: int | None, b: int | None) -> bool:
+    return a == b or (a is not None and b is not None and abs(a - b) <= max(a, b) / 100)
 
 
 def _notes(results: Sequence[StudyResult], comparisons: int) -> tuple[str, ...]:
