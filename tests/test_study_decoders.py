@@ -100,7 +100,16 @@ def test_the_command_draws_as_the_second_settings_say(vit_lens, tmp_path):
     )
     assert status == 0 and "study decoders: vit_lens/mini" in output, error
     result = load_result(tmp_path)
-    assert result.options["second"] == "vit_lens/mini-ip" and len(result.tables["sites"]) == 3
+    assert result.setup["second_decoder"] == "vit_lens/mini-ip" and len(result.tables["sites"]) == 3
+
+
+def test_encoders_with_decoders_of_their_own_are_pooled(found):
+    from vit_lens.studies import pool
+
+    result = found[4]
+    setup = {**result.setup, "fingerprint": "another", "decoder": "blocks-3", "second_decoder": "blocks-4"}
+    pooled = pool([result, replace(result, setup=setup)])
+    assert [one["second_decoder"] for one in pooled.setup["encoders"]] == ["blocks-2", "blocks-4"]
 
 
 def test_what_is_drawn_is_never_drawn_again(found, monkeypatch):

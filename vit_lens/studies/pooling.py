@@ -12,7 +12,7 @@ from vit_lens.estimates import LEVEL
 from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.statistics import across_encoders, finite_mean
 
-_PER_ENCODER = ("encoder", "fingerprint", "decoder", "seed")
+_PER_ENCODER = ("encoder", "fingerprint", "decoder", "second_decoder", "seed")
 _SIZE_NULLS = ("equal-norm placebo", "no content")
 _SAME = ("lenses", "settings", "noise_seeds", "n_test", "judge")
 _COUNTS = ("n_anchor", "n_ablation")  # an image that is drawn twice is left out, so that seeds differ by one or two
@@ -119,7 +119,7 @@ def _notes(results: Sequence[StudyResult], comparisons: int) -> tuple[str, ...]:
 
 
 def _identity(result: StudyResult) -> dict[str, Any]:
-    return {key: result.setup.get(key) for key in _PER_ENCODER}
+    return {key: result.setup[key] for key in _PER_ENCODER if key in result.setup}
 
 
 def _pooled(nulls: Sequence[Null]) -> Null:

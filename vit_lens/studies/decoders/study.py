@@ -133,9 +133,10 @@ def decoders_study(
         columns[spec] = _drawn_twice(study, second, spec, n)
         scores += _scores(spec, columns[spec], seed=[setup.seed, _STUDY, number], n_shuffles=n_shuffles)
     return StudyResult(
-        study="decoders", setup=setup.describe(), scores=tuple(scores), command=command,
+        study="decoders", scores=tuple(scores), command=command,
+        setup={**setup.describe(), "second_decoder": second.decoder.decoder_id},
         options={
-            "second": second.decoder.decoder_id, "decoded": specs, "n_bases": n, "n_largest": n_largest,
+            "decoded": specs, "n_bases": n, "n_largest": n_largest,
             "n_random": n_random, "n_shuffles": n_shuffles, "attributes": list(pairs.attributes),
             "sites": [str(site) for site in study.sites],
         },
