@@ -100,6 +100,7 @@ def test_the_command_draws_as_the_second_settings_say(vit_lens, tmp_path):
     )
     assert status == 0 and "study decoders: vit_lens/mini" in output, error
     result = load_result(tmp_path)
+    assert result.setup["second_settings"]["steps"] == 1 != result.setup["settings"]["steps"]
     assert result.setup["second_decoder"] == "vit_lens/mini-ip" and len(result.tables["sites"]) == 3
 
 
@@ -110,6 +111,33 @@ def test_encoders_with_decoders_of_their_own_are_pooled(found):
     setup = {**result.setup, "fingerprint": "another", "decoder": "blocks-3", "second_decoder": "blocks-4"}
     pooled = pool([result, replace(result, setup=setup)])
     assert [one["second_decoder"] for one in pooled.setup["encoders"]] == ["blocks-2", "blocks-4"]
+
+
+def test_an_interval_leaves_a_base_out_with_its_partners(found):
+    """Agreement over some bases is the mean over these, their partners and no other image."""
+    from vit_lens import Condition
+    from vit_lens.studies.content import Changes, Drawn, Reading, Study
+    from vit_lens.studies.content.pair_readings import Chosen, Whole
+    from vit_lens.studies.decoders.study import _compared
+
+    pairs, generator = found[2], torch.Generator().manual_seed(0)
+    own = pairs.first(N)
+    n = len(own.images)
+    first, second = (torch.randn(n, 5, 9, generator=generator) for _ in range(2))
+    asked = Condition(pooled=torch.randn(n, 5, 7, generator=generator))
+    both = [Drawn(asked=[asked], seen=[seen]) for seen in (first, second)]
+    nothing = Changes(sums=np.zeros((1, 1, 1)), counts=np.ones((1, 1), dtype=np.int64), full=np.ones(1))
+    reading = Reading(spec="", level="decoded", changes=nothing, causal={}, top=[])
+    study = Study(
+        setup=found[0], pairs=pairs, sites=[], effects={}, chosen=Chosen(top=[], early=[], drawn=[], why={}),
+        whole=Whole(attributes=[], encoder=np.ones(1), judge=None, table=[]),
+    )  # fmt: skip
+    pair = _compared(study, N, *both, reading, reading)
+    partners = {base: [p for b, p in zip(own.base, own.partner, strict=True) if b == base] for base in range(N)}
+    for bases in ([0], [1, 3], [2, 2, 0]):
+        images = [image for base in bases for image in (base, *partners[base])]
+        cosines = cosine_similarity(first[images].double(), second[images].double(), dim=-1)
+        assert pair.per_site(np.array(bases))[0] == pytest.approx(cosines.mean(0).numpy(), abs=1e-6)
 
 
 def test_what_is_drawn_is_never_drawn_again(found, monkeypatch):

@@ -69,6 +69,7 @@ def main() -> None:
     """Run the command line; an expected error is one line on the standard error stream, and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.showwarning = _show_warning
+    _SHOWN.clear()
     for stream in (sys.stdout, sys.stderr):  # names of files are any bytes, and not every terminal shows every letter
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

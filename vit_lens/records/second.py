@@ -118,12 +118,12 @@ def agreement_words(table: pd.DataFrame, controls: Sequence[bool] | None = None)
     >>> agreement_words(found)
     'two decoders agree at 1 of 4 pictures, in part at 1, and disagree at 1; at 1 there are too few ... to tell'
     >>> agreement_words(found[:4], controls=[False, False, True, True])
-    'two decoders agree at 1 of 2 pictures, in part at 1, and disagree at 0; of controls at 0 of 2, in part at 0, ...'
+    'two decoders agree at 1 of 2 pictures, ..., and disagree at 0; of controls, two decoders agree at 0 of 2 ...'
     """
     if controls is not None and any(controls):
         held = np.asarray(controls)
         own, others = (agreement_words(table.loc[rows]) for rows in (~held, held))
-        return own + "; of controls" + others.removeprefix("two decoders agree").replace(" pictures", "", 1)
+        return f"{own}; of controls, {others}"
     told = table[table["agreement_mismatched"] >= LEAST]
     above = (told["agreement"] - told["agreement_null"]) / (1 - told["agreement_null"])
     agrees, n_few = told["agreement_p"] <= AGREES, len(table) - len(told)

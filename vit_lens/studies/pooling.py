@@ -14,7 +14,7 @@ from vit_lens.studies.statistics import across_encoders, finite_mean
 
 _PER_ENCODER = ("encoder", "fingerprint", "decoder", "second_decoder", "seed")
 _SIZE_NULLS = ("equal-norm placebo", "no content")
-_SAME = ("lenses", "settings", "noise_seeds", "n_test", "judge")
+_SAME = ("lenses", "settings", "second_settings", "noise_seeds", "n_test", "judge")
 _COUNTS = ("n_anchor", "n_ablation")  # an image that is drawn twice is left out, so that seeds differ by one or two
 
 

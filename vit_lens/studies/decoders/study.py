@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from vit_lens.addresses import Sites
+from vit_lens.decoders import settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.records import agreement_table
 from vit_lens.studies.content import (
@@ -134,7 +135,10 @@ def decoders_study(
         scores += _scores(spec, columns[spec], seed=[setup.seed, _STUDY, number], n_shuffles=n_shuffles)
     return StudyResult(
         study="decoders", scores=tuple(scores), command=command,
-        setup={**setup.describe(), "second_decoder": second.decoder.decoder_id},
+        setup={
+            **setup.describe(), "second_decoder": second.decoder.decoder_id,
+            "second_settings": settings_dict(second.settings),
+        },
         options={
             "decoded": specs, "n_bases": n, "n_largest": n_largest,
             "n_random": n_random, "n_shuffles": n_shuffles, "attributes": list(pairs.attributes),
