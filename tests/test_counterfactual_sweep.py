@@ -125,7 +125,7 @@ def test_an_input_that_is_an_anchor_stops_the_sweep(setting, tmp_path):
         (["--lens", "counterfactual"], "give --anchors IMAGES"),
         (["--lens", "diffusion", "--anchors", "{1}"], "--anchors serve the lenses counterfactual and"),
         (["--lens", "counterfactual", "--anchors", "{0}"], "is among the images that are shown"),
-        (["--lens", "dsl:alpha=3:project=40"], "give --gallery FOLDER"),
+        (["--lens", "dsl:alpha=3:project=40", "--model", "ViT-B-32"], "give --gallery FOLDER"),
         (
             ["--lens", "diffusion", "--reference", "x.safetensors"],
             "--reference serves the lenses dsl-mean, counterfactual and",

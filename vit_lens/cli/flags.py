@@ -72,7 +72,8 @@ Anchors = Annotated[
     ),
 ]
 Jacobian = Annotated[
-    Path | None, typer.Option(help="File of averaged Jacobians for the lens jacobian (`vit-lens jacobian`).")
+    Path | None,
+    typer.Option(help="File of averaged Jacobians for the lens jacobian (`vit-lens jacobian`); mini has its own."),
 ]
 ReferenceImages = Annotated[
     list[Path] | None,
@@ -81,7 +82,8 @@ ReferenceImages = Annotated[
 GalleryFolder = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of images among which the nearest are sought, and which a lens with :project projects on."
+        help="Folder of images among which the nearest are sought, and which a lens with :project projects on; for "
+        "that alone mini has its own."
     ),
 ]
 Captions = Annotated[

@@ -44,8 +44,15 @@ def find_given(paths: Sequence[Path] | None, images: Sequence[Path] | None) -> l
     return find_images(given)
 
 
+def _ships(tower: flags.Tower) -> bool:
+    """Whether Jacobians and a gallery of a model ship with the package."""
+    from vit_lens.identity import MINI_ENCODER, canonical_encoder_id
+
+    return tower.tag is None and canonical_encoder_id(tower.model) == MINI_ENCODER
+
+
 def check_lenses(
-    specs: Sequence[str], reference: Path | None, jacobian: Path | None = None, *,
+    specs: Sequence[str], tower: flags.Tower, *, reference: Path | None, jacobian: Path | None = None,
     anchors: Sequence[str] | None = None, gallery: Path | None = None,
 ) -> None:  # fmt: skip
     """Refuse misspelt lenses, what serves none, and what one lacks, before anything is loaded.
@@ -64,7 +71,7 @@ def check_lenses(
             "--reference serves the lenses dsl-mean, counterfactual and patch-dsl-mean, which were not asked for"
         )
     _check_jacobian(names, jacobian)
-    if jacobian is None and "jacobian" in names:
+    if jacobian is None and "jacobian" in names and not _ships(tower):
         parse_lens("jacobian", None)
     starts = [spec for spec in specs if needs_anchors(spec)]
     if anchors and not starts:
@@ -75,7 +82,7 @@ def check_lenses(
         raise LensError(
             f"{starts[0]} starts from other images: give --anchors IMAGES, three or four that are not shown"
         )
-    if gallery is None and any("project" in settings for _, settings in said):
+    if gallery is None and any("project" in settings for _, settings in said) and not _ships(tower):
         raise LensError("a lens with :project projects on a gallery: give --gallery FOLDER, apart from what is shown")
 
 
@@ -129,11 +136,12 @@ def read_lenses(
     """
     from vit_lens import ReferenceMeans
     from vit_lens.lenses import parse_lenses
+    from vit_lens.readers import Gallery
     from vit_lens.reference import Jacobians
 
     means = None if reference is None else ReferenceMeans.load(reference)
     jacobians = None if jacobian is None else Jacobians.load(jacobian).check(model)
-    held = {"anchors": list(anchors) or None, "gallery": gallery}
+    held = {"anchors": list(anchors) or None, "gallery": Gallery.shipped(model) if gallery is None else gallery}
     return parse_lenses(specs, model, means, jacobians, **held, apart=apart)
 
 

@@ -93,7 +93,7 @@ def patches(
     still = [_MEAN] if spec.startswith("patch-dsl-mean") else []  # a clean anchor is the model's own tokens
     alone = [f"{spec}:at={one}" for one in flags.split_list(patch or ()) or [EACH_PATCH]]
     specs = [spec, *alone, *still, "patch-diffusion"]
-    intake.check_lenses(specs, reference)
+    intake.check_lenses(specs, pair, reference=reference)
     model = pair.load()
     n = model.cfg.n_layers
     usual = dict.fromkeys(["L0.mlp", f"L{n // 2}.attn", f"L{n // 2}.mlp", f"L{n - 1}.mlp"])

@@ -67,7 +67,7 @@ def readout(
     check_controls(kinds)
     check_normalisation(normalise)
     spec = flags.one(flags.split_list(lens or ()), "--lens") or _LENS[0]
-    intake.check_lenses([spec], reference, jacobian, anchors=anchors, gallery=gallery)
+    intake.check_lenses([spec], tower, reference=reference, jacobian=jacobian, anchors=anchors, gallery=gallery)
     starts = intake.find_anchors(anchors, found)
     vit = tower.load(encoder_dtype)
     kept = None if out is None else out / "gallery.safetensors"

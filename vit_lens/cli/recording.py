@@ -186,7 +186,7 @@ def sweep(
     if guidance_interval is not None and pair.guidance is not None and pair.guidance <= 1:
         raise VitLensError(f"--guidance {pair.guidance:g} is none, so --guidance-interval would have no effect")
     specs = flags.split_list(lens or ()) or flags.DEFAULT_LENSES
-    intake.check_lenses(specs, reference, jacobian, anchors=anchors, gallery=gallery)
+    intake.check_lenses(specs, pair, reference=reference, jacobian=jacobian, anchors=anchors, gallery=gallery)
     starts = intake.find_anchors(anchors, found)
     vit = pair.load()
     wanted = flags.split_list(sites)

@@ -198,10 +198,10 @@ def parse_lenses(
     Args:
         given: Lenses, spellings or both; None stands for :data:`DEFAULT_LENSES`. ``at=each`` in one of patches stands
             for one lens for each patch.
-        model: The model that will be read; its shipped means serve ``dsl-mean`` and ``counterfactual``, where it has
-            some.
+        model: The model that will be read. Means and Jacobians that ship with it serve the lenses that need them,
+            where they are not given.
         reference: The means to take instead of the shipped ones; those of every token serve both kinds of lenses.
-        jacobians: The Jacobians that ``jacobian`` goes by; None where there are none.
+        jacobians: The Jacobians that ``jacobian`` goes by, instead of the shipped ones.
         anchors: What ``counterfactual`` and ``jacobian:share`` start from: images, or :class:`Anchors`.
         gallery: What ``project`` projects on.
         apart: Whether a lens of several anchors becomes one for each of them, as pictures need it.
@@ -229,6 +229,8 @@ def parse_lenses(
         anchors = Anchors.of(model, anchors, rows="all" if "all" in starts else "readout")
     means = _means(names, ("dsl-mean", "counterfactual"), model, reference)
     of_patches = _means(names, ("patch-dsl-mean",), model, reference)
+    if jacobians is None and "jacobian" in names:
+        jacobians = Jacobians.shipped(model)
     held = {"anchors": anchors, "gallery": gallery}
     found: list[Lens] = []
     for item in items:

@@ -17,7 +17,7 @@ from vit_lens.addresses import as_index
 from vit_lens.attribution import check_model, check_tensor
 from vit_lens.errors import GalleryError, OutputError, expect
 from vit_lens.files import as_path, load_fields, save_fields
-from vit_lens.identity import forget_fingerprints
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, forget_fingerprints
 from vit_lens.images import load_image
 from vit_lens.models import HookedViT
 from vit_lens.readers.cosines import deviations, nearest_rows
@@ -168,6 +168,18 @@ class Gallery:
                 "the command that made it again; it goes on where it stopped"
             )
         return gallery
+
+    @classmethod
+    def shipped(cls, model: HookedViT) -> "Gallery | None":
+        """Return the gallery that ships with the package for a model, without pictures; None where there is none.
+
+        It is what lenses with ``:project`` project on where no gallery is given.
+
+        >>> vl.readers.Gallery.shipped(model)
+        Gallery(512 images for 'vit_lens/mini')
+        """
+        check_model(model, GalleryError)
+        return cls.load(MINI_FILES / "gallery.safetensors") if model.encoder_id == MINI_ENCODER else None
 
     def save(self, path: str | Path) -> Path:
         """Write the gallery as safetensors, atomically.

@@ -16,7 +16,7 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError, OutputError, ReferenceMismatchError, expect
 from vit_lens.files import as_path, file_tensors, open_tensors, parse_json, save_tensors
-from vit_lens.identity import fingerprint
+from vit_lens.identity import MINI_ENCODER, MINI_FILES, fingerprint
 from vit_lens.reference.patching_error import PatchingError
 from vit_lens.reference.row_means import RowMeans, grouped, row_groups, state_width
 from vit_lens.towers import Tower, ViTActivationCache, check_model, other_preprocessing, other_weights
@@ -239,12 +239,12 @@ class Jacobians:
 
     @classmethod
     def load(cls, path: str | Path) -> "Jacobians":
-        """Read saved Jacobians.
+        """Read saved Jacobians; ``"mini"`` names those that ship with the embedded encoder.
 
         Raises:
             LensError: The file is missing, truncated, changed, or not one of these.
         """
-        place = as_path(path, LensError)
+        place = MINI_FILES / "jacobians.safetensors" if str(path) == "mini" else as_path(path, LensError)
         with open_tensors(place, [_FORMAT], what="Jacobians", error=LensError, advice=_ADVICE) as (file, meta):
             said = parse_json(meta["fields"], f"the metadata of {place}", LensError, _ADVICE)
             held = file_tensors(file)
@@ -257,6 +257,16 @@ class Jacobians:
                 moved={name.removeprefix(_MOVED): value for name, value in held.items() if name.startswith(_MOVED)}
                 or None,
             )  # fmt: skip
+
+    @classmethod
+    def shipped(cls, model: Tower) -> "Jacobians | None":
+        """Return the Jacobians that ship with the package for a model; None where there are none.
+
+        >>> vl.reference.Jacobians.shipped(model).n
+        96
+        """
+        check_model(model)
+        return cls.load("mini") if model.encoder_id == MINI_ENCODER else None
 
     def save(self, path: str | Path) -> Path:
         """Write the Jacobians as safetensors, atomically.

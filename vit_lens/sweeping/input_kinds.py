@@ -171,7 +171,8 @@ class ImageKind(InputKind):
                 f"{'is' if others.n_others == 1 else 'are'} {others.n_others or 'none'}; give more images, or "
                 "Controls(bank=ControlBank.from_images(model, images)) (--control-images)"
             )
-        lenses = parse_lenses(lens, self.model, reference, anchors=anchors, gallery=gallery)
+        near = Gallery.shipped(self.model) if gallery is None else gallery
+        lenses = parse_lenses(lens, self.model, reference, anchors=anchors, gallery=near)
         return make_readings(self.model, lenses, sites, kinds, controls.normalise)
 
     def others(self, controls: Controls, gallery: Gallery | None) -> BankSource:

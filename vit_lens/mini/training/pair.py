@@ -1,6 +1,6 @@
 """Train the whole embedded pair from a seed and lay it out as it ships."""
 
-__all__ = ["assemble_pair", "measure_pair", "train_pair", "write_reference_means", "write_ridge"]
+__all__ = ["assemble_pair", "measure_pair", "train_pair", "write_references", "write_ridge"]
 
 import json
 import shutil
@@ -17,11 +17,12 @@ from vit_lens.mini.training.evaluate import evaluate_pair, load_pair
 from vit_lens.mini.training.movq import MoVQSettings, train_movq
 from vit_lens.mini.training.unet import UNetSettings, build_scheduler, train_unet, train_unet_by_workers
 from vit_lens.models import HookedTextEncoder, HookedViT
-from vit_lens.readers import TextImageRidge
-from vit_lens.reference import ReferenceMeans
+from vit_lens.readers import Gallery, TextImageRidge
+from vit_lens.reference import ReferenceMeans, make_jacobians
 
 _CARD = {"image_size": 64, "steps": 10, "guidance": 1.5, "scheduler": "ddim"}
 _REFERENCE_SCENES, _STREAM = 512, 7
+_FITTED, _HELD_OUT = 96, 32  # of them, for Jacobians and their error
 _RIDGE_SCENES, _RIDGE_STREAM, _AT_ONCE = 2000, 13, 100
 _ENCODER, _MOVQ, _UNET = EncoderSettings(), MoVQSettings(), UNetSettings()
 
@@ -60,7 +61,7 @@ def train_pair(
             train_unet(work, seed=seed, settings=unet)
         model = HookedViT.from_pretrained(work / "encoder")
         pair = assemble_pair(work, out / "pair", encoder_id=f"module@{model.fingerprint}", d_embed=encoder.d_embed)
-        write_reference_means(model, pair / "reference_means.safetensors", seed=seed)
+        write_references(model, pair, seed=seed)
         write_ridge(
             model, HookedTextEncoder.from_pretrained(work / "encoder"), pair / "text_image_ridge.safetensors", seed=seed
         )
@@ -97,13 +98,19 @@ def assemble_pair(work: Path, pair: Path, *, encoder_id: str, d_embed: int = 128
     return pair
 
 
-def write_reference_means(model: HookedViT, path: Path, *, seed: int) -> ReferenceMeans:
-    """Average over scenes that evaluation never shows, overlays in half of them as in training, and save."""
+def write_references(model: HookedViT, pair: Path, *, seed: int) -> None:
+    """Write what lenses need into `pair`: means, Jacobians and a gallery of scenes that evaluation never shows.
+
+    Half of them have overlays, as in training. The first 96 are those of the Jacobians, the next 32 of their error.
+    """
     generator = np.random.default_rng([seed, _STREAM])
-    scenes = world.render_codes(world.sample_codes(_REFERENCE_SCENES, generator, held_out=False))
-    means = ReferenceMeans.from_images(model, list(scenes))
-    means.save(path)
-    return means
+    scenes = list(world.render_codes(world.sample_codes(_REFERENCE_SCENES, generator, held_out=False)))
+    ReferenceMeans.from_images(model, scenes).save(pair / "reference_means.safetensors")
+    make_jacobians(
+        model, scenes[:_FITTED], held_out=scenes[_FITTED : _FITTED + _HELD_OUT], test=True,
+        out=pair / "jacobians.safetensors", per_row=False, batch_size=16, progress=False,
+    )  # fmt: skip
+    Gallery.from_images(model, scenes).save(pair / "gallery.safetensors")
 
 
 @torch.no_grad()

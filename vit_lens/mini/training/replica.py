@@ -28,7 +28,7 @@ from vit_lens.mini.training.encoder import EncoderSettings, image_embeds, to_pix
 from vit_lens.mini.training.evaluate import evaluate_pair, load_pair
 from vit_lens.mini.training.folders import write_json
 from vit_lens.mini.training.ip import measure_ip
-from vit_lens.mini.training.pair import assemble_pair, write_reference_means
+from vit_lens.mini.training.pair import assemble_pair, write_references
 from vit_lens.models import HookedViT
 
 JUDGE_SEED = 9
@@ -77,7 +77,7 @@ def _train_pair(
     fit_unet(work, seed=seed, n_scenes=n_scenes)
     model = HookedViT.from_pretrained(work / "encoder")
     pair = assemble_pair(work, out / "pair", encoder_id=f"module@{model.fingerprint}", d_embed=encoder.d_embed)
-    write_reference_means(model, pair / "reference_means.safetensors", seed=seed)
+    write_references(model, pair, seed=seed)
     metrics = evaluate_pair(load_pair(pair), n_images=n_images, n_decoded=n_decoded, steps=3, guidance=1.0)
     write_atomic(pair / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
 
