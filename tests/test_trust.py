@@ -1,65 +1,117 @@
-"""docs/trust.md says what the results say: every number of its tables is read from docs/results."""
+"""docs/trust.md and the page of its first round say what the results say: every number of their tables is theirs."""
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from vit_lens.studies import load_result
+from vit_lens.studies.statistics import across_encoders
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGE = (ROOT / "docs" / "trust.md").read_text()
-STUDIES = ("content", "importance", "overlay", "planted", "faithfulness")
-TEST_ENCODERS = ("1", "2", "3", "4")
-_TABLE = re.compile(r"<!-- scores (?P<study>\w+) (?P<level>\w+): (?P<measures>.*?) -->\n(?P<rows>(?:\|.*\n)+)")
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("trust", "trust_first_round")}
+FIRST = ("content", "importance", "overlay", "planted", "faithfulness")
+SECOND = tuple(sorted(path.name for path in (RESULTS / "second").iterdir()))
+_ROWS = r"\n(?P<rows>(?:\|.*\n)+)"
+_TABLE = re.compile(r"<!-- scores (?P<study>[\w/]+) (?P<level>\w+): (?P<measures>.*?) -->" + _ROWS)
+_DIFFERENCES = re.compile(r"<!-- differences (?P<study>[\w/]+): (?P<measure>.*?); minus (?P<minus>.*?) -->" + _ROWS)
+_NULLS = re.compile(r"<!-- nulls (?P<study>[\w/]+): (?P<measure>.*?): (?P<nulls>.*?) -->" + _ROWS)
 
 
 def told(estimate):
-    """An estimate as the page writes it."""
+    """An estimate as the pages write it."""
     if estimate.value is None:
         return "undefined"
     text = f"{estimate.value:+.2f}"
     return text if estimate.low is None else f"{text} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
-def tables():
-    return list(_TABLE.finditer(PAGE))
+def tables(kind=_TABLE):
+    return [table for page in PAGES.values() for table in kind.finditer(page)]
 
 
-def test_the_page_has_a_table_of_every_study():
-    assert {table["study"] for table in tables()} == set(STUDIES)
+def rows(table):
+    for line in table["rows"].splitlines()[2:]:
+        reading, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        yield reading.strip("`*"), [cell.strip("*") for cell in cells]
+
+
+@cache
+def result(*parts):
+    return load_result(RESULTS.joinpath(*parts))
+
+
+def of_encoders(study):
+    return [result(study, path.name) for path in sorted((RESULTS / study).iterdir()) if path.name.isdecimal()]
+
+
+def test_the_pages_have_a_table_of_every_study():
+    found = {table["study"] for table in tables()}
+    assert found == {*FIRST, *(f"second/{name}" for name in SECOND)}
+    assert tables(_DIFFERENCES) and tables(_NULLS)
 
 
 @pytest.mark.parametrize("table", tables(), ids=lambda table: f"{table['study']}-{table['level']}")
 def test_numbers_are_the_results(table):
-    result = load_result(RESULTS / table["study"] / "pooled")
+    pooled = result(table["study"], "pooled")
     measures = table["measures"].split(" | ")
     checked = 0
-    for line in table["rows"].splitlines()[2:]:
-        reading, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+    for reading, cells in rows(table):
         for measure, cell in zip(measures, cells, strict=False):
-            score = result.score(measure, reading.strip("`*"), table["level"])
-            assert cell.strip("*") == told(score.estimate), (reading, measure)
+            score = pooled.score(measure, reading, table["level"])
+            assert cell == told(score.estimate), (reading, measure)
             checked += 1
     assert checked
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("table", tables(_DIFFERENCES), ids=lambda table: table["study"])
+def test_differences_are_those_of_the_encoders_in_pairs(table):
+    """Worked out from the encoders' own results, and not from the pooled one's table; the last of two is for four."""
+    found = of_encoders(table["study"])
+    for reading, cells in rows(table):
+        pairs = [
+            [one.score(table["measure"], name, "decoded").estimate.value for name in (reading, table["minus"])]
+            for one in found
+        ]
+        values = [a - b for a, b in pairs]
+        assert cells[0] == told(across_encoders(values)), reading
+        if len(cells) > 1:
+            wider = across_encoders(values, level=1 - 0.05 / 4)
+            assert cells[1] == f"[{wider.low:+.2f}, {wider.high:+.2f}]", reading
+
+
+@pytest.mark.parametrize("table", tables(_NULLS), ids=lambda table: table["study"])
+def test_nulls_are_those_of_the_encoders(table):
+    names = table["nulls"].split(" | ")
+    for reading, cells in rows(table):
+        for name, cell in zip(names, cells, strict=True):
+            means = [
+                one.score(table["measure"], reading, "decoded").nulls[name].mean for one in of_encoders(table["study"])
+            ]
+            assert cell == told(across_encoders(means)), (reading, name)
+
+
+@pytest.mark.parametrize("study", [*FIRST, *(f"second/{name}" for name in SECOND)])
 def test_every_result_says_how_it_was_made(study):
-    prints = set()
-    for name in TEST_ENCODERS:
-        text = (RESULTS / study / name / "result.json").read_text()
+    folders = [path for path in (RESULTS / study).iterdir() if path.name.isdecimal()]
+    assert {path.name for path in folders} == set("1234" if study in FIRST else map(str, range(11, 19)))
+    prints, name = set(), study.rpartition("/")[2].removesuffix("_second_decoder")
+    for folder in folders:
+        text = (folder / "result.json").read_text()
         found = json.loads(text)
-        assert found["study"] == study and found["command"].startswith(f"vit-lens study {study} ")
-        assert not re.search(r'"/|[A-Z]:\\', text), "a path of the machine"
+        assert found["study"] == name and found["command"].startswith(f"vit-lens study {name} ")
+        assert not re.search(r'["\s]/|[A-Z]:\\', text), "a path of the machine"
         prints.add(found["setup"]["fingerprint"])
     pooled = json.loads((RESULTS / study / "pooled" / "result.json").read_text())
-    assert {each["fingerprint"] for each in pooled["setup"]["encoders"]} == prints and len(prints) == len(TEST_ENCODERS)
+    assert {each["fingerprint"] for each in pooled["setup"]["encoders"]} == prints and len(prints) == len(folders)
+    assert not re.search(r'["\s]/|[A-Z]:\\', json.dumps(pooled["command"]))
 
 
 def test_the_verdict_is_the_command_lines_default():
     from vit_lens.cli.flags import DEFAULT_LENSES
 
-    assert f"`{DEFAULT_LENSES[0]}`" in PAGE.split("## ")[1]
+    use = PAGES["trust"].split("**What to use.**")[1].split("\n\n")[0]
+    assert f"`{DEFAULT_LENSES[0]}`" in use
