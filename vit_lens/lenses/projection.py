@@ -52,7 +52,8 @@ class ProjectedLens(Lens):
     concentration kappa), rescaled to their mean length: a form of the attention of modern Hopfield networks (Ramsauer
     et al. 2020, arXiv 2008.02217). What comes out lies among real embeddings, so a decoder draws what it was asked for.
     That proves nothing: what comes out of a *random* direction does so, too. So the control of a projected lens
-    is the projection of its control, and pictures are to be looked at beside it.
+    is the projection of its control, and pictures are to be looked at beside it. What no picture of the gallery has is
+    never drawn, so what is missing says nothing either (docs/trust.md).
 
     The gallery must not hold the input. A row that equals its embedding is left out, for this input alone, with an
     :class:`OwnPictureWarning`; the same picture has the same embedding, whatever its file is called.
