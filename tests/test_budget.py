@@ -386,7 +386,7 @@ def test_pictures_that_are_on_disk_are_not_drawn_again(run, whole, decoder, tmp_
         run(tmp_path / "out", budget=EVERYTHING)
     decoder.before, decoder.calls = type(decoder).before, ()
     run(tmp_path / "out", budget=EVERYTHING)
-    assert 4 <= len(decoder.calls) < n_calls // 2  # those that waited for a thread at the kill may be lost
+    assert 4 <= len(decoder.calls) < n_calls - 4  # those that waited for a thread at the kill may be lost
     assert _but_the_manifest(tmp_path / "out") == _but_the_manifest(whole.path)
 
 
