@@ -20,7 +20,7 @@ DOORS = {
     "open_clip": {"sources", "texts"},
     "timm": {"sources"},
     "torchvision": set(),
-    "transformers": {"sources", "texts", "decoders", "mini.training", "doctor"},
+    "transformers": {"sources", "texts", "decoders", "mini.training", "doctor", "studies"},
     "diffusers": {"decoders", "mini.training", "doctor"},
     "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses", "dictionaries", "diffusion"},
     "plotly": {"figures", "studies"},
