@@ -3,11 +3,11 @@
 from vit_lens.lazy import lazy
 
 __all__, __getattr__, __dir__ = lazy(__name__, {
-    "Answer": ".answers", "ClipJudge": ".judge_clip", "Emergence": ".emergence", "ExactJudge": ".judge_exact",
+    "Answer": ".answers", "ClipJudge": ".judge_clip", "Emergence": ".emerging", "ExactJudge": ".judge_exact",
     "Item": ".sheet", "PictureJudge": ".judging", "Question": ".sheet", "Sheet": ".sheet", "Verdict": ".judging",
-    "VqaJudge": ".judge_vqa", "agreement": ".agreement", "ask": ".questions", "emergence": ".emergence",
-    "fleiss_kappa": ".kappa", "joined": ".means", "judge_sheet": ".judging", "make_sheet": ".collecting",
-    "means": ".means", "means_figure": ".curves", "paired": ".released_tables", "read_annotations": ".reading",
+    "VqaJudge": ".judge_vqa", "agreement": ".agreeing", "ask": ".questions", "emergence": ".emerging",
+    "fleiss_kappa": ".kappa", "joined": ".shares", "judge_sheet": ".judging", "make_sheet": ".collecting",
+    "means": ".shares", "means_figure": ".curves", "paired": ".released_tables", "read_annotations": ".reading",
     "read_answers": ".answers", "read_released": ".released_tables", "recompute": ".released",
     "write_annotation_page": ".page", "write_answers": ".answers",
 })  # fmt: skip

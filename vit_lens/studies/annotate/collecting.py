@@ -1,6 +1,6 @@
 """From records to a sheet: which pictures are shown, under which names, in which order."""
 
-__all__ = ["make_sheet", "pictures_of"]
+__all__ = ["drawn_rows", "make_sheet", "pictures_of"]
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 
 from vit_lens.errors import StudyError
@@ -78,6 +79,12 @@ def pictures_of(sheet: Sheet, records: Sequence[Record]) -> Iterator[PIL.Image.I
         yield picture
 
 
+def drawn_rows(record: Record) -> pd.Series:
+    """Return of which rows the pictures are drawn with the sweep's own settings; whole older records do not say."""
+    drawn = record.table["drawn"]
+    return (drawn == "full") | ((drawn == "") & record.complete)
+
+
 def _described(record: Record) -> SheetRecord:
     manifest = record.manifest
     decoder = manifest["decoder"] or {"decoder_id": "none"}
@@ -90,7 +97,7 @@ def _described(record: Record) -> SheetRecord:
 
 def _items(record: Record, index: int, layers: Sequence[int] | None) -> Iterator[Item]:
     prompts = {entry["index"]: str(entry.get("text", entry["name"])) for entry in record.manifest["inputs"]}
-    table = record.table[record.table["drawn"] == "full"]
+    table = record.table.loc[drawn_rows(record)]
     names = ("row", "input", "site", "layer", "reading", "seed")
     for row, entry, site, layer, reading, seed in zip(*(table[name] for name in names), strict=True):
         number = _number(layer)

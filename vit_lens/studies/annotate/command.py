@@ -162,8 +162,10 @@ def _layers(given: Sequence[str] | None) -> list[int] | None:
 
 
 def _say_left_out(records: "Sequence[Record]") -> None:
+    from vit_lens.studies.annotate.collecting import drawn_rows
+
     for record in records:
-        if left := int((record.table["drawn"] != "full").sum()):
+        if left := int((~drawn_rows(record)).sum()):
             typer.echo(f"{record.path}: {left} pictures are not drawn, or only coarsely, and were left out")
 
 

@@ -15,7 +15,10 @@ from plotly.subplots import make_subplots
 from vit_lens.errors import StudyError
 from vit_lens.figures import dress
 
-_COLOURS = ("#1d5b7d", "#c4520f", "#5b7d1d", "#7d1d5b", "#a07a00", "#4a4a9c")
+_COLOURS = (
+    "#1d5b7d", "#c4520f", "#5b7d1d", "#7d1d5b", "#a07a00", "#4a4a9c", "#1c1b19", "#3f9c94", "#b5446e", "#7a5a3a",
+)  # fmt: skip
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up")
 _PANEL, _ROW, _SPACE = 430, 250, 70
 
 
@@ -25,7 +28,7 @@ class Curve:
 
     Attributes:
         panel: The title of the panel.
-        name: The name in the legend; one name has one colour in all panels.
+        name: The name in the legend; one name has one colour and symbol in all panels.
         layers: The layers, as they are spelled on the axis.
         mean: The shares.
         low: The lower ends of the intervals.
@@ -61,9 +64,7 @@ def curves_figure(curves: Sequence[Curve], title: str, *, columns: int = 2, acro
     told: set[str] = set()
     for one in curves:
         row, column = divmod(panels.index(one.panel), columns)
-        figure.add_trace(
-            _line(one, _COLOURS[names.index(one.name) % len(_COLOURS)], one.name not in told), row + 1, column + 1
-        )
+        figure.add_trace(_line(one, names.index(one.name), one.name not in told), row + 1, column + 1)
         told.add(one.name)
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
     figure.update_xaxes(type="category", showgrid=False)
@@ -77,7 +78,9 @@ def curves_figure(curves: Sequence[Curve], title: str, *, columns: int = 2, acro
     )
 
 
-def _line(one: Curve, colour: str, in_legend: bool) -> go.Scatter:
+def _line(one: Curve, number: int, in_legend: bool) -> go.Scatter:
+    colour, symbol = _COLOURS[number % len(_COLOURS)], _SYMBOLS[number // len(_COLOURS) % len(_SYMBOLS)]
+
     def reach(ends: Sequence[float | None]) -> list[float]:
         return [
             0.0 if end is None or mean is None else abs(end - mean) for end, mean in zip(ends, one.mean, strict=True)
@@ -86,7 +89,7 @@ def _line(one: Curve, colour: str, in_legend: bool) -> go.Scatter:
     return go.Scatter(
         x=list(one.layers), y=list(one.mean), name=html.escape(one.name), legendgroup=one.name, showlegend=in_legend,
         mode="lines+markers", line={"color": colour, "width": 2, "dash": "dot" if one.beside else "solid"},
-        marker={"size": 6, "symbol": "circle-open" if one.beside else "circle"},
+        marker={"size": 6, "symbol": f"{symbol}-open" if one.beside else symbol},
         error_y={
             "type": "data", "symmetric": False, "array": reach(one.high), "arrayminus": reach(one.low),
             "thickness": 1, "width": 2,

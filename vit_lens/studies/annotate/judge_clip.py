@@ -38,18 +38,21 @@ class ClipJudge:
                     f"the question {one.question!r} about {one.prompt!r:.60} has no alternatives, and a CLIP can only "
                     "choose; give them in the column alternatives of --questions, with | between them"
                 )
+        self._bank = self._embedded(questions)
+
+    def _embedded(self, questions: Sequence[Question]) -> TextBank:
         captions = (caption for one in questions for caption in (one.caption, *one.alternatives))
-        self._bank = self._embed(list(dict.fromkeys(captions))).check(self.model)
+        bank = self._embed(list(dict.fromkeys(captions)))
+        bank.check(self.model)
+        return bank
 
     @torch.no_grad()
     def answer(self, picture: PIL.Image.Image, questions: Sequence[Question]) -> list[Verdict]:
-        if self._bank is None:
-            self.check(questions)
-        assert self._bank is not None
-        logits = self._bank.logits(self.model(self.model.preprocess([picture])))[0].double()
+        bank = self._embedded(questions) if self._bank is None else self._bank
+        logits = bank.logits(self.model(self.model.preprocess([picture])))[0].cpu().double()
         verdicts = []
         for one in questions:
-            columns = [self._bank.index(caption) for caption in (one.caption, *one.alternatives)]
+            columns = [bank.index(caption) for caption in (one.caption, *one.alternatives)]
             chances = logits[columns].softmax(dim=0)
             wins = bool((chances[0] > chances[1:]).all())
             verdicts.append(Verdict("yes" if wins else "no", float(chances[0])))

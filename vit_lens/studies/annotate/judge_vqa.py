@@ -25,17 +25,26 @@ class VqaJudge:
     """Answers yes where a model gives the first token of yes more probability than that of no.
 
     The score of a verdict is the probability of yes among the two, summed over spellings (``yes``, ``Yes``, with a
-    space before). A model that would rather say something else is not noticed: hold its answers against people's.
+    space before); a token that both may begin with counts for neither. A model that would rather say something else is
+    not noticed: hold its answers against people's.
 
     Args:
         model: An image-text-to-text model of transformers.
         processor: Its processor.
         name: The judge's name as an annotator.
+
+    Raises:
+        CheckpointError: The tokenizer knows no yes or no, as one without its files.
+        StudyError: Both begin with the same tokens.
     """
 
     def __init__(self, model: Any, processor: Any, name: str):
         self.model, self.processor, self.name = model.eval(), processor, name
         self._tokens = {answer: _first_tokens(processor.tokenizer, words) for answer, words in _WORDS.items()}
+        if missing := [answer for answer, tokens in self._tokens.items() if not tokens]:
+            raise CheckpointError(
+                f"{name}: the tokenizer has no token for {missing[0]!r}; are all its files in the folder?"
+            )
         if both := self._tokens["yes"] & self._tokens["no"]:
             self._tokens = {answer: tokens - both for answer, tokens in self._tokens.items()}
         if not all(self._tokens.values()):
@@ -66,13 +75,17 @@ class VqaJudge:
         safe = {"local_files_only": True, "trust_remote_code": False}
         try:
             processor = transformers.AutoProcessor.from_pretrained(path, **safe)
-            model = kind.from_pretrained(path, use_safetensors=True, **safe)
+            model, told = kind.from_pretrained(path, use_safetensors=True, output_loading_info=True, **safe)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"{path}: transformers cannot load it as an image-text-to-text model with processor, tokenizer and "
                 f"safetensors ({reason:.300})"
             ) from error
+        if lacking := [*told["missing_keys"], *told["mismatched_keys"]]:  # transformers would fill them at random
+            raise CheckpointError(
+                f"{path}: the weights lack {len(lacking)} tensors, such as {lacking[0]}; save it again"
+            )
         if getattr(processor, "tokenizer", None) is None:
             raise CheckpointError(f"{path} has no processor with a tokenizer; save the whole processor there")
         return cls(model.to(device), processor, f"vqa:{path.resolve().name}")
@@ -91,23 +104,29 @@ class VqaJudge:
 
     def _next(self, picture: PIL.Image.Image, text: str) -> Float[Tensor, " token"]:
         """Return the logits of the first token of the answer."""
-        given = self.processor(images=picture.convert("RGB"), text=self._prompt(text), return_tensors="pt")
-        inputs: Mapping[str, Any] = given.to(self.model.device)
-        config = self.model.config
-        text_config = config.get_text_config()
+        where = {"device": self.model.device}
+        inputs = {
+            name: value.to(**where, dtype=self.model.dtype) if value.is_floating_point() else value.to(**where)
+            for name, value in self._read(picture.convert("RGB"), text).items()
+        }
+        text_config = self.model.config.get_text_config()
         if getattr(text_config, "is_encoder_decoder", False):
-            start = torch.full((1, 1), text_config.decoder_start_token_id, device=self.model.device)
-            inputs = {**inputs, "decoder_input_ids": start}
-        return self.model(**inputs).logits[0, -1].double().cpu()
+            inputs["decoder_input_ids"] = torch.full((1, 1), text_config.decoder_start_token_id, **where)
+        return self.model(**inputs).logits[0, -1].cpu().double()
 
-    def _prompt(self, text: str) -> str:
+    def _read(self, picture: PIL.Image.Image, text: str) -> Mapping[str, Tensor]:
+        """Return what the model is given: BLIP-2 its own form of a question, others a chat, or what comes nearest."""
         if self.model.config.model_type == _BLIP2:
-            return f"Question: {text} Answer:"
-        if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": f"{text} Answer yes or no."}]
-            turn = [{"role": "user", "content": content}]
-            return self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return f"{getattr(self.processor, 'image_token', '<image>')}\nQuestion: {text} Answer yes or no. Answer:"
+            return self.processor(images=picture, text=f"Question: {text} Answer:", return_tensors="pt")
+        asked = f"{text} Answer yes or no."
+        if not getattr(self.processor, "chat_template", None):
+            image = getattr(self.processor, "image_token", "<image>")
+            return self.processor(images=picture, text=f"{image}\nQuestion: {asked} Answer:", return_tensors="pt")
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": asked}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt",
+        )  # fmt: skip
 
 
 def _first_tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:

@@ -3,7 +3,7 @@
 __all__ = ["PictureJudge", "Verdict", "judge_sheet"]
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import PIL.Image
 from tqdm import tqdm
@@ -22,6 +22,7 @@ class Verdict(NamedTuple):
     score: float
 
 
+@runtime_checkable
 class PictureJudge(Protocol):
     """Whatever answers questions about pictures.
 

@@ -28,7 +28,7 @@ def fleiss_kappa(counts: Int[np.ndarray, "item category"], *, seed: int = 0) -> 
     >>> import numpy as np
     >>> from vit_lens.studies.annotate.kappa import fleiss_kappa
     >>> round(fleiss_kappa(np.array([[3, 0], [0, 3], [2, 1], [3, 0], [1, 2], [0, 2]])).value, 3)
-    0.546
+    0.556
     """
     agreed, shares = _by_item(counts)
     if not len(agreed):
@@ -51,7 +51,7 @@ def raw_agreement(counts: Int[np.ndarray, "item category"]) -> tuple[float | Non
 
 def _by_item(
     counts: Int[np.ndarray, "item category"],
-) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, "item category"]]:
+) -> tuple[Float[np.ndarray, " rated"], Float[np.ndarray, "rated category"]]:
     rated = counts[counts.sum(axis=1) >= 2].astype(np.float64)
     n = rated.sum(axis=1)
     return (rated * (rated - 1)).sum(axis=1) / (n * (n - 1)), rated / n[:, None]

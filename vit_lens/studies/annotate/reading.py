@@ -12,10 +12,10 @@ from vit_lens.errors import OutputError
 from vit_lens.figures import save
 from vit_lens.files import as_path, make_directory, write_atomic
 from vit_lens.records import csv_bytes
-from vit_lens.studies.annotate.agreement import agreement
+from vit_lens.studies.annotate.agreeing import agreement
 from vit_lens.studies.annotate.answers import Answers, read_answers
 from vit_lens.studies.annotate.curves import means_figure
-from vit_lens.studies.annotate.means import joined, means
+from vit_lens.studies.annotate.shares import joined, means
 from vit_lens.studies.annotate.sheet import Sheet
 
 _TITLE = "Share of yes by site, 95 % intervals over prompts; dotted: controls"

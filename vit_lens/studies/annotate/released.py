@@ -14,11 +14,11 @@ from vit_lens.errors import OutputError
 from vit_lens.figures import save
 from vit_lens.files import as_path, make_directory, write_atomic
 from vit_lens.records import csv_bytes
-from vit_lens.studies.annotate.agreement import EVERY_QUESTION
+from vit_lens.studies.annotate.agreeing import EVERY_QUESTION
 from vit_lens.studies.annotate.curves import Curve, curves_figure
-from vit_lens.studies.annotate.emergence import emergence
-from vit_lens.studies.annotate.means import share_over_prompts
+from vit_lens.studies.annotate.emerging import emergence
 from vit_lens.studies.annotate.released_tables import FOLDERS, MODELS, Released, ReleasedTable, paired, read_released
+from vit_lens.studies.annotate.shares import share_over_prompts
 from vit_lens.studies.statistics import auc
 
 _RIGHT = 5  # of GPT's 0 to 10, from which on its answer counts as yes

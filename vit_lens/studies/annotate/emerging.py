@@ -44,7 +44,7 @@ def emergence(cells: pd.DataFrame, *, seed: int = 0) -> Emergence:
         seed: Of the draws.
 
     >>> import pandas as pd
-    >>> from vit_lens.studies.annotate.emergence import emergence
+    >>> from vit_lens.studies.annotate.emerging import emergence
     >>> cells = pd.DataFrame({"prompt": "a can", "seed": 0, "layer": [3, 7, 11, 15], "value": [1, 0, 1, 1]})
     >>> found = emergence(cells)
     >>> found.first.value, found.stays.value, found.equal.value, found.n
