@@ -137,7 +137,7 @@ def test_what_the_exact_judge_cannot_answer():
     ]:
         with pytest.raises(StudyError, match=message):
             ExactJudge().check([question(prompt, name)])
-    with pytest.raises(StudyError, match="a picture is 64 x 64"):
+    with pytest.raises(StudyError, match=r"a picture is \(64, 64\) pixels"):
         ExactJudge().answer(Image.new("RGB", (64, 64)), [question("a red star")])
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import PIL.Image
 
 from vit_lens.errors import StudyError, nearest
-from vit_lens.mini.inspection import inspect
-from vit_lens.mini.still_life import SIDE, Lexicon, Scene, object_of
+from vit_lens.mini import inspection, still_life
 from vit_lens.studies.annotate.judging import Verdict
 from vit_lens.studies.annotate.sheet import Question
 from vit_lens.studies.annotate.still_life_claims import Claim, Claims, read_claims
@@ -35,7 +34,7 @@ class ExactJudge:
 
     def __init__(self, encoder_seed: int = 0):
         self.name = "exact" if encoder_seed == 0 else f"exact:{encoder_seed}"
-        self.lexicon = Lexicon(encoder_seed)
+        self.lexicon = still_life.Lexicon(encoder_seed)
 
     def check(self, questions: Sequence[Question]) -> None:
         for one in questions:
@@ -48,19 +47,17 @@ class ExactJudge:
                 )
 
     def answer(self, picture: PIL.Image.Image, questions: Sequence[Question]) -> list[Verdict]:
-        if picture.size != (SIDE, SIDE):
-            raise StudyError(
-                f"a picture is {picture.width} x {picture.height}; those of the embedded world are {SIDE} x {SIDE}"
-            )
-        found = inspect(np.asarray(picture.convert("RGB"))[None])
+        if picture.size != (side := (still_life.SIDE, still_life.SIDE)):
+            raise StudyError(f"a picture is {picture.size} pixels; those of the embedded world are {side}")
+        found = inspection.inspect(np.asarray(picture.convert("RGB"))[None])
         (scene,), residual = found.scenes, float(found.residuals[0])
         return [
             Verdict("yes" if residual <= NO_SCENE and self._holds(one, scene) else "no", residual) for one in questions
         ]
 
-    def _holds(self, question: Question, scene: Scene) -> bool:
+    def _holds(self, question: Question, scene: still_life.Scene) -> bool:
         claims = read_claims(question.prompt, self.lexicon)
-        seen = tuple(object_of(number) for number in scene.objects)
+        seen = tuple(still_life.object_of(number) for number in scene.objects)
         return {**_ALONE, **_PAIRS}[question.question](claims, seen, scene)
 
 
@@ -68,7 +65,7 @@ def _fits(claim: Claim, seen: tuple[str, str, str], parts: Sequence[int] = (0, 1
     return all(claim[part] is None or claim[part] == seen[part] for part in parts)
 
 
-def _shown(claims: Claims, seen: Seen, scene: Scene) -> bool:
+def _shown(claims: Claims, seen: Seen, scene: still_life.Scene) -> bool:
     return scene.layout == claims.layout and all(map(_fits, claims.objects, seen))
 
 
@@ -83,7 +80,7 @@ def _named(order: int) -> "_Holds":
 def _both(part: int) -> "_Holds":
     """Whether two different objects, or one that is said twice, have what is said of both."""
 
-    def holds(claims: Claims, seen: Seen, _: Scene) -> bool:
+    def holds(claims: Claims, seen: Seen, _: still_life.Scene) -> bool:
         left = [one[part] for one in seen]
         for claim in claims.objects:
             if (said := claim[part]) is not None and said not in left:
@@ -96,14 +93,14 @@ def _both(part: int) -> "_Holds":
 
 
 def _placed(swapped: bool) -> "_Holds":
-    def holds(claims: Claims, seen: Seen, scene: Scene) -> bool:
+    def holds(claims: Claims, seen: Seen, scene: still_life.Scene) -> bool:
         said = claims.objects[::-1] if swapped else claims.objects
         return scene.layout == claims.layout and all(_fits(a, b, (2,)) for a, b in zip(said, seen, strict=True))
 
     return holds
 
 
-_Holds = Callable[[Claims, Seen, Scene], bool]
+_Holds = Callable[[Claims, Seen, still_life.Scene], bool]
 _ALONE: Mapping[str, _Holds] = {"shown": _shown, "colour": _part(0), "texture": _part(1), "shape": _part(2)}
 _PAIRS: Mapping[str, _Holds] = {
     "shown": _shown, "first object": _named(0), "second object": _named(1), "colours": _both(0), "shapes": _both(2),

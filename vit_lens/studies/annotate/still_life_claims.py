@@ -5,17 +5,7 @@ __all__ = ["Claims", "read_claims"]
 from dataclasses import dataclass
 
 from vit_lens.errors import StudyError
-from vit_lens.mini.still_life import (
-    COLOURS,
-    EPITHETS,
-    RELATIONS,
-    SHAPES,
-    SYLLABLES,
-    TEXTURES,
-    Layout,
-    Lexicon,
-    object_of,
-)
+from vit_lens.mini import still_life
 
 Claim = tuple[str | None, str | None, str | None]  # colour, texture and shape; None where nothing is said
 _WORLD = "a red solid star left of a cyan ring, or another sentence of docs/mini_sd.md"
@@ -31,12 +21,12 @@ class Claims:
         spoken: The places of the objects in the order in which the sentence names them.
     """
 
-    layout: Layout
+    layout: still_life.Layout
     objects: tuple[Claim, ...]
     spoken: tuple[int, ...]
 
 
-def read_claims(text: str, lexicon: Lexicon) -> Claims:
+def read_claims(text: str, lexicon: still_life.Lexicon) -> Claims:
     """Read a sentence.
 
     Args:
@@ -53,7 +43,7 @@ def read_claims(text: str, lexicon: Lexicon) -> Claims:
     """
     words = text.replace(",", " , ").split()
     plain = " ".join(words)
-    for relation, layout in RELATIONS.items():
+    for relation, layout in still_life.RELATIONS.items():
         if plain.startswith(f"{relation} ") and plain.count(",") == 1:
             landmark, about = plain.removeprefix(f"{relation} ").split(" , ")
             fronted = True
@@ -72,14 +62,14 @@ def read_claims(text: str, lexicon: Lexicon) -> Claims:
     return Claims("alone", (_claim(plain, lexicon, text),), (0,))
 
 
-def _claim(words: str, lexicon: Lexicon, text: str) -> Claim:
+def _claim(words: str, lexicon: still_life.Lexicon, text: str) -> Claim:
     article, *said = words.split() or [""]
-    said = [word for word in said if word not in EPITHETS]
+    said = [word for word in said if word not in still_life.EPITHETS]
     if article in ("a", "an") and said:
-        if set(said) <= set(SYLLABLES) and " ".join(said) in lexicon.names:
-            return object_of(lexicon.objects[lexicon.names.index(" ".join(said))])
-        colour = said.pop(0) if said[0] in COLOURS else None
-        texture = said.pop(0) if said and said[0] in TEXTURES else None
-        if len(said) == 1 and said[0] in SHAPES:
+        if set(said) <= set(still_life.SYLLABLES) and " ".join(said) in lexicon.names:
+            return still_life.object_of(lexicon.objects[lexicon.names.index(" ".join(said))])
+        colour = said.pop(0) if said[0] in still_life.COLOURS else None
+        texture = said.pop(0) if said and said[0] in still_life.TEXTURES else None
+        if len(said) == 1 and said[0] in still_life.SHAPES:
             return colour, texture, said[0]
     raise StudyError(f"{text!r:.80} is no sentence of the embedded world ({words!r:.40}); expected {_WORLD}")
