@@ -86,6 +86,42 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(kind, trained, tmp_path
     assert any(not torch.equal(early[name], whole[name]) for name in whole)
 
 
+def test_a_reader_is_shown_what_it_is_said_to_be(trained, tmp_path):
+    """The states are the encoder's own, behind its final norm; the end is that of the text, and not of the filling."""
+    from vit_lens.errors import TextError
+
+    parts = trained[0] / "work"
+    text, _ = train_text(parts, seed=1, settings=TEXT)
+    ids = tokenise(build_text_tokenizer(), ["a red star", "a blue ring left of a star", ""])
+    with torch.no_grad():
+        found = text(ids, output_hidden_states=True)
+        norm = getattr(text, "text_model", text).final_layer_norm
+    assert torch.equal(text_painter.read_states(text, ids, "last"), found.last_hidden_state)
+    for layer in range(TEXT.n_layers + 1):
+        assert torch.equal(text_painter.read_states(text, ids, layer), norm(found.hidden_states[layer]))
+    assert torch.equal(text_painter.read_states(text, ids, TEXT.n_layers), found.last_hidden_state)
+    ends = text_painter.read_states(text, ids, "eos")
+    assert torch.equal(ends[:, 0], found.pooler_output) and torch.equal(ends, ends[:, :1].expand_as(ends))
+    for reads in (-1, TEXT.n_layers + 1, "first"):
+        with pytest.raises(
+            TextError, match=rf"expected 'last', 'eos', or the number of blocks before it, 0 to {TEXT.n_layers}"
+        ):
+            text_painter.read_states(text, ids, reads)
+
+
+def test_a_reader_is_a_pipeline_with_another_unet(trained, tmp_path):
+    from vit_lens.mini.training.text_to_image import load_pipeline, train_reader
+
+    first = load_pipeline(trained[0] / "sd")
+    folder = train_reader(trained[0] / "sd", tmp_path, 0, painter=PAINTER)
+    other = load_pipeline(folder)
+    told = json.loads((folder / "metrics.json").read_text())
+    assert told == {"encoder_seed": 1, "painter_seed": 1, "reads": 0}
+    for name in ("text_encoder", "vae", "unet"):
+        ours, theirs = (getattr(one, name).state_dict() for one in (first, other))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours) == (name != "unet")
+
+
 def test_weights_depend_on_the_seed_alone(tmp_path):
     torch.manual_seed(5)
     first = train_text(tmp_path / "a", seed=1, settings=TEXT)

@@ -95,6 +95,24 @@ def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = 
     typer.echo(f"pipeline: {out / 'sd'}; bars {bars}")
 
 
+@mini.command("train-reader")
+def train_reader(
+    pipeline: Annotated[Path, typer.Argument(help="Folder that train-text wrote: OUT/sd.")],
+    out: flags.Out,
+    reads: Annotated[str, typer.Option(help="What the UNet is shown: blocks before it (0, 4), or eos.")] = "0",
+    painter_seed: PainterSeed = None,
+) -> None:
+    """Train another UNet on an earlier layer of a text encoder, or on its end alone: 25 minutes on one free CPU core.
+
+    Whose work is the picture? What such a UNet draws, the encoder had worked out by there.
+    """
+    from vit_lens.mini.training.text_to_image import train_reader as train
+
+    logging.getLogger("vit_lens").setLevel(logging.INFO)
+    folder = train(pipeline, out, int(reads) if reads.isdecimal() else reads, painter_seed=painter_seed)  # pyright: ignore[reportArgumentType]
+    typer.echo(f"pipeline: {folder}; its UNet is shown {reads}")
+
+
 @mini.command("train-flux")
 def train_flux(out: flags.Out, text_seed: TextSeed) -> None:
     """Train a small model in the format of FLUX.1 [schnell], text encoders included: an hour on one free CPU core.

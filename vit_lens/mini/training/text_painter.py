@@ -1,19 +1,22 @@
 """Train the UNet that paints the small world from sentences, in Stable Diffusion's format."""
 
-__all__ = ["PainterSettings", "build_painter", "build_schedule", "train_painter"]
+__all__ = ["PainterSettings", "Reads", "build_painter", "build_schedule", "read_states", "train_painter"]
 
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from vit_lens.errors import TextError
 from vit_lens.mini import still_life
 from vit_lens.mini.still_life import Lexicon
 from vit_lens.mini.training.movq import to_signed
@@ -21,10 +24,13 @@ from vit_lens.mini.training.muon import Muon
 from vit_lens.mini.training.progress import average_into, cosine, run_steps, start_step
 from vit_lens.mini.training.text_encoder import build_text_tokenizer, tokenise
 
+Reads = int | Literal["last", "eos"]
+"""What a UNet is shown of its text encoder: the state after so many blocks, after the last, or the end of the text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PainterSettings:
-    """Sizes of the UNet, and of its training run."""
+    """Sizes of the UNet, and of its training run; ``reads`` is what it is shown of its text encoder."""
 
     latent_channels: int = 8
     channels: tuple[int, ...] = (64, 112)
@@ -37,6 +43,7 @@ class PainterSettings:
     pairs: float = 0.7
     named: float = 0.5
     average: float = 0.995
+    reads: Reads = "last"
 
 
 _DEFAULTS = PainterSettings()
@@ -63,6 +70,30 @@ def build_schedule() -> DDIMScheduler:
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True,
         timestep_spacing="trailing", prediction_type="sample", clip_sample=False, steps_offset=1,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def read_states(
+    text_encoder: CLIPTextModel, ids: Int[Tensor, "text token"], reads: int | str
+) -> Float[Tensor, "text token d_model"]:
+    """Return what a UNet is shown of texts, behind the final norm.
+
+    The end of the text, which no later position sees, stands at every position, so that the shape is a pipeline's own.
+
+    Raises:
+        TextError: The encoder has no such layer.
+    """
+    found = text_encoder(ids, output_hidden_states=True)
+    if reads == "last":
+        return found.last_hidden_state
+    if reads == "eos":
+        ends = (ids == text_encoder.config.eos_token_id).int().argmax(1)
+        return found.last_hidden_state[torch.arange(len(ids)), ends][:, None].expand(-1, ids.shape[1], -1)
+    n_layers = len(found.hidden_states) - 1
+    if isinstance(reads, str) or not 0 <= reads <= n_layers:
+        raise TextError(f"reads={reads!r}: expected 'last', 'eos', or the number of blocks before it, 0 to {n_layers}")
+    inner = getattr(text_encoder, "text_model", text_encoder)  # from transformers 5.6 on there is none
+    return inner.final_layer_norm(found.hidden_states[reads])
 
 
 def train_painter(
@@ -97,7 +128,7 @@ def train_painter(
         with torch.no_grad():
             pictures = to_signed(still_life.draw([s.scene for s in sentences], generator))
             x0 = autoencoder.encode(pictures, return_dict=False)[0]
-            states = text_encoder(tokenise(tokenizer, texts)).last_hidden_state
+        states = read_states(text_encoder, tokenise(tokenizer, texts), settings.reads)
         t = torch.from_numpy(generator.integers(0, len(signal), size=settings.batch))
         noise = torch.from_numpy(generator.standard_normal(x0.shape, dtype=np.float32))
         a = signal[t][:, None, None, None]
@@ -117,9 +148,17 @@ def train_painter(
 
     done = run_steps(
         step, {"model": model, "average": average, "muon": muon, "adamw": adamw}, n_steps=settings.n_steps,
-        checkpoint=out / "unet.pt", settings={"seed": seed, "encoder_seed": encoder_seed, **asdict(settings)},
+        checkpoint=out / "unet.pt", settings={"seed": seed, "encoder_seed": encoder_seed, **_told(settings)},
         stop_after=stop_after,
     )  # fmt: skip
     if done == settings.n_steps:
         average.save_pretrained(out / "unet")
     return average
+
+
+def _told(settings: PainterSettings) -> dict[str, Any]:
+    """Return what a checkpoint says of its run; those of before knew no ``reads``, and read the last layer."""
+    found = asdict(settings)
+    if settings.reads == "last":
+        found.pop("reads")
+    return found

@@ -1,8 +1,9 @@
 """Train a text-to-image model of the small world from a seed, and lay it out as a stock Stable Diffusion pipeline."""
 
-__all__ = ["assemble_pipeline", "load_pipeline", "measure_pipeline", "train_text_to_image"]
+__all__ = ["assemble_pipeline", "load_pipeline", "measure_pipeline", "train_reader", "train_text_to_image"]
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import AutoTokenizer, CLIPTextModel
 
+from vit_lens.errors import OutputError
+from vit_lens.files import read_json
 from vit_lens.mini.second_judge import SecondJudge
 from vit_lens.mini.training.autoencoder import AutoencoderSettings, train_autoencoder
 from vit_lens.mini.training.folders import rename_for_every_version, write_json
 from vit_lens.mini.training.second_judge import JudgeSettings, train_second_judge
 from vit_lens.mini.training.text_encoder import TextSettings, train_text
 from vit_lens.mini.training.text_evaluate import PAINTING, evaluate_painter
-from vit_lens.mini.training.text_painter import PainterSettings, build_schedule, train_painter
+from vit_lens.mini.training.text_painter import PainterSettings, Reads, build_schedule, train_painter
 
 _SHARED = 0  # the seed of autoencoder and judge, which all models have in common
 _TEXT, _AUTOENCODER = TextSettings(), AutoencoderSettings()
@@ -57,6 +60,45 @@ def train_text_to_image(
     train_painter(work, encoder, vae, encoder_seed=seed, seed=painter_seed, settings=painter)
     folder = assemble_pipeline(work, out / "sd")
     return measure_pipeline(folder, encoder_seed=seed, painter_seed=painter_seed, n=n)
+
+
+def train_reader(
+    pipeline: Path, out: Path, reads: Reads, *, painter: PainterSettings = _PAINTER, painter_seed: int | None = None
+) -> Path:
+    """Train another UNet for the text encoder of a pipeline, one that is shown something else of it; write ``out/sd``.
+
+    What such a UNet draws, the encoder has worked out by there: it learnt to make the most of it. Killed and started
+    again, training goes on from the last checkpoint.
+
+    Args:
+        pipeline: A folder that :func:`train_text_to_image` wrote.
+        out: A folder for all of it.
+        reads: What the UNet is shown: the state after so many blocks, or the end of the text alone.
+        painter: Sizes of the UNet.
+        painter_seed: Of the UNet; None is the encoder's.
+
+    Returns:
+        A copy of the pipeline with the new UNet; ``metrics.json`` says what it is shown, which the stock pipeline, a
+        reader of the last layer, does not heed.
+
+    Raises:
+        OutputError: The folder's ``metrics.json`` does not say the encoder's seed.
+        TextError: The encoder has no such layer.
+    """
+    advice = "make the pipeline with vit-lens mini train-text"
+    seed = int(read_json(pipeline / "metrics.json", OutputError, advice)["encoder_seed"])
+    painter_seed = seed if painter_seed is None else painter_seed
+    loaded: Any = load_pipeline(pipeline)
+    unet = train_painter(
+        out / "work", loaded.text_encoder, loaded.vae, encoder_seed=seed,
+        seed=painter_seed, settings=replace(painter, reads=reads),
+    )  # fmt: skip
+    folder = out / "sd"
+    shutil.copytree(pipeline, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    (folder / "MODEL_CARD.md").unlink(missing_ok=True)  # of the other UNet
+    unet.half().save_pretrained(folder / "unet")
+    write_json(folder / "metrics.json", {"encoder_seed": seed, "painter_seed": painter_seed, "reads": reads})
+    return folder
 
 
 def assemble_pipeline(work: Path, folder: Path) -> Path:
