@@ -10,6 +10,7 @@ __all__ = [
     "split_list", "torch_device", "torch_dtype",
 ]  # fmt: skip
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -297,7 +298,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Give typer the fields of each parameter that is a group, such as ``tower: Tower``, as options of their own."""
     seen, groups = [], {}
     for each in inspect.signature(command).parameters.values():
-        if isinstance(each.annotation, type) and issubclass(each.annotation, Tower):
+        if isinstance(each.annotation, type) and dataclasses.is_dataclass(each.annotation):
             fields = inspect.signature(each.annotation).parameters
             groups[each.name] = each.annotation, list(fields)
             seen += fields.values()

@@ -7,8 +7,8 @@ sequence of syllables that other names share, so that no syllable alone says any
 
 __all__ = [
     "COLOURS", "LAYOUTS", "MOVES", "N_OBJECTS", "RELATIONS", "SHAPES", "SIDE", "SYLLABLES", "TEXTURES", "Layout",
-    "Lexicon", "Mention", "Scene", "Sentence", "codes", "draw", "draw_object", "is_held_out", "object_of", "sample",
-    "scenes_of", "window", "words_of_the_world",
+    "Lexicon", "Mention", "Scene", "Sentence", "called", "codes", "draw", "draw_object", "is_held_out", "object_of",
+    "sample", "scenes_of", "window", "words_of_the_world",
 ]  # fmt: skip
 
 from collections.abc import Sequence
@@ -220,10 +220,21 @@ def sample(
     return made
 
 
+def called(name: int, lexicon: Lexicon) -> Sentence:
+    """Return the sentence that is a name alone.
+
+    >>> called(0, Lexicon(0)).text == f"a {Lexicon(0).names[0]}"
+    True
+    """
+    mention = Mention(f"a {lexicon.names[name]}", lexicon.objects[name], (True, True, True), name)
+    return Sentence(mention.words, Scene("alone", (mention.number,)), (mention,))
+
+
 def _mention(generator: np.random.Generator, lexicon: Lexicon, named: float, equal: bool, whole: bool) -> Mention:
     if generator.random() < named:
-        name = int(generator.choice(len(lexicon.names), p=None if equal else lexicon.frequencies))
-        return Mention(f"a {lexicon.names[name]}", lexicon.objects[name], (True, True, True), name)
+        return called(
+            int(generator.choice(len(lexicon.names), p=None if equal else lexicon.frequencies)), lexicon
+        ).mentions[0]
     number = int(generator.integers(N_OBJECTS))
     says = (whole or generator.random() < 0.9, whole or generator.random() < 0.8, True)
     words = [word for word, said in zip(object_of(number), says, strict=True) if said]

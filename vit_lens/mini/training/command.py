@@ -3,6 +3,7 @@
 __all__ = ["mount"]
 
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer

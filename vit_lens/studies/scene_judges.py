@@ -1,0 +1,107 @@
+"""Who looks at pictures of prompts and says whether a part of a prompt is there."""
+
+__all__ = ["ExactJudge", "SceneJudge", "SecondSceneJudge"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vit_lens.errors import StudyError
+from vit_lens.mini.inspection import Inspection, inspect
+from vit_lens.mini.second_judge import SecondJudge
+from vit_lens.mini.still_life import Scene
+from vit_lens.studies.asked import PARTS, Asked
+
+Pictures = UInt8[np.ndarray, "picture height width 3"]
+
+
+class SceneJudge(Protocol):
+    """What a study of prompts asks of a judge.
+
+    Attributes:
+        name: Identifies it, in results and in the names of files.
+    """
+
+    name: str
+
+    def look(self, pictures: Pictures) -> Any:
+        """Look at pictures once; what is returned goes back into :meth:`right`."""
+        ...
+
+    def right(self, seen: Any, asked: Sequence[Asked], part: str) -> Float[np.ndarray, " picture"]:
+        """Return for each picture how sure it is, 0 to 1, that a part of a prompt is there, one prompt a picture."""
+        ...
+
+    def residual(self, seen: Any) -> Float[np.ndarray, " picture"] | None:
+        """Return how far each picture is from any scene; None where the judge cannot tell."""
+        ...
+
+
+class _World:
+    """What judges of the embedded world have in common: they name the scene, and the sentence says what is right."""
+
+    name: str
+
+    def scenes(self, seen: Any) -> list[Scene]:
+        raise NotImplementedError
+
+    def right(self, seen: Any, asked: Sequence[Asked], part: str) -> Float[np.ndarray, " picture"]:
+        """Return 1 where the scene has what the sentence says of the part, else 0.
+
+        Raises:
+            StudyError: A prompt is none of the embedded world's.
+        """
+        if strange := [one.prompt for one in asked if one.sentence is None]:
+            raise StudyError(
+                f"judge {self.name} sees scenes of the embedded world, and {strange[0]!r} is no sentence of it; take "
+                "--judge clip:NAME or vqa:FOLDER"
+            )
+        said = [one.sentence for one in asked if one.sentence is not None]
+        scenes = self.scenes(seen)
+        return np.array([PARTS[part](one, two) for one, two in zip(scenes, said, strict=True)], dtype=float)
+
+
+class ExactJudge(_World):
+    """The exact judge of the embedded world: least squares over every picture that it can show."""
+
+    name = "exact"
+
+    def look(self, pictures: Pictures) -> Inspection:
+        """Find the nearest scene to each picture."""
+        return inspect(pictures)
+
+    def scenes(self, seen: Inspection) -> list[Scene]:
+        """Return the scenes."""
+        return seen.scenes
+
+    def residual(self, seen: Inspection) -> Float[np.ndarray, " picture"]:
+        """Return the mean squared difference to the nearest scene, of values in [0, 1]."""
+        return seen.residuals
+
+
+class SecondSceneJudge(_World):
+    """The judge of the embedded world that has learnt to see, from true scenes alone.
+
+    Args:
+        path: Its weights, beside the pipeline.
+    """
+
+    name = "second"
+
+    def __init__(self, path: Path):
+        self._judge = SecondJudge.load(path)
+
+    def look(self, pictures: Pictures) -> list[Scene]:
+        """Name the scene in each picture."""
+        return self._judge.scenes(pictures)
+
+    def scenes(self, seen: list[Scene]) -> list[Scene]:
+        """Return the scenes."""
+        return seen
+
+    def residual(self, seen: list[Scene]) -> None:
+        """Return None: it always answers."""
+        return None

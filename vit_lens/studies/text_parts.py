@@ -1,0 +1,102 @@
+"""What commands of studies of text encoders share: options, and from options to a setup and prompts."""
+
+__all__ = ["Kinds", "TextStudy"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vit_lens.cli import flags
+from vit_lens.errors import StudyError
+
+if TYPE_CHECKING:
+    from vit_lens.studies.asked import Asked
+    from vit_lens.studies.scene_judges import SceneJudge
+    from vit_lens.studies.text_setup import TextSetup
+
+Kinds = Mapping[str, int]
+_BESIDE = "second_judge.safetensors"
+
+
+@dataclass(kw_only=True)
+class TextStudy:
+    """Options of every study of a text encoder."""
+
+    model: Annotated[
+        str, typer.Option(help="A text-to-image pipeline: mini-sd, a folder that one was saved in, or a Hub id.")
+    ] = "mini-sd"
+    decoder: Annotated[
+        str | None, typer.Option(help="Another pipeline whose denoiser draws. Default: that of --model.")
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Table (.csv) of prompts with the columns prompt,kind,part,question. Default: of the world."),
+    ] = None
+    judge: Annotated[str, typer.Option(help="Who looks: exact or second (the embedded world's).")] = "exact"
+    prompt_seed: Annotated[int, typer.Option(min=0, help="Of prompts and of everything else at random.")] = 0
+    decoder_seed: flags.DecoderSeeds = None
+    steps: flags.Steps = None
+    guidance: flags.Guidance = None
+    size: flags.Size = None
+    batch_size: flags.BatchSize = None
+    device: flags.Device = "cpu"
+    dtype: flags.DecoderDtype = "float32"
+
+    def open(self, out: Path, kinds: Kinds) -> "tuple[TextSetup, list[Asked]]":
+        """Load what the options name; return the setup, and the prompts of these kinds or of the table.
+
+        Raises:
+            StudyError: The pipeline has no prompts or judge of its own, and none are given.
+        """
+        from vit_lens.decoders import PromptEncoder, TextDecoder
+        from vit_lens.studies.asked import ask_of_world, read_asked
+        from vit_lens.studies.text_setup import TextSetup
+
+        asked = None if self.prompts is None else read_asked(self.prompts)
+        lexicon = self._lexicon()
+        if asked is None and lexicon is None:
+            raise StudyError(
+                f"--model {self.model} is none of the embedded world's, and has no prompts of its own: give --prompts "
+                "TABLE.csv and --judge"
+            )
+        where: dict[str, Any] = {"dtype": flags.torch_dtype(self.dtype), "device": flags.torch_device(self.device)}
+        judge = self._judge()
+        reader = PromptEncoder.from_pretrained(self.model, **where)
+        drawer = TextDecoder.from_pretrained(self.decoder or self.model, **where)
+        given = flags.known(steps=self.steps, guidance=self.guidance, height=self.size, width=self.size)
+        setup = TextSetup(
+            reader=reader, decoder=drawer, judge=judge, lexicon=lexicon, settings=drawer.settings(**given),
+            noise=tuple(self.decoder_seed or (0, 1)), seed=self.prompt_seed, out=out, batch_size=self.batch_size,
+            progress=True,
+        )  # fmt: skip
+        if asked is None and lexicon is not None:
+            asked = ask_of_world(kinds, lexicon, seed=self.prompt_seed)
+        return setup, asked or []
+
+    def _lexicon(self) -> Any:
+        """Return the names of an embedded encoder, which its metrics tell; None for another pipeline."""
+        from vit_lens.files import read_json
+        from vit_lens.mini.still_life import Lexicon
+
+        path = self._folder() / "metrics.json"
+        if not path.is_file():
+            return None
+        seed = read_json(path, StudyError, "make the pipeline again").get("encoder_seed")
+        return Lexicon(seed) if isinstance(seed, int) else None
+
+    def _folder(self) -> Path:
+        from vit_lens.mini import STILL_LIFE
+
+        return STILL_LIFE if self.model == "mini-sd" else Path(self.model).expanduser()
+
+    def _judge(self) -> "SceneJudge":
+        from vit_lens.studies.scene_judges import ExactJudge, SecondSceneJudge
+
+        if self.judge == "exact":
+            return ExactJudge()
+        if self.judge == "second":
+            return SecondSceneJudge(self._folder() / _BESIDE)
+        raise StudyError(f"--judge {self.judge}: expected exact or second")
