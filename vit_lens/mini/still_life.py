@@ -7,8 +7,8 @@ sequence of syllables that other names share, so that no syllable alone says any
 
 __all__ = [
     "COLOURS", "LAYOUTS", "MOVES", "N_OBJECTS", "RELATIONS", "SHAPES", "SIDE", "SYLLABLES", "TEXTURES", "Layout",
-    "Lexicon", "Mention", "Scene", "Sentence", "called", "codes", "draw", "draw_object", "is_held_out", "object_of",
-    "sample", "scenes_of", "window", "words_of_the_world",
+    "Lexicon", "Mention", "Scene", "Sentence", "called", "codes", "draw", "draw_object", "fronted", "in_order",
+    "is_held_out", "object_of", "sample", "scenes_of", "window", "words_of_the_world",
 ]  # fmt: skip
 
 from collections.abc import Sequence
@@ -246,13 +246,31 @@ def _mention(generator: np.random.Generator, lexicon: Lexicon, named: float, equ
 def _said(scene: Scene, mentions: tuple[Mention, ...], generator: np.random.Generator) -> Sentence:
     if scene.layout == "alone":
         return Sentence(mentions[0].words, scene, mentions)
+    return _related(
+        scene, mentions, head=_head(scene, int(generator.integers(2))), is_fronted=bool(generator.integers(2))
+    )
+
+
+def _head(scene: Scene, which: int) -> int:
     relations = [relation for relation, layout in RELATIONS.items() if layout == scene.layout]
-    relation = relations[generator.integers(2)]
-    head = int(relation in _REVERSED)
-    fronted = bool(generator.integers(2))
-    about, landmark = mentions[head].words, mentions[1 - head].words
-    text = f"{relation} {landmark} , {about}" if fronted else f"{about} {relation} {landmark}"
-    return Sentence(text, scene, mentions, head, fronted)
+    return int(relations[which] in _REVERSED)
+
+
+def _related(scene: Scene, mentions: tuple[Mention, ...], *, head: int, is_fronted: bool) -> Sentence:
+    found = (one for one, layout in RELATIONS.items() if layout == scene.layout and (one in _REVERSED) == bool(head))
+    relation, about, landmark = next(found), mentions[head].words, mentions[1 - head].words
+    text = f"{relation} {landmark} , {about}" if is_fronted else f"{about} {relation} {landmark}"
+    return Sentence(text, scene, mentions, head, is_fronted)
+
+
+def in_order(sentence: Sentence) -> Sentence:
+    """Return a sentence of two objects that names what it is about first: ``X left of Y``."""
+    return _related(sentence.scene, sentence.mentions, head=sentence.head, is_fronted=False)
+
+
+def fronted(sentence: Sentence) -> Sentence:
+    """Return a sentence of two objects that names what it is about last: ``left of Y , X``."""
+    return _related(sentence.scene, sentence.mentions, head=sentence.head, is_fronted=True)
 
 
 def words_of_the_world() -> tuple[str, ...]:

@@ -74,16 +74,25 @@ PARTS: dict[str, Callable[[Scene, Sentence], bool]] = {
 
 "object 1" is colour, texture and shape at the first place (left or above; the only one of a single object).
 """
-_SINGLE = ("scene", "layout", "object 1", *(f"{name} 1" for name in _ATTRIBUTES))
-_PAIR = (*_SINGLE, "object 2", *(f"{name} 2" for name in _ATTRIBUTES), "head there", "other there", "both there")
+_SINGLE = ("object 1", *(f"{name} 1" for name in _ATTRIBUTES))
+_PAIR = (
+    "scene",
+    "layout",
+    *_SINGLE,
+    "object 2",
+    *(f"{name} 2" for name in _ATTRIBUTES),
+    "head there",
+    "other there",
+    "both there",
+)
 
 
 def ask_of_world(kinds: Mapping[str, int], lexicon: Lexicon, *, seed: int) -> list[Asked]:
     """Draw prompts of the embedded world, each described in whole; pairs are of scenes that no training showed.
 
     Args:
-        kinds: How many prompts of each kind: "single", "pair, head first" (``X left of Y``), "pair, fronted" (``left of
-            Y , X``), "common name" and "rare name" (a single name).
+        kinds: How many prompts of each kind: "single", "pair, head first" (``X left of Y``), "pair, fronted" (the same
+            scenes as ``left of Y , X``), "common name" and "rare name" (a single name).
         lexicon: The names.
         seed: Of the prompts.
 
@@ -93,7 +102,7 @@ def ask_of_world(kinds: Mapping[str, int], lexicon: Lexicon, *, seed: int) -> li
     >>> from vit_lens.mini.still_life import Lexicon
     >>> from vit_lens.studies.asked import ask_of_world
     >>> [(one.prompt, len(one.parts)) for one in ask_of_world({"single": 1, "rare name": 1}, Lexicon(0), seed=0)]
-    [('a red striped cross', 6), ('a lar shi', 6)]
+    [('a red striped cross', 4), ('a lar shi', 4)]
     """
     makers = {"single": _singles, "pair, head first": _pairs, "pair, fronted": _pairs, "common name": _names,
               "rare name": _names}  # fmt: skip
@@ -101,7 +110,7 @@ def ask_of_world(kinds: Mapping[str, int], lexicon: Lexicon, *, seed: int) -> li
     for kind, n in kinds.items():
         if kind not in makers:
             raise StudyError(f"no kind of prompt {kind!r}; nearest: {nearest(kind, makers)}")
-        generator = np.random.default_rng([seed, list(makers).index(kind)])
+        generator = np.random.default_rng([seed, kind.startswith("pair"), kind.endswith("name")])
         parts = _PAIR if kind.startswith("pair") else _SINGLE
         for sentence in makers[kind](n, kind, lexicon, generator):
             found.append(Asked(prompt=sentence.text, kind=kind, questions=dict.fromkeys(parts, ""), sentence=sentence))
@@ -115,7 +124,8 @@ def _singles(n: int, kind: str, lexicon: Lexicon, generator: np.random.Generator
 
 def _pairs(n: int, kind: str, lexicon: Lexicon, generator: np.random.Generator) -> list[Sentence]:
     draw = functools.partial(still_life.sample, lexicon=lexicon, pairs=1.0, named=0.0, held_out=True, whole=True)
-    return _distinct(n, lambda: [one for one in draw(n, generator) if one.fronted == (kind == "pair, fronted")])
+    order = still_life.in_order if kind == "pair, head first" else still_life.fronted
+    return _distinct(n, lambda: [order(one) for one in draw(n, generator)])
 
 
 def _distinct(n: int, draw: Callable[[], list[Sentence]]) -> list[Sentence]:
