@@ -27,9 +27,9 @@ _STREAM = 12
 _NOTES = (
     "Every scene is said twice: with the head first (X left of Y) and fronted (left of Y , X). A layer is that of the "
     "half-rise of an object's accuracy above that of another prompt's object. Positive: earlier. The head's lead is "
-    "the mean over both orders, so that place, and the distance to the end of the text, cancel; the lead of what is named "
-    "first is the mean over both objects, so that the head cancels. In these sentences what is named first is also "
-    "farther from the end: linear order and distance cannot be told apart here.",
+    "the mean over both orders, so that place, and the distance to the end of the text, cancel; the lead of what is "
+    "named first is the mean over both objects, so that the head cancels. In these sentences what is named first is "
+    "also farther from the end: linear order and distance cannot be told apart here.",
     "Null: the names of the two objects are exchanged at random, scene by scene (the head's lead), or the two "
     "sentences of a scene are (the lead of what is named first). Intervals: jackknife over scenes.",
 )
@@ -77,7 +77,7 @@ def _check(asked: Sequence[Asked]) -> None:
     for one in asked:
         if missing := {HEAD, OTHER} - set(one.parts):
             raise StudyError(
-                f"{one.prompt!r} is not asked {sorted(missing)[0]!r}; study order asks {HEAD!r}, {OTHER!r}"
+                f"{one.prompt!r} is not asked {sorted(missing)[0]!r}; it must be asked {HEAD!r} and {OTHER!r}"
             )
     for a, b in zip(*kinds.values(), strict=True):
         known = a.sentence is not None and b.sentence is not None
