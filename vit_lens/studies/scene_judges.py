@@ -4,7 +4,7 @@ __all__ = ["ExactJudge", "SceneJudge", "SecondSceneJudge"]
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,6 +18,7 @@ from vit_lens.studies.asked import PARTS, Asked
 Pictures = UInt8[np.ndarray, "picture height width 3"]
 
 
+@runtime_checkable
 class SceneJudge(Protocol):
     """What a study of prompts asks of a judge.
 

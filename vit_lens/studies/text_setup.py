@@ -68,7 +68,7 @@ class TextSetup:
             sites: What is read.
             controls: The controls that are drawn beside it.
         """
-        held = Controls(kinds=list(controls), draws=1, seed=self.seed) if controls else None
+        held = Controls(kinds=list(controls), draws=1, seed=self.seed) if controls else False
         return sweep(
             self.reader, self.decoder, Prompts([one.prompt for one in asked]), lens=lens, sites=list(sites),
             drawing=Drawing(settings=self.settings, seeds=list(self.noise), batch_size=self.batch_size),
