@@ -1,7 +1,9 @@
 """Readings side by side: curves of accuracy by layer, and how many layers one reading is later than another."""
 
-__all__ = ["HALF", "LAST", "LENS", "ORDER", "RANKS", "curve_rows", "later", "later_than", "of_reading", "order_of_parts",
-           "order_rows"]  # fmt: skip
+__all__ = [
+    "HALF", "LAST", "LENS", "ORDER", "RANKS", "curve_rows", "later", "later_than", "of_reading", "order_of_parts",
+    "order_rows",
+]  # fmt: skip
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +15,7 @@ from scipy.stats import rankdata
 from vit_lens.studies.findings import Score
 from vit_lens.studies.layer_answers import LayerAnswers
 from vit_lens.studies.layer_statistics import excess, half_rise
-from vit_lens.studies.statistics import jackknife, spearman
+from vit_lens.studies.statistics import finite, jackknife, spearman
 
 Kinds = Mapping[str, LayerAnswers]
 Rows = Int[np.ndarray, " row"]
@@ -36,17 +38,12 @@ def curve_rows(reading: str, kinds: Kinds) -> list[dict[str, Any]]:
             "reading": reading, "kind": kind, "part": part, "layer": layer, "site": site, "n": len(found.prompts),
             "accuracy": round(float(found.of(part)[..., layer].mean()), 5),
             "chance": round(float(found.chance(part)[..., layer].mean()), 5),
-            "residual": _known(found.residual[..., layer]),
+            "residual": finite(round(float(found.residual[..., layer].mean()), 6)),
         }
         for kind, found in kinds.items()
         for part in found.parts
         for layer, site in enumerate(found.sites)
     ]  # fmt: skip
-
-
-def _known(values: np.ndarray) -> float | None:
-    mean = float(values.mean())
-    return round(mean, 6) if np.isfinite(mean) else None
 
 
 def of_reading(reading: str, level: str, kinds: Kinds) -> Iterator[Score]:
@@ -83,7 +80,7 @@ def later(own: Kinds, other: Kinds, name: str, level: str) -> Iterator[Score]:
 
 
 def order_of_parts(own: Kinds, null: Kinds) -> Iterator[Score]:
-    """Give what is left of the order of a kind's parts beyond the interpolation's, part by part, and how alike they are.
+    """Give what is left of the order of a kind's parts beyond the interpolation's, and how alike the two orders are.
 
     Of a part it is how much later it is under the lens than under the interpolation, less the mean of that over the
     kind's parts: a shift of all parts at once is no order.
@@ -120,7 +117,7 @@ def order_rows(own: Kinds, null: Kinds) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"kind": kind, "part": part, "n": len(every)}
             for name, halves in both.items():
                 ranks = rankdata(halves, nan_policy="omit")
-                row |= {f"half-rise, {name}": _known(halves[number]), f"rank, {name}": _known(ranks[number])}
+                row |= {f"half-rise, {name}": finite(halves[number]), f"rank, {name}": finite(ranks[number])}
             rows.append(row)
     return rows
 

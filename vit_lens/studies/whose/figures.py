@@ -3,7 +3,7 @@
 __all__ = ["reading_curves"]
 
 import html
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -24,7 +24,7 @@ def reading_curves(curves: "pd.DataFrame", kind: str) -> go.Figure:
         curves: The table "curves" of the study's result.
         kind: A kind of prompts in it.
     """
-    own = curves[curves["kind"] == kind]
+    own: Any = curves[curves["kind"] == kind]
     parts, readings = list(own["part"].unique()), list(own["reading"].unique())
     n_rows = -(-len(parts) // _COLUMNS)
     figure = make_subplots(
@@ -34,7 +34,7 @@ def reading_curves(curves: "pd.DataFrame", kind: str) -> go.Figure:
     told = set()
     for number, part in enumerate(parts):
         for reading in readings:
-            some = own[(own["part"] == part) & (own["reading"] == reading)]
+            some: Any = own[(own["part"] == part) & (own["reading"] == reading)]
             if some.empty:
                 continue
             line = {"color": _COLOURS[readings.index(reading) % len(_COLOURS)]}

@@ -13,7 +13,7 @@ from vit_lens.studies.asked import Asked
 from vit_lens.studies.findings import Score
 from vit_lens.studies.layer_answers import LayerAnswers
 from vit_lens.studies.layer_statistics import LEAST_RISE, excess
-from vit_lens.studies.statistics import jackknife
+from vit_lens.studies.statistics import finite, jackknife
 
 SCENES = "scenes: rate of another layer's denoiser over that of the encoder's own"
 RATIO = "rate of another layer's denoiser over that of the encoder's own"
@@ -90,13 +90,9 @@ def rate_rows(name: str, shown: Kinds, own: Kinds) -> list[dict[str, Any]]:
             "accuracy": round(float(found.of(part).mean()), 5), "chance": round(float(found.chance(part).mean()), 5),
             "own accuracy": round(float(own[kind].of(part)[..., -1].mean()), 5),
             "own chance": round(float(own[kind].chance(part)[..., -1].mean()), 5),
-            "residual": _known(found.residual), "own residual": _known(own[kind].residual[..., -1]),
+            "residual": finite(round(float(found.residual.mean()), 6)),
+            "own residual": finite(round(float(own[kind].residual[..., -1].mean()), 6)),
         }
         for kind, found in shown.items()
         for part in found.parts
     ]  # fmt: skip
-
-
-def _known(values: np.ndarray) -> float | None:
-    mean = float(values.mean())
-    return round(mean, 6) if np.isfinite(mean) else None

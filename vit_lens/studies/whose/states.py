@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError
-from vit_lens.lenses import Lens, TextDiffusionLens, TextRun
+from vit_lens.lenses import TextDiffusionLens, TextRun
 from vit_lens.lenses.contract import HookFn
 
 _STREAM = ("resid_pre", "resid_post")
@@ -26,7 +26,7 @@ class StateLens(TextDiffusionLens):
         Raises:
             LensError: Always.
         """
-        return Lens.hooks(self, cache, site)  # pyright: ignore[reportArgumentType]
+        raise LensError(f"{self.label} has no hook functions; read(run, sites) is its closed form")
 
 
 class EndLens(StateLens):

@@ -2,7 +2,7 @@
 
 __all__ = ["HEADLINES", "whose_study"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,45 +16,19 @@ from vit_lens.studies.text_setup import TextSetup
 from vit_lens.studies.whose import curves
 from vit_lens.studies.whose.curves import LENS, RANKS, Kinds, later_than
 from vit_lens.studies.whose.interpolation import InterpolationLens
+from vit_lens.studies.whose.notes import NO_READERS, NOTES, RULE
 from vit_lens.studies.whose.other_layers import LayerReader
 from vit_lens.studies.whose.other_prompts import other_sentences
 from vit_lens.studies.whose.probing import PENALTY, POSITIONS, Probing
 from vit_lens.studies.whose.rates import SCENES, rate_rows, rates, with_both_orders
 from vit_lens.studies.whose.states import site_of
-from vit_lens.studies.whose.tuned import RIDGE, TunedLens, Translators
+from vit_lens.studies.whose.tuned import RIDGE, Translators, TunedLens
 from vit_lens.studies.whose.untrained_encoder import with_random_weights
 
 BETWEEN, TUNED, SHUFFLED, UNTRAINED = "interpolation", "tuned lens", "shuffled words", "random weights"
 HEADLINES = (SCENES, later_than(BETWEEN), RANKS)
 
 _STREAM, _BATCH = 14, 32
-_NO_READERS = "No denoisers of other layers were given (--reader): what they draw is not in this result."
-_RULE = (
-    "Denoisers of other layers: each was trained as the encoder's own, and is shown h_0 (embeddings), h_4, or the end of "
-    "the text alone, at what it was trained on; guidance leads away from what it knows as the text \"\". The ratio is its "
-    "accuracy above that of mismatched prompts over that of the encoder's own denoiser at the last layer; below .1 of the "
-    "latter there is none. Rule of the protocol: if the denoiser of h_0 draws scenes (layout and both objects, both "
-    "orders of a scene one unit) at .8 of the own denoiser's rate or more, 'the encoder builds the scene' is refuted for "
-    "this world. The interval over encoders decides: refuted where all of it is at .8 or above, not refuted where all of "
-    "it is below, else open. The result of one encoder states its ratio and decides nothing."
-)  # fmt: skip
-_NOTES = (
-    "Accuracy: the share of pictures that show the part, as the judge sees it; chance: of another prompt of the kind at "
-    "the same layer. Half-rise: the layer at which accuracy less chance first has half of its last value; none where "
-    "that is below .1. Every reading has the same prompts and the same noise. Intervals: jackknife over prompts.",
-    "Interpolation: h_0 + t (h_L - h_0) before the final norm, position by position, t in [0, 1] such that the cosine to "
-    "h_L, without the mean over dimensions that the norm takes away, is the layer's own. Positions that are farther from "
-    "h_L than h_0 is get h_0; the table 'interpolation' says how many. Positive: the layer's own picture is later than "
-    "that of the mixture. Only an order of parts beyond the null's is the encoder's: less the mean of all parts, 0 is no "
-    "order of its own; a rank correlation of 1 says that the mixture has the same order.",
-    "Tuned lens: an affine map from each layer to the last, one for all positions, ridge towards the identity. Probes: "
-    "ridge regression to one-hot, at each layer anew, on the residual before the norm; in the place of chance stand "
-    "probes of shuffled labels, and accuracy less theirs is the selectivity. Both are fitted on sentences without names, "
-    "so that no name's meaning was told to them.",
-    "Shuffled words: what the encoder makes of the prompt's words in another order, which may say another scene. Random "
-    "weights: the same architecture, its weights drawn with the mean and the spread of each trained tensor; the trained "
-    "encoder's \"\" is what guidance leads away from.",
-)  # fmt: skip
 
 
 def whose_study(
@@ -105,7 +79,7 @@ def whose_study(
             "readers": names, "kinds": {kind: len(found.prompts) for kind, found in drawn[LENS].items()},
             "n_fit": n_fit, "n_shuffles": n_shuffles, "ridge": ridge, "penalty": PENALTY,
         },
-        tables=tables | ({"rates": rates_of} if readers else {}), notes=(_RULE if readers else _NO_READERS, *_NOTES),
+        tables=tables | ({"rates": rates_of} if readers else {}), notes=(RULE if readers else NO_READERS, *NOTES),
     )  # fmt: skip
 
 
@@ -132,7 +106,7 @@ def _of_readers(
     return scores, rows
 
 
-def _of_curves(drawn: dict[str, Kinds], probes: dict[str, Kinds]) -> Iterator[Score]:
+def _of_curves(drawn: Mapping[str, Kinds], probes: Mapping[str, Kinds]) -> Iterator[Score]:
     own = drawn[LENS]
     for name in (BETWEEN, TUNED):
         yield from curves.later(own, drawn[name], name, "decoded")
@@ -146,7 +120,7 @@ def _of_curves(drawn: dict[str, Kinds], probes: dict[str, Kinds]) -> Iterator[Sc
 
 @torch.no_grad()
 def _interpolated(setup: TextSetup, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-    """Give each layer: its cosine to the last, how far on the way that is, and at how many positions it is not there."""
+    """Give each layer: its cosine to the last, how far on the way that is, and where it is farther than the first."""
     lens, found = InterpolationLens(), {}
     for start in range(0, len(asked), _BATCH):
         run = TextRun.of(setup.reader, [one.prompt for one in asked[start : start + _BATCH]])

@@ -1,7 +1,7 @@
 """The tuned lens of a text encoder: an affine map from each layer to the last, fitted on other prompts, drawn.
 
-Belrose et al. 2023, "Eliciting latent predictions from transformers with the tuned lens" (arXiv 2303.08112): a basis may
-turn from layer to layer, and what a layer holds is then there in words that the denoiser does not read.
+Belrose et al. 2023, "Eliciting latent predictions from transformers with the tuned lens" (arXiv 2303.08112): a basis
+may turn from layer to layer, and what a layer holds is then there in a form that the denoiser does not read.
 """
 
 __all__ = ["Translators", "TunedLens"]
