@@ -1,7 +1,9 @@
 """Whose work the picture is: closed forms against brute force, planted truths, refused denoisers, and end to end."""
 
+import doctest
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +130,14 @@ def test_states_of_the_study_are_of_the_stream_alone_and_have_no_hooks(wide):
         with pytest.raises(LensError, match="no hook functions"):
             lens.hooks(run, "L0.resid_post")
         assert lens.describe().settings["definition"] == lens.definition != ""
+
+
+def test_examples_run():
+    from vit_lens.studies.whose import interpolation, states
+
+    for module in (interpolation, states):
+        found = doctest.testmod(module)
+        assert found.attempted and not found.failed
 
 
 # ---- tuned lens
@@ -357,8 +367,6 @@ def both(n=30, other=False):
     said = [still_life.sample(1, np.random.default_rng(0), Lexicon(0), pairs=1.0)[0]] * n
 
     def of(kind, shift):
-        from dataclasses import replace
-
         return [
             Asked(prompt=f"{kind} {i}", kind=kind, questions={"scene": "", "layout": ""},
                   sentence=replace(said[i], scene=scenes[(i + shift) % n]))
@@ -502,7 +510,7 @@ def test_random_weights_are_another_encoder_of_the_same_spread(setup):
     for name, value in made.encoders["text_encoder"].named_parameters():
         assert not torch.equal(value, own[name])
         if value.numel() > 5000:
-            assert value.std() == pytest.approx(own[name].std(), rel=0.1)
+            assert value.std().item() == pytest.approx(own[name].std().item(), rel=0.1)
     run = TextRun.of(made, ["a red solid star"])
     again = run.edited("text_encoder", [])  # the hooked tower has the new weights, too
     assert torch.allclose(again.condition.tokens, run.condition.tokens, atol=1e-4)
@@ -514,10 +522,11 @@ def test_random_weights_are_another_encoder_of_the_same_spread(setup):
 
 def test_the_study_on_the_embedded_model_goes_on_and_knows_its_own_denoiser(setup, readers):
     """A denoiser that reads the last layer is the own one, and a lens at an end of the segment the end's own."""
-    from vit_lens.studies import load_result
+    from vit_lens.studies import load_result, pool
+    from vit_lens.studies.headlines import headlines
     from vit_lens.studies.whose import HEADLINES, open_reader, whose_study
     from vit_lens.studies.whose.curves import LENS
-    from vit_lens.studies.whose.rates import RATE, RATIO
+    from vit_lens.studies.whose.rates import RATE, RATIO, SCENES
 
     asked = ask_of_world(KINDS, setup.lexicon, seed=1)
     own = [open_reader(f"{name}={readers / name}", setup.reader) for name in ("h8", "h0")]
@@ -550,6 +559,9 @@ def test_the_study_on_the_embedded_model_goes_on_and_knows_its_own_denoiser(setu
     before = [one.stat().st_mtime_ns for one in records]
     again = whose_study(setup, asked, readers=own, n_fit=80, n_shuffles=2, command="it")
     assert again.scores == result.scores and [one.stat().st_mtime_ns for one in records] == before
+    other = replace(result, setup={**result.setup, "fingerprint": "another"})
+    pooled = pool([result, other])
+    assert pooled.score(SCENES, "h8", "decoded").estimate.value == 1.0 and headlines(pooled) == list(HEADLINES)
     without = whose_study(setup, asked, n_fit=80, n_shuffles=2)
     assert "No denoisers" in without.notes[0] and "rates" not in without.tables
 

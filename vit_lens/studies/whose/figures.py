@@ -46,5 +46,6 @@ def reading_curves(curves: "pd.DataFrame", kind: str) -> go.Figure:
             )  # fmt: skip
             told.add(reading)
     title = f"{html.escape(kind)}: accuracy less chance by layer (n = {int(own['n'].iloc[0])} prompts)"
-    dress(figure, title, 980, 190 + 210 * n_rows)
-    return figure.update_layout(legend={"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom"})
+    dress(figure, title, 980, 210 + 210 * n_rows)
+    legend = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom"}
+    return figure.update_layout(legend=legend, margin={"t": 90, "b": 120})
