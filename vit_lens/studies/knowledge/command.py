@@ -1,0 +1,40 @@
+"""The command `vit-lens study knowledge`."""
+
+__all__ = ["knowledge"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_lens.cli import flags, intake
+from vit_lens.studies import command_parts as parts
+from vit_lens.studies.text_parts import TextStudy
+
+
+def knowledge(
+    study: TextStudy,
+    n: Annotated[int, typer.Option("--n", min=2, help="Common names, and as many rare ones, of the world.")] = 32,
+    common: Annotated[str, typer.Option(help="Which kind of --prompts has common names.")] = "common name",
+    rare: Annotated[str, typer.Option(help="Which kind of --prompts has rare names.")] = "rare name",
+    plant: Annotated[
+        list[int] | None,
+        typer.Option(help="Block that a table is planted in, as a control; repeat. Default: three, over the depth."),
+    ] = None,
+    out: flags.Out = Path("vit-lens-study-knowledge"),
+) -> None:
+    """Are rare names drawn later than common ones, and is what a name means looked up in one place?"""
+    from vit_lens.studies.knowledge.concentration import CONCENTRATION
+    from vit_lens.studies.knowledge.figures import effects_figure, rise_figure
+    from vit_lens.studies.knowledge.name_runs import OUTCOMES
+    from vit_lens.studies.knowledge.study import COMMON, RARE
+    from vit_lens.studies.knowledge.study import knowledge_study as run
+    from vit_lens.studies.score_figures import score_figure
+
+    setup, asked = study.open(out, {COMMON: n, RARE: n})
+    result = run(setup, asked, common=common, rare=rare, plant=plant, command=intake.command_line())
+    frame = result.frame()
+    traced = int(frame.loc[frame["measure"] == CONCENTRATION, "n"].iloc[0])
+    figures = {"rise": rise_figure(result.frame("curves"))}
+    figures |= {f"effects-{one}": effects_figure(result.frame("effects"), one, traced) for one in OUTCOMES}
+    parts.finish(result, out, figures | {"concentration": score_figure(frame, CONCENTRATION)})

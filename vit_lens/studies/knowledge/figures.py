@@ -1,0 +1,63 @@
+"""Curves of common and rare names, and the effects of layers beside those of a planted table."""
+
+__all__ = ["effects_figure", "rise_figure"]
+
+import html
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+
+from vit_lens.figures import dress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLOURS = ("#1c1b19", "#b3401f", "#3b6ea5", "#5a8a3a", "#8a5a9c", "#c08a1e", "#8a857c", "#2f8f8a", "#7a4a12")
+
+
+def rise_figure(curves: "pd.DataFrame") -> go.Figure:
+    """Draw how curves of accuracy above chance rise to their own last value: the first kind whole, the second dashed.
+
+    Args:
+        curves: The study's table ``curves``.
+    """
+    figure = go.Figure()
+    dashes = dict(zip(curves["kind"].unique(), ("solid", "dash"), strict=True))
+    for part, colour in zip(curves["part"].unique(), cycle(_COLOURS), strict=False):
+        for kind, dash in dashes.items():
+            own = curves[(curves["part"] == part) & (curves["kind"] == kind)]
+            figure.add_scatter(
+                x=list(range(len(own))), y=own["share of the last"], mode="lines+markers",
+                name=html.escape(f"{part}, {kind}"), line={"color": colour, "dash": dash},
+            )  # fmt: skip
+    n = ", ".join(f"{kind}: {curves.loc[curves['kind'] == kind, 'n'].iloc[0]}" for kind in dashes)
+    figure.add_hline(y=0.5, line={"color": "#8a857c", "width": 1, "dash": "dot"})
+    figure.update_xaxes(title="layer (0: the embeddings)")
+    figure.update_yaxes(title="accuracy above chance, share of its last value")
+    return dress(figure, html.escape(f"Names in pictures of every layer ({n})"), 860, 520)
+
+
+def effects_figure(effects: "pd.DataFrame", outcome: str, n: int) -> go.Figure:
+    """Draw the effect of every layer on one outcome: the encoder's own whole, those of planted tables dotted.
+
+    Args:
+        effects: The study's table ``effects``.
+        outcome: Which outcome.
+        n: How many names they are means over.
+    """
+    figure = go.Figure()
+    some = effects.loc[effects["outcome"] == outcome]
+    for kind, colour in zip(some["effect"].unique(), cycle(_COLOURS), strict=False):
+        for encoder, own in some.loc[some["effect"] == kind].groupby("encoder", sort=False):
+            is_own = encoder == "its own"
+            figure.add_scatter(
+                x=own["layer"], y=own["all names"], mode="lines+markers" if is_own else "lines", legendgroup=str(kind),
+                name=html.escape(str(kind) if is_own else f"{kind}, {encoder}"), showlegend=is_own,
+                line={"color": colour, "dash": "solid" if is_own else "dot", "width": 2 if is_own else 1},
+            )  # fmt: skip
+    figure.add_hline(y=0, line={"color": "#8a857c", "width": 1, "dash": "dot"})
+    figure.update_xaxes(title="block")
+    figure.update_yaxes(title="share of the difference to another name")
+    title = f"What blocks do to the {outcome} of {n} names (dotted: planted tables)"
+    return dress(figure, html.escape(title), 860, 520)
