@@ -57,7 +57,9 @@ def trace(runs: NameRuns, *, heads: bool = True, progress: bool = False) -> Trac
     places = {"name": runs.name, "end": runs.end}
     layers, n_heads = range(runs.tower.cfg.n_layers), runs.tower.cfg.n_heads
     states = {
-        f"state at the {place}": [_restored(runs, at, runs.stream(at), where) for at in (*layers, len(layers))]
+        f"state at the {place}": [
+            _restored(runs, max(at - 1, 0), runs.stream(at), where) for at in (*layers, len(layers))
+        ]
         for place, where in places.items()
     }
     found: dict[str, list[By]] = {effect: [] for effect in EFFECTS if effect not in STATES}
@@ -89,13 +91,13 @@ def trace(runs: NameRuns, *, heads: bool = True, progress: bool = False) -> Trac
 
 
 def _restored(runs: NameRuns, layer: int, point: str, where: Bool[Tensor, "name pos"]) -> By:
-    """Put the clean activation into the partner's run; ``layer`` is the block, or their number behind the last."""
+    """Put the clean activation of a hook point of a block into the partner's run."""
     clean = runs.cache[point]
 
     def put(act: Tensor, hook: object) -> Tensor:
         return torch.where(where[..., None], clean, act)
 
-    moved = runs.run(min(layer, runs.tower.cfg.n_layers - 1), [(point, put)], others=True)
+    moved = runs.run(layer, [(point, put)], others=True)
     return runs.along(States(*(new - own[runs.other] for new, own in zip(moved, runs.clean, strict=True))))
 
 

@@ -38,7 +38,7 @@ def frequency_scores(
     for part in common.parts:
         both = tuple(np.concatenate(each) for each in zip(_answers(common, part), _answers(rare, part), strict=True))
 
-        def later(rows: Int[np.ndarray, " name"], labels: np.ndarray = is_rare, of: Any = both) -> float | None:
+        def later(rows: Int[np.ndarray, " row"], labels: np.ndarray = is_rare, of: Any = both) -> float | None:
             halves = [_half(of, rows[labels[rows] == kind]) for kind in (False, True)]
             return None if halves[0] is None or halves[1] is None else halves[1] - halves[0]
 
@@ -57,7 +57,7 @@ def _answers(found: LayerAnswers, part: str) -> _Pair:
     return found.of(part), found.chance(part)
 
 
-def _half(both: _Pair, rows: Int[np.ndarray, " name"]) -> float | None:
+def _half(both: _Pair, rows: Int[np.ndarray, " row"]) -> float | None:
     return half_rise(excess(both[0][rows], both[1][rows])) if len(rows) else None
 
 

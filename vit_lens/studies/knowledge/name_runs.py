@@ -21,7 +21,7 @@ from vit_lens.towers import ViTActivationCache
 
 OUTCOMES = ("end", "whole")
 """What is compared: the last state at the end of the text, after the final norm; and all that the denoiser reads."""
-_KEPT = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
+_KEPT = ("hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
 Hooks = Sequence[tuple[str, Callable]]
 
 
@@ -141,9 +141,7 @@ class NameRuns:
     def cache(self) -> ViTActivationCache:
         """The clean runs of all prompts."""
         names = [f"blocks.{i}.{part}" for i in range(self.tower.cfg.n_layers) for part in _KEPT]
-        _, cache = self.tower.run_with_cache(
-            self.ids, attention_mask=self.mask, names_filter=[*names, self.stream(self.tower.cfg.n_layers)]
-        )
+        _, cache = self.tower.run_with_cache(self.ids, attention_mask=self.mask, names_filter=[self.stream(0), *names])
         return cache
 
     def residual(self, layer: int) -> Float[Tensor, "name pos d_model"]:
@@ -152,8 +150,7 @@ class NameRuns:
 
     def stream(self, layer: int) -> str:
         """Return the hook point of the residual stream after so many blocks."""
-        n_layers = self.tower.cfg.n_layers
-        return f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+        return f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
 
     @torch.no_grad()
     def run(self, start: int, hooks: Hooks, *, others: bool = False) -> States:
@@ -175,7 +172,7 @@ class NameRuns:
 
         rows = self.other if others else torch.arange(len(self.ids), device=self.ids.device)
         # Behind the edits, so that what is kept is edited.
-        kept = [(f"blocks.{one - 1}.hook_resid_post", keeper(one)) for one in {self.read, n_layers} if one > start]
+        kept = [(self.stream(one), keeper(one)) for one in {self.read, n_layers} if one > start]
         self.tower.run_with_hooks(
             self.residual(start)[rows], start_at_layer=start, tokens=self.ids[rows], fwd_hooks=[*hooks, *kept],
             attention_mask=None if self.mask is None else self.mask[rows],

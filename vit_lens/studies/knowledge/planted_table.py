@@ -16,6 +16,7 @@ from vit_lens.towers import working_copy
 from vit_lens.towers.layers import MLP
 
 _STRAY = 1e-8  # the weight that all other keys have together where one fits
+_ROUNDING = 10  # keys that are nearer than so many units in the last place are one
 _EQUAL = 1e-4  # values, and what comes out, by their share of the largest
 
 
@@ -69,7 +70,8 @@ def plant_table(runs: NameRuns, layer: int) -> NameRuns:
     values, centre = target - written, keys.mean(0)
     block = bare.blocks[layer]
     # Keys around their mean are shorter, and so their products are more exact; the norm is left as it is.
-    table = KeyValueMLP(keys - centre, values, _sharpness(keys, values)).to(target)
+    sharpness = _sharpness(keys, values, torch.finfo(tower.dtype).eps)
+    table = KeyValueMLP(keys - centre, values, sharpness).to(target)
     table.b_in -= centre @ table.W_in
     block.mlp = table.to(device=tower.device, dtype=tower.dtype)
     bare.setup()  # names the hook points of the new MLP
@@ -96,12 +98,13 @@ def _silent(tower: HookedTextEncoder, layer: int) -> HookedTextEncoder:
     return bare
 
 
-def _sharpness(keys: Float[Tensor, "key d_model"], values: Float[Tensor, "key d_model"]) -> float:
+def _sharpness(keys: Float[Tensor, "key d_model"], values: Float[Tensor, "key d_model"], eps: float) -> float:
     """Return how sharp the table must be: where one key fits, all with another value have next to no weight."""
     different = torch.cdist(values, values) > _EQUAL * values.norm(dim=-1).max()
-    near = torch.cdist(keys, keys, compute_mode="donot_use_mm_for_euclid_dist").square()[different].min()
-    if not near > 0:
+    near = torch.cdist(keys, keys, compute_mode="donot_use_mm_for_euclid_dist")[different].min()
+    if not near > _ROUNDING * eps * keys.norm(dim=-1).max():
         raise StudyError(
-            "the first block's attention reads different names alike, so that no table can tell them apart"
+            "the first block's attention reads different names alike, as T5's does words in another order, so that no "
+            "table in one block can tell them apart"
         )
-    return float(2 * torch.log(torch.tensor(len(keys) / _STRAY, dtype=torch.float64)) / near)
+    return float(2 * torch.log(torch.tensor(len(keys) / _STRAY, dtype=torch.float64)) / near**2)
