@@ -315,7 +315,8 @@ def test_scores_of_concentration_stand_beside_nulls_and_planted_tables():
     null = score.nulls["layers shuffled within each name"]
     assert 0.25 < null.mean < null.high < score.estimate.low
     assert score.controls == {
-        "even spread": 0.25, "planted tables, least": pytest.approx(0.9), "planted tables found at their layer": 1.0,
+        "even spread": 0.25, "whole effect": pytest.approx(mean.sum()), "planted tables, least": pytest.approx(0.9),
+        "planted tables found at their layer": 1.0,
     }  # fmt: skip
     assert by[PLANTED, "table in L3: MLP, averaged; end"].estimate.value == pytest.approx(0.9)
     assert by[BEST, "MLP, averaged; end"].estimate.value == 2

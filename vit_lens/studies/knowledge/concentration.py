@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from vit_lens.studies.findings import Null, Score
 from vit_lens.studies.knowledge.effects import Traced
-from vit_lens.studies.statistics import jackknife
+from vit_lens.studies.statistics import finite, jackknife
 
 CONCENTRATION = "share of the whole effect that the best layer has"
 PLANTED = "share of the whole effect that the best layer has, in an encoder with a planted table"
@@ -79,6 +79,7 @@ def concentration_scores(
                 nulls={"layers shuffled within each name": Null.of(shuffled)},
                 controls={
                     "even spread": 1 / n_layers,
+                    "whole effect": finite(_gain(effects).sum()),
                     "planted tables, least": min(shares, default=None),
                     "planted tables found at their layer": float(np.mean(at)) if at else None,
                 },

@@ -33,7 +33,8 @@ _NOTES = (
     "what one block adds at the end, or takes from the name (causal tracing); attention and MLP are restored alone; "
     "averaged is over the names of one length. Name: from the first to the last position at which prompts of one "
     "length differ. End: the end of the text and what is filled up behind it.",
-    "Concentration: the largest effect of a layer as a share of the sum of all positive ones; 1/L is an even spread. "
+    "Concentration: the largest effect of a layer as a share of the sum of all positive ones, the whole effect; 1/L is "
+    "an even spread. Of a small whole effect it says little. "
     "Null: the layers of each name shuffled, so that none is best for all. Planted table: a copy of the encoder in "
     "which one MLP, a table of keys and values, tells names apart and every other block writes nothing; it says of "
     "these names what the encoder says. What is localised has a concentration near 1 there, at that layer.",
