@@ -10,7 +10,7 @@ __all__ = [
     "concentration_scores",
 ]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,9 +109,10 @@ def _best(reading: str, effects: Effects) -> Score:
     )  # fmt: skip
 
 
-def concentration_rows(traced: Traced, kinds: Float[np.ndarray, " name"], encoder: str) -> list[dict[str, Any]]:
+def concentration_rows(traced: Traced, kinds: Sequence[str], encoder: str) -> list[dict[str, Any]]:
     """Return the effect of every layer, over all names and over those of each kind, as rows of a table."""
-    some = {"all": np.ones(len(kinds), dtype=bool)} | {kind: kinds == kind for kind in dict.fromkeys(kinds)}
+    some = {"all": np.ones(len(kinds), dtype=bool)}
+    some |= {kind: np.array([one == kind for one in kinds]) for kind in dict.fromkeys(kinds)}
     rows = []
     for (effect, outcome), values in traced.effects.items():
         for layer in range(values.shape[1]):

@@ -5,8 +5,6 @@ __all__ = ["COMMON", "HEADLINES", "RARE", "knowledge_study"]
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vit_lens.errors import StudyError, nearest
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.findings import StudyResult
@@ -84,7 +82,7 @@ def knowledge_study(
         *frequency_scores(answers[common], answers[rare], setup.generator(_PERMUTED), n_shuffles),
         *concentration_scores(own, planted, setup.generator(_SHUFFLED), n_shuffles),
     ]
-    kinds = np.array([names[i].kind for i in runs.kept])
+    kinds = [names[i].kind for i in runs.kept]
     return StudyResult(
         study="knowledge", setup=setup.describe(), scores=tuple(scores), command=command, notes=(*_NOTES, *notes),
         options={
