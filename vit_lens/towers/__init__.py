@@ -1,7 +1,7 @@
 """What every transformer is made of here: its parts, its read-out, the algebra of its cached activations."""
 
 __all__ = [
-    "AllTokens", "Attention", "AttentionPool", "AttentionPooling", "ClassToken", "Embed", "EndOfText",
+    "MLP", "AllTokens", "Attention", "AttentionPool", "AttentionPooling", "ClassToken", "Embed", "EndOfText",
     "FrozenAttentionPooling", "FrozenTokens", "HookedTower", "LayerNorm", "MeanOfPatches", "PatchTokens", "PooledMean",
     "PosEmbed", "PreNorm", "Readout", "Rows", "Stream", "TokenEmbed", "Tower", "TransformerBlock", "ViTActivationCache",
     "at_patches", "by_stream", "cast", "check_input", "check_model", "check_tokens", "other_preprocessing",
@@ -14,6 +14,7 @@ from vit_lens.towers.contract import Tower, check_model, other_preprocessing, ot
 from vit_lens.towers.copying import cast, working_copy
 from vit_lens.towers.inputs import check_input, check_tokens, whole_mask
 from vit_lens.towers.layers import (
+    MLP,
     Attention,
     AttentionPool,
     Embed,

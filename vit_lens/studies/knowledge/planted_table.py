@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from vit_lens.errors import StudyError
 from vit_lens.models import HookedTextEncoder
 from vit_lens.studies.knowledge.name_runs import NameRuns
-from vit_lens.towers import working_copy
-from vit_lens.towers.layers import MLP
+from vit_lens.towers import MLP, working_copy
 
 _STRAY = 1e-8  # the weight that all other keys have together where one fits
 _ROUNDING = 10  # keys that are nearer than so many units in the last place are one
