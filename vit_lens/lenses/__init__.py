@@ -2,7 +2,7 @@
 
 __all__ = [
     "DEFAULT_LENSES", "EACH_PATCH", "KAPPA", "AnchoredLens", "Anchors", "CounterfactualLens", "DiffusionLens",
-    "DiffusionSteeringLens", "JacobianCounterfactualLens", "JacobianLens", "Lens", "LensDescription",
+    "DiffusionSteeringLens", "HookFn", "JacobianCounterfactualLens", "JacobianLens", "Lens", "LensDescription",
     "OwnPictureWarning", "PatchDiffusionLens", "PatchSteeringLens", "ProjectedLens", "PromptReader", "ResidualLens",
     "Sites", "TextAnchors", "TextCounterfactualLens", "TextDiffusionLens", "TextMeans", "TextRun", "TextSteeringLens",
     "average_reading", "centred_norm", "check_cache", "check_prompts", "check_spelling", "checked_clean",
@@ -14,7 +14,7 @@ from vit_lens.addresses import Sites
 from vit_lens.attribution import check_cache
 from vit_lens.lenses.anchored import AnchoredLens, average_reading
 from vit_lens.lenses.anchors import Anchors
-from vit_lens.lenses.contract import Lens, LensDescription, checked_clean, checked_read, no_control, run_for
+from vit_lens.lenses.contract import HookFn, Lens, LensDescription, checked_clean, checked_read, no_control, run_for
 from vit_lens.lenses.counterfactual_lens import CounterfactualLens
 from vit_lens.lenses.diffusion_lens import DiffusionLens
 from vit_lens.lenses.jacobian_counterfactual import JacobianCounterfactualLens

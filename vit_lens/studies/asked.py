@@ -12,7 +12,6 @@ import numpy as np
 
 from vit_lens.errors import StudyError, nearest
 from vit_lens.mini import still_life
-from vit_lens.mini.still_life import Lexicon, Scene, Sentence
 
 _COLUMNS = ("prompt", "kind", "part", "question")
 _TRIES = 50
@@ -37,7 +36,7 @@ class Asked:
     prompt: str
     kind: str
     questions: Mapping[str, str] = field(default_factory=dict)
-    sentence: Sentence | None = None
+    sentence: still_life.Sentence | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -45,8 +44,8 @@ class Asked:
         return tuple(self.questions)
 
 
-def _at(place: int, attribute: int | None = None) -> Callable[[Scene, Sentence], bool]:
-    def check(seen: Scene, said: Sentence) -> bool:
+def _at(place: int, attribute: int | None = None) -> Callable[[still_life.Scene, still_life.Sentence], bool]:
+    def check(seen: still_life.Scene, said: still_life.Sentence) -> bool:
         if place >= len(seen.objects):
             return False
         one, two = seen.objects[place], said.scene.objects[place]
@@ -57,11 +56,11 @@ def _at(place: int, attribute: int | None = None) -> Callable[[Scene, Sentence],
     return check
 
 
-def _there(which: Callable[[Sentence], int]) -> Callable[[Scene, Sentence], bool]:
+def _there(which: Callable[[still_life.Sentence], int]) -> Callable[[still_life.Scene, still_life.Sentence], bool]:
     return lambda seen, said: said.scene.objects[which(said)] in seen.objects
 
 
-PARTS: dict[str, Callable[[Scene, Sentence], bool]] = {
+PARTS: dict[str, Callable[[still_life.Scene, still_life.Sentence], bool]] = {
     "scene": lambda seen, said: seen == said.scene,
     "layout": lambda seen, said: seen.layout == said.scene.layout,
     **{f"object {k + 1}": _at(k) for k in range(2)},
@@ -87,7 +86,7 @@ _PAIR = (
 )
 
 
-def ask_of_world(kinds: Mapping[str, int], lexicon: Lexicon, *, seed: int) -> list[Asked]:
+def ask_of_world(kinds: Mapping[str, int], lexicon: still_life.Lexicon, *, seed: int) -> list[Asked]:
     """Draw prompts of the embedded world, each described in whole; pairs are of scenes that no training showed.
 
     Args:
@@ -117,20 +116,22 @@ def ask_of_world(kinds: Mapping[str, int], lexicon: Lexicon, *, seed: int) -> li
     return found
 
 
-def _singles(n: int, kind: str, lexicon: Lexicon, generator: np.random.Generator) -> list[Sentence]:
+def _singles(
+    n: int, kind: str, lexicon: still_life.Lexicon, generator: np.random.Generator
+) -> list[still_life.Sentence]:
     draw = functools.partial(still_life.sample, lexicon=lexicon, pairs=0.0, named=0.0, held_out=None, whole=True)
     return _distinct(n, lambda: draw(n, generator))
 
 
-def _pairs(n: int, kind: str, lexicon: Lexicon, generator: np.random.Generator) -> list[Sentence]:
+def _pairs(n: int, kind: str, lexicon: still_life.Lexicon, generator: np.random.Generator) -> list[still_life.Sentence]:
     draw = functools.partial(still_life.sample, lexicon=lexicon, pairs=1.0, named=0.0, held_out=True, whole=True)
     order = still_life.in_order if kind == "pair, head first" else still_life.fronted
     return _distinct(n, lambda: [order(one) for one in draw(n, generator)])
 
 
-def _distinct(n: int, draw: Callable[[], list[Sentence]]) -> list[Sentence]:
+def _distinct(n: int, draw: Callable[[], list[still_life.Sentence]]) -> list[still_life.Sentence]:
     """Draw until there are ``n`` different sentences."""
-    found: dict[str, Sentence] = {}
+    found: dict[str, still_life.Sentence] = {}
     for _ in range(_TRIES):
         found |= {one.text: found.get(one.text, one) for one in draw()}
         if len(found) >= n:
@@ -138,7 +139,7 @@ def _distinct(n: int, draw: Callable[[], list[Sentence]]) -> list[Sentence]:
     raise StudyError(f"{n} different prompts of a kind were asked for, and the world has about {len(found)}")
 
 
-def _names(n: int, kind: str, lexicon: Lexicon, generator: np.random.Generator) -> list[Sentence]:
+def _names(n: int, kind: str, lexicon: still_life.Lexicon, generator: np.random.Generator) -> list[still_life.Sentence]:
     wanted = [i for i, rare in enumerate(lexicon.is_rare) if rare == (kind == "rare name")]
     if n > len(wanted):
         raise StudyError(f"{n} prompts of kind {kind!r}, and there are {len(wanted)} such names")

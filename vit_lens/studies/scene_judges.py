@@ -10,9 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vit_lens.errors import StudyError
-from vit_lens.mini.inspection import Inspection, inspect
-from vit_lens.mini.second_judge import SecondJudge
-from vit_lens.mini.still_life import Scene
+from vit_lens.mini import SecondJudge, inspection, still_life
 from vit_lens.studies.asked import PARTS, Asked
 
 Pictures = UInt8[np.ndarray, "picture height width 3"]
@@ -46,7 +44,7 @@ class _World:
 
     name: str
 
-    def scenes(self, seen: Any) -> list[Scene]:
+    def scenes(self, seen: Any) -> list[still_life.Scene]:
         raise NotImplementedError
 
     def right(self, seen: Any, asked: Sequence[Asked], part: str) -> Float[np.ndarray, " picture"]:
@@ -70,15 +68,15 @@ class ExactJudge(_World):
 
     name = "exact"
 
-    def look(self, pictures: Pictures) -> Inspection:
+    def look(self, pictures: Pictures) -> inspection.Inspection:
         """Find the nearest scene to each picture."""
-        return inspect(pictures)
+        return inspection.inspect(pictures)
 
-    def scenes(self, seen: Inspection) -> list[Scene]:
+    def scenes(self, seen: inspection.Inspection) -> list[still_life.Scene]:
         """Return the scenes."""
         return seen.scenes
 
-    def residual(self, seen: Inspection) -> Float[np.ndarray, " picture"]:
+    def residual(self, seen: inspection.Inspection) -> Float[np.ndarray, " picture"]:
         """Return the mean squared difference to the nearest scene, of values in [0, 1]."""
         return seen.residuals
 
@@ -95,14 +93,14 @@ class SecondSceneJudge(_World):
     def __init__(self, path: Path):
         self._judge = SecondJudge.load(path)
 
-    def look(self, pictures: Pictures) -> list[Scene]:
+    def look(self, pictures: Pictures) -> list[still_life.Scene]:
         """Name the scene in each picture."""
         return self._judge.scenes(pictures)
 
-    def scenes(self, seen: list[Scene]) -> list[Scene]:
+    def scenes(self, seen: list[still_life.Scene]) -> list[still_life.Scene]:
         """Return the scenes."""
         return seen
 
-    def residual(self, seen: list[Scene]) -> None:
+    def residual(self, seen: list[still_life.Scene]) -> None:
         """Return None: it always answers."""
         return None

@@ -79,13 +79,13 @@ class TextStudy:
     def _lexicon(self) -> Any:
         """Return the names of an embedded encoder, which its metrics tell; None for another pipeline."""
         from vit_lens.files import read_json
-        from vit_lens.mini.still_life import Lexicon
+        from vit_lens.mini import still_life
 
         path = self._folder() / "metrics.json"
         if not path.is_file():
             return None
         seed = read_json(path, StudyError, "make the pipeline again").get("encoder_seed")
-        return Lexicon(seed) if isinstance(seed, int) else None
+        return still_life.Lexicon(seed) if isinstance(seed, int) else None
 
     def _folder(self) -> Path:
         from vit_lens.mini import STILL_LIFE

@@ -8,7 +8,6 @@ import numpy as np
 
 from vit_lens.errors import StudyError
 from vit_lens.mini import still_life
-from vit_lens.mini.still_life import Lexicon, Sentence
 
 PAIRS = 0.7
 """The share of sentences of two objects, as denoisers of the world are trained."""
@@ -16,8 +15,8 @@ _AT_ONCE, _TRIES = 256, 200
 
 
 def other_sentences(
-    n: int, lexicon: Lexicon, generator: np.random.Generator, *, apart_from: Iterable[str]
-) -> list[Sentence]:
+    n: int, lexicon: still_life.Lexicon, generator: np.random.Generator, *, apart_from: Iterable[str]
+) -> list[still_life.Sentence]:
     """Draw different sentences that describe every object in whole and call none by a name.
 
     Scenes are those that trainings knew, so that none is that of a studied pair. Names are left out: what is read of

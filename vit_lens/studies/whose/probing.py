@@ -14,7 +14,6 @@ from vit_lens.decoders import PromptEncoder
 from vit_lens.errors import StudyError
 from vit_lens.lenses import TextDiffusionLens, TextRun
 from vit_lens.mini import still_life
-from vit_lens.mini.still_life import Sentence
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.layer_answers import LayerAnswers
 from vit_lens.studies.whose.states import site_of
@@ -38,7 +37,7 @@ class Probing:
     """
 
     reader: PromptEncoder
-    sentences: Sequence[Sentence]
+    sentences: Sequence[still_life.Sentence]
     n_shuffles: int
 
     def answers(

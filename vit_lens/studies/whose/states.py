@@ -7,8 +7,7 @@ from torch import Tensor
 
 from vit_lens.addresses import Site
 from vit_lens.errors import LensError
-from vit_lens.lenses import TextDiffusionLens, TextRun
-from vit_lens.lenses.contract import HookFn
+from vit_lens.lenses import HookFn, TextDiffusionLens, TextRun
 
 _STREAM = ("resid_pre", "resid_post")
 
