@@ -228,8 +228,10 @@ def test_a_command_runs_resumes_and_draws(vit_lens, tmp_path, study):
     status, output, error = vit_lens(*command)
     assert status == 0 and f"study {study}: " in output, error
     assert (out / "result.json").is_file()
-    if study == "composition":
-        assert len(list(out.glob("layers-*.html"))) == 3
+    drawn = {"composition": ("layers-0", "layers-1", "layers-2"), "order": ("layers",),
+             "norm": ("layers-0", "layers-1", "lengths")}[study]  # fmt: skip
+    assert sorted(path.stem for path in out.glob("*.html")) == list(drawn)
+    assert study == "norm" or "n = 2 " in (out / f"{drawn[0]}.html").read_text()
     assert vit_lens(*command)[0] == 0
 
 
@@ -247,3 +249,30 @@ def test_wrong_words_are_told_in_one_line_before_anything_is_drawn(vit_lens, tmp
     status, output, error = vit_lens("study", "composition", "--n", 2, *given, "--out", tmp_path / "out")
     assert status != 0 and said in error and not output, (output, error)
     assert not (tmp_path / "out").exists()
+
+
+def test_curves_of_compounds_have_the_product_of_parts_and_a_title_that_says_what_was_found(setup):
+    from vit_lens.studies.composition.figures import composition_figure
+    from vit_lens.studies.composition.study import GAP, composition_study
+
+    found = answers("pair", ("scene", "layout", "object 1"))
+    result = composition_study(with_answers(setup, {"pair": found}), [], n_shuffles=5)
+    figure = composition_figure(result, "pair")
+    lines = {line.name: np.array(line.y, dtype=float) for line in figure.data}
+    curves = result.frame("curves").pivot(index="site", columns="part", values="accuracy").loc[list(found.sites)]
+    assert lines["product of its parts"] == pytest.approx((curves["layout"] * curves["object 1"]).to_numpy())
+    assert lines["the whole"] == pytest.approx(curves["scene"].to_numpy())
+    assert str(result.score(GAP, "pair: scene", "decoded").estimate) in figure.layout.title.text
+    assert {line.name: line.line.dash for line in figure.data}["product of its parts"] == "dot"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(-2.0, -1.0, "later"), (-1.0, 1.0, "same"), (1.0, 2.0, "earlier"), (None, None, "same")]
+)
+def test_a_finding_is_said_by_where_its_interval_lies(low, high, word):
+    from vit_lens.studies.findings import Score
+    from vit_lens.studies.layer_figures import finding
+    from vit_lens.studies.statistics import Estimate
+
+    score = Score(measure="m", reading="r", level="decoded", estimate=Estimate(0.5, low, high), n=9, unit="scenes")
+    assert finding(score, below="later", open_="same", above="earlier") == f"{word}: {score.estimate}, n = 9 scenes"

@@ -43,6 +43,28 @@ def worst(one, other):
     return max(parts)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_of_the_encoder_has_hooked_towers_of_its_own_weights(name):
+    """Copied parameters are shared no more: towers made before the copy would go on showing the first weights."""
+    import copy
+
+    import vit_lens as vl
+
+    first = encoder(name)
+    assert first.towers
+    made = copy.deepcopy(first)
+    assert made.encoder_id == first.encoder_id
+    with torch.no_grad():
+        for each in made.encoders.values():
+            for weight in each.parameters():
+                weight.mul_(1.5)
+    run, own = vl.TextRun.of(made, PROMPTS), run_of(name)
+    for each in made.encoders:
+        again = run.edited(each, [])
+        assert worst(again.condition, run.condition) < 1e-4 < worst(run.condition, own.condition)
+    assert worst(own.condition, first.encode(PROMPTS)) == 0
+
+
 # ---- the condition
 
 

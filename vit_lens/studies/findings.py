@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,11 +152,18 @@ class StudyResult:
         Raises:
             StudyError: There is none, or more than one.
         """
-        wanted = (measure, reading, level)
-        found = [s for s in self.scores if (s.measure, s.reading, s.level) == wanted]
+        found = self._by_key.get((measure, reading, level), [])
         if len(found) != 1:
+            wanted = (measure, reading, level)
             raise StudyError(f"{len(found)} scores are {wanted}; there are {sorted({s.measure for s in self.scores})}")
         return found[0]
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, str, str], list[Score]]:
+        found: dict[tuple[str, str, str], list[Score]] = {}
+        for score in self.scores:
+            found.setdefault((score.measure, score.reading, score.level), []).append(score)
+        return found
 
     def __str__(self) -> str:
         return self.summary()

@@ -149,6 +149,10 @@ class PromptEncoder:
         """
         return self._towers
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hooked towers out of a copy, which makes its own: parameters that are copied are shared no more."""
+        return {name: value for name, value in self.__dict__.items() if name != "_towers"}
+
     @cached_property
     def _towers(self) -> dict[str, HookedTextEncoder | BridgedTextEncoder]:
         tokenizers = {name: self._pipe.components[each] for name, each in text_parts(self.format).items()}

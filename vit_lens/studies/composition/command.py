@@ -18,13 +18,14 @@ def composition(
     out: flags.Out = Path("vit-lens-study-composition"),
 ) -> None:
     """Does a scene come later than its parts? Compounds against the product of their parts, layer by layer."""
-    from vit_lens.studies.composition.figures import layer_curves
+    from vit_lens.studies.composition.figures import composition_figure
+    from vit_lens.studies.composition.study import GAP
     from vit_lens.studies.composition.study import composition_study as run
 
     kinds = {"single": n, "pair, head first": n, "pair, fronted": n}
     setup, asked = study.open(out, kinds)
     result = run(setup, asked, command=intake.command_line())
-    frame = result.frame("curves")
-    parts.finish(
-        result, out, {f"layers-{k}": layer_curves(frame, kind) for k, kind in enumerate(frame["kind"].unique())}
-    )
+    composed = [s.reading for s in result.scores if s.measure == GAP]
+    kinds = [kind for kind in result.options["kinds"] if any(one.startswith(f"{kind}: ") for one in composed)]
+    figures = {f"layers-{k}": composition_figure(result, kind) for k, kind in enumerate(kinds)}
+    parts.finish(result, out, figures)

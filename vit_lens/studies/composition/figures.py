@@ -1,25 +1,48 @@
-"""Curves of accuracy over layers."""
+"""Compounds beside the product of their parts, over layers."""
 
-__all__ = ["layer_curves"]
+__all__ = ["composition_figure"]
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 
-if TYPE_CHECKING:
-    import pandas as pd
+from vit_lens.studies.composition.study import GAP
+from vit_lens.studies.findings import StudyResult
+from vit_lens.studies.layer_figures import curves_by_layer, finding
+
+_WHOLE, _PRODUCT = "the whole", "product of its parts"
 
 
-def layer_curves(curves: "pd.DataFrame", kind: str) -> go.Figure:
-    """Draw the accuracy of every part of one kind of prompts over layers, and dotted what chance is there."""
+def composition_figure(result: StudyResult, kind: str) -> go.Figure:
+    """Draw, for every compound of a kind of prompts, how often the whole is right, its parts, and their product.
+
+    Args:
+        result: A result of the study.
+        kind: A kind of prompts in it.
+    """
+    curves = result.frame("curves")
     own = curves[curves["kind"] == kind]
-    figure = go.Figure()
-    for part, some in own.groupby("part", sort=False):
-        layers = list(range(len(some)))
-        figure.add_scatter(x=layers, y=some["accuracy"], name=str(part), mode="lines+markers")
-        figure.add_scatter(
-            x=layers, y=some["mismatched"], name=f"{part}, another prompt", mode="lines", line_dash="dot",
-            showlegend=False,
-        )  # fmt: skip
-    figure.update_layout(title=f"Pictures of every layer: {kind}", xaxis_title="layer", yaxis_title="share of pictures")
-    return figure
+    compounds: Mapping[str, Sequence[str]] = result.options["compounds"]
+    scores = [s for s in result.scores if s.measure == GAP and s.reading.startswith(f"{kind}: ")]
+    rows = []
+    for score in scores:
+        compound = score.reading.removeprefix(f"{kind}: ")
+        of = {str(name): list(some["accuracy"]) for name, some in own.groupby("part", sort=False)}
+        parts = [name for name in compounds[compound] if name in of]
+        product = pd.DataFrame({name: of[name] for name in parts}).prod(axis=1)
+        lines = {_WHOLE: of[compound], _PRODUCT: product} | {name: of[name] for name in parts}
+        rows += [
+            {"compound": compound, "line": line, "accuracy": float(value)}
+            for line, values in lines.items()
+            for value in values
+        ]
+    said = finding(
+        scores[0], below="is later than its parts make it", open_="is not later than its parts make it",
+        above="is there more often than its parts by themselves would be",
+    )  # fmt: skip
+    title = f"{kind}: the {scores[0].reading.removeprefix(f'{kind}: ')} {said}"
+    return curves_by_layer(
+        pd.DataFrame(rows), panel="compound", line="line", value="accuracy", title=title, said="share of pictures",
+        dotted=(_PRODUCT,),
+    )  # fmt: skip

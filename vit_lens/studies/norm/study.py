@@ -22,7 +22,8 @@ MEAN, HALF = "accuracy above mismatched prompts, mean over layers", "half-rise a
 HEADLINES = (MEAN, HALF)
 _NOTES = (
     "format: what the format does with its own layer (of Stable Diffusion the final norm); final: the final norm; "
-    "match: each position as long as the layer that is read has it there, then as the format; none: as it is.",
+    "match: each position as long as the layer that is read has it there, then as the format; none: as it is. "
+    "A layer norm takes length away, so that of an encoder that ends in one match differs from format by epsilon.",
     "Lengths: the root mean square over positions and prompts of the norm of a state, and its share of that of the "
     "last layer. A denoiser that never saw states of another length answers for what length alone does.",
 )

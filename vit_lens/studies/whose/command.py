@@ -32,7 +32,7 @@ def whose(
 ) -> None:
     """Whose work is the picture? Other denoisers, an interpolation, a tuned lens, probes, and no encoder at all."""
     from vit_lens.studies.score_figures import score_figure
-    from vit_lens.studies.whose.figures import reading_curves
+    from vit_lens.studies.whose.figures import kinds_of, readings_figure
     from vit_lens.studies.whose.other_layers import open_reader
     from vit_lens.studies.whose.rates import RATIO
     from vit_lens.studies.whose.study import whose_study as run
@@ -42,8 +42,8 @@ def whose(
     where = {"dtype": flags.torch_dtype(study.dtype), "device": flags.torch_device(study.device)}
     readers = [open_reader(spec, setup.reader, **where) for spec in reader or ()]
     result = run(setup, asked, readers=readers, n_fit=n_fit, command=intake.command_line())
-    frame, scores = result.frame("curves"), result.frame()
-    figures = {f"layers-{k}": reading_curves(frame, kind) for k, kind in enumerate(frame["kind"].unique())}
+    scores = result.frame()
+    figures = {f"layers-{k}": readings_figure(result, kind) for k, kind in enumerate(kinds_of(result))}
     if scores.loc[scores["measure"] == RATIO, "value"].notna().any():
         figures["rates"] = score_figure(scores, RATIO)
     parts.finish(result, out, figures)

@@ -1,51 +1,41 @@
 """Curves of every reading over layers, part by part."""
 
-__all__ = ["reading_curves"]
-
-import html
-from typing import TYPE_CHECKING, Any
+__all__ = ["kinds_of", "readings_figure"]
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from vit_lens.figures import dress
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-_COLOURS = ("#1c1b19", "#b4611e", "#2d6a8f", "#8a857c", "#b9b5ae", "#3f7d4e", "#8a5a8f")
-_COLUMNS = 3
+from vit_lens.studies.findings import StudyResult
+from vit_lens.studies.layer_figures import curves_by_layer, finding
+from vit_lens.studies.whose.curves import later_than
 
 
-def reading_curves(curves: "pd.DataFrame", kind: str) -> go.Figure:
+def kinds_of(result: StudyResult) -> list[str]:
+    """Return the kinds of prompts of a result."""
+    return list(result.frame("curves")["kind"].unique())
+
+
+def readings_figure(result: StudyResult, kind: str) -> go.Figure:
     """Draw, for every part of a kind of prompts, accuracy less chance by layer under every reading.
 
     Args:
-        curves: The table "curves" of the study's result.
+        result: A result of the study.
         kind: A kind of prompts in it.
     """
-    own: Any = curves[curves["kind"] == kind]
-    parts, readings = list(own["part"].unique()), list(own["reading"].unique())
-    n_rows = -(-len(parts) // _COLUMNS)
-    figure = make_subplots(
-        rows=n_rows, cols=min(_COLUMNS, len(parts)), subplot_titles=parts, shared_xaxes=True, shared_yaxes=True,
-        vertical_spacing=0.35 / max(n_rows, 1) / 2,
+    curves = result.frame("curves")
+    own = curves[curves["kind"] == kind].assign(above=curves["accuracy"] - curves["chance"])
+    first = own["part"].iloc[0]
+    known = [s for s in result.scores if (s.measure, s.reading) == (later_than("interpolation"), f"{kind}: {first}")]
+    said = [
+        finding(
+            one, below="is there earlier than in a mixture of first and last layer, in layers",
+            open_="is not told apart from a mixture of first and last layer, in layers",
+            above="is there later than in a mixture of first and last layer, in layers",
+        )
+        for one in known
+    ]  # fmt: skip
+    title = f"{kind}: the {first} {said[0]}" if said else f"{kind} (n = {int(own['n'].iloc[0])} prompts)"
+    readings = list(own["reading"].unique())
+    return curves_by_layer(
+        own, panel="part", line="reading", value="above", title=title, said="accuracy less chance",
+        dotted=[one for one in readings if one.startswith("probe")],
     )  # fmt: skip
-    told = set()
-    for number, part in enumerate(parts):
-        for reading in readings:
-            some: Any = own[(own["part"] == part) & (own["reading"] == reading)]
-            if some.empty:
-                continue
-            line = {"color": _COLOURS[readings.index(reading) % len(_COLOURS)]}
-            line |= {"dash": "dot"} if reading.startswith("probe") else {}
-            figure.add_scatter(
-                x=some["layer"], y=some["accuracy"] - some["chance"], mode="lines+markers", name=html.escape(reading),
-                legendgroup=reading, showlegend=reading not in told, line=line, marker={"size": 4},
-                row=number // _COLUMNS + 1, col=number % _COLUMNS + 1,
-            )  # fmt: skip
-            told.add(reading)
-    title = f"{html.escape(kind)}: accuracy less chance by layer (n = {int(own['n'].iloc[0])} prompts)"
-    dress(figure, title, 980, 210 + 210 * n_rows)
-    legend = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom"}
-    return figure.update_layout(legend=legend, margin={"t": 90, "b": 120})
