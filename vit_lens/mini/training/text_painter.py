@@ -87,7 +87,8 @@ def read_states(
     if reads == "last":
         return found.last_hidden_state
     if reads == "eos":
-        ends = torch.eq(ids, int(text_encoder.config.eos_token_id)).int().argmax(1)
+        end: Any = text_encoder.config.eos_token_id
+        ends = ids.eq(end).int().argmax(1)
         return found.last_hidden_state[torch.arange(len(ids)), ends][:, None].expand(-1, ids.shape[1], -1)
     n_layers = len(found.hidden_states) - 1
     if isinstance(reads, str) or not 0 <= reads <= n_layers:
