@@ -276,3 +276,33 @@ def test_a_finding_is_said_by_where_its_interval_lies(low, high, word):
 
     score = Score(measure="m", reading="r", level="decoded", estimate=Estimate(0.5, low, high), n=9, unit="scenes")
     assert finding(score, below="later", open_="same", above="earlier") == f"{word}: {score.estimate}, n = 9 scenes"
+
+
+def test_curves_are_averaged_over_encoders_and_drawn_as_of_one(setup):
+    from dataclasses import replace
+
+    from vit_lens.studies import pool
+    from vit_lens.studies.composition.study import composition_study
+    from vit_lens.studies.headlines import figures_of
+
+    def one(seed):
+        found = answers("pair", ("scene", "layout", "object 1"), seed=seed)
+        result = composition_study(with_answers(setup, {"pair": found}), [], n_shuffles=5)
+        return replace(result, setup={**result.setup, "encoder": f"e{seed}", "fingerprint": f"e{seed}"})
+
+    parts = [one(seed) for seed in (1, 2, 3)]
+    found = pool(parts)
+    tables = [part.frame("curves") for part in parts]
+    mean = sum(table["accuracy"] for table in tables) / 3
+    assert found.frame("curves")["accuracy"].to_numpy() == pytest.approx(mean.to_numpy())
+    assert not np.allclose(mean, tables[0]["accuracy"])
+    assert found.frame("curves")["site"].tolist() == tables[0]["site"].tolist()
+    assert found.frame("curves")["residual"].isna().all()
+    (figure,) = figures_of(found).values()
+    assert "n = 3 encoders" in figure.layout.title.text
+    short = replace(parts[1], tables={"curves": parts[1].tables["curves"][1:]})
+    with pytest.raises(StudyError, match="other rows"):
+        pool([parts[0], short])
+    other = [{**row, "site": "elsewhere"} for row in parts[1].tables["curves"]]
+    with pytest.raises(StudyError, match="other rows"):
+        pool([parts[0], replace(parts[1], tables={"curves": other})])

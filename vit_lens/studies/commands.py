@@ -41,10 +41,11 @@ def pool(
     """Average a study over encoders, which are its unit of inference, with intervals and paired differences."""
     from vit_lens.studies import load_result, score_figure
     from vit_lens.studies import pool as join
-    from vit_lens.studies.headlines import headlines
+    from vit_lens.studies.headlines import figures_of, headlines
 
     found = join([load_result(path) for path in results], comparisons=comparisons, command=intake.command_line())
     frame = found.frame()
     known = set(frame.loc[frame["value"].notna(), "measure"])
     measures = [measure for measure in headlines(found) if measure in known]
-    finish(found, out, {f"scores_{k}": score_figure(frame, measure) for k, measure in enumerate(measures)})
+    scores = {f"scores_{k}": score_figure(frame, measure) for k, measure in enumerate(measures)}
+    finish(found, out, scores | figures_of(found))

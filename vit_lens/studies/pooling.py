@@ -10,6 +10,7 @@ from vit_lens.attribution import whole
 from vit_lens.errors import StudyError
 from vit_lens.estimates import LEVEL
 from vit_lens.studies.findings import Null, Score, StudyResult
+from vit_lens.studies.headlines import averaged
 from vit_lens.studies.statistics import across_encoders, finite_mean
 
 _PER_ENCODER = ("encoder", "fingerprint", "decoder", "second_decoder", "seed")
@@ -23,7 +24,8 @@ def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str |
 
     A null's mean is averaged, and its band is widest over the encoders. The table ``differences`` has the mean over
     encoders, and its interval, of the difference of every two readings of a measure and level; the table ``excess``
-    that of each score minus the mean of each of its nulls.
+    that of each score minus the mean of each of its nulls. Tables that a study calls ``AVERAGED``, such as curves over
+    layers, have the mean over encoders of each number.
 
     Args:
         results: Results of the same study with the same settings, each of another encoder; two or more. The seed of
@@ -73,6 +75,7 @@ def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str |
         tables={
             "differences": _differences(results, comparisons), "each": _each(results),
             "excess": _excess(results, comparisons),
+            **{name: _averaged([result.tables[name] for result in results], name) for name in averaged(first)},
         },
         notes=_notes(results, comparisons), command=command,
     )  # fmt: skip
@@ -175,6 +178,27 @@ def _each(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
         for result in results
         for score in result.scores
     ]  # fmt: skip
+
+
+def _averaged(tables: Sequence[list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
+    """Return a table with the mean over encoders of every number; what an encoder does not know is left out of it.
+
+    Raises:
+        StudyError: The tables have other rows: words tell rows apart.
+    """
+    rows = list(zip(*tables, strict=False))
+    alike = len({len(one) for one in tables}) == 1 and all(len({_words(one) for one in row}) == 1 for row in rows)
+    if not alike:
+        raise StudyError(f"table {name!r} has other rows in one result than in another; run the study anew on both")
+    return [{key: _mean_of([one[key] for one in row]) for key in row[0]} for row in rows]
+
+
+def _words(row: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
+    return tuple((key, value if isinstance(value, str) else None) for key, value in row.items())
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else finite_mean(values)
 
 
 def _row(key: Mapping[str, str], values: Sequence[float], comparisons: int) -> dict[str, Any]:

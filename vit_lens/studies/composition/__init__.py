@@ -2,4 +2,5 @@
 
 from vit_lens.lazy import lazy
 
-__all__, __getattr__, __dir__ = lazy(__name__, {"HEADLINES": ".study", "composition_study": ".study"})
+_HOME = {"AVERAGED": ".study", "HEADLINES": ".study", "figures_of": ".figures", "composition_study": ".study"}
+__all__, __getattr__, __dir__ = lazy(__name__, _HOME)

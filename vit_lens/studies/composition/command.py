@@ -18,14 +18,10 @@ def composition(
     out: flags.Out = Path("vit-lens-study-composition"),
 ) -> None:
     """Does a scene come later than its parts? Compounds against the product of their parts, layer by layer."""
-    from vit_lens.studies.composition.figures import composition_figure
-    from vit_lens.studies.composition.study import GAP
+    from vit_lens.studies.composition.figures import figures_of
     from vit_lens.studies.composition.study import composition_study as run
 
     kinds = {"single": n, "pair, head first": n, "pair, fronted": n}
     setup, asked = study.open(out, kinds)
     result = run(setup, asked, command=intake.command_line())
-    composed = [s.reading for s in result.scores if s.measure == GAP]
-    kinds = [kind for kind in result.options["kinds"] if any(one.startswith(f"{kind}: ") for one in composed)]
-    figures = {f"layers-{k}": composition_figure(result, kind) for k, kind in enumerate(kinds)}
-    parts.finish(result, out, figures)
+    parts.finish(result, out, figures_of(result))

@@ -1,6 +1,6 @@
 """Compounds beside the product of their parts, over layers."""
 
-__all__ = ["composition_figure"]
+__all__ = ["composition_figure", "figures_of"]
 
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +12,13 @@ from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.layer_figures import curves_by_layer, finding
 
 _WHOLE, _PRODUCT = "the whole", "product of its parts"
+
+
+def figures_of(result: StudyResult) -> dict[str, go.Figure]:
+    """Return the figures of a result, of one encoder or pooled, by name."""
+    composed = [s.reading for s in result.scores if s.measure == GAP]
+    kinds = [kind for kind in result.options["kinds"] if any(one.startswith(f"{kind}: ") for one in composed)]
+    return {f"layers-{k}": composition_figure(result, kind) for k, kind in enumerate(kinds)}
 
 
 def composition_figure(result: StudyResult, kind: str) -> go.Figure:

@@ -1,6 +1,6 @@
 """Composition: is a compound right later than its parts, beyond what a conjunction is by arithmetic?"""
 
-__all__ = ["COMPOUNDS", "HEADLINES", "composition_study"]
+__all__ = ["AVERAGED", "COMPOUNDS", "HEADLINES", "composition_study"]
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +26,7 @@ GAP = "observed minus product of parts, layers before the last"
 HALF = "half-rise above mismatched prompts"
 LAST = "accuracy above mismatched prompts, last layer"
 HEADLINES = (GAP, HALF)
+AVERAGED = ("curves",)
 
 _STREAM = 11
 _STATISTICS: dict[str, Callable[[np.ndarray], float | None]] = {

@@ -24,17 +24,10 @@ def knowledge(
     out: flags.Out = Path("vit-lens-study-knowledge"),
 ) -> None:
     """Are rare names drawn later than common ones, and is what a name means looked up in one place?"""
-    from vit_lens.studies.knowledge.concentration import CONCENTRATION
-    from vit_lens.studies.knowledge.figures import effects_figure, rise_figure
-    from vit_lens.studies.knowledge.name_runs import OUTCOMES
+    from vit_lens.studies.knowledge.figures import figures_of
     from vit_lens.studies.knowledge.study import COMMON, RARE
     from vit_lens.studies.knowledge.study import knowledge_study as run
-    from vit_lens.studies.score_figures import score_figure
 
     setup, asked = study.open(out, {COMMON: n, RARE: n})
     result = run(setup, asked, common=common, rare=rare, plant=plant, command=intake.command_line())
-    frame = result.frame()
-    traced = int(frame.loc[frame["measure"] == CONCENTRATION, "n"].iloc[0])
-    figures = {"rise": rise_figure(result.frame("curves"))}
-    figures |= {f"effects-{one}": effects_figure(result.frame("effects"), one, traced) for one in OUTCOMES}
-    parts.finish(result, out, figures | {"concentration": score_figure(frame, CONCENTRATION)})
+    parts.finish(result, out, figures_of(result))

@@ -1,6 +1,6 @@
 """Curves of common and rare names, and the effects of layers beside those of a planted table."""
 
-__all__ = ["effects_figure", "rise_figure"]
+__all__ = ["effects_figure", "figures_of", "rise_figure"]
 
 import html
 from itertools import cycle
@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from vit_lens.figures import dress
+from vit_lens.studies.findings import StudyResult
+from vit_lens.studies.knowledge.concentration import CONCENTRATION
+from vit_lens.studies.knowledge.name_runs import OUTCOMES
+from vit_lens.studies.score_figures import score_figure
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _COLOURS = ("#1c1b19", "#b3401f", "#3b6ea5", "#5a8a3a", "#8a5a9c", "#c08a1e", "#8a857c", "#2f8f8a", "#7a4a12")
+
+
+def figures_of(result: StudyResult) -> dict[str, go.Figure]:
+    """Return the figures of a result, of one encoder or pooled, by name."""
+    frame, effects = result.frame(), result.frame("effects")
+    one = next(score for score in result.scores if score.measure == CONCENTRATION)
+    figures = {"rise": rise_figure(result.frame("curves"))}
+    figures |= {f"effects-{outcome}": effects_figure(effects, outcome, f"{one.n} {one.unit}") for outcome in OUTCOMES}
+    return figures | {"concentration": score_figure(frame, CONCENTRATION)}
 
 
 def rise_figure(curves: "pd.DataFrame") -> go.Figure:
@@ -38,13 +51,13 @@ def rise_figure(curves: "pd.DataFrame") -> go.Figure:
     return dress(figure, html.escape(f"Names in pictures of every layer ({n})"), 860, 520)
 
 
-def effects_figure(effects: "pd.DataFrame", outcome: str, n: int) -> go.Figure:
+def effects_figure(effects: "pd.DataFrame", outcome: str, n: str) -> go.Figure:
     """Draw the effect of every layer on one outcome: the encoder's own whole, those of planted tables dotted.
 
     Args:
         effects: The study's table ``effects``.
         outcome: Which outcome.
-        n: How many names they are means over.
+        n: What they are means over, such as 64 names.
     """
     figure = go.Figure()
     some = effects.loc[effects["outcome"] == outcome]
@@ -59,5 +72,5 @@ def effects_figure(effects: "pd.DataFrame", outcome: str, n: int) -> go.Figure:
     figure.add_hline(y=0, line={"color": "#8a857c", "width": 1, "dash": "dot"})
     figure.update_xaxes(title="block")
     figure.update_yaxes(title="share of the difference to another name")
-    title = f"What blocks do to the {outcome} of {n} names (dotted: planted tables)"
+    title = f"What blocks do to the {outcome} ({n}; dotted: planted tables)"
     return dress(figure, html.escape(title), 860, 520)

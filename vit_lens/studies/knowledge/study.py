@@ -1,6 +1,6 @@
 """Knowledge: rare names against common ones in pictures, and the layers that know what names mean."""
 
-__all__ = ["COMMON", "HEADLINES", "RARE", "knowledge_study"]
+__all__ = ["AVERAGED", "COMMON", "HEADLINES", "RARE", "knowledge_study"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +17,7 @@ from vit_lens.studies.text_setup import TextSetup
 
 COMMON, RARE = "common name", "rare name"
 HEADLINES = (LATER, CONCENTRATION)
+AVERAGED = ("curves", "effects", "states", "heads")
 _PARTNERS, _SHUFFLED, _PERMUTED = 21, 22, 23  # streams of random numbers
 _NOTES = (
     "One encoder is described; the protocol infers over six or more (vit-lens study pool).",

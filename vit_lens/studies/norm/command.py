@@ -18,11 +18,9 @@ def norm(
     out: flags.Out = Path("vit-lens-study-norm"),
 ) -> None:
     """How much of what a layer's picture shows is the final norm's doing?"""
-    from vit_lens.studies.norm.figures import lengths_figure, norm_figure
+    from vit_lens.studies.norm.figures import figures_of
     from vit_lens.studies.norm.study import norm_study as run
 
     setup, asked = study.open(out, {"single": n, "pair, head first": n})
     result = run(setup, asked, command=intake.command_line())
-    kinds = list(result.frame("curves")["kind"].unique())
-    figures = {f"layers-{k}": norm_figure(result, kind) for k, kind in enumerate(kinds)}
-    parts.finish(result, out, figures | {"lengths": lengths_figure(result)})
+    parts.finish(result, out, figures_of(result))

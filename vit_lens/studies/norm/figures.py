@@ -1,6 +1,6 @@
 """Parts over layers under every norm, and how long states are."""
 
-__all__ = ["lengths_figure", "norm_figure"]
+__all__ = ["figures_of", "lengths_figure", "norm_figure"]
 
 import plotly.graph_objects as go
 
@@ -10,6 +10,13 @@ from vit_lens.studies.layer_figures import curves_by_layer
 from vit_lens.studies.norm.study import MEAN
 
 _USUAL, _BARE = "format", "none"
+
+
+def figures_of(result: StudyResult) -> dict[str, go.Figure]:
+    """Return the figures of a result, of one encoder or pooled, by name."""
+    kinds = result.frame("curves")["kind"].unique()
+    figures = {f"layers-{k}": norm_figure(result, kind) for k, kind in enumerate(kinds)}
+    return figures | {"lengths": lengths_figure(result)}
 
 
 def norm_figure(result: StudyResult, kind: str) -> go.Figure:
@@ -29,8 +36,8 @@ def norm_figure(result: StudyResult, kind: str) -> go.Figure:
         if (score.measure, score.reading) == (MEAN, f"{norm}; {kind}: {part}")
     }
     shown = [f"{found[norm].estimate} ({norm})" for norm in (_USUAL, _BARE) if norm in found]
-    n = next(iter(found.values())).n
-    title = f"{kind}: the {part} over all layers, above chance: {', '.join(shown)}; n = {n} prompts"
+    one = next(iter(found.values()))
+    title = f"{kind}: the {part} over all layers, above chance: {', '.join(shown)}; n = {one.n} {one.unit}"
     return curves_by_layer(own, panel="part", line="norm", value="above", title=title, said="accuracy less chance")
 
 

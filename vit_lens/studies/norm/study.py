@@ -1,6 +1,6 @@
 """Norm: pictures of every layer under the final norm, without one, and matched in length."""
 
-__all__ = ["HEADLINES", "NORMS", "norm_study"]
+__all__ = ["AVERAGED", "HEADLINES", "NORMS", "norm_study"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +20,7 @@ NORMS = ("format", "final", "match", "none")
 """How a state leaves the encoder, as :class:`vit_lens.TextDiffusionLens` has it."""
 MEAN, HALF = "accuracy above mismatched prompts, mean over layers", "half-rise above mismatched prompts"
 HEADLINES = (MEAN, HALF)
+AVERAGED = ("curves", "lengths")
 _NOTES = (
     "format: what the format does with its own layer (of Stable Diffusion the final norm); final: the final norm; "
     "match: each position as long as the layer that is read has it there, then as the format; none: as it is. "

@@ -18,10 +18,10 @@ def order(
     out: flags.Out = Path("vit-lens-study-order"),
 ) -> None:
     """Does an object appear by its place in the sentence, or by its place in the syntax?"""
-    from vit_lens.studies.order.figures import order_figure
+    from vit_lens.studies.order.figures import figures_of
     from vit_lens.studies.order.study import FRONTED, IN_ORDER
     from vit_lens.studies.order.study import order_study as run
 
     setup, asked = study.open(out, {IN_ORDER: n, FRONTED: n})
     result = run(setup, asked, command=intake.command_line())
-    parts.finish(result, out, {"layers": order_figure(result)})
+    parts.finish(result, out, figures_of(result))

@@ -1,12 +1,17 @@
 """Both objects over layers, in both orders of a sentence."""
 
-__all__ = ["order_figure"]
+__all__ = ["figures_of", "order_figure"]
 
 import plotly.graph_objects as go
 
 from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.layer_figures import curves_by_layer, finding
 from vit_lens.studies.order.study import LINEAR, SYNTACTIC
+
+
+def figures_of(result: StudyResult) -> dict[str, go.Figure]:
+    """Return the figures of a result, of one encoder or pooled, by name."""
+    return {"layers": order_figure(result)}
 
 
 def order_figure(result: StudyResult) -> go.Figure:

@@ -1,6 +1,6 @@
 """Order: which of two objects appears first, the one that is named first or the one that the sentence is about?"""
 
-__all__ = ["HEADLINES", "LINEAR", "SYNTACTIC", "order_study"]
+__all__ = ["AVERAGED", "HEADLINES", "LINEAR", "SYNTACTIC", "order_study"]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +22,7 @@ SYNTACTIC = "how many layers the head is earlier than the other"
 LINEAR = "how many layers what is named first is earlier"
 _DISAGREE = "how many layers the head is earlier, where it is named last"
 HEADLINES = (SYNTACTIC, LINEAR, _DISAGREE)
+AVERAGED = ("curves",)
 
 _STREAM = 12
 _NOTES = (

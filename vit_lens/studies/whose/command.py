@@ -31,10 +31,8 @@ def whose(
     out: flags.Out = Path("vit-lens-study-whose"),
 ) -> None:
     """Whose work is the picture? Other denoisers, an interpolation, a tuned lens, probes, and no encoder at all."""
-    from vit_lens.studies.score_figures import score_figure
-    from vit_lens.studies.whose.figures import kinds_of, readings_figure
+    from vit_lens.studies.whose.figures import figures_of
     from vit_lens.studies.whose.other_layers import open_reader
-    from vit_lens.studies.whose.rates import RATIO
     from vit_lens.studies.whose.study import whose_study as run
 
     kinds = {"single": n, "pair, head first": n, "pair, fronted": n}
@@ -42,8 +40,4 @@ def whose(
     where = {"dtype": flags.torch_dtype(study.dtype), "device": flags.torch_device(study.device)}
     readers = [open_reader(spec, setup.reader, **where) for spec in reader or ()]
     result = run(setup, asked, readers=readers, n_fit=n_fit, command=intake.command_line())
-    scores = result.frame()
-    figures = {f"layers-{k}": readings_figure(result, kind) for k, kind in enumerate(kinds_of(result))}
-    if scores.loc[scores["measure"] == RATIO, "value"].notna().any():
-        figures["rates"] = score_figure(scores, RATIO)
-    parts.finish(result, out, figures)
+    parts.finish(result, out, figures_of(result))

@@ -1,17 +1,23 @@
 """Curves of every reading over layers, part by part."""
 
-__all__ = ["kinds_of", "readings_figure"]
+__all__ = ["figures_of", "readings_figure"]
 
 import plotly.graph_objects as go
 
 from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.layer_figures import curves_by_layer, finding
+from vit_lens.studies.score_figures import score_figure
 from vit_lens.studies.whose.curves import later_than
+from vit_lens.studies.whose.rates import RATIO
 
 
-def kinds_of(result: StudyResult) -> list[str]:
-    """Return the kinds of prompts of a result."""
-    return list(result.frame("curves")["kind"].unique())
+def figures_of(result: StudyResult) -> dict[str, go.Figure]:
+    """Return the figures of a result, of one encoder or pooled, by name."""
+    kinds, scores = result.frame("curves")["kind"].unique(), result.frame()
+    figures = {f"layers-{k}": readings_figure(result, kind) for k, kind in enumerate(kinds)}
+    if scores.loc[scores["measure"] == RATIO, "value"].notna().any():
+        figures["rates"] = score_figure(scores, RATIO)
+    return figures
 
 
 def readings_figure(result: StudyResult, kind: str) -> go.Figure:

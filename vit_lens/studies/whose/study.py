@@ -1,6 +1,6 @@
 """Whose work is it: the curves of the Diffusion Lens beside everything that could make them without the encoder."""
 
-__all__ = ["HEADLINES", "whose_study"]
+__all__ = ["AVERAGED", "HEADLINES", "whose_study"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +27,7 @@ from vit_lens.studies.whose.untrained_encoder import with_random_weights
 
 BETWEEN, TUNED, SHUFFLED, UNTRAINED = "interpolation", "tuned lens", "shuffled words", "random weights"
 HEADLINES = (SCENES, later_than(BETWEEN), RANKS)
+AVERAGED = ("curves", "rates", "interpolation")
 
 _STREAM, _BATCH = 14, 32
 
