@@ -16,7 +16,10 @@ from vit_lens.studies.findings import Score
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLOURS = ("#1c1b19", "#b4611e", "#2d6a8f", "#8a857c", "#3f7d4e", "#8a5a8f", "#c08a1e", "#b9b5ae")
+_COLOURS = (
+    "#1c1b19", "#b4611e", "#2d6a8f", "#8a857c", "#3f7d4e", "#8a5a8f", "#c08a1e", "#c25b7a", "#4a8f8a", "#5f6b2d",
+    "#7a4a12", "#b9b5ae",
+)  # fmt: skip
 _COLUMNS = 3
 _WIDTH = 980
 _LETTERS = 118  # of a title that fits the width
