@@ -53,6 +53,7 @@ _HOME = {
     "TextRun": "vit_lens.lenses",
     "TextSteeringLens": "vit_lens.lenses",
     "VitLensError": "vit_lens.errors",
+    "WordMaps": "vit_lens.diffusion",
     "ZeroShotLabels": "vit_lens.texts",
     "addresses": "vit_lens",
     "attribution": "vit_lens",
@@ -82,6 +83,7 @@ _HOME = {
     "texts": "vit_lens",
     "towers": "vit_lens",
     "verification": "vit_lens",
+    "word_maps": "vit_lens.diffusion",
     "write_report": "vit_lens.report",
 }
 _names, __getattr__, _ = lazy(__name__, _HOME)

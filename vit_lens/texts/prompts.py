@@ -93,6 +93,17 @@ class PromptTokenizer(ABC):
             raise TextError("the tokenizer has no pad_token, so prompts of several lengths do not go together: set one")
         return [[*row, *[self.pad_id] * n] for row, n in zip(rows, short, strict=True)]  # pyright: ignore[reportReturnType]
 
+    def words(self, prompt: str) -> list[str]:
+        """Return the words of a prompt in their order, each once, as the tokenizer sees them.
+
+        Args:
+            prompt: The prompt.
+
+        >>> prompt_tokenizer(text_model.tokenizer, text_model.cfg.n_vocab, text_model.cfg.n_ctx).words("a red, red star")
+        ['a', 'red', 'star']
+        """
+        return list(dict.fromkeys(re.findall(r"\w+", self.layout(prompt)[0])))
+
     def places(self, row: Sequence[int], word: str) -> list[int]:
         """Return the tokens of a prompt at which a word, or several in a row, stands; all places where it does.
 
@@ -114,7 +125,7 @@ class PromptTokenizer(ABC):
         found = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", known, re.IGNORECASE)]
         places = [i for i, span in enumerate(spans) if any(span[0] < stop and start < span[1] for start, stop in found)]
         if not word.strip() or not places:
-            words = list(dict.fromkeys(re.findall(r"\w+", known)))
+            words = self.words(prompt)
             has = f"nearest: {nearest(word, words)}" if words else "it is empty"
             raise InterventionError(f'the prompt {_short(prompt)} has no word "{word}"; {has}')
         return places

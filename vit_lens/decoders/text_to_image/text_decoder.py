@@ -149,6 +149,19 @@ class TextDecoder(Decoder):
         """The dtype of the denoiser, in which noise is drawn and latents are kept."""
         return self._first.denoiser.dtype
 
+    @property
+    def denoiser(self) -> Any:
+        """The stock denoiser, of the first stage where there are two."""
+        return self._first.denoiser
+
+    def is_guided(self, settings: Any) -> bool:
+        """Return whether each pass of the denoiser also has the rows of what guidance leads away from.
+
+        Args:
+            settings: The settings.
+        """
+        return self._guided(settings.guidance)
+
     def read(self, model: HookedViT, pixels: Float[Tensor, "batch channel height width"]) -> Condition:
         """Refuse: a condition is read of a text.
 
