@@ -140,7 +140,7 @@ def lens_maps(
     places = {
         word: run.places(name, f'"{word}"')[0].nonzero()[:, 0].tolist() for word in words_of(known, prompt, words)
     }
-    site_names = [str(site) for site in lens.check_sites(tower, sites)]
+    site_names = [str(site) for site in lens.check_sites(run.tower(lens.moved_in(run).encoder), sites)]
     conditions = lens.read(run, sites).flatten_rows()
     pictures, maps = _drawn(
         decoder, conditions, decoder.defaults if settings is None else settings, seed,
