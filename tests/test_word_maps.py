@@ -1,10 +1,11 @@
-"""Word maps against softmaxes by hand, from what stock modules were given; pictures with and without them, to the bit."""
+"""Word maps against softmaxes by hand, of what stock modules were given; pictures with and without them, to the bit."""
 
 import functools
 import math
 from contextlib import contextmanager
 
 import numpy as np
+import PIL.Image
 import pytest
 import tiny_pipelines
 import torch
@@ -21,7 +22,7 @@ TRUE_CFG = FLUX | dict(true_cfg_scale=3.0, negative_prompt="a ring")
 
 
 def sd(dtype=torch.float64, cross=True):
-    """Latents of 3 x 5 and blocks of 2 x 3; two transformer blocks, heads of several widths, queries and keys biased."""
+    """Latents of 3 x 5, blocks of 2 x 3; two transformer blocks, heads of two widths; queries and keys have biases."""
     import diffusers
 
     pipe = tiny_pipelines.make("sd1")
@@ -317,11 +318,12 @@ def test_pictures_are_the_same_to_the_bit_and_nothing_is_left(name, dtype):
 
 def test_nothing_is_left_where_a_run_fails():
     import vit_lens as vl
+    from vit_lens.errors import HookShapeError
 
     model = sd(torch.float32)
     model(PROMPTS[0], **UNET)
     before = state_of(model.pipeline)
-    with pytest.raises(Exception), model.hooks([("mid.0.hook_update", lambda x, hook: x[:, :1])]):
+    with pytest.raises(HookShapeError), model.hooks([("mid.0.hook_update", lambda x, hook: x[:, :1])]):
         vl.word_maps(model, PROMPTS[0], **UNET)
     assert state_of(model.pipeline) == before
 
@@ -449,3 +451,76 @@ def test_the_left_object_s_map_is_left_of_the_right_one_s_on_the_embedded_model(
         maps.centre("star")[1] < maps.centre("ring")[1] - 0.1 and maps.centre("red")[1] < maps.centre("blue")[1] - 0.1
     )
     assert np.array_equal(np.asarray(maps.picture), np.asarray(model(maps.prompt, seed=1)[0]))
+
+
+# ---- sheets, pages, the command
+
+
+def by_hand(words=("a", "<b>"), picture=None, steps=(0, 2)):
+    from vit_lens import WordMaps
+
+    values = torch.rand(len(steps), len(words), 3, 5, generator=torch.Generator().manual_seed(1)) / 10
+    picture = PIL.Image.new("RGB", (10, 6), (200, 0, 0)) if picture is None else picture
+    return WordMaps(
+        prompt="a <b>", words=words, values=values, steps=steps, n_tokens=(1, 2), picture=picture, kind="attention"
+    )
+
+
+def test_an_overlay_is_the_picture_where_most_was_read_and_fades_where_nothing_was():
+    import vit_lens as vl
+
+    maps = by_hand()
+    maps.values[:, 0] = 0
+    maps.values[:, 0, :, 4] = 0.07
+    seen = np.asarray(vl.figures.word_overlay(maps, "a", side=100))
+    assert seen.shape == (60, 100, 3) and (seen[:, -8:] == [200, 0, 0]).all()
+    assert (seen[:, :40] == np.round(0.1 * np.array([200, 0, 0]) + 0.9 * np.array([252, 251, 248]))).all()
+
+
+def test_a_sheet_has_words_as_columns_and_steps_or_layers_as_rows():
+    import vit_lens as vl
+    from vit_lens.errors import TextError, VitLensError
+
+    maps = by_hand()
+    figure = vl.figures.word_map_sheet(maps)
+    said = [one.text for one in figure.layout.annotations]
+    assert len(figure.data) == 9 and [one.split("<br>")[0] for one in said[:3]] == ["all steps", "a", "&lt;b&gt;"]
+    assert said[3] == "step 0" and said[6] == "step 2" and f"{maps.mass['a']:.0%}" in said[1]
+    layers = vl.figures.word_map_sheet({"L0": maps, "L1": maps}, ["a"])
+    assert len(layers.data) == 4 and layers.layout.annotations[2].text == "L1"
+    refused(TextError, "nearest: 'a'", lambda: vl.figures.word_map_sheet(maps, ["aa"]))
+    refused(TextError, "L1 has other words", lambda: vl.figures.map_rows({"L0": maps, "L1": by_hand(("a", "c"))}))
+    refused(VitLensError, "no maps", lambda: vl.figures.map_rows({}))
+    refused(VitLensError, "output_type", lambda: vl.figures.word_map_sheet(by_hand(picture=torch.zeros(3, 4))))
+
+
+def test_a_page_shows_every_map_and_escapes_words(tmp_path):
+    from vit_lens.errors import OutputError
+    from vit_lens.report import write_word_maps_page
+
+    maps = by_hand()
+    text = write_word_maps_page({"L0": maps, "L1": maps}, tmp_path / "maps.html", notes=["<i>random</i>"]).read_text()
+    assert text.count("data:image/jpeg") == 6 and "<b>" not in text.split("<tbody>")[0] and "&lt;i&gt;random" in text
+    assert f"<b>{maps.mass['a']:.0%}</b>" in text and f"{1 - sum(maps.attention.values()):.0%} else" in text
+    assert write_word_maps_page(maps, tmp_path / "steps.html", words=["a"]).read_text().count("data:image/jpeg") == 6
+    refused(OutputError, "ends in .html", lambda: write_word_maps_page(maps, tmp_path / "maps.png"))
+
+
+def test_the_command_writes_a_page_by_step_and_by_layer(tmp_path, monkeypatch, capsys):
+    import sys
+
+    from vit_lens.cli import main
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["vit-lens", "maps", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, capsys.readouterr()
+
+    page, call = tmp_path / "maps.html", ("--prompt", "a red star", "--steps", "2", "--word", "red", "--word", "star")
+    assert run(*call, "--out", str(page))[0] == 0 and page.read_text().count("data:image/jpeg") == 9
+    assert run(*call, "--out", str(page), "--layers")[0] == 0 and "L7.resid_post" in page.read_text()
+    status, said = run("--prompt", "a red star", "--word", "ring", "--out", str(page))
+    assert status == 2 and 'no word "ring"' in said.err
+    assert run(*call, "--layers", "--kind", "concepts", "--out", str(page))[0] == 2
+    assert run(*call, "--out", str(tmp_path / "maps.pdf"))[0] == 2

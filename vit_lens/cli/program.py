@@ -14,6 +14,7 @@ import typer
 from vit_lens.cli import flags
 from vit_lens.cli.dictionaries import dictionaries
 from vit_lens.cli.jacobians import JACOBIAN_EXAMPLES, jacobian
+from vit_lens.cli.maps import MAPS_EXAMPLES, maps
 from vit_lens.cli.models import models
 from vit_lens.cli.old_words import respell
 from vit_lens.cli.patches import PATCHES_EXAMPLES, patches
@@ -37,8 +38,9 @@ app = typer.Typer(
 )
 EXAMPLES = {
     sweep: SWEEP_EXAMPLES, patches: PATCHES_EXAMPLES, readout: READOUT_EXAMPLES, jacobian: JACOBIAN_EXAMPLES,
+    maps: MAPS_EXAMPLES,
 }  # fmt: skip
-for command in (demo, sweep, patches, report, reference, jacobian, merge, readout, verify, doctor, models):
+for command in (demo, sweep, patches, maps, report, reference, jacobian, merge, readout, verify, doctor, models):
     app.command(epilog=EXAMPLES.get(command))(flags.grouped(command))
 app.add_typer(dictionaries, name="dict")
 for wing in MOUNTED:

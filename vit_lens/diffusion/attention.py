@@ -1,4 +1,4 @@
-"""Attention of a stock denoiser to the tokens of its prompt, computed beside the pass that runs, which is not touched."""
+"""Attention of a stock denoiser to the tokens of its prompt, computed beside the pass that runs."""
 
 __all__ = ["Recording", "attention_to", "recorded_attention", "rotated"]
 
@@ -158,7 +158,7 @@ def _chosen(denoiser: Any, blocks: str | Sequence[str] | None) -> dict[str, str]
     kind = next((kinds[cls.__name__] for cls in type(denoiser).__mro__ if cls.__name__ in kinds), None)
     if kind is None:
         raise UnsupportedTowerError(
-            f"word maps of a {type(denoiser).__name__} are not known here; expected a {' or a '.join(kinds)} of diffusers"
+            f"word maps of a {type(denoiser).__name__} are not known here; expected one of {', '.join(kinds)}"
         )
     part, below = ("cross_attn.hook_z", "attn2") if kind == "unet" else (".attn.hook_z", "attn")
     every = {

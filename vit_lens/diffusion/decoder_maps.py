@@ -31,6 +31,9 @@ class DrawnMaps(NamedTuple):
     Attributes:
         pictures: As the decoder draws them, on the CPU.
         maps: What the cells of the latents read of each token, mean over heads, blocks and steps, on the CPU.
+
+    >>> vl.diffusion.DrawnMaps(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 77, 4, 4)).maps.shape
+    torch.Size([1, 77, 4, 4])
     """
 
     pictures: UInt8[Tensor, "picture height width 3"]
@@ -75,7 +78,8 @@ def maps_of(
         UnsupportedTowerError: The decoder's denoiser is of another kind, or has no cross-attention.
         VitLensError: There is no such step or block.
 
-    >>> text, decoder = (kind.from_pretrained("mini-sd") for kind in (vl.decoders.PromptEncoder, vl.decoders.TextDecoder))
+    >>> kinds = vl.decoders.PromptEncoder, vl.decoders.TextDecoder
+    >>> text, decoder = (kind.from_pretrained("mini-sd") for kind in kinds)
     >>> found = vl.diffusion.maps_of(decoder, text.encode(["a red star"]), decoder.settings(guidance=1), seeds=[3, 4])
     >>> found.pictures.shape, found.maps.shape[::3], found.maps.sum(1).allclose(torch.ones(2, 8, 8), atol=1e-4)
     (torch.Size([2, 32, 32, 3]), torch.Size([2, 8]), True)
@@ -125,7 +129,8 @@ def lens_maps(
         InterventionError: The prompt has no such word; the message has the nearest.
         VitLensError: As of :func:`maps_of`.
 
-    >>> text, decoder = (kind.from_pretrained("mini-sd") for kind in (vl.decoders.PromptEncoder, vl.decoders.TextDecoder))
+    >>> kinds = vl.decoders.PromptEncoder, vl.decoders.TextDecoder
+    >>> text, decoder = (kind.from_pretrained("mini-sd") for kind in kinds)
     >>> found = vl.diffusion.lens_maps(text, decoder, "a red star", ["star"], settings=decoder.settings(steps=2))
     >>> list(found)[:2], found["L1.resid_post"]["star"].shape
     (['L0.resid_pre', 'L0.resid_post'], torch.Size([8, 8]))

@@ -2,7 +2,7 @@
 
 __all__ = ["WordMaps", "by_word", "kept_steps", "word_maps", "words_of"]
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal

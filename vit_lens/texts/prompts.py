@@ -99,7 +99,8 @@ class PromptTokenizer(ABC):
         Args:
             prompt: The prompt.
 
-        >>> prompt_tokenizer(text_model.tokenizer, text_model.cfg.n_vocab, text_model.cfg.n_ctx).words("a red, red star")
+        >>> tokenizer = prompt_tokenizer(text_model.tokenizer, text_model.cfg.n_vocab, text_model.cfg.n_ctx)
+        >>> tokenizer.words("a red red star")
         ['a', 'red', 'star']
         """
         return list(dict.fromkeys(re.findall(r"\w+", self.layout(prompt)[0])))
