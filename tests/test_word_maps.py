@@ -519,8 +519,8 @@ def test_the_command_writes_a_page_by_step_and_by_layer(tmp_path, monkeypatch, c
 
     page, call = tmp_path / "maps.html", ("--prompt", "a red star", "--steps", "2", "--word", "red", "--word", "star")
     assert run(*call, "--out", str(page))[0] == 0 and page.read_text().count("data:image/jpeg") == 9
-    assert run(*call, "--out", str(page), "--layers")[0] == 0 and "L7.resid_post" in page.read_text()
+    assert run(*call, "--out", str(page), "--by-layer")[0] == 0 and "L7.resid_post" in page.read_text()
     status, said = run("--prompt", "a red star", "--word", "ring", "--out", str(page))
     assert status == 2 and 'no word "ring"' in said.err
-    assert run(*call, "--layers", "--kind", "concepts", "--out", str(page))[0] == 2
+    assert run(*call, "--by-layer", "--kind", "concepts", "--out", str(page))[0] == 2
     assert run(*call, "--out", str(tmp_path / "maps.pdf"))[0] == 2

@@ -14,7 +14,7 @@ from vit_lens.errors import VitLensError
 
 MAPS_EXAMPLES = """\b
 Examples:
-  vit-lens maps --prompt "a red star left of a blue ring" --layers
+  vit-lens maps --prompt "a red star left of a blue ring" --by-layer
   vit-lens maps --model ./stable-diffusion --prompt "a cat on a red sofa" --word cat --word "red sofa" --steps 20
   vit-lens maps --model mini-flux --prompt "a red star" --word star --word red --kind concepts
 """
@@ -24,9 +24,7 @@ Examples:
 class Pipeline:
     """Options that name a text-to-image pipeline."""
 
-    model: Annotated[
-        str, typer.Option(help="mini-sd, mini-flux, a Hub id or a local directory of a text-to-image pipeline.")
-    ] = "mini-sd"
+    model: flags.Model = "mini-sd"
     device: flags.Device = "cpu"
     decoder_dtype: flags.DecoderDtype = "float32"
 
@@ -38,8 +36,8 @@ def maps(
         list[str] | None,
         typer.Option(help="A word of it, or several in a row; repeat for more. Default: all of them."),
     ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Rows are layers of the text encoder, as the Diffusion Lens draws them.")
+    by_layer: Annotated[
+        bool, typer.Option("--by-layer", help="Rows are layers of the text encoder, as the Diffusion Lens draws them.")
     ] = False,
     kind: Annotated[
         str, typer.Option(help="attention; or concepts, of FLUX: words as tokens of their own (ConceptAttention).")
@@ -63,9 +61,9 @@ def maps(
     where: dict[str, Any] = {
         "dtype": flags.torch_dtype(pipeline.decoder_dtype), "device": flags.torch_device(pipeline.device),
     }  # fmt: skip
-    if layers:
+    if by_layer:
         if kind != "attention":
-            raise VitLensError(f"--kind {kind} draws prompts, and --layers conditions; leave one of them out")
+            raise VitLensError(f"--kind {kind} draws prompts, and --by-layer conditions; leave one of them out")
         from vit_lens.decoders import PromptEncoder, TextDecoder
 
         encoder = PromptEncoder.from_pretrained(pipeline.model, **where)

@@ -90,7 +90,7 @@ def map_rows(maps: WordMaps | Mapping[str, WordMaps]) -> dict[str, WordMaps]:
     """
     if isinstance(maps, WordMaps):
         alone = {f"step {index}": maps.at_step(index) for index in maps.steps} if len(maps.steps) > 1 else {}
-        return {"all steps" if alone else f"step {maps.steps[0]}": maps, **alone}
+        return {"all steps": maps, **alone} if alone else {f"step {next(iter(maps.steps))}": maps}
     rows = dict(maps)
     if not rows:
         raise VitLensError("no maps to show; expected maps of a prompt, or maps by the name of their row")
