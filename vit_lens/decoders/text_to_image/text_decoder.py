@@ -362,7 +362,7 @@ class TextDecoder(Decoder):
         # Pipelines that denoise pixels hand them over as they are, others in [0, 1].
         return (made / 2 + 0.5).clamp(0, 1).float() if self._first.drawn.latent_channels is None else made.float()
 
-    def _embeds(self, rows: Condition, empty: Condition | None, guidance: float) -> dict[str, Any]:
+    def _embeds(self, rows: Condition, empty: Condition | None, guidance: float | int) -> dict[str, Any]:
         """Return the arguments of a pipeline that a condition is handed over in."""
         drawn, found = self._first.drawn, {}
         words = {"tokens": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": drawn.mask}
@@ -422,7 +422,7 @@ class TextDecoder(Decoder):
             )
         return rows // 2
 
-    def _guided(self, guidance: float) -> bool:
+    def _guided(self, guidance: float | int) -> bool:
         return self.format.negative is not None and not self._is_distilled and guidance > 1
 
     @property
