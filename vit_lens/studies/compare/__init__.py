@@ -1,0 +1,9 @@
+"""Compare: which words are in the picture, told by several methods, against words that were erased."""
+
+from vit_lens.lazy import lazy
+
+_HOME = {
+    "ErasedLens": ".erasing", "Erased": ".erased", "HEADLINES": ".study", "METHODS": ".methods", "Method": ".methods",
+    "compare_study": ".study",
+}  # fmt: skip
+__all__, __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -1,0 +1,40 @@
+"""The command `vit-lens study compare`."""
+
+__all__ = ["compare"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_lens.cli import flags, intake
+from vit_lens.studies import command_parts as parts
+from vit_lens.studies.text_parts import TextStudy
+
+
+def compare(
+    study: TextStudy,
+    n: Annotated[int, typer.Option("--n", min=2, help="Prompts, single objects of the embedded world.")] = 60,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method by its name; repeat. Default: all that there are.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A method that is left out; repeat.")] = None,
+    n_fit: Annotated[
+        int, typer.Option(min=10, help="Other sentences, which maps between layers and probes are fitted on.")
+    ] = 600,
+    out: flags.Out = Path("vit-lens-study-compare"),
+) -> None:
+    """Which words are there? Pictures, attention, logit and tuned lens, probes, against words that were erased."""
+    from vit_lens.studies.compare.figures import area_curves, prompt_sheet
+    from vit_lens.studies.compare.methods import chosen_methods
+    from vit_lens.studies.compare.pictures import shown_pictures
+    from vit_lens.studies.compare.study import AUC
+    from vit_lens.studies.compare.study import compare_study as run
+    from vit_lens.studies.score_figures import score_figure
+
+    methods = chosen_methods(method or (), skip or ())
+    setup, asked = study.open(out, {"single": n})
+    result = run(setup, asked, methods=methods, n_fit=n_fit, command=intake.command_line())
+    pictures = shown_pictures(setup, asked) if any(one.name == "diffusion lens" for one in methods) else {}
+    figures = {"areas": area_curves(result.frame("curves")), "scores": score_figure(result.frame(), AUC)}
+    parts.finish(result, out, figures | {"prompt": prompt_sheet(result.frame("items"), pictures)})
