@@ -105,7 +105,7 @@ class Erased:
         """The number within its class of the word that is asked for: the prompt's own, then another prompt's."""
         return np.concatenate([self.own, self.own[self.other]], 1)
 
-    def choose(self, of: Sequence[Float[Tensor, "run prompt layer answer"]]) -> Scores:
+    def choose(self, of: Sequence[Float[Tensor, "run prompt layer _"]]) -> Scores:
         """Return the scores of what is asked, from those of all words of each class at the states."""
         chosen = []
         for number, index in enumerate(self.questions.T):

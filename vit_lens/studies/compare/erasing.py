@@ -4,6 +4,7 @@ __all__ = ["ErasedLens", "class_ids", "erase", "place_of"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -86,7 +87,7 @@ class ErasedLens(TextDiffusionLens):
 
     name = "erased"
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Return the definition, which words are erased, and every setting of the reading."""
         return super().settings() | {"words_erased": ", ".join(self.words_erased) or None}
 

@@ -4,7 +4,7 @@ __all__ = ["area_curves", "prompt_sheet"]
 
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import plotly.graph_objects as go
@@ -59,7 +59,8 @@ def prompt_sheet(items: "pd.DataFrame", pictures: Mapping[str, list[PIL.Image.Im
         items: The table "items" of the study's result.
         pictures: Columns of pictures, one for each layer; none where no method draws.
     """
-    own = items[items["prompt"] == items["prompt"].iloc[0]]
+    first = str(items["prompt"].iloc[0])
+    own: Any = items[items["prompt"] == first]
     table = own.pivot_table(index="layer", columns="method", values="share of erased states below", sort=False)
     layers, n = list(table.index), len(pictures)
     figure = make_subplots(
@@ -79,7 +80,7 @@ def prompt_sheet(items: "pd.DataFrame", pictures: Mapping[str, list[PIL.Image.Im
     figure.update_xaxes(visible=True, side="top", showgrid=False, row=1, col=n + 1)
     figure.update_yaxes(visible=True, autorange="reversed", dtick=1, showgrid=False, row=1, col=n + 1)
     names = "" if not pictures else f"Pictures: {', '.join(pictures)}. "
-    title = f"“{html.escape(str(own['prompt'].iloc[0]))}”, layer by layer (a row each)<br><sup>{html.escape(names)}"
+    title = f"“{html.escape(first)}”, layer by layer (a row each)<br><sup>{html.escape(names)}"
     title += "Numbers: share of erased states below, mean over the three words</sup>"
     dress(figure, title, 120 + 66 * n + 92 * len(table.columns), 170 + _ROW * len(layers))
     return figure.update_layout(margin={"t": 130, "b": 20})

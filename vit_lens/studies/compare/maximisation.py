@@ -13,6 +13,7 @@ from vit_lens.studies.compare.erased import CLASSES, Erased, Scores
 from vit_lens.studies.kept_tensors import kept
 
 _FORM = "vit_lens.maximised.1"
+_EPS = 1e-5  # where the start is the solution, Adam would blow rounding up to whole steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ActivationMaximisation:
 
     def score(self, erased: Erased) -> Scores:
         """Return log-probabilities; what was found is kept in the setup's folder."""
-        said = [repr(self), erased.setup.reader.encoder_id, *(one.prompt for one in erased.asked)]
+        said = [repr(self), repr(_EPS), erased.setup.reader.encoder_id, *(one.prompt for one in erased.asked)]
         digits = hashlib.sha256("\n".join(said).encode()).hexdigest()[:8]
         path = erased.setup.out / f"maximised-{digits}.safetensors"
         found = kept(path, _FORM, "embeddings that maximise activations", lambda: {"found": self.found(erased)})[
@@ -79,7 +80,8 @@ class ActivationMaximisation:
         mean = embeddings.mean(0)
         step = torch.zeros_like(start[:, 0]).requires_grad_(True)
         if layer:  # the embedding of the end is the same whatever stands elsewhere
-            adam = torch.optim.Adam([step], lr=self.rate * float((embeddings - mean).square().mean().sqrt()))
+            spread = float((embeddings - mean).square().mean().sqrt())
+            adam = torch.optim.Adam([step], lr=self.rate * spread, eps=_EPS)
             for _ in range(self.steps):
                 with torch.enable_grad():
                     stream = start.index_put((rows, place), start[rows, place] + step)

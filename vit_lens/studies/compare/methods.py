@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from vit_lens.errors import StudyError, nearest
+from vit_lens.studies.compare.cross_attention import CrossAttention
 from vit_lens.studies.compare.erased import Erased, Scores
 from vit_lens.studies.compare.logit_lens import LogitLens
 from vit_lens.studies.compare.maximisation import ActivationMaximisation
@@ -24,9 +25,12 @@ class Method(Protocol):
         words: A sentence on what it reads.
     """
 
-    name: str
-    level: str
-    words: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def words(self) -> str: ...
 
     def score(self, erased: Erased) -> Scores:
         """Return for every item a number that is the larger, the more the method says that the word is there."""
@@ -37,13 +41,11 @@ class Method(Protocol):
         ...
 
 
-METHODS: Mapping[str, Method] = {
-    one.name: one
-    for one in (
-        LensPictures(), AttentionRollout(), LogitLens(), TunedProbe(), ActivationMaximisation(),
-        Probe(position="end of the text"), Probe(position="mean of all positions"),
-    )
-}  # fmt: skip
+_EVERY: tuple[Method, ...] = (
+    LensPictures(), CrossAttention(), AttentionRollout(), LogitLens(), TunedProbe(), ActivationMaximisation(),
+    Probe(position="end of the text"), Probe(position="mean of all positions"),
+)  # fmt: skip
+METHODS: Mapping[str, Method] = {one.name: one for one in _EVERY}
 """The methods by name."""
 
 

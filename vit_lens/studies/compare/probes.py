@@ -56,7 +56,7 @@ class Fitted:
 
 def _answers(
     x: Float[Tensor, "layer sentence d"], labels: Int[Tensor, "sentence word"], y: Float[Tensor, "run prompt layer d"]
-) -> list[Float[Tensor, "run prompt layer answer"]]:
+) -> list[Float[Tensor, "run prompt layer _"]]:
     """Return what a probe of each layer says of every word of each class."""
     found = []
     for target in labels.T:
