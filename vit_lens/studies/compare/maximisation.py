@@ -13,7 +13,7 @@ from vit_lens.studies.compare.erased import CLASSES, Erased, Scores
 from vit_lens.studies.kept_tensors import kept
 
 _FORM = "vit_lens.maximised.1"
-_EPS = 1e-5  # where the start is the solution, Adam would blow rounding up to whole steps
+_THERE = 1e-6  # nearer than this in cosine, Adam would blow rounding up to whole steps
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class ActivationMaximisation:
     """Gradient ascent on a free token embedding in the word's place, until the state at the end is like the given one.
 
     It starts from the mean of the class, all other tokens are the prompt's; Adam climbs the cosine of the two states
-    at the end of the text. The score is the cosine of what was found to the word's embedding, as log-probability within
-    the class.
+    at the end of the text, and stays where that is 1. The score is the cosine of what was found to the word's
+    embedding, as log-probability within the class.
 
     Args:
         steps: How many.
@@ -41,7 +41,7 @@ class ActivationMaximisation:
 
     def score(self, erased: Erased) -> Scores:
         """Return log-probabilities; what was found is kept in the setup's folder."""
-        said = [repr(self), repr(_EPS), erased.setup.reader.encoder_id, *(one.prompt for one in erased.asked)]
+        said = [repr(self), repr(_THERE), erased.setup.reader.encoder_id, *(one.prompt for one in erased.asked)]
         digits = hashlib.sha256("\n".join(said).encode()).hexdigest()[:8]
         path = erased.setup.out / f"maximised-{digits}.safetensors"
         found = kept(path, _FORM, "embeddings that maximise activations", lambda: {"found": self.found(erased)})[
@@ -81,13 +81,14 @@ class ActivationMaximisation:
         step = torch.zeros_like(start[:, 0]).requires_grad_(True)
         if layer:  # the embedding of the end is the same whatever stands elsewhere
             spread = float((embeddings - mean).square().mean().sqrt())
-            adam = torch.optim.Adam([step], lr=self.rate * spread, eps=_EPS)
+            adam = torch.optim.Adam([step], lr=self.rate * spread)
             for _ in range(self.steps):
                 with torch.enable_grad():
                     stream = start.index_put((rows, place), start[rows, place] + step)
                     state = tower(stream, start_at_layer=0, stop_at_layer=layer, **told)[rows, ends]
                     like = torch.nn.functional.cosine_similarity(state, targets.flatten(0, 1), dim=-1)
-                    (step.grad,) = torch.autograd.grad(-like.sum(), step)
+                    (gradient,) = torch.autograd.grad(-like.sum(), step)
+                step.grad = torch.where(like[:, None] > 1 - _THERE, 0.0, gradient)
                 adam.step()
         return (mean + step.detach()).unflatten(0, (n_runs, -1))
 
