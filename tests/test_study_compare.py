@@ -507,7 +507,9 @@ def test_the_command_runs_and_draws(vit_lens, tmp_path):
     assert status == 0 and "study compare: " in output and "  logit lens, embedding: " in output, error
     assert "n = 3 prompts" in (out / "areas.html").read_text() and (out / "result.json").is_file()
     sheet = (out / "prompt.html").read_text()
-    assert sheet.count('"type":"image"') >= 36 and "nothing erased" in sheet
+    assert sheet.count('"type":"image"') >= 36 and "colour<br>erased" in sheet.replace("\\u003c", "<").replace(
+        "\\u003e", ">"
+    )
     status, output, error = vit_lens(*few, "--method", "logit lens", "--skip", "diffusion lens")
     assert status == 0 and "diffusion lens" not in output, error
     status, output, error = vit_lens(*few, "--method", "logits")

@@ -36,5 +36,5 @@ def compare(
     setup, asked = study.open(out, {"single": n})
     result = run(setup, asked, methods=methods, n_fit=n_fit, command=intake.command_line())
     pictures = shown_pictures(setup, asked) if any(one.name == "diffusion lens" for one in methods) else {}
-    figures = {"areas": area_curves(result.frame("curves")), "scores": score_figure(result.frame(), AUC)}
+    figures = {"areas": area_curves(result), "scores": score_figure(result.frame(), AUC)}
     parts.finish(result, out, figures | {"prompt": prompt_sheet(result.frame("items"), pictures)})

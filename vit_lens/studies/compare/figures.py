@@ -4,52 +4,43 @@ __all__ = ["area_curves", "prompt_sheet"]
 
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import PIL.Image
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_lens.figures import SEQUENTIAL, dress, picture_uri
-from vit_lens.studies.compare.scoring import OTHER_PROMPT, OTHER_WORD, OWN
+from vit_lens.studies.compare.scoring import KINDS
+from vit_lens.studies.compare.study import AUC
+from vit_lens.studies.findings import StudyResult
+from vit_lens.studies.layer_figures import curves_by_layer
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-_COLOURS = ("#b3401f", "#c08a1e", "#3b6ea5", "#2f8f8a", "#5a8a3a", "#8a5a9c", "#1c1b19", "#8a857c", "#7a4a12")
 _ROW = 62
 
 
-def area_curves(curves: "pd.DataFrame") -> go.Figure:
-    """Draw the area under the curve by layer, every method's own line whole and its placebos dotted and dashed.
+def area_curves(result: StudyResult) -> go.Figure:
+    """Draw the area under the curve by layer, a panel for each method, its placebos dotted.
 
     Args:
-        curves: The table "curves" of the study's result.
+        result: A result of the study.
     """
-    figure = go.Figure()
-    means = {}
-    for colour, (method, own) in zip(_COLOURS * len(curves), curves.groupby("method", sort=False), strict=False):
-        means[str(method)] = own.loc[own["layer"] > 0, OWN].mean()
-        for kind, dash in ((OWN, "solid"), (OTHER_WORD, "dot"), (OTHER_PROMPT, "dash")):
-            is_own = kind == OWN
-            figure.add_scatter(
-                x=own["layer"], y=own[kind], mode="lines+markers" if is_own else "lines", legendgroup=str(method),
-                name=html.escape(str(method)), showlegend=is_own, marker={"size": 4},
-                line={"color": colour, "dash": dash, "width": 2 if is_own else 1}, opacity=1 if is_own else 0.6,
-            )  # fmt: skip
+    curves = result.frame("curves")
+    rows = curves.melt(id_vars=["method", "layer"], value_vars=list(KINDS), var_name="asked", value_name="area")
+    scores = [one for one in result.scores if one.measure == AUC and one.estimate.value is not None]
+    said = [f"{one.reading} {one.estimate}" for one in sorted(scores, key=lambda one: -(one.estimate.value or 0.0))]
+    title = f"Words that are there are told from erased ones best by {said[0]}" if said else "No area is defined"
+    title += f", least by {said[-1]}" if len(said) > 1 else ""
+    title += f" (AUC, mean over layers; n = {int(curves['n'].iloc[0])} prompts)"
+    figure = curves_by_layer(
+        rows, panel="method", line="asked", value="area", title=title, said="AUC", dotted=KINDS[1:]
+    )  # fmt: skip
     figure.add_hline(y=0.5, line={"color": "#8a857c", "width": 1})
-    figure.update_xaxes(title="layer (0: the embeddings)")
-    figure.update_yaxes(title="AUC, words there against erased", range=[0, 1.02])
-    best, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    title = f"Which words are there? n = {int(curves['n'].iloc[0])} prompts"
-    title += f"<br>Mean over layers: {best} {means[best]:.2f}" + (
-        f", {least} {means[least]:.2f}" if len(means) > 1 else ""
-    )
-    title += f"<br><sup>dotted: {OTHER_WORD}; dashed: {OTHER_PROMPT}</sup>"
-    return dress(figure, title, 940, 580)
+    return figure.update_yaxes(range=[0, 1.03])
 
 
-def prompt_sheet(items: "pd.DataFrame", pictures: Mapping[str, list[PIL.Image.Image]]) -> go.Figure:
+def prompt_sheet(items: pd.DataFrame, pictures: Mapping[str, list[PIL.Image.Image]]) -> go.Figure:
     """Draw what is said of the first prompt: a row for each layer, pictures and then numbers, a column each.
 
     A number is the share of states without the word, of all prompts, that the method scores below this prompt's whole
@@ -65,7 +56,9 @@ def prompt_sheet(items: "pd.DataFrame", pictures: Mapping[str, list[PIL.Image.Im
     layers, n = list(table.index), len(pictures)
     figure = make_subplots(
         rows=len(layers), cols=n + 1, column_widths=[1.0] * n + [1.3 * len(table.columns)], horizontal_spacing=0.005,
-        vertical_spacing=0.002, specs=[[{}] * n + [{"rowspan": len(layers)}]] + [[{}] * n + [None]] * (len(layers) - 1),
+        subplot_titles=[html.escape(name).replace(" ", "<br>") for name in pictures],
+        vertical_spacing=0.002,
+        specs=[[{}] * n + [{"rowspan": len(layers)}]] + [[{}] * n + [None]] * (len(layers) - 1),
     )  # fmt: skip
     for column, some in enumerate(pictures.values(), start=1):
         for row, picture in enumerate(some, start=1):
@@ -73,14 +66,16 @@ def prompt_sheet(items: "pd.DataFrame", pictures: Mapping[str, list[PIL.Image.Im
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     heat = go.Heatmap(
-        z=table.to_numpy(), x=[html.escape(str(one)).replace(" ", "<br>", 1) for one in table.columns], y=layers,
+        z=table.to_numpy(), x=[html.escape(str(one)).replace(" ", "<br>") for one in table.columns], y=layers,
         zmin=0, zmax=1, colorscale=SEQUENTIAL, showscale=False, texttemplate="%{z:.2f}", xgap=2, ygap=2,
     )  # fmt: skip
     figure.add_trace(heat, row=1, col=n + 1)
-    figure.update_xaxes(visible=True, side="top", showgrid=False, row=1, col=n + 1)
+    figure.update_xaxes(visible=True, side="top", tickangle=0, showgrid=False, row=1, col=n + 1)
     figure.update_yaxes(visible=True, autorange="reversed", dtick=1, showgrid=False, row=1, col=n + 1)
-    names = "" if not pictures else f"Pictures: {', '.join(pictures)}. "
-    title = f"“{html.escape(first)}”, layer by layer (a row each)<br><sup>{html.escape(names)}"
-    title += "Numbers: share of erased states below, mean over the three words</sup>"
-    dress(figure, title, 120 + 66 * n + 92 * len(table.columns), 170 + _ROW * len(layers))
-    return figure.update_layout(margin={"t": 130, "b": 20})
+    title = (
+        f"“{html.escape(first)}”, layer by layer<br><sup>Pictures: the first noise. Numbers: share of erased states "
+    )
+    title += "below, mean over the three words</sup>"
+    figure.update_annotations(font_size=12)
+    dress(figure, title, 120 + 66 * n + 92 * len(table.columns), 190 + _ROW * len(layers))
+    return figure.update_layout(margin={"t": 170, "b": 20})
