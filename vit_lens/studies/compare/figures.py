@@ -3,6 +3,7 @@
 __all__ = ["area_curves", "prompt_sheet"]
 
 import html
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ def prompt_sheet(items: pd.DataFrame, pictures: Mapping[str, list[PIL.Image.Imag
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     heat = go.Heatmap(
-        z=table.to_numpy(), x=[html.escape(str(one)).replace(" ", "<br>") for one in table.columns], y=layers,
+        z=table.to_numpy(), x=["<br>".join(map(html.escape, textwrap.wrap(str(one), 14))) for one in table.columns], y=layers,
         zmin=0, zmax=1, colorscale=SEQUENTIAL, showscale=False, texttemplate="%{z:.2f}", xgap=2, ygap=2,
     )  # fmt: skip
     figure.add_trace(heat, row=1, col=n + 1)
