@@ -66,17 +66,19 @@ def prompt_sheet(items: pd.DataFrame, pictures: Mapping[str, list[PIL.Image.Imag
             figure.add_trace(go.Image(source=picture_uri(picture), hoverinfo="skip"), row=row, col=column)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
+    heads = ["<br>".join(map(html.escape, textwrap.wrap(str(one), 14))) for one in table.columns]
     heat = go.Heatmap(
-        z=table.to_numpy(), x=["<br>".join(map(html.escape, textwrap.wrap(str(one), 14))) for one in table.columns], y=layers,
-        zmin=0, zmax=1, colorscale=SEQUENTIAL, showscale=False, texttemplate="%{z:.2f}", xgap=2, ygap=2,
+        z=table.to_numpy(), x=heads, y=layers, zmin=0, zmax=1, colorscale=SEQUENTIAL, showscale=False,
+        texttemplate="%{z:.2f}", xgap=2, ygap=2,
     )  # fmt: skip
     figure.add_trace(heat, row=1, col=n + 1)
     figure.update_xaxes(visible=True, side="top", tickangle=0, showgrid=False, row=1, col=n + 1)
     figure.update_yaxes(visible=True, autorange="reversed", dtick=1, showgrid=False, row=1, col=n + 1)
+    drawn = "Pictures: the first noise. " if n else ""
     title = (
-        f"“{html.escape(first)}”, layer by layer<br><sup>Pictures: the first noise. Numbers: share of erased states "
+        f"“{html.escape(first)}”, layer by layer<br><sup>{drawn}Numbers: share of erased states below, mean over the "
     )
-    title += "below, mean over the three words</sup>"
+    title += "three words</sup>"
     figure.update_annotations(font_size=12)
     dress(figure, title, 120 + 66 * n + 92 * len(table.columns), 190 + _ROW * len(layers))
     return figure.update_layout(margin={"t": 170, "b": 20})
