@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
 from vit_lens.addresses import Site, Sites
 from vit_lens.conditions import Condition
@@ -64,7 +63,7 @@ def erase(run: TextRun, encoder: str, ids: Int[Tensor, " word"] | None) -> TextR
     mean = tower.get_submodule("embed").W_E[ids].mean(0)  # pyright: ignore[reportIndexIssue]
     there = torch.isin(run.ids[encoder], ids)[..., None]
 
-    def put(act: Tensor, hook: HookPoint) -> Tensor:
+    def put(act: Tensor, hook: object) -> Tensor:
         return torch.where(there, mean, act)
 
     return run.edited(encoder, [("hook_embed", put)])
