@@ -183,4 +183,5 @@ class Erased:
     @property
     def end_states(self) -> Float[Tensor, "run prompt layer d_model"]:
         """The residual stream at the end of the text."""
-        return self.states[:, torch.arange(len(self.asked)), :, self.ends].transpose(0, 1)
+        rows = torch.arange(len(self.asked), device=self.ends.device)
+        return self.states[:, rows, :, self.ends].transpose(0, 1)

@@ -69,7 +69,8 @@ class ActivationMaximisation:
         self, erased: Erased, targets: Float[Tensor, "run prompt d"], layer: int, word: int
     ) -> Float[Tensor, "run prompt d"]:
         tower, n_runs = erased.tower, len(targets)
-        rows, place = torch.arange(n_runs * len(erased.asked)), erased.places[:, word].repeat(n_runs)
+        place = erased.places[:, word].repeat(n_runs)
+        rows = torch.arange(len(place), device=place.device)
         ends, mask = erased.ends.repeat(n_runs), erased.run.masks[erased.encoder]
         # In a causal tower nothing behind the end of a text reaches it.
         n_pos = int(erased.ends.max()) + 1 if tower.cfg.is_causal else erased.states.shape[3]
@@ -90,7 +91,7 @@ class ActivationMaximisation:
                     (gradient,) = torch.autograd.grad(-like.sum(), step)
                 step.grad = torch.where(like[:, None] > 1 - _THERE, 0.0, gradient)
                 adam.step()
-        return (mean + step.detach()).unflatten(0, (n_runs, -1))
+        return (mean + step.detach()).unflatten(0, (n_runs, -1)).cpu()
 
     def cost(self, erased: Erased) -> str:
         """Say how many steps there are, and through how many blocks in the mean."""

@@ -45,7 +45,7 @@ class AttentionRollout:
     def score(self, erased: Erased) -> Scores:
         """Return the weights of positions; a word that stands nowhere in the prompt has none."""
         patterns = [self._patterns(erased, ids) for ids in (None, *erased.ids)]
-        rows, n = torch.arange(len(erased.asked)), len(CLASSES)
+        rows, n = torch.arange(len(erased.asked), device=erased.ends.device), len(CLASSES)
         found = np.zeros((len(rows), len(erased.points) + 1, n, n, erased.last + 1))
         for number, since in enumerate((*erased.points, erased.last)):
             for word in range(n):

@@ -5,7 +5,7 @@ __all__ = ["KINDS", "OTHER_PROMPT", "OTHER_WORD", "OWN", "areas", "mean_area", "
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from vit_lens.studies.statistics import auc
 
@@ -58,7 +58,6 @@ def shuffled_areas(
     scores: Scores, present: Bool[np.ndarray, "erased layer"], generator: np.random.Generator, n_draws: int
 ) -> list[float | None]:
     """Return the mean area with the labels of each prompt's items shuffled, for each draw."""
-    orders: Int[np.ndarray, "prompt erased"]
     found = []
     for _ in range(n_draws):
         orders = np.argsort(generator.random((len(scores), len(present))), 1)
