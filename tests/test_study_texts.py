@@ -18,12 +18,12 @@ PAIRS = ("pair, head first", "pair, fronted")
 def setup(tmp_path_factory):
     """A setup on the embedded model that draws in two steps."""
     from vit_lens.decoders import PromptEncoder, TextDecoder
-    from vit_lens.studies.scene_judges import ExactJudge
+    from vit_lens.studies.scene_judges import ExactSceneJudge
     from vit_lens.studies.text_setup import TextSetup
 
     decoder = TextDecoder.from_pretrained("mini-sd")
     return TextSetup(
-        reader=PromptEncoder.from_pretrained("mini-sd"), decoder=decoder, judge=ExactJudge(), lexicon=Lexicon(0),
+        reader=PromptEncoder.from_pretrained("mini-sd"), decoder=decoder, judge=ExactSceneJudge(), lexicon=Lexicon(0),
         settings=decoder.settings(steps=2), noise=(0, 3), seed=5, out=tmp_path_factory.mktemp("study"),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from vit_lens.records import Record
 from vit_lens.studies.asked import PARTS, Asked, ask_of_world, read_asked
 from vit_lens.studies.layer_answers import answers_of
 from vit_lens.studies.layer_statistics import earlier_right, excess, first_right, half_rise, stays_right
-from vit_lens.studies.scene_judges import ExactJudge
+from vit_lens.studies.scene_judges import ExactSceneJudge
 
 KINDS = {"single": 7, "pair, head first": 6, "pair, fronted": 6, "common name": 3, "rare name": 3}
 
@@ -43,7 +43,7 @@ def test_prompts_of_the_world_are_different_whole_and_held_out(asked):
 
 
 def test_a_judge_says_every_part_of_a_true_picture_is_there_and_knows_a_changed_one(asked):
-    judge = ExactJudge()
+    judge = ExactSceneJudge()
     own = [one for one in asked if one.kind == "pair, fronted"]
     generator = np.random.default_rng(0)
     true = still_life.draw([one.sentence.scene for one in own], generator)

@@ -5,7 +5,7 @@ __all__ = ["PARTS", "Asked", "ask_of_world", "read_asked"]
 import csv
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from vit_lens.errors import StudyError, nearest
 from vit_lens.mini import still_life
 
 _COLUMNS = ("prompt", "kind", "part", "question")
+_OPTIONAL = ("caption", "alternatives")
 _TRIES = 50
 _ATTRIBUTES = ("colour", "texture", "shape")
 
@@ -26,6 +27,9 @@ class Asked:
         prompt: The text.
         kind: The kind of the prompt: prompts of one kind have the same parts, and stand beside each other.
         questions: For each part, the question whose answer is yes where the picture shows it.
+        captions: For judges that compare captions, what the picture shows if the answer is yes, by part; where there is
+            none, the prompt.
+        alternatives: Captions of what it might show instead, by part.
         sentence: What the embedded world knows of it, so that pictures are judged exactly; None for other prompts.
 
     >>> from vit_lens.studies.asked import Asked
@@ -36,6 +40,8 @@ class Asked:
     prompt: str
     kind: str
     questions: Mapping[str, str] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+    alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sentence: still_life.Sentence | None = None
 
     @property
@@ -150,9 +156,12 @@ def _names(n: int, kind: str, lexicon: still_life.Lexicon, generator: np.random.
 def read_asked(path: Path) -> list[Asked]:
     """Read a table with the columns prompt, kind, part, question: a row for each question, prompts in its order.
 
+    The columns ``caption`` and ``alternatives``, with ``|`` between them, may be there too, for judges that compare
+    captions; where a caption is empty the prompt is one.
+
     Raises:
-        StudyError: The file cannot be read, a column or a value is missing, a prompt has two kinds or a part twice, or
-            prompts of one kind have different parts.
+        StudyError: The file cannot be read, a column or a value is missing, a prompt has two kinds or a part twice, a
+            caption is an alternative to itself, or prompts of one kind have different parts.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -162,23 +171,35 @@ def read_asked(path: Path) -> list[Asked]:
         raise StudyError(f"{path} cannot be read as a table of prompts ({error})") from error
     if missing := [name for name in _COLUMNS if name not in names]:
         raise StudyError(f"{path} lacks the column(s) {', '.join(missing)}; expected {','.join(_COLUMNS)}")
-    if unknown := [name for name in names if name not in _COLUMNS]:
-        raise StudyError(f"{path} has an unknown column {unknown[0]!r}; nearest: {nearest(unknown[0], _COLUMNS)}")
-    found: dict[str, tuple[str, dict[str, str]]] = {}
+    if unknown := [name for name in names if name not in (*_COLUMNS, *_OPTIONAL)]:
+        known = (*_COLUMNS, *_OPTIONAL)
+        raise StudyError(f"{path} has an unknown column {unknown[0]!r}; nearest: {nearest(unknown[0], known)}")
+    found: dict[str, Asked] = {}
     for line, row in enumerate(rows, start=2):
-        values = [(row[name] or "").strip() for name in _COLUMNS]
-        if None in row or not all(values):
-            raise StudyError(f"{path}, row {line}: expected {len(_COLUMNS)} values, {','.join(_COLUMNS)}")
-        prompt, kind, part, question = values
-        own, questions = found.setdefault(prompt, (kind, {}))
-        if own != kind:
-            raise StudyError(f"{path}, row {line}: {prompt!r} is of kind {own!r} above and {kind!r} here")
-        if part in questions:
-            raise StudyError(f"{path}, row {line}: {prompt!r} has the part {part!r} twice")
-        questions[part] = question
-    asked = [Asked(prompt=prompt, kind=kind, questions=questions) for prompt, (kind, questions) in found.items()]
+        where = f"{path}, row {line}"
+        if None in row or None in row.values() or not all(row[name].strip() for name in _COLUMNS):
+            raise StudyError(f"{where}: expected {len(names)} values, {','.join(names)}")
+        _add(found, {name: row[name].strip() for name in names}, where)
+    asked = list(found.values())
     _check_parts(asked, path)
     return asked
+
+
+def _add(found: dict[str, Asked], row: Mapping[str, str], where: str) -> None:
+    prompt, kind, part, question = (row[name] for name in _COLUMNS)
+    own = found.setdefault(prompt, Asked(prompt=prompt, kind=kind))
+    if own.kind != kind:
+        raise StudyError(f"{where}: {prompt!r} is of kind {own.kind!r} above and {kind!r} here")
+    if part in own.questions:
+        raise StudyError(f"{where}: {prompt!r} has the part {part!r} twice")
+    caption = row.get("caption") or prompt
+    others = tuple(dict.fromkeys(one.strip() for one in row.get("alternatives", "").split("|") if one.strip()))
+    if caption in others:
+        raise StudyError(f"{where}: {caption!r:.80} is among the alternatives to itself")
+    found[prompt] = replace(
+        own, questions={**own.questions, part: question}, captions={**own.captions, part: caption},
+        alternatives={**own.alternatives, part: others},
+    )  # fmt: skip
 
 
 def _check_parts(asked: Sequence[Asked], path: Path) -> None:

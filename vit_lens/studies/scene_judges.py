@@ -1,6 +1,6 @@
 """Who looks at pictures of prompts and says whether a part of a prompt is there."""
 
-__all__ = ["ExactJudge", "SceneJudge", "SecondSceneJudge"]
+__all__ = ["ExactSceneJudge", "SceneJudge", "SecondSceneJudge"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,8 +47,8 @@ class _World:
     def scenes(self, seen: Any) -> list[still_life.Scene]:
         raise NotImplementedError
 
-    def right(self, seen: Any, asked: Sequence[Asked], part: str) -> Float[np.ndarray, " picture"]:
-        """Return 1 where the scene has what the sentence says of the part, else 0.
+    def check(self, asked: Sequence[Asked]) -> None:
+        """Refuse prompts that it cannot judge, before anything is drawn.
 
         Raises:
             StudyError: A prompt is none of the embedded world's.
@@ -56,15 +56,27 @@ class _World:
         if strange := [one.prompt for one in asked if one.sentence is None]:
             raise StudyError(
                 f"judge {self.name} sees scenes of the embedded world, and {strange[0]!r} is no sentence of it; take "
-                "--judge clip:NAME or vqa:FOLDER"
+                "--judge clip:NAME or vqa:DIR"
             )
+
+    def right(self, seen: Any, asked: Sequence[Asked], part: str) -> Float[np.ndarray, " picture"]:
+        """Return 1 where the scene has what the sentence says of the part, else 0.
+
+        Raises:
+            StudyError: A prompt is none of the embedded world's.
+        """
+        self.check(asked)
         said = [one.sentence for one in asked if one.sentence is not None]
         scenes = self.scenes(seen)
         return np.array([PARTS[part](one, two) for one, two in zip(scenes, said, strict=True)], dtype=float)
 
 
-class ExactJudge(_World):
-    """The exact judge of the embedded world: least squares over every picture that it can show."""
+class ExactSceneJudge(_World):
+    """The exact judge of the embedded world: least squares over every picture that it can show.
+
+    It knows the sentence that each prompt was made from. :class:`vit_lens.studies.annotate.ExactJudge` looks in the
+    same way and answers questions about a prompt, which it reads as text, as people do.
+    """
 
     name = "exact"
 

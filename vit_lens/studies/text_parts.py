@@ -11,10 +11,12 @@ import typer
 
 from vit_lens.cli import flags
 from vit_lens.errors import StudyError
+from vit_lens.studies.annotate import JUDGES
 
 if TYPE_CHECKING:
     from vit_lens.studies.asked import Asked
-    from vit_lens.studies.scene_judges import SceneJudge
+    from vit_lens.studies.question_judge import QuestionJudge
+    from vit_lens.studies.scene_judges import ExactSceneJudge, SecondSceneJudge
     from vit_lens.studies.text_setup import TextSetup
 
 Kinds = Mapping[str, int]
@@ -33,9 +35,12 @@ class TextStudy:
     ] = None
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Table (.csv) of prompts with the columns prompt,kind,part,question. Default: of the world."),
+        typer.Option(
+            help="Table (.csv) of prompts with the columns prompt,kind,part,question and maybe caption,alternatives. "
+            "Default: of the world."
+        ),
     ] = None
-    judge: Annotated[str, typer.Option(help="Who looks: exact or second (the embedded world's).")] = "exact"
+    judge: Annotated[str, typer.Option(help=f"Who looks: exact or second (the embedded world's); {JUDGES}.")] = "exact"
     prompt_seed: Annotated[int, typer.Option(min=0, help="Of prompts and of everything else at random.")] = 0
     decoder_seed: flags.DecoderSeeds = None
     steps: flags.Steps = None
@@ -45,17 +50,24 @@ class TextStudy:
     device: flags.Device = "cpu"
     dtype: flags.DecoderDtype = "float32"
 
-    def open(self, out: Path, kinds: Kinds) -> "tuple[TextSetup, list[Asked]]":
-        """Load what the options name; return the setup, and the prompts of these kinds or of the table.
+    def open(self, out: Path, kinds: Kinds, asked: "list[Asked] | None" = None) -> "tuple[TextSetup, list[Asked]]":
+        """Load what the options name; return the setup, and the prompts.
+
+        Args:
+            out: The folder of the study.
+            kinds: How many prompts of each kind of the embedded world, where no others are given.
+            asked: The prompts, where the study has its own; None for those of the table or the world.
 
         Raises:
-            StudyError: The pipeline has no prompts or judge of its own, and none are given.
+            StudyError: The pipeline has no prompts or judge of its own, and none are given; or the judge cannot judge
+                the prompts.
         """
         from vit_lens.decoders import PromptEncoder, TextDecoder
         from vit_lens.studies.asked import ask_of_world, read_asked
         from vit_lens.studies.text_setup import TextSetup
 
-        asked = None if self.prompts is None else read_asked(self.prompts)
+        if asked is None and self.prompts is not None:
+            asked = read_asked(self.prompts)
         lexicon = self._lexicon()
         if asked is None and lexicon is None:
             raise StudyError(
@@ -64,6 +76,9 @@ class TextStudy:
             )
         where: dict[str, Any] = {"dtype": flags.torch_dtype(self.dtype), "device": flags.torch_device(self.device)}
         judge = self._judge()
+        if asked is None and lexicon is not None:
+            asked = ask_of_world(kinds, lexicon, seed=self.prompt_seed)
+        judge.check(asked or [])
         reader = PromptEncoder.from_pretrained(self.model, **where)
         drawer = TextDecoder.from_pretrained(self.decoder or self.model, **where)
         given = flags.known(steps=self.steps, guidance=self.guidance, height=self.size, width=self.size)
@@ -72,8 +87,6 @@ class TextStudy:
             noise=tuple(self.decoder_seed or (0, 1)), seed=self.prompt_seed, out=out, batch_size=self.batch_size,
             progress=True,
         )  # fmt: skip
-        if asked is None and lexicon is not None:
-            asked = ask_of_world(kinds, lexicon, seed=self.prompt_seed)
         return setup, asked or []
 
     def _lexicon(self) -> Any:
@@ -92,11 +105,15 @@ class TextStudy:
 
         return STILL_LIFE if self.model == "mini-sd" else Path(self.model).expanduser()
 
-    def _judge(self) -> "SceneJudge":
-        from vit_lens.studies.scene_judges import ExactJudge, SecondSceneJudge
+    def _judge(self) -> "ExactSceneJudge | SecondSceneJudge | QuestionJudge":
+        from vit_lens.studies.annotate import named_judge
+        from vit_lens.studies.question_judge import QuestionJudge
+        from vit_lens.studies.scene_judges import ExactSceneJudge, SecondSceneJudge
 
         if self.judge == "exact":
-            return ExactJudge()
+            return ExactSceneJudge()
         if self.judge == "second":
             return SecondSceneJudge(self._folder() / _BESIDE)
-        raise StudyError(f"--judge {self.judge}: expected exact or second")
+        if self.judge.startswith(("clip:", "vqa:")):
+            return QuestionJudge(named_judge(self.judge, self.device))
+        raise StudyError(f"--judge {self.judge}: expected exact, second, clip:NAME or vqa:DIR")

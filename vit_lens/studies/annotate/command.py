@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vit_lens.cli import flags, intake
+from vit_lens.cli import flags
 from vit_lens.errors import StudyError
+from vit_lens.studies.annotate.judge_names import JUDGES
 
 if TYPE_CHECKING:
     from vit_lens.records import Record
-    from vit_lens.studies.annotate import PictureJudge
 
 Records = Annotated[list[Path], typer.Argument(help="Folders of sweeps, as of `vit-lens sweep --prompts`.")]
 Questions = Annotated[
@@ -55,11 +55,7 @@ def judge(
     records: Records,
     judge: Annotated[
         str,
-        typer.Option(
-            help="exact (the embedded world; exact:SEED for another encoder's names), clip:NAME (a CLIP as for "
-            "--model, which chooses between a caption and the alternatives), vqa:DIR (a folder with an "
-            "image-text-to-text model of transformers)."
-        ),
+        typer.Option(help=f"exact (the embedded world; exact:SEED for another encoder's names), {JUDGES}."),
     ],
     out: flags.OutFile,
     key: Annotated[
@@ -72,12 +68,12 @@ def judge(
     device: flags.Device = "cpu",
 ) -> None:
     """Answer the questions of a page by a judge, in the form in which people answer."""
-    from vit_lens.studies.annotate import Sheet, judge_sheet, make_sheet, write_answers
+    from vit_lens.studies.annotate import Sheet, judge_sheet, make_sheet, named_judge, write_answers
     from vit_lens.studies.annotate.page import key_path
 
     if key is not None and (questions is not None or n is not None or seed or layers):
         raise StudyError("--key says what is asked: leave --questions, --n, --seed and --layers out")
-    found, made = _load(records), _judge(judge, device)
+    found, made = _load(records), named_judge(judge, device)
     if key is not None:
         sheet = Sheet.load(key)
     else:
@@ -180,22 +176,6 @@ def _told(value: float | None, low: float | None = None, high: float | None = No
 
 def _say_written(folder: Path, *names: str) -> None:
     typer.echo(f"written: {', '.join(str(folder / name) for name in names)}")
-
-
-def _judge(name: str, device: str) -> "PictureJudge":
-    from vit_lens.studies.annotate import ClipJudge, ExactJudge, VqaJudge
-
-    kind, _, what = name.partition(":")
-    if kind == "exact" and (not what or what.isdecimal()):
-        return ExactJudge(int(what or 0))
-    if kind == "clip" and what:
-        tower = flags.Tower(model=what, device=device)
-        return ClipJudge(
-            tower.load().requires_grad_(False), lambda captions: intake.embed_captions(captions, tower), name
-        )
-    if kind == "vqa" and what:
-        return VqaJudge.load(what, device=flags.torch_device(device))
-    raise StudyError(f"--judge {name!r}; expected exact, exact:SEED, clip:NAME or vqa:DIR")
 
 
 annotate = typer.Typer(

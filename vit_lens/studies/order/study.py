@@ -1,6 +1,6 @@
 """Order: which of two objects appears first, the one that is named first or the one that the sentence is about?"""
 
-__all__ = ["AVERAGED", "HEADLINES", "LINEAR", "SYNTACTIC", "order_study"]
+__all__ = ["AT_ONE_DISTANCE", "AVERAGED", "HEADLINES", "LINEAR", "SYNTACTIC", "curve_rows", "order_study"]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,8 @@ HEAD, OTHER = "head there", "other there"
 SYNTACTIC = "how many layers the head is earlier than the other"
 LINEAR = "how many layers what is named first is earlier"
 _DISAGREE = "how many layers the head is earlier, where it is named last"
-HEADLINES = (SYNTACTIC, LINEAR, _DISAGREE)
+AT_ONE_DISTANCE = "how many layers what is named first is earlier, as far from the end"
+HEADLINES = (SYNTACTIC, LINEAR, _DISAGREE, AT_ONE_DISTANCE)
 AVERAGED = ("curves",)
 
 _STREAM = 12
@@ -67,7 +68,7 @@ def order_study(
     ]
     return StudyResult(
         study="order", setup=setup.describe(), scores=tuple(scores), command=command,
-        options={"n_scenes": n, "n_shuffles": n_shuffles}, tables={"curves": _rows(answers)}, notes=_NOTES,
+        options={"n_scenes": n, "n_shuffles": n_shuffles}, tables={"curves": curve_rows(answers)}, notes=_NOTES,
     )  # fmt: skip
 
 
@@ -146,7 +147,8 @@ def _score(
     )  # fmt: skip
 
 
-def _rows(answers: Mapping[str, LayerAnswers]) -> list[dict[str, Any]]:
+def curve_rows(answers: Mapping[str, LayerAnswers]) -> list[dict[str, Any]]:
+    """Give the accuracy and chance of head and other, by kind and site."""
     return [
         {
             "kind": kind, "site": site, "part": part, "accuracy": round(float(found.of(part)[..., i].mean()), 5),
