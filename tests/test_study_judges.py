@@ -34,7 +34,8 @@ def pictures(n):
 ASKED = [
     Asked(
         prompt="a red star", kind="x", questions={"colour": "is it red ?", "shape": "is there a star ?"},
-        captions={"shape": "a blue star"}, alternatives={"colour": ("a blue ring",), "shape": ("a red star", "a red ring")},
+        captions={"shape": "a blue star"},
+        alternatives={"colour": ("a blue ring",), "shape": ("a red star", "a red ring")},
     ),
     Asked(
         prompt="a blue ring", kind="x", questions={"colour": "is it blue ?", "shape": "is there a ring ?"},
@@ -143,7 +144,7 @@ def test_commands_on_a_pipeline_of_ones_own(study, judge, pipeline, vqa, vit_len
     table = tmp_path / "asked.csv"
     table.write_text(ORDER if study == "order" else TABLE)
     spelled = f"vqa:{vqa}" if judge == "vqa" else "clip:mini"
-    status, out, err = vit_lens(
+    status, _, err = vit_lens(
         "study", study, "--model", pipeline, "--prompts", table, "--judge", spelled, "--steps", 1,
         "--decoder-seed", 0, "--out", tmp_path / "out",
     )  # fmt: skip

@@ -29,7 +29,7 @@ class Curve:
     Attributes:
         panel: The title of the panel.
         name: The name in the legend; one name has one colour and symbol in all panels.
-        layers: The layers, as they are spelled on the axis.
+        layers: The layers, as they are spelled on the axis; or as numbers, and the axis is one of numbers.
         mean: The shares.
         low: The lower ends of the intervals.
         high: The upper ends.
@@ -38,7 +38,7 @@ class Curve:
 
     panel: str
     name: str
-    layers: Sequence[str]
+    layers: Sequence[str] | Sequence[float]
     mean: Sequence[float | None]
     low: Sequence[float | None]
     high: Sequence[float | None]
@@ -67,7 +67,8 @@ def curves_figure(curves: Sequence[Curve], title: str, *, columns: int = 2, acro
         figure.add_trace(_line(one, names.index(one.name), one.name not in told), row + 1, column + 1)
         told.add(one.name)
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
-    figure.update_xaxes(type="category", showgrid=False)
+    are_words = any(isinstance(layer, str) for one in curves for layer in one.layers)
+    figure.update_xaxes(type="category" if are_words else "linear", showgrid=False)
     for column in range(1, columns + 1):
         figure.update_xaxes(title=html.escape(across), row=n_rows, col=column)
     figure.update_annotations(font_size=12)

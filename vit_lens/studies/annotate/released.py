@@ -1,6 +1,6 @@
 """The released tables of Toker et al. 2024 recomputed: means, emergence, GPT against people, curves."""
 
-__all__ = ["Recomputed", "gpt_against_people", "recompute"]
+__all__ = ["Recomputed", "gpt_against_people", "recompute", "table_means"]
 
 import json
 import os
@@ -65,7 +65,7 @@ def recompute(checkout: str | os.PathLike[str], out: str | os.PathLike[str], *, 
     both = paired(people.tables, gpt.tables)
     found = Recomputed(
         counts={"human": _counts(people), "gpt": _counts(gpt)},
-        means=pd.DataFrame([row for one in people.tables for row in _means(one, seed)]),
+        means=pd.DataFrame([row for one in people.tables for row in table_means(one, seed)]),
         emergence=pd.DataFrame([_emergence(one, seed) for one in people.tables]), gpt=gpt_against_people(both),
     )  # fmt: skip
     make_directory(folder)
@@ -107,7 +107,8 @@ def _counts(released: Released) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _means(one: ReleasedTable, seed: int) -> list[dict[str, Any]]:
+def table_means(one: ReleasedTable, seed: int) -> list[dict[str, Any]]:
+    """Return the share that people judged right, layer by layer, with its interval over prompts."""
     rows = []
     for layer, cells in one.cells.groupby("layer", sort=True):
         found = share_over_prompts(cells["value"], cells["prompt"], seed=seed)

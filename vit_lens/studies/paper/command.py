@@ -1,4 +1,4 @@
-"""The paper's figures on any pair: fig2, fig3, fig4, fig5."""
+"""The papers' figures on any pair: fig2, fig3, fig4, fig5; of text encoders toker."""
 
 __all__ = ["paper"]
 
@@ -12,6 +12,7 @@ import typer
 from vit_lens.cli import flags, intake
 from vit_lens.errors import OutputError, StudyError
 from vit_lens.studies import command_parts as parts
+from vit_lens.studies.annotate import JUDGES
 
 if TYPE_CHECKING:
     from vit_lens.studies import Overlay
@@ -118,6 +119,69 @@ def fig5(
     _draw(figure, overlay_plate, first=OVERLAY_LENSES, overlay=pasted, top=top)
 
 
+def toker(
+    checkout: Annotated[Path, typer.Argument(help="A checkout of github.com/tokeron/DiffusionLens.")],
+    model: Annotated[str, typer.Option(help="A text-to-image pipeline: a folder that one was saved in, or a Hub id.")],
+    judge: Annotated[str, typer.Option(help=f"Who looks: {JUDGES}.")],
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="Which prompts, such as simple_objects; commas or repeat. Default: all ten families."),
+    ] = None,
+    layers: Annotated[
+        int, typer.Option(min=1, help="Every so many layers, counted back from the one that the format reads.")
+    ] = 4,
+    encoder: Annotated[
+        str | None, typer.Option(help="Whose layers, where there are several, such as text_encoder_2.")
+    ] = None,
+    decoder_seed: flags.DecoderSeeds = None,
+    steps: flags.Steps = None,
+    guidance: flags.Guidance = None,
+    size: flags.Size = None,
+    batch_size: flags.BatchSize = None,
+    device: flags.Device = "cpu",
+    dtype: flags.DecoderDtype = "float32",
+    plan: flags.OnlyPlan = False,
+    out: flags.Out = Path("vit-lens-paper-toker"),
+) -> None:
+    """The layer curves of Toker et al. 2024 on any text-to-image pipeline, beside what people answered.
+
+    The prompts and people's answers are read from the checkout. The same command again goes on.
+    """
+    from vit_lens import Drawing
+    from vit_lens.decoders import PromptEncoder, TextDecoder
+    from vit_lens.studies.annotate import (
+        FAMILIES,
+        cost_words,
+        named_judge,
+        read_families,
+        toker_curves,
+        toker_plan,
+    )
+
+    if not judge.startswith(("clip:", "vqa:")):
+        raise StudyError(f"--judge {judge}: expected clip:NAME or vqa:DIR, which look at pictures of any model")
+    families = flags.split_list(family or FAMILIES)
+    read_families(checkout, families)  # refused before a model is loaded
+    looks = None if plan else named_judge(judge, device)
+    where: dict[str, Any] = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(device)}
+    reader, drawer = PromptEncoder.from_pretrained(model, **where), TextDecoder.from_pretrained(model, **where)
+    settings = drawer.settings(**flags.known(steps=steps, guidance=guidance, height=size, width=size))
+    drawing = Drawing(settings=settings, seeds=list(decoder_seed or range(4)), batch_size=batch_size)
+    how: dict[str, Any] = {"families": families, "stride": layers, "encoder": encoder, "drawing": drawing}
+    plans = toker_plan(checkout, reader, drawer, **how)
+    for name, one in plans.items():
+        typer.echo(f"{name}: {len(one.inputs)} prompts, {one.n_rows:,} pictures")
+    typer.echo(cost_words(plans, reader, drawer))
+    if looks is None:
+        return
+    found = toker_curves(checkout, reader, drawer, looks, out=out, progress=True, command=intake.command_line(), **how)
+    for (name, question), part in found.curves.groupby(["family", "question"], sort=False):
+        shares = ", ".join(f"{layer} {mean:.2f}" for layer, mean in zip(part["layer"], part["mean"], strict=True))
+        typer.echo(f"{name} {question}, share by layer: {shares} (n {part['n'].max()})")
+    figures = ", ".join(str(out / f"{name}.html") for name in families)
+    typer.echo(f"written: {out / 'curves.json'}, {out / 'curves.csv'}, {out / 'people.csv'}\nfigures: {figures}")
+
+
 def _overlay(path: Path | None, at: str | None, scale: float | None, model: str) -> "Overlay":
     from vit_lens.studies.overlay import Overlay, study_overlays
 
@@ -152,5 +216,5 @@ paper = typer.Typer(
     "A reconstruction: the paper's settings could not be read, and the page lists what is unknown.",
     no_args_is_help=True,
 )
-for command in (fig2, fig3, fig4, fig5):
+for command in (fig2, fig3, fig4, fig5, toker):
     paper.command()(flags.grouped(command))
