@@ -109,6 +109,9 @@ def test_what_might_be_there_instead_is_never_true(tmp_path):
     assert asked["two_colors", first, "IsCorrect"].alternatives == ("a blue star and a red ring",)
     assert asked["two_colors", first, "IsFirstColorCorrect"].alternatives == ("a blue star",)
     assert set(asked["two_colors", first, "IsFirstColorPresent"].alternatives) == {"something green"}
+    assert asked["familiar_animals", "A photo of a Beagle.", "IsAnimal"].alternatives == (
+        "a person", "a landscape", "a building",
+    )  # fmt: skip
     assert asked["single_color", "a red star", "IsCorrect"].alternatives == ("a blue star",)
     relation = asked["relations_on", "An ant on an oven.", "RelationCorrect"]
     assert relation.caption == "an ant on an oven"

@@ -281,14 +281,14 @@ def test_too_few_captions_are_refused_with_how_many_there_are(pairs, said):
 
 
 def test_what_is_asked_of_captions():
-    one = NounPair(text="an apple on a table", head="apple", dependent="table", kind=HEAD_FIRST, relation="nmod",
+    one = NounPair(text="an apple on a uniform", head="apple", dependent="uniform", kind=HEAD_FIRST, relation="nmod",
                    first=3, second=0)  # fmt: skip
     two = NounPair(text="a dog house", head="house", dependent="dog", kind=DEPENDENT_FIRST, relation="compound",
                    first=3, second=0)  # fmt: skip
     first, second = ask_of_captions([(one, two)], np.random.default_rng(0))
-    assert first.questions == {HEAD: "Is there an apple?", OTHER: "Is there a table?"}
+    assert first.questions == {HEAD: "Is there an apple?", OTHER: "Is there a uniform?"}
     assert second.questions == {HEAD: "Is there a house?", OTHER: "Is there a dog?"} and second.kind == DEPENDENT_FIRST
-    assert first.captions == {HEAD: "an apple", OTHER: "a table"}
+    assert first.captions == {HEAD: "an apple", OTHER: "a uniform"}
     assert set(first.alternatives[HEAD]) == {"a house", "a dog"} and first.prompt == one.text
 
 

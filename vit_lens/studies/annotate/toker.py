@@ -53,8 +53,11 @@ class TokerCurves:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, None where something is undefined."""
         tables = {"curves": self.curves, "people": self.people}
-        return {"format": _FORMAT, **self.about} | {name: json.loads(one.to_json(orient="records", double_precision=15))
-                                                    for name, one in tables.items()}  # fmt: skip
+        return {"format": _FORMAT, **self.about} | {name: _plain(one) for name, one in tables.items()}
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{key: None if pd.isna(value) else value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -72,7 +72,7 @@ def _shown(*instead: str) -> _Asks:
     return _Asks(text="Does the picture show: {said}?", caption="{said}", instead=instead)
 
 
-_NO_ANIMAL = ("a person", "a landscape", "an object")
+_NO_ANIMAL = ("a person", "a landscape", "a building")
 _ANIMALS = {
     "IsAnimal": _Asks(text="Is there an animal?", caption="an animal", instead=_NO_ANIMAL),
     "IsClass": _there("class"), "IsCorrectAnimal": _there("animal"),
@@ -130,7 +130,7 @@ _SOURCES = {
         file="famous", columns=(), table="famous",
         asks={
             "IsHuman": _Asks(text="Is there a person?", caption="a person",
-                             instead=("an animal", "a landscape", "an object")),
+                             instead=("an animal", "a landscape", "a building")),
             "IsCorrect": _Asks(text="Is this {said}?", caption="{said}"),
         },
     ),
@@ -208,4 +208,4 @@ def _questions(
 
 
 def _filled(template: str, row: Mapping[str, str]) -> str:
-    return re.sub(r"\ba (?=[aeioAEIO])", "an ", template.format_map(row))
+    return re.sub(r"\ba (?=[aeioAEIO]|[uU](?!ni))", "an ", template.format_map(row))

@@ -138,4 +138,5 @@ def ask_of_captions(matches: Sequence[tuple[NounPair, NounPair]], generator: np.
 
 
 def _a(noun: str) -> str:
-    return f"{'an' if noun[:1] in 'aeio' else 'a'} {noun}"
+    is_vowel = noun[:1] in ("a", "e", "i", "o") or (noun[:1] == "u" and not noun.startswith("uni"))
+    return f"{'an' if is_vowel else 'a'} {noun}"

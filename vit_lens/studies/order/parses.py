@@ -147,7 +147,7 @@ def _parse(text: str, rows: Sequence[tuple[Any, ...]], where: str) -> Parse:
     """Make a parse of rows of form, lemma, part of speech, head (from 1, 0 for the root) and relation."""
     text, words = " ".join(text.split()), []
     for form, lemma, pos, head, relation in rows:
-        if not isinstance(head, int) or not 0 <= head <= len(rows) or not pos or not relation:
+        if not isinstance(head, int) or not 0 <= head <= len(rows) or {pos, relation} & {None, "", "_"}:
             raise StudyError(f"{where}: {form!r:.40} in {text!r:.80} has no part of speech, head or relation in it")
         told = lemma if lemma and lemma != "_" else form
         words.append(Word(form=form, lemma=told, pos=pos, head=head - 1, relation=relation))
