@@ -76,7 +76,7 @@ class Nouns:
         far = [self.distances[rows, column] for column in named]
         curves = [self.rises[rows, column] for column in named]
         found, total = np.zeros((2, self.rises.shape[-1])), 0
-        for distance in np.intersect1d(far[0], far[1]):
+        for distance in sorted(set(far[0].tolist()) & set(far[1].tolist())):
             own = [curve[where == distance] for curve, where in zip(curves, far, strict=True)]
             weight = min(map(len, own))
             found += weight * np.stack([some.mean(0) for some in own])
