@@ -107,7 +107,7 @@ def ask_of_world(kinds: Mapping[str, int], lexicon: still_life.Lexicon, *, seed:
     >>> from vit_lens.mini.still_life import Lexicon
     >>> from vit_lens.studies.asked import ask_of_world
     >>> [(one.prompt, len(one.parts)) for one in ask_of_world({"single": 1, "rare name": 1}, Lexicon(0), seed=0)]
-    [('a red striped cross', 4), ('a lar shi', 4)]
+    [('a nice yellow shaded square', 4), ('a tul mip lar', 4)]
     """
     makers = {"single": _singles, "pair, head first": _pairs, "pair, fronted": _pairs, "common name": _names,
               "rare name": _names}  # fmt: skip
