@@ -116,7 +116,8 @@ def test_a_reader_is_a_pipeline_with_another_unet(trained, tmp_path):
     folder = train_reader(trained[0] / "sd", tmp_path, 0, painter=PAINTER)
     other = load_pipeline(folder)
     told = json.loads((folder / "metrics.json").read_text())
-    assert told == {"encoder_seed": 1, "painter_seed": 1, "reads": 0}
+    clip = {"positions": "absolute", "attention": "causal", "objective": "contrastive"}
+    assert told == {"encoder_seed": 1, "painter_seed": 1, "kind": "clip", "factors": clip, "reads": 0}
     for name in ("text_encoder", "vae", "unet"):
         ours, theirs = (getattr(one, name).state_dict() for one in (first, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours) == (name != "unet")

@@ -10,7 +10,7 @@ import torch
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPTS = tiny_pipelines.PROMPTS
-NAMES = ["sd1", "taesd", "sd2", "sdxl", "if", "schnell", "dev", "sd3", "pixart"]
+NAMES = ["sd1", "sdt5", "taesd", "sd2", "sdxl", "if", "schnell", "dev", "sd3", "pixart"]
 # Lengths at which T5 reads and sizes that a pipeline is called at, where its own would be large.
 LENGTH = {"schnell": 11, "dev": 11, "sd3": 11, "pixart": 11}
 SIZE = {"schnell": dict(height=16, width=12), "dev": dict(height=16, width=12), "sd3": dict(height=16, width=12)}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPTS = tiny_pipelines.PROMPTS
-NAMES = ["sd1", "taesd", "sdxl", "if", "dev", "sd3", "pixart"]
+NAMES = ["sd1", "sdt5", "taesd", "sdxl", "if", "dev", "sd3", "pixart"]
 LENGTH = {"dev": 11, "sd3": 11, "pixart": 11}
 SIZE = {"dev": dict(height=16, width=12), "sd3": dict(height=16, width=12)}
 

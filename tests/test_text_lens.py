@@ -8,7 +8,7 @@ import torch
 from text_towers import exact_t5_norms
 
 PROMPTS = tiny_pipelines.PROMPTS
-NAMES = ["sd1", "sd2", "sdxl", "if", "schnell", "sd3", "pixart"]
+NAMES = ["sd1", "sdt5", "sd2", "sdxl", "if", "schnell", "sd3", "pixart"]
 LENGTH = {"schnell": 11, "sd3": 11, "pixart": 11}
 SITES = ["L0.resid_pre", "L1.resid_pre", "L1.resid_mid", "L1.resid_post", "L0H1", "L1H3", "L0.attn", "L1.mlp"]
 

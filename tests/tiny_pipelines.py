@@ -119,10 +119,10 @@ def stream(run, name):
     return torch.stack([run.residual(name, layer) for layer in range(run.tower(name).cfg.n_layers + 1)])
 
 
-def _sd(**how):
+def _sd(read_by=clip, **how):
     import diffusers
 
-    encoder, tokenizer = clip(**how)
+    encoder, tokenizer = read_by(**how)
     unet = perturbed(diffusers.UNet2DConditionModel(**_UNET, cross_attention_dim=32))
     scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False)
     return diffusers.StableDiffusionPipeline(
@@ -224,6 +224,6 @@ def _pixart():
 
 
 _MAKERS = {
-    "sd1": _sd, "sd2": lambda: _sd(act="gelu", legacy=False, pad="!"), "taesd": _taesd, "sdxl": _sdxl, "if": _if,
-    "if2": _if2, "schnell": lambda: _flux(False), "dev": lambda: _flux(True), "sd3": _sd3, "pixart": _pixart,
+    "sd1": _sd, "sdt5": lambda: _sd(t5, length=16), "sd2": lambda: _sd(act="gelu", legacy=False, pad="!"),
+    "taesd": _taesd, "sdxl": _sdxl, "if": _if, "if2": _if2, "schnell": lambda: _flux(False), "dev": lambda: _flux(True), "sd3": _sd3, "pixart": _pixart,
 }  # fmt: skip

@@ -3,7 +3,7 @@
 __all__ = ["TEXT_FORMATS", "Reading", "Readout", "TextFormat"]
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from vit_lens.conditions import Condition
 from vit_lens.errors import ContractError
-from vit_lens.texts import KindName
+from vit_lens.texts import ENCODER_KINDS, KindName
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -27,6 +27,7 @@ class Reading:
     Attributes:
         encoder: The encoder's name in the pipeline.
         kind: The kind of encoder, one of :data:`vit_lens.texts.ENCODER_KINDS`.
+        others: Further kinds that the stock pipeline runs in its place, as it only calls the encoder.
         below: How many blocks before the last the tokens are read; None where it gives no tokens.
         at: Where several layers are read side by side, after how many blocks each, and ``below`` says nothing.
         norm: Whether the encoder's final norm is applied to the tokens.
@@ -43,6 +44,7 @@ class Reading:
 
     encoder: str
     kind: KindName
+    others: tuple[KindName, ...] = ()
     below: int | None = 0
     at: tuple[int, ...] = ()
     norm: bool = True
@@ -163,6 +165,23 @@ class TextFormat:
         """The parts of its conditions but for the mask: tokens, and perhaps a pooled vector."""
         return ("tokens", "pooled") if any(one.pooled for one in self.readings) else ("tokens",)
 
+    def read_by(self, model_types: Mapping[str, str | None]) -> "TextFormat":
+        """Return the format with the kinds of encoders that are there, where it allows several; what draws sees none.
+
+        Args:
+            model_types: For each encoder that is known, what its configuration calls itself.
+
+        >>> TEXT_FORMATS["sd"].readings[0].kind, TEXT_FORMATS["sd"].read_by({"text_encoder": "t5"}).readings[0].kind
+        ('clip', 't5')
+        """
+
+        def read(one: Reading) -> Reading:
+            said = model_types.get(one.encoder)
+            kinds = (kind for kind in one.others if said in ENCODER_KINDS[kind].model_types)
+            return replace(one, kind=next(kinds, one.kind))
+
+        return replace(self, readings=tuple(map(read, self.readings)))
+
     def condition(
         self,
         tokens: Mapping[str, Float[Tensor, "batch _ _"]],
@@ -264,7 +283,7 @@ TEXT_FORMATS: dict[str, TextFormat] = {
         TextFormat(
             name="sd",
             pipeline="StableDiffusionPipeline",
-            readings=(Reading(encoder="text_encoder", kind="clip"),),
+            readings=(Reading(encoder="text_encoder", kind="clip", others=("t5",)),),
         ),
         TextFormat(
             name="sdxl",

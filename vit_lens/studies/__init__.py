@@ -17,7 +17,8 @@ _HOME = {
     "LabelledImages": ".planted", "Null": ".findings", "Overlay": ".overlay", "Pictures": ".seen_pictures",
     "Score": ".findings", "Seen": ".seen_pictures", "StudyImages": ".images", "StudyResult": ".findings",
     "StudySetup": ".study_setup", "content_study": ".content", "decoders_study": ".decoders",
-    "faithfulness_study": ".faithfulness", "importance_study": ".importance", "load_result": ".findings",
+    "factors_study": ".factors", "faithfulness_study": ".faithfulness", "importance_study": ".importance",
+    "load_result": ".findings",
     "make_setup": ".study_setup", "overlay_study": ".overlay", "paste": ".overlay", "planted_study": ".planted",
     "pool": ".pooling", "reach_study": ".reach", "score_figure": ".score_figures", "study_images": ".mini_images",
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Results of several encoders as one: the encoder is the unit of inference."""
 
-__all__ = ["pool"]
+__all__ = ["check_poolable", "kind_of", "pool"]
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -13,7 +13,8 @@ from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.headlines import averaged
 from vit_lens.studies.statistics import across_encoders, finite_mean
 
-_PER_ENCODER = ("encoder", "fingerprint", "decoder", "second_decoder", "seed")
+_PER_ENCODER = ("encoder", "fingerprint", "decoder", "second_decoder", "seed", "encoder_seed")
+_JUDGES_OF_THE_WORLD = ("exact", "second")
 _SIZE_NULLS = ("equal-norm placebo", "no content")
 _SAME = ("lenses", "settings", "second_settings", "noise_seeds", "n_test", "judge")
 _COUNTS = ("n_anchor", "n_ablation")  # an image that is drawn twice is left out, so that seeds differ by one or two
@@ -49,7 +50,12 @@ def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str |
     >>> print(vl.studies.pool(results).scores[0])
     diffusion, embedding: +0.70 [-0.57, +1.97] (n = 2 encoders)
     """
-    _check(results)
+    check_poolable(results)
+    if len(kinds := sorted({str(kind_of(result)) for result in results})) > 1:
+        raise StudyError(
+            f"the encoders are of different kinds: {', '.join(kinds)}; pool those of one, or compare kinds with "
+            "vit-lens study factors"
+        )
     comparisons = whole("comparisons", comparisons, StudyError)
     keys = dict.fromkeys((s.measure, s.reading, s.level) for result in results for s in result.scores)
     scores = []
@@ -81,7 +87,22 @@ def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str |
     )  # fmt: skip
 
 
-def _check(results: Sequence[StudyResult]) -> None:
+def kind_of(result: StudyResult) -> str | None:
+    """Return the kind of text encoder that a result is of; None where it is of none.
+
+    Results of before there were kinds say none; those of the embedded world's encoders are of CLIP's.
+    """
+    setup = result.setup
+    is_older = "kind" not in setup and setup.get("format") == "sd" and setup.get("judge") in _JUDGES_OF_THE_WORLD
+    return "clip" if is_older else setup.get("kind")
+
+
+def check_poolable(results: Sequence[StudyResult]) -> None:
+    """Refuse results that are not of the same study with the same settings, each of another encoder.
+
+    Raises:
+        StudyError: They are not, or there are fewer than two.
+    """
     if len(results) < 2:
         raise StudyError(f"{len(results)} result to pool; give those of two encoders or more")
     if len(kinds := sorted({result.study for result in results})) > 1:

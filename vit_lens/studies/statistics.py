@@ -5,6 +5,7 @@ __all__ = [
     "Estimate",
     "across_encoders",
     "auc",
+    "between_encoders",
     "bootstrap",
     "finite",
     "finite_mean",
@@ -116,6 +117,22 @@ def across_encoders(values: Sequence[float], *, level: float = LEVEL) -> Estimat
         return Estimate(mean, why="one encoder gives no interval")
     reach = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
     return Estimate(mean, mean - reach, mean + reach)
+
+
+def between_encoders(first: Sequence[float], second: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """Return the second mean minus the first, of different encoders, with Welch's interval by Student's t."""
+    samples = [np.array([x for x in some if math.isfinite(x)]) for some in (first, second)]
+    if not all(len(some) for some in samples):
+        return Estimate(None, why="undefined for every encoder of a kind")
+    difference = float(samples[1].mean() - samples[0].mean())
+    if min(map(len, samples)) < 2:
+        return Estimate(difference, why="one encoder of a kind gives no interval")
+    errors = [some.var(ddof=1) / len(some) for some in samples]
+    if not (error := sum(errors)):
+        return Estimate(difference, difference, difference)
+    freedom = error**2 / sum(one**2 / (len(some) - 1) for one, some in zip(errors, samples, strict=True))
+    reach = float(stats.t.ppf((1 + level) / 2, freedom) * math.sqrt(error))
+    return Estimate(difference, difference - reach, difference + reach)
 
 
 def _is_constant(x: Float[np.ndarray, " site"]) -> bool:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vit_lens.cli import flags
-from vit_lens.errors import StudyError
+from vit_lens.errors import StudyError, nearest
 from vit_lens.studies.annotate import JUDGES
 
 if TYPE_CHECKING:
     from vit_lens.studies.asked import Asked
     from vit_lens.studies.question_judge import QuestionJudge
     from vit_lens.studies.scene_judges import ExactSceneJudge, SecondSceneJudge
-    from vit_lens.studies.text_setup import TextSetup
+    from vit_lens.studies.text_setup import TextSetup, TrainedText
 
 Kinds = Mapping[str, int]
 _BESIDE = "second_judge.safetensors"
@@ -63,12 +63,14 @@ class TextStudy:
                 the prompts.
         """
         from vit_lens.decoders import PromptEncoder, TextDecoder
+        from vit_lens.mini import still_life
         from vit_lens.studies.asked import ask_of_world, read_asked
         from vit_lens.studies.text_setup import TextSetup
 
         if asked is None and self.prompts is not None:
             asked = read_asked(self.prompts)
-        lexicon = self._lexicon()
+        metrics = self._metrics()
+        lexicon = None if metrics is None else still_life.Lexicon(metrics["encoder_seed"])
         if asked is None and lexicon is None:
             raise StudyError(
                 f"--model {self.model} is none of the embedded world's, and has no prompts of its own: give --prompts "
@@ -80,25 +82,25 @@ class TextStudy:
             asked = ask_of_world(kinds, lexicon, seed=self.prompt_seed)
         judge.check(asked or [])
         reader = PromptEncoder.from_pretrained(self.model, **where)
+        trained = None if metrics is None else _trained(metrics, reader)
         drawer = TextDecoder.from_pretrained(self.decoder or self.model, **where)
         given = flags.known(steps=self.steps, guidance=self.guidance, height=self.size, width=self.size)
         setup = TextSetup(
             reader=reader, decoder=drawer, judge=judge, lexicon=lexicon, settings=drawer.settings(**given),
-            noise=tuple(self.decoder_seed or (0, 1)), seed=self.prompt_seed, out=out, batch_size=self.batch_size,
-            progress=True,
+            noise=tuple(self.decoder_seed or (0, 1)), seed=self.prompt_seed, out=out, trained=trained,
+            batch_size=self.batch_size, progress=True,
         )  # fmt: skip
         return setup, asked or []
 
-    def _lexicon(self) -> Any:
-        """Return the names of an embedded encoder, which its metrics tell; None for another pipeline."""
+    def _metrics(self) -> dict[str, Any] | None:
+        """Return what the metrics of an embedded encoder say, its seed at least; None for another pipeline."""
         from vit_lens.files import read_json
-        from vit_lens.mini import still_life
 
         path = self._folder() / "metrics.json"
         if not path.is_file():
             return None
-        seed = read_json(path, StudyError, "make the pipeline again").get("encoder_seed")
-        return still_life.Lexicon(seed) if isinstance(seed, int) else None
+        metrics = read_json(path, StudyError, "make the pipeline again")
+        return metrics if isinstance(metrics.get("encoder_seed"), int) else None
 
     def _folder(self) -> Path:
         from vit_lens.mini import STILL_LIFE
@@ -117,3 +119,24 @@ class TextStudy:
         if self.judge.startswith(("clip:", "vqa:")):
             return QuestionJudge(named_judge(self.judge, self.device))
         raise StudyError(f"--judge {self.judge}: expected exact, second, clip:NAME or vqa:DIR")
+
+
+def _trained(metrics: Mapping[str, Any], reader: Any) -> "TrainedText":
+    """Return how an embedded encoder was trained; metrics of before there were kinds say none, and are CLIP's.
+
+    Raises:
+        StudyError: The encoder is not of the kind that its metrics say.
+    """
+    from vit_lens.mini.text_kinds import FACTORS
+    from vit_lens.studies.text_setup import TrainedText
+
+    kind = metrics.get("kind", "clip")
+    if kind not in FACTORS:
+        raise StudyError(f"the pipeline's metrics.json says kind {kind!r}; nearest: {nearest(str(kind), FACTORS)}")
+    found, expected = reader.format.readings[0].kind, "clip" if kind == "clip" else "t5"
+    if found != expected:
+        raise StudyError(
+            f"the pipeline's metrics.json says kind {kind!r}, whose encoders are in the format of {expected}, and this "
+            f"one is a {found}: metrics and encoder are not of one pipeline"
+        )
+    return TrainedText(seed=metrics["encoder_seed"], kind=kind)

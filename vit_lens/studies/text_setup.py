@@ -1,9 +1,9 @@
 """What every study of a text encoder starts from: both halves of a pipeline, prompts, and who looks at the pictures."""
 
-__all__ = ["TextSetup", "is_descriptive"]
+__all__ = ["TextSetup", "TrainedText", "is_descriptive"]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from vit_lens.decoders import Decoder, PromptEncoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
 from vit_lens.mini import still_life
+from vit_lens.mini.text_kinds import FACTORS, TextKind
 from vit_lens.records import Record
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.layer_answers import LayerAnswers, answers_of
@@ -21,6 +22,24 @@ from vit_lens.sweeping import Controls, Drawing, Prompts, sweep
 
 STREAM = ("L0.resid_pre", "resid_post")
 """Every layer: the embeddings, and what each block leaves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedText:
+    """How an encoder of the embedded world was trained.
+
+    Attributes:
+        seed: The seed of its names and weights; None where it is none of that world's.
+        kind: Its kind, by which it has attention, positions and an objective; None where it is none of those.
+    """
+
+    seed: int | None = None
+    kind: TextKind | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result must carry of it."""
+        factors = None if self.kind is None else asdict(FACTORS[self.kind])
+        return {"encoder_seed": self.seed, "kind": self.kind, "factors": factors}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,6 +52,7 @@ class TextSetup:
         judge: Who looks at the pictures.
         lexicon: The names of an embedded encoder; None for another.
         settings: How pictures are drawn; the seed is given by ``noise``.
+        trained: How an encoder of the embedded world was trained; None for another.
         noise: The seeds of the decoder's noise, which all layers share.
         seed: Of prompts and of everything else that is drawn at random.
         out: The folder for the study's files, which it goes on from.
@@ -48,6 +68,7 @@ class TextSetup:
     noise: tuple[int, ...]
     seed: int
     out: Path
+    trained: TrainedText | None = None
     batch_size: int | None = None
     progress: bool = False
 
@@ -109,6 +130,7 @@ class TextSetup:
             "format": self.reader.format.name,
             "decoder": self.decoder.decoder_id, "judge": self.judge.name, "settings": settings_dict(self.settings),
             "noise_seeds": list(self.noise), "seed": self.seed,
+            **(self.trained or TrainedText()).describe(),
         }  # fmt: skip
 
 

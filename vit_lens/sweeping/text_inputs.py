@@ -198,7 +198,7 @@ class TextKind(InputKind):
 
     def check_decoder(self, decoder: Decoder, readings: list[LensReading]) -> None:
         own, drawn = self.model.format, getattr(decoder, "format", None)
-        if drawn != own:
+        if drawn is None or drawn.name != own.name:  # whatever kind of encoder reads, the same is drawn
             said = f"draws format {drawn.name}" if drawn is not None else "draws no text-to-image format"
             raise ContractError(
                 f"decoder {decoder.decoder_id} {said}, and these encoders are of format {own.name} "

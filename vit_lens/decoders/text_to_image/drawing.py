@@ -170,7 +170,7 @@ UPSCALER = Drawn(
 
 
 def format_of(pipeline: Any) -> TextFormat:
-    """Return the format of a pipeline in memory, known by its class.
+    """Return the format of a pipeline in memory, known by its class; see :meth:`TextFormat.read_by` for its encoders.
 
     Raises:
         DecoderError: It is of none.

@@ -129,6 +129,6 @@ def room(format: TextFormat, pipe: Any, one: Reading, prompt: str, length: int |
     elif format.name == "sana":
         instruction = "\n".join(_instruction(pipe))
         text, most = instruction + text, len(tokenizer.encode(instruction)) + most - 2
-    elif one.kind == "clip":
+    elif one.kind == "clip" or not most:
         most = tokenizer.model_max_length
     return len(tokenizer(text, verbose=False)["input_ids"]), most

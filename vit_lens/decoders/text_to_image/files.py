@@ -102,7 +102,7 @@ def load_drawn(name: str | Path, dtype: torch.dtype, device: str | torch.device)
     directory = fetch(name, [*wanted, *(f"{encoder}/config.json" for encoder in text_parts(format))])
     for part, classes in drawn.parts.items():
         _check_entry(directory, index, part, "diffusers", [*classes, *([drawn.older] if drawn.older else [])])
-    _check_widths(directory, format, drawn)
+    _check_widths(directory, _read_in(directory, format), drawn)
     known = (*SCHEDULERS[format.flow], *drawn.schedulers)
     parts = {part: load_scheduler(directory / part, known, known) for part in schedulers}
     for part, classes in drawn.parts.items():
@@ -130,6 +130,7 @@ def load_readers(
     wanted = [f"{encoder}/{file}" for encoder in tokenizers for file in _OF_ENCODER]
     wanted += [f"{tokenizer}/{file}" for tokenizer in tokenizers.values() for file in _OF_TOKENIZER]
     directory = fetch(name, [*wanted, _CARD, f"{drawn.denoiser[0]}/config.json"])
+    format = _read_in(directory, format)
     for one in format.readings:
         check_dtype(one, dtype)
         _check_entry(directory, index, one.encoder, "transformers", [_encoder_class(one)])
@@ -227,6 +228,12 @@ def _check_entry(directory: Path, index: Mapping[str, Any], part: str, library: 
         raise DecoderError(
             f"{directory}: {part} is a {said!r}; expected {[library, classes[0]]}, of which the format is made"
         )
+
+
+def _read_in(directory: Path, format: TextFormat) -> TextFormat:
+    """Return the format with the kinds of encoders of which a folder has configurations."""
+    paths = {name: directory / name / "config.json" for name in text_parts(format)}
+    return format.read_by({name: read_config(path).get("model_type") for name, path in paths.items() if path.is_file()})
 
 
 def _check_widths(directory: Path, format: TextFormat, drawn: Drawn) -> Mapping[str, Any] | None:

@@ -62,13 +62,14 @@ class PromptEncoder:
     """
 
     def __init__(self, pipeline: Any, *, length: int | None = None):
-        self.format: TextFormat = format_of(pipeline)
-        given, drawn = dict(pipeline.components), DRAWN[self.format.name]
-        tokenizers = text_parts(self.format)
-        check_parts(given, [*tokenizers, *tokenizers.values()], f"this {self.format.pipeline}")
+        format = format_of(pipeline)
+        given, drawn = dict(pipeline.components), DRAWN[format.name]
+        tokenizers = text_parts(format)
+        check_parts(given, [*tokenizers, *tokenizers.values()], f"this {format.pipeline}")
+        configs = configs_of({name: given[name] for name in tokenizers})
+        self.format: TextFormat = format.read_by({name: one.get("model_type") for name, one in configs.items()})
         denoiser = given.get(drawn.denoiser[0])
         if denoiser is not None:
-            configs = configs_of({name: given[name] for name in tokenizers})
             check_encoders(self.format, configs, widths(drawn, denoiser.config))
         self.encoders: dict[str, Any] = {name: given[name].eval() for name in tokenizers}
         for one in self.format.readings:

@@ -254,7 +254,7 @@ class TextDecoder(Decoder):
                 width, or holds values that are not finite.
         """
         given = getattr(encoder, "format", None)
-        if isinstance(given, TextFormat) and given != self.format:
+        if isinstance(given, TextFormat) and given.name != self.format.name:  # of whichever kind the encoder is
             raise ContractError(
                 f"decoder {self.decoder_id} draws format {self.format.name} ({self.format.words()}), but the "
                 f"conditions are of format {given.name} ({given.words()}); take the PromptEncoder of the same pipeline"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vit_lens.cli import flags
+from vit_lens.mini.text_kinds import TextKind
 
 mini = typer.Typer(
     help="The embedded models: a small CLIP with a small decoder, two text-to-image models, dictionaries of each.",
@@ -18,6 +19,13 @@ TrainingSeed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Of weights, images and their order; as shipped: 0, of train-ip 7.")
 ]
 TextSeed = Annotated[int, typer.Option("--text-seed", min=0, max=2**31 - 1, help="Of names, sentences and weights.")]
+Kind = Annotated[
+    TextKind,
+    typer.Option(
+        help="Of the text encoder: clip, or with relative positions (relative), which see later words (bidirectional), "
+        "trained to restore hidden ones (denoising)."
+    ),
+]
 PainterSeed = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Of the UNet. Default: that of the text encoder.")
 ]
@@ -84,7 +92,7 @@ def train_rae(out: flags.Out, training_seed: TrainingSeed = 0, model: flags.Mode
 
 
 @mini.command("train-text")
-def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = None) -> None:
+def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = None, kind: Kind = "clip") -> None:
     """Train a text encoder with a UNet of its own, in Stable Diffusion's format: forty minutes on one free CPU core.
 
     Use it with `DiffusionPipeline.from_pretrained("OUT/sd")`.
@@ -92,7 +100,7 @@ def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = 
     from vit_lens.mini.training.text_to_image import train_text_to_image
 
     logging.getLogger("vit_lens").setLevel(logging.INFO)
-    bars = train_text_to_image(out, text_seed, painter_seed=painter_seed)["bars"]
+    bars = train_text_to_image(out, text_seed, painter_seed=painter_seed, kind=kind)["bars"]
     typer.echo(f"pipeline: {out / 'sd'}; bars {bars}")
 
 

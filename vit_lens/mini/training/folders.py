@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from vit_lens.files import write_atomic
+from vit_lens.errors import OutputError
+from vit_lens.files import read_json, write_atomic
 
 
 def rename_for_every_version(folder: Path) -> None:
@@ -18,8 +19,9 @@ def rename_for_every_version(folder: Path) -> None:
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     # Classes before transformers 5.6 know no other names, and would draw with random weights; later ones read both.
     weights = folder / "text_encoder" / "model.safetensors"
-    named = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(weights).items()}
-    save_file(named, weights, {"format": "pt"})
+    if read_json(folder / "text_encoder" / "config.json", OutputError, "assemble it again")["model_type"] != "t5":
+        named = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(weights).items()}
+        save_file(named, weights, {"format": "pt"})
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # a path of this machine

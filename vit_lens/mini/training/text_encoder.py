@@ -1,8 +1,8 @@
-"""Train a text encoder in CLIP's format, so that the end of a sentence of the small world says what a picture shows."""
+"""Train a text encoder of the small world: in CLIP's format, or of another kind of the chain from CLIP towards T5."""
 
 __all__ = [
-    "MAX_TOKENS", "TextSettings", "build_text_encoder", "build_text_tokenizer", "text_answers", "tokenise",
-    "train_text",
+    "MAX_TOKENS", "TextEncoder", "TextSettings", "build_text_encoder", "build_text_tokenizer", "text_answers",
+    "text_ends", "tokenise", "train_text",
 ]  # fmt: skip
 
 from collections.abc import Sequence
@@ -21,19 +21,26 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from vit_lens.mini import still_life
 from vit_lens.mini.second_judge import ANSWERS
 from vit_lens.mini.still_life import Lexicon, Sentence
+from vit_lens.mini.text_kinds import FACTORS, TextKind
 from vit_lens.mini.training.progress import cosine, run_steps, start_step
+from vit_lens.mini.training.relative_text import build_relative_encoder, hide_words
 
 MAX_TOKENS = 20
+TextEncoder = CLIPTextModel | T5EncoderModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """Sizes of the text encoder, and of the training run."""
+    """Sizes of the text encoder, and of the training run.
+
+    The last two are of the kinds in T5's format alone: the rate of its biases by position, and the share of words that
+    a denoising one must restore.
+    """
 
     width: int = 128
     n_layers: int = 8
@@ -44,6 +51,8 @@ class TextSettings:
     named: float = 0.5
     lr: float = 2e-3
     lr_muon: float = 0.02
+    lr_places: float = 0.03
+    masked: float = 0.3
 
 
 _DEFAULTS = TextSettings()
@@ -85,46 +94,89 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Int[Te
 
 
 def train_text(
-    out: Path, *, seed: int, settings: TextSettings = _DEFAULTS, stop_after: int | None = None
-) -> tuple[CLIPTextModel, nn.Linear]:
+    out: Path,
+    *,
+    seed: int,
+    settings: TextSettings = _DEFAULTS,
+    kind: TextKind = "clip",
+    stop_after: int | None = None,
+) -> tuple[TextEncoder, nn.Linear]:
     """Train a text encoder in ``out``, going on with what is there; return it and the probe that it was trained with.
 
     The probe reads the end of the text, behind the final norm: layout, then colour, texture and shape of the object at
-    each place. What a sentence leaves unsaid is not asked.
+    each place. What a sentence leaves unsaid is not asked. The probe of a denoising encoder reads every hidden word's
+    position instead, and says which word of the vocabulary it was.
     """
-    tokenizer, lexicon = build_text_tokenizer(), Lexicon(seed)
-    model = build_text_encoder(settings, tokenizer, seed=seed)
-    probe = nn.Linear(settings.width, sum(ANSWERS.values()))
+    tokenizer, lexicon, factors = build_text_tokenizer(), Lexicon(seed), FACTORS[kind]
+    model: TextEncoder = build_text_encoder(settings, tokenizer, seed=seed)
+    if factors.positions == "relative":
+        model = build_relative_encoder(
+            tokenizer, width=settings.width, n_layers=settings.n_layers, n_heads=settings.n_heads,
+            causal=factors.attention == "causal", seed=seed,
+        )  # fmt: skip
+    denoises = factors.objective == "denoising"
+    probe = nn.Linear(settings.width, len(tokenizer) if denoises else sum(ANSWERS.values()))
     for parameter in probe.parameters():
         nn.init.zeros_(parameter)
-    blocks = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
-    inner = {id(p) for p in blocks}
+    # All that T5 knows of order are biases on its scores; at the rate of the others they would stay too small to bind.
+    places = [p for name, p in model.named_parameters() if "relative_attention_bias" in name]
+    inner = {id(p) for p in places}
+    names = (".layers.", ".block.")
+    blocks = [
+        p for name, p in model.named_parameters()
+        if id(p) not in inner and p.ndim == 2 and any(part in name for part in names)
+    ]  # fmt: skip
+    inner |= {id(p) for p in blocks}
     rest = [p for p in (*model.parameters(), *probe.parameters()) if id(p) not in inner]
     muon = torch.optim.Muon(blocks, lr=settings.lr_muon, weight_decay=0.01)
     adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    rates: dict[torch.optim.Optimizer, float] = {muon: settings.lr_muon, adamw: settings.lr}
+    parts: dict[str, Any] = {"model": model, "probe": probe, "muon": muon, "adamw": adamw}
+    if places:
+        parts["order"] = torch.optim.AdamW(places, lr=settings.lr_places, betas=(0.9, 0.98), weight_decay=0.0)
+        rates[parts["order"]] = settings.lr_places
 
     def step(index: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([seed, 4, index])
         sentences = still_life.sample(settings.batch, generator, lexicon, pairs=settings.pairs, named=settings.named)
-        start_step({muon: settings.lr_muon, adamw: settings.lr}, cosine(index, settings.n_steps, warm_up=50))
-        logits = probe(model(tokenise(tokenizer, [s.text for s in sentences])).pooler_output)
-        losses = _losses(logits, text_answers(sentences))
+        start_step(rates, cosine(index, settings.n_steps, warm_up=50))
+        ids = tokenise(tokenizer, [s.text for s in sentences])
+        if denoises:
+            shown, hidden = hide_words(ids, tokenizer, generator, settings.masked)
+            words = probe(model(shown).last_hidden_state).flatten(0, 1)
+            losses = {"hidden words": functional.cross_entropy(words, hidden.flatten(), ignore_index=-1)}
+        else:
+            losses = _losses(probe(text_ends(model, ids)), text_answers(sentences))
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(rest, 1.0)
-        muon.step()
-        adamw.step()
+        for optimizer in rates:
+            optimizer.step()
         return losses
 
-    parts = {"model": model, "probe": probe, "muon": muon, "adamw": adamw}
     done = run_steps(
-        step, parts, n_steps=settings.n_steps, checkpoint=out / "text.pt", settings={"seed": seed, **asdict(settings)},
-        stop_after=stop_after,
+        step, parts, n_steps=settings.n_steps, checkpoint=out / "text.pt",
+        settings={"seed": seed, **_told(settings, kind)}, stop_after=stop_after,
     )  # fmt: skip
     if done == settings.n_steps:
         model.save_pretrained(out / "text_encoder")
         tokenizer.save_pretrained(out / "tokenizer")
         save_file(probe.state_dict(), out / "probe.safetensors")
     return model.eval(), probe
+
+
+def text_ends(model: TextEncoder, ids: Int[Tensor, "text token"]) -> Float[Tensor, "text d_model"]:
+    """Return the state at the end of each text, behind the final norm."""
+    if isinstance(model, CLIPTextModel):
+        return model(ids).pooler_output
+    end: Any = model.config.eos_token_id
+    return model(ids).last_hidden_state[torch.arange(len(ids)), ids.eq(end).int().argmax(1)]
+
+
+def _told(settings: TextSettings, kind: TextKind) -> dict[str, Any]:
+    """Return what a checkpoint says of its run; those in CLIP's format know no kinds, nor what is of others alone."""
+    if kind != "clip":
+        return asdict(settings) | {"kind": kind}
+    return {name: value for name, value in asdict(settings).items() if name not in ("lr_places", "masked")}
 
 
 def text_answers(sentences: Sequence[Sentence]) -> Int[Tensor, "sentence question"]:

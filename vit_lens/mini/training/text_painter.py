@@ -22,7 +22,8 @@ from vit_lens.mini.still_life import Lexicon
 from vit_lens.mini.training.movq import to_signed
 from vit_lens.mini.training.muon import Muon
 from vit_lens.mini.training.progress import average_into, cosine, run_steps, start_step
-from vit_lens.mini.training.text_encoder import build_text_tokenizer, tokenise
+from vit_lens.mini.training.text_encoder import TextEncoder, build_text_tokenizer, tokenise
+from vit_lens.texts import ENCODER_KINDS
 
 Reads = int | Literal["last", "eos"]
 """What a UNet is shown of its text encoder: the state after so many blocks, after the last, or the end of the text."""
@@ -74,11 +75,11 @@ def build_schedule() -> DDIMScheduler:
 
 @torch.no_grad()
 def read_states(
-    text_encoder: CLIPTextModel, ids: Int[Tensor, "text token"], reads: int | str
+    text_encoder: TextEncoder, ids: Int[Tensor, "text token"], reads: int | str
 ) -> Float[Tensor, "text token d_model"]:
     """Return what a UNet is shown of texts, behind the final norm.
 
-    The end of the text, which no later position sees, stands at every position, so that the shape is a pipeline's own.
+    The end of the text stands at every position, so that the shape is a pipeline's own.
 
     Raises:
         TextError: The encoder has no such layer.
@@ -93,13 +94,15 @@ def read_states(
     n_layers = len(found.hidden_states) - 1
     if isinstance(reads, str) or not 0 <= reads <= n_layers:
         raise TextError(f"reads={reads!r}: expected 'last', 'eos', or the number of blocks before it, 0 to {n_layers}")
-    inner = getattr(text_encoder, "text_model", text_encoder)  # from transformers 5.6 on there is none
-    return inner.final_layer_norm(found.hidden_states[reads])
+    if reads == n_layers:  # T5 hands out its last state normed
+        return found.last_hidden_state
+    kind = ENCODER_KINDS["clip" if isinstance(text_encoder, CLIPTextModel) else "t5"]
+    return kind.norm_of(text_encoder)(found.hidden_states[reads])
 
 
 def train_painter(
     out: Path,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextEncoder,
     autoencoder: AutoencoderTiny,
     *,
     encoder_seed: int,

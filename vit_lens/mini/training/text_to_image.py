@@ -3,18 +3,19 @@
 __all__ = ["assemble_pipeline", "load_pipeline", "measure_pipeline", "train_reader", "train_text_to_image"]
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from vit_lens.errors import OutputError
 from vit_lens.files import read_json
 from vit_lens.mini.second_judge import SecondJudge
+from vit_lens.mini.text_kinds import FACTORS, TextKind
 from vit_lens.mini.training.autoencoder import AutoencoderSettings, train_autoencoder
 from vit_lens.mini.training.folders import rename_for_every_version, write_json
 from vit_lens.mini.training.second_judge import JudgeSettings, train_second_judge
@@ -32,6 +33,7 @@ def train_text_to_image(
     seed: int,
     *,
     painter_seed: int | None = None,
+    kind: TextKind = "clip",
     text: TextSettings = _TEXT,
     autoencoder: AutoencoderSettings = _AUTOENCODER,
     painter: PainterSettings = _PAINTER,
@@ -46,6 +48,7 @@ def train_text_to_image(
         out: A folder for all of it.
         seed: Of the names, of which of them are rare, and of the text encoder.
         painter_seed: Of the UNet; None is ``seed``.
+        kind: The kind of text encoder, of :data:`vit_lens.mini.text_kinds.FACTORS`.
         text: Sizes of the text encoder.
         autoencoder: Sizes of the autoencoder.
         painter: Sizes of the UNet.
@@ -53,13 +56,13 @@ def train_text_to_image(
         n: How many pictures of each kind the bars are measured on.
     """
     work = out / "work"
-    encoder, _ = train_text(work, seed=seed, settings=text)
+    encoder, _ = train_text(work, seed=seed, settings=text, kind=kind)
     vae = train_autoencoder(work, seed=_SHARED, settings=autoencoder)
     train_second_judge(work, seed=_SHARED, settings=judge)
     painter_seed = seed if painter_seed is None else painter_seed
     train_painter(work, encoder, vae, encoder_seed=seed, seed=painter_seed, settings=painter)
     folder = assemble_pipeline(work, out / "sd")
-    return measure_pipeline(folder, encoder_seed=seed, painter_seed=painter_seed, n=n)
+    return measure_pipeline(folder, encoder_seed=seed, painter_seed=painter_seed, kind=kind, n=n)
 
 
 def train_reader(
@@ -86,7 +89,9 @@ def train_reader(
         TextError: The encoder has no such layer.
     """
     advice = "make the pipeline with vit-lens mini train-text"
-    seed = int(read_json(pipeline / "metrics.json", OutputError, advice)["encoder_seed"])
+    told = read_json(pipeline / "metrics.json", OutputError, advice)
+    seed = int(told["encoder_seed"])
+    kept = {name: told[name] for name in ("kind", "factors") if name in told}
     painter_seed = seed if painter_seed is None else painter_seed
     loaded: Any = load_pipeline(pipeline)
     unet = train_painter(
@@ -97,15 +102,17 @@ def train_reader(
     shutil.copytree(pipeline, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     (folder / "MODEL_CARD.md").unlink(missing_ok=True)  # of the other UNet
     unet.half().save_pretrained(folder / "unet")
-    write_json(folder / "metrics.json", {"encoder_seed": seed, "painter_seed": painter_seed, "reads": reads})
+    write_json(folder / "metrics.json", {"encoder_seed": seed, "painter_seed": painter_seed, **kept, "reads": reads})
     return folder
 
 
 def assemble_pipeline(work: Path, folder: Path) -> Path:
     """Write the parts trained in ``work`` as a pipeline in half precision, with judge and probe beside it."""
+    said = read_json(work / "text_encoder" / "config.json", OutputError, "train the text encoder again")
+    reads = T5EncoderModel if said["model_type"] == "t5" else CLIPTextModel
     parts: dict[str, Any] = dict(
         vae=AutoencoderTiny.from_pretrained(work / "vae").half(),
-        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder").half(),
+        text_encoder=reads.from_pretrained(work / "text_encoder").half(),
         tokenizer=AutoTokenizer.from_pretrained(work / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(work / "unet").half(),
         scheduler=build_schedule(),
@@ -129,10 +136,13 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def measure_pipeline(folder: Path, *, encoder_seed: int, painter_seed: int, n: int = 1000) -> dict[str, object]:
+def measure_pipeline(
+    folder: Path, *, encoder_seed: int, painter_seed: int, kind: TextKind = "clip", n: int = 1000
+) -> dict[str, object]:
     """Measure the bars of the pipeline in ``folder``, and write them to its ``metrics.json``."""
     judge = SecondJudge.load(folder / "second_judge.safetensors")
     found = evaluate_painter(load_pipeline(folder), judge, encoder_seed=encoder_seed, n=n)
-    metrics = {"encoder_seed": encoder_seed, "painter_seed": painter_seed, **found}
+    told = {"encoder_seed": encoder_seed, "painter_seed": painter_seed, "kind": kind, "factors": asdict(FACTORS[kind])}
+    metrics = {**told, **found}
     write_json(folder / "metrics.json", metrics)
     return metrics
