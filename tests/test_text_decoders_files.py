@@ -412,3 +412,38 @@ def test_a_card_beside_a_pipeline_says_how_it_draws(copied):
         (folder / "vit_lens.json").write_text(content)
         with pytest.raises(DecoderError, match=told):
             TextDecoder.from_pretrained(folder)
+
+
+def test_which_encoder_a_stable_diffusion_has_is_read_off_its_files_and_checked(copied):
+    """What the index says and what the configuration says must be one kind, and one that the stock pipeline runs."""
+    from vit_lens.decoders import PromptEncoder, TextDecoder
+    from vit_lens.errors import ContractError, DecoderError
+
+    folder = copied("sdt5")
+    text, decoder = PromptEncoder.from_pretrained(folder), TextDecoder.from_pretrained(folder)
+    assert text.format.readings[0].kind == "t5" and text.format.name == decoder.format.name == "sd"
+    assert text.room("text_encoder", "star " * 20)[1] == 16
+    with pytest.raises(DecoderError, match="text_encoder is a T5 in float16"):
+        PromptEncoder.from_pretrained(folder, dtype=torch.float16)
+    index = json.loads((folder / "model_index.json").read_text())["text_encoder"]
+    rewrite(folder / "model_index.json", text_encoder=["transformers", "CLIPTextModel"])
+    with pytest.raises(DecoderError, match=r"text_encoder is a .*CLIPTextModel.*expected .*T5EncoderModel"):
+        PromptEncoder.from_pretrained(folder)
+    rewrite(folder / "model_index.json", text_encoder=index)
+    rewrite(folder / "text_encoder" / "config.json", d_model=40)
+    with pytest.raises(ContractError, match="tokens that are 40 wide, but the denoiser of this StableDiffusionPipeline"):
+        TextDecoder.from_pretrained(folder)
+    rewrite(folder / "text_encoder" / "config.json", model_type="bert")
+    with pytest.raises((ContractError, DecoderError), match="text_encoder .* is a 'bert'|text_encoder is a .*T5Encoder"):
+        PromptEncoder.from_pretrained(folder)
+
+
+def test_an_unet_draws_what_a_t5_wrote_under_hooks_too(saved):
+    import vit_lens as vl
+
+    pipe = saved("sdt5")[1]
+    noise = torch.Generator().manual_seed(0)
+    own = pipe(PROMPTS[:1], num_inference_steps=2, generator=noise, output_type="latent").images
+    kept = dict(names_filter="mid.0.hook_update", output_type="latent")
+    found, cache = vl.HookedUNet(pipe).run_with_cache(PROMPTS[:1], steps=2, seed=0, **kept)
+    assert torch.equal(found, own) and cache["mid.0.hook_update"].abs().max() > 0

@@ -225,5 +225,6 @@ def _pixart():
 
 _MAKERS = {
     "sd1": _sd, "sdt5": lambda: _sd(t5, length=16), "sd2": lambda: _sd(act="gelu", legacy=False, pad="!"),
-    "taesd": _taesd, "sdxl": _sdxl, "if": _if, "if2": _if2, "schnell": lambda: _flux(False), "dev": lambda: _flux(True), "sd3": _sd3, "pixart": _pixart,
+    "taesd": _taesd, "sdxl": _sdxl, "if": _if, "if2": _if2, "schnell": lambda: _flux(False),
+    "dev": lambda: _flux(True), "sd3": _sd3, "pixart": _pixart,
 }  # fmt: skip
