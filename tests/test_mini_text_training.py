@@ -259,7 +259,7 @@ def test_denoising_learns_from_hidden_words_alone(tmp_path, monkeypatch):
     seen = []
     hide = text_encoder.hide_words
     monkeypatch.setattr(text_encoder, "hide_words", lambda *args: seen.append(hide(*args)) or seen[-1])
-    model, probe = train_text(tmp_path, seed=1, settings=TEXT, kind="denoising")
+    _, probe = train_text(tmp_path, seed=1, settings=TEXT, kind="denoising")
     tokenizer = build_text_tokenizer()
     assert probe.out_features == len(tokenizer) and len(seen) == TEXT.n_steps
     assert all((shown == tokenizer.unk_token_id).any(1).all() for shown, _ in seen)
@@ -274,7 +274,7 @@ def test_checkpoints_in_clips_format_say_what_they_always_said(kinds):
     told = {kind: torch.load(out / "text.pt", weights_only=True)["settings"] for kind, (_, out) in kinds.items()}
     assert list(told["clip"]) == "seed width n_layers n_heads batch n_steps pairs named lr lr_muon".split()
     assert all(told[kind]["kind"] == kind for kind in FACTORS if kind != "clip")
-    with pytest.raises(OutputError, match="was made with .*'kind': 'relative'"):
+    with pytest.raises(OutputError, match=r"was made with .*'kind': 'relative'"):
         train_text(kinds["relative"][1], seed=1, settings=TEXT, kind="bidirectional")
 
 
@@ -338,7 +338,10 @@ def test_studies_read_the_kind_and_a_t5_is_swept_like_another(t5_trained, traine
         told = {key: value for key, value in metrics.items() if key not in ("kind", "factors")}
         (old / "metrics.json").write_text(json.dumps(told if kind is None else told | {"kind": kind}))
         assert TextStudy(model=str(old)).open(tmp_path / "b", kinds)[0].describe()["kind"] == "clip"
-    for kind, wrong in (("relative", "in the format of t5, and this one is a clip"), ("relativ", "nearest: 'relative'")):
+    for kind, wrong in (
+        ("relative", "in the format of t5, and this one is a clip"),
+        ("relativ", "nearest: 'relative'"),
+    ):
         (old / "metrics.json").write_text(json.dumps(metrics | {"kind": kind}))
         with pytest.raises(StudyError, match=wrong):
             TextStudy(model=str(old)).open(tmp_path / "b", kinds)

@@ -25,8 +25,8 @@ _ids = itertools.count()
 def result(kind, own, values=(0.5, 0.1), *, measures=(SYNTACTIC, LINEAR), **setup):
     """A result of the study order, of an encoder of a kind; None leaves a value undefined."""
     told = {
-        "encoder": f"text@{next(_ids)}", "format": "sd", "judge": "exact", "settings": {"steps": 8}, "noise_seeds": [0, 1],
-        "seed": 0, "encoder_seed": own, "kind": kind, "factors": {"kept": "out"},
+        "encoder": f"text@{next(_ids)}", "format": "sd", "judge": "exact", "settings": {"steps": 8},
+        "noise_seeds": [0, 1], "seed": 0, "encoder_seed": own, "kind": kind, "factors": {"kept": "out"},
     }  # fmt: skip
     told |= {"fingerprint": told["encoder"]} | setup
     scores = tuple(

@@ -431,10 +431,12 @@ def test_which_encoder_a_stable_diffusion_has_is_read_off_its_files_and_checked(
         PromptEncoder.from_pretrained(folder)
     rewrite(folder / "model_index.json", text_encoder=index)
     rewrite(folder / "text_encoder" / "config.json", d_model=40)
-    with pytest.raises(ContractError, match="tokens that are 40 wide, but the denoiser of this StableDiffusionPipeline"):
+    with pytest.raises(
+        ContractError, match="tokens that are 40 wide, but the denoiser of this StableDiffusionPipeline"
+    ):
         TextDecoder.from_pretrained(folder)
     rewrite(folder / "text_encoder" / "config.json", model_type="bert")
-    with pytest.raises((ContractError, DecoderError), match="text_encoder .* is a 'bert'|text_encoder is a .*T5Encoder"):
+    with pytest.raises((ContractError, DecoderError), match=r"text_encoder is a .*T5EncoderModel.*expected .*CLIP"):
         PromptEncoder.from_pretrained(folder)
 
 
