@@ -332,7 +332,7 @@ def test_agreement_of_all_and_of_every_two(sheet, tmp_path):
 def test_from_page_to_means_by_commands(record, vit_lens, tmp_path):
     from vit_lens.studies.annotate import Sheet
 
-    status, out, err = vit_lens("annotate", "page", record.path, "--out", tmp_path / "p.html", "--seed", 3)
+    status, out, err = vit_lens("annotate", "page", record.path, "--out", tmp_path / "p.html", "--sheet-seed", 3)
     assert status == 0, err
     assert "8 pictures, 8 questions" in out and str(tmp_path / "p.key.json") in out
     sheet = Sheet.load(tmp_path / "p.key.json")

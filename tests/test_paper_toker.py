@@ -222,7 +222,7 @@ def test_the_command_draws_asks_and_goes_on(tmp_path, vit_lens, monkeypatch):
     tiny_pipelines.make("sd1").save_pretrained(model)
     judge = Fake()
     monkeypatch.setattr(annotate, "named_judge", lambda name, device: judge, raising=False)
-    line = ["paper", "toker", released, "--model", model, "--judge", "vqa:fake", *FAMILY, "--layers", 2, "--steps", 1]
+    line = ["paper", "toker", released, "--model", model, "--judge", "vqa:fake", *FAMILY, "--stride", 2, "--steps", 1]
     line += ["--decoder-seed", 0, "--decoder-seed", 5, "--out", out]
     status, told, err = vit_lens(*line, "--plan")
     assert status == 0 and "simple_objects: 3 prompts, 12 pictures" in told and not out.exists(), err

@@ -516,5 +516,5 @@ def test_the_command_runs_and_draws(vit_lens, tmp_path):
     assert status != 0 and "no method 'logits'" in error and not output
     table = tmp_path / "own.csv"
     table.write_text("prompt,kind,part,question\na red star,x,star,Is there a star?\na red ring,x,star,Is it a star?\n")
-    status, output, error = vit_lens(*few, "--prompts", table)
+    status, output, error = vit_lens(*few, "--prompt-table", table)
     assert status != 0 and "a table of prompts does not say the classes" in error

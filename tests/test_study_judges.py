@@ -145,7 +145,7 @@ def test_commands_on_a_pipeline_of_ones_own(study, judge, pipeline, vqa, vit_len
     table.write_text(ORDER if study == "order" else TABLE)
     spelled = f"vqa:{vqa}" if judge == "vqa" else "clip:mini"
     status, _, err = vit_lens(
-        "study", study, "--model", pipeline, "--prompts", table, "--judge", spelled, "--steps", 1,
+        "study", study, "--model", pipeline, "--prompt-table", table, "--judge", spelled, "--steps", 1,
         "--decoder-seed", 0, "--out", tmp_path / "out",
     )  # fmt: skip
     assert status == 0, err
@@ -164,7 +164,7 @@ def test_what_a_judge_cannot_be_asked_is_refused_before_anything_is_drawn(pipeli
         (f"vqa:{tmp_path}", "holds no config.json"),
     ):
         status, _, err = vit_lens(
-            "study", "order", "--model", pipeline, "--prompts", table, "--judge", judge, "--out", tmp_path / "out"
+            "study", "order", "--model", pipeline, "--prompt-table", table, "--judge", judge, "--out", tmp_path / "out"
         )
         assert status == 2 and said in " ".join(err.split())
         assert not (tmp_path / "out").exists()

@@ -445,7 +445,7 @@ def test_options_that_do_not_go_together(tmp_path, vit_lens):
     path.write_text(conllu(*CAPTIONS[:3]))
     for more, said in (
         (["--parser", "conllu"], "caption, head first: 3, caption, dependent first: 0"),
-        (["--parser", "conllu", "--prompts", path], "give --captions or --prompts"),
+        (["--parser", "conllu", "--prompt-table", path], "give --captions or --prompt-table"),
         ([], "--captions needs --parser"),
     ):
         status, _, err = vit_lens("study", "order", "--captions", path, *more, "--out", tmp_path / "o")

@@ -240,7 +240,7 @@ def test_a_command_runs_resumes_and_draws(vit_lens, tmp_path, study):
     [
         (["--model", "elsewhere"], "none of the embedded world"),
         (["--judge", "second opinion"], "expected exact or second"),
-        (["--prompts", "no.csv"], "cannot be read"),
+        (["--prompt-table", "no.csv"], "cannot be read"),
         (["--decoder-seed", "1", "--decoder-seed", "1"], "different seeds"),
         (["--steps", "0"], "steps"),
     ],

@@ -87,16 +87,18 @@ GalleryFolder = Annotated[
         "that alone mini has its own."
     ),
 ]
-Captions = Annotated[
-    str | None,
-    typer.Option(
-        help="Texts among which the nearest are sought: a file with one a line, a saved text bank (.safetensors), or "
-        "captions with commas. mini has its own."
-    ),
-]
+CAPTIONS = typer.Option(
+    help="Texts among which the nearest are sought: a file with one a line, a saved text bank (.safetensors), or "
+    "captions with commas; mini has its own. study order: captions of your own (.txt, COCO's captions_*.json, "
+    ".conllu), of which those with two nouns are taken, one of which governs the other."
+)
+Captions = Annotated[str | None, CAPTIONS]
 # ---- models ----------------------------------------------------------------------------------------------------
 
-TOWER_NAME = "mini, an open_clip name, a Hugging Face id (owner/name[:subfolder]) or a local directory."
+TOWER_NAME = (
+    "mini, an open_clip name, a Hugging Face id (owner/name[:subfolder]) or a local directory. Of prompts, a "
+    "text-to-image pipeline: mini-sd, a Hub id or a folder that one was saved in."
+)
 Model = Annotated[str, typer.Option(help=TOWER_NAME)]
 Tag = Annotated[str | None, typer.Option(help="For an open_clip name: its pretrained tag, or a checkpoint file.")]
 QuickGelu = Annotated[
@@ -127,9 +129,14 @@ SecondDecoder = Annotated[
         "them was made up. mini has mini-ip."
     ),
 ]
+Denoiser = Annotated[
+    str | None, typer.Option(help="Another text-to-image pipeline, whose denoiser draws. Default: that of --model.")
+]
 JUDGE = typer.Option(
-    help="Encoder that reads pictures and never conditioned a decoder: mini (its judge), a name as for --model, or "
-    "none. Default: that of mini for mini."
+    help="Who looks at pictures. Of images: an encoder that never conditioned a decoder, mini (its judge), a name as "
+    "for --model, or none; default: that of mini for mini. Of prompts: exact or second (of the embedded world; "
+    "annotate: exact:SEED for another encoder's names), clip:NAME (a CLIP as for --model, which chooses between a "
+    "caption and the alternatives), or vqa:DIR (a folder with an image-text-to-text model of transformers)."
 )
 Judge = Annotated[str | None, JUDGE]
 SecondSettings = Annotated[

@@ -3,6 +3,7 @@
 from vit_lens.lazy import lazy
 
 __all__, __getattr__, __dir__ = lazy(__name__, {
+    "FACTORS": ".text_kinds", "TextKind": ".text_kinds",
     "JUDGE": ".shipped", "PAIR": ".shipped", "SENTENCES": ".shipped", "STILL_LIFE": ".shipped",
     "SecondJudge": ".second_judge",
     "mini_beside": ".shipped", "mini_gallery": ".shipped", "mini_groups": ".shipped", "mini_labels": ".shipped",

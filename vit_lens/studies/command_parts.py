@@ -70,8 +70,11 @@ Untrained = Annotated[bool, typer.Option(help="Test a model with random weights,
 
 
 def n_tested(at_least: int) -> Any:
-    """Return the option ``--n`` of a study that needs so many images."""
-    told = "Images that are tested (content: bases; overlay: those from which heads are taken)."
+    """Return the option ``--n`` of a study that needs so many images, prompts or pictures."""
+    told = (
+        "Images that are tested (content: bases; overlay: those from which heads are taken); of prompts, how many of "
+    )
+    told += "each kind (knowledge: names; order: scenes or captions). annotate: pictures at most."
     return typer.Option("--n", min=at_least, help=told)
 
 

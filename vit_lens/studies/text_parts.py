@@ -11,7 +11,6 @@ import typer
 
 from vit_lens.cli import flags
 from vit_lens.errors import StudyError, nearest
-from vit_lens.studies.annotate import JUDGES
 
 if TYPE_CHECKING:
     from vit_lens.studies.asked import Asked
@@ -27,20 +26,16 @@ _BESIDE = "second_judge.safetensors"
 class TextStudy:
     """Options of every study of a text encoder."""
 
-    model: Annotated[
-        str, typer.Option(help="A text-to-image pipeline: mini-sd, a folder that one was saved in, or a Hub id.")
-    ] = "mini-sd"
-    decoder: Annotated[
-        str | None, typer.Option(help="Another pipeline whose denoiser draws. Default: that of --model.")
-    ] = None
-    prompts: Annotated[
+    model: flags.Model = "mini-sd"
+    denoiser: flags.Denoiser = None
+    prompt_table: Annotated[
         Path | None,
         typer.Option(
             help="Table (.csv) of prompts with the columns prompt,kind,part,question and maybe caption,alternatives. "
             "Default: of the world."
         ),
     ] = None
-    judge: Annotated[str, typer.Option(help=f"Who looks: exact or second (the embedded world's); {JUDGES}.")] = "exact"
+    judge: Annotated[str, flags.JUDGE] = "exact"
     prompt_seed: Annotated[int, typer.Option(min=0, help="Of prompts and of everything else at random.")] = 0
     decoder_seed: flags.DecoderSeeds = None
     steps: flags.Steps = None
@@ -48,7 +43,8 @@ class TextStudy:
     size: flags.Size = None
     batch_size: flags.BatchSize = None
     device: flags.Device = "cpu"
-    dtype: flags.DecoderDtype = "float32"
+    encoder_dtype: flags.EncoderDtype = "float32"
+    decoder_dtype: flags.DecoderDtype = "float32"
 
     def open(self, out: Path, kinds: Kinds, asked: "list[Asked] | None" = None) -> "tuple[TextSetup, list[Asked]]":
         """Load what the options name; return the setup, and the prompts.
@@ -67,23 +63,25 @@ class TextStudy:
         from vit_lens.studies.asked import ask_of_world, read_asked
         from vit_lens.studies.text_setup import TextSetup
 
-        if asked is None and self.prompts is not None:
-            asked = read_asked(self.prompts)
+        if asked is None and self.prompt_table is not None:
+            asked = read_asked(self.prompt_table)
         metrics = self._metrics()
         lexicon = None if metrics is None else still_life.Lexicon(metrics["encoder_seed"])
         if asked is None and lexicon is None:
             raise StudyError(
-                f"--model {self.model} is none of the embedded world's, and has no prompts of its own: give --prompts "
-                "TABLE.csv and --judge"
+                f"--model {self.model} is none of the embedded world's, and has no prompts of its own: give "
+                "--prompt-table TABLE.csv and --judge"
             )
-        where: dict[str, Any] = {"dtype": flags.torch_dtype(self.dtype), "device": flags.torch_device(self.device)}
+        place = flags.torch_device(self.device)
         judge = self._judge()
         if asked is None and lexicon is not None:
             asked = ask_of_world(kinds, lexicon, seed=self.prompt_seed)
         judge.check(asked or [])
-        reader = PromptEncoder.from_pretrained(self.model, **where)
+        reader = PromptEncoder.from_pretrained(self.model, dtype=flags.torch_dtype(self.encoder_dtype), device=place)
         trained = None if metrics is None else _trained(metrics, reader)
-        drawer = TextDecoder.from_pretrained(self.decoder or self.model, **where)
+        drawer = TextDecoder.from_pretrained(
+            self.denoiser or self.model, dtype=flags.torch_dtype(self.decoder_dtype), device=place
+        )
         given = flags.known(steps=self.steps, guidance=self.guidance, height=self.size, width=self.size)
         setup = TextSetup(
             reader=reader, decoder=drawer, judge=judge, lexicon=lexicon, settings=drawer.settings(**given),
@@ -127,7 +125,7 @@ def _trained(metrics: Mapping[str, Any], reader: Any) -> "TrainedText":
     Raises:
         StudyError: The encoder is not of the kind that its metrics say.
     """
-    from vit_lens.mini.text_kinds import FACTORS
+    from vit_lens.mini import FACTORS
     from vit_lens.studies.text_setup import TrainedText
 
     kind = metrics.get("kind", "clip")

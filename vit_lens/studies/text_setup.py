@@ -12,8 +12,7 @@ import numpy as np
 from vit_lens.decoders import Decoder, PromptEncoder, settings_dict
 from vit_lens.errors import StudyError
 from vit_lens.lenses import Lens
-from vit_lens.mini import still_life
-from vit_lens.mini.text_kinds import FACTORS, TextKind
+from vit_lens.mini import FACTORS, TextKind, still_life
 from vit_lens.records import Record
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.layer_answers import LayerAnswers, answers_of

@@ -22,8 +22,9 @@ TextSeed = Annotated[int, typer.Option("--text-seed", min=0, max=2**31 - 1, help
 Kind = Annotated[
     TextKind,
     typer.Option(
+        "--text-kind",
         help="Of the text encoder: clip, or with relative positions (relative), which see later words (bidirectional), "
-        "trained to restore hidden ones (denoising)."
+        "trained to restore hidden ones (denoising).",
     ),
 ]
 PainterSeed = Annotated[

@@ -4,7 +4,7 @@ from vit_lens.lazy import lazy
 
 __all__, __getattr__, __dir__ = lazy(__name__, {
     "Answer": ".answers", "ClipJudge": ".judge_clip", "Emergence": ".emerging", "ExactJudge": ".judge_exact",
-    "FAMILIES": ".toker_prompts", "Item": ".sheet", "JUDGES": ".judge_names", "KeptAnswers": ".kept_answers",
+    "FAMILIES": ".toker_prompts", "Item": ".sheet", "KeptAnswers": ".kept_answers",
     "PictureJudge": ".judging", "Question": ".sheet", "Sheet": ".sheet", "TokerCurves": ".toker", "Verdict": ".judging",
     "VqaJudge": ".judge_vqa", "agreement": ".agreeing", "ask": ".questions", "cost_words": ".toker",
     "emergence": ".emerging", "fleiss_kappa": ".kappa", "joined": ".shares", "judge_sheet": ".judging",

@@ -10,7 +10,7 @@ import typer
 
 from vit_lens.cli import flags
 from vit_lens.errors import StudyError
-from vit_lens.studies.annotate.judge_names import JUDGES
+from vit_lens.studies.command_parts import n_tested
 
 if TYPE_CHECKING:
     from vit_lens.records import Record
@@ -23,10 +23,14 @@ Questions = Annotated[
         "{prompt} stands for it. Default: Does the picture show: {prompt}?"
     ),
 ]
-Most = Annotated[int | None, typer.Option("--n", min=1, help="Pictures at most, evenly over sites and controls.")]
-Seed = Annotated[int, typer.Option(min=0, help="Decides which pictures, and their order.")]
+Most = Annotated[int | None, n_tested(1)]
+Seed = Annotated[int, typer.Option("--sheet-seed", min=0, help="Decides which pictures, and their order.")]
 Layers = Annotated[list[str] | None, typer.Option(help="Layers that are shown, such as 3,7,11. Default: all.")]
-Key = Annotated[Path, typer.Option(help="The .key.json that was written beside the page.")]
+_KEY = typer.Option(
+    help="The .key.json that was written beside the page; judge answers that page, and without it a sheet by the "
+    "options below."
+)
+Key = Annotated[Path, _KEY]
 
 
 def page(
@@ -53,14 +57,9 @@ def page(
 
 def judge(
     records: Records,
-    judge: Annotated[
-        str,
-        typer.Option(help=f"exact (the embedded world; exact:SEED for another encoder's names), {JUDGES}."),
-    ],
+    judge: Annotated[str, flags.JUDGE],
     out: flags.OutFile,
-    key: Annotated[
-        Path | None, typer.Option(help="Answer the page of this key. Default: a new sheet by the options below.")
-    ] = None,
+    key: Annotated[Path | None, _KEY] = None,
     questions: Questions = None,
     n: Most = None,
     seed: Seed = 0,
@@ -72,7 +71,7 @@ def judge(
     from vit_lens.studies.annotate.page import key_path
 
     if key is not None and (questions is not None or n is not None or seed or layers):
-        raise StudyError("--key says what is asked: leave --questions, --n, --seed and --layers out")
+        raise StudyError("--key says what is asked: leave --questions, --n, --sheet-seed and --layers out")
     found, made = _load(records), named_judge(judge, device)
     if key is not None:
         sheet = Sheet.load(key)

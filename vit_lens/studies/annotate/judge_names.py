@@ -1,6 +1,6 @@
 """Judges as the command line spells them."""
 
-__all__ = ["JUDGES", "named_judge"]
+__all__ = ["named_judge"]
 
 from typing import TYPE_CHECKING
 
@@ -8,12 +8,6 @@ from vit_lens.errors import StudyError
 
 if TYPE_CHECKING:
     from vit_lens.studies.annotate.judging import PictureJudge
-
-JUDGES = (
-    "clip:NAME (a CLIP as for --model, which chooses between a caption and the alternatives), vqa:DIR (a folder with "
-    "an image-text-to-text model of transformers)"
-)
-"""What every command says of judges that look at pictures of any model."""
 
 
 def named_judge(name: str, device: str = "cpu") -> "PictureJudge":

@@ -14,7 +14,7 @@ from vit_lens.studies.text_parts import TextStudy
 
 def compare(
     study: TextStudy,
-    n: Annotated[int, typer.Option("--n", min=2, help="Prompts, single objects of the embedded world.")] = 60,
+    n: Annotated[int, parts.n_tested(2)] = 60,
     method: Annotated[
         list[str] | None, typer.Option(help="A method by its name; repeat. Default: all that there are.")
     ] = None,

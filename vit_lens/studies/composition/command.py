@@ -5,8 +5,6 @@ __all__ = ["composition"]
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from vit_lens.cli import flags, intake
 from vit_lens.studies import command_parts as parts
 from vit_lens.studies.text_parts import TextStudy
@@ -14,7 +12,7 @@ from vit_lens.studies.text_parts import TextStudy
 
 def composition(
     study: TextStudy,
-    n: Annotated[int, typer.Option("--n", min=2, help="Prompts of each kind, of the embedded world.")] = 120,
+    n: Annotated[int, parts.n_tested(2)] = 120,
     out: flags.Out = Path("vit-lens-study-composition"),
 ) -> None:
     """Does a scene come later than its parts? Compounds against the product of their parts, layer by layer."""

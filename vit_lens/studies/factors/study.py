@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from vit_lens.errors import StudyError
-from vit_lens.mini.text_kinds import FACTORS, TextKind
+from vit_lens.mini import FACTORS, TextKind
 from vit_lens.studies.findings import Score, StudyResult
 from vit_lens.studies.headlines import headlines
 from vit_lens.studies.pooling import check_poolable, kind_of, pool
@@ -77,7 +77,7 @@ def _by_kind(results: Sequence[StudyResult]) -> dict[TextKind, list[StudyResult]
     if odd := [result for result in results if kind_of(result) not in FACTORS]:
         raise StudyError(
             f"{odd[0].setup.get('encoder')} is of kind {kind_of(odd[0])!r}; expected one of {', '.join(_CHAIN)}, as "
-            "vit-lens mini train-text --kind makes them"
+            "vit-lens mini train-text --text-kind makes them"
         )
     if len(found) < 2:
         raise StudyError(f"all encoders are of kind {next(iter(found))}; pool one kind with vit-lens study pool")

@@ -14,9 +14,9 @@ from vit_lens.studies.text_parts import TextStudy
 
 def knowledge(
     study: TextStudy,
-    n: Annotated[int, typer.Option("--n", min=2, help="Common names, and as many rare ones, of the world.")] = 32,
-    common: Annotated[str, typer.Option(help="Which kind of --prompts has common names.")] = "common name",
-    rare: Annotated[str, typer.Option(help="Which kind of --prompts has rare names.")] = "rare name",
+    n: Annotated[int, parts.n_tested(2)] = 32,
+    common: Annotated[str, typer.Option(help="Which kind of --prompt-table has common names.")] = "common name",
+    rare: Annotated[str, typer.Option(help="Which kind of --prompt-table has rare names.")] = "rare name",
     plant: Annotated[
         list[int] | None,
         typer.Option(help="Block that a table is planted in, as a control; repeat. Default: three, over the depth."),

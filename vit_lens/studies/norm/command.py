@@ -5,8 +5,6 @@ __all__ = ["norm"]
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from vit_lens.cli import flags, intake
 from vit_lens.studies import command_parts as parts
 from vit_lens.studies.text_parts import TextStudy
@@ -14,7 +12,7 @@ from vit_lens.studies.text_parts import TextStudy
 
 def norm(
     study: TextStudy,
-    n: Annotated[int, typer.Option("--n", min=2, help="Prompts of each kind, of the embedded world.")] = 60,
+    n: Annotated[int, parts.n_tested(2)] = 60,
     out: flags.Out = Path("vit-lens-study-norm"),
 ) -> None:
     """How much of what a layer's picture shows is the final norm's doing?"""

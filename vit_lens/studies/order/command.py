@@ -16,14 +16,8 @@ from vit_lens.studies.text_parts import TextStudy
 
 def order(
     study: TextStudy,
-    n: Annotated[int, typer.Option("--n", min=2, help="Scenes, each said in both orders; or captions of each.")] = 120,
-    captions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Captions of your own: .txt (one a line), COCO's captions_*.json, .conllu. Those with two nouns are "
-            "taken, of which one governs the other, balanced for their distance to the end of the text."
-        ),
-    ] = None,
+    n: Annotated[int, parts.n_tested(2)] = 120,
+    captions: Annotated[Path | None, flags.CAPTIONS] = None,
     parser: Annotated[
         str | None,
         typer.Option(
@@ -57,8 +51,8 @@ def _of_captions(study: TextStudy, n: int, captions: Path, parser: str | None, n
     from vit_lens.studies.order.noun_pairs import ask_of_captions, balanced, noun_pair
     from vit_lens.studies.order.parses import parse_captions
 
-    if study.prompts is not None:
-        raise StudyError("give --captions or --prompts: a table of prompts has no syntax to be read")
+    if study.prompt_table is not None:
+        raise StudyError("give --captions or --prompt-table: a table of prompts has no syntax to be read")
     if parser is None:
         raise StudyError("--captions needs --parser: conllu, stanza or spacy")
     parsed = parse_captions(captions, parser, n=n_parsed, seed=study.prompt_seed)

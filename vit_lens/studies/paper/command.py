@@ -12,7 +12,6 @@ import typer
 from vit_lens.cli import flags, intake
 from vit_lens.errors import OutputError, StudyError
 from vit_lens.studies import command_parts as parts
-from vit_lens.studies.annotate import JUDGES
 
 if TYPE_CHECKING:
     from vit_lens.studies import Overlay
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 _SMALL_STEPS = 5
 _MINI_REFERENCE = 256
 _BATCH = 16
+_STRIDE = typer.Option(
+    min=1, help="Show every so many layers. Default: as many as give about 12; toker: 4, counted back from the last."
+)
 
 
 @dataclass(kw_only=True)
@@ -75,9 +77,7 @@ class Figure(flags.Pair):
 
 def fig2(
     figure: Figure,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Show every so many layers; default: as many as give about 12.")
-    ] = None,
+    stride: Annotated[int | None, _STRIDE] = None,
 ) -> None:
     """The residual stream, layer by layer, under the Diffusion Lens."""
     from vit_lens.studies.paper import residual_plate
@@ -121,16 +121,14 @@ def fig5(
 
 def toker(
     checkout: Annotated[Path, typer.Argument(help="A checkout of github.com/tokeron/DiffusionLens.")],
-    model: Annotated[str, typer.Option(help="A text-to-image pipeline: a folder that one was saved in, or a Hub id.")],
-    judge: Annotated[str, typer.Option(help=f"Who looks: {JUDGES}.")],
+    model: flags.Model,
+    judge: Annotated[str, flags.JUDGE],
     family: Annotated[
         list[str] | None,
         typer.Option(help="Which prompts, such as simple_objects; commas or repeat. Default: all ten families."),
     ] = None,
-    layers: Annotated[
-        int, typer.Option(min=1, help="Every so many layers, counted back from the one that the format reads.")
-    ] = 4,
-    encoder: Annotated[
+    stride: Annotated[int, _STRIDE] = 4,
+    text_encoder: Annotated[
         str | None, typer.Option(help="Whose layers, where there are several, such as text_encoder_2.")
     ] = None,
     decoder_seed: flags.DecoderSeeds = None,
@@ -139,7 +137,8 @@ def toker(
     size: flags.Size = None,
     batch_size: flags.BatchSize = None,
     device: flags.Device = "cpu",
-    dtype: flags.DecoderDtype = "float32",
+    encoder_dtype: flags.EncoderDtype = "float32",
+    decoder_dtype: flags.DecoderDtype = "float32",
     plan: flags.OnlyPlan = False,
     out: flags.Out = Path("vit-lens-paper-toker"),
 ) -> None:
@@ -163,11 +162,12 @@ def toker(
     families = flags.split_list(family or FAMILIES)
     read_families(checkout, families)  # refused before a model is loaded
     looks = None if plan else named_judge(judge, device)
-    where: dict[str, Any] = {"dtype": flags.torch_dtype(dtype), "device": flags.torch_device(device)}
-    reader, drawer = PromptEncoder.from_pretrained(model, **where), TextDecoder.from_pretrained(model, **where)
+    place = flags.torch_device(device)
+    reader = PromptEncoder.from_pretrained(model, dtype=flags.torch_dtype(encoder_dtype), device=place)
+    drawer = TextDecoder.from_pretrained(model, dtype=flags.torch_dtype(decoder_dtype), device=place)
     settings = drawer.settings(**flags.known(steps=steps, guidance=guidance, height=size, width=size))
     drawing = Drawing(settings=settings, seeds=list(decoder_seed or range(4)), batch_size=batch_size)
-    how: dict[str, Any] = {"families": families, "stride": layers, "encoder": encoder, "drawing": drawing}
+    how: dict[str, Any] = {"families": families, "stride": stride, "encoder": text_encoder, "drawing": drawing}
     plans = toker_plan(checkout, reader, drawer, **how)
     for name, one in plans.items():
         typer.echo(f"{name}: {len(one.inputs)} prompts, {one.n_rows:,} pictures")

@@ -21,9 +21,7 @@ def whose(
             "eos=FOLDER. Default: none, and the study says so."
         ),
     ] = None,
-    n: Annotated[
-        int, typer.Option("--n", min=2, help="Single objects, and pairs, each of these in both orders.")
-    ] = 120,
+    n: Annotated[int, parts.n_tested(2)] = 120,
     n_names: Annotated[int, typer.Option(min=4, max=64, help="Names, half of them rare.")] = 60,
     n_fit: Annotated[
         int, typer.Option(min=10, help="Other sentences, which maps between layers and probes are fitted on.")
@@ -37,7 +35,7 @@ def whose(
 
     kinds = {"single": n, "pair, head first": n, "pair, fronted": n}
     setup, asked = study.open(out, kinds | {"common name": n_names - n_names // 2, "rare name": n_names // 2})
-    where = {"dtype": flags.torch_dtype(study.dtype), "device": flags.torch_device(study.device)}
+    where = {"dtype": flags.torch_dtype(study.decoder_dtype), "device": flags.torch_device(study.device)}
     readers = [open_reader(spec, setup.reader, **where) for spec in reader or ()]
     result = run(setup, asked, readers=readers, n_fit=n_fit, command=intake.command_line())
     parts.finish(result, out, figures_of(result))
