@@ -1,4 +1,4 @@
-"""docs/trust.md and the page of its first round say what the results say: every number of their tables is theirs."""
+"""docs/trust.md and the pages beside it say what the results say: every number of their tables is theirs."""
 
 import json
 import re
@@ -12,9 +12,13 @@ from vit_lens.studies.statistics import across_encoders
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("trust", "trust_first_round")}
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("trust", "trust_first_round", "trust_text")}
 FIRST = ("content", "importance", "overlay", "planted", "faithfulness")
 SECOND = tuple(sorted(path.name for path in (RESULTS / "second").iterdir()))
+TEXT = tuple(sorted(path.name for path in (RESULTS / "text").iterdir()))
+SEEDS = {study: "1234" for study in FIRST}
+SEEDS |= {f"second/{study}": [str(seed) for seed in range(11, 19)] for study in SECOND}
+SEEDS |= {f"text/{study}": "123456" for study in TEXT}
 _ROWS = r"\n(?P<rows>(?:\|.*\n)+)"
 _TABLE = re.compile(r"<!-- scores (?P<study>[\w/]+) (?P<level>\w+): (?P<measures>.*?) -->" + _ROWS)
 _DIFFERENCES = re.compile(r"<!-- differences (?P<study>[\w/]+): (?P<measure>.*?); minus (?P<minus>.*?) -->" + _ROWS)
@@ -50,7 +54,7 @@ def of_encoders(study):
 
 def test_the_pages_have_a_table_of_every_study():
     found = {table["study"] for table in tables()}
-    assert found == {*FIRST, *(f"second/{name}" for name in SECOND)}
+    assert found == set(SEEDS)
     assert tables(_DIFFERENCES) and tables(_NULLS)
 
 
@@ -94,10 +98,10 @@ def test_nulls_are_those_of_the_encoders(table):
             assert cell == told(across_encoders(means)), (reading, name)
 
 
-@pytest.mark.parametrize("study", [*FIRST, *(f"second/{name}" for name in SECOND)])
+@pytest.mark.parametrize("study", SEEDS)
 def test_every_result_says_how_it_was_made(study):
     folders = [path for path in (RESULTS / study).iterdir() if path.name.isdecimal()]
-    assert {path.name for path in folders} == set("1234" if study in FIRST else map(str, range(11, 19)))
+    assert {path.name for path in folders} == set(SEEDS[study])
     prints, name = set(), study.rpartition("/")[2].removesuffix("_second_decoder")
     for folder in folders:
         text = (folder / "result.json").read_text()
