@@ -125,7 +125,7 @@ def test_a_reader_is_a_pipeline_with_another_unet(trained, tmp_path):
     other = load_pipeline(folder)
     told = json.loads((folder / "metrics.json").read_text())
     clip = {"positions": "absolute", "attention": "causal", "objective": "contrastive"}
-    assert told == {"encoder_seed": 1, "painter_seed": 1, "kind": "clip", "factors": clip, "reads": 0}
+    assert told == {"encoder_seed": 1, "painter_seed": 1, "kind": "clip", "factors": clip, "text_steps": 3, "reads": 0}
     for name in ("text_encoder", "vae", "unet"):
         ours, theirs = (getattr(one, name).state_dict() for one in (first, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours) == (name != "unet")
@@ -331,7 +331,7 @@ def test_studies_read_the_kind_and_a_t5_is_swept_like_another(t5_trained, traine
     setup, asked = TextStudy(model=str(t5_trained[0] / "sd"), steps=1, decoder_seed=[0]).open(tmp_path / "a", kinds)
     said = order_study(setup, asked, n_shuffles=2).setup
     assert (said["kind"], said["encoder_seed"], said["format"]) == ("denoising", 1, "sd")
-    assert said["factors"] == asdict(FACTORS["denoising"])
+    assert said["factors"] == asdict(FACTORS["denoising"]) and said["text_steps"] == TEXT.n_steps
     old = Path(shutil.copytree(trained[0] / "sd", tmp_path / "old"))
     metrics = json.loads((old / "metrics.json").read_text())
     for kind in ("clip", None):

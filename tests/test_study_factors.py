@@ -157,6 +157,7 @@ TWO = [_of("clip", 1), _of("relative", 1)]
         ([*TWO, _of("clip", 2, settings={"steps": 4})], "differ in settings"),
         ([*TWO, _of("clip", 2, noise_seeds=[0])], "differ in noise_seeds"),
         ([*TWO, _of("clip", 2, judge="second")], "differ in judge"),
+        ([*TWO, _of("clip", 2, text_steps=1400)], "trained for 700 and 1400 steps"),
         ([*TWO, _of("clip", 2, seed=1)], "of different prompts (seeds 0, 1)"),
         ([*TWO, replace(_of("clip", 2), options={"n_scenes": 3})], "differ in n_scenes"),
         ([*TWO, _of("clip", 2, (0.1,), measures=(LINEAR,))], "hold different scores"),

@@ -137,4 +137,4 @@ def _trained(metrics: Mapping[str, Any], reader: Any) -> "TrainedText":
             f"the pipeline's metrics.json says kind {kind!r}, whose encoders are in the format of {expected}, and this "
             f"one is a {found}: metrics and encoder are not of one pipeline"
         )
-    return TrainedText(seed=metrics["encoder_seed"], kind=kind)
+    return TrainedText(seed=metrics["encoder_seed"], kind=kind, steps=metrics.get("text_steps"))

@@ -30,15 +30,17 @@ class TrainedText:
     Attributes:
         seed: The seed of its names and weights; None where it is none of that world's.
         kind: Its kind, by which it has attention, positions and an objective; None where it is none of those.
+        steps: For how many steps; None where that is not said.
     """
 
     seed: int | None = None
     kind: TextKind | None = None
+    steps: int | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return what a result must carry of it."""
         factors = None if self.kind is None else asdict(FACTORS[self.kind])
-        return {"encoder_seed": self.seed, "kind": self.kind, "factors": factors}
+        return {"encoder_seed": self.seed, "kind": self.kind, "factors": factors, "text_steps": self.steps}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

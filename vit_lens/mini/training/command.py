@@ -27,6 +27,9 @@ Kind = Annotated[
         "trained to restore hidden ones (denoising).",
     ),
 ]
+TextSteps = Annotated[
+    int, typer.Option("--text-steps", min=1, help="Of the text encoder's training; kinds are compared at one number.")
+]
 PainterSeed = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Of the UNet. Default: that of the text encoder.")
 ]
@@ -93,15 +96,20 @@ def train_rae(out: flags.Out, training_seed: TrainingSeed = 0, model: flags.Mode
 
 
 @mini.command("train-text")
-def train_text(out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = None, kind: Kind = "clip") -> None:
+def train_text(
+    out: flags.Out, text_seed: TextSeed, painter_seed: PainterSeed = None, kind: Kind = "clip",
+    text_steps: TextSteps = 700,
+) -> None:  # fmt: skip
     """Train a text encoder with a UNet of its own, in Stable Diffusion's format: forty minutes on one free CPU core.
 
     Use it with `DiffusionPipeline.from_pretrained("OUT/sd")`.
     """
+    from vit_lens.mini.training.text_encoder import TextSettings
     from vit_lens.mini.training.text_to_image import train_text_to_image
 
     logging.getLogger("vit_lens").setLevel(logging.INFO)
-    bars = train_text_to_image(out, text_seed, painter_seed=painter_seed, kind=kind)["bars"]
+    text = TextSettings(n_steps=text_steps)
+    bars = train_text_to_image(out, text_seed, painter_seed=painter_seed, kind=kind, text=text)["bars"]
     typer.echo(f"pipeline: {out / 'sd'}; bars {bars}")
 
 

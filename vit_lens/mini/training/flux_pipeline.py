@@ -73,7 +73,7 @@ def train_flux(
     """
     work = out / "work"
     t5, _ = train_t5(work, seed=seed, settings=text)
-    pooled, _ = train_text(work, seed=seed, settings=clip)
+    pooled: Any = train_text(work, seed=seed, settings=clip)[0]
     vae = train_flux_autoencoder(work, seed=_SHARED, settings=autoencoder)
     train_second_judge(work, seed=_SHARED, settings=judge)
     first = train_flux_painter(work, t5, pooled, vae, encoder_seed=seed, seed=seed, settings=painter)

@@ -48,7 +48,9 @@ def hide_words(
 
     A word is hidden with probability ``share``, and in every text that has words at least one is.
     """
-    is_word = (ids != tokenizer.bos_token_id) & (ids != tokenizer.eos_token_id)
+    vocabulary = tokenizer.get_vocab()
+    start, end, unknown = (vocabulary[name] for name in ("<start>", "<end>", "<unk>"))
+    is_word = ids.ne(start) & ids.ne(end)
     drawn = torch.from_numpy(generator.random(ids.shape)).masked_fill(~is_word, 1.0)
     hidden = is_word & ((drawn < share) | (drawn == drawn.amin(1, keepdim=True)))
-    return ids.masked_fill(hidden, tokenizer.unk_token_id), ids.masked_fill(~hidden, -1)
+    return ids.masked_fill(hidden, unknown), ids.masked_fill(~hidden, -1)

@@ -51,7 +51,7 @@ class TextSettings:
     named: float = 0.5
     lr: float = 2e-3
     lr_muon: float = 0.02
-    lr_places: float = 0.03
+    lr_places: float = 0.15
     masked: float = 0.3
 
 

@@ -62,7 +62,7 @@ def train_text_to_image(
     painter_seed = seed if painter_seed is None else painter_seed
     train_painter(work, encoder, vae, encoder_seed=seed, seed=painter_seed, settings=painter)
     folder = assemble_pipeline(work, out / "sd")
-    return measure_pipeline(folder, encoder_seed=seed, painter_seed=painter_seed, kind=kind, n=n)
+    return measure_pipeline(folder, encoder_seed=seed, painter_seed=painter_seed, text=text, kind=kind, n=n)
 
 
 def train_reader(
@@ -91,7 +91,7 @@ def train_reader(
     advice = "make the pipeline with vit-lens mini train-text"
     told = read_json(pipeline / "metrics.json", OutputError, advice)
     seed = int(told["encoder_seed"])
-    kept = {name: told[name] for name in ("kind", "factors") if name in told}
+    kept = {name: told[name] for name in ("kind", "factors", "text_steps") if name in told}
     painter_seed = seed if painter_seed is None else painter_seed
     loaded: Any = load_pipeline(pipeline)
     unet = train_painter(
@@ -137,12 +137,18 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
 
 
 def measure_pipeline(
-    folder: Path, *, encoder_seed: int, painter_seed: int, kind: TextKind = "clip", n: int = 1000
+    folder: Path,
+    *,
+    encoder_seed: int,
+    painter_seed: int,
+    text: TextSettings = _TEXT,
+    kind: TextKind = "clip",
+    n: int = 1000,
 ) -> dict[str, object]:
     """Measure the bars of the pipeline in ``folder``, and write them to its ``metrics.json``."""
     judge = SecondJudge.load(folder / "second_judge.safetensors")
     found = evaluate_painter(load_pipeline(folder), judge, encoder_seed=encoder_seed, n=n)
-    told = {"encoder_seed": encoder_seed, "painter_seed": painter_seed, "kind": kind, "factors": asdict(FACTORS[kind])}
-    metrics = {**told, **found}
+    made = {"kind": kind, "factors": asdict(FACTORS[kind]), "text_steps": text.n_steps}
+    metrics = {"encoder_seed": encoder_seed, "painter_seed": painter_seed, **made, **found}
     write_json(folder / "metrics.json", metrics)
     return metrics

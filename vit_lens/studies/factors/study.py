@@ -19,6 +19,7 @@ STEP = "along the chain, "
 """What the measures of differences begin with, before the measure whose differences they are."""
 
 _CHAIN: tuple[TextKind, ...] = tuple(FACTORS)
+_USUAL_STEPS = 700  # of encoders that do not say it
 _OF_CHAIN = ("kind", "factors")
 _NOTES = (
     "Every difference is of two kinds that are neighbours in the chain. Encoders with the same seeds in both are "
@@ -50,8 +51,12 @@ def factors_study(results: Sequence[StudyResult], *, command: str | None = None)
         raise StudyError(
             f"these results are of different prompts (seeds {', '.join(seeds)}): run the study with one --prompt-seed"
         )
+    if len(lengths := sorted({result.setup.get("text_steps") or _USUAL_STEPS for result in results})) > 1:
+        raise StudyError(
+            f"these encoders were trained for {' and '.join(map(str, lengths))} steps: compare kinds of one budget"
+        )
     kinds = _by_kind(results)
-    steps = [(a, b) for a, b in pairwise(_CHAIN) if a in kinds and b in kinds]
+    steps: list[tuple[TextKind, TextKind]] = [(a, b) for a, b in pairwise(_CHAIN) if a in kinds and b in kinds]
     if not steps:
         raise StudyError(
             f"encoders of {', '.join(kinds)} alone: no two of these kinds differ in one factor. The chain is "
