@@ -25,16 +25,13 @@ def compare(
     out: flags.Out = Path("vit-lens-study-compare"),
 ) -> None:
     """Which words are there? Pictures, attention, logit and tuned lens, probes, against words that were erased."""
-    from vit_lens.studies.compare.figures import area_curves, prompt_sheet
+    from vit_lens.studies.compare.figures import figures_of, prompt_sheet
     from vit_lens.studies.compare.methods import chosen_methods
     from vit_lens.studies.compare.pictures import shown_pictures
-    from vit_lens.studies.compare.study import AUC
     from vit_lens.studies.compare.study import compare_study as run
-    from vit_lens.studies.score_figures import score_figure
 
     methods = chosen_methods(method or (), skip or ())
     setup, asked = study.open(out, {"single": n})
     result = run(setup, asked, methods=methods, n_fit=n_fit, command=intake.command_line())
     pictures = shown_pictures(setup, asked) if any(one.name == "diffusion lens" for one in methods) else {}
-    figures = {"areas": area_curves(result), "scores": score_figure(result.frame(), AUC)}
-    parts.finish(result, out, figures | {"prompt": prompt_sheet(result.frame("items"), pictures)})
+    parts.finish(result, out, figures_of(result) | {"prompt": prompt_sheet(result.frame("items"), pictures)})

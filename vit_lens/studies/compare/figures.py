@@ -1,6 +1,6 @@
 """Areas by layer for every method, and a sheet of what the methods say of one prompt."""
 
-__all__ = ["area_curves", "prompt_sheet"]
+__all__ = ["area_curves", "figures_of", "prompt_sheet"]
 
 import html
 import textwrap
@@ -17,8 +17,14 @@ from vit_lens.studies.compare.scoring import KINDS
 from vit_lens.studies.compare.study import AUC
 from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.layer_figures import curves_by_layer
+from vit_lens.studies.score_figures import score_figure
 
 _ROW = 62
+
+
+def figures_of(result: StudyResult) -> dict[str, go.Figure]:
+    """Return the figures of a result, of one encoder or pooled, by name."""
+    return {"areas": area_curves(result), "scores": score_figure(result.frame(), AUC)}
 
 
 def area_curves(result: StudyResult) -> go.Figure:
@@ -33,7 +39,7 @@ def area_curves(result: StudyResult) -> go.Figure:
     said = [f"{one.reading} {one.estimate}" for one in sorted(scores, key=lambda one: -(one.estimate.value or 0.0))]
     title = f"Words that are there are told from erased ones best by {said[0]}" if said else "No area is defined"
     title += f", least by {said[-1]}" if len(said) > 1 else ""
-    title += f" (AUC, mean over layers; n = {int(curves['n'].iloc[0])} prompts)"
+    title += f" (AUC, mean over layers; n = {scores[0].n} {scores[0].unit})" if scores else ""
     figure = curves_by_layer(
         rows, panel="method", line="asked", value="area", title=title, said="AUC", dotted=KINDS[1:]
     )  # fmt: skip

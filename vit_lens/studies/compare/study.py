@@ -1,6 +1,6 @@
 """Compare: by how many methods one can tell which words are in a state, held to words that were erased from it."""
 
-__all__ = ["AUC", "HEADLINES", "compare_study"]
+__all__ = ["AUC", "AVERAGED", "HEADLINES", "compare_study"]
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +22,7 @@ AUC = "AUC of words that are there against erased ones, mean over layers 1 to L"
 _MEASURES = {OWN: AUC, **{kind: f"placebo, {kind}: AUC, mean over layers 1 to L" for kind in KINDS[1:]}}
 BY_CLASS = "AUC within one class of words, mean over layers 1 to L"
 HEADLINES = (AUC,)
+AVERAGED = ("curves",)
 _NULL, _STREAM, _SHOWN = "labels shuffled within each prompt", 17, 3
 
 
