@@ -19,13 +19,13 @@ N = 4
 
 def setup_of(out, dtype=torch.float32, **changes):
     from vit_lens.decoders import PromptEncoder, TextDecoder
-    from vit_lens.studies.scene_judges import ExactJudge
+    from vit_lens.studies.scene_judges import ExactSceneJudge
     from vit_lens.studies.text_setup import TextSetup
 
     decoder = TextDecoder.from_pretrained("mini-sd")
     given = {"lexicon": Lexicon(0), "settings": decoder.settings(steps=2), "noise": (3, 1), "seed": 5} | changes
     reader = PromptEncoder.from_pretrained("mini-sd", dtype=dtype)
-    return TextSetup(reader=reader, decoder=decoder, judge=ExactJudge(), out=out, **given)
+    return TextSetup(reader=reader, decoder=decoder, judge=ExactSceneJudge(), out=out, **given)
 
 
 @pytest.fixture(scope="module")

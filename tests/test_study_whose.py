@@ -587,5 +587,7 @@ def test_the_command_runs_resumes_and_draws(vit_lens, tmp_path, readers):
     assert (out / "result.json").is_file() and len(list(out.glob("layers-*.html"))) == 5
     assert "n = 2 prompts" in (out / "layers-0.html").read_text()
     assert vit_lens("study", "whose", *few, "--reader", f"h0={readers / 'h0'}")[0] == 0
+    status, output, error = vit_lens("study", "whose", *few, "--prompt-table", "own.csv")
+    assert status != 0 and "--prompt-table own.csv: study whose fits maps" in error and not output
     status, output, error = vit_lens("study", "whose", *few, "--reader", f"h4={readers / 'h0'}")
     assert status != 0 and "reads 0, and its name says 4" in error and not output

@@ -90,6 +90,18 @@ class TextStudy:
         )  # fmt: skip
         return setup, asked or []
 
+    def refuse_table(self, why: str) -> None:
+        """Raise where prompts of one's own are given to a study of the embedded world's.
+
+        Args:
+            why: What the study needs that a table of prompts does not say.
+
+        Raises:
+            StudyError: There is a table.
+        """
+        if self.prompt_table is not None:
+            raise StudyError(f"--prompt-table {self.prompt_table}: {why}; leave it, and give a model of the world")
+
     def _metrics(self) -> dict[str, Any] | None:
         """Return what the metrics of an embedded encoder say, its seed at least; None for another pipeline."""
         from vit_lens.files import read_json

@@ -30,6 +30,7 @@ def compare(
     from vit_lens.studies.compare.pictures import shown_pictures
     from vit_lens.studies.compare.study import compare_study as run
 
+    study.refuse_table("study compare erases words by class, and a table of prompts does not say the classes")
     methods = chosen_methods(method or (), skip or ())
     setup, asked = study.open(out, {"single": n})
     result = run(setup, asked, methods=methods, n_fit=n_fit, command=intake.command_line())

@@ -33,6 +33,7 @@ def whose(
     from vit_lens.studies.whose.other_layers import open_reader
     from vit_lens.studies.whose.study import whose_study as run
 
+    study.refuse_table("study whose fits maps and probes on sentences of the embedded world, whose truth it knows")
     kinds = {"single": n, "pair, head first": n, "pair, fronted": n}
     setup, asked = study.open(out, kinds | {"common name": n_names - n_names // 2, "rare name": n_names // 2})
     where = {"dtype": flags.torch_dtype(study.decoder_dtype), "device": flags.torch_device(study.device)}
