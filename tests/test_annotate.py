@@ -268,6 +268,18 @@ def test_kappa_of_the_textbook():
     assert round(found.value, 3) == 0.210 and found.low < found.value < found.high
 
 
+def test_kappa_s_interval_draws_groups_of_items_that_depend_on_each_other():
+    """Four pictures of one prompt, all alike, say no more than one: the interval is that of the prompts."""
+    from vit_lens.studies.annotate import fleiss_kappa
+
+    repeated, prompts = np.repeat(FLEISS, 4, axis=0), np.repeat(np.arange(len(FLEISS)), 4).tolist()
+    grouped, single = fleiss_kappa(repeated, groups=prompts), fleiss_kappa(FLEISS)
+    assert (grouped.value, grouped.low, grouped.high) == pytest.approx((single.value, single.low, single.high))
+    naive = fleiss_kappa(repeated)
+    assert naive.high - naive.low < 0.7 * (single.high - single.low)
+    assert fleiss_kappa(FLEISS, groups=["a", "b"] * 5).low is None
+
+
 def test_kappa_with_unequal_numbers_of_ratings_is_that_of_all_pairs():
     from vit_lens.studies.annotate import fleiss_kappa
     from vit_lens.studies.annotate.kappa import raw_agreement

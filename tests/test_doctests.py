@@ -22,8 +22,8 @@ UNSHOWN = {
     "report": ("write_page",),
     # A study runs for minutes; its command and docs/trust.md show it.
     "studies": (
-        "content_study", "decoders_study", "faithfulness_study", "importance_study", "overlay_study", "planted_study",
-        "reach_study",
+        "content_study", "decoders_study", "factors_study", "faithfulness_study", "importance_study", "overlay_study",
+        "planted_study", "reach_study",
     ),
     # What a control is made of and with, which docs/controls.md does; and the three that there are.
     "controls": {"CovarianceMatched", "Material", "OtherImage", "RandomDirection", "control", "stand_in"},
@@ -49,7 +49,7 @@ UNSHOWN = {
     "files": {"file_tensors"},
     # Parts and read-outs, which docs/own_tower.md builds a tower from.
     "towers": {
-        "AllTokens", "AttentionPool", "AttentionPooling", "EndOfText", "MeanOfPatches", "PooledMean",
+        "MLP", "AllTokens", "AttentionPool", "AttentionPooling", "EndOfText", "MeanOfPatches", "PooledMean",
         "TransformerBlock",
     },
     # A family is a file: tests/test_families.py has a whole one. Reading every tower of open_clip takes long.

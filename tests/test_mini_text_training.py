@@ -346,8 +346,11 @@ def test_studies_read_the_kind_and_a_t5_is_swept_like_another(t5_trained, traine
         with pytest.raises(StudyError, match=wrong):
             TextStudy(model=str(old)).open(tmp_path / "b", kinds)
     (old / "metrics.json").unlink()
-    (tmp_path / "asked.csv").write_text("prompt,kind,part,question\na red star,simple,star,Is there a star?\n")
-    other, _ = TextStudy(model=str(old), prompts=tmp_path / "asked.csv").open(tmp_path / "b", kinds)
+    (tmp_path / "asked.csv").write_text(
+        "prompt,kind,part,question,caption,alternatives\na red star,simple,star,Is there a star?,a star,a ring\n"
+    )
+    own = TextStudy(model=str(old), prompt_table=tmp_path / "asked.csv", judge="clip:mini")
+    other, _ = own.open(tmp_path / "b", kinds)
     assert other.describe()["kind"] is other.describe()["encoder_seed"] is None
 
 

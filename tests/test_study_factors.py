@@ -123,7 +123,11 @@ def test_few_encoders_are_described_and_a_single_one_has_no_interval():
 def test_headline_measures_alone_are_compared():
     """As the protocol decides by them; others are the study's own business."""
     measures = (*HEADLINES, "another")
-    made = [result(kind, seed, (0.1, 0.2, 0.3, 0.4), measures=measures) for kind in KINDS[:2] for seed in (1, 2)]
+    made = [
+        result(kind, seed, [k / 10 for k in range(len(measures))], measures=measures)
+        for kind in KINDS[:2]
+        for seed in (1, 2)
+    ]
     assert {score.measure.removeprefix(STEP) for score in factors_study(made).scores} == set(HEADLINES)
 
 

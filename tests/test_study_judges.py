@@ -158,7 +158,7 @@ def test_what_a_judge_cannot_be_asked_is_refused_before_anything_is_drawn(pipeli
     table = tmp_path / "asked.csv"
     table.write_text(ORDER)
     for judge, said in (
-        ("exact", "is no sentence of it; take --judge clip:NAME or vqa:DIR"),
+        ("exact", "was not drawn from it; take --judge clip:NAME or vqa:DIR"),
         ("clip:mini", "has no alternatives, and a CLIP can only choose"),
         ("blip", "--judge blip: expected exact, second, clip:NAME or vqa:DIR"),
         (f"vqa:{tmp_path}", "holds no config.json"),

@@ -454,4 +454,4 @@ def test_options_that_do_not_go_together(tmp_path, vit_lens):
     assert status == 2 and "--parser goes with --captions" in err
     path.write_text(conllu(*CAPTIONS))
     status, _, err = vit_lens("study", "order", "--captions", path, "--parser", "conllu", "--out", tmp_path / "o")
-    assert status == 2 and "is no sentence of it; take --judge" in " ".join(err.split())
+    assert status == 2 and "was not drawn from it; take --judge" in " ".join(err.split())

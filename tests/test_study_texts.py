@@ -239,7 +239,7 @@ def test_a_command_runs_resumes_and_draws(vit_lens, tmp_path, study):
     ("given", "said"),
     [
         (["--model", "elsewhere"], "none of the embedded world"),
-        (["--judge", "second opinion"], "expected exact or second"),
+        (["--judge", "second opinion"], "expected exact, second, clip:NAME or vqa:DIR"),
         (["--prompt-table", "no.csv"], "cannot be read"),
         (["--decoder-seed", "1", "--decoder-seed", "1"], "different seeds"),
         (["--steps", "0"], "steps"),
@@ -267,7 +267,8 @@ def test_curves_of_compounds_have_the_product_of_parts_and_a_title_that_says_wha
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "word"), [(-2.0, -1.0, "later"), (-1.0, 1.0, "same"), (1.0, 2.0, "earlier"), (None, None, "same")]
+    ("low", "high", "word"),
+    [(-2.0, -1.0, "later"), (-1.0, 1.0, "same"), (1.0, 2.0, "earlier"), (None, None, "too few to say")],
 )
 def test_a_finding_is_said_by_where_its_interval_lies(low, high, word):
     from vit_lens.studies.findings import Score

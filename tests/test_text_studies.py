@@ -57,7 +57,7 @@ def test_a_judge_says_every_part_of_a_true_picture_is_there_and_knows_a_changed_
     assert found["layout"] == found["both there"] == found["head there"] == found["other there"] == 1
     assert found["scene"] == found["object 1"] == found["object 2"] == 0
     other = Asked(prompt="a can", kind="simple", questions={"object": "?"})
-    with pytest.raises(StudyError, match="no sentence of it"):
+    with pytest.raises(StudyError, match="was not drawn from it"):
         judge.right(looked, [other] * 2, "object")
 
 

@@ -119,3 +119,19 @@ def test_the_verdict_is_the_command_lines_default():
 
     use = PAGES["trust"].split("**What to use.**")[1].split("\n\n")[0]
     assert f"`{DEFAULT_LENSES[0]}`" in use
+
+
+def test_what_the_page_of_texts_says_beyond_its_tables():
+    """Of compounds without places, and of textures in pairs: worked out from the encoders' own curves and scores."""
+    page, found = " ".join(PAGES["trust_text"].split()), of_encoders("text/composition")
+    half = "half-rise above mismatched prompts"
+    for kind, word in (("pair, head first", "head first"), ("pair, fronted", "fronted")):
+        gaps, later = [], []
+        for one in found:
+            curves = one.frame("curves").set_index(["kind", "part"])["accuracy"]
+            both, head, other = (curves[kind, f"{part} there"].to_numpy() for part in ("both", "head", "other"))
+            gaps.append(float((both - head * other)[1:-1].mean()))
+            pair = [one.score(half, f"{name}: texture 1", "decoded").estimate.value for name in (kind, "single")]
+            later.append(pair[0] - pair[1])
+        assert f"{told(across_encoders(gaps))} {word}" in page and max(gaps) < 0 < min(later)
+        assert told(across_encoders(later)) in page

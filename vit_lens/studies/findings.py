@@ -1,6 +1,6 @@
 """What a study found: scores beside their intervals, nulls and controls, with what is needed to make it again."""
 
-__all__ = ["Null", "Score", "StudyResult", "load_result"]
+__all__ = ["LEAST_ENCODERS", "Null", "Score", "StudyResult", "load_result"]
 
 import json
 import math
@@ -23,6 +23,8 @@ from vit_lens.studies.statistics import Estimate
 if TYPE_CHECKING:
     import pandas as pd
 
+LEAST_ENCODERS = 6
+"""How many text encoders allow an inference; the encoder is the unit."""
 _FORMAT = "vit_lens.study.1"
 _PACKAGES = ("torch", "diffusers", "transformers", "transformer-lens", "numpy", "scipy")
 
@@ -172,13 +174,20 @@ class StudyResult:
         """Return the scores in words, those of some measures or all, and the notes."""
         found = dict.fromkeys(score.measure for score in self.scores)
         shown = [measure for measure in found if measures is None or measure in measures]
-        lines = [f"study {self.study}: {self.setup.get('encoder', '')}, seed {self.setup.get('seed', '')}"]
+        seed = f", seed {self.setup['seed']}" if "seed" in self.setup else ""
+        lines = [f"study {self.study}: {self.setup.get('encoder', '')}{seed}", *self._descriptive()]
         for measure in shown:
             lines += ["", measure]
             lines += [f"  {score}" for score in self.scores if score.measure == measure]
         if len(shown) < len(found):
             lines += ["", f"{len(found) - len(shown)} other measures: see scores.csv"]
         return "\n".join([*lines, "", *self.notes])
+
+    def _descriptive(self) -> list[str]:
+        """Say that so few text encoders, which the protocol of their studies counts, are described and no more."""
+        n = len(self.setup.get("encoders", [self.setup]))
+        is_few = "format" in self.setup and n < LEAST_ENCODERS
+        return [f"descriptive: n = {n} of at least {LEAST_ENCODERS} encoders that are inferred from"] if is_few else []
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, None where something is undefined."""

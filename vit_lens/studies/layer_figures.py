@@ -77,12 +77,12 @@ def curves_by_layer(
 
 
 def finding(score: Score, *, below: str, open_: str, above: str) -> str:
-    """Return what a score says, by where its interval lies: below 0, on both sides of it, or above.
+    """Return what a score says, by where its interval lies: below 0, around it or above; nothing without one.
 
     Args:
         score: The score.
         below: What it means that the whole interval lies below 0.
-        open_: What it means that 0 is in it, or that there is none.
+        open_: What it means that 0 is in it.
         above: What it means that it lies above 0.
 
     >>> from vit_lens.studies.layer_figures import finding
@@ -94,5 +94,7 @@ def finding(score: Score, *, below: str, open_: str, above: str) -> str:
     'earlier: +0.70 [+0.60, +0.80], n = 50 prompts'
     """
     low, high = score.estimate.low, score.estimate.high
-    word = open_ if low is None or high is None or low <= 0 <= high else (above if low > 0 else below)
-    return f"{word}: {score.estimate}, n = {score.n} {score.unit}"
+    said = f"{score.estimate}, n = {score.n} {score.unit}"
+    if low is None or high is None:
+        return f"too few to say: {said}"
+    return f"{open_ if low <= 0 <= high else above if low > 0 else below}: {said}"

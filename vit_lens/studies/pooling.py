@@ -110,6 +110,8 @@ def check_poolable(results: Sequence[StudyResult]) -> None:
     prints = [result.setup.get("fingerprint") for result in results]
     if len(set(prints)) < len(prints):
         raise StudyError("an encoder comes twice; each counts once")
+    if wholes := [one.setup.get("encoder") for one in results if "encoders" in one.setup]:
+        raise StudyError(f"a result of {wholes[0]} is pooled already; give the results of single encoders")
     first, names = results[0], {(s.measure, s.reading, s.level) for s in results[0].scores}
     for other in results[1:]:
         own = {(s.measure, s.reading, s.level) for s in other.scores}
@@ -134,7 +136,10 @@ def _notes(results: Sequence[StudyResult], comparisons: int) -> tuple[str, ...]:
     """Return the notes that all results share, and those of single encoders by name."""
     shared = [note for note in results[0].notes if all(note in result.notes for result in results)]
     own = [f"{r.setup.get('encoder')}: {note}" for r in results for note in r.notes if note not in shared]
-    first = f"Pooled over {len(results)} encoders; intervals by Student's t over encoders."
+    first = (
+        f"Pooled over {len(results)} encoders; intervals by Student's t over encoders, whatever a note says of one. A "
+        "null's band is the widest of any encoder's, and not that of the mean."
+    )
     if comparisons > 1:
         first += (
             f" Corrected ones are at {100 * _corrected(comparisons):g}%, for {comparisons} comparisons (Bonferroni)."

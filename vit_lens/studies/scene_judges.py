@@ -55,7 +55,7 @@ class _World:
         """
         if strange := [one.prompt for one in asked if one.sentence is None]:
             raise StudyError(
-                f"judge {self.name} sees scenes of the embedded world, and {strange[0]!r} is no sentence of it; take "
+                f"judge {self.name} sees scenes of the embedded world, and {strange[0]!r} was not drawn from it; take "
                 "--judge clip:NAME or vqa:DIR"
             )
 

@@ -1,6 +1,6 @@
 """What every study of a text encoder starts from: both halves of a pipeline, prompts, and who looks at the pictures."""
 
-__all__ = ["TextSetup", "TrainedText", "is_descriptive"]
+__all__ = ["TextSetup", "TrainedText"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -133,8 +133,3 @@ class TextSetup:
             "noise_seeds": list(self.noise), "seed": self.seed,
             **(self.trained or TrainedText()).describe(),
         }  # fmt: skip
-
-
-def is_descriptive(n_encoders: int) -> bool:
-    """Whether so few encoders allow a description and no inference: the encoder is the unit, and six are asked for."""
-    return n_encoders < 6

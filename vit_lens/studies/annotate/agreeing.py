@@ -22,7 +22,7 @@ def agreement(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Return Fleiss' kappa by question, of all annotators and of every two.
 
     "Cannot tell" is a category of its own in rows that say so, and left out in the others. What is rated is a question
-    about a picture; intervals of 95 % are over these, drawn with replacement.
+    about a picture; intervals of 95 % are over prompts, drawn with replacement, each with all its pictures.
 
     Args:
         table: What :func:`vit_lens.studies.annotate.joined` returned.
@@ -48,8 +48,8 @@ def _row(table: pd.DataFrame, question: str, raters: Sequence[str], categories: 
     told = told if question == EVERY_QUESTION else told[told["question"] == question]
     unsure = float((told["answer"] == "unsure").mean()) if len(told) else None
     counted = told[told["answer"].isin(_CATEGORIES[categories])]
-    numbers = _counts(counted, _CATEGORIES[categories])
-    found = fleiss_kappa(numbers, seed=seed)
+    numbers, prompts = _counts(counted, _CATEGORIES[categories])
+    found = fleiss_kappa(numbers, seed=seed, groups=prompts)
     raw, n = raw_agreement(numbers)
     return {
         "question": question, "raters": ", ".join(raters), "categories": categories, "kappa": found.value,
@@ -57,8 +57,10 @@ def _row(table: pd.DataFrame, question: str, raters: Sequence[str], categories: 
     }  # fmt: skip
 
 
-def _counts(told: pd.DataFrame, categories: Sequence[str]) -> Int[np.ndarray, "rated category"]:
+def _counts(told: pd.DataFrame, categories: Sequence[str]) -> tuple[Int[np.ndarray, "rated category"], list[str]]:
+    """Count the ratings of each picture and question in each category; return them, and the prompt of each."""
     places = told.groupby(["item", "question"], sort=True).ngroup().to_numpy()
     counts = np.zeros((len(set(places)), len(categories)), dtype=np.int64)
     np.add.at(counts, (places, [categories.index(answer) for answer in told["answer"]]), 1)
-    return counts
+    prompts = dict(zip(places.tolist(), told["prompt"], strict=True))
+    return counts, [prompts[place] for place in range(len(counts))]

@@ -2,6 +2,8 @@
 
 __all__ = ["fleiss_kappa", "raw_agreement"]
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -10,8 +12,10 @@ from vit_lens.estimates import Estimate, bootstrap
 _FEW = "fewer than two ratings of every item; kappa needs two raters"
 
 
-def fleiss_kappa(counts: Int[np.ndarray, "item category"], *, seed: int = 0) -> Estimate:
-    r"""Return Fleiss' kappa and its percentile interval over items drawn with replacement.
+def fleiss_kappa(
+    counts: Int[np.ndarray, "item category"], *, seed: int = 0, groups: Sequence[Hashable] | None = None
+) -> Estimate:
+    r"""Return Fleiss' kappa and its percentile interval over items, or groups of items, drawn with replacement.
 
     Fleiss 1971, ``(P - P_e) / (1 - P_e)``. ``P`` is the chance that two different ratings of an item are equal, mean
     over items; ``P_e`` that two ratings are that are drawn each of an item of its own: the sum of squares of the shares
@@ -21,6 +25,8 @@ def fleiss_kappa(counts: Int[np.ndarray, "item category"], *, seed: int = 0) -> 
     Args:
         counts: How many ratings of an item fall into a category.
         seed: Of the draws of items.
+        groups: The group of each item, such as its prompt, where those of one group depend on each other: groups are
+            drawn then, each with all its items. None where every item stands for itself.
 
     Returns:
         The estimate; undefined, with a reason, where no item has two ratings, or all ratings are the same.
@@ -40,7 +46,10 @@ def fleiss_kappa(counts: Int[np.ndarray, "item category"], *, seed: int = 0) -> 
         by_chance = float((shares[items].mean(axis=0) ** 2).sum())
         return None if by_chance > 1 - 1e-12 else (float(agreed[items].mean()) - by_chance) / (1 - by_chance)
 
-    return bootstrap(kappa, len(agreed), seed=seed)
+    rated = np.flatnonzero(counts.sum(axis=1) >= 2)
+    own = rated.tolist() if groups is None else [groups[int(item)] for item in rated]
+    members = [np.flatnonzero([one == group for one in own]) for group in dict.fromkeys(own)]
+    return bootstrap(lambda drawn: kappa(np.concatenate([members[k] for k in drawn])), len(members), seed=seed)
 
 
 def raw_agreement(counts: Int[np.ndarray, "item category"]) -> tuple[float | None, int]:

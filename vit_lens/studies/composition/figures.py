@@ -32,20 +32,21 @@ def composition_figure(result: StudyResult, kind: str) -> go.Figure:
     own = curves[curves["kind"] == kind]
     compounds: Mapping[str, Sequence[str]] = result.options["compounds"]
     scores = [s for s in result.scores if s.measure == GAP and s.reading.startswith(f"{kind}: ")]
+    products = result.frame("compounds")
     rows = []
     for score in scores:
         compound = score.reading.removeprefix(f"{kind}: ")
+        both = products[(products["kind"] == kind) & (products["compound"] == compound)]
         of = {str(name): list(some["accuracy"]) for name, some in own.groupby("part", sort=False)}
-        parts = [name for name in compounds[compound] if name in of]
-        product = pd.DataFrame({name: of[name] for name in parts}).prod(axis=1)
-        lines = {_WHOLE: of[compound], _PRODUCT: product} | {name: of[name] for name in parts}
+        lines = {name: list(both[name]) for name in (_WHOLE, _PRODUCT)}
+        lines |= {name: of[name] for name in compounds[compound] if name in of}
         rows += [
             {"compound": compound, "line": line, "accuracy": float(value)}
             for line, values in lines.items()
             for value in values
         ]
     said = finding(
-        scores[0], below="is later than its parts make it", open_="is not later than its parts make it",
+        scores[0], below="is later than its parts make it", open_="was not seen to be later than its parts make it",
         above="is there more often than its parts by themselves would be",
     )  # fmt: skip
     title = f"{kind}: the {scores[0].reading.removeprefix(f'{kind}: ')} {said}"

@@ -26,7 +26,7 @@ GAP = "observed minus product of parts, layers before the last"
 HALF = "half-rise above mismatched prompts"
 LAST = "accuracy above mismatched prompts, last layer"
 HEADLINES = (GAP, HALF)
-AVERAGED = ("curves",)
+AVERAGED = ("curves", "compounds")
 
 _STREAM = 11
 _STATISTICS: dict[str, Callable[[np.ndarray], float | None]] = {
@@ -65,8 +65,9 @@ def composition_study(
         StudyError: No prompt has a compound with two parts, or a kind has a single prompt.
     """
     known = COMPOUNDS if compounds is None else compounds
+    _check(asked, known)
     answers = setup.answers("layers", asked)
-    scores, rows = [], []
+    scores, rows, products = [], [], []
     for kind, found in answers.items():
         rows += _curves(kind, found)
         for part in found.parts:
@@ -76,18 +77,25 @@ def composition_study(
             if compound in found.parts and len(own) > 1:
                 generator = setup.generator(_STREAM, number)
                 scores.append(_gap(kind, compound, own, found, generator, n_shuffles))
-    if not any(score.measure == GAP for score in scores):
-        raise StudyError(
-            f"no prompt has a compound with two parts or more ({', '.join(known)}): there is nothing to compose"
-        )
+                products += _products(kind, compound, own, found)
     return StudyResult(
         study="composition", setup=setup.describe(), scores=tuple(scores), command=command,
         options={
             "kinds": {kind: len(found.prompts) for kind, found in answers.items()}, "n_shuffles": n_shuffles,
             "compounds": {name: list(parts) for name, parts in known.items()},
         },
-        tables={"curves": rows}, notes=_NOTES,
+        tables={"curves": rows, "compounds": products}, notes=_NOTES,
     )  # fmt: skip
+
+
+def _check(asked: Sequence[Asked], compounds: Mapping[str, Sequence[str]]) -> None:
+    for one in asked:
+        if any(name in one.parts and len(set(parts) & set(one.parts)) > 1 for name, parts in compounds.items()):
+            return
+    raise StudyError(
+        f"no prompt has a compound with two parts or more ({', '.join(compounds)}): there is nothing to compose. A "
+        "compound is a part of its own: a table asks for scene beside layout, object 1 and object 2"
+    )
 
 
 def _gap(
@@ -110,6 +118,17 @@ def _gap(
         unit="prompts", nulls={"parts of other prompts": Null.of(draws)},
         controls={"all parts at once minus product": gap(np.arange(n), joint)},
     )  # fmt: skip
+
+
+def _products(kind: str, compound: str, parts: list[str], found: LayerAnswers) -> Iterator[dict[str, Any]]:
+    """Give each layer of a compound: the share of pictures with the whole, and the product of its parts' shares."""
+    product = np.prod([found.of(part).mean((0, 1)) for part in parts], axis=0)
+    whole = found.of(compound).mean((0, 1))
+    for site, share, of_parts in zip(found.sites, whole, product, strict=True):
+        yield {
+            "kind": kind, "compound": compound, "site": site, "the whole": round(float(share), 5),
+            "product of its parts": round(float(of_parts), 5),
+        }  # fmt: skip
 
 
 def _emergence(kind: str, part: str, found: LayerAnswers) -> Iterator[Score]:

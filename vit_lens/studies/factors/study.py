@@ -9,11 +9,10 @@ from typing import Any
 
 from vit_lens.errors import StudyError
 from vit_lens.mini import FACTORS, TextKind
-from vit_lens.studies.findings import Score, StudyResult
+from vit_lens.studies.findings import LEAST_ENCODERS, Score, StudyResult
 from vit_lens.studies.headlines import headlines
 from vit_lens.studies.pooling import check_poolable, kind_of, pool
 from vit_lens.studies.statistics import Estimate, across_encoders, between_encoders
-from vit_lens.studies.text_setup import is_descriptive
 
 STEP = "along the chain, "
 """What the measures of differences begin with, before the measure whose differences they are."""
@@ -144,7 +143,7 @@ def _each(kinds: Mapping[TextKind, Sequence[StudyResult]], keys: Sequence[_Key])
 
 
 def _said(kinds: Mapping[TextKind, Sequence[StudyResult]], results: Sequence[StudyResult]) -> Iterator[str]:
-    few = [f"{len(own)} of {kind}" for kind, own in kinds.items() if is_descriptive(len(own))]
+    few = [f"{len(own)} of {kind}" for kind, own in kinds.items() if len(own) < LEAST_ENCODERS]
     if few:
         yield f"Descriptive: the encoder is the unit, and six of a kind are asked for; there are {', '.join(few)}."
     if older := sum("kind" not in result.setup for result in results):
