@@ -50,6 +50,15 @@ def with_answers(setup, found):
     return Looked(**{name: getattr(setup, name) for name in setup.__dataclass_fields__})
 
 
+def asked_of(found):
+    """The prompts that the answers are of."""
+    return [
+        Asked(prompt=prompt, kind=kind, questions=dict.fromkeys(one.parts, ""))
+        for kind, one in found.items()
+        for prompt in one.prompts
+    ]
+
+
 # ---- composition
 
 
@@ -58,7 +67,7 @@ def test_the_gap_is_observed_minus_product_counted_one_by_one(setup):
 
     parts = ("scene", "layout", "object 1", "object 2", "colour 1", "shape 1")
     found = {"pair": answers("pair", parts), "single": answers("single", ("object 1", "colour 1", "shape 1"), seed=1)}
-    result = composition_study(with_answers(setup, found), [], n_shuffles=300)
+    result = composition_study(with_answers(setup, found), asked_of(found), n_shuffles=300)
     for kind, compound, of in (
         ("pair", "scene", ("layout", "object 1", "object 2")), ("pair", "object 1", ("colour 1", "shape 1")),
         ("single", "object 1", ("colour 1", "shape 1")),
@@ -94,7 +103,7 @@ def test_a_compound_that_is_late_is_told_from_one_that_is_a_conjunction(setup):
             parts=("object 1", "colour 1", "shape 1"), right=right, mismatched=right * 0,
             residual=np.zeros(right.shape[:3]),
         )}  # fmt: skip
-        estimate = composition_study(with_answers(setup, found), [], n_shuffles=2).score(
+        estimate = composition_study(with_answers(setup, found), asked_of(found), n_shuffles=2).score(
             GAP, "pair: object 1", "decoded"
         ).estimate  # fmt: skip
         assert estimate.value == pytest.approx(expected, abs=0.02)
@@ -256,11 +265,11 @@ def test_curves_of_compounds_have_the_product_of_parts_and_a_title_that_says_wha
     from vit_lens.studies.composition.study import GAP, composition_study
 
     found = answers("pair", ("scene", "layout", "object 1"))
-    result = composition_study(with_answers(setup, {"pair": found}), [], n_shuffles=5)
+    result = composition_study(with_answers(setup, {"pair": found}), asked_of({"pair": found}), n_shuffles=5)
     figure = composition_figure(result, "pair")
     lines = {line.name: np.array(line.y, dtype=float) for line in figure.data}
     curves = result.frame("curves").pivot(index="site", columns="part", values="accuracy").loc[list(found.sites)]
-    assert lines["product of its parts"] == pytest.approx((curves["layout"] * curves["object 1"]).to_numpy())
+    assert lines["product of its parts"] == pytest.approx((curves["layout"] * curves["object 1"]).to_numpy(), abs=1e-5)
     assert lines["the whole"] == pytest.approx(curves["scene"].to_numpy())
     assert str(result.score(GAP, "pair: scene", "decoded").estimate) in figure.layout.title.text
     assert {line.name: line.line.dash for line in figure.data}["product of its parts"] == "dot"
@@ -288,7 +297,7 @@ def test_curves_are_averaged_over_encoders_and_drawn_as_of_one(setup):
 
     def one(seed):
         found = answers("pair", ("scene", "layout", "object 1"), seed=seed)
-        result = composition_study(with_answers(setup, {"pair": found}), [], n_shuffles=5)
+        result = composition_study(with_answers(setup, {"pair": found}), asked_of({"pair": found}), n_shuffles=5)
         return replace(result, setup={**result.setup, "encoder": f"e{seed}", "fingerprint": f"e{seed}"})
 
     parts = [one(seed) for seed in (1, 2, 3)]
