@@ -409,3 +409,14 @@ def test_lower_bound_is_wilsons():
     assert text_evaluate.lower_bound(81, 263) == pytest.approx(0.2553, abs=5e-5)
     assert text_evaluate.lower_bound(15, 148) == pytest.approx(0.0624, abs=5e-5)
     assert text_evaluate.lower_bound(400, 400) < 1
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    from vit_lens.errors import OutputError
+    from vit_lens.mini import still_life
+    from vit_lens.mini.training.text_encoder import train_text
+
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(still_life, "sample", lambda *_, **__: pytest.fail("a step was taken"))
+    with pytest.raises(OutputError, match="file"):
+        train_text(tmp_path / "file" / "out", seed=1, settings=TEXT)

@@ -222,6 +222,7 @@ def test_numbers_of_an_earlier_run_are_kept(tmp_path):
         ({"decoder": False}, "decoder is "),
         ({"shard": {"index": 0, "of": 2, "n_rows": 0, "rows": []}}, r'shard is null on disk, \{"index": 0, "of": 2, '),
         ({"readings": [factory.PLAIN]}, "readings is "),
+        ({"readings": [*factory.READINGS, *factory.READINGS]}, "readings is a list of 3 on disk, of 6 now"),
         ({"readings": [factory.PLAIN, *factory.READINGS[:2]]}, r'readings\[0\].id is "dsl-.* on disk, "diffusion-'),
         ({"machine": "cuda"}, 'machine is "cpu" on disk, "cuda" now'),
         ({"columns": {"row": "int"}}, "columns"),

@@ -535,3 +535,21 @@ def test_what_cannot_be_run_is_told_before_anything_is_loaded(options, said, tmp
     study = Study(model="no/such-model", **options)
     with pytest.raises(VitLensError, match=said):
         open_setup(study, StudyImages.split(pictures(30), 6), tmp_path, lenses=study.lens or ["diffusion"])
+
+
+def test_a_pooled_result_is_not_pooled_again_with_what_it_is_made_of():
+    parts = [result(0.2, "a"), result(0.3, "b")]
+    with pytest.raises(StudyError, match="a result of 2 encoders is pooled already; give the results of single"):
+        pool([pool(parts), parts[0]])
+
+
+def test_few_text_encoders_are_called_descriptive():
+    from dataclasses import replace
+
+    def said(n):
+        of_text = [replace(result(0.2, str(k)), setup=result(0.2, str(k)).setup | {"format": "sd"}) for k in range(n)]
+        return str(pool(of_text) if n > 1 else of_text[0])
+
+    assert "descriptive: n = 1 of at least 6 encoders" in said(1) and "descriptive: n = 5 of" in said(5)
+    assert "descriptive" not in said(6) and "descriptive" not in str(result(0.2, "a"))
+    assert "widest of any encoder's" in said(6)

@@ -112,6 +112,8 @@ def test_wrong_kinds_and_too_many_are_refused():
         ask_of_world({"rare name": 33}, Lexicon(0), seed=0)
     with pytest.raises(StudyError, match="the world has about"):
         ask_of_world({"single": 10_000}, Lexicon(0), seed=0)
+    with pytest.raises(StudyError, match="100,000,000 prompts of kind 'single': a study takes 10,000 at most"):
+        ask_of_world({"single": 100_000_000}, Lexicon(0), seed=0)
 
 
 # ---- answers by layer

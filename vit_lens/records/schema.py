@@ -259,7 +259,11 @@ def differing(old: Any, new: Any, key: str, where: tuple[str, str] = ("on disk",
     if inner is not None:
         return next(filter(None, inner), "")
     key = {"batch_plan.n_rows": "the number of rows (other sites, inputs or seeds)"}.get(key, key)
-    return "" if old == new else f"{key} is {_short(old)} {where[0]}, {_short(new)} {where[1]}"
+    if old == new:
+        return ""
+    if _short(old) == _short(new) and isinstance(old, list) and isinstance(new, list):  # they begin alike
+        return f"{key} is a list of {len(old)} {where[0]}, of {len(new)} {where[1]}"
+    return f"{key} is {_short(old)} {where[0]}, {_short(new)} {where[1]}"
 
 
 def _misfit(value: Any, form: Any, where: str) -> str:

@@ -16,6 +16,8 @@ from vit_lens.mini import still_life
 _COLUMNS = ("prompt", "kind", "part", "question")
 _OPTIONAL = ("caption", "alternatives")
 _TRIES = 50
+_MOST = 10_000
+"""How many prompts of a kind are drawn at most; the world has fewer single objects and names."""
 _ATTRIBUTES = ("colour", "texture", "shape")
 
 
@@ -102,13 +104,15 @@ def ask_of_world(kinds: Mapping[str, int], lexicon: still_life.Lexicon, *, seed:
         seed: Of the prompts.
 
     Raises:
-        StudyError: A kind is none of these, or there are fewer names.
+        StudyError: A kind is none of these, there are fewer names, or too many prompts are asked for.
 
     >>> from vit_lens.mini.still_life import Lexicon
     >>> from vit_lens.studies.asked import ask_of_world
     >>> [(one.prompt, len(one.parts)) for one in ask_of_world({"single": 1, "rare name": 1}, Lexicon(0), seed=0)]
     [('a nice yellow shaded square', 4), ('a tul mip lar', 4)]
     """
+    if many := [kind for kind, n in kinds.items() if n > _MOST]:
+        raise StudyError(f"{kinds[many[0]]:,} prompts of kind {many[0]!r}: a study takes {_MOST:,} at most")
     makers = {"single": _singles, "pair, head first": _pairs, "pair, fronted": _pairs, "common name": _names,
               "rare name": _names}  # fmt: skip
     found = []

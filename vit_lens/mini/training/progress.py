@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_lens.errors import OutputError
-from vit_lens.files import damaged
+from vit_lens.files import damaged, make_directory
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +66,10 @@ def run_steps(
     """Call `step(i)` for the steps that are left, saving `parts` as it goes, and return the next step's number.
 
     A checkpoint made under other `settings` is refused. `stop_after` ends this call early, at that step;
-    only a call that `writes` saves anything.
+    only a call that `writes` saves anything. OutputError: the folder of the checkpoint cannot be made.
     """
+    if writes:
+        make_directory(checkpoint.parent)  # refused now, and not when the first steps are done
     first = _restore(parts, checkpoint, dict(settings))
     last = n_steps if stop_after is None else min(stop_after, n_steps)
     started = time.monotonic()

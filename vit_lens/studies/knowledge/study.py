@@ -69,8 +69,8 @@ def knowledge_study(
     names = _names(asked, common, rare)
     # First what takes seconds, and may be refused.
     runs = NameRuns.of_setup(setup, names, setup.generator(_PARTNERS))
-    own = trace(runs, progress=setup.progress)
     chosen = _chosen(plant, runs.tower.cfg.n_layers)
+    own = trace(runs, progress=setup.progress)
     planted: dict[int, Traced] = {}
     notes = _left_out(names, runs)
     for layer in chosen:
