@@ -136,7 +136,9 @@ def press(browser, *keys):
 
 
 def shown(browser):
-    part = lambda name: browser.find_element("id", name)  # noqa: E731
+    def part(name):
+        return browser.find_element("id", name)
+
     return part("count").text, part("question").text, part("picture").get_attribute("src")
 
 

@@ -50,17 +50,17 @@ def of_reading(reading: str, level: str, kinds: Kinds) -> Iterator[Score]:
     """Give the half-rise of every part under a reading, and its accuracy above chance at the last layer."""
     for kind, found in kinds.items():
         for part in found.parts:
-            right, chance = found.of(part), found.chance(part)
-            n, _, layers = right.shape
-            said = {"reading": f"{kind}: {part}", "level": level, "n": n, "unit": "prompts"}
-            yield Score(
-                measure=f"{HALF}, {reading}", estimate=jackknife(lambda rows: _half(found, part, rows), n, most=layers),  # noqa: B023
-                **said,
-            )  # fmt: skip
-            yield Score(
-                measure=f"{LAST}, {reading}", **said,
-                estimate=jackknife(lambda rows: float(excess(right[rows], chance[rows])[-1]), n, most=1.0),  # noqa: B023
-            )  # fmt: skip
+            yield from _of_part(reading, level, kind, found, part)
+
+
+def _of_part(reading: str, level: str, kind: str, found: LayerAnswers, part: str) -> Iterator[Score]:
+    right, chance = found.of(part), found.chance(part)
+    n, _, layers = right.shape
+    said: Any = {"reading": f"{kind}: {part}", "level": level, "n": n, "unit": "prompts"}
+    half = jackknife(lambda rows: _half(found, part, rows), n, most=layers)
+    yield Score(measure=f"{HALF}, {reading}", estimate=half, **said)
+    last = jackknife(lambda rows: float(excess(right[rows], chance[rows])[-1]), n, most=1.0)
+    yield Score(measure=f"{LAST}, {reading}", estimate=last, **said)
 
 
 def later(own: Kinds, other: Kinds, name: str, level: str) -> Iterator[Score]:
