@@ -346,7 +346,7 @@ def test_from_page_to_means_by_commands(record, vit_lens, tmp_path):
 
     status, out, err = vit_lens("annotate", "page", record.path, "--out", tmp_path / "p.html", "--sheet-seed", 3)
     assert status == 0, err
-    assert "8 pictures, 8 questions" in out and str(tmp_path / "p.key.json") in out
+    assert "pictures: 8, questions: 8" in out and str(tmp_path / "p.key.json") in out
     sheet = Sheet.load(tmp_path / "p.key.json")
     ada = factory.answered(tmp_path / "ada.csv", sheet, lambda item, _: "no" if item.control else "yes")
     bob = factory.answered(tmp_path / "bob.csv", sheet, lambda item, _: "unsure" if item.layer == 0 else "yes", "bob")

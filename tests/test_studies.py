@@ -272,6 +272,25 @@ def test_a_number_that_is_none_is_refused(tmp_path):
         load_result(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"n": -3}, "has n = -3"),
+        ({"n": 2.5}, "has n = 2.5"),
+        ({"estimate": {"value": 0.3, "low": 0.4, "high": 0.2, "why": None}}, "the interval 0.4 to 0.2 of 0.3"),
+        ({"estimate": {"value": 0.3, "low": 0.2, "high": None, "why": None}}, "the interval 0.2 to None of 0.3"),
+        ({"estimate": {"value": None, "low": 0.2, "high": 0.4, "why": None}}, "the interval 0.2 to 0.4 of None"),
+    ],
+)
+def test_numbers_that_no_study_writes_are_refused(tmp_path, damage, said):
+    path = result(0.3, "a").save(tmp_path)
+    found = json.loads(path.read_text())
+    found["scores"][0] |= damage
+    path.write_text(json.dumps(found))
+    with pytest.raises(StudyError, match=said):
+        load_result(tmp_path)
+
+
 def test_results_with_other_scores_are_not_pooled():
     from dataclasses import replace
 

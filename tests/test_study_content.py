@@ -235,7 +235,7 @@ def test_intervals_leave_one_base_out():
     high = scores_of(caused + 0.2 * shown[:, ::-1], caused)[AGREEMENT].estimate
     assert high.value < 1 == high.high  # no correlation is larger
     few = scores_of(shown[:4], caused[:4])[AGREEMENT].estimate
-    assert few.value is not None and few.low is None and "4 bases give no interval" in few.why
+    assert few.value is not None and few.low is None and "4 units give no interval" in few.why
 
 
 def test_constant_readings_are_undefined_and_say_so():

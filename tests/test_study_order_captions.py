@@ -112,7 +112,7 @@ def test_captions_a_line_and_as_coco_has_them(tmp_path):
 
 def test_parsers_and_files_that_do_not_go_together(tmp_path, monkeypatch):
     (tmp_path / "c.txt").write_text("a dog")
-    for parser, said in (("stanca", "nearest: 'stanza'"), ("conllu", "go together"), ("conllu:x", "expected stanza")):
+    for parser, said in (("stanca", "nearest: 'stanza'"), ("conllu", "go together"), ("conllu:x", "has no model")):
         with pytest.raises(StudyError, match=said):
             parse_captions(tmp_path / "c.txt", parser, n=9, seed=0)
     with pytest.raises(StudyError, match="go together"):

@@ -8,6 +8,7 @@ import pytest
 from vit_lens.errors import RecordError, StudyError
 from vit_lens.mini.still_life import Lexicon
 from vit_lens.studies.asked import Asked, ask_of_world
+from vit_lens.studies.findings import load_result
 from vit_lens.studies.layer_answers import LayerAnswers
 from vit_lens.studies.layer_statistics import half_rise
 
@@ -244,10 +245,21 @@ def test_a_command_runs_resumes_and_draws(vit_lens, tmp_path, study):
     assert vit_lens(*command)[0] == 0
 
 
+def test_the_second_judge_looks_at_the_same_pictures(vit_lens, tmp_path):
+    drawn = {}
+    for judge in ("exact", "second"):
+        command = ("study", "composition", "--n", 4, "--steps", 2, "--decoder-seed", 0, "--judge", judge)
+        assert vit_lens(*command, "--out", tmp_path / judge)[0] == 0
+        drawn[judge] = load_result(tmp_path / judge).frame("curves")
+    assert list(drawn["exact"]["second judge"]) == list(drawn["second"]["accuracy"])
+    assert list(drawn["exact"]["second judge"]) != list(drawn["exact"]["accuracy"])
+    assert drawn["second"]["second judge"].isna().all()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--model", "elsewhere"], "none of the embedded world"),
+        (["--model", "elsewhere"], "is no folder here, and has no prompts of its own: give mini-sd"),
         (["--judge", "second opinion"], "expected exact, second, clip:NAME or vqa:DIR"),
         (["--prompt-table", "no.csv"], "cannot be read"),
         (["--decoder-seed", "1", "--decoder-seed", "1"], "different seeds"),

@@ -12,6 +12,7 @@ __all__ = [
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from vit_lens.errors import OutputError, VitLensError, expect, nearest
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMP_PREFIX = ".vit_lens-"
 _JSON_BYTES, _JSON_DEPTH, _JSON_INTEGER = 64 * 2**20, 64, 2**63
 # What readers of damaged files raise, of Python, pandas, Pillow, safetensors and torch.
@@ -137,13 +139,17 @@ def write_atomic(path: Path, data: bytes) -> None:
                 os.close(folder)
     except OSError as error:
         raise OutputError(
-            f"cannot write {path} ({len(data)} bytes): {error.strerror}; "
-            "free some space or choose another --out, then run the same command again"
+            f"cannot write {path} ({len(data)} bytes): {error.strerror}; {_way_out(error)}, then run the same command "
+            "again"
         ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _way_out(error: OSError) -> str:
+    return "free some space or choose another --out" if error.errno in _FULL else "choose another --out"
 
 
 def _open_temporary(folder: Path) -> tuple[Path, BinaryIO]:
@@ -180,8 +186,7 @@ def append(path: Path, data: bytes) -> None:
             file.write(data)
     except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another --out, then run the same "
-            "command again"
+            f"cannot write {path}: {error.strerror}; {_way_out(error)}, then run the same command again"
         ) from error
 
 

@@ -194,12 +194,15 @@ Normalise = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Denoising steps. Default: the decoder's own; mini: 3 in studies, 5 in the paper's figures."
+        min=1,
+        help="Denoising steps. Default: the decoder's own; mini, of images: 3 in studies, 5 in the paper's figures.",
     ),
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(help="Guidance scale; 1 is none. Default: the decoder's own; mini: 1 in studies and paper."),
+    typer.Option(
+        help="Guidance scale; 1 is none. Default: the decoder's own; mini, of images: 1 in studies and paper."
+    ),
 ]
 Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the pictures.")]
 Shard = Annotated[
@@ -220,7 +223,8 @@ BatchSize = Annotated[
 DecoderSeeds = Annotated[
     list[int] | None,
     typer.Option(
-        min=0, help="Noise of the decoder; repeat to draw with each. Default: 0; studies: 0 and 1, or 0 to 3."
+        min=0,
+        help="Noise of the decoder; repeat to draw with each. Default: 0; studies: 0 and 1, of images also 0 to 3.",
     ),
 ]
 ControlSeed = Annotated[int, typer.Option(min=0, help="Random directions of controls.")]

@@ -15,7 +15,7 @@ from vit_lens.records.named_readings import Reading, told_apart
 from vit_lens.records.opening import RecordFiles, check_table
 from vit_lens.records.schema import COLUMNS, FORMAT, READOUTS_FILE, check_manifest, csv_rows, to_table
 
-_DAMAGED = "the record is damaged: sweep into another directory"
+_DAMAGED = "the record is damaged: remove its folder, or sweep into another"
 
 _COLUMNS = (
     *("row", "image", "image_name", "kind", "control", "site", "site_type", "layer", "head", "lens", "definition"),

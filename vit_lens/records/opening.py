@@ -170,7 +170,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     if not (path / "record.json").is_file():
         raise RecordError(f"{path} holds no record.json; give the directory of a sweep")
-    where, advice = str(path / "record.json"), "the record is damaged: sweep into another directory"
+    where, advice = str(path / "record.json"), "the record is damaged: remove its folder, or sweep into another"
     manifest = parse_json(RecordFiles(path).read("record.json"), where, RecordError, advice)
     content = manifest.pop("content", None)
     if manifest.get("format") == 1:

@@ -179,7 +179,7 @@ def check_manifest(manifest: dict[str, Any], where: str) -> dict[str, Any]:
     if missing := [key for key in MANIFEST_KEYS if key not in manifest]:
         raise RecordError(f"{where}: the manifest lacks {', '.join(missing)}; the record is damaged, sweep again")
     if wrong := _misfit(manifest, _FORM, "the manifest"):
-        raise RecordError(f"{where}: {wrong}; the record is damaged, sweep into another directory")
+        raise RecordError(f"{where}: {wrong}; the record is damaged: remove its folder, or sweep into another")
     if missing := [name for name in NEEDED_COLUMNS if manifest["columns"].get(name) != COLUMNS[name]]:
         raise RecordError(
             f"{where}: the columns lack {', '.join(missing)} in the kind that every record has; the record is damaged, "

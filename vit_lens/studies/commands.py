@@ -35,7 +35,8 @@ def pool(
     results: Annotated[list[Path], typer.Argument(help="Folders of one study on several encoders.")],
     out: flags.Out,
     comparisons: Annotated[
-        int, typer.Option(min=1, help="Readings compared to choose one: differences get a wider interval, too.")
+        int,
+        typer.Option(min=1, max=1000, help="Readings compared to choose one: differences get a wider interval, too."),
     ] = 1,
 ) -> None:
     """Average a study over encoders, which are its unit of inference, with intervals and paired differences."""

@@ -253,7 +253,8 @@ def load_result(path: str | Path) -> StudyResult:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, StudyError):
             raise
-        raise StudyError(f"{path} is not a result of a study ({error!r}); run the study again") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise StudyError(f"{path} is not a result of a study ({what}); run the study again") from error
 
 
 def _check_kinds(found: dict[str, Any]) -> None:
@@ -266,6 +267,11 @@ def _check_kinds(found: dict[str, Any]) -> None:
         numbers += [null[part] for null in row["nulls"].values() for part in ("mean", "low", "high")]
         if wrong := [x for x in (*numbers, *row["controls"].values()) if not isinstance(x, (int, float, type(None)))]:
             raise TypeError(f"{row['measure']!r} has {wrong[0]!r} where a number belongs")
+        if isinstance(row["n"], bool) or not isinstance(row["n"], int) or row["n"] < 0:
+            raise TypeError(f"{row['measure']!r} has n = {row['n']!r}")
+        value, low, high = numbers[:3]
+        if (low is None) != (high is None) or (low is not None and (value is None or low > high)):
+            raise ValueError(f"{row['measure']!r} has the interval {low} to {high} of {value}")
 
 
 def _score(row: dict[str, Any]) -> Score:

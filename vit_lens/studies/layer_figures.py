@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -22,12 +23,14 @@ _COLOURS = (
 )  # fmt: skip
 _COLUMNS = 3
 _WIDTH = 980
+_SAME = 0.005  # curves that lie closer to each other hide one another
 _LETTERS = 118  # of a title that fits the width
 
 
 def curves_by_layer(
-    curves: "pd.DataFrame", *, panel: str, line: str, value: str, title: str, said: str, dotted: Sequence[str] = ()
-) -> go.Figure:
+    curves: "pd.DataFrame", *, panel: str, line: str, value: str, title: str, said: str, dotted: Sequence[str] = (),
+    chance: float = 0.0,
+) -> go.Figure:  # fmt: skip
     """Draw curves over layers: a panel for each value of one column, a line for each of another.
 
     Args:
@@ -37,7 +40,8 @@ def curves_by_layer(
         value: The column that is drawn.
         title: What was found, with its interval and n.
         said: What the values are, for the axis.
-        dotted: Lines that are dotted.
+        dotted: Lines that are dotted. One that lies on another is dashed, so that both are seen.
+        chance: The value that says nothing, a thin line in every panel.
 
     >>> import pandas as pd
     >>> from vit_lens.studies.layer_figures import curves_by_layer
@@ -52,23 +56,31 @@ def curves_by_layer(
     n_rows = -(-len(panels) // _COLUMNS)
     figure = make_subplots(
         rows=n_rows, cols=min(_COLUMNS, len(panels)), subplot_titles=[html.escape(str(one)) for one in panels],
-        shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.18 / n_rows,
+        shared_xaxes=True, vertical_spacing=0.18 / n_rows,
     )  # fmt: skip
     told = set()
     for number, one in enumerate(panels):
         row, column = number // _COLUMNS + 1, number % _COLUMNS + 1
+        drawn: list[np.ndarray] = []
         for place, name in enumerate(lines):
             some: Any = curves[(curves[panel] == one) & (curves[line] == name)]
             if some.empty:
                 continue
             style: dict[str, Any] = {"color": _COLOURS[place % len(_COLOURS)]}
-            style |= {"dash": "dot"} if name in dotted or place >= len(_COLOURS) else {}
+            values = some[value].to_numpy(dtype=float)
+            if name in dotted or place >= len(_COLOURS):
+                style |= {"dash": "dot"}
+            elif any(np.allclose(values, one, atol=_SAME, equal_nan=True) for one in drawn if len(one) == len(values)):
+                style |= {"dash": "dash"}
+            drawn.append(values)
             figure.add_scatter(
-                x=list(range(len(some))), y=some[value], mode="lines+markers", name=html.escape(str(name)),
+                x=list(range(len(some))), y=values, mode="lines+markers", name=html.escape(str(name)),
                 legendgroup=str(name), showlegend=name not in told, line=style, marker={"size": 4}, row=row, col=column,
             )  # fmt: skip
             told.add(name)
         figure.update_xaxes(title="layer (0: the embeddings)", row=row, col=column) if row == n_rows else None
+    figure.add_hline(y=chance, line={"color": _COLOURS[3], "width": 1})
+    figure.update_yaxes(matches="y")
     figure.update_yaxes(title=html.escape(said), col=1)
     lines_of_title = textwrap.wrap(title, _LETTERS)
     dress(figure, "<br>".join(html.escape(each) for each in lines_of_title), _WIDTH, 260 + 210 * n_rows)

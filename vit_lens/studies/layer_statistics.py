@@ -1,6 +1,6 @@
 """Where along the layers something appears: statistics of curves of accuracy."""
 
-__all__ = ["earlier_right", "excess", "first_right", "half_rise", "stays_right"]
+__all__ = ["NO_RISE", "earlier_right", "excess", "first_right", "half_rise", "stays_right"]
 
 import numpy as np
 from jaxtyping import Float
@@ -9,6 +9,8 @@ from vit_lens.studies.statistics import finite_mean
 
 LEAST_RISE = 0.1
 """The rise of a curve below which it has no half."""
+NO_RISE = f"the last layer is less than {LEAST_RISE} above chance"
+"""Why a half-rise is undefined."""
 
 
 def excess(

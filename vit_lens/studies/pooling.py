@@ -3,6 +3,7 @@
 __all__ = ["check_poolable", "kind_of", "pool"]
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -62,6 +63,8 @@ def pool(results: Sequence[StudyResult], *, comparisons: int = 1, command: str |
     for measure, reading, level in keys:
         found = [result.score(measure, reading, level) for result in results]
         estimate = across_encoders([s.estimate.value for s in found if s.estimate.value is not None])
+        if len(whys := {s.estimate.why for s in found}) == 1 and estimate.value is None:
+            estimate = replace(estimate, why=f"{estimate.why}: {whys.pop()}")
         shared = [name for name in found[0].nulls if all(name in s.nulls for s in found)]  # later versions have more
         nulls = {name: _pooled([s.nulls[name] for s in found]) for name in shared}
         controls = {name: finite_mean([s.controls.get(name) for s in found]) for name in found[0].controls}

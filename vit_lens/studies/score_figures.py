@@ -23,7 +23,7 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
     Args:
         frame: The table that :meth:`StudyResult.frame` returns.
         measure: One of its measures.
-        title: The title of the figure; None takes the measure.
+        title: The title of the figure; None takes the measure, with what the scores are means over.
 
     Raises:
         RecordError: The table has no such measure, or no value in it.
@@ -64,7 +64,12 @@ def score_figure(frame: pd.DataFrame, measure: str, title: str | None = None) ->
         autorange="reversed", type="category", automargin=True, categoryorder="array", categoryarray=list(names)
     )
     figure.update_xaxes(title=html.escape(measure))
-    dress(figure, html.escape(title or measure), 860, 270 + max(_ROW, _LANE * len(shown)) * len(names))
+    dress(
+        figure,
+        html.escape(title or f"{measure}{_counted(rows)}"),
+        860,
+        270 + max(_ROW, _LANE * len(shown)) * len(names),
+    )
     figure.update_layout(
         legend={"yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0}, margin={"t": 60, "b": 150}
     )
@@ -76,6 +81,12 @@ def row_names(rows: pd.DataFrame) -> list[str]:
     pairs = zip(rows["reading"], rows["level"], strict=True)
     lines = (textwrap.wrap(f"{reading} ({level})", 44) for reading, level in pairs)
     return ["<br>".join(map(html.escape, line)) for line in lines]
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    """Return what the scores of one measure are over, where that is the same for all."""
+    over = set(zip(rows["n"], rows["unit"], strict=True))
+    return " (n = {} {})".format(*over.pop()) if len(over) == 1 else ""
 
 
 def _band(

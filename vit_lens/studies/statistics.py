@@ -81,7 +81,13 @@ def finite_mean(values: Float[np.ndarray, "*axes"] | Sequence[float | None]) -> 
     return float(known.mean()) if known.size else None
 
 
-def jackknife(of: Callable[[Int[np.ndarray, " row"]], float | None], n: int, *, most: float | int) -> Estimate:
+def jackknife(
+    of: Callable[[Int[np.ndarray, " row"]], float | None],
+    n: int,
+    *,
+    most: float | int,
+    why: str = "constant or missing values",
+) -> Estimate:
     """Return a statistic of ``n`` units with its jackknife interval.
 
     Resampled with replacement, few units would count as fewer: noise of a mean over units lowers every rank
@@ -91,17 +97,18 @@ def jackknife(of: Callable[[Int[np.ndarray, " row"]], float | None], n: int, *, 
         of: The statistic of some of the units, by their numbers; None where it is undefined.
         n: How many there are.
         most: The largest magnitude that it can have.
+        why: What it means that it is undefined of all units.
     """
     every = np.arange(n)
     value = of(every)
     if value is None:
-        return Estimate(None, why="constant or missing changes")
+        return Estimate(None, why=why)
     if n < MIN_FOR_INTERVAL:
-        return Estimate(value, why=f"{n} bases give no interval; {MIN_FOR_INTERVAL} do")
+        return Estimate(value, why=f"{n} units give no interval; {MIN_FOR_INTERVAL} do")
     rest = [of(np.delete(every, unit)) for unit in range(n)]
     known = np.array([x for x in rest if x is not None])
     if len(known) < n:
-        return Estimate(value, why=f"undefined without {n - len(known)} of {n} bases")
+        return Estimate(value, why=f"undefined without {n - len(known)} of {n} units")
     error = math.sqrt((n - 1) / n * float(((known - known.mean()) ** 2).sum()))
     reach = float(stats.t.ppf(0.975, n - 1)) * error
     return Estimate(value, max(-most, value - reach), min(most, value + reach))

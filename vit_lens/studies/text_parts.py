@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Kinds = Mapping[str, int]
 _BESIDE = "second_judge.safetensors"
+_OF_WORLD, _OF_ANY = ("exact", "second"), ("clip:", "vqa:")
 
 
 @dataclass(kw_only=True)
@@ -68,16 +69,19 @@ class TextStudy:
         metrics = self._metrics()
         lexicon = None if metrics is None else still_life.Lexicon(metrics["encoder_seed"])
         if asked is None and lexicon is None:
+            what = "is none of the embedded world's" if self._folder().is_dir() else "is no folder here"
             raise StudyError(
-                f"--model {self.model} is none of the embedded world's, and has no prompts of its own: give "
-                "--prompt-table TABLE.csv and --judge"
+                f"--model {self.model} {what}, and has no prompts of its own: give mini-sd, a folder that vit-lens "
+                "mini train-text made, or --prompt-table TABLE.csv and --judge"
             )
+        if self.judge not in _OF_WORLD and not self.judge.startswith(_OF_ANY):
+            raise StudyError(f"--judge {self.judge}: expected exact, second, clip:NAME or vqa:DIR")
         place = flags.torch_device(self.device)
+        reader = PromptEncoder.from_pretrained(self.model, dtype=flags.torch_dtype(self.encoder_dtype), device=place)
         judge = self._judge()
         if asked is None and lexicon is not None:
             asked = ask_of_world(kinds, lexicon, seed=self.prompt_seed)
         judge.check(asked or [])
-        reader = PromptEncoder.from_pretrained(self.model, dtype=flags.torch_dtype(self.encoder_dtype), device=place)
         trained = None if metrics is None else _trained(metrics, reader)
         drawer = TextDecoder.from_pretrained(
             self.denoiser or self.model, dtype=flags.torch_dtype(self.decoder_dtype), device=place
@@ -86,7 +90,7 @@ class TextStudy:
         setup = TextSetup(
             reader=reader, decoder=drawer, judge=judge, lexicon=lexicon, settings=drawer.settings(**given),
             noise=tuple(self.decoder_seed or (0, 1)), seed=self.prompt_seed, out=out, trained=trained,
-            batch_size=self.batch_size, progress=True,
+            second=self._second(), batch_size=self.batch_size, progress=True,
         )  # fmt: skip
         return setup, asked or []
 
@@ -117,6 +121,13 @@ class TextStudy:
 
         return STILL_LIFE if self.model == "mini-sd" else Path(self.model).expanduser()
 
+    def _second(self) -> "SecondSceneJudge | None":
+        """Return the other judge of the embedded world, where the exact one judges."""
+        from vit_lens.studies.scene_judges import SecondSceneJudge
+
+        path = self._folder() / _BESIDE
+        return SecondSceneJudge(path) if self.judge == "exact" and path.is_file() else None
+
     def _judge(self) -> "ExactSceneJudge | SecondSceneJudge | QuestionJudge":
         from vit_lens.studies.annotate import named_judge
         from vit_lens.studies.question_judge import QuestionJudge
@@ -126,9 +137,7 @@ class TextStudy:
             return ExactSceneJudge()
         if self.judge == "second":
             return SecondSceneJudge(self._folder() / _BESIDE)
-        if self.judge.startswith(("clip:", "vqa:")):
-            return QuestionJudge(named_judge(self.judge, self.device))
-        raise StudyError(f"--judge {self.judge}: expected exact, second, clip:NAME or vqa:DIR")
+        return QuestionJudge(named_judge(self.judge, self.device))
 
 
 def _trained(metrics: Mapping[str, Any], reader: Any) -> "TrainedText":

@@ -51,6 +51,7 @@ class TextSetup:
         reader: The text half of a pipeline.
         decoder: What draws conditions.
         judge: Who looks at the pictures.
+        second: Who looks at them beside it, for the tables; None for nobody.
         lexicon: The names of an embedded encoder; None for another.
         settings: How pictures are drawn; the seed is given by ``noise``.
         trained: How an encoder of the embedded world was trained; None for another.
@@ -70,6 +71,7 @@ class TextSetup:
     seed: int
     out: Path
     trained: TrainedText | None = None
+    second: SceneJudge | None = None
     batch_size: int | None = None
     progress: bool = False
 
@@ -118,7 +120,7 @@ class TextSetup:
             if not found:
                 raise StudyError(f"{record.path} holds no control {control!r}")
             reading = found[0]
-        return answers_of(record, asked, self.judge, reading=reading, seed=self.seed)
+        return answers_of(record, asked, self.judge, second=self.second, reading=reading, seed=self.seed)
 
     def generator(self, *stream: int) -> np.random.Generator:
         """Return random numbers of the setup's seed and a stream of their own."""

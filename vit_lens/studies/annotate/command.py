@@ -52,7 +52,8 @@ def page(
     sheet = make_sheet(found, questions=questions, n=n, seed=seed, layers=_layers(layers))
     target = write_annotation_page(sheet, found, out)
     _say_left_out(found)
-    typer.echo(f"{len(sheet.items)} pictures, {len(sheet.tasks)} questions\npage: {target}\nkey: {key_path(target)}")
+    counts = f"pictures: {len(sheet.items)}, questions: {len(sheet.tasks)}"
+    typer.echo(f"{counts}\npage: {target}\nkey: {key_path(target)}")
 
 
 def judge(

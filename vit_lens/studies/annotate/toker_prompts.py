@@ -153,6 +153,8 @@ def read_families(checkout: str | os.PathLike[str], names: Sequence[str] = FAMIL
     if unknown := [name for name in names if name not in _SOURCES]:
         raise StudyError(f"no family of prompts {unknown[0]!r}; nearest: {nearest(unknown[0], FAMILIES)}")
     folder = as_path(checkout, StudyError, "checkout") / "prompts"
+    if not folder.is_dir():
+        raise StudyError(f"{folder} is no folder; give a checkout of github.com/tokeron/DiffusionLens")
     return [_family(name, _SOURCES[name], folder) for name in dict.fromkeys(names)]
 
 

@@ -41,9 +41,8 @@ def area_curves(result: StudyResult) -> go.Figure:
     title += f", least by {said[-1]}" if len(said) > 1 else ""
     title += f" (AUC, mean over layers; n = {scores[0].n} {scores[0].unit})" if scores else ""
     figure = curves_by_layer(
-        rows, panel="method", line="asked", value="area", title=title, said="AUC", dotted=KINDS[1:]
-    )  # fmt: skip
-    figure.add_hline(y=0.5, line={"color": "#8a857c", "width": 1})
+        rows, panel="method", line="asked", value="area", title=title, said="AUC", dotted=KINDS[1:], chance=0.5
+    )
     return figure.update_yaxes(range=[0, 1.03])
 
 

@@ -11,7 +11,7 @@ from vit_lens.studies.composition.study import GAP
 from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.layer_figures import curves_by_layer, finding
 
-_WHOLE, _PRODUCT = "the whole", "product of its parts"
+_WHOLE, _PRODUCT, _CHANCE = "the whole", "product of its parts", "the whole, of another prompt"
 
 
 def figures_of(result: StudyResult) -> dict[str, go.Figure]:
@@ -40,6 +40,7 @@ def composition_figure(result: StudyResult, kind: str) -> go.Figure:
         of = {str(name): list(some["accuracy"]) for name, some in own.groupby("part", sort=False)}
         lines = {name: list(both[name]) for name in (_WHOLE, _PRODUCT)}
         lines |= {name: of[name] for name in compounds[compound] if name in of}
+        lines[_CHANCE] = list(own.loc[own["part"] == compound, "mismatched"])
         rows += [
             {"compound": compound, "line": line, "accuracy": float(value)}
             for line, values in lines.items()
@@ -52,5 +53,5 @@ def composition_figure(result: StudyResult, kind: str) -> go.Figure:
     title = f"{kind}: the {scores[0].reading.removeprefix(f'{kind}: ')} {said}"
     return curves_by_layer(
         pd.DataFrame(rows), panel="compound", line="line", value="accuracy", title=title, said="share of pictures",
-        dotted=(_PRODUCT,),
+        dotted=(_PRODUCT, _CHANCE),
     )  # fmt: skip

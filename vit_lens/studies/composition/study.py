@@ -12,7 +12,7 @@ from vit_lens.errors import StudyError
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.layer_answers import LayerAnswers
-from vit_lens.studies.layer_statistics import earlier_right, excess, first_right, half_rise, stays_right
+from vit_lens.studies.layer_statistics import NO_RISE, earlier_right, excess, first_right, half_rise, stays_right
 from vit_lens.studies.statistics import finite_mean, jackknife
 from vit_lens.studies.text_setup import TextSetup
 
@@ -137,8 +137,8 @@ def _emergence(kind: str, part: str, found: LayerAnswers) -> Iterator[Score]:
 
     def score(measure: str, of: Callable[[np.ndarray], float | None], most: float) -> Score:
         return Score(
-            measure=measure, reading=f"{kind}: {part}", level="decoded", estimate=jackknife(of, n, most=most), n=n,
-            unit="prompts",
+            measure=measure, reading=f"{kind}: {part}", level="decoded", n=n, unit="prompts",
+            estimate=jackknife(of, n, most=most, why=NO_RISE),
         )  # fmt: skip
 
     yield score(HALF, lambda rows: half_rise(excess(right[rows], chance[rows])), float(layers))
@@ -152,7 +152,7 @@ def _curves(kind: str, found: LayerAnswers) -> list[dict[str, Any]]:
     residual: Float[np.ndarray, " site"] = found.residual.mean((0, 1))
     return [
         {
-            "kind": kind, "site": site, "part": part, "accuracy": round(float(found.of(part).mean((0, 1))[i]), 5),
+            "kind": kind, "site": site, "part": part, **found.told(part, i),
             "mismatched": round(float(found.chance(part).mean((0, 1))[i]), 5),
             "residual": None if np.isnan(residual[i]) else round(float(residual[i]), 6),
         }

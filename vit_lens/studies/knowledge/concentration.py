@@ -24,6 +24,7 @@ CONCENTRATION = "share of the whole effect that the best layer has"
 PLANTED = "share of the whole effect that the best layer has, in an encoder with a planted table"
 BEST = "layer with the largest effect"
 _LEAST = 1e-6  # a whole effect below this share of the difference is rounding
+_NO_EFFECT = "no block has an effect"
 Effects = Float[np.ndarray, "name layer"]
 
 
@@ -75,7 +76,7 @@ def concentration_scores(
         found += [
             Score(
                 measure=CONCENTRATION, reading=reading, level="embedding", n=n, unit="names",
-                estimate=jackknife(lambda rows, of=effects: concentration(of[rows]), n, most=1.0),
+                estimate=jackknife(lambda rows, of=effects: concentration(of[rows]), n, most=1.0, why=_NO_EFFECT),
                 nulls={"layers shuffled within each name": Null.of(shuffled)},
                 controls={
                     "even spread": 1 / n_layers,
@@ -89,7 +90,7 @@ def concentration_scores(
     for layer, one in planted.items():
         for (kind, outcome), effects in one.effects.items():
             reading, n = f"table in L{layer}: {_reading(kind, outcome)}", len(effects)
-            estimate = jackknife(lambda rows, of=effects: concentration(of[rows]), n, most=1.0)
+            estimate = jackknife(lambda rows, of=effects: concentration(of[rows]), n, most=1.0, why=_NO_EFFECT)
             found += [
                 Score(measure=PLANTED, reading=reading, level="embedding", estimate=estimate, n=n, unit="names"),
                 _best(reading, effects),
@@ -105,7 +106,7 @@ def _best(reading: str, effects: Effects) -> Score:
     n, n_layers = effects.shape
     return Score(
         measure=BEST, reading=reading, level="embedding", n=n, unit="names",
-        estimate=jackknife(lambda rows: best_layer(effects[rows]), n, most=float(n_layers)),
+        estimate=jackknife(lambda rows: best_layer(effects[rows]), n, most=float(n_layers), why=_NO_EFFECT),
     )  # fmt: skip
 
 

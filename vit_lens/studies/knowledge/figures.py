@@ -1,6 +1,6 @@
 """Curves of common and rare names, and the effects of layers beside those of a planted table."""
 
-__all__ = ["effects_figure", "figures_of", "rise_figure"]
+__all__ = ["concentration_figure", "effects_figure", "figures_of", "rise_figure"]
 
 import html
 from itertools import cycle
@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 from vit_lens.figures import dress
 from vit_lens.studies.findings import StudyResult
 from vit_lens.studies.knowledge.concentration import CONCENTRATION
+from vit_lens.studies.knowledge.frequency import LATER
 from vit_lens.studies.knowledge.name_runs import OUTCOMES
+from vit_lens.studies.layer_figures import finding
 from vit_lens.studies.score_figures import score_figure
 
 if TYPE_CHECKING:
@@ -22,19 +24,25 @@ _COLOURS = ("#1c1b19", "#b3401f", "#3b6ea5", "#5a8a3a", "#8a5a9c", "#c08a1e", "#
 
 def figures_of(result: StudyResult) -> dict[str, go.Figure]:
     """Return the figures of a result, of one encoder or pooled, by name."""
-    frame, effects = result.frame(), result.frame("effects")
+    effects = result.frame("effects")
     one = next(score for score in result.scores if score.measure == CONCENTRATION)
-    figures = {"rise": rise_figure(result.frame("curves"))}
+    figures = {"rise": rise_figure(result)}
     figures |= {f"effects-{outcome}": effects_figure(effects, outcome, f"{one.n} {one.unit}") for outcome in OUTCOMES}
-    return figures | {"concentration": score_figure(frame, CONCENTRATION)}
+    return figures | {"concentration": concentration_figure(result)}
 
 
-def rise_figure(curves: "pd.DataFrame") -> go.Figure:
+def rise_figure(result: StudyResult) -> go.Figure:
     """Draw how curves of accuracy above chance rise to their own last value: the first kind whole, the second dashed.
 
     Args:
-        curves: The study's table ``curves``.
+        result: A result of the study.
     """
+    curves = result.frame("curves")
+    whole = next(score for score in result.scores if score.measure == LATER)
+    said = finding(
+        whole, below="of rare names is there earlier, in layers", open_="of rare names is not told apart, in layers",
+        above="of rare names is there later, in layers",
+    )  # fmt: skip
     figure = go.Figure()
     dashes = dict(zip(curves["kind"].unique(), ("solid", "dash"), strict=True))
     for part, colour in zip(curves["part"].unique(), cycle(_COLOURS), strict=False):
@@ -44,11 +52,28 @@ def rise_figure(curves: "pd.DataFrame") -> go.Figure:
                 x=list(range(len(own))), y=own["share of the last"], mode="lines+markers",
                 name=html.escape(f"{part}, {kind}"), line={"color": colour, "dash": dash},
             )  # fmt: skip
-    n = ", ".join(f"{kind}: {curves.loc[curves['kind'] == kind, 'n'].iloc[0]}" for kind in dashes)
     figure.add_hline(y=0.5, line={"color": "#8a857c", "width": 1, "dash": "dot"})
     figure.update_xaxes(title="layer (0: the embeddings)")
     figure.update_yaxes(title="accuracy above chance, share of its last value")
-    return dress(figure, html.escape(f"Names in pictures of every layer ({n})"), 860, 520)
+    return dress(figure, html.escape(f"The {whole.reading} {said}"), 860, 520)
+
+
+def concentration_figure(result: StudyResult) -> go.Figure:
+    """Draw how much of each effect the best block has, beside an even spread and planted tables.
+
+    Args:
+        result: A result of the study.
+    """
+    found = [score for score in result.scores if score.measure == CONCENTRATION and score.estimate.value is not None]
+    shares = [score.estimate.value or 0.0 for score in found]
+    title = (
+        f"The best block has {min(shares):.2f} to {max(shares):.2f} of an effect, where an even spread would be "
+        f"{found[0].controls['even spread']:.2f} (n = {found[0].n} {found[0].unit})"
+        if found
+        else "No block has an effect"
+    )
+    frame = result.frame().drop(columns="whole effect")  # no share
+    return score_figure(frame, CONCENTRATION, title)
 
 
 def effects_figure(effects: "pd.DataFrame", outcome: str, n: str) -> go.Figure:

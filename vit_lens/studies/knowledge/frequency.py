@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from vit_lens.studies.findings import Null, Score
 from vit_lens.studies.layer_answers import LayerAnswers
-from vit_lens.studies.layer_statistics import excess, first_right, half_rise, stays_right
+from vit_lens.studies.layer_statistics import NO_RISE, excess, first_right, half_rise, stays_right
 from vit_lens.studies.statistics import jackknife
 
 LATER = "half-rise, rare less common, in layers"
@@ -45,7 +45,8 @@ def frequency_scores(
         every, layers = np.arange(n), float(common.right.shape[2])
         draws = [later(every, generator.permutation(is_rare)) for _ in range(n_shuffles)]
         yield Score(
-            measure=LATER, reading=part, level="decoded", estimate=jackknife(later, n, most=layers), n=n, unit="names",
+            measure=LATER, reading=part, level="decoded", n=n, unit="names",
+            estimate=jackknife(later, n, most=layers, why=NO_RISE),
             nulls={"frequency labels permuted": Null.of(draws)},
         )  # fmt: skip
     for found in (common, rare):
@@ -67,8 +68,8 @@ def _own(found: LayerAnswers, part: str) -> Iterator[Score]:
 
     def score(measure: str, of: Callable[[np.ndarray], float | None], most: float) -> Score:
         return Score(
-            measure=measure, reading=f"{found.kind}: {part}", level="decoded", estimate=jackknife(of, n, most=most),
-            n=n, unit="names",
+            measure=measure, reading=f"{found.kind}: {part}", level="decoded", n=n, unit="names",
+            estimate=jackknife(of, n, most=most, why=NO_RISE),
         )  # fmt: skip
 
     yield score(HALF, lambda rows: _half(both, rows), float(layers))
@@ -86,7 +87,7 @@ def frequency_rows(found: LayerAnswers) -> list[dict[str, Any]]:
         rows += [
             {
                 "kind": found.kind, "part": part, "site": site, "n": len(found.prompts),
-                "accuracy": round(float(right[i]), 5), "mismatched": round(float(chance[i]), 5),
+                **found.told(part, i), "mismatched": round(float(chance[i]), 5),
                 "share of the last": round(float(above[i] / above[-1]), 5) if above[-1] > 0 else None,
             }
             for i, site in enumerate(found.sites)

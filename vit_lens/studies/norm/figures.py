@@ -49,4 +49,7 @@ def lengths_figure(result: StudyResult) -> go.Figure:
     figure.update_xaxes(title="layer (0: the embeddings)")
     figure.update_yaxes(title="root mean square length of a state", rangemode="tozero")
     first = float(lengths["share of the last"].iloc[0])
-    return dress(figure, f"Embeddings are {first:.2f} times as long as the last state", 860, 420)
+    encoders = result.setup.get("encoders")
+    n = f"{result.options['n']} prompts" if encoders is None else f"{len(encoders)} encoders"
+    title = f"Embeddings are {first:.2f} times as long as the last state (n = {n})"
+    return dress(figure, title, 860, 420)

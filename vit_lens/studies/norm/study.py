@@ -12,7 +12,7 @@ from vit_lens.lenses import TextDiffusionLens, TextRun
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.findings import Score, StudyResult
 from vit_lens.studies.layer_answers import LayerAnswers
-from vit_lens.studies.layer_statistics import excess, half_rise
+from vit_lens.studies.layer_statistics import NO_RISE, excess, half_rise
 from vit_lens.studies.statistics import jackknife
 from vit_lens.studies.text_setup import TextSetup
 
@@ -64,7 +64,7 @@ def _scores(norm: str, kind: str, part: str, found: LayerAnswers) -> list[Score]
     return [
         Score(
             measure=measure, reading=f"{norm}; {kind}: {part}", level="decoded", n=n, unit="prompts",
-            estimate=jackknife(of, n, most=most),
+            estimate=jackknife(of, n, most=most, why=NO_RISE),
         )
         for measure, of, most in (
             (MEAN, lambda rows: float(excess(right[rows], chance[rows]).mean()), 1.0),
@@ -74,15 +74,15 @@ def _scores(norm: str, kind: str, part: str, found: LayerAnswers) -> list[Score]
 
 
 def _rows(norm: str, kind: str, part: str, found: LayerAnswers) -> list[dict[str, Any]]:
-    right, chance = found.of(part).mean((0, 1)), found.chance(part).mean((0, 1))
+    chance = found.chance(part).mean((0, 1))
     return [
         {
             "norm": norm,
             "kind": kind,
             "part": part,
             "site": site,
-            "accuracy": float(right[i]),
-            "mismatched": float(chance[i]),
+            **found.told(part, i),
+            "mismatched": round(float(chance[i]), 5),
         }
         for i, site in enumerate(found.sites)
     ]  # fmt: skip

@@ -11,12 +11,13 @@ from jaxtyping import Float, Int
 
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.findings import Null, Score, StudyResult
-from vit_lens.studies.layer_statistics import half_rise
+from vit_lens.studies.layer_statistics import NO_RISE, half_rise
 from vit_lens.studies.order.noun_pairs import DEPENDENT_FIRST, HEAD_FIRST, NounPair
 from vit_lens.studies.order.study import AT_ONE_DISTANCE, HEAD, LINEAR, OTHER, SYNTACTIC, curve_rows
 from vit_lens.studies.statistics import jackknife
 from vit_lens.studies.text_setup import TextSetup
 
+_UNDEFINED = f"of a noun {NO_RISE}, or no two captions are at one distance"
 _READING = "Diffusion Lens, captions"
 _STREAM = 13
 _NOTES = (
@@ -126,7 +127,8 @@ def _score(
     draws = [of(nouns.exchanged(generator.random(n) < 0.5), every) for _ in range(n_shuffles)]
     return Score(
         measure=measure, reading=_READING, level="decoded", n=n, unit="captions",
-        estimate=jackknife(lambda rows: of(nouns, rows), n, most=float(layers)), nulls={"exchanged": Null.of(draws)},
+        estimate=jackknife(lambda rows: of(nouns, rows), n, most=float(layers), why=_UNDEFINED),
+        nulls={"exchanged": Null.of(draws)},
     )  # fmt: skip
 
 

@@ -89,8 +89,10 @@ def parse_captions(path: Path, parser: str, *, n: int, seed: int) -> list[Parse]
         StudyError: There is no such parser, its library or its model is missing, or the file cannot be read.
     """
     name, _, model = parser.partition(":")
-    if name not in PARSERS or (name == "conllu" and model):
-        raise StudyError(f"--parser {parser}: expected {', '.join(PARSERS)}; nearest: {nearest(name, PARSERS)}")
+    if name == "conllu" and model:
+        raise StudyError(f"--parser {parser}: conllu reads parses and has no model; give --parser conllu")
+    if name not in PARSERS:
+        raise StudyError(f"--parser {parser}: nearest: {nearest(name, PARSERS)}")
     if (path.suffix == ".conllu") != (name == "conllu"):
         raise StudyError(f"--captions {path} with --parser {name}: a .conllu file and the parser conllu go together")
     if name == "conllu":

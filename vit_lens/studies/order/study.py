@@ -12,7 +12,7 @@ from vit_lens.errors import StudyError
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.findings import Null, Score, StudyResult
 from vit_lens.studies.layer_answers import LayerAnswers
-from vit_lens.studies.layer_statistics import excess, half_rise
+from vit_lens.studies.layer_statistics import NO_RISE, excess, half_rise
 from vit_lens.studies.statistics import jackknife
 from vit_lens.studies.text_setup import TextSetup
 
@@ -143,7 +143,8 @@ def _score(
     layers = float(next(iter(curves.values()))[0].shape[-1])
     return Score(
         measure=measure, reading="Diffusion Lens", level="decoded", n=n, unit="scenes",
-        estimate=jackknife(lambda rows: of(curves, rows), n, most=layers), nulls={"exchanged": Null.of(draws)},
+        estimate=jackknife(lambda rows: of(curves, rows), n, most=layers, why=NO_RISE),
+        nulls={"exchanged": Null.of(draws)},
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def curve_rows(answers: Mapping[str, LayerAnswers]) -> list[dict[str, Any]]:
     """Give the accuracy and chance of head and other, by kind and site."""
     return [
         {
-            "kind": kind, "site": site, "part": part, "accuracy": round(float(found.of(part)[..., i].mean()), 5),
+            "kind": kind, "site": site, "part": part, **found.told(part, i),
             "mismatched": round(float(found.chance(part)[..., i].mean()), 5),
         }
         for kind, found in answers.items()

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from vit_lens.studies.findings import Score
 from vit_lens.studies.layer_answers import LayerAnswers
-from vit_lens.studies.layer_statistics import excess, half_rise
+from vit_lens.studies.layer_statistics import NO_RISE, excess, half_rise
 from vit_lens.studies.statistics import finite, jackknife, spearman
 
 Kinds = Mapping[str, LayerAnswers]
@@ -36,7 +36,7 @@ def curve_rows(reading: str, kinds: Kinds) -> list[dict[str, Any]]:
     return [
         {
             "reading": reading, "kind": kind, "part": part, "layer": layer, "site": site, "n": len(found.prompts),
-            "accuracy": round(float(found.of(part)[..., layer].mean()), 5),
+            **found.told(part, layer),
             "chance": round(float(found.chance(part)[..., layer].mean()), 5),
             "residual": finite(round(float(found.residual[..., layer].mean()), 6)),
         }
@@ -57,7 +57,7 @@ def _of_part(reading: str, level: str, kind: str, found: LayerAnswers, part: str
     right, chance = found.of(part), found.chance(part)
     n, _, layers = right.shape
     said: Any = {"reading": f"{kind}: {part}", "level": level, "n": n, "unit": "prompts"}
-    half = jackknife(lambda rows: _half(found, part, rows), n, most=layers)
+    half = jackknife(lambda rows: _half(found, part, rows), n, most=layers, why=NO_RISE)
     yield Score(measure=f"{HALF}, {reading}", estimate=half, **said)
     last = jackknife(lambda rows: float(excess(right[rows], chance[rows])[-1]), n, most=1.0)
     yield Score(measure=f"{LAST}, {reading}", estimate=last, **said)
@@ -75,7 +75,7 @@ def later(own: Kinds, other: Kinds, name: str, level: str) -> Iterator[Score]:
 
             yield Score(
                 measure=later_than(name), reading=f"{kind}: {part}", level=level, n=n, unit="prompts",
-                estimate=jackknife(lead, n, most=float(layers)),
+                estimate=jackknife(lead, n, most=float(layers), why=NO_RISE),
             )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def order_of_parts(own: Kinds, null: Kinds) -> Iterator[Score]:
 
             yield Score(
                 measure=ORDER, reading=f"{kind}: {part}", level="decoded", n=n, unit="prompts",
-                estimate=jackknife(beyond, n, most=2.0 * layers),
+                estimate=jackknife(beyond, n, most=2.0 * layers, why=f"of a part {NO_RISE}"),
             )  # fmt: skip
 
         def alike(rows: Rows, pair: Any = (found, null[kind])) -> float | None:

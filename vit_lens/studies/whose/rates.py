@@ -12,7 +12,7 @@ from vit_lens.errors import StudyError
 from vit_lens.studies.asked import Asked
 from vit_lens.studies.findings import Score
 from vit_lens.studies.layer_answers import LayerAnswers
-from vit_lens.studies.layer_statistics import LEAST_RISE, excess
+from vit_lens.studies.layer_statistics import LEAST_RISE, NO_RISE, excess
 from vit_lens.studies.statistics import finite, jackknife
 
 SCENES = "scenes: rate of another layer's denoiser over that of the encoder's own"
@@ -42,7 +42,7 @@ def with_both_orders(kinds: Kinds, asked: Sequence[Asked]) -> dict[str, LayerAns
         raise StudyError("the pairs are of other scenes in the one order than in the other; say each scene in both")
     joined = {
         name: np.concatenate([getattr(first, name), getattr(second, name)], 1)
-        for name in ("right", "mismatched", "residual")
+        for name in ("right", "mismatched", "residual", *(["second"] if first.second is not None else []))
     }
     return found | {BOTH: replace(first, kind=BOTH, **joined)}
 
@@ -72,7 +72,7 @@ def rates(name: str, shown: Kinds, own: Kinds) -> Iterator[Score]:
             said = {"level": "decoded", "n": n, "unit": "scenes" if kind == BOTH else "prompts"}
             whole = [float(pair[0].mean()) for pair in (theirs, ours)]
             controls = {"chance not taken away": whole[0] / whole[1] if whole[1] >= LEAST_RISE else None}
-            estimate = jackknife(ratio, n, most=_MOST)
+            estimate = jackknife(ratio, n, most=_MOST, why=f"of the own denoiser {NO_RISE}")
             yield Score(measure=RATIO, reading=f"{name}; {kind}: {part}", estimate=estimate, controls=controls, **said)
             yield Score(
                 measure=RATE, reading=f"{name}; {kind}: {part}", estimate=jackknife(rate, n, most=1.0), **said,
@@ -87,8 +87,8 @@ def rate_rows(name: str, shown: Kinds, own: Kinds) -> list[dict[str, Any]]:
     return [
         {
             "denoiser": name, "kind": kind, "part": part, "n": len(found.prompts),
-            "accuracy": round(float(found.of(part).mean()), 5), "chance": round(float(found.chance(part).mean()), 5),
-            "own accuracy": round(float(own[kind].of(part)[..., -1].mean()), 5),
+            **found.told(part, 0), "chance": round(float(found.chance(part).mean()), 5),
+            **{f"own {name}": value for name, value in own[kind].told(part, -1).items()},
             "own chance": round(float(own[kind].chance(part)[..., -1].mean()), 5),
             "residual": finite(round(float(found.residual.mean()), 6)),
             "own residual": finite(round(float(own[kind].residual[..., -1].mean()), 6)),
