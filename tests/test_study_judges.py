@@ -97,6 +97,32 @@ def test_a_clip_is_given_captions_and_alternatives_of_the_part():
     ]
 
 
+def test_answers_are_kept_and_not_asked_again(tmp_path):
+    from vit_lens.studies.annotate import Verdict
+    from vit_lens.studies.question_judge import QuestionJudge
+
+    heard = []
+
+    class Listens:
+        name = "listens"
+
+        def check(self, questions):
+            pass
+
+        def answer(self, picture, questions):
+            heard.append(picture.tobytes())
+            return [Verdict("yes", 0.7)] * len(questions)
+
+    for _ in range(2):  # a study, and the same again after a kill
+        judge = QuestionJudge(Listens(), tmp_path / "answers.json")
+        assert judge.right(judge.look(pictures(2)), ASKED, "shape").tolist() == [1.0, 1.0]
+    assert len(heard) == 2
+    other = Listens()
+    other.name = "another"
+    with pytest.raises(StudyError, match="holds answers of 'listens'"):
+        QuestionJudge(other, tmp_path / "answers.json")
+
+
 def test_captions_and_alternatives_are_columns_of_the_table(tmp_path):
     path = tmp_path / "asked.csv"
     path.write_text(

@@ -97,6 +97,8 @@ def test_captions_a_line_and_as_coco_has_them(tmp_path):
     lines.write_text("a dog\n\n  a   cat \na dog\n")
     coco.write_text(json.dumps({"info": {}, "annotations": [{"id": 1, "caption": "a dog\n"}, {"caption": "a cat"}]}))
     assert read_captions(lines) == read_captions(coco) == ["a dog", "a cat"]
+    coco.write_text(coco.read_text() + " " * (65 * 2**20))  # those of 2017's training images are longer than 64 MiB
+    assert read_captions(coco) == ["a dog", "a cat"]
     for name, text, said in (
         ("x.json", "{}", "holds no annotations with a caption each"),
         ("x.json", '{"annotations": [{"id": 1}]}', "holds no annotations with a caption each"),

@@ -335,7 +335,9 @@ def open_safetensors(path: Path, error: type[VitLensError], advice: str) -> Any:
         return safe_open(path, "pt")
 
 
-def parse_json(data: str | bytes, where: str, error: type[VitLensError], advice: str) -> dict[str, Any]:
+def parse_json(
+    data: str | bytes, where: str, error: type[VitLensError], advice: str, *, most: int = _JSON_BYTES
+) -> dict[str, Any]:
     """Read a JSON object that anybody may have written: what the standard leaves open, or no one means, is refused.
 
     Args:
@@ -343,10 +345,11 @@ def parse_json(data: str | bytes, where: str, error: type[VitLensError], advice:
         where: Where it was found, for the message.
         error: The error to raise.
         advice: What to do if it is damaged, for the message.
+        most: How many bytes it may have; 64 MiB by default.
 
     Raises:
         VitLensError: ``error``: it is no JSON or no object, a key occurs twice, a number is not finite or an integer
-            beyond 64 bits, a text holds half a character, or it is longer than 64 MiB or nested deeper than 64.
+            beyond 64 bits, a text holds half a character, or it is longer than ``most`` or nested deeper than 64.
 
     >>> parse_json('{"a": [1, 2.5]}', "a file", VitLensError, "write it again")
     {'a': [1, 2.5]}
@@ -355,8 +358,8 @@ def parse_json(data: str | bytes, where: str, error: type[VitLensError], advice:
     vit_lens.errors.VitLensError: a file cannot be read as JSON (the number NaN is not finite); write it again
     """
     with damaged(error, f"{where} cannot be read as JSON", advice):
-        if len(data) > _JSON_BYTES:
-            raise ValueError(f"it is longer than {_JSON_BYTES} bytes")
+        if len(data) > most:
+            raise ValueError(f"it is longer than {most} bytes")
         level: list[Any] = [json.loads(
             data, object_pairs_hook=_object, parse_float=_number, parse_constant=_number, parse_int=_integer
         )]  # fmt: skip
@@ -394,13 +397,14 @@ def _children(value: Any) -> list[Any]:
     return [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
-def read_json(path: Path, error: type[VitLensError], advice: str) -> dict[str, Any]:
+def read_json(path: Path, error: type[VitLensError], advice: str, *, most: int = _JSON_BYTES) -> dict[str, Any]:
     """Read a file by the rules of :func:`parse_json`.
 
     Args:
         path: The file.
         error: The error to raise.
         advice: What to do if it is not there, or is damaged, for the message.
+        most: How many bytes it may have; 64 MiB by default.
 
     Raises:
         VitLensError: ``error``: there is no such file, or it cannot be read as a JSON object.
@@ -414,8 +418,8 @@ def read_json(path: Path, error: type[VitLensError], advice: str) -> dict[str, A
     if not path.is_file():
         raise error(f"{path}: no such file; {advice}")
     with damaged(error, f"{path} cannot be read as JSON", advice), path.open("rb") as file:
-        data = file.read(_JSON_BYTES + 1)
-    return parse_json(data, str(path), error, advice)
+        data = file.read(most + 1)
+    return parse_json(data, str(path), error, advice, most=most)
 
 
 def read_shards(index: Path, error: type[VitLensError], advice: str) -> list[str]:

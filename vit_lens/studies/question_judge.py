@@ -4,6 +4,7 @@ __all__ = ["QuestionJudge"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,11 @@ class QuestionJudge:
 
     Args:
         judge: The judge, such as a :class:`vit_lens.studies.annotate.VqaJudge`.
+        path: A file in which its answers are kept, so that a study that is run again does not ask again; None keeps
+            none.
+
+    Raises:
+        StudyError: The file is damaged, or of another judge.
 
     >>> from vit_lens.studies import annotate
     >>> from vit_lens.studies.asked import Asked
@@ -44,8 +50,11 @@ class QuestionJudge:
     array([0.])
     """
 
-    def __init__(self, judge: "PictureJudge"):
-        self.name, self._judge = judge.name, judge
+    def __init__(self, judge: "PictureJudge", path: Path | None = None):
+        from vit_lens.studies.annotate import KeptAnswers
+
+        self.name, self._kept = judge.name, None if path is None else KeptAnswers(judge, path)
+        self._judge = self._kept or judge
 
     def check(self, asked: Sequence[Asked]) -> None:
         """Refuse prompts with questions that the judge cannot answer, before anything is drawn.
@@ -69,6 +78,8 @@ class QuestionJudge:
                 for question, verdict in zip(questions, verdicts, strict=True):
                     looked.answers[one.prompt, question.question] = _SURE[verdict.answer]
             found.append(looked.answers[one.prompt, part])
+        if self._kept is not None:
+            self._kept.save()
         return np.array(found, dtype=np.float64)
 
     def residual(self, seen: Sequence[Looked]) -> None:

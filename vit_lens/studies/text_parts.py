@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vit_lens.studies.text_setup import TextSetup, TrainedText
 
 Kinds = Mapping[str, int]
+_ANSWERS = "answers.json"
 _BESIDE = "second_judge.safetensors"
 _OF_WORLD, _OF_ANY = ("exact", "second"), ("clip:", "vqa:")
 
@@ -78,7 +79,7 @@ class TextStudy:
             raise StudyError(f"--judge {self.judge}: expected exact, second, clip:NAME or vqa:DIR")
         place = flags.torch_device(self.device)
         reader = PromptEncoder.from_pretrained(self.model, dtype=flags.torch_dtype(self.encoder_dtype), device=place)
-        judge = self._judge()
+        judge = self._judge(out)
         if asked is None and lexicon is not None:
             asked = ask_of_world(kinds, lexicon, seed=self.prompt_seed)
         judge.check(asked or [])
@@ -128,7 +129,7 @@ class TextStudy:
         path = self._folder() / _BESIDE
         return SecondSceneJudge(path) if self.judge == "exact" and path.is_file() else None
 
-    def _judge(self) -> "ExactSceneJudge | SecondSceneJudge | QuestionJudge":
+    def _judge(self, out: Path) -> "ExactSceneJudge | SecondSceneJudge | QuestionJudge":
         from vit_lens.studies.annotate import named_judge
         from vit_lens.studies.question_judge import QuestionJudge
         from vit_lens.studies.scene_judges import ExactSceneJudge, SecondSceneJudge
@@ -137,7 +138,7 @@ class TextStudy:
             return ExactSceneJudge()
         if self.judge == "second":
             return SecondSceneJudge(self._folder() / _BESIDE)
-        return QuestionJudge(named_judge(self.judge, self.device))
+        return QuestionJudge(named_judge(self.judge, self.device), out / _ANSWERS)
 
 
 def _trained(metrics: Mapping[str, Any], reader: Any) -> "TrainedText":

@@ -14,7 +14,7 @@ from vit_lens.errors import StudyError, nearest
 from vit_lens.files import read_json
 
 PARSERS = ("stanza", "spacy", "conllu")
-_MOST_BYTES = 256 * 2**20
+_MOST_BYTES = 256 * 2**20  # COCO's captions_train2017.json has 92 MB
 _SPACY_MODEL = "en_core_web_sm"
 _GET = {
     "stanza": "python -c \"import stanza; stanza.download('en')\", where there is a network, or --parser stanza:FOLDER "
@@ -58,7 +58,7 @@ def read_captions(path: Path) -> list[str]:
     """
     if path.suffix == ".json":
         advice = "give COCO's captions_*.json, or a .txt with a caption a line"
-        rows = read_json(path, StudyError, advice).get("annotations")
+        rows = read_json(path, StudyError, advice, most=_MOST_BYTES).get("annotations")
         told = [one.get("caption") if isinstance(one, dict) else None for one in rows] if isinstance(rows, list) else []
         if not told or not all(isinstance(one, str) for one in told):
             raise StudyError(f"{path} holds no annotations with a caption each; {advice}")
