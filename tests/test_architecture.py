@@ -13,14 +13,14 @@ ROOMS = [
     "lazy", "axes", "errors", "numerics", "config", "addresses", "tokens", "identity", "files", "images", "hooking",
     "sources", "texts", "conditions", "text_formats", "towers", "verification", "models", "reference", "attribution",
     "interventions", "controls", "lenses", "readers", "dictionaries", "decoders", "diffusion", "estimates", "metrics",
-    "records", "engine", "sweeping", "figures", "report", "mini", "doctor", "cli", "mini.training", "studies",
+    "records", "engine", "sweeping", "figures", "report", "mini", "explaining", "doctor", "cli", "mini.training", "studies",
 ]  # fmt: skip
 WINGS = ["mini.training", "studies"]  # they mount their commands; the main path does not know them
 DOORS = {
     "open_clip": {"sources", "texts"},
     "timm": {"sources"},
     "torchvision": set(),
-    "transformers": {"sources", "texts", "decoders", "mini.training", "doctor", "studies"},
+    "transformers": {"sources", "texts", "decoders", "mini.training", "explaining", "doctor", "studies"},
     "diffusers": {"decoders", "mini.training", "doctor"},
     "transformer_lens": {"hooking", "towers", "models", "interventions", "lenses", "dictionaries", "diffusion"},
     "plotly": {"figures", "studies"},
@@ -35,9 +35,11 @@ DOORS = {
         "sweeping",
         "figures",
         "report",
+        "explaining",
         "studies",
         "cli",
     },
+    "openai": {"explaining"},
     "psutil": {"decoders"},
     "sae_lens": {"dictionaries"},
     "scipy": {"studies"},

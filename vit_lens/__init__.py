@@ -64,6 +64,7 @@ _HOME = {
     "doctor": "vit_lens",
     "engine": "vit_lens",
     "errors": "vit_lens",
+    "explaining": "vit_lens",
     "figures": "vit_lens",
     "hooking": "vit_lens",
     "images": "vit_lens",

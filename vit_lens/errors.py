@@ -1,7 +1,8 @@
 """Every error that vit_lens raises on purpose; each message says what came, what was expected and what to do."""
 
 __all__ = [
-    "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "GalleryError",
+    "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "ExplanationError",
+    "GalleryError",
     "HookShapeError", "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError", "RecordError",
     "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError", "UnknownSiteError",
     "UnsupportedTowerError", "VitLensError", "expect", "nearest",
@@ -93,6 +94,10 @@ class DecoderError(VitLensError):
 
 class DictionaryError(VitLensError):
     """A dictionary cannot be learnt, read or spliced in: its parts do not fit, or it is another model's or site's."""
+
+
+class ExplanationError(VitLensError):
+    """What units fire on cannot be said or tested: too few images, no such unit, or no usable reply of a model."""
 
 
 class RecordError(VitLensError):

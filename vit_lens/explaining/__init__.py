@@ -1,0 +1,20 @@
+"""What units fire on, in words, and whether that holds: explainers, judges, protocols. See docs/explaining.md."""
+
+__all__ = [
+    "BESIDE", "PROTOCOLS", "AttributeOracle", "EndpointVLM", "Explained", "Explainer", "Explanations", "FeatureJudge",
+    "Halves", "ImageTextModel", "PipelineVLM", "Replies", "Skipped", "Units", "auc", "difference", "explain",
+    "highlighted", "units_beside",
+]  # fmt: skip
+
+from vit_lens.explaining.asking import highlighted
+from vit_lens.explaining.beside import BESIDE, units_beside
+from vit_lens.explaining.choosing import Halves
+from vit_lens.explaining.endpoint_vlm import EndpointVLM
+from vit_lens.explaining.image_text import ImageTextModel
+from vit_lens.explaining.oracle import AttributeOracle
+from vit_lens.explaining.pipeline_vlm import PipelineVLM
+from vit_lens.explaining.protocols import Explainer, FeatureJudge
+from vit_lens.explaining.replies import Replies
+from vit_lens.explaining.results import Explained, Explanations, Skipped, difference
+from vit_lens.explaining.running import PROTOCOLS, auc, explain
+from vit_lens.explaining.units import Units

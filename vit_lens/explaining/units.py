@@ -1,0 +1,159 @@
+"""``Units``: features, neurons or directions, and how much each fires on images and on their patches."""
+
+__all__ = ["Units"]
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_lens.dictionaries import ActivationSource, Dictionary
+from vit_lens.errors import ExplanationError
+
+_TOKENS_AT_ONCE = 4096  # codes of all units are held for so many tokens
+_CUT_FROM = 65_536  # tokens at most that a cut is taken from, for a bound of memory
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Units:
+    """Units of one kind. One fires on an image as much as on its strongest patch, and is silent where that is 0.
+
+    What they do is read once, when it is first asked for, and held where it is above 0.
+
+    Attributes:
+        name: What results call the kind.
+        source: The patches of the images, all of them.
+        encode: What the units do on tokens [token d]: [token unit], 0 where a unit is silent, above where it fires.
+        directions: What each unit writes, by which neighbours are found.
+
+    Raises:
+        ExplanationError: The source is a part of another.
+
+    >>> source = vl.ActivationSource.of_model(model, images, "L5.resid_post", tokens="patches")
+    >>> units = Units.of_dictionary(vl.Dictionary.from_pretrained("mini-topk"), source)
+    >>> units, units.strongest().shape
+    (Units(512 of dictionary on 2 images), (2, 512))
+    """
+
+    name: str
+    source: ActivationSource
+    encode: Callable[[Tensor], Tensor]
+    directions: Float[Tensor, "unit d"]
+
+    def __post_init__(self) -> None:
+        if self.source.inputs != tuple(range(len(self.source.reader.keys))):
+            raise ExplanationError("units are read on all images of a source, and this one is a part of another")
+
+    @classmethod
+    def of_dictionary(cls, dictionary: Dictionary, source: ActivationSource, *, name: str = "dictionary") -> "Units":
+        """Return the features of a dictionary; codes of either sign count by their size.
+
+        Args:
+            dictionary: The dictionary.
+            source: Tokens of where it belongs.
+            name: What results call the kind.
+        """
+
+        def encode(tokens: Tensor) -> Tensor:
+            return dictionary.encode(tokens.to(dictionary.W_dec.device)).abs().cpu()
+
+        return cls(name, source, encode, dictionary.W_dec.float().cpu())
+
+    @classmethod
+    def cut(
+        cls, name: str, project: Callable[[Tensor], Tensor], directions: Float[Tensor, "unit d"],
+        source: ActivationSource, rate: float, inputs: Sequence[int],
+    ) -> "Units":  # fmt: skip
+        """Return dense units that fire as often as a sparse one: each above a cut of its own, and above 0.
+
+        Args:
+            name: What results call the kind.
+            project: What the units do on tokens [token d], before they are cut: [token unit].
+            directions: What each writes.
+            source: The tokens.
+            rate: The share of tokens above the cut.
+            inputs: The images on whose tokens the cuts are found.
+
+        Raises:
+            ExplanationError: The share is none above 0 and below 1.
+
+        >>> source = vl.ActivationSource.of_array(torch.randn(50, 4, 3))
+        >>> units = Units.cut("axes", lambda tokens: tokens, torch.eye(3), source, 0.1, range(50))
+        >>> units.rates(range(50)).round(2).tolist()
+        [0.1, 0.1, 0.1]
+        """
+        if not 0 < rate < 1:
+            raise ExplanationError(f"rate={rate!r}; expected the share of tokens that fire, above 0 and below 1")
+        found = [project(tokens).cpu() for tokens, _ in _read(source, list(inputs))]
+        values = torch.cat(found)
+        values = values[:: max(1, -(-len(values) // _CUT_FROM))]
+        cuts = torch.from_numpy(np.quantile(values.numpy(), 1 - rate, axis=0)).to(values).clamp(min=0)
+
+        def encode(tokens: Tensor) -> Tensor:
+            given = project(tokens).cpu()
+            return given * (given > cuts)
+
+        return cls(name, source, encode, directions.float().cpu())
+
+    def __repr__(self) -> str:
+        return f"Units({len(self.directions)} of {self.name} on {len(self.source.inputs)} images)"
+
+    def strongest(self) -> Float[np.ndarray, "image unit"]:
+        """Return how much every unit fires on every image: on its strongest patch."""
+        rows = np.zeros((len(self.source.inputs), len(self.directions)), dtype=np.float32)
+        held = self._held
+        np.maximum.at(rows, (held.image[held.token], held.unit), held.value)
+        return rows
+
+    def rates(self, inputs: Sequence[int]) -> Float[np.ndarray, " unit"]:
+        """Return the share of the tokens of some images on which every unit fires."""
+        held, wanted = self._held, np.zeros(len(self.source.inputs), dtype=bool)
+        wanted[list(inputs)] = True
+        fired = np.bincount(held.unit[wanted[held.image[held.token]]], minlength=len(self.directions))
+        return fired / max(1, int(wanted[held.image].sum()))
+
+    def map(self, unit: int, image: int) -> Float[Tensor, " patch"]:
+        """Return how much a unit fires at each patch of an image, in their order."""
+        held = self._held
+        own = slice(*np.searchsorted(held.unit, (unit, unit + 1)))
+        first, last = np.searchsorted(held.image, (image, image + 1))
+        part = slice(*np.searchsorted(held.token[own], (first, last)))
+        found = torch.zeros(int(last - first))
+        found[torch.from_numpy(held.token[own][part] - first)] = torch.from_numpy(held.value[own][part])
+        return found
+
+    @cached_property
+    def _held(self) -> "_Codes":
+        """Every code above 0, read once."""
+        parts, images, start = [], [], 0
+        for tokens, of in _read(self.source, self.source.inputs):
+            images.append(of.numpy())
+            for first in range(0, len(tokens), _TOKENS_AT_ONCE):
+                with torch.no_grad():
+                    codes = self.encode(tokens[first : first + _TOKENS_AT_ONCE]).float().numpy()
+                token, unit = np.nonzero(codes > 0)
+                parts.append((start + first + token, unit.astype(np.int32), codes[token, unit]))
+            start += len(tokens)
+        token, unit, value = (np.concatenate(each) for each in zip(*parts, strict=True))
+        order = np.argsort(unit, kind="stable")  # and within a unit by token
+        return _Codes(np.concatenate(images), token[order], unit[order], value[order])
+
+
+class _Codes(NamedTuple):
+    image: Int[np.ndarray, " token"]  # of each token, which image it is of
+    token: Int[np.ndarray, " code"]
+    unit: Int[np.ndarray, " code"]
+    value: Float[np.ndarray, " code"]
+
+
+@torch.no_grad()
+def _read(source: ActivationSource, inputs: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the tokens of some images, and of each the image, a buffer at a time."""
+    for start in range(0, len(inputs), source.buffer):
+        tokens, labels = source.reader.read(list(inputs[start : start + source.buffer]))
+        yield tokens, labels[:, 0]
