@@ -1,6 +1,6 @@
 """Commands of sparse dictionaries: dict train, dict itda, dict load."""
 
-__all__ = ["dictionaries"]
+__all__ = ["dictionaries", "own_folder", "refuse_foreign"]
 
 import json
 from collections.abc import Mapping
@@ -162,12 +162,12 @@ def _learn(
     from vit_lens.files import make_directory, write_atomic
     from vit_lens.report import write_dictionary_page
 
-    _refuse_foreign(out)
+    refuse_foreign(out)
     model, inputs, how, usual = given(reads, site, paths, images, prompts)
     run = ActivationSource.of_model(model, inputs, site, tokens=tokens or usual, seed=seed, **how)
     said = {"trainer": type(config).__name__, **asdict(config), "held_out": held_out, "source": run.content}
     make_directory(out)
-    _own(out, said)
+    own_folder(out, said)
     kept, checkpoint = out / "dictionary.safetensors", out / "checkpoint.safetensors"
     held = run.split(held_out)[1]
     if kept.exists():
@@ -191,7 +191,7 @@ def _learn(
     typer.echo(f"dictionary: {kept}\npage: {page}")
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
     """Refuse a folder that holds other things, before anything runs.
 
     Raises:
@@ -201,7 +201,7 @@ def _refuse_foreign(out: Path) -> None:
         raise OutputError(f"--out {out} holds {', '.join(left[:3])} already; choose a folder of its own")
 
 
-def _own(out: Path, said: Mapping[str, Any]) -> None:
+def own_folder(out: Path, said: Mapping[str, Any]) -> None:
     """Keep what a folder is of; refuse one that is of another dictionary.
 
     Raises:

@@ -13,6 +13,7 @@ import typer
 
 from vit_lens.cli import flags
 from vit_lens.cli.dictionaries import dictionaries
+from vit_lens.cli.explaining import explain
 from vit_lens.cli.jacobians import JACOBIAN_EXAMPLES, jacobian
 from vit_lens.cli.maps import MAPS_EXAMPLES, maps
 from vit_lens.cli.models import models
@@ -42,6 +43,7 @@ EXAMPLES = {
 }  # fmt: skip
 for command in (demo, sweep, patches, maps, report, reference, jacobian, merge, readout, verify, doctor, models):
     app.command(epilog=EXAMPLES.get(command))(flags.grouped(command))
+dictionaries.command()(flags.grouped(explain))
 app.add_typer(dictionaries, name="dict")
 for wing in MOUNTED:
     import_module(wing).mount(app)

@@ -56,7 +56,9 @@ def units_beside(
     [Units(512 of untrained on 40 images), Units(256 of PCA on 40 images)]
     """
     if unknown := [name for name in names if name not in BESIDE]:
-        raise ExplanationError(f"nothing called {unknown[0]!r} stands beside it; nearest: {nearest(unknown[0], BESIDE)}")
+        raise ExplanationError(
+            f"nothing called {unknown[0]!r} stands beside it; nearest: {nearest(unknown[0], BESIDE)}"
+        )
     rates = Units.of_dictionary(dictionary, source).rates(inputs)
     if not (rates > 0).any():
         raise ExplanationError(f"no feature of {dictionary!r} fires on these images; is it of this model and site?")

@@ -34,7 +34,8 @@ class Halves(NamedTuple):
 def ranked(strength: Strengths, images: list[int]) -> list[int]:
     """Return the images on which a unit fires, strongest first; equal ones in their order."""
     own = strength[images]
-    return [images[k] for k in np.argsort(-own, kind="stable") if own[k] > 0]
+    order = np.argsort(-own, kind="stable")[: int((own > 0).sum())]
+    return np.asarray(images)[order].tolist()
 
 
 def why_not(strength: Strengths, halves: Halves, least: int) -> str | None:

@@ -59,9 +59,7 @@ class EndpointVLM:
         replies: Replies | None = None,
     ):  # fmt: skip
         if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise ExplanationError(
-                f"base_url={base_url!r:.100}; expected an address such as http://localhost:8000/v1"
-            )
+            raise ExplanationError(f"base_url={base_url!r:.100}; expected an address such as http://localhost:8000/v1")
         try:
             import openai
         except ImportError as error:
@@ -93,9 +91,7 @@ class EndpointVLM:
             found[row, column] = 1
         return found
 
-    def _ask(
-        self, kind: str, words: str, pictures: Sequence[Image.Image], read: Callable[[dict[str, Any]], T]
-    ) -> T:
+    def _ask(self, kind: str, words: str, pictures: Sequence[Image.Image], read: Callable[[dict[str, Any]], T]) -> T:
         asked = [str(self._client.base_url), self._model, kind, words, *map(picture_hash, pictures)]
         return self._replies.ask(
             asked, lambda: self._reply(kind, words, pictures), lambda reply: read(self._parsed(kind, reply))

@@ -48,9 +48,7 @@ class AttributeOracle:
 
     name = "oracle"
 
-    def __init__(
-        self, images: Sequence[Image.Image], scenes: Sequence[world.Scene], *, grid: tuple[int, int] = (4, 4)
-    ):
+    def __init__(self, images: Sequence[Image.Image], scenes: Sequence[world.Scene], *, grid: tuple[int, int] = (4, 4)):
         if len(images) != len(scenes) or not scenes:
             raise ExplanationError(f"{len(images)} images and {len(scenes)} scenes; expected one scene of each image")
         self.scenes, self.grid = tuple(scenes), grid
@@ -124,7 +122,9 @@ class AttributeOracle:
 
     def _value(self, text: str) -> tuple[str, str]:
         if text not in self._columns:
-            raise ExplanationError(f"no value {text!r:.80} in the embedded world; nearest: {nearest(text, self.values)}")
+            raise ExplanationError(
+                f"no value {text!r:.80} in the embedded world; nearest: {nearest(text, self.values)}"
+            )
         return self._columns[text]
 
 

@@ -92,6 +92,7 @@ class Explanations:
         seed: The seed of all that was drawn.
         rows: The units.
         skipped: Those of which nothing is said.
+        images: What the images are called, in the order of their numbers; empty where nobody said.
 
     >>> results = Explanations.load(explained)
     >>> print(results)
@@ -112,6 +113,7 @@ class Explanations:
     seed: int
     rows: tuple[Explained, ...]
     skipped: tuple[Skipped, ...] = ()
+    images: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> list[str]:
@@ -176,7 +178,9 @@ class Explanations:
     def __str__(self) -> str:
         counts = self.counts()
         who = f"{self.explainer}" if self.explainer == self.judge else f"{self.explainer}, judged by {self.judge}"
-        lines = [f"{self.protocol}, explained {'and judged ' if who == self.judge else ''}by {who}, {self.n_images} images"]
+        lines = [
+            f"{self.protocol}, explained {'and judged ' if who == self.judge else ''}by {who}, {self.n_images} images"
+        ]
         for kind, told in counts.items():
             said = [f"score {self.estimate(kind)}"]
             said += [f"{name} {self.estimate(kind, name)}" for name in _MEASURES[1:4]

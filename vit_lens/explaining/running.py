@@ -84,7 +84,9 @@ def explain(
         chosen, left = run.choose(features if place == 0 else None, n, least, protocol)
         skipped += left
         if not chosen and place == 0:
-            raise ExplanationError(f"nothing to explain in {units!r}: {_said(left)}; give more images, or smaller least=")
+            raise ExplanationError(
+                f"nothing to explain in {units!r}: {_said(left)}; give more images, or smaller least="
+            )
         rows += run.mended(chosen) if protocol == "mended" else run.paper(chosen)
     return Explanations(
         protocol=protocol, explainer=explainer.name, judge=judged.name, n_images=len(images), least=least, seed=seed,
@@ -102,7 +104,9 @@ def _as_judge(explainer: Any, judge: FeatureJudge | None) -> FeatureJudge:
 def _said(left: Sequence[Skipped]) -> str:
     never = sum(one.why == "never fires" for one in left)
     others = [f"unit {one.unit} {one.why}" for one in left if one.why != "never fires"]
-    said = [f"{never} of {len(left)} never fire" if len(left) > 1 else f"unit {left[0].unit} never fires"] if never else []
+    said = (
+        [f"{never} of {len(left)} never fire" if len(left) > 1 else f"unit {left[0].unit} never fires"] if never else []
+    )
     return "; ".join([*said, *others[:2]])
 
 
@@ -116,13 +120,14 @@ class _Run:
         self.units, self.images, self.explainer, self.judge = units, images, explainer, judge
         self.halves, self.seed, self.grid, self.progress = halves, seed, grid, progress
         self.strengths = units.strongest()
+        self.counts = (self.strengths[halves.explain] > 0).sum(0)
 
     def choose(
         self, features: Sequence[int] | None, n: int, least: int, protocol: str
     ) -> tuple[list[int], list[Skipped]]:
         """Return the units that are explained, and those that cannot be."""
-        name, count = self.units.name, self.strengths.shape[1]
-        wanted = range(count) if features is None else [self._unit(one) for one in features]
+        name = self.units.name
+        wanted = range(self.strengths.shape[1]) if features is None else [self.units.unit(one) for one in features]
         why = {unit: why_not(self.strengths[:, unit], self.halves, least) for unit in wanted}
         fit = [unit for unit, reason in why.items() if reason is None]
         left = [Skipped(kind=name, unit=unit, why=reason) for unit, reason in why.items() if reason is not None]
@@ -132,16 +137,6 @@ class _Run:
         if features is None and len(fit) > n:
             fit = sorted(np.random.default_rng([self.seed, 2]).choice(fit, n, replace=False).tolist())
         return fit, left
-
-    def _unit(self, given: int) -> int:
-        count = self.strengths.shape[1]
-        if (found := as_index(given)) is None or not 0 <= found < count:
-            known = [str(unit) for unit in range(count)]
-            raise ExplanationError(
-                f"no unit {given!r} of {self.units.name}: there are {count}, counted from 0; nearest: "
-                f"{nearest(str(given), known) if found is None or found < 0 else repr(known[-1])}"
-            )
-        return found
 
     def mended(self, chosen: list[int]) -> list[Explained]:
         near = _neighbours(self.units.directions, chosen)
@@ -187,14 +182,13 @@ class _Run:
 
     def _others(self, unit: int) -> list[int]:
         """Return the other units with images enough to be shown."""
-        counts = (self.strengths[self.halves.explain] > 0).sum(0)
-        return [one for one in np.flatnonzero(counts >= _PAPER).tolist() if one != unit]
+        return [one for one in np.flatnonzero(self.counts >= _PAPER).tolist() if one != unit]
 
     def _drawn(self, unit: int) -> list[tuple[int, int]]:
         """Return five other units, drawn by how often they fire, each with its strongest image."""
         others, generator = self._others(unit), np.random.default_rng([self.seed, 4, unit])
-        counts = (self.strengths[self.halves.explain][:, others] > 0).sum(0).astype(np.float64)
-        drawn = generator.choice(others, _PAPER, replace=False, p=counts / counts.sum()).tolist()
+        chances = self.counts[others] / self.counts[others].sum()
+        drawn = generator.choice(others, _PAPER, replace=False, p=chances).tolist()
         return [(one, ranked(self.strengths[:, one], self.halves.explain)[0]) for one in drawn]
 
     def _texts(self, shown: dict[int, list[int]]) -> dict[int, str]:
@@ -229,9 +223,7 @@ class _Run:
             found.append(float(said))
         return np.array(found)
 
-    def _localisation(
-        self, unit: int, hits: list[int], said: Float[np.ndarray, " image"], text: str
-    ) -> float | None:
+    def _localisation(self, unit: int, hits: list[int], said: Float[np.ndarray, " image"], text: str) -> float | None:
         """Return how well the map tells the patches that the judge marks, mean over positives where it holds."""
         found = []
         for image, sure in zip(hits, said, strict=False):

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_lens.addresses import as_index
 from vit_lens.dictionaries import ActivationSource, Dictionary
-from vit_lens.errors import ExplanationError
+from vit_lens.errors import ExplanationError, nearest
 
 _TOKENS_AT_ONCE = 4096  # codes of all units are held for so many tokens
 _CUT_FROM = 65_536  # tokens at most that a cut is taken from, for a bound of memory
@@ -103,6 +104,21 @@ class Units:
     def __repr__(self) -> str:
         return f"Units({len(self.directions)} of {self.name} on {len(self.source.inputs)} images)"
 
+    def unit(self, given: int) -> int:
+        """Return the number of a unit, of Python.
+
+        Raises:
+            ExplanationError: There is no such unit.
+        """
+        count = len(self.directions)
+        if (found := as_index(given)) is None or not 0 <= found < count:
+            known = map(str, range(count)) if found is None or found < 0 else [str(count - 1)]
+            raise ExplanationError(
+                f"no unit {given!r} of {self.name}: there are {count}, counted from 0; nearest: "
+                f"{nearest(str(given), known, 1)}"
+            )
+        return found
+
     def strongest(self) -> Float[np.ndarray, "image unit"]:
         """Return how much every unit fires on every image: on its strongest patch."""
         rows = np.zeros((len(self.source.inputs), len(self.directions)), dtype=np.float32)
@@ -120,12 +136,12 @@ class Units:
     def map(self, unit: int, image: int) -> Float[Tensor, " patch"]:
         """Return how much a unit fires at each patch of an image, in their order."""
         held = self._held
-        own = slice(*np.searchsorted(held.unit, (unit, unit + 1)))
-        first, last = np.searchsorted(held.image, (image, image + 1))
-        part = slice(*np.searchsorted(held.token[own], (first, last)))
-        found = torch.zeros(int(last - first))
-        found[torch.from_numpy(held.token[own][part] - first)] = torch.from_numpy(held.value[own][part])
-        return found
+        own = slice(held.starts[unit], held.starts[unit + 1])
+        first, last = held.first[image], held.first[image + 1]
+        part = slice(*np.searchsorted(held.token[own], np.array([first, last])))
+        found = np.zeros(last - first, dtype=np.float32)
+        found[held.token[own][part] - first] = held.value[own][part]
+        return torch.from_numpy(found)
 
     @cached_property
     def _held(self) -> "_Codes":
@@ -141,14 +157,19 @@ class Units:
             start += len(tokens)
         token, unit, value = (np.concatenate(each) for each in zip(*parts, strict=True))
         order = np.argsort(unit, kind="stable")  # and within a unit by token
-        return _Codes(np.concatenate(images), token[order], unit[order], value[order])
+        image, unit = np.concatenate(images), unit[order]
+        starts = np.searchsorted(unit, np.arange(len(self.directions) + 1, dtype=unit.dtype))
+        first = np.searchsorted(image, np.arange(len(self.source.inputs) + 1))
+        return _Codes(image, first, token[order], unit, value[order], starts)
 
 
 class _Codes(NamedTuple):
     image: Int[np.ndarray, " token"]  # of each token, which image it is of
+    first: Int[np.ndarray, " image_and_end"]  # the first token of each image
     token: Int[np.ndarray, " code"]
     unit: Int[np.ndarray, " code"]
     value: Float[np.ndarray, " code"]
+    starts: Int[np.ndarray, " unit_and_end"]  # the first code of each unit
 
 
 @torch.no_grad()
