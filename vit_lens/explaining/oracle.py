@@ -80,13 +80,21 @@ class AttributeOracle:
             drawn = world.sample_codes(n, generator, held_out=True)
             codes |= {row.tobytes(): row for row in drawn[: n - len(codes)]}
         scenes = world.decode(np.stack(list(codes.values())))
-        made = cls([Image.fromarray(one) for one in world.render(scenes)], scenes)
-        return made
+        return cls(cls.pictures_of(scenes), scenes)
 
     @property
     def pictures(self) -> list[Image.Image]:
         """The images, drawn from the scenes."""
-        return [Image.fromarray(one) for one in world.render(self.scenes)]
+        return self.pictures_of(self.scenes)
+
+    @staticmethod
+    def pictures_of(scenes: Sequence[world.Scene]) -> list[Image.Image]:
+        """Return scenes as the tower of the embedded model sees them.
+
+        Args:
+            scenes: The scenes.
+        """
+        return [Image.fromarray(one) for one in world.render(scenes)]
 
     def explain(self, images: Sequence[Image.Image], maps: Sequence[Tensor]) -> str:
         """Return the value with most lift over its base rate in these images; the maps do not matter."""
