@@ -92,7 +92,8 @@ def explain(
     wanted = None if feature is None else [features.unit(one) for one in feature]
     make_directory(out)
     own_folder(out, {
-        "command": "explain", "dictionary": fingerprint({"W_dec": found.W_dec}), "images": whole.content, "protocol": protocol,
+        "command": "explain", "dictionary": fingerprint({"W_dec": found.W_dec}), "images": whole.content,
+        "protocol": protocol,
         "explainer": explainer, "features": feature, "units": units, "least": least, "beside": beside,
         "explaining_seed": explaining_seed,
     })  # fmt: skip

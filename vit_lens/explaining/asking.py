@@ -67,8 +67,8 @@ def judging_words(text: str, is_highlighted: bool) -> str:
 def locating_words(text: str, n: int) -> str:
     """Return what a model is asked about places in a picture."""
     return (
-        f"Divide this picture into {n} rows and {n} columns of equal cells, counted from 0 at the top left. Which cells "
-        f'show what these words describe: "{text}"?'
+        f"Divide this picture into {n} rows and {n} columns of equal cells, counted from 0 at the top left. Which "
+        f'cells show what these words describe: "{text}"?'
     )
 
 

@@ -97,9 +97,19 @@ class ImageTextModel:
 
     @torch.no_grad()
     def write(self, picture: Image.Image, asked: str, *, n_tokens: int = 60) -> str:
-        """Return what the model writes when it is asked for words, the likeliest word at every place."""
+        """Return what the model writes when it is asked for words, the likeliest word at every place.
+
+        Raises:
+            ExplanationError: The model cannot take so many words.
+        """
         inputs = self._inputs(picture, asked)
-        out = self.model.generate(**inputs, max_new_tokens=n_tokens, do_sample=False)[0]
+        try:
+            out = self.model.generate(**inputs, max_new_tokens=n_tokens, do_sample=False)[0]
+        except (IndexError, RuntimeError, ValueError) as error:  # what models raise where their context ends
+            raise ExplanationError(
+                f"{self.name} cannot write {n_tokens} tokens behind {inputs['input_ids'].shape[1]} "
+                f"({(str(error).strip().splitlines() or [type(error).__name__])[0]:.200}); take another model"
+            ) from error
         prompt = inputs["input_ids"][0]
         repeats = len(out) >= len(prompt) and bool((out[: len(prompt)] == prompt).all())
         return self.processor.tokenizer.decode(out[len(prompt) :] if repeats else out, skip_special_tokens=True)

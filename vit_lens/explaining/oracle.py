@@ -3,7 +3,7 @@
 __all__ = ["AttributeOracle"]
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -80,9 +80,12 @@ class AttributeOracle:
             drawn = world.sample_codes(n, generator, held_out=True)
             codes |= {row.tobytes(): row for row in drawn[: n - len(codes)]}
         scenes = world.decode(np.stack(list(codes.values())))
-        return cls(cls.pictures_of(scenes), scenes)
+        pictures = cls.pictures_of(scenes)
+        made = cls(pictures, scenes)
+        made.pictures = pictures
+        return made
 
-    @property
+    @cached_property
     def pictures(self) -> list[Image.Image]:
         """The images, drawn from the scenes."""
         return self.pictures_of(self.scenes)

@@ -38,12 +38,12 @@ class Explained:
         explained_on: The images that were shown to explain it.
         positives: The images that were judged and on which it fires.
         negatives: The images that were judged beside them.
-        score: Of ``mended`` the balanced accuracy of the judge; of ``paper`` the mean of s where it should hold and 1 - s
-            where not.
+        score: Of ``mended`` the balanced accuracy of the judge; of ``paper`` the mean of s where it should hold and
+            1 - s where not.
         auc: How well its strength tells the judged images of which the explanation holds; None where all are alike, and
             of ``paper``.
-        localisation: How well its strength at a patch tells where the judge sees what the explanation says, mean over the
-            positives of which it holds; None where there is none, and of ``paper``.
+        localisation: How well its strength at a patch tells where the judge sees what the explanation says, mean over
+            the positives of which it holds; None where there is none, and of ``paper``.
         shuffled: The score with the explanation of another unit; None where there is no other.
         constant: The score of a judge that always says a half.
 

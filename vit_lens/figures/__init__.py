@@ -2,8 +2,8 @@
 
 __all__ = [
     "DIVERGING", "SEQUENTIAL", "attribution_bars", "attribution_map", "caption_atlas", "contact_sheet", "dress",
-    "explained_scores", "head_map", "map_rows", "patch_overlay", "picture_uri", "residual_strip", "save", "top_sites", "word_map_sheet",
-    "word_overlay", "zero_shot_layers", "zero_shot_patches",
+    "explained_scores", "head_map", "map_rows", "patch_overlay", "picture_uri", "residual_strip", "save", "top_sites",
+    "word_map_sheet", "word_overlay", "zero_shot_layers", "zero_shot_patches",
 ]  # fmt: skip
 
 from vit_lens.figures.attribution import attribution_bars, attribution_map, patch_overlay

@@ -22,11 +22,13 @@ def reading(
     dictionaries: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of dictionaries, topk-0.safetensors, itda-0.safetensors and so on; what is not there is learnt "
-            "and put there. Default: a folder below --out."
+            help="Folder of dictionaries, topk-0.safetensors, itda-0.safetensors and so on; what is not there is "
+            "learnt and put there. Default: a folder below --out."
         ),
     ] = None,
-    scenes: Annotated[int, typer.Option(min=50, help="Scenes of the embedded world, where it gives the images.")] = 4000,
+    scenes: Annotated[
+        int, typer.Option(min=50, help="Scenes of the embedded world, where it gives the images.")
+    ] = 4000,
     learn: Annotated[int, typer.Option(min=20, help="Scenes that dictionaries are learnt from.")] = 8000,
     features: Annotated[int, typer.Option(min=1, help="Features.")] = 512,
     k: Annotated[int, typer.Option("--k", min=1, help="Codes of a token.")] = 16,

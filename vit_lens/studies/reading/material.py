@@ -176,10 +176,11 @@ class Material:
         path, work = self.kept / f"{name}.safetensors", self.out / "work" / f"{name}.safetensors"
         if path.is_file():
             found = Dictionary.load(path)
-            if found.origin.fingerprint != belongs.provenance.fingerprint or found.origin.site != "blocks.5.hook_resid_post":
+            own, wanted = found.origin, belongs.provenance
+            if (own.fingerprint, own.site, own.tokens) != (wanted.fingerprint, wanted.site, wanted.tokens):
                 raise StudyError(
-                    f"{path} is of {found.origin.model} (weights {found.origin.fingerprint}) at {found.origin.site}, the "
-                    f"study of weights {belongs.provenance.fingerprint} at {SITE}; give the dictionaries of this model"
+                    f"{path} is of {own.tokens} of {own.model} (weights {own.fingerprint}) at {own.site}, the study of "
+                    f"weights {wanted.fingerprint} at {SITE}; give the dictionaries of this model"
                 )
             return found
         made = ActivationSource.of_array(tokens(), belongs.provenance, seed=trainer.seed)
@@ -231,8 +232,8 @@ def make_material(
     """
     if model.cfg.n_layers <= _LAYER or model.cfg.image_size != (64, 64):
         raise StudyError(
-            f"{model.encoder_id} has {model.cfg.n_layers} blocks and sees {model.cfg.image_size} pixels; the study reads "
-            f"{SITE} of encoders of the embedded world"
+            f"{model.encoder_id} has {model.cfg.n_layers} blocks and sees {model.cfg.image_size} pixels; the study "
+            f"reads {SITE} of encoders of the embedded world"
         )
     said = json.dumps({"fingerprint": model.fingerprint, **asdict(sizes), "seed": seed}, sort_keys=True)
     make_directory(out)

@@ -70,7 +70,7 @@ def causal(
     rows: Sequence[Explained], units: Units, model: HookedViT, texts: TextBank, resid: Float[Tensor, "image pos d"],
     layer: int, values: Sequence[str], *, seed: int,
 ) -> Float[np.ndarray, " unit"]:  # fmt: skip
-    """Return how much more the logit of an explanation falls than that of other values, less that of a random direction.
+    """Return how much more an explanation's logit falls than those of other values, less that of a random direction.
 
     On the positives that tested a unit, what it writes is taken from the patches on which it fires; and in its place
     as much of a random direction.

@@ -19,12 +19,14 @@ from vit_lens.studies.findings import Score, StudyResult
 from vit_lens.studies.reading.kinds import KINDS, rows_of, units_of
 from vit_lens.studies.reading.material import SITE, Material
 from vit_lens.studies.reading.measures import causal, low_activation, matched, stability, tells
-from vit_lens.studies.statistics import Estimate
 
 Numbers = Mapping[str, list[np.ndarray]]  # by kind, of each seed
 
-DETECTION, AUC, WHERE, PAPER = "detection, mended", "AUC of the activation, mended", "localisation, mended", "score, paper"
-_OF_ROWS = {DETECTION: ("mended", "score"), AUC: ("mended", "auc"), WHERE: ("mended", "localisation"), PAPER: ("paper", "score")}  # fmt: skip
+DETECTION, PAPER = "detection, mended", "score, paper"
+_OF_ROWS = {
+    DETECTION: ("mended", "score"), "AUC of the activation, mended": ("mended", "auc"),
+    "localisation, mended": ("mended", "localisation"), PAPER: ("paper", "score"),
+}  # fmt: skip
 MEASURES = {
     DETECTION: "units", "low activation": "units", "coverage": "values", "one-unit probing": "values",
     "causal": "units", "planted": "planted directions", "stability": "rows",
@@ -32,7 +34,8 @@ MEASURES = {
 """What may separate what was learnt from what was not, and what each is a mean over."""
 CONTRASTS = {
     "(a) TopK above neurons": ("TopK", "neurons"), "(b) ITDA like TopK": ("ITDA", "TopK"),
-    "(c) TopK above random directions": ("TopK", "random directions"), "(c) TopK above untrained": ("TopK", "untrained"),
+    "(c) TopK above random directions": ("TopK", "random directions"),
+    "(c) TopK above untrained": ("TopK", "untrained"),
 }  # fmt: skip
 """The headlines: the first kind less the second, by both protocols."""
 _AGAINST = ("untrained", "random directions")
@@ -40,13 +43,13 @@ _SEPARATES = "separates: "
 HEADLINES = (*CONTRASTS, *(f"{_SEPARATES}{measure}" for measure in MEASURES))
 _NEXT_LAYER = 6
 _NOTES = (
-    "Explainer and judge are exact. Differences are of means over units, each dictionary seed counting alike; intervals "
-    "of one model are bootstrap over units, and the inference is over models, by vit-lens study pool.",
+    "Explainer and judge are exact. Differences are of means over units, each dictionary seed counting alike; "
+    "intervals of one model are bootstrap over units, and the inference is over models, by vit-lens study pool.",
     "(a) and (c) hold where the whole interval over models lies above 0, (b) where it lies within .05 of 0; a measure "
-    "separates where both its intervals lie above 0. Where (c) fails, a score proves nothing here, whatever (a) and (b) "
-    "say.",
-    "Neurons, random directions, PCA and the supervised probe are dense, and cut where they fire as often as the median "
-    "feature of TopK that fires. Data points are encoded by pursuit, as ITDA is.",
+    "separates where both its intervals lie above 0. Where (c) fails, a score proves nothing here, whatever (a) and "
+    "(b) say.",
+    "Neurons, random directions, PCA and the supervised probe are dense, and cut where they fire as often as the "
+    "median feature of TopK that fires. Data points are encoded by pursuit, as ITDA is. The world has 47 values.",
 )
 
 
@@ -114,7 +117,7 @@ def _kept(
         write_atomic(measured, json.dumps(told, allow_nan=False).encode())
     said = read_json(measured, StudyError, "remove it, and it is measured anew")
     values = {
-        name: np.array([np.nan if one is None else one for one in numbers], dtype=float) for name, numbers in said.items()
+        name: np.array([np.nan if one is None else one for one in each], dtype=float) for name, each in said.items()
     }
     return found, values | {"stability": _stability(material, kind, seed, seeds)}
 
