@@ -27,6 +27,8 @@ UNSHOWN = {
     ),
     # What a control is made of and with, which docs/controls.md does; and the three that there are.
     "controls": {"CovarianceMatched", "Material", "OtherImage", "RandomDirection", "control", "stand_in"},
+    # It needs weights of hundreds of megabytes, or a test's tiny ones.
+    "explaining": {"ImageTextModel"},
     # What control_columns returns, and shows.
     "metrics": {"ControlColumns"},
     # Checks of what was handed over, and of anybody's lens; docs/own_lens.md shows their errors.
@@ -40,7 +42,8 @@ UNSHOWN = {
     "decoders": ("adapter_weights", "put_adapter", "reads_layout"),
     # Errors are shown where they are raised.
     "errors": {
-        "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "GalleryError",
+        "BatchAxisError", "CheckpointError", "ContractError", "DecoderError", "DictionaryError", "ExplanationError",
+        "GalleryError",
         "HookShapeError", "ImageError", "InterventionError", "LensError", "OutputError", "PreprocessError",
         "RecordError", "ReferenceMismatchError", "StudyError", "TextError", "UnfiredHookError", "UnknownHookError",
         "UnknownSiteError", "UnsupportedTowerError", "VitLensError",
@@ -78,16 +81,28 @@ def names(tmp_path_factory):
     import vit_lens as vl
     from vit_lens.mini import sample_images
 
+    from vit_lens.explaining import Explained, Explanations
+
     model = vl.HookedViT.from_pretrained("mini").requires_grad_(False)
     images = sample_images()[:2]
     pixels = model.preprocess(images)
+    rows = [
+        Explained(
+            kind=kind, unit=unit, text="colour red", n_firing=99, explained_on=(1, 2), positives=(3,), negatives=(4,),
+            score=0.5 + unit / 20, auc=0.6, localisation=None, shuffled=0.5, constant=0.5,
+        )
+        for kind in ("dictionary", "untrained") for unit in range(6)
+    ]  # fmt: skip
+    said = {"protocol": "mended", "explainer": "oracle", "judge": "oracle", "n_images": 240, "least": 20, "seed": 0}
+    folder = tmp_path_factory.mktemp("examples")
     captions = ["a red star", "a blue star", "a red ring", "a blue ring", "a green cross", "a yellow square"]
     return {
         "vl": vl, "torch": torch, "np": np, "model": model, "images": images, "pixels": pixels,
         "cache": model.run_with_cache(pixels)[1], "bank": vl.TextBank.from_pretrained("mini", captions),
         "text_model": vl.HookedTextEncoder.from_pretrained("mini").requires_grad_(False),
         "text_to_image": vl.decoders.PromptEncoder(tiny_pipelines.make("sd1")),
-        "decoder": vl.load_decoder("mini"), "tmp": tmp_path_factory.mktemp("examples"),
+        "decoder": vl.load_decoder("mini"), "tmp": folder,
+        "explained": Explanations(rows=tuple(rows), **said).save(folder / "explanations.json"),
     }  # fmt: skip
 
 

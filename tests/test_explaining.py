@@ -95,9 +95,7 @@ def test_the_oracle_marks_the_patches_on_which_a_value_is_drawn(oracle):
     """Against pixels of rendered scenes; a patch that is at the edge of counting may fall on either side."""
     pictures, seen = oracle.pictures, set()
     for row, scene in enumerate(oracle.scenes[:60]):
-        shares = {
-            part: pixels.reshape(4, 16, 4, 16).mean((1, 3)) for part, pixels in rendered_shares(scene).items()
-        }
+        shares = {part: pixels.reshape(4, 16, 4, 16).mean((1, 3)) for part, pixels in rendered_shares(scene).items()}
         for value, part in {
             f"colour {scene.colour}": "object", f"shape {scene.shape}": "object", f"row {scene.row}": "object",
             f"background {scene.background}": "ground", f"pattern {scene.pattern}": "ground",
@@ -146,7 +144,9 @@ def test_units_do_on_images_what_the_dictionary_does_on_tokens(kind):
     assert np.allclose(rates, (codes[[1, 3, 8]] > 0).double().mean((0, 1)).numpy())
     for unit, image in ((0, 0), (52, 10), (17, 4)):
         assert torch.allclose(units.map(unit, image).double(), codes[image, :, unit], atol=1e-5)
-    with pytest.raises(ExplanationError, match=r"no unit 53 of dictionary: there are 53, counted from 0; nearest: '52'"):
+    with pytest.raises(
+        ExplanationError, match=r"no unit 53 of dictionary: there are 53, counted from 0; nearest: '52'"
+    ):
         units.unit(53)
 
 
@@ -215,7 +215,9 @@ def test_units_are_explained_on_some_images_and_tested_on_others(units, oracle):
         assert not set(row.explained_on) & {*row.positives, *row.negatives}
         silent = [i for i in tests if own[i] == 0]
         near = (rows @ rows[row.unit]).argsort(descending=True)[1:].tolist()
-        strongest = [max(silent, key=lambda i, u=u: (strengths[i, u], -i)) for u in near[:2] if strengths[silent, u].max()]
+        strongest = [
+            max(silent, key=lambda i, u=u: (strengths[i, u], -i)) for u in near[:2] if strengths[silent, u].max()
+        ]
         assert set(strongest) <= set(row.negatives[:5])
         holds = oracle.holds[:, oracle.values.index(row.text)]
         images = [*row.positives, *row.negatives]

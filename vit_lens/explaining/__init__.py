@@ -2,7 +2,7 @@
 
 __all__ = [
     "BESIDE", "PROTOCOLS", "AttributeOracle", "EndpointVLM", "Explained", "Explainer", "Explanations", "FeatureJudge",
-    "Halves", "ImageTextModel", "PipelineVLM", "Replies", "Skipped", "Units", "auc", "difference", "explain",
+    "Halves", "ImageTextModel", "NothingToExplain", "PipelineVLM", "Replies", "Skipped", "Units", "auc", "difference", "explain",
     "highlighted", "units_beside",
 ]  # fmt: skip
 
@@ -16,5 +16,5 @@ from vit_lens.explaining.pipeline_vlm import PipelineVLM
 from vit_lens.explaining.protocols import Explainer, FeatureJudge
 from vit_lens.explaining.replies import Replies
 from vit_lens.explaining.results import Explained, Explanations, Skipped, difference
-from vit_lens.explaining.running import PROTOCOLS, auc, explain
+from vit_lens.explaining.running import PROTOCOLS, NothingToExplain, auc, explain
 from vit_lens.explaining.units import Units

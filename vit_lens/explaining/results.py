@@ -222,8 +222,9 @@ class Explanations:
         if (form := said.pop("format", None)) != _FORMAT:
             raise ExplanationError(f"{place} has format {form!r:.60}, expected {_FORMAT!r}; {_ADVICE}")
         parts = {"rows": Explained, "skipped": Skipped}
-        found = check_fields(cls, {**said, **dict.fromkeys(parts, ())}, str(place), ExplanationError)
-        return cls(**found | {name: _all_of(kind, said.get(name), place) for name, kind in parts.items()})
+        found: dict[str, Any] = check_fields(cls, {**said, **dict.fromkeys(parts, ())}, str(place), ExplanationError)
+        found |= {name: _all_of(kind, said.get(name), place) for name, kind in parts.items()}
+        return cls(**found)
 
 
 def _all_of(kind: Any, said: Any, place: Path) -> tuple[Any, ...]:

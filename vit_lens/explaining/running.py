@@ -1,6 +1,6 @@
 """``explain``: units are explained on some images and tested on others, by one of two protocols."""
 
-__all__ = ["PROTOCOLS", "explain"]
+__all__ = ["PROTOCOLS", "NothingToExplain", "explain"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +22,18 @@ from vit_lens.explaining.units import Units
 PROTOCOLS = ("mended", "paper")
 """``mended``: tested on images that did not explain. ``paper``: as published in arXiv 2505.24360."""
 _LEAST, _PAPER = 10, 5
+
+
+class NothingToExplain(ExplanationError):
+    """No unit of a kind can be explained; ``skipped`` says why, unit by unit.
+
+    >>> NothingToExplain("nothing", ()).skipped
+    ()
+    """
+
+    def __init__(self, message: str, skipped: Sequence[Skipped]):
+        super().__init__(message)
+        self.skipped = tuple(skipped)
 
 
 def explain(
@@ -84,8 +96,8 @@ def explain(
         chosen, left = run.choose(features if place == 0 else None, n, least, protocol)
         skipped += left
         if not chosen and place == 0:
-            raise ExplanationError(
-                f"nothing to explain in {units!r}: {_said(left)}; give more images, or smaller least="
+            raise NothingToExplain(
+                f"nothing to explain in {units!r}: {_said(left)}; give more images, or smaller least=", left
             )
         rows += run.mended(chosen) if protocol == "mended" else run.paper(chosen)
     return Explanations(
@@ -262,7 +274,15 @@ def agreement(said: Float[np.ndarray, " image"], fits: Bool[np.ndarray, " image"
 
 
 def auc(scores: Float[np.ndarray, " one"], positive: Bool[np.ndarray, " one"]) -> float | None:
-    """Return the chance that a positive one scores above another, ties counting half; None without both."""
+    """Return the chance that a positive one scores above another, ties counting half; None without both.
+
+    Args:
+        scores: The scores.
+        positive: Which are positive.
+
+    >>> auc(np.array([3.0, 1.0, 2.0, 2.0]), np.array([True, False, True, False]))
+    0.875
+    """
     if positive.all() or not positive.any():
         return None
     above, below = scores[positive][:, None], scores[~positive][None]

@@ -21,7 +21,7 @@ _UNITS_AT_ONCE = 12
 
 def low_activation(
     rows: Sequence[Explained], strengths: Float[np.ndarray, "image unit"], oracle: AttributeOracle, halves: Halves
-) -> Float[np.ndarray, " unit"]:
+) -> Float[np.ndarray, " explained"]:
     """Return how often an explanation holds of the lowest quarter of the images on which a unit fires, less base rate.
 
     Args:
@@ -118,9 +118,7 @@ def matched(rows: Float[Tensor, "unit d"], planted: Float[Tensor, "planted d"]) 
     return (_cosines(planted, rows).amax(1) > _PARTNER).double().numpy()
 
 
-def stability(
-    rows: Float[Tensor, "unit d"], others: Sequence[Float[Tensor, "unit d"]]
-) -> Float[np.ndarray, " unit"]:
+def stability(rows: Float[Tensor, "unit d"], others: Sequence[Tensor]) -> Float[np.ndarray, " unit"]:
     """Return of each row in how many of the dictionaries of other seeds it has a partner above .7, as a share."""
     if not others:
         return np.full(len(rows), np.nan)

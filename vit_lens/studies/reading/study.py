@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vit_lens.errors import StudyError
-from vit_lens.explaining import PROTOCOLS, Explanations, Units, difference, explain
+from vit_lens.explaining import PROTOCOLS, Explanations, NothingToExplain, Units, difference, explain
 from vit_lens.files import make_directory, read_json, write_atomic
 from vit_lens.identity import forget_fingerprints
 from vit_lens.mini import world
@@ -38,6 +38,7 @@ CONTRASTS = {
     "(c) TopK above untrained": ("TopK", "untrained"),
 }  # fmt: skip
 """The headlines: the first kind less the second, by both protocols."""
+_SHARED = ("values", "planted directions")  # the same for every seed of dictionaries
 _AGAINST = ("untrained", "random directions")
 _SEPARATES = "separates: "
 HEADLINES = (*CONTRASTS, *(f"{_SEPARATES}{measure}" for measure in MEASURES))
@@ -123,11 +124,19 @@ def _kept(
 
 
 def _explain(units: Units, material: Material, protocol: str) -> Explanations:
-    sizes = material.sizes
-    return explain(
-        [units], material.pictures, material.oracle, protocol=protocol, n=sizes.units, least=sizes.least,
-        seed=material.seed, grid=material.oracle.grid,
-    )  # fmt: skip
+    sizes, oracle = material.sizes, material.oracle
+    try:
+        return explain(
+            [units], material.pictures, oracle, protocol=protocol, n=sizes.units, least=sizes.least,
+            seed=material.seed, grid=oracle.grid,
+        )  # fmt: skip
+    except NothingToExplain as nothing:
+        if units.name == "TopK":
+            raise
+        return Explanations(
+            protocol=protocol, explainer=oracle.name, judge=oracle.name, n_images=sizes.scenes, least=sizes.least,
+            seed=material.seed, rows=(), skipped=nothing.skipped,
+        )  # fmt: skip
 
 
 def _measure(
@@ -174,15 +183,26 @@ def _separating(numbers: Mapping[str, Numbers]) -> list[Score]:
 
 
 def _difference(measure: str, reading: str, of: Numbers, kind: str, other: str, unit: str) -> Score:
-    estimate = difference(of[kind], of[other], seed=0)
-    return Score(measure=measure, reading=reading, level="embedding", estimate=estimate, n=_n(of[kind]), unit=unit)
+    some, others = (_groups(of[name], unit) for name in (kind, other))
+    estimate = difference(some, others, seed=0)
+    if unit in _SHARED and len(some) == len(others) == 1:  # of the same values: paired
+        estimate = difference([some[0] - others[0]], [], seed=0)
+    return Score(measure=measure, reading=reading, level="embedding", estimate=estimate, n=_n(some), unit=unit)
+
+
+def _groups(groups: Sequence[np.ndarray], unit: str) -> list[np.ndarray]:
+    """Return numbers in groups whose members are drawn apart: what every seed has alike is one group, of means."""
+    if unit not in _SHARED or len({len(group) for group in groups}) > 1:
+        return list(groups)
+    return [np.mean(groups, axis=0)]
 
 
 def _of_kinds(numbers: Mapping[str, Numbers], explained: Mapping[str, Mapping[str, list[Explanations]]]) -> list[Score]:
     scores = []
     for measure, of in numbers.items():
         for kind, groups in of.items():
-            estimate, controls = difference(groups, [], seed=0), {}
+            unit = MEASURES.get(measure, "units")
+            own, controls = _groups(groups, unit), {}
             if measure in (DETECTION, PAPER):
                 several = [one for one in explained[_OF_ROWS[measure][0]][kind] if one.rows]
                 controls = {
@@ -190,8 +210,8 @@ def _of_kinds(numbers: Mapping[str, Numbers], explained: Mapping[str, Mapping[st
                     for name, column in (("explanations shuffled", "shuffled"), ("constant judge", "constant"))
                 }
             scores.append(Score(
-                measure=measure, reading=kind, level="embedding", estimate=estimate, n=_n(groups),
-                unit=MEASURES.get(measure, "units"), controls=controls,
+                measure=measure, reading=kind, level="embedding", estimate=difference(own, [], seed=0), n=_n(own),
+                unit=unit, controls=controls,
             ))  # fmt: skip
     return scores
 
@@ -205,9 +225,7 @@ def _n(groups: Sequence[np.ndarray]) -> int:
     return sum(int(np.isfinite(group).sum()) for group in groups)
 
 
-def _counts(
-    explained: Mapping[str, Mapping[str, list[Explanations]]], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+def _counts(explained: Mapping[str, Mapping[str, list[Explanations]]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Give by kind and seed how many units were explained, and how many not, and why."""
     return [
         {"kind": kind, "dictionary seed": str(seed), **(one.counts()[kind] if one.kinds else {})}
@@ -219,5 +237,3 @@ def _counts(
 def captions() -> list[str]:
     """Return every value of the world as a caption, in the order of the oracle's values."""
     return [prompt for name in world.ATTRIBUTES for prompt in world.prompts(name)]
-
-
