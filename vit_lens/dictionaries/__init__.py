@@ -1,14 +1,14 @@
 """Sparse dictionaries: learn, read and measure them, and put them into a model. See docs/dictionaries.md."""
 
 __all__ = [
-    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens", "Dictionary",
-    "Example", "FeatureExamples", "Features", "Fidelity", "ITDAState", "Layout", "Normalisation", "Origin", "Place",
-    "Point", "Provenance", "SAELens", "Semantics", "SparseCodes", "Statistics", "TopK", "Trainer", "Verdict", "card",
-    "clamp", "compared", "data_points_control", "denoising_fidelity", "evaluate", "feature_address",
-    "feature_attribution", "feature_embeddings", "feature_examples", "feature_writes", "fidelity", "fit",
-    "gradient_pursuit", "layout", "matching_pursuit", "mean_codes", "pca_control", "random_dictionary",
-    "save_sae_lens", "spliced", "spread_features", "step_and_position", "trainer", "untrained_control", "verdicts",
-    "with_controls", "zero_shot_accuracy",
+    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens",
+    "Dictionary", "Example", "FeatureExamples", "Features", "Fidelity", "ITDAState", "Layout", "Normalisation",
+    "Origin", "Place", "Point", "Provenance", "SAELens", "Semantics", "SparseCodes", "Statistics", "TopK",
+    "Trainer", "Verdict", "card", "clamp", "compared", "data_points_control", "denoising_fidelity",
+    "difference_of_means", "evaluate", "feature_address", "feature_attribution", "feature_embeddings",
+    "feature_examples", "feature_writes", "fidelity", "fit", "gradient_pursuit", "layout", "matching_pursuit",
+    "mean_codes", "pca_control", "random_dictionary", "save_sae_lens", "spliced", "spread_features", "steer",
+    "step_and_position", "trainer", "untrained_control", "verdicts", "with_controls", "zero_shot_accuracy",
 ]  # fmt: skip
 
 from vit_lens.dictionaries.card import Verdict, card, compared, verdicts, with_controls
@@ -38,5 +38,6 @@ from vit_lens.dictionaries.semantics import Origin, Provenance, Semantics
 from vit_lens.dictionaries.source import ActivationSource, Batch, Place
 from vit_lens.dictionaries.splicing import spliced
 from vit_lens.dictionaries.statistics import Statistics, evaluate
+from vit_lens.dictionaries.steering import difference_of_means, steer
 from vit_lens.dictionaries.topk import TopK
 from vit_lens.dictionaries.training import TRAINERS, Checkpoint, Trainer, fit, trainer

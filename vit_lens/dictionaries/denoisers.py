@@ -1,6 +1,6 @@
 """What dictionaries ask of a hooked diffusion model, and how a token of it is told: by step and position."""
 
-__all__ = ["Denoises", "place_of", "positions_of", "replayed", "run_of", "seed_of", "step_and_position"]
+__all__ = ["Denoises", "cells_of", "place_of", "positions_of", "replayed", "run_of", "seed_of", "step_and_position"]
 
 import hashlib
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ class Denoises(Protocol):
     """A model that draws prompts in steps; :class:`vit_lens.HookedDiffusion` is one, which rests on this room."""
 
     current_branch: str | None
+    current_sides: tuple[int, int] | None
 
     @property
     def row_branches(self) -> tuple[str, ...]: ...
@@ -67,6 +68,18 @@ def positions_of(tokens: str) -> list[int] | None:
             f"tokens={tokens!r}: of a denoiser's stream give 'all', or positions counted from 0, such as '0,5'"
         )
     return sorted({each for each in found if each is not None})
+
+
+def cells_of(height: int, width: int, n_positions: int) -> tuple[int, int] | None:
+    """Return rows and columns of a picture's cells; None where so many positions are not halvings of its sides.
+
+    >>> cells_of(64, 96, 24), cells_of(64, 96, 25)
+    ((4, 6), None)
+    """
+    rows, columns = height, width
+    while rows * columns > n_positions:
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return (rows, columns) if rows * columns == n_positions else None
 
 
 def seed_of(noise_seed: int, index: int) -> int:

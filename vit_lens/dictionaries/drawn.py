@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_lens.dictionaries.denoiser_tokens import DenoiserTokens
-from vit_lens.dictionaries.denoisers import run_of, step_and_position
+from vit_lens.dictionaries.denoisers import cells_of, run_of, step_and_position
 
 
 def at_strongest(
@@ -37,10 +37,7 @@ def grid_of(reader: DenoiserTokens) -> tuple[int, int] | None:
     run, name = reader.provenance.run or {}, str(reader.provenance.site)
     if reader.denoiser.is_text(name):
         return None
-    rows, columns = run["height"], run["width"]
-    while rows * columns > reader.n_positions:
-        rows, columns = -(-rows // 2), -(-columns // 2)
-    return (rows, columns) if rows * columns == reader.n_positions else None
+    return cells_of(run["height"], run["width"], reader.n_positions)
 
 
 def pictures_of(reader: DenoiserTokens, inputs: Sequence[int], side: int) -> dict[int, Image.Image]:

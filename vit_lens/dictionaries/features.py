@@ -1,7 +1,8 @@
 """Features of a run as parts of it: what they write, what that is worth along captions, what a lens makes of it."""
 
 __all__ = [
-    "Features", "clamp", "feature_address", "feature_attribution", "feature_embeddings", "feature_writes", "mean_codes",
+    "Features", "clamp", "feature_address", "feature_attribution", "feature_embeddings", "feature_writes", "indices_of",
+    "mean_codes",
 ]  # fmt: skip
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -159,7 +160,7 @@ def feature_writes(
     """
     model: Any = check_cache(cache).model
     name = dictionary.check(model)
-    chosen = _indices(dictionary, features)
+    chosen = indices_of(dictionary, features)
     held, given = f"{name}.hook_sae_acts_post", f"{name}.hook_sae_input"
     x = read_rows(cache, name)
     own = x
@@ -217,7 +218,7 @@ def feature_attribution(
     readout = FrozenReadout(cache)
     parts = readout(writes.movedim(1, 0).to(readout.weights))
     values = parts @ chosen.vectors.to(parts).T / chosen.divisor(readout.embedding)[:, None]
-    components = tuple(Component(feature_address(dictionary, index)) for index in _indices(dictionary, features))
+    components = tuple(Component(feature_address(dictionary, index)) for index in indices_of(dictionary, features))
     return Attribution(components, chosen.names, values, units)
 
 
@@ -268,8 +269,12 @@ def feature_embeddings(
     return found
 
 
-def _indices(dictionary: Dictionary, features: Features) -> list[int]:
-    """Return the numbers of features of this dictionary; a dead one is named in a warning."""
+def indices_of(dictionary: Dictionary, features: Features) -> list[int]:
+    """Return the numbers of features of this dictionary; a dead one is named in a warning.
+
+    Raises:
+        DictionaryError: There is none, an address says more than a feature, or one writes nothing.
+    """
     if isinstance(features, (str, Address)):
         features = [features]
     if isinstance(features, Iterable) and all(isinstance(one, (str, Address)) for one in features):
@@ -277,9 +282,7 @@ def _indices(dictionary: Dictionary, features: Features) -> list[int]:
         site = replace(own, feature=None)
         said = [Address.parse(str(one)) for one in features]
         if more := [str(one) for one in said if one != one.part]:
-            raise DictionaryError(
-                f"'{more[0]}' says more than a feature, which is read where the embedding is read from"
-            )
+            raise DictionaryError(f"'{more[0]}' says more than a feature; leave tower, token and step off")
         found = [one.resolve_feature([site]).feature for one in said]
     else:
         found = as_indices(features)  # pyright: ignore[reportArgumentType]

@@ -13,6 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_lens.dictionaries.gates import Gate
 from vit_lens.dictionaries.tokens import rule_mask, token_rule
+from vit_lens.dictionaries.updates import OwnPart
 from vit_lens.errors import DictionaryError, expect
 from vit_lens.hooking import CodesPoint, LoudHookedRootModule, is_hooked
 
@@ -59,22 +60,10 @@ class Splice:
     ):  # fmt: skip
         self.dictionary, self.points, self.where, self.acts = dictionary, points, where, acts
         self.error_term, self.gradients = error_term, gradients
-        self._before: dict[str | None, Tensor] = {}  # what the block was given, by branch: an update is the change
-
-    def keep_before(self, x: Tensor, hook: HookPoint) -> None:
-        """Keep what enters the block, where the dictionary is of its update."""
-        self._before[getattr(hook, "branch", None)] = x
+        self.part = OwnPart(dictionary.origin.stream)
 
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor | None:
-        before = self._before.pop(getattr(hook, "branch", None), None)
-        if before is None and self.dictionary.origin.stream == "update":
-            raise DictionaryError(f"a dictionary of updates: the block at {hook.name!r} did not say what it was given")
-        if before is not None and before.shape != x.shape:
-            raise DictionaryError(
-                f"a dictionary of updates: the block at {hook.name!r} is given {tuple(before.shape[1:])} and leaves "
-                f"{tuple(x.shape[1:])}, so nothing is added to what it is given"
-            )
-        own = x if before is None else x - before
+        own, before = self.part.take(x, hook)
         own = self.points["hook_sae_input"](own)
         mask = self.where(x, hook)
         if self.acts():
@@ -212,10 +201,7 @@ def spliced(
         dictionary, points, error_term=error_term, gradients=gradients,
         where=rule_mask(model, dictionary.origin.tokens), acts=gate,
     )  # fmt: skip
-    hooks: list[tuple[str, Callable]] = []
-    if dictionary.origin.stream == "update":
-        hooks.append((_start_of(model, name), _reading(splice.keep_before)))
-    hooks.append((name, splice))
+    hooks: list[tuple[str, Callable]] = [*splice.part.hooks(model, name), (name, splice)]
     if edit is not None:
         hooks.append((f"{name}.hook_sae_acts_post", edit))
     with model.added_points({f"{name}.{each}": point for each, point in points.items()}), model.hooks(hooks):
@@ -226,20 +212,3 @@ def spliced(
                 "that were of the model alone"
             )
         gate.check_reached()
-
-
-def _start_of(model: LoudHookedRootModule, name: str) -> str:
-    start = name.removesuffix("hook_resid_post") + "hook_resid_pre"
-    if not name.endswith("hook_resid_post") or start not in model.hook_dict:
-        raise DictionaryError(
-            f"a dictionary of updates belongs at a hook_resid_post whose block has a hook_resid_pre; {name!r} has none"
-        )
-    return start
-
-
-def _reading(function: Callable) -> Callable:
-    def read(x: Tensor, hook: HookPoint) -> None:
-        function(x, hook=hook)
-
-    read.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]
-    return read

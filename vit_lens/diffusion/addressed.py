@@ -103,15 +103,23 @@ class AddressedPipeline(PipelineModule):
         return sorted(several, key=lambda aim: order.index(aim.point))
 
     def _refuse_absent(self, call: Call) -> None:
-        """Refuse hooks at a step, token, unit or branch that a run has not, before it begins."""
+        """Refuse hooks at a step, token, unit or branch that a run has not, before it begins.
+
+        A hook function may say its own ``at_steps`` and ``branches``.
+        """
         for point in self.hook_dict.values():
             for guard in [getattr(handle, "guard", None) for handle in point.fwd_hooks]:
+                hook = getattr(guard, "hook", None)
+                name = guard.aim.name if isinstance(guard, AimedGuard) else point.name
+                if absent := {*getattr(hook, "branches", ())} - {*call.branches}:
+                    raise VitLensError(f"{name} is to be changed in branches {sorted(absent)} that the run has not")
+                if late := [step for step in getattr(hook, "at_steps", ()) if step >= self._steps(call)]:
+                    raise VitLensError(
+                        f"{name} is to be changed at steps {late}; a run of steps={call.every['num_inference_steps']} "
+                        f"has the steps 0 to {self._steps(call) - 1}"
+                    )
                 if not isinstance(guard, AimedGuard):
                     continue
-                if absent := {*getattr(guard.hook, "branches", ())} - {*call.branches}:
-                    raise VitLensError(
-                        f"{guard.aim.name} is to be patched in branches {sorted(absent)} that the run has not"
-                    )
                 self._refuse_step(guard.aim, call)
                 if (guard.aim.token, guard.aim.unit) != (None, None):
                     self._shape(guard.aim, call)

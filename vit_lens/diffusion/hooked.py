@@ -69,6 +69,8 @@ class HookedDiffusion(AddressedPipeline, DescribedPipeline):
 
     row_branches: tuple[str, ...] = ()
     """The branches in the rows of the pass that runs now; empty outside of a run of the pipeline."""
+    current_sides: tuple[int, int] | None = None
+    """Height and width in pixels of what is drawn now; None outside of a run of the pipeline."""
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, *, model_id: str | None = None) -> "HookedDiffusion":
@@ -147,7 +149,7 @@ class HookedDiffusion(AddressedPipeline, DescribedPipeline):
         if self.current_step is not None:
             raise VitLensError("a pipeline counts its steps itself; call it outside of `with model.step(...)`")
         self._refuse_absent(call)
-        with self.attached(), Passes(self, call.of_step, call.n_pictures).counted(self.denoiser):
+        with self.attached(), self._counting(call):
             return self.pipeline(**call.given)[0]
 
     @torch.no_grad()
@@ -203,10 +205,20 @@ class HookedDiffusion(AddressedPipeline, DescribedPipeline):
         for source in sources:  # the noise that the picture was drawn from would be a part of the answer
             source.manual_seed(source.initial_seed() ^ _OTHER_NOISE)
         noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources]).to(latents)
-        with self.attached(), losses_of(self, latents, noise, branch, wanted) as found:
-            with Passes(self, call.of_step, call.n_pictures).counted(self.denoiser):
-                self.pipeline(**call.given)
+        self._refuse_absent(call)
+        with self.attached(), losses_of(self, latents, noise, branch, wanted) as found, self._counting(call):
+            self.pipeline(**call.given)
         return torch.stack([found[index] for index in wanted])
+
+    @contextmanager
+    def _counting(self, call: Call) -> Iterator[None]:
+        """Say steps, branches and sizes while the pipeline runs a call."""
+        self.current_sides = call.sides(self.pipeline, self._row)
+        try:
+            with Passes(self, call.of_step, call.n_pictures).counted(self.denoiser):
+                yield
+        finally:
+            self.current_sides = None
 
     def _hooked(self) -> dict[str, Place]:
         return {name: place for name, place in self._places.items() if is_hooked(self.hook_dict[name])}
