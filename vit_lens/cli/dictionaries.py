@@ -1,4 +1,4 @@
-"""Commands of sparse dictionaries: dict train, dict itda, dict load."""
+"""Commands of sparse dictionaries: dict train, dict itda, dict load, dict steer."""
 
 __all__ = ["dictionaries", "own_folder", "refuse_foreign"]
 
@@ -11,6 +11,7 @@ import typer
 
 from vit_lens.cli import flags
 from vit_lens.cli.dictionary_inputs import Reads, given
+from vit_lens.cli.steering import steer
 from vit_lens.errors import OutputError, VitLensError, nearest
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def load(
         typer.echo(f"dictionary: {found.save(out)}")
 
 
-for command in (train, itda, load):
+for command in (train, itda, load, steer):
     dictionaries.command()(flags.grouped(command))
 
 

@@ -1,6 +1,6 @@
 """What commands of dictionaries read: a tower and images, a text encoder and prompts, a pipeline that draws prompts."""
 
-__all__ = ["Reads", "given"]
+__all__ = ["AtSteps", "Branch", "Reads", "draws", "given", "load_pipeline"]
 
 import re
 from collections.abc import Sequence
@@ -19,17 +19,29 @@ _INDEX = "model_index.json"  # of a folder that a pipeline was saved in
 _OF_TOWERS = re.compile(r"L\d|blocks\.|hook_")  # what sites of a tower begin with
 
 
+AtSteps = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=0,
+        help="Of a pipeline: denoising steps that are read (steer: steered), from 0; repeat. Default: all; steer: "
+        "those of the dictionary.",
+    ),
+]
+Branch = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a pipeline: the branch of guidance that is read (steer: steered), cond or uncond (steer: or both). "
+        "Default: cond; steer: that of the dictionary."
+    ),
+]
+
+
 @dataclass(kw_only=True)
 class Reads(flags.Tower):
     """Options that name a model, and for a pipeline how it draws."""
 
-    at_steps: Annotated[
-        list[int] | None,
-        typer.Option(min=0, help="Of a pipeline: denoising steps that are read, from 0; repeat. Default: all."),
-    ] = None
-    branch: Annotated[str, typer.Option(help="Of a pipeline: the branch of guidance that is read, cond or uncond.")] = (
-        "cond"
-    )
+    at_steps: AtSteps = None
+    branch: Branch = None
     steps: flags.Steps = None
     guidance: flags.Guidance = None
     size: flags.Size = None
@@ -50,9 +62,8 @@ class Reads(flags.Tower):
         Raises:
             VitLensError: One of them was given.
         """
-        names = ("at_steps", "steps", "guidance", "size", "decoder_seed", "batch_size")
+        names = ("at_steps", "branch", "steps", "guidance", "size", "decoder_seed", "batch_size")
         said = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
-        said += ["--branch"] if self.branch != "cond" else []
         if said:
             raise VitLensError(
                 f"{', '.join(said)} would have no effect here: --model {self.model} with this site draws nothing. A "
@@ -71,10 +82,10 @@ def given(
     Raises:
         VitLensError: An option is of another kind of model.
     """
-    if _draws(reads.model, site):
+    if draws(reads.model, site):
         prompting.refuse_images_words(images=paths or images, tag=reads.tag)
         texts = _captions(reads, prompts)
-        return _pipeline(reads), texts, reads.run(), "all"
+        return load_pipeline(reads.model, reads.device), texts, reads.run(), "all"
     reads.refuse_run()
     if prompts is not None:
         from vit_lens import HookedTextEncoder
@@ -95,19 +106,24 @@ def given(
     return reads.load().requires_grad_(False), found, {}, "patches"
 
 
-def _draws(name: str, site: str) -> bool:
+def draws(name: str, site: str) -> bool:
     """Whether a name is a pipeline's, and the site its denoiser's: an embedded one has a text encoder of that name."""
     if name in _EMBEDDED:
         return _OF_TOWERS.match(site) is None
     return (Path(name).expanduser() / _INDEX).is_file()
 
 
-def _pipeline(reads: Reads) -> Any:
+def load_pipeline(name: str, device: str) -> Any:
+    """Load a pipeline, which draws in its own size and without a bar.
+
+    Raises:
+        DecoderError: There is no such pipeline, or something is wrong with its files.
+    """
     from vit_lens import HookedDiffusion
 
-    model = HookedDiffusion.from_pretrained(reads.model, device=flags.torch_device(reads.device))
+    model = HookedDiffusion.from_pretrained(name, device=flags.torch_device(device))
     model.pipeline.set_progress_bar_config(disable=True)
-    model.defaults = {**model.text_length(), **_EMBEDDED.get(reads.model, {}), **model.defaults}
+    model.defaults = {**model.text_length(), **_EMBEDDED.get(name, {}), **model.defaults}
     return model
 
 

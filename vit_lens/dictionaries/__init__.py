@@ -8,11 +8,18 @@ __all__ = [
     "difference_of_means", "evaluate", "feature_address", "feature_attribution", "feature_embeddings",
     "feature_examples", "feature_writes", "fidelity", "fit", "gradient_pursuit", "layout", "matching_pursuit",
     "mean_codes", "pca_control", "random_dictionary", "save_sae_lens", "spliced", "spread_features", "steer",
-    "step_and_position", "trainer", "untrained_control", "verdicts", "with_controls", "zero_shot_accuracy",
+    "step_and_position", "trainer", "untrained_control", "untrained_direction", "verdicts", "with_controls",
+    "zero_shot_accuracy",
 ]  # fmt: skip
 
 from vit_lens.dictionaries.card import Verdict, card, compared, verdicts, with_controls
-from vit_lens.dictionaries.controls import data_points_control, pca_control, random_dictionary, untrained_control
+from vit_lens.dictionaries.controls import (
+    data_points_control,
+    pca_control,
+    random_dictionary,
+    untrained_control,
+    untrained_direction,
+)
 from vit_lens.dictionaries.denoiser_tokens import DenoiserTokens
 from vit_lens.dictionaries.denoisers import step_and_position
 from vit_lens.dictionaries.denoising_fidelity import denoising_fidelity

@@ -1,10 +1,12 @@
 """Controls of equal number of codes and features: what a dictionary has to be better than."""
 
-__all__ = ["data_points_control", "pca_control", "random_dictionary", "untrained_control"]
+__all__ = ["data_points_control", "pca_control", "random_dictionary", "untrained_control", "untrained_direction"]
 
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.itda import ITDA
@@ -58,6 +60,25 @@ def untrained_control(dictionary: Dictionary, source: ActivationSource, *, seed:
     """
     plain = random_dictionary(dictionary.d, dictionary.n_features, k=_codes_of(dictionary), seed=seed)
     return replace(_statistics(source).fold(plain), origin=_origin(dictionary, f"random directions, seed {seed}"))
+
+
+def untrained_direction(dictionary: Dictionary, *, seed: int = 0) -> Float[Tensor, " d"]:
+    """Return what a feature writes before anything is learnt, at length 1: random in the space that it was learnt in.
+
+    Where the dictionary was learnt without normalisation, or does not say it, that is a random direction.
+
+    Args:
+        dictionary: The dictionary that is compared.
+        seed: The seed of the direction.
+
+    >>> vl.dictionaries.untrained_direction(vl.Dictionary.from_pretrained("mini-topk")).shape
+    torch.Size([128])
+    """
+    row = torch.randn(dictionary.d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if (metric := dictionary.metric) is not None:
+        read = metric.double().cpu()
+        row = row / read if read.ndim == 1 else row @ torch.linalg.pinv(read)
+    return (row / row.norm()).to(dictionary.W_dec)
 
 
 def pca_control(dictionary: Dictionary, source: ActivationSource, *, n_tokens: int = 50_000) -> Dictionary:
