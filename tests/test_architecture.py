@@ -32,6 +32,7 @@ DOORS = {
         "attribution",
         "interventions",
         "readers",
+        "dictionaries",
         "records",
         "sweeping",
         "figures",

@@ -1,15 +1,16 @@
 """Sparse dictionaries: learn, read and measure them, and put them into a model. See docs/dictionaries.md."""
 
 __all__ = [
-    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens",
-    "Dictionary", "Example", "FeatureExamples", "Features", "Fidelity", "ITDAState", "Layout", "Normalisation",
-    "Origin", "Place", "Point", "Provenance", "SAELens", "Semantics", "SparseCodes", "Statistics", "TopK",
-    "Trainer", "Verdict", "card", "clamp", "compared", "data_points_control", "denoising_fidelity",
-    "difference_of_means", "evaluate", "feature_address", "feature_attribution", "feature_embeddings",
-    "feature_examples", "feature_writes", "fidelity", "fit", "gradient_pursuit", "layout", "matching_pursuit",
-    "mean_codes", "pca_control", "random_dictionary", "save_sae_lens", "spliced", "spread_features", "steer",
-    "step_and_position", "trainer", "untrained_control", "untrained_direction", "verdicts", "with_controls",
-    "zero_shot_accuracy",
+    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens", "Dictionary",
+    "Example", "Explained", "FVUByStep", "FeatureExamples", "Features", "FeaturesOverSteps", "Fidelity", "ITDAState",
+    "Layout", "Normalisation", "Origin", "Place", "Point", "Provenance", "SAELens", "Semantics", "SparseCodes",
+    "SpatialFeatures", "Spectrum", "Statistics", "StreamNorms", "TopK", "Trainer", "Verdict", "card", "clamp",
+    "compared", "data_points_control", "denoising_fidelity", "difference_of_means", "evaluate", "feature_address",
+    "feature_attribution", "feature_embeddings", "feature_examples", "feature_writes", "features_over_steps",
+    "fidelity", "fit", "fvu_by_step", "gradient_pursuit", "layout", "matching_pursuit", "mean_codes", "pca_control",
+    "random_dictionary", "save_sae_lens", "spatial_features", "spectrum", "spliced", "spread_features", "steer",
+    "step_and_position", "stream_norms", "trainer", "untrained_control", "untrained_direction", "verdicts",
+    "with_controls", "zero_shot_accuracy",
 ]  # fmt: skip
 
 from vit_lens.dictionaries.card import Verdict, card, compared, verdicts, with_controls
@@ -25,6 +26,7 @@ from vit_lens.dictionaries.denoisers import step_and_position
 from vit_lens.dictionaries.denoising_fidelity import denoising_fidelity
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.examples import Band, Example, FeatureExamples, feature_examples, spread_features
+from vit_lens.dictionaries.explained import Explained, FVUByStep, fvu_by_step
 from vit_lens.dictionaries.features import (
     Features,
     clamp,
@@ -34,6 +36,7 @@ from vit_lens.dictionaries.features import (
     feature_writes,
     mean_codes,
 )
+from vit_lens.dictionaries.features_over_steps import FeaturesOverSteps, features_over_steps
 from vit_lens.dictionaries.fidelity import Fidelity, Point, fidelity, zero_shot_accuracy
 from vit_lens.dictionaries.itda import ITDA, ITDAState
 from vit_lens.dictionaries.known import LAYOUTS, Layout, layout
@@ -43,8 +46,11 @@ from vit_lens.dictionaries.pursuit import SparseCodes, gradient_pursuit, matchin
 from vit_lens.dictionaries.sae_lens import SAELens
 from vit_lens.dictionaries.semantics import Origin, Provenance, Semantics
 from vit_lens.dictionaries.source import ActivationSource, Batch, Place
+from vit_lens.dictionaries.spatial import SpatialFeatures, spatial_features
+from vit_lens.dictionaries.spectrum import Spectrum, spectrum
 from vit_lens.dictionaries.splicing import spliced
 from vit_lens.dictionaries.statistics import Statistics, evaluate
 from vit_lens.dictionaries.steering import difference_of_means, steer
+from vit_lens.dictionaries.stream_norms import StreamNorms, stream_norms
 from vit_lens.dictionaries.topk import TopK
 from vit_lens.dictionaries.training import TRAINERS, Checkpoint, Trainer, fit, trainer

@@ -131,10 +131,15 @@ class ModelTokens:
         tokens, labels = zip(*found, strict=True)
         return torch.cat(tokens), torch.cat(labels)
 
-    def _read(self, inputs: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def given(self, inputs: Sequence[int]) -> Any:
+        """Return what the model is given for some inputs."""
         given = self.inputs[list(inputs)] if isinstance(self.inputs, Tensor) else [self.inputs[i] for i in inputs]
         if not isinstance(given, Tensor) and not self._reads_text and hasattr(self.model, "preprocess"):
-            given = self.model.preprocess(given)  # pyright: ignore[reportCallIssue]
+            return self.model.preprocess(given)  # pyright: ignore[reportCallIssue]
+        return given
+
+    def _read(self, inputs: Sequence[int]) -> tuple[Tensor, Tensor]:
+        given = self.given(inputs)
         _, cache = self.model.run_with_cache(given, names_filter=self._names)
         x = cache[self._names[0]]
         x = x if len(self._names) == 1 else x - cache[self._names[1]]

@@ -16,6 +16,7 @@ from vit_lens.addresses import as_index
 from vit_lens.dictionaries.belonging import hook_name_of
 from vit_lens.dictionaries.reading import ArrayTokens, ShardTokens, TokenReader, reader_for, write_shards
 from vit_lens.dictionaries.semantics import Provenance, Stream
+from vit_lens.dictionaries.steps import StepTokens
 from vit_lens.errors import DictionaryError
 from vit_lens.hooking import LoudHookedRootModule
 
@@ -226,6 +227,23 @@ class ActivationSource:
         if not kept:
             raise DictionaryError(f"{len(groups)} different inputs cannot be split; give more")
         return replace(self, inputs=kept), replace(self, inputs=tuple(sorted(held)))
+
+    def at_steps(self, steps: Sequence[int]) -> "ActivationSource":
+        """Return the tokens of some steps of a diffusion model alone.
+
+        Args:
+            steps: Which of the source's steps, counted from 0.
+
+        Raises:
+            DictionaryError: The source has no steps, or not these.
+
+        >>> sd = vl.HookedUNet.from_pretrained("mini-sd")
+        >>> source = vl.ActivationSource.of_model(sd, ["a red star"], "mid.0.update", steps=4)
+        >>> first = source.at_steps([0])
+        >>> first.provenance.at_steps, len(next(first.in_order()).tokens), len(next(source.in_order()).tokens)
+        ((0,), 16, 64)
+        """
+        return replace(self, reader=StepTokens(self.reader, steps))
 
     def stream(self, start: Place | None = None, *, epochs: int | None = None) -> Iterator[Batch]:
         """Give batches from a place on.

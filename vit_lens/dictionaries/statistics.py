@@ -2,6 +2,7 @@
 
 __all__ = ["Statistics", "evaluate", "refuse_other"]
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,8 +104,13 @@ def evaluate(
     )  # fmt: skip
 
 
-def refuse_other(dictionary: Dictionary, source: ActivationSource) -> None:
+def refuse_other(dictionary: Dictionary, source: ActivationSource, but: Collection[str] = ()) -> None:
     """Raise where activations are known to be of another model, hook point or stream than a dictionary.
+
+    Args:
+        dictionary: The dictionary.
+        source: The activations.
+        but: What may be another, such as ``at_steps``.
 
     Raises:
         DictionaryError: They are.
@@ -112,5 +118,5 @@ def refuse_other(dictionary: Dictionary, source: ActivationSource) -> None:
     own, other = dictionary.origin, source.provenance
     for what in ("fingerprint", "site", "stream", "at_steps", "sigmas", "branch"):
         mine, theirs = getattr(own, what), getattr(other, what)
-        if None not in (mine, theirs) and mine != theirs:
+        if what not in but and None not in (mine, theirs) and mine != theirs:
             raise DictionaryError(f"the dictionary is of {what} {mine!r}, the activations are of {theirs!r}")
