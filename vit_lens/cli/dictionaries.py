@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vit_lens.cli import flags
-from vit_lens.cli.dictionary_inputs import Reads, given
+from vit_lens.cli.dictionary_inputs import (
+    HeldOut,
+    K,
+    LearningSeed,
+    NFeatures,
+    NTokens,
+    Reads,
+    Threshold,
+    Tokens,
+    given,
+)
 from vit_lens.cli.steering import steer
 from vit_lens.errors import OutputError, VitLensError, nearest
 
@@ -31,20 +41,7 @@ Site = Annotated[
         "double.1.hook_resid_post, mid.0.hook_update."
     ),
 ]
-Tokens = Annotated[
-    str | None,
-    typer.Option(
-        help="Which tokens: patches, cls, all; of a pipeline positions, such as 0,5. Default: patches of images, all "
-        "of prompts."
-    ),
-]
-NTokens = Annotated[
-    int, typer.Option("--n-tokens", min=1, help="Tokens that are learnt from at most, over all passes.")
-]
-HeldOut = Annotated[float, typer.Option(help="The share of images or prompts that is held out.")]
-LearningSeed = Annotated[int, typer.Option(min=0, help="Of the split, the order, the start and the controls.")]
 Show = Annotated[int, typer.Option(min=1, help="Features on the page, from frequent to rare.")]
-K = Annotated[int, typer.Option("--k", min=1, help="Codes of a token.")]
 
 
 def train(
@@ -54,7 +51,7 @@ def train(
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
     prompts: flags.Prompts = None,
-    features: Annotated[int, typer.Option(min=1, help="Features.")] = 4096,
+    features: NFeatures = 4096,
     k: K = 32,
     trainer: Annotated[
         str, typer.Option(help="topk, trained here; or sae_lens, by `pip install 'vit-lens[sae]'`.")
@@ -89,9 +86,7 @@ def itda(
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
     prompts: flags.Prompts = None,
-    threshold: Annotated[
-        float, typer.Option(help="The share of the variance that is unexplained above which a token becomes an atom.")
-    ] = 0.3,
+    threshold: Threshold = 0.3,
     k: K = 32,
     form: Annotated[str, typer.Option(help="pursuit (arXiv 2505.24360), or signed (arXiv 2505.17769).")] = "pursuit",
     max_atoms: Annotated[int, typer.Option(min=1, help="Atoms at most.")] = 50_000,

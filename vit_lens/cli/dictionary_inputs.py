@@ -1,6 +1,23 @@
-"""What commands of dictionaries read: a tower and images, a text encoder and prompts, a pipeline that draws prompts."""
+"""What commands of dictionaries read: a tower and images, a text encoder and prompts, a pipeline that draws prompts.
 
-__all__ = ["AtSteps", "Branch", "Reads", "draws", "given", "load_pipeline"]
+And the options that several of them have.
+"""
+
+__all__ = [
+    "AtSteps",
+    "Branch",
+    "HeldOut",
+    "K",
+    "LearningSeed",
+    "NFeatures",
+    "NTokens",
+    "Reads",
+    "Threshold",
+    "Tokens",
+    "draws",
+    "given",
+    "load_pipeline",
+]
 
 import re
 from collections.abc import Sequence
@@ -17,6 +34,24 @@ _SCENES = 1000  # of the embedded models' worlds, where nothing is given
 _EMBEDDED = {"mini-flux": {"height": 64, "width": 64}, "mini-sd": {}}  # pipelines, and what theirs do not say
 _INDEX = "model_index.json"  # of a folder that a pipeline was saved in
 _OF_TOWERS = re.compile(r"L\d|blocks\.|hook_")  # what sites of a tower begin with
+
+Tokens = Annotated[
+    str | None,
+    typer.Option(
+        help="Which tokens: patches, cls, all; of a pipeline positions, such as 0,5. Default: patches of images, all "
+        "of prompts."
+    ),
+]
+NTokens = Annotated[
+    int, typer.Option("--n-tokens", min=1, help="Tokens that are learnt from at most, over all passes.")
+]
+HeldOut = Annotated[float, typer.Option(help="The share of images or prompts that is held out.")]
+LearningSeed = Annotated[int, typer.Option(min=0, help="Of the split, the order, the start and the controls.")]
+K = Annotated[int, typer.Option("--k", min=1, help="Codes of a token.")]
+NFeatures = Annotated[int, typer.Option("--features", min=1, help="Features.")]
+Threshold = Annotated[
+    float, typer.Option(help="The share of the variance that is unexplained above which a token becomes an atom.")
+]
 
 
 AtSteps = Annotated[

@@ -7,12 +7,13 @@ __all__ = [
     "SpatialFeatures", "Spectrum", "Statistics", "StreamNorms", "TopK", "Trainer", "Verdict", "card", "clamp",
     "compared", "data_points_control", "denoising_fidelity", "difference_of_means", "evaluate", "feature_address",
     "feature_attribution", "feature_embeddings", "feature_examples", "feature_writes", "features_over_steps",
-    "fidelity", "fit", "fvu_by_step", "gradient_pursuit", "layout", "matching_pursuit", "mean_codes", "pca_control",
-    "random_dictionary", "save_sae_lens", "spatial_features", "spectrum", "spliced", "spread_features", "steer",
-    "step_and_position", "stream_norms", "trainer", "untrained_control", "untrained_direction", "verdicts",
-    "with_controls", "zero_shot_accuracy",
+    "fidelity", "fit", "fvu_by_step", "gradient_pursuit", "hook_name_of", "layout", "matching_pursuit", "mean_codes",
+    "patch_grid", "pca_control", "random_dictionary", "save_sae_lens", "spatial_features", "spectrum", "spliced",
+    "spread_features", "steer", "step_and_position", "stream_norms", "trainer", "untrained_control",
+    "untrained_direction", "verdicts", "with_controls", "zero_shot_accuracy",
 ]  # fmt: skip
 
+from vit_lens.dictionaries.belonging import hook_name_of
 from vit_lens.dictionaries.card import Verdict, card, compared, verdicts, with_controls
 from vit_lens.dictionaries.controls import (
     data_points_control,
@@ -46,7 +47,7 @@ from vit_lens.dictionaries.pursuit import SparseCodes, gradient_pursuit, matchin
 from vit_lens.dictionaries.sae_lens import SAELens
 from vit_lens.dictionaries.semantics import Origin, Provenance, Semantics
 from vit_lens.dictionaries.source import ActivationSource, Batch, Place
-from vit_lens.dictionaries.spatial import SpatialFeatures, spatial_features
+from vit_lens.dictionaries.spatial import SpatialFeatures, patch_grid, spatial_features
 from vit_lens.dictionaries.spectrum import Spectrum, spectrum
 from vit_lens.dictionaries.splicing import spliced
 from vit_lens.dictionaries.statistics import Statistics, evaluate

@@ -34,6 +34,9 @@ def hook_name_of(model: Any, site: str) -> str:
 
     Raises:
         DictionaryError: The model has none, or it is of a head, whose activations are not [input token d].
+
+    >>> hook_name_of(model, "L5.resid_post")
+    'blocks.5.hook_resid_post'
     """
     points = model.hook_dict
     if site in points:

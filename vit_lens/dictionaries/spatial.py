@@ -1,6 +1,6 @@
 """Where on an image features fire: on how many patches at most, how much of it, how concentrated, how spread out."""
 
-__all__ = ["SpatialFeatures", "spatial_features"]
+__all__ = ["SpatialFeatures", "patch_grid", "spatial_features"]
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.drawn import grid_of
 from vit_lens.dictionaries.source import ActivationSource
 from vit_lens.dictionaries.statistics import refuse_other
-from vit_lens.dictionaries.steps import steps_of
+from vit_lens.dictionaries.steps import StepTokens, steps_of
 from vit_lens.errors import DictionaryError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def spatial_features(
     (['feature', 'most', 'area', 'concentration', 'spread', 'n_maps'], True)
     """
     refuse_other(dictionary, source)
-    grid = _grid(source) if grid is None else grid
+    grid = patch_grid(source) if grid is None else grid
     sums: _Maps | None = None
     for start in range(0, len(source.inputs), source.buffer):
         part = source.inputs[start : start + source.buffer]
@@ -121,8 +121,19 @@ def spatial_features(
     return sums.result()
 
 
-def _grid(source: ActivationSource) -> tuple[int, int] | None:
+def patch_grid(source: ActivationSource) -> tuple[int, int] | None:
+    """Return rows and columns of the patches that a source's tokens are; None where no model says so.
+
+    Args:
+        source: A source that runs a model, of all patches of an image.
+
+    >>> patch_grid(vl.ActivationSource.of_model(model, images, "L5.resid_post", tokens="patches"))
+    (4, 4)
+    >>> patch_grid(vl.ActivationSource.of_array(torch.randn(3, 16, 8)))
+    """
     reader = source.reader
+    while isinstance(reader, StepTokens):
+        reader = reader.reader
     if isinstance(reader, DenoiserTokens):
         return grid_of(reader)
     cfg = getattr(getattr(reader, "model", None), "cfg", None)

@@ -1,4 +1,4 @@
-"""The papers' figures on any pair: fig2, fig3, fig4, fig5; of text encoders toker."""
+"""The papers' figures on any pair: fig2, fig3, fig4, fig5; of text encoders toker, of dictionaries shabalin."""
 
 __all__ = ["paper"]
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vit_lens.cli import dictionary_inputs as read
 from vit_lens.cli import flags, intake
 from vit_lens.errors import OutputError, StudyError
 from vit_lens.studies import command_parts as parts
@@ -182,6 +183,94 @@ def toker(
     typer.echo(f"written: {out / 'curves.json'}, {out / 'curves.csv'}, {out / 'people.csv'}\nfigures: {figures}")
 
 
+@dataclass(kw_only=True)
+class Drawn(read.Reads):
+    """Options that name a model whose activations are read, the model first."""
+
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A pipeline (mini-flux, mini-sd, a folder with model_index.json), an image encoder as for --model of "
+            "sweep, or with --prompts and a --block such as L3.resid_post a text encoder.",
+        ),
+    ] = "mini-flux"
+
+
+def shabalin(
+    reads: Drawn,
+    images: flags.Images = None,
+    prompts: flags.Prompts = None,
+    figure: Annotated[
+        list[str] | None, typer.Option(help="Which figures, such as spectrum; commas or repeat. Default: all.")
+    ] = None,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            help="The hook point at which all but the block varies. Default: the last double block, the middle of a "
+            "UNet, the middle block of an encoder."
+        ),
+    ] = None,
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="Hook points over which figures are; commas or repeat. Default: six, evenly spread."),
+    ] = None,
+    k: read.K = 16,
+    ks: Annotated[
+        list[int] | None,
+        typer.Option("--ks", min=1, help="Codes of a token; repeat. Default: a quarter of --k to twice."),
+    ] = None,
+    features: read.NFeatures = 512,
+    widths: Annotated[
+        list[int] | None, typer.Option(min=1, help="Features; repeat. Default: a quarter of --features to twice.")
+    ] = None,
+    n_inputs: Annotated[int, typer.Option("--n-inputs", min=10, help="Prompts or images that are read.")] = 400,
+    n_tokens: read.NTokens = 200_000,
+    threshold: read.Threshold = 0.2,
+    held_out: read.HeldOut = 0.2,
+    tokens: read.Tokens = None,
+    learning_seed: read.LearningSeed = 0,
+    plan: flags.OnlyPlan = False,
+    out: flags.Out = Path("vit-lens-paper-shabalin"),
+) -> None:
+    """The figures of Shabalin et al. 2025 on any model: norms, spectrum, what dictionaries explain, over steps, where.
+
+    Every dictionary is drawn beside untrained directions, random data points and principal components. Without --images
+    or --prompts the embedded models read their own worlds. The same command again goes on.
+    """
+    from vit_lens.studies.paper import Bench, Sizes, chosen_figures, cost_of, shabalin_figures
+
+    chosen = chosen_figures(flags.split_list(figure or ()) or None)
+    at = flags.split_list(blocks or ())
+    model, inputs, run, usual = read.given(reads, block or (at[0] if at else ""), None, images, prompts)
+    sizes = Sizes(
+        k=k, width=features, ks=tuple(ks or _around(k)), widths=tuple(widths or _around(features)), n_tokens=n_tokens,
+        held_out=held_out, threshold=threshold, seed=learning_seed, device=reads.device,
+    )  # fmt: skip
+    bench = Bench(
+        model,
+        inputs[:n_inputs],
+        run,
+        tokens or usual,
+        sizes,
+        folder=None if plan else out,
+        block=block,
+        blocks=at or None,
+    )
+    for one in chosen:
+        lacks = one.lacks(bench)
+        typer.echo(f"{one.name}: {one.words if lacks is None else f'left out, {lacks}'}")
+    if plan:
+        typer.echo(cost_of(bench, [one for one in chosen if one.lacks(bench) is None]).words)
+        return
+    found = shabalin_figures(bench, chosen, command=intake.command_line(), tell=typer.echo)
+    typer.echo(f"page: {found.page}")
+
+
+def _around(value: int) -> list[int]:
+    return sorted({max(1, value // 4), max(1, value // 2), value, 2 * value})
+
+
 def _overlay(path: Path | None, at: str | None, scale: float | None, model: str) -> "Overlay":
     from vit_lens.studies.overlay import Overlay, study_overlays
 
@@ -216,5 +305,5 @@ paper = typer.Typer(
     "A reconstruction: the paper's settings could not be read, and the page lists what is unknown.",
     no_args_is_help=True,
 )
-for command in (fig2, fig3, fig4, fig5, toker):
+for command in (fig2, fig3, fig4, fig5, toker, shabalin):
     paper.command()(flags.grouped(command))
