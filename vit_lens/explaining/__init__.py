@@ -2,8 +2,8 @@
 
 __all__ = [
     "BESIDE", "PROTOCOLS", "AttributeOracle", "EndpointVLM", "Explained", "Explainer", "Explanations", "FeatureJudge",
-    "Halves", "ImageTextModel", "NothingToExplain", "PipelineVLM", "Replies", "Skipped", "Units", "auc", "difference", "explain",
-    "highlighted", "units_beside",
+    "Halves", "ImageTextModel", "NothingToExplain", "PipelineVLM", "Replies", "Skipped", "Units", "auc", "difference",
+    "explain", "highlighted", "units_beside",
 ]  # fmt: skip
 
 from vit_lens.explaining.asking import highlighted
