@@ -107,7 +107,7 @@ class Bench:
     block: str | None = None
     blocks: Sequence[str] | None = None
     _sources: dict[str, ActivationSource] = field(default_factory=dict)
-    _compared: dict[Any, list[Explained]] = field(default_factory=dict)
+    _compared: dict[Any, list[tuple[Explained, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = sites_of(self.model)

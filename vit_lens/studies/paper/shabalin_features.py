@@ -13,7 +13,6 @@ from vit_lens.studies.paper.shabalin_lines import Finding, reading
 from vit_lens.studies.paper.shabalin_reconstruction import block_name
 from vit_lens.studies.paper.shabalin_steps import lacks
 
-_KINDS = {"TopK": "topk", "ITDA": "itda"}
 _MANY = 4096  # features whose codes are held step by step
 
 
@@ -22,8 +21,8 @@ def recipes(bench: Bench) -> list[Recipe]:
 
 
 def measure(bench: Bench) -> Tables:
-    named = dict(zip(("TopK", "ITDA"), map(bench.dictionary, recipes(bench)), strict=True))
-    named["untrained"] = bench.controls(named["TopK"], bench.main)["untrained"]
+    topk, itda = map(bench.dictionary, recipes(bench))
+    named = {"TopK": topk, "ITDA": itda, "untrained": bench.controls(topk, bench.main)["untrained"]}
     held = bench.split(bench.main)[1]
     pairs, means = [], []
     for name, one in named.items():

@@ -79,7 +79,7 @@ def lines_figure(
         told.add(one.name)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
-        at = {"row": row + 1, "col": column + 1}
+        at: Any = {"row": row + 1, "col": column + 1}
         points = list(dict.fromkeys(x for one in lines if one.panel == panel for x in one.x))
         are_words, log = any(isinstance(x, str) for x in points), _of(log_x, index)
         kind = "category" if are_words else "log" if log else "linear"

@@ -32,8 +32,7 @@ def measure(bench: Bench) -> Tables:
         live = found.most[found.most > 0]
         said = {"dictionary": name, "n_live": len(live), "n_maps": found.n_read, "n_patches": found.n_patches}
         for n in range(1, found.n_patches + 1):
-            share = estimate((live <= n).double(), bench.sizes.seed) if len(live) else dict.fromkeys(_ENDS)
-            sparse.append({**said, "n": n, **share})
+            sparse.append({**said, "n": n, **estimate((live <= n).double(), bench.sizes.seed)})
         for measure in _SHARES:
             values = getattr(found, measure).numpy()
             values = values[np.isfinite(values)]

@@ -15,7 +15,7 @@ _ALL, _FEW = "all steps", "all steps, as few tokens"
 
 def step_recipes(bench: Bench) -> dict[str, Recipe]:
     """Return the dictionaries: of the first, middle and last step, of all, and of all with as few tokens as of one."""
-    steps, sizes = bench.steps or (), bench.sizes
+    steps, sizes = list(bench.steps or ()), bench.sizes
     chosen = dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1]))
     shared = {"kind": "topk", "site": bench.main, "k": sizes.k, "width": sizes.width}
     few = max(2, round(bench.train_inputs / len(steps)))
