@@ -123,7 +123,7 @@ def _rows(
 
     others = {
         "random direction": random_dictionary(found.d, 1, k=1, seed=seed).W_dec[0],
-        "untrained dictionary": untrained_direction(found, seed=seed),
+        "untrained dictionary": untrained_direction(found, seed=seed + 1),  # never the random direction again
     }
     rows = {}
     for name, direction in {f"feature {feature}": None, **others}.items():

@@ -3,6 +3,7 @@
 __all__ = ["doses_figure", "figures_of", "strip_figure"]
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -47,18 +48,18 @@ def figures_of(result: StudyResult) -> dict[str, go.Figure]:
 
 def doses_figure(result: StudyResult) -> go.Figure:
     """Draw how often the target is seen by dose, a line for each direction; dashed what is no scene."""
-    table = result.frame("doses").groupby(["direction", "dose"], sort=False)[["seen", "no scene"]].mean().reset_index()
+    table = result.tables["doses"]
     figure = go.Figure()
-    plain = float(table.loc[table["direction"] == "without steering", "seen"].iloc[0])
-    edited = float(table.loc[table["direction"] == EDIT, "seen"].iloc[0])
     for direction, colour in zip(DIRECTIONS, _COLOURS, strict=True):
-        own = table[table["direction"] == direction].sort_values("dose")
         for measure, dash in (("seen", "solid"), ("no scene", "dot")):
+            doses = result.options["doses"]
             figure.add_scatter(
-                x=own["dose"], y=own[measure], mode="lines+markers", line={"color": colour, "dash": dash},
+                x=doses, y=[_mean(table, measure, direction, dose) for dose in doses], mode="lines+markers",
+                line={"color": colour, "dash": dash},
                 name=direction if measure == "seen" else f"{direction}: no scene",
             )  # fmt: skip
-    for level, words in ((plain, "without steering"), (edited, EDIT)):
+    for words in ("without steering", EDIT):
+        level = _mean(table, "seen", words, 0.0)
         figure.add_hline(level, line={"color": "#1c1b19", "width": 1, "dash": "dash"}, annotation_text=words)
     figure.update_xaxes(title="dose, in mean token norms", type="log", tickvals=result.options["doses"])
     figure.update_yaxes(title="share of pictures", range=[-0.02, 1.02])
@@ -68,6 +69,11 @@ def doses_figure(result: StudyResult) -> go.Figure:
         f"{score.estimate} (n = {score.n} targets)"
     )
     return dress(figure, title, 900, 520)
+
+
+def _mean(table: Sequence[Mapping[str, Any]], measure: str, direction: str, dose: float) -> float:
+    """Return a share of a table of doses, mean over dictionaries."""
+    return float(np.mean([row[measure] for row in table if (row["direction"], row["dose"]) == (direction, dose)]))
 
 
 def strip_figure(
