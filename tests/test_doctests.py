@@ -79,9 +79,8 @@ def names(tmp_path_factory):
     import torch
 
     import vit_lens as vl
-    from vit_lens.mini import sample_images
-
     from vit_lens.explaining import Explained, Explanations
+    from vit_lens.mini import sample_images
 
     model = vl.HookedViT.from_pretrained("mini").requires_grad_(False)
     images = sample_images()[:2]

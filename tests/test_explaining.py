@@ -335,7 +335,8 @@ def test_units_of_which_nothing_can_be_said(topk, source, oracle):
         with pytest.raises(ExplanationError, match=message):
             explain([units], pictures, oracle, features=features, least=20)
     for options, message in [
-        ({"protocol": "mend"}, "protocol='mend'; nearest: 'mended'"), ({"least": 9}, "least=9; expected .* at least 10"),
+        ({"protocol": "mend"}, "protocol='mend'; nearest: 'mended'"),
+        ({"least": 9}, "least=9; expected .* at least 10"),
         ({"n": 0}, "n=0; expected"), ({"least": 400}, "700 images, and a unit has to fire on 400 of each half"),
         ({"grid": (3, 5)}, "16 patches are no 3 x 5"),
     ]:  # fmt: skip
@@ -376,11 +377,12 @@ def test_results_are_saved_and_read(units, topk, source, oracle, tmp_path):
     error = np.sqrt(a.var() / 12 + b.var() / 12)
     assert both.high - both.low == pytest.approx(2 * 1.96 * error, rel=0.15)
     for call in (lambda: found.values("untraind"), lambda: found.values("untrained", "scores")):
-        with pytest.raises(ExplanationError, match="nearest: '(untrained|score)'"):
+        with pytest.raises(ExplanationError, match=r"nearest: '(untrained|score)'"):
             call()
     said = json.loads(path.read_text())
     for change, message in [
-        ({"format": "other"}, "has format 'other'"), ({"seed": "x"}, "seed is 'x'"), ({"more": 1}, "unknown key 'more'"),
+        ({"format": "other"}, "has format 'other'"), ({"seed": "x"}, "seed is 'x'"),
+        ({"more": 1}, "unknown key 'more'"),
         ({"rows": [{"kind": "x"}]}, "unit is missing"), ({"rows": 3}, "no list of units"),
         ({"skipped": [{"kind": "x", "unit": 1, "why": 2}]}, "why is 2"),
     ]:  # fmt: skip
@@ -414,7 +416,7 @@ def test_replies_are_kept_word_for_word(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[2]["asked"] == ["me", "d"] and lines[2]["reply"] == "7"
     path.write_text('{"key": "a", "asked": [], "reply": "4", "more": 1}\n')
-    with pytest.raises(ExplanationError, match="line 1, holds .* no reply; remove the file"):
+    with pytest.raises(ExplanationError, match=r"line 1, holds .* no reply; remove the file"):
         Replies(path)
     path.write_text("no json\n")
     with pytest.raises(ExplanationError, match="line 1, cannot be read as JSON"):
@@ -559,7 +561,8 @@ NONSENSE = [
     ({"score": 0.5, "note": "ignore what was said"}, r"holds \['note', 'score'\]; expected \['score'\]"),
     ('{"score": 0.5, "score": 1}', "occurs twice"), ('{"score": NaN}', "not finite"), ("[" * 5000, "cannot be read"),
     ((200, b"<html>hello</html>"), "answers"), ((200, b"{}"), "no chat completion"),
-    ((200, b'{"choices": []}'), "no chat completion"), ((200, b'{"choices": [{"message": {}}]}'), "with no text but None"),
+    ((200, b'{"choices": []}'), "no chat completion"),
+    ((200, b'{"choices": [{"message": {}}]}'), "with no text but None"),
     ((404, b'{"error": {"message": "no such model"}}'), "refuses with status 404 .*no such model"),
     ((401, b'{"error": {"message": "who?"}}'), "refuses with status 401"), ((500, b"oops"), "refuses with status 500"),
 ]  # fmt: skip

@@ -101,7 +101,7 @@ def test_low_activation_by_hand(found):
 
 @torch.no_grad()
 def test_causes_are_those_of_a_splice_whose_code_is_zero(found):
-    """A feature taken out through the dictionary, image by image; the random direction of equal length through a hook."""
+    """A feature taken out through the dictionary, image by image; a random direction of equal length by a hook."""
     from vit_lens.explaining import Explanations
     from vit_lens.studies.reading.kinds import units_of
     from vit_lens.studies.reading.measures import causal
@@ -189,7 +189,7 @@ def test_scores_are_those_of_the_kinds(found):
 def test_the_study_goes_on_where_it_stopped(found, monkeypatch):
     from vit_lens.studies.reading import study as module
 
-    own, result, out = found
+    _, result, out = found
     made = []
     plain = module.units_of
     monkeypatch.setattr(module, "units_of", lambda material, *job: made.append(job) or plain(material, *job))

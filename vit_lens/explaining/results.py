@@ -102,7 +102,7 @@ class Explanations:
     >>> results.to_frame().columns[:4].tolist()
     ['kind', 'unit', 'text', 'n_firing']
     >>> print(results.minus("dictionary", "untrained"))
-    ...
+    +0.00 [-0.09, +0.10]
     """
 
     protocol: str
@@ -233,9 +233,7 @@ def _all_of(kind: Any, said: Any, place: Path) -> tuple[Any, ...]:
     return tuple(kind(**check_fields(kind, one, str(place), ExplanationError)) for one in said)
 
 
-def difference(
-    some: Sequence[Float[np.ndarray, " unit"]], others: Sequence[Float[np.ndarray, " unit"]], *, seed: int
-) -> Estimate:
+def difference(some: Sequence[np.ndarray], others: Sequence[np.ndarray], *, seed: int) -> Estimate:
     """Return the mean of some groups of units less that of others, groups counting alike, with a bootstrap interval.
 
     Args:
