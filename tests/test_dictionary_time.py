@@ -431,3 +431,19 @@ def test_a_spectrum_is_that_of_the_covariance(models):
     np.testing.assert_allclose(found.dimensions.numpy(), widest / widest.sum(), atol=1e-9)
     assert found.n_tokens == len(x) and len(found.to_frame()) == 32
     assert spectrum(own, n_tokens=20).n_tokens == 20
+
+
+def test_shards_are_loaded_once_for_all_inputs_that_are_read(tmp_path, monkeypatch):
+    from vit_lens import ActivationSource
+    from vit_lens.dictionaries import reading
+
+    x = torch.randn(12, 3, 5, generator=torch.Generator().manual_seed(0))
+    kept = ActivationSource.of_array(x).write(tmp_path / "kept", dtype=torch.float32, inputs_per_shard=4)
+    loaded, real = [], reading.open_tensors
+    monkeypatch.setattr(
+        reading, "open_tensors", lambda path, *a, **k: (loaded.append(path.name), real(path, *a, **k))[1]
+    )
+    order = [7, 0, 11, 1, 8, 0, 4]
+    found, labels = ActivationSource.open(kept).reader.read(order)
+    assert torch.equal(found, x[order].flatten(0, 1)) and labels[:, 0].tolist() == [i for i in order for _ in range(3)]
+    assert labels[:, 1].tolist() == [0, 1, 2] * 7 and len(loaded) == 3

@@ -195,13 +195,14 @@ class ShardTokens:
     def read(self, inputs: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the tokens of some inputs, in float32, and their labels."""
         counts, per_shard = self._index.counts, self._index.inputs_per_shard
-        parts, places = [], []
-        for index in inputs:
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for index in sorted(set(inputs)):  # shard by shard: each is loaded once
             shard, place = divmod(index, per_shard)
             first = sum(counts[shard * per_shard : shard * per_shard + place])
             tokens, of_tokens = self._shard(shard)
-            parts.append(tokens[first : first + counts[index]].float())
-            places.append(of_tokens[first : first + counts[index]])
+            own = slice(first, first + counts[index])
+            found[index] = tokens[own].float(), of_tokens[own]
+        parts, places = zip(*(found[index] for index in inputs), strict=True)
         return torch.cat(parts), labels_of(inputs, [len(part) for part in parts], places)
 
     def _shard(self, shard: int) -> tuple[Tensor, Tensor]:
