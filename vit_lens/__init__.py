@@ -57,6 +57,7 @@ _HOME = {
     "ZeroShotLabels": "vit_lens.texts",
     "addresses": "vit_lens",
     "attribution": "vit_lens",
+    "bench": "vit_lens",
     "controls": "vit_lens",
     "decoders": "vit_lens",
     "dictionaries": "vit_lens",

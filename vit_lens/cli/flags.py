@@ -159,7 +159,8 @@ Lenses = Annotated[
         "--anchors), jacobian:alpha=5 (all rows, by --jacobian), jacobian:share=0.5 (both). Behind each :project=40 "
         "moves what is read among the images of --gallery. Studies and figures make anchors, Jacobians and gallery of "
         "their reference images. Of patch tokens: patch-diffusion, patch-dsl:alpha=10, patch-dsl-mean:alpha=5, behind "
-        "the last two :at=patch3 or :at=each. Commas or repeat; each reads the sites it is defined on.",
+        "the last two :at=patch3 or :at=each. Commas or repeat; each reads the sites it is defined on. bench: also one "
+        "of your own, mypkg:MyLens, which runs the code of that module; and text-diffusion, random, no-norm.",
     ),
 ]
 Sites = Annotated[

@@ -26,7 +26,7 @@ from vit_lens.errors import VitLensError
 
 # Wings: the main path runs without them and never imports them. Names rather than entry points, which are read from
 # installed metadata and so miss what a source checkout adds.
-MOUNTED = ("vit_lens.studies.commands", "vit_lens.mini.training.command")
+MOUNTED = ("vit_lens.studies.commands", "vit_lens.mini.training.command", "vit_lens.bench.command")
 _INTERRUPTED = 130  # how typer leaves on Ctrl-C
 app = typer.Typer(
     name="vit-lens",

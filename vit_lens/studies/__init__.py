@@ -14,12 +14,15 @@ STUDIES = tuple(found.name for found in pkgutil.iter_modules(__path__) if found.
 
 _HOME = {
     "AttributePairs": ".content", "Judge": ".seen_pictures", "LabelledAttribute": ".planted",
-    "LabelledImages": ".planted", "Null": ".findings", "Overlay": ".overlay", "Pictures": ".seen_pictures",
-    "Score": ".findings", "Seen": ".seen_pictures", "StudyImages": ".images", "StudyResult": ".findings",
-    "StudySetup": ".study_setup", "content_study": ".content", "decoders_study": ".decoders",
+    "LabelledImages": ".planted", "NameRuns": ".knowledge", "Null": ".findings", "Overlay": ".overlay",
+    "Pictures": ".seen_pictures", "Plant": ".planted", "Score": ".findings", "Seen": ".seen_pictures",
+    "Soil": ".planted", "StudyImages": ".images", "StudyResult": ".findings", "StudySetup": ".study_setup",
+    "auc": ".statistics", "content_study": ".content", "decoders_study": ".decoders", "direct_shares": ".planted",
     "factors_study": ".factors", "faithfulness_study": ".faithfulness", "importance_study": ".importance",
-    "load_result": ".findings",
-    "make_setup": ".study_setup", "overlay_study": ".overlay", "paste": ".overlay", "planted_study": ".planted",
-    "pool": ".pooling", "reach_study": ".reach", "score_figure": ".score_figures", "study_images": ".mini_images",
+    "lenses_of_reference": ".reference_lenses", "load_result": ".findings", "make_setup": ".study_setup",
+    "overlay_study": ".overlay", "paste": ".overlay", "plant_table": ".knowledge", "planted_study": ".planted",
+    "pool": ".pooling", "random_weights": ".untrained", "reach_study": ".reach", "score_figure": ".score_figures",
+    "spearman": ".statistics", "study_images": ".mini_images", "this_machine": ".findings",
+    "versions": ".findings", "write_attribute": ".planted",
 }  # fmt: skip
 __all__, __getattr__, __dir__ = lazy(__name__, _HOME | dict.fromkeys(STUDIES, __name__))

@@ -1,6 +1,6 @@
 """What a study found: scores beside their intervals, nulls and controls, with what is needed to make it again."""
 
-__all__ = ["LEAST_ENCODERS", "Null", "Score", "StudyResult", "load_result"]
+__all__ = ["LEAST_ENCODERS", "Null", "Score", "StudyResult", "load_result", "this_machine", "versions"]
 
 import json
 import math
@@ -193,7 +193,7 @@ class StudyResult:
         """Return plain values, None where something is undefined."""
         return {
             "format": _FORMAT, "study": self.study, "command": self.command, "setup": dict(self.setup),
-            "options": dict(self.options), "machine": _machine(), "versions": _versions(),
+            "options": dict(self.options), "machine": this_machine(), "versions": versions(),
             "scores": [asdict(score) for score in self.scores], "tables": dict(self.tables), "notes": list(self.notes),
         }  # fmt: skip
 
@@ -288,11 +288,21 @@ def _flat(score: Score) -> dict[str, Any]:
     return row | dict(score.controls)
 
 
-def _machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
+    """Return what a result says of the machine that it was made on.
+
+    >>> sorted(this_machine())
+    ['processor', 'system', 'threads']
+    """
     import torch
 
     return {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of this package, of Python, and of the packages that numbers depend on.
+
+    >>> versions()["vit_lens"]
+    '0.1.0'
+    """
     return {"vit_lens": __version__, "python": platform.python_version()} | {name: version(name) for name in _PACKAGES}

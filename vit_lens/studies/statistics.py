@@ -29,7 +29,15 @@ _FLAT = 1e-12  # a spread below this share of the values is rounding
 
 
 def spearman(a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"]) -> float | None:
-    """Return Spearman's correlation; None for fewer than three values, constant ones or ones that are not finite."""
+    """Return Spearman's correlation; None for fewer than three values, constant ones or ones that are not finite.
+
+    Args:
+        a: Values.
+        b: As many others.
+
+    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
+    1.0
+    """
     if len(a) < 3 or _is_constant(a) or _is_constant(b):
         return None
     return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
@@ -61,7 +69,15 @@ def within_rows(
 
 
 def auc(scores: Float[np.ndarray, " site"], positive: Bool[np.ndarray, " site"]) -> float | None:
-    """Return the chance that a positive site scores above a negative one (ties count half); None without both."""
+    """Return the chance that a positive site scores above a negative one (ties count half); None without both.
+
+    Args:
+        scores: Of every site.
+        positive: Which sites are positive.
+
+    >>> auc(np.array([0.1, 0.2, 0.9]), np.array([False, False, True]))
+    1.0
+    """
     if not positive.any() or positive.all() or not np.isfinite(scores).all():
         return None
     ranks = stats.rankdata(scores)

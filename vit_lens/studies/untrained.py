@@ -9,11 +9,7 @@ from vit_lens.studies.study_setup import StudySetup, make_setup
 
 
 def with_random_weights(setup: StudySetup, *, seed: int) -> StudySetup:
-    """Return the setup before decoding, of a model that has learnt nothing.
-
-    Every weight is drawn from a normal distribution with the mean and the spread of its tensor, so that signals
-    keep their sizes on any architecture.
-    """
+    """Return the setup before decoding, of a model that has learnt nothing; see :func:`random_weights`."""
     return make_setup(
         random_weights(setup.model, seed=seed), setup.images, lenses=list(setup.lenses), out=setup.out,
         seed=setup.seed, progress=setup.progress,
@@ -22,7 +18,18 @@ def with_random_weights(setup: StudySetup, *, seed: int) -> StudySetup:
 
 @torch.no_grad()
 def random_weights(model: HookedViT, *, seed: int) -> HookedViT:
-    """Return a model of the same architecture that has learnt nothing, its weights drawn as above."""
+    """Return a model of the same architecture that has learnt nothing.
+
+    Every weight is drawn from a normal distribution with the mean and the spread of its tensor, so that signals
+    keep their sizes on any architecture.
+
+    Args:
+        model: The model whose architecture and spreads are taken.
+        seed: The seed of the weights.
+
+    >>> vl.studies.random_weights(model, seed=0).encoder_id
+    'random weights for vit_lens/mini'
+    """
     generator = torch.Generator().manual_seed(seed)
     fresh = HookedViT(
         model.cfg, preprocess_spec=model.preprocess_spec, encoder_id=f"random weights for {model.encoder_id}"

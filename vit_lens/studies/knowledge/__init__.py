@@ -2,5 +2,8 @@
 
 from vit_lens.lazy import lazy
 
-_HOME = {"AVERAGED": ".study", "HEADLINES": ".study", "figures_of": ".figures", "knowledge_study": ".study"}
+_HOME = {
+    "AVERAGED": ".study", "HEADLINES": ".study", "NameRuns": ".name_runs", "figures_of": ".figures",
+    "knowledge_study": ".study", "plant_table": ".planted_table",
+}  # fmt: skip
 __all__, __getattr__, __dir__ = lazy(__name__, _HOME)

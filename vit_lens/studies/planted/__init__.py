@@ -4,5 +4,6 @@ from vit_lens.lazy import lazy
 
 __all__, __getattr__, __dir__ = lazy(__name__, {
     "LabelledAttribute": ".labelled", "LabelledImages": ".labelled", "labelled_images": ".mini_set",
-    "planted_figure": ".figures", "planted_study": ".study",
+    "Plant": ".soil", "Soil": ".soil", "direct_shares": ".recovery", "planted_figure": ".figures",
+    "planted_study": ".study", "write_attribute": ".planted_weights",
 })  # fmt: skip

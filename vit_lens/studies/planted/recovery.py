@@ -1,6 +1,6 @@
 """How strongly every head of a planted encoder shows the attribute: by lenses, by their controls, and by patching."""
 
-__all__ = ["LensGaps", "Patched", "contrast", "gap", "lens_gaps", "patched", "write_norms"]
+__all__ = ["LensGaps", "Patched", "contrast", "direct_shares", "gap", "lens_gaps", "patched", "write_norms"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,11 +151,27 @@ def patched(
     effects = patch_each(plant.model, base, partner, told, heads)
     if effects.source is None:
         raise StudyError("patching has no partner images")
-    at, other = (plant.model.run_with_cache(some, rows="readout")[1] for some in (base, partner))
-    states = plant.model.streams[0].last(at)[:, None] + site_outputs(other, heads) - site_outputs(at, heads)
-    direct = told(plant.model.embed_rows(states)) - effects.base[:, None]
     full = float((effects.source - effects.base).mean())
-    return Patched(total=effects.effect[:, 0].mean(-1).numpy() / full, direct=direct.mean(0).numpy() / full)
+    return Patched(
+        total=effects.effect[:, 0].mean(-1).numpy() / full, direct=direct_shares(plant, texts, pixels, label)
+    )
+
+
+@torch.no_grad()
+def direct_shares(
+    plant: Plant, texts: TextBank, pixels: Float[Tensor, "image channel height width"], label: Int[np.ndarray, " image"]
+) -> Float[np.ndarray, " head"]:
+    """Return what patching every head at the class token changes directly; see :class:`Patched`."""
+    zero, one = (torch.from_numpy(np.flatnonzero(label == value)) for value in (0, 1))
+    n = min(len(zero), len(one))
+    heads, captions = Site.heads(plant.model), plant.attribute.captions
+    (before, at), (after, other) = (
+        plant.model.run_with_cache(pixels[some[:n]], rows="readout") for some in (zero, one)
+    )
+    states = plant.model.streams[0].last(at)[:, None] + site_outputs(other, heads) - site_outputs(at, heads)
+    base = contrast(texts, before, captions)
+    moved = contrast(texts, plant.model.embed_rows(states), captions) - base[:, None]
+    return moved.mean(0) / (contrast(texts, after, captions) - base).mean()
 
 
 @torch.no_grad()

@@ -70,6 +70,8 @@ class Soil:
         texts: TextBank,
         attribute: LabelledAttribute,
         pixels: Float[Tensor, "anchor channel height width"],
+        *,
+        told: bool = True,
     ) -> "Soil":
         """Remove an attribute from an encoder.
 
@@ -78,6 +80,7 @@ class Soil:
             texts: Its captions.
             attribute: What to remove.
             pixels: The anchor images that the attribute labels.
+            told: Whether the encoder has to tell it; one with random weights, in which nothing is planted, need not.
 
         Raises:
             StudyError: The tower does not read the class token, or the captions do not tell the classes apart in it.
@@ -89,7 +92,7 @@ class Soil:
         label = attribute.anchor[known]
         before, after = (_along(model, pixels, direction) for model in (host, bare))
         levels = (float(before[label == 0].mean()), float(before[label == 1].mean()))
-        if levels[1] <= levels[0]:
+        if told and levels[1] <= levels[0]:
             raise StudyError(
                 f"attribute {attribute.name!r}: in {host.encoder_id} images of class 1 do not lean toward "
                 f"{attribute.captions[1]!r}, so there is nothing to take from it and plant; give captions that it reads"
