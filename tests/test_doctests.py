@@ -24,6 +24,8 @@ UNSHOWN = {
     "studies": (
         "content_study", "decoders_study", "factors_study", "faithfulness_study", "importance_study", "overlay_study",
         "planted_study", "reach_study",
+        # What plants are made of and with, for the bench; docs/benchmark.md plants.
+        "NameRuns", "Plant", "Soil", "direct_shares", "lenses_of_reference", "plant_table", "write_attribute",
     ),
     # What a control is made of and with, which docs/controls.md does; and the three that there are.
     "controls": {"CovarianceMatched", "Material", "OtherImage", "RandomDirection", "control", "stand_in"},

@@ -51,12 +51,12 @@ def bench(
     A name such as mypkg:MyLens imports that module from the current folder, or wherever Python finds it: this runs its
     code. The exit status is 1 if a candidate fails.
     """
-    from vit_lens.bench.candidates import named_candidate
+    from vit_lens.bench.candidates import KINDS, named_candidate
     from vit_lens.bench.running import all_candidates, run_bench
 
     asked = [
         named_candidate(kind, spec)
-        for kind, specs in (("lens", flags.split_list(lens or ())), ("dictionary", dictionary), ("steer", steer))
+        for kind, specs in zip(KINDS, (flags.split_list(lens or ()), dictionary, steer), strict=True)
         for spec in specs or ()
     ]
     if everything:

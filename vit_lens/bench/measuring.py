@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vit_lens.estimates import Estimate, mean_interval
-from vit_lens.studies import auc, spearman
+from vit_lens.estimates import Estimate
+from vit_lens.studies import across_units, auc, spearman
 
 _ROUNDING = 1e-3  # scores are shares of a whole difference: what differs by less is the same
 CHANCE = 0.5
@@ -76,9 +76,8 @@ def measured(
     else:
         less = [0.0] * len(found) if placebo is None else list(placebo)
     values = [None if x is None or y is None else x - y for x, y in zip(found, less, strict=True)]
-    known = np.array([x for x in values if x is not None], dtype=np.float64)
     return Measured(
-        task=task, measure=measure, estimate=mean_interval(known, seed=0), raw=_mean(found), placebo=told,
+        task=task, measure=measure, estimate=across_units(values, "plant"), raw=_mean(found), placebo=told,
         less=_mean(less) or 0.0, values=tuple(values),
     )  # fmt: skip
 

@@ -38,7 +38,8 @@ class RandomLens(Lens):
         return True
 
     def read(self, cache: ViTActivationCache, sites: Sites) -> Condition:
-        said = int(cache.model.streams[-1].last(cache).abs().sum())  # other images, other noise
+        last = cache.model.streams[-1].last(cache)
+        said = int(cache.model.embed_rows(last[:, None]).abs().sum())  # another output, other noise
         return self._random(cache, sites, torch.Generator().manual_seed(said))
 
     def read_control(self, cache: ViTActivationCache, sites: Sites, *, generator: torch.Generator) -> Condition:

@@ -97,7 +97,7 @@ def asks_of_text(candidate: Candidate) -> bool:
 
 @torch.no_grad()
 def grow(
-    prompts: Sequence[str], partner: Sequence[int] | None, meanings: Sequence[Any], seed: tuple[int, ...]
+    prompts: list[str], partner: Sequence[int] | None, meanings: Sequence[Any], seed: tuple[int, ...]
 ) -> TextPlant:
     """Plant a table of prompts in an MLP at random.
 

@@ -17,7 +17,7 @@ _HOME = {
     "LabelledImages": ".planted", "NameRuns": ".knowledge", "Null": ".findings", "Overlay": ".overlay",
     "Pictures": ".seen_pictures", "Plant": ".planted", "Score": ".findings", "Seen": ".seen_pictures",
     "Soil": ".planted", "StudyImages": ".images", "StudyResult": ".findings", "StudySetup": ".study_setup",
-    "auc": ".statistics", "content_study": ".content", "decoders_study": ".decoders", "direct_shares": ".planted",
+    "across_units": ".statistics", "auc": ".statistics", "content_study": ".content", "decoders_study": ".decoders", "direct_shares": ".planted",
     "factors_study": ".factors", "faithfulness_study": ".faithfulness", "importance_study": ".importance",
     "lenses_of_reference": ".reference_lenses", "load_result": ".findings", "make_setup": ".study_setup",
     "overlay_study": ".overlay", "paste": ".overlay", "plant_table": ".knowledge", "planted_study": ".planted",

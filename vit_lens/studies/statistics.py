@@ -4,6 +4,7 @@ __all__ = [
     "MIN_FOR_INTERVAL",
     "Estimate",
     "across_encoders",
+    "across_units",
     "auc",
     "between_encoders",
     "bootstrap",
@@ -132,12 +133,26 @@ def jackknife(
 
 def across_encoders(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     """Return the mean over encoders and its interval by Student's t, 95% by default: the encoder is the unit."""
+    return across_units(values, "encoder", level=level)
+
+
+def across_units(values: Sequence[float | None], unit: str, *, level: float = LEVEL) -> Estimate:
+    """Return the mean over few units and its interval by Student's t, which a bootstrap of few would make too narrow.
+
+    Args:
+        values: Of every unit; None where it is undefined.
+        unit: What one is called.
+        level: Of the interval.
+
+    >>> str(across_units([0.4, 0.5, 0.6], "plant"))
+    '+0.50 [+0.25, +0.75]'
+    """
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
-        return Estimate(None, why="undefined for every encoder")
+        return Estimate(None, why=f"undefined for every {unit}")
     mean = float(np.mean(known))
     if len(known) < 2:
-        return Estimate(mean, why="one encoder gives no interval")
+        return Estimate(mean, why=f"one {unit} gives no interval")
     reach = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
     return Estimate(mean, mean - reach, mean + reach)
 
