@@ -229,7 +229,6 @@ def _of_text(
         DictionaryError: The dictionary is of none of its encoders.
     """
     from vit_lens.decoders import PromptEncoder, TextDecoder, settings_dict
-    from vit_lens.errors import DictionaryError
     from vit_lens.lenses import TextRun
 
     place = flags.torch_device(device)
@@ -237,14 +236,9 @@ def _of_text(
     drawer = TextDecoder.from_pretrained(name if decoder == "mini" else decoder, device=place)
     settings = drawer.settings(seed=seed, **_sized(given))
     run, towers = TextRun.of(reader, prompt), reader.towers
-    for which, tower in towers.items():
-        try:
-            found.check(tower)
-        except DictionaryError:
-            if which == list(towers)[-1]:
-                raise
-        else:
-            break
+    known = {tower.fingerprint: each for each, tower in towers.items()}
+    which = known.get(found.origin.fingerprint or "", next(iter(towers)))
+    found.check(towers[which])
 
     def draw(hooks: list[Any]) -> "Image.Image":
         condition = run.edited(which, hooks).condition
