@@ -182,7 +182,7 @@ def test_other_models_have_the_figures_that_make_sense(tmp_path, vit_lens):
     assert "explained_by_step: not drawn" in (tmp_path / "image" / "index.html").read_text()
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {colour} {shape}" for colour in ("red", "blue", "green", "pink")
                                                     for shape in ("star", "ring", "cross")))  # fmt: skip
-    text = ["--prompts", tmp_path / "prompts.txt", "--block", "L1.resid_post", "--n-inputs", 12, "--features", 12]
+    text = ["--prompts", tmp_path / "prompts.txt", "--at-block", "L1.resid_post", "--n-inputs", 12, "--features", 12]
     small = [*small, "--widths", 12]
     status, told, errors = vit_lens("paper", "shabalin", "mini", *small, *text, "--out", tmp_path / "text")
     assert status == 0, errors
@@ -197,7 +197,7 @@ def test_other_models_have_the_figures_that_make_sense(tmp_path, vit_lens):
     ("more", "message"),
     [
         (["--figure", "spectra"], "no figure 'spectra'; nearest: 'spectrum'"),
-        (["--block", "double.7.hook_resid_post"], "no hook point 'double.7.hook_resid_post'"),
+        (["--at-block", "double.7.hook_resid_post"], "no hook point 'double.7.hook_resid_post'"),
         (["--blocks", "double.1.hook_rsid_post"], "nearest: 'double.1.hook_resid_post'"),
         (["--widths", 4000], "160 tokens of 5 inputs are learnt from, and 4000 features asked for"),
         (["--at-steps", 5], "has the steps 0 to 1"),

@@ -321,7 +321,7 @@ def test_a_strip_is_drawn_kept_and_never_mixed(tmp_path, vit_lens, monkeypatch, 
     from vit_lens.mini import sample_images
 
     out = tmp_path / "strip"
-    asked = ["dict", "steer", "mini-topk", "5", "--image", sample_images()[0], "--steps", "1", "--out", out]
+    asked = ["dict", "steer", "mini-topk", "5", "--images", sample_images()[0], "--steps", "1", "--out", out]
     doses = ["--strength", "0", "--strength", "3"]
     status, output, errors = vit_lens(*asked, *doses)
     assert status == 0, errors

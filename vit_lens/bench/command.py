@@ -25,13 +25,7 @@ def mount(app: typer.Typer) -> None:
 
 def bench(
     lens: flags.Lenses = None,
-    dictionary: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A dictionary of mini: a file or folder in any layout that is read, a Hub id, one that ships; or "
-            "data-points, pca, untrained. Repeat for more."
-        ),
-    ] = None,
+    dictionary: flags.Dictionaries = None,
     steer: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,7 +33,7 @@ def bench(
             "module; or one of ours, such as mean-difference. Repeat for more."
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Ask all of our own candidates, losers included.")] = False,
+    everything: Annotated[bool, typer.Option("--ours", help="Ask all of our own candidates, losers included.")] = False,
     plant_seed: Annotated[
         list[int] | None, typer.Option(min=0, help="Draws the plants; repeat for more of them. Default: 0.")
     ] = None,
@@ -63,7 +57,7 @@ def bench(
         known = {(one.kind, one.name) for one in asked}
         asked += [one for one in all_candidates() if (one.kind, one.name) not in known]
     if not asked:
-        raise StudyError("nothing to ask: give --lens, --dictionary or --steer, or --all for our own")
+        raise StudyError("nothing to ask: give --lens, --dictionary or --steer, or --ours for our own")
     typer.echo(f"{len(asked)} candidates, seeds {', '.join(map(str, plant_seed or [0]))}", err=True)
 
     def done(found) -> None:

@@ -159,7 +159,7 @@ def load_bench(path: str | Path) -> Bench:
     place = as_path(path, StudyError)
     place = place / "bench.json" if place.is_dir() else place
     if not place.is_file():
-        raise StudyError(f"no results of a benchmark at {place}; `vit-lens bench --all --out FOLDER` makes some")
+        raise StudyError(f"no results of a benchmark at {place}; `vit-lens bench --ours --out FOLDER` makes some")
     found = read_json(place, StudyError, "run the benchmark again")
     if wrong := schema_errors(found):
         raise StudyError(f"{place} does not fit the schema of benchmarks ({wrong[0]}); run the benchmark again")

@@ -192,6 +192,14 @@ Normalise = Annotated[
         "massive activations. Default: as they are."
     ),
 ]
+Dictionaries = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dictionary",
+        help="Dictionary: one that ships, a file or a folder in any layout that is read, a Hub id; repeat for more. "
+        "bench: of mini, or data-points, pca, untrained; study steering: of one hook point, default mini-flux-topk.",
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option(

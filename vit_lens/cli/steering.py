@@ -36,9 +36,7 @@ def steer(
     feature: Annotated[str, typer.Argument(help="Its number, or its address: 900, D1.img.f900.")],
     out: flags.Out,
     prompt: Annotated[str | None, typer.Option(help="The prompt that is drawn.")] = None,
-    image: Annotated[
-        Path | None, typer.Option(help="Of an image encoder: the image whose embedding is steered and drawn.")
-    ] = None,
+    images: flags.Images = None,
     model: Annotated[str | None, typer.Option(help=flags.TOWER_NAME)] = None,
     tag: flags.Tag = None,
     strength: Annotated[
@@ -75,12 +73,12 @@ def steer(
     found = Dictionary.from_pretrained(dictionary).to(flags.torch_device(device))
     name, seed = model or _own_model(found), flags.one(decoder_seed, "--decoder-seed") or 0
     given = flags.known(steps=steps, guidance=guidance, size=size)
-    if prompt is not None and image is not None:
-        raise VitLensError("--prompt and --image are of other encoders; give one of them")
-    if image is not None:
-        stage = _of_image(name, tag, image, decoder, seed, device, given)
+    if prompt is not None and images:
+        raise VitLensError("--prompt and --images are of other encoders; give one of them")
+    if images:
+        stage = _of_image(name, tag, images, decoder, seed, device, given)
     elif prompt is None:
-        raise VitLensError("nothing to draw: give --prompt, or for an image encoder --image")
+        raise VitLensError("nothing to draw: give --prompt, or for an image encoder one of --images")
     elif draws(name, str(found.origin.site)):
         stage = _of_pipeline(name, found, prompt, seed, device, given)
     else:
@@ -96,7 +94,7 @@ def steer(
     }  # fmt: skip
     pictures = _drawn(stage, rows, out, said)
     columns = ["not steered" if dose is None else "ablated" if mode == "ablate" else f"{dose:g}" for dose in doses]
-    _write(pictures, columns, out, f"Feature {feature} of {dictionary}: {mode}; {prompt or image}")
+    _write(pictures, columns, out, f"Feature {feature} of {dictionary}: {mode}; {prompt or (images or [None])[0]}")
 
 
 def _doses(strength: Sequence[float] | None, mode: str) -> list[float | None]:
@@ -248,7 +246,7 @@ def _of_text(
 
 
 def _of_image(
-    name: str, tag: str | None, image: Path, decoder: str, seed: int, device: str, given: Mapping[str, Any]
+    name: str, tag: str | None, images: Sequence[Path], decoder: str, seed: int, device: str, given: Mapping[str, Any]
 ) -> _Stage:
     import torch
 
@@ -256,9 +254,9 @@ def _of_image(
     from vit_lens.decoders import settings_dict
     from vit_lens.images import find_images
 
-    found = find_images([image])
+    found = find_images(images)
     if len(found) != 1:
-        raise VitLensError(f"--image {image} holds {len(found)} images; give one")
+        raise VitLensError(f"--images holds {len(found)}, and one embedding is steered: give one image")
     model = flags.Tower(model=name, tag=tag, device=device).load().requires_grad_(False)
     drawer = load_decoder(decoder, encoder=model, device=flags.torch_device(device))
     settings = drawer.settings(seed=seed, **_sized(given))
@@ -269,7 +267,7 @@ def _of_image(
         embeds = model.run_with_hooks(pixels, fwd_hooks=hooks)
         return _picture(drawer.decode(embeds, negative=drawer.negative(model), settings=settings))
 
-    return _Stage(model, draw, {"image": str(image), "decoder": decoder, "settings": settings_dict(settings)})
+    return _Stage(model, draw, {"image": str(found[0]), "decoder": decoder, "settings": settings_dict(settings)})
 
 
 def _sized(given: Mapping[str, Any]) -> dict[str, Any]:

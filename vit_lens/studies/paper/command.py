@@ -192,7 +192,7 @@ class Drawn(read.Reads):
         typer.Argument(
             metavar="[MODEL]",
             help="A pipeline (mini-flux, mini-sd, a folder with model_index.json), an image encoder as for --model of "
-            "sweep, or with --prompts and a --block such as L3.resid_post a text encoder.",
+            "sweep, or with --prompts and an --at-block such as L3.resid_post a text encoder.",
         ),
     ] = "mini-flux"
 
@@ -207,8 +207,9 @@ def shabalin(
     block: Annotated[
         str | None,
         typer.Option(
+            "--at-block",
             help="The hook point at which all but the block varies. Default: the last double block, the middle of a "
-            "UNet, the middle block of an encoder."
+            "UNet, the middle block of an encoder.",
         ),
     ] = None,
     blocks: Annotated[

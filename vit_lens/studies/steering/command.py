@@ -13,13 +13,7 @@ from vit_lens.studies import command_parts as parts
 
 
 def steering(
-    dictionary: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A dictionary that is steered by: one that ships, a file, a folder of `vit-lens dict train`; repeat "
-            "for more of the same hook point. Default: mini-flux-topk."
-        ),
-    ] = None,
+    dictionary: flags.Dictionaries = None,
     model: flags.Model = "mini-flux",
     target: Annotated[
         list[str] | None,
