@@ -50,6 +50,8 @@ ADVICE = [
      "a mask goes with tokens alone", "vl.Condition(pooled=embeds)"),
     ("DictionaryError", "vl.dictionaries.random_dictionary(8, 20, k=3).encode(torch.zeros(2, 8), 'persuit')",
      "'pursuit'", "vl.dictionaries.random_dictionary(8, 20, k=3).encode(torch.zeros(2, 8), 'pursuit')"),
+    ("ExplanationError", "oracle.judge(oracle.pictures[0], 'colour rad')", "'colour red'",
+     "oracle.judge(oracle.pictures[0], 'colour red')"),
     ("GalleryError", "Gallery.from_images(model, images).check(folded)", "Gallery.from_folder(model, folder)",
      "Gallery.from_folder(folded, images[0].parent).check(folded)"),
     ("RecordError", "vl.records.merge([tmp / 'part0'], tmp / 'whole')",
@@ -97,7 +99,7 @@ def names(tmp_path_factory):
         heads=model.run_with_cache(pixels, names_filter=lambda name: name.endswith("hook_z"))[1],
         z="blocks.3.attn.hook_z", seen=lambda grad, hook: None, folded=model.process_weights(),
         bare=vl.HookedViT.from_module(tower, encoder_id="mine"), bank=vl.TextBank.mini(),
-        decoder=vl.load_decoder("mini"),
+        decoder=vl.load_decoder("mini"), oracle=vl.explaining.AttributeOracle.of_world(20),
         pictures=lambda n: list(np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), dtype=np.uint8)),
     )  # fmt: skip
 
