@@ -189,7 +189,7 @@ def test_a_placebo_below_chance_earns_nothing():
     from vit_lens.bench.measuring import measured
 
     assert measured("t", "planted", [1.0, 1.0], [0.1, 0.3], chance=0.5).values == (0.5, 0.5)
-    assert measured("t", "planted", [1.0, 1.0], [0.6, 0.8], chance=0.5).estimate.value == pytest.approx(0.3)
+    assert measured("t", "planted", [1.0, 1.0], [0.6, 0.8], chance=0.5).values == pytest.approx((0.4, 0.2))
     own = measured("t", "planted", [1.0, None], [0.6, 0.8])
     assert own.values == (0.4, None) and own.n == 1
 

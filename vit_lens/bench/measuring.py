@@ -67,12 +67,12 @@ def measured(
         measure: Its measure.
         found: The number of every plant; None where it is undefined.
         placebo: What it would be if the candidate had nothing to say; None for a measure that has no placebo.
-        chance: What nothing comes to. A placebo below it counts as chance, since being worse than chance earns
-            nothing. None takes off each plant's own placebo.
+        chance: What nothing comes to: it is taken off where the placebos are below it in the mean, since being worse
+            than chance earns nothing. Else each plant's own placebo is.
     """
     told = None if placebo is None else _mean(placebo)
-    if chance is not None:
-        less: list[float | None] = [max(chance, chance if told is None else told)] * len(found)
+    if chance is not None and (told is None or told <= chance):
+        less: list[float | None] = [chance] * len(found)
     else:
         less = [0.0] * len(found) if placebo is None else list(placebo)
     values = [None if x is None or y is None else x - y for x, y in zip(found, less, strict=True)]

@@ -1,6 +1,6 @@
 """What a task of the bench is: whom it asks, and how."""
 
-__all__ = ["N_DRAWS", "Task"]
+__all__ = ["MANY_DRAWS", "N_DRAWS", "Task"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from vit_lens.bench.plants import Plants
 
 N_DRAWS = 3
 """Draws of every placebo."""
+MANY_DRAWS = 20
+"""The same where one costs next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vit_lens.addresses import Site
 from vit_lens.bench.candidates import Candidate, as_lens
 from vit_lens.bench.measuring import CHANCE, Measured, auc_at, measured, rank_correlation
-from vit_lens.bench.tasks import N_DRAWS
+from vit_lens.bench.tasks import MANY_DRAWS
 from vit_lens.decoders import PromptEncoder
 from vit_lens.errors import LensError, StudyError
 from vit_lens.lenses import Lens, TextDiffusionLens, TextRun, checked_read, parse_text_lenses
@@ -165,7 +165,7 @@ def _read(candidate: Candidate, plant: TextPlant, run: TextRun, stream: int) -> 
     real = plant.shares(clean, _tokens_of(lens, lens.read(run, plant.sites), clean, plant))  # pyright: ignore[reportArgumentType]
     draws = [
         plant.shares(clean, _tokens_of(lens, lens.read_control(run, plant.sites, generator=generator), clean, plant))  # pyright: ignore[reportArgumentType]
-        for _ in range(N_DRAWS)
+        for _ in range(MANY_DRAWS)
     ]
     return real, np.stack(draws)
 
