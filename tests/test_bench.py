@@ -276,7 +276,7 @@ def test_steering_is_the_share_of_the_way_and_pushing_the_readout_is_seen(plants
 
 def test_an_oracle_of_a_dictionary_is_above_random_features(plants):
     from vit_lens import Dictionary
-    from vit_lens.bench.features import _direction, _read, _told, _untrained
+    from vit_lens.bench.features import _direction, _placebo_of, _read, _told
     from vit_lens.dictionaries import ActivationSource, Semantics
 
     plant, trained = plants.images[0], Dictionary.from_pretrained("mini-topk")
@@ -289,8 +289,8 @@ def test_an_oracle_of_a_dictionary_is_above_random_features(plants):
         semantics=Semantics.plain("relu"), origin=trained.origin,
     )  # fmt: skip
     source = ActivationSource.of_model(plant.host, plant.reference[:32], site, tokens="patches")
-    untrained = _untrained(oracle, source)
-    assert untrained.n_features == 1
+    untrained, other = map(_placebo_of(oracle, source), (0, 1))
+    assert untrained.n_features == 1 and not torch.equal(untrained.W_dec, other.W_dec)
     (there, blind), (random, _) = _told((oracle, untrained), plant, plant.host, site)
     assert there > 0.85 and there > random + 0.1
     assert blind is not None and abs(blind - 0.5) < 0.25

@@ -2,7 +2,7 @@
 
 __all__ = ["FEATURES"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -38,9 +38,10 @@ def _run(candidate: Candidate, plants: Plants) -> list[Measured]:
     site = dictionary.check(host)
     if dictionary.origin.stream != "output":
         raise DictionaryError(f"it is of a block's {dictionary.origin.stream}; this task plants in a site's output")
-    untrained = _untrained(dictionary, _source(plants, host, site, dictionary.origin.tokens))
+    placebo = _placebo_of(dictionary, _source(plants, host, site, dictionary.origin.tokens))
     planted, blind, blank, kept, steered = ([] for _ in range(5))
-    for plant in plants.images:
+    for number, plant in enumerate(plants.images):
+        untrained = placebo(number)
         nothing = random_weights(host, seed=plant.seed[0] * 1000 + plant.seed[1])
         told, none = (_told((dictionary, untrained), plant, model, site) for model in (host, nothing))
         planted.append([there for there, _ in told])
@@ -72,11 +73,13 @@ def _source(plants: Plants, host: HookedViT, site: str, tokens: str) -> Activati
     return ActivationSource.of_model(host, list(world.render_codes(codes)), site, tokens=tokens, seed=plants.seeds[0])
 
 
-def _untrained(dictionary: Dictionary, source: ActivationSource) -> Dictionary:
-    """Return random directions with as many features and codes: the placebo."""
+def _placebo_of(dictionary: Dictionary, source: ActivationSource) -> Callable[[int], Dictionary]:
+    """Return what makes the placebo of a plant: random directions, as many, with as many codes, others for each."""
+    tokens = torch.cat([batch.tokens for batch in source.in_order()])
     if dictionary.semantics.k is None:
         dictionary = replace(dictionary, statistics={"held_out": {"l0": evaluate(dictionary, source).l0}})
-    return untrained_control(dictionary, source, seed=1)
+    held = ActivationSource.of_array(tokens)  # read once
+    return lambda number: untrained_control(dictionary, held, seed=1000 + number)
 
 
 def _told(
