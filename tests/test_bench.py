@@ -173,16 +173,18 @@ def test_decoys_fool_a_lens_without_the_norm_and_no_other(plants):
     from vit_lens.bench import named_candidate
     from vit_lens.bench.heads import read_heads
 
-    plant = plants.images[0]
-    others = ~plant.at(plant.plant.site, *plant.decoys)
-    fooled, right = (
-        [np.abs(read_heads(named_candidate("lens", name), plant, model, 1)[0]) for model in
-         (plant.model, plant.plant.model)] for name in ("no-norm", "diffusion")
-    )  # fmt: skip
-    carries = plant.heads.index(plant.decoys[0])  # the other decoy is loud, and says nothing of the classes
-    assert fooled[0][carries] > fooled[0][others].max() and fooled[1][carries] < fooled[1][others].max()
-    np.testing.assert_allclose(*right, atol=1e-4)
-    assert right[0].argmax() == plant.heads.index(plant.plant.site)
+    fooled = []
+    for plant in plants.images:  # how far the classes lie apart along the norm's direction is chance
+        others = ~plant.at(plant.plant.site, *plant.decoys)
+        bare, right = (
+            [np.abs(read_heads(named_candidate("lens", name), plant, model, 1)[0]) for model in
+             (plant.model, plant.plant.model)] for name in ("no-norm", "diffusion")
+        )  # fmt: skip
+        carries = plant.heads.index(plant.decoys[0])  # the other decoy is loud, and says nothing of the classes
+        fooled.append(bare[0][carries] > bare[0][others].max() and bare[1][carries] < bare[1][others].max())
+        np.testing.assert_allclose(*right, atol=1e-4)
+        assert right[0].argmax() == plant.heads.index(plant.plant.site)
+    assert any(fooled), fooled
 
 
 def test_a_placebo_below_chance_earns_nothing():
