@@ -87,6 +87,8 @@ def lines_figure(
         ticks = {} if are_words or len(points) > _TICKS else ticks
         figure.update_xaxes(title=html.escape(_of(across, index)), type=kind, showgrid=False, **ticks, **at)
         figure.update_yaxes(title=html.escape(_of(up, index)), type="log" if _of(log_y, index) else "linear", **at)
+        if _of(log_y, index):
+            figure.update_yaxes(**_log_ticks([y for one in lines if one.panel == panel for y in one.y if y]), **at)
         if not _of(log_y, index) and all(y is None or y >= 0 for one in lines if one.panel == panel for y in one.y):
             figure.update_yaxes(rangemode="tozero", **at)
     figure.update_annotations(font_size=12)
@@ -95,6 +97,14 @@ def lines_figure(
         legend={"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0},
         margin={"l": 70, "t": _TOP, "b": foot + 40},
     )
+
+
+def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Return whole numbers as ticks, where plotly would write the digits between powers of ten alone."""
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    digits = (1,) if max(values) / min(values) > 300 else (1, 1.5, 2, 3, 5, 7)
+    ticks = [float(f"{digit}e{power}") for power in range(first, last + 1) for digit in digits]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _of(value: Any, index: int) -> Any:

@@ -65,7 +65,7 @@ def finding(axis: str, tables: Tables, about: About) -> Finding:
         at = {row["dictionary"]: row for row in rows if row[axis] == last}
         fixed = f"k = {last}" if axis == "k" else f"k = {about['k']}, {last} features"
         said = f"FVU at {fixed}: " + ", ".join(f"{name} {_fvu(at[name])}" for name in names)
-    where = "" if axis == "block" else f" of {block_name(about['block'])}"
+    where = "" if axis == "block" else f" at {block_name(about['block'])}"
     n_tokens = rows[0]["n_tokens"]
     of = f"{about['model']}{where}; {of_inputs(about)}, {n_tokens:,} tokens; 95 % intervals over {about['unit']}"
     return Finding(said, of)

@@ -35,14 +35,16 @@ def finding(tables: Tables, about: About) -> Finding:
     half = sum(
         row["cumulative"] < 0.9 for row in rows if (row["block"], row["tokens"]) == (own["block"], own["tokens"])
     )
+    alone = [row for row in rows if (row["block"], row["component"]) == (own["block"], 1) and row is not own]
     said = (
-        f"One component holds {own['share']:.0%} of the variance at {block_name(own['block'])} "
-        f"({half + 1} hold 90 %), at most {most['share']:.0%} ({block_name(most['block'])})"
+        f"One component holds {100 * own['share']:.0f} % of the variance at {block_name(own['block'])} ({half + 1} "
+        f"hold 90 %), at most {100 * most['share']:.0f} % ({block_name(most['block'])})"
     )
+    said += "".join(f"; of {row['tokens']} alone {100 * row['share']:.0f} %" for row in alone)
     return Finding(
         said,
         f"{about['model']}; n = {own['n_tokens']:,} tokens of {about['n_inputs']} {about['unit']}; the paper: about "
-        f"{_PAPER:.0%} in FLUX.1 [schnell]; dotted: the widest single dimension",
+        f"{100 * _PAPER:.0f} % in FLUX.1 [schnell]; dotted: the widest single dimension",
     )
 
 
