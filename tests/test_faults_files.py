@@ -54,7 +54,7 @@ def test_json_that_is_meant_is_read():
     assert parse('{"a": ' + "[" * 60 + "]" * 60 + "}")["a"]
 
 
-def test_json_is_read_from_files_alone_and_not_without_end(tmp_path, monkeypatch):
+def test_json_is_read_from_files_alone_and_not_without_end(tmp_path):
     import os
 
     from vit_lens import files
@@ -63,10 +63,9 @@ def test_json_is_read_from_files_alone_and_not_without_end(tmp_path, monkeypatch
     for name in ("absent", "fifo", "."):
         with pytest.raises(VitLensError, match="no such file; copy it"):
             files.read_json(tmp_path / name, VitLensError, "copy it")
-    monkeypatch.setattr(files, "_JSON_BYTES", 20)
     (tmp_path / "long").write_text('{"a": "' + "x" * 30 + '"}')
     with pytest.raises(VitLensError, match="longer than 20 bytes"):
-        files.read_json(tmp_path / "long", VitLensError, "copy it")
+        files.read_json(tmp_path / "long", VitLensError, "copy it", most=20)
 
 
 # ---- R8: the index of a sharded checkpoint --------------------------------------------------------------------
