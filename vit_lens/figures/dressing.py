@@ -25,6 +25,7 @@ SUFFIXES = (".png", ".svg", ".pdf", ".html")
 DIVERGING = [[0.0, "#2368a6"], [0.5, "#f4f1ea"], [1.0, "#c4520f"]]
 SEQUENTIAL = [[0.0, "#f4f1ea"], [1.0, "#1d5b7d"]]
 TILE = 150
+_BAR = 40  # pixels of the bar of buttons
 _LINE = 15  # pixels of a line of a caption
 
 
@@ -77,7 +78,7 @@ def dress(figure: go.Figure, title: str, width: int, height: int) -> go.Figure:
     figure.update_layout(
         title={"text": title, "font": {"size": 15}},
         template="plotly_white", width=max(width, 420), height=height,
-        margin={"l": 60, "r": 20, "t": 118, "b": 50},
+        margin={"l": 60, "r": _BAR, "t": 118, "b": 50}, modebar={"orientation": "v"},  # beside the title, not over it
         font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 12, "color": "#1c1b19"},
     )  # fmt: skip
     return figure

@@ -3,6 +3,7 @@
 __all__ = ["explained_scores"]
 
 import html
+import textwrap
 from collections.abc import Mapping
 
 import plotly.graph_objects as go
@@ -12,6 +13,7 @@ from vit_lens.estimates import Estimate
 from vit_lens.figures.dressing import dress
 
 _INK, _PALE = "#1c1b19", "#8a857c"
+_LETTERS = 100  # of a title that fits the width
 
 
 def explained_scores(
@@ -53,9 +55,10 @@ def explained_scores(
     figure.add_vline(x=0.5, line={"color": _PALE, "width": 1, "dash": "dot"})
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_xaxes(title=html.escape(said))
-    dress(figure, html.escape(finding), 860, 260 + 34 * len(scores))
+    title = textwrap.wrap(finding, _LETTERS)
+    dress(figure, "<br>".join(map(html.escape, title)), 860, 240 + 20 * len(title) + 34 * len(scores))
     return figure.update_layout(legend={"yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0},
-                                margin={"t": 70, "b": 120})  # fmt: skip
+                                margin={"t": 50 + 20 * len(title), "b": 120})  # fmt: skip
 
 
 def _reach(one: Estimate, end: float | None) -> float:
