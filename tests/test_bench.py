@@ -399,12 +399,33 @@ def test_what_fails_is_said_and_the_others_go_on(module, plants, monkeypatch, vi
         ("steers_nothing", "returned a NoneType"), ("steers_to_nan", "NaN or inf"),
     ]:  # fmt: skip
         assert message in errors[name], (name, errors[name])
+    line = next(n for n, text in enumerate(Path(f"{module}.py").read_text().splitlines(), 1) if "out of ideas" in text)
+    assert errors["Raises"].endswith(f"({module}.py:{line})")
     kept = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert schema_errors(kept) == [] and kept["command"].startswith("vit-lens bench")
     rows = (tmp_path / "out" / "bench.csv").read_text().splitlines()
     assert rows[0].startswith("candidate,kind,task,measure,value,low,high,n") and len(rows) == 5
     status, _, error = vit_lens("bench", "--out", tmp_path / "none")
     assert status == 2 and "nothing to ask" in error and not (tmp_path / "none").exists()
+
+
+def test_whoever_runs_the_bench_keeps_its_random_numbers():
+    import random
+
+    from vit_lens.bench.running import _same_start
+
+    def drawn():
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = drawn()
+    random.setstate(state[0]), np.random.set_state(state[1]), torch.set_rng_state(state[2])
+    found = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="of a candidate"), _same_start(7):
+            found.append(drawn())
+            raise RuntimeError("of a candidate")
+    assert found[0] == found[1] and drawn() == expected
 
 
 def test_the_schema_refuses_what_is_wrong():

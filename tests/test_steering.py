@@ -1,6 +1,7 @@
 """Steering by features: against hooks written by hand and edited splices, nothing at strength 0, refused in words."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import tiny_dictionaries as tiny
@@ -75,22 +76,22 @@ def test_strength_0_is_no_steering_to_the_last_bit(kind, dtype):
         made = vl.HookedDiffusion.from_pretrained({"flux": "mini-flux", "unet": "mini-sd"}[kind], dtype=dtype)
         site = {"flux": SITE, "unet": "mid.0.hook_update"}[kind]
         d, given = width(made, site), dict(steps=2, output_type="latent")
-        runs = lambda hooks: made.run_with_hooks("a red star", fwd_hooks=hooks, **given)  # noqa: E731
+        runs = partial(made.run_with_hooks, "a red star", **given)
         plain = made("a red star", **given)
     else:
         make = {"vit": vl.HookedViT, "text": vl.HookedTextEncoder}[kind]
         made = make.from_pretrained("mini", dtype=dtype).requires_grad_(False)
         site, d = "blocks.0.hook_resid_post", made.cfg.d_model
         given = torch.randn(2, 3, 64, 64).to(dtype) if kind == "vit" else ["a red star", "a blue ring on the left"]
-        runs = lambda hooks: made.run_with_hooks(given, fwd_hooks=hooks)  # noqa: E731
+        runs = partial(made.run_with_hooks, given)
         plain = made(given)
     dictionary = of(site, d=d, n=90, k=20, dtype=torch.float32)
     feature = 3
     assert plain.dtype == dtype
-    assert torch.equal(runs(steer(made, dictionary, feature, 0)), plain)
-    assert torch.equal(runs(steer(made, dictionary, feature, 1.0, mode="scale")), plain)
-    assert not torch.equal(runs(steer(made, dictionary, feature, 0.3)), plain)
-    assert not torch.equal(runs(steer(made, dictionary, feature, 9.0, mode="clamp")), plain)
+    assert torch.equal(runs(fwd_hooks=steer(made, dictionary, feature, 0)), plain)
+    assert torch.equal(runs(fwd_hooks=steer(made, dictionary, feature, 1.0, mode="scale")), plain)
+    assert not torch.equal(runs(fwd_hooks=steer(made, dictionary, feature, 0.3)), plain)
+    assert not torch.equal(runs(fwd_hooks=steer(made, dictionary, feature, 9.0, mode="clamp")), plain)
 
 
 # ---- against a hook by hand --------------------------------------------------------------------------------------
@@ -243,7 +244,10 @@ def test_directions_of_any_length_are_the_same_call(vit, pixels):
         close(vit.run_with_hooks(pixels, fwd_hooks=steer(vit, given, 13 * row, 0.7, tokens=tokens)), feature)
     two = [*steer(vit, dictionary, 11, 0.7), *steer(vit, dictionary, -row, 0.2)]
     once = steer(vit, dictionary, 11, 0.7)[0][1]
-    twice = lambda x, hook: by_hand(-row, 0.2, range(1, 5))(once(x, hook), hook)  # noqa: E731
+
+    def twice(x, hook):
+        return by_hand(-row, 0.2, range(1, 5))(once(x, hook), hook)
+
     close(vit.run_with_hooks(pixels, fwd_hooks=two), vit.run_with_hooks(pixels, fwd_hooks=[(VIT, twice)]))
 
 

@@ -3,7 +3,7 @@
 __all__ = ["FEATURES"]
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_lens.bench.candidates import Candidate
 from vit_lens.bench.measuring import Measured, measured
 from vit_lens.bench.plants import HOSTED, ImagePlant, Plants
-from vit_lens.bench.steering import selectivity, steer_on
+from vit_lens.bench.steering import Steer, selectivity, steer_on
 from vit_lens.bench.target import Target
 from vit_lens.bench.tasks import Task
 from vit_lens.dictionaries import ActivationSource, Dictionary, evaluate, fidelity, untrained_control
@@ -48,7 +48,7 @@ def _run(candidate: Candidate, plants: Plants) -> list[Measured]:
         blind.append([decoy for _, decoy in told])
         blank.append([there for there, _ in none])
         kept.append(fidelity(host, dictionary, plant.pixels, site=site).points[0].fidelity)
-        steered.append(steer_on(_ByFeature(dictionary, site), plant, host))
+        steered.append(steer_on(_by_feature(dictionary, site), plant, host))
     return [
         measured(FEATURES.name, "planted", *zip(*planted, strict=True)),
         measured(FEATURES.name, "fidelity", kept),
@@ -142,30 +142,27 @@ def _best(codes: Float[np.ndarray, "image feature"], there: Bool[np.ndarray, " i
     return feature, 1.0 if areas[feature] >= 0 else -1.0
 
 
-@dataclass(frozen=True)
-class _ByFeature:
-    """Steers by the one feature that tells the target's classes best, as far as these lie apart, times the strength."""
+def _by_feature(dictionary: Dictionary, site: str) -> Steer:
+    """Steer by the one feature that tells the target's classes best, as far as these lie apart, times the strength."""
 
-    dictionary: Dictionary
-    site: str
+    @lru_cache(maxsize=1)  # every strength asks for it
+    def way(model: HookedViT, target: Target) -> Float[Tensor, " d"]:
+        tokens = _read(dictionary, model, site, target.pixels)
+        feature, sign = _best(_codes(dictionary, tokens), target.label == 1)
+        row = dictionary.W_dec[feature]
+        return sign * _direction(tokens, torch.from_numpy(target.label)).norm() * row / row.norm().clamp_min(1e-12)
 
-    def __call__(self, model: HookedViT, target: Target, strength: float) -> list[tuple[str, HookFn]]:
-        added = strength * self._direction(model, target)
-        places = _places(self.dictionary, model)
+    def steer(model: HookedViT, target: Target, strength: float) -> list[tuple[str, HookFn]]:
+        added, places = strength * way(model, target), _places(dictionary, model)
 
         def add(act: Tensor, hook: object) -> Tensor:
             out = act.clone()
             out[:, places] += added
             return out
 
-        return [(self.site, add)]
+        return [(site, add)]
 
-    @lru_cache(maxsize=1)  # noqa: B019 - of one target, for as long as this lives
-    def _direction(self, model: HookedViT, target: Target) -> Float[Tensor, " d"]:
-        tokens = _read(self.dictionary, model, self.site, target.pixels)
-        feature, sign = _best(_codes(self.dictionary, tokens), target.label == 1)
-        row = self.dictionary.W_dec[feature]
-        return sign * _direction(tokens, torch.from_numpy(target.label)).norm() * row / row.norm().clamp_min(1e-12)
+    return steer
 
 
 FEATURES = Task(

@@ -4,8 +4,10 @@ __all__ = ["TASKS", "all_candidates", "run_bench"]
 
 import random
 import time
-import warnings
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,13 +72,12 @@ def _asked(candidate: Candidate, plants: Plants) -> Outcome:
     started, scores, error = time.perf_counter(), [], None
     tasks = [task for task in TASKS if task.asks(candidate)]
     for task in tasks:
-        _same_start(plants.seeds[0])
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of features that are dead, once for each plant
+            with _same_start(plants.seeds[0]):
                 scores += task.run(candidate, plants)
         except Exception as wrong:  # anybody's code: whatever it raises is its result
-            error = f"{task.name}: {type(wrong).__name__}: {str(wrong)[:500]}"
+            *_, at = traceback.extract_tb(wrong.__traceback__)
+            error = f"{task.name}: {type(wrong).__name__}: {str(wrong)[:500]} ({Path(at.filename).name}:{at.lineno})"
             break
     return Outcome(
         name=candidate.name, kind=candidate.kind, tasks=tuple(task.name for task in tasks), scores=tuple(scores),
@@ -84,8 +85,19 @@ def _asked(candidate: Candidate, plants: Plants) -> Outcome:
     )  # fmt: skip
 
 
-def _same_start(seed: int) -> None:
-    """A candidate that draws numbers without a generator of its own draws the same, whoever was asked before it."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+@contextmanager
+def _same_start(seed: int) -> Iterator[None]:
+    """Let a candidate that draws numbers without a generator draw the same, whoever was asked before it.
+
+    Whoever runs the bench goes on with the numbers that it had.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -81,6 +81,11 @@ def explain(
         raise ExplanationError(
             f"{dictionary} is of tokens {found.origin.tokens!r}; explain reads what features do on patches of images"
         )
+    mlp = f"{site.rpartition('.')[0]}.mlp.hook_post"
+    if mlp not in model.hook_dict:
+        if "neurons" in (beside or ()):
+            raise ExplanationError(f"--beside neurons: the block of {site} has no {mlp}; leave it out")
+        typer.echo(f"neurons are left out: the block of {site} has no {mlp}", err=True)
     oracle, given, names_of = _images(explainer, tower, paths, images, scenes, explaining_seed)
     shown = to_display(given, model.spec())
     read: dict[str, Any] = {"tokens": "patches", "stream": found.origin.stream, "seed": explaining_seed}
@@ -98,8 +103,6 @@ def explain(
         "explaining_seed": explaining_seed,
     })  # fmt: skip
     who = oracle or _model(explainer, base_url, tower.device, out)
-    block = site.rpartition(".")[0]
-    mlp = f"{block}.mlp.hook_post"
     neurons = ActivationSource.of_model(model, own, mlp, tokens="patches") if mlp in model.hook_dict else None
     names = {} if beside is None else {"names": [name for name in beside if name != "none"]}
     against = units_beside(

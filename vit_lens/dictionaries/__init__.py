@@ -2,7 +2,7 @@
 
 __all__ = [
     "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens", "Dictionary",
-    "Example", "Explained", "FVUByStep", "FeatureExamples", "Features", "FeaturesOverSteps", "Fidelity", "ITDAState",
+    "Example", "FVUAtStep", "FVUByStep", "FeatureExamples", "Features", "FeaturesOverSteps", "Fidelity", "ITDAState",
     "Layout", "Normalisation", "Origin", "Place", "Point", "Provenance", "SAELens", "Semantics", "SparseCodes",
     "SpatialFeatures", "Spectrum", "Statistics", "StreamNorms", "TopK", "Trainer", "Verdict", "card", "clamp",
     "compared", "data_points_control", "denoising_fidelity", "difference_of_means", "evaluate", "feature_address",
@@ -27,7 +27,6 @@ from vit_lens.dictionaries.denoisers import step_and_position
 from vit_lens.dictionaries.denoising_fidelity import denoising_fidelity
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.examples import Band, Example, FeatureExamples, feature_examples, spread_features
-from vit_lens.dictionaries.explained import Explained, FVUByStep, fvu_by_step
 from vit_lens.dictionaries.features import (
     Features,
     clamp,
@@ -39,6 +38,7 @@ from vit_lens.dictionaries.features import (
 )
 from vit_lens.dictionaries.features_over_steps import FeaturesOverSteps, features_over_steps
 from vit_lens.dictionaries.fidelity import Fidelity, Point, fidelity, zero_shot_accuracy
+from vit_lens.dictionaries.fvu_by_step import FVUAtStep, FVUByStep, fvu_by_step
 from vit_lens.dictionaries.itda import ITDA, ITDAState
 from vit_lens.dictionaries.known import LAYOUTS, Layout, layout
 from vit_lens.dictionaries.layouts import save_sae_lens

@@ -15,7 +15,7 @@ from vit_lens.dictionaries import (
     ITDA,
     ActivationSource,
     Dictionary,
-    Explained,
+    FVUAtStep,
     TopK,
     data_points_control,
     fit,
@@ -107,7 +107,7 @@ class Bench:
     block: str | None = None
     blocks: Sequence[str] | None = None
     _sources: dict[str, ActivationSource] = field(default_factory=dict)
-    _compared: dict[Any, list[tuple[Explained, int]]] = field(default_factory=dict)
+    _compared: dict[Any, list[tuple[FVUAtStep, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = sites_of(self.model)
@@ -217,7 +217,7 @@ class Bench:
         )
         return dict(zip(BESIDE, made, strict=True))
 
-    def compared(self, site: str, k: int, width: int) -> list[tuple[Explained, int]]:
+    def compared(self, site: str, k: int, width: int) -> list[tuple[FVUAtStep, int]]:
         """Return what TopK, ITDA and what is beside them explain of held-out tokens, and how many features each has."""
         if (site, k, width) not in self._compared:
             topk, itda = (self.dictionary(recipe) for recipe in self.recipes(site, k, width))

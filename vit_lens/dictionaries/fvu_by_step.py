@@ -1,6 +1,6 @@
 """How much of the tokens dictionaries explain, step by step."""
 
-__all__ = ["Explained", "FVUByStep", "fvu_by_step"]
+__all__ = ["FVUAtStep", "FVUByStep", "fvu_by_step"]
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _ALIKE = 1e-4  # noise levels that differ by less are one
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
+class FVUAtStep:
     """What one dictionary explains of the tokens of one step.
 
     Attributes:
@@ -43,7 +43,7 @@ class Explained:
         by_input: The FVU of the tokens of each input, as a share of the variance of all: its mean is ``fvu`` where all
             inputs have as many tokens.
 
-    >>> one = Explained("sae", 0, 1.0, True, 0.2, 0.3, 0.7, 8.0, 0.1, 500, torch.tensor([0.1, 0.3]))
+    >>> one = FVUAtStep("sae", 0, 1.0, True, 0.2, 0.3, 0.7, 8.0, 0.1, 500, torch.tensor([0.1, 0.3]))
     >>> one.step, one.is_own
     (0, True)
     """
@@ -74,7 +74,7 @@ class FVUByStep:
     FVUByStep(1 dictionaries, no steps, 300 inputs)
     """
 
-    points: tuple[Explained, ...]
+    points: tuple[FVUAtStep, ...]
     n_inputs: int
 
     def __repr__(self) -> str:
@@ -82,7 +82,7 @@ class FVUByStep:
         when = f"steps {', '.join(map(str, steps))}" if steps else "no steps"
         return f"FVUByStep({len({one.name for one in self.points})} dictionaries, {when}, {self.n_inputs} inputs)"
 
-    def of(self, name: str, step: int | None = None) -> Explained:
+    def of(self, name: str, step: int | None = None) -> FVUAtStep:
         """Return what one dictionary explains of one step, or of all together.
 
         Raises:
@@ -97,7 +97,7 @@ class FVUByStep:
     def to_frame(self) -> "pd.DataFrame":
         """Return a row for each dictionary and step; step is empty for all together.
 
-        Columns: those of :class:`Explained` but ``by_input``, and n_inputs.
+        Columns: those of :class:`FVUAtStep` but ``by_input``, and n_inputs.
         """
         import pandas as pd
 
@@ -201,14 +201,14 @@ class _Moments:
         self.counts.index_add_(0, rows, torch.ones(size, dtype=torch.float64))
         self.fired += fired.double().sum(0)
 
-    def result(self, name: str, step: int | None, sigma: float | None, is_own: bool) -> Explained:
+    def result(self, name: str, step: int | None, sigma: float | None, is_own: bool) -> FVUAtStep:
         total, varies = self.square[0], self.square[0] > 0
         if not varies.any():
             raise DictionaryError(f"{self.n} tokens of step {step}, all the same; statistics need tokens that differ")
         both = total * self.square[1]
         alike = torch.where(both > 0, self.product.square() / torch.where(both > 0, both, 1), 0)
         share = self.fired / self.n
-        return Explained(
+        return FVUAtStep(
             name=name, step=step, sigma=sigma, is_own=is_own, fvu=float(self.error.sum() / total.sum()),
             fvu_standardised=float((self.error[varies] / total[varies]).mean()), ve=float(alike[varies].mean()),
             l0=float(share.sum()), dead=float((share == 0).double().mean()), n_tokens=self.n,
