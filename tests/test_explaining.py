@@ -701,3 +701,18 @@ def test_wrong_input_leaves_nothing(vit_lens, tmp_path, arguments, message):
     status, _, err = vit_lens("dict", "explain", *given, *SMALL, "--out", tmp_path / "out")
     assert status == 2 and message in err and "Traceback" not in err, err
     assert not (tmp_path / "out").exists()
+
+
+def test_neurons_that_there_are_not_are_said_or_refused(vit_lens, tmp_path):
+    from vit_lens.dictionaries import random_dictionary
+
+    rows = random_dictionary(128, 60, k=5, site="hook_embed")
+    rows = replace(rows, origin=replace(rows.origin, tokens="patches"))
+    given = ("dict", "explain", rows.save(tmp_path / "embed.safetensors"), *SMALL, "--units", "2")
+    status, _, err = vit_lens(*given, "--beside", "neurons", "--out", tmp_path / "refused")
+    assert status == 2 and "hook_embed is in no block with an MLP; leave it out" in err, err
+    assert not (tmp_path / "refused").exists()
+    status, out, err = vit_lens(*given, "--out", tmp_path / "out")
+    assert status == 0 and "neurons are left out" in err and "minus untrained" in out and "minus neurons" not in out, (
+        err
+    )

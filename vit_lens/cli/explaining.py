@@ -84,8 +84,8 @@ def explain(
     mlp = f"{site.rpartition('.')[0]}.mlp.hook_post"
     if mlp not in model.hook_dict:
         if "neurons" in (beside or ()):
-            raise ExplanationError(f"--beside neurons: the block of {site} has no {mlp}; leave it out")
-        typer.echo(f"neurons are left out: the block of {site} has no {mlp}", err=True)
+            raise ExplanationError(f"--beside neurons: {site} is in no block with an MLP; leave it out")
+        typer.echo(f"neurons are left out: {site} is in no block with an MLP", err=True)
     oracle, given, names_of = _images(explainer, tower, paths, images, scenes, explaining_seed)
     shown = to_display(given, model.spec())
     read: dict[str, Any] = {"tokens": "patches", "stream": found.origin.stream, "seed": explaining_seed}
