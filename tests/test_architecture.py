@@ -13,7 +13,7 @@ ROOMS = [
     "lazy", "axes", "errors", "numerics", "config", "addresses", "tokens", "identity", "files", "images", "hooking",
     "sources", "texts", "conditions", "text_formats", "towers", "verification", "models", "reference", "attribution",
     "interventions", "controls", "lenses", "readers", "dictionaries", "decoders", "diffusion", "estimates", "metrics",
-    "records", "engine", "sweeping", "figures", "report", "mini", "explaining", "doctor", "cli", "mini.training",
+    "records", "engine", "sweeping", "figures", "mini", "explaining", "report", "doctor", "cli", "mini.training",
     "studies", "bench",
 ]  # fmt: skip
 WINGS = ["mini.training", "studies", "bench"]  # they mount their commands; the main path does not know them

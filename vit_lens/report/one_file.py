@@ -48,7 +48,8 @@ def write_page(
 
     Args:
         target: The file to write, as :func:`page_path` gives it.
-        template: Package and name of a Jinja template, which gets ``policy``, ``style``, ``script`` and ``values``.
+        template: Package and name of a Jinja template, which gets ``policy``, ``style``, ``script`` and ``values``, and
+            may include others of its package.
         styles: Packages and names of style sheets, which are joined.
         scripts: Packages and names of scripts, which are joined.
         images: The sources that images may come from, in the words of a Content-Security-Policy.
@@ -61,10 +62,13 @@ def write_page(
     style, script = ("".join(map(_text, parts)) for parts in (styles, scripts))
     policy = f"default-src 'none'; img-src {images}; style-src {_hash(style)}"
     policy += f"; script-src {_hash(script)}" if script else ""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: _text((template[0], name))),
+    )  # fmt: skip
     environment.filters |= filters
     inside = {"policy": Markup(policy), "style": Markup(style), "script": Markup(script)}
-    page = environment.from_string(_text(template)).render(**inside, **values)
+    page = environment.get_template(template[1]).render(**inside, **values)
     make_directory(target.parent)
     write_atomic(target, page.encode("utf-8", "replace"))  # a folder's name need not be UTF-8
     return target
