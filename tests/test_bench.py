@@ -452,3 +452,21 @@ def test_the_schema_refuses_what_is_wrong():
 
 
 # ---- the page
+
+
+def test_the_page_has_the_numbers_of_the_results():
+    from vit_lens.bench import OWN, load_bench
+
+    page = (ROOT / "docs" / "benchmark.md").read_text()
+    found = load_bench(ROOT / "docs" / "results" / "bench")
+    assert len(found.seeds) > 1 and not found.failed
+    assert {(one.kind, one.name) for one in found.outcomes} == {(kind, name) for kind, of in OWN.items() for name in of}
+    tables = re.findall(r"<!-- bench (\w+): (.*?) -->\n((?:\|.*\n)+)", page)
+    assert {task for task, _, _ in tables} == {task for one in found.outcomes for task in one.tasks}
+    for task, measures, rows in tables:
+        told = {one.name: {s.measure: s for s in one.scores if s.task == task} for one in found.outcomes}
+        lines = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()[2:]]
+        assert {line[0].strip("`") for line in lines} == {n for n, row in told.items() if row}
+        for name, *cells in lines:
+            expected = [str(told[name.strip("`")][measure].estimate) for measure in measures.split(" | ")]
+            assert [cell.strip("*") for cell in cells] == expected, (task, name)
