@@ -132,7 +132,7 @@ def test_causes_are_those_of_a_splice_whose_code_is_zero(found):
         at = own.oracle.values.index(row.text)
         rest = [k for k in range(len(own.oracle.values)) if k != at]
         more = [(f[:, at] - f[:, rest].mean(1)).mean() for f in (plain - without, plain - random)]
-        assert value == pytest.approx(float(more[0] - more[1]), abs=2e-3)
+        assert value == pytest.approx(float(more[0] - more[1]), rel=1e-3, abs=5e-5)
     assert max(abs(values)) > 0.01
 
 
