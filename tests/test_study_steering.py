@@ -32,14 +32,14 @@ def dictionary():
 
 
 def setup_of(flux, dictionary, out, **options):
-    from vit_lens.studies.steering.study import SteeringSetup
+    from vit_lens.studies.steering import Denoisers, SteeringSetup
     from vit_lens.studies.steering.targets import TARGETS
 
+    kind = Denoisers(pipeline=flux, limit=0.02, window=1, objects=tuple(range(3, 144, 9)))
     given = dict(
-        targets=(TARGETS[1], TARGETS[7]), n=3, n_chosen=2, n_candidates=2, doses=(0.4, 0.8), window=1,
-        objects=tuple(range(3, 144, 9)), limit=0.02,
+        kind=kind, targets=(TARGETS[1], TARGETS[7]), n=3, n_chosen=2, n_candidates=2, doses=(0.4, 0.8)
     )  # fmt: skip
-    return SteeringSetup(model=flux, dictionaries={"one": dictionary}, out=out, **(given | options))
+    return SteeringSetup(dictionaries={"one": dictionary}, out=out, **(given | options))
 
 
 # ---- prompts -----------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_prompts_say_what_they_should():
 
 def seen(seed, n=5):
     """Answers at random."""
-    from vit_lens.studies.steering.watching import Seen
+    from vit_lens.studies.steering.still_lifes import SeenPictures
 
     generator = np.random.default_rng(seed)
     layouts = generator.integers(3, size=n)
@@ -78,7 +78,7 @@ def seen(seed, n=5):
         for k in layouts
     ]
     first = np.full((32, 32, 3), seed % 255, dtype=np.uint8)
-    return Seen(still_life.codes(scenes), generator.random(n) < 0.8, first)
+    return SeenPictures(still_life.codes(scenes), generator.random(n) < 0.8, first)
 
 
 def words(one):
@@ -120,6 +120,7 @@ class Looks(dict):
 
 
 def test_scores_are_counted_one_by_one():
+    from vit_lens.studies.steering import Denoisers
     from vit_lens.studies.steering import scores as s
     from vit_lens.studies.steering.targets import TARGETS
 
@@ -127,14 +128,17 @@ def test_scores_are_counted_one_by_one():
     looked = [
         [
             s.Looked(
-                dictionary=name, target=target, directions={}, features={}, seen=Looks(17 * k + i),
+                dictionary=name, target=target, directions={}, features={}, plain=s.Case("silent"),
+                seen=Looks(17 * k + i),
                 sides={each: {at: generator.random(5) for at in ("inside", "outside")} for each in s.DIRECTIONS[:2]},
             )
             for i, target in enumerate(TARGETS)
         ]
         for k, name in enumerate(("one", "two"))
     ]  # fmt: skip
-    found = {(one.measure, one.reading): one for one in s.scores_of(looked, 0.4, [True, True, False], 0)}
+    found = {
+        (one.measure, one.reading): one for one in s.scores_of(looked, Denoisers.plan, 0.4, [True, True, False], 0)
+    }
     every = [one for row in looked for one in row]
 
     def share(of):
@@ -180,18 +184,18 @@ def test_scores_are_counted_one_by_one():
 
 
 def test_lift_is_that_of_a_loop(dictionary):
-    from vit_lens.studies.steering.choosing import Pool, candidates, difference
+    from vit_lens.studies.steering.choosing import Pool, candidates, difference, mean_codes
     from vit_lens.studies.steering.targets import TARGETS
 
     scenes = [still_life.Scene("alone", (number,)) for number in range(0, 144, 5)]
     tokens = torch.randn(len(scenes), 6, 128, generator=torch.Generator().manual_seed(0))
-    pool, target = Pool(tokens, still_life.codes(scenes), 3), TARGETS[2]
+    pool, target = Pool(list(tokens), still_life.codes(scenes)[:, 1:4], 3), TARGETS[2]
     means = np.array([dictionary.encode(one).double().mean(0).numpy() for one in tokens])
     of = np.array([still_life.object_of(scene.objects[0])[0] == target.value for scene in scenes])
     assert 2 < of.sum() < 12
     lift = (means[of].mean(0) - means[~of].mean(0)) / means.std(0)
     lift[~np.isfinite(lift)] = -np.inf
-    found = candidates(dictionary, pool, target, 5)
+    found = candidates(mean_codes(dictionary, pool), pool, target, 5)
     assert [index for index, _ in found] == np.argsort(-lift)[:5].tolist()
     assert [value for _, value in found] == pytest.approx(np.sort(lift)[::-1][:5].tolist())
     flat = tokens.double().mean(1).numpy()
@@ -214,9 +218,9 @@ def test_what_is_drawn_is_what_a_hook_by_hand_draws(flux, dictionary, tmp_path):
 
     drawn = flux.run_with_hooks(prompts, seed=seeds, fwd_hooks=[(SITE, hook)], output_type="np")
     by_hand = (np.rint(drawn * 255).reshape(2, 32, 2, 32, 2, 3)).mean((2, 4))
-    found = watcher.draw(prompts, seeds, Push(row, 0.8, (1,), (0, 0, 2, 2)))
+    found = watcher.run(prompts, seeds, Push(row, 0.8, (1,), (0, 0, 2, 2)))
     assert np.abs(found - by_hand).max() <= 1.5
-    assert not np.array_equal(found, watcher.draw(prompts, seeds))
+    assert not np.array_equal(found, watcher.run(prompts, seeds))
 
 
 def test_a_study_that_was_killed_goes_on_to_the_same(flux, dictionary, tmp_path, monkeypatch):
@@ -224,29 +228,29 @@ def test_a_study_that_was_killed_goes_on_to_the_same(flux, dictionary, tmp_path,
     from vit_lens.studies.steering.watching import Watcher
 
     whole = setup_of(flux, dictionary, tmp_path / "whole")
-    looks, real = [], Watcher._look
+    looks, real = [], Watcher.run
 
-    def count(self, prompts, seeds, push):
+    def count(self, prompts, seeds, push=None):
         looks.append(tuple(seeds))
         return real(self, prompts, seeds, push)
 
-    monkeypatch.setattr(Watcher, "_look", count)
+    monkeypatch.setattr(Watcher, "run", count)
     expected = steering_study(whole)
     n = len(looks)
     assert not {seed for some in looks for seed in some if seed >= 1000} & set(range(whole.n_chosen))
     assert {len(some) for some in looks} == {1, 2, 3}  # the four parts of the picture, those to choose on, all
 
-    def killed(self, prompts, seeds, push):
+    def killed(self, prompts, seeds, push=None):
         if len(looks) == n + 20:
             raise KeyboardInterrupt
         return count(self, prompts, seeds, push)
 
-    monkeypatch.setattr(Watcher, "_look", killed)
+    monkeypatch.setattr(Watcher, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         steering_study(setup_of(flux, dictionary, tmp_path / "cut"))
-    monkeypatch.setattr(Watcher, "_look", count)
+    monkeypatch.setattr(Watcher, "run", count)
     again = steering_study(setup_of(flux, dictionary, tmp_path / "cut"))
-    assert len(looks) == 2 * n  # nothing was drawn twice
+    assert len(looks) == 2 * n  # nothing was drawn twice, but for the comparison at strength 0, last of all
     assert again.to_dict() == expected.to_dict()
     assert again.score("share of pictures at strength 0 that are the same to the last bit", "feature", "decoded"
                        ).estimate.value == 1.0  # fmt: skip
@@ -257,6 +261,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same(flux, dictionary, tmp_path,
 
 
 def test_setups_that_cannot_be_are_refused(flux, dictionary, tmp_path):
+    from vit_lens.studies.steering import Denoisers
     from vit_lens.studies.steering.targets import target_named
 
     other = dataclasses.replace(
@@ -269,12 +274,13 @@ def test_setups_that_cannot_be_are_refused(flux, dictionary, tmp_path):
         (dict(targets=()), "no dictionary or no target"),
         (dict(dose=0.3), "dose 0.3 with doses"),
         (dict(doses=(0.4, -1.0)), "positive numbers"),
-        (dict(window=2), "early and late ones would overlap"),
         (dict(dictionaries={"a": dictionary, "b": other}), "expected one hook point"),
         (dict(dictionaries={"a": text}), "is of the text"),
     ):
         with pytest.raises(StudyError, match=told):
             dataclasses.replace(setup_of(flux, dictionary, tmp_path), **given)
+    with pytest.raises(StudyError, match="early and late ones would overlap"):
+        Denoisers(pipeline=flux, limit=0.02, window=2)
     with pytest.raises(StudyError, match="no target 'strped'; nearest: 'striped'"):
         target_named("strped")
 
@@ -309,8 +315,13 @@ def test_the_command_writes_all_of_it(dictionary, tmp_path, vit_lens):
     result = load_result(out)
     assert result.options["targets"] == ["red", "ring"] and len(result.tables["targets"]) == 2
     assert "less with a random direction" in output and "At dose 0.4" in (out / "doses.html").read_text()
-    status, _, errors = vit_lens("study", "steering", "--model", "mini", "--out", tmp_path / "x")
-    assert status == 2 and "metrics.json" in errors
+    for given, told in (
+        (["--model", "FOLDER"], "no dictionary ships for --model FOLDER"),
+        (["--decoder", "none", "--judge", "none"], "--decoder, --judge would have no effect"),
+        (["--target", "strped"], "nearest: 'striped'"),
+    ):
+        status, _, errors = vit_lens("study", "steering", *given, "--out", tmp_path / "x")
+        assert status == 2 and told in errors, errors
 
 
 def test_a_strip_is_drawn_kept_and_never_mixed(tmp_path, vit_lens, monkeypatch, unchecked):

@@ -197,7 +197,8 @@ Dictionaries = Annotated[
     typer.Option(
         "--dictionary",
         help="Dictionary: one that ships, a file or a folder in any layout that is read, a Hub id; repeat for more. "
-        "bench: of mini, or data-points, pca, untrained; study steering: of one hook point, default mini-flux-topk.",
+        "bench: of mini, or data-points, pca, untrained; study steering: of one hook point. Default: that of --model, "
+        "mini-flux-topk.",
     ),
 ]
 Steps = Annotated[

@@ -1,105 +1,108 @@
-"""Which direction stands for a target: the best of several candidates, on noises that are not studied."""
+"""Which direction stands for a target: the best of several candidates, on inputs that are not studied."""
 
-__all__ = ["Pool", "best_of", "candidates", "difference", "make_pool"]
+__all__ = ["Pool", "best_of", "candidates", "difference", "mean_codes", "tokens_of"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vit_lens.dictionaries import ActivationSource, Dictionary, difference_of_means
-from vit_lens.mini import still_life
+from vit_lens.hooking import LoudHookedRootModule
 from vit_lens.studies.steering.targets import Target
 from vit_lens.studies.steering.watching import Push, Watcher
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Tokens of pictures of single objects whose prompts say all of them.
+    """Tokens of inputs of which every attribute is known.
 
     Attributes:
-        tokens: Those of all steps that were read, [picture token d].
-        codes: What the prompts say, as :func:`still_life.codes` has it.
-        n_positions: How many tokens a step has.
+        tokens: Those of each input, of all steps that were read.
+        codes: The number of each attribute's value; -1 where an input has no such attribute.
+        n_positions: How many tokens a step has; 0 where inputs differ in that.
     """
 
-    tokens: Float[Tensor, "picture token d"]
-    codes: Int[np.ndarray, "picture 7"]
-    n_positions: int
+    tokens: Sequence[Float[Tensor, "token d"]]
+    codes: Int[np.ndarray, "input attribute"]
+    n_positions: int = 0
 
     @property
     def source(self) -> ActivationSource:
         """The tokens as a source."""
-        return ActivationSource.of_array(self.tokens)
+        return ActivationSource.of_array(list(self.tokens))
 
-    def has(self, target: Target) -> Tensor:
-        """Return which pictures are of the target."""
-        return torch.from_numpy(self.codes[:, 1 + target.attribute] == target.number)
+    def halves(self, target: Target) -> tuple[Bool[Tensor, " input"], Bool[Tensor, " input"]]:
+        """Return which inputs have the target, and which another value of its attribute."""
+        found = torch.from_numpy(self.codes[:, target.attribute])
+        return found == target.number, (found >= 0) & (found != target.number)
 
 
-def make_pool(watcher: Watcher, steps: Sequence[int], seeds: Sequence[int], objects: Sequence[int]) -> Pool:
-    """Draw every object once, with the seeds in turn, and keep the tokens of some steps.
+def tokens_of(model: LoudHookedRootModule, inputs: Sequence[Any], dictionary: Dictionary) -> list[Tensor]:
+    """Return the tokens that a dictionary is of, of each input of an encoder.
 
     Args:
-        watcher: What draws.
-        steps: The steps that are read.
-        seeds: Of the noise.
-        objects: The numbers of the objects.
+        model: The encoder.
+        inputs: What it runs on.
+        dictionary: The dictionary.
     """
-    scenes = [still_life.Scene("alone", (number,)) for number in objects]
-    prompts = [" ".join(["a", *still_life.object_of(number)]) for number in objects]
-    _, cache = watcher.model.run_with_cache(
-        prompts, seed=[seeds[k % len(seeds)] for k in range(len(prompts))], names_filter=watcher.site,
-        at_steps=list(steps), branch="cond", output_type="latent",
-    )  # fmt: skip
-    x = cache[watcher.site].movedim(0, 1).cpu()
-    return Pool(x.flatten(1, 2), still_life.codes(scenes), x.shape[2])
+    source = ActivationSource.of_model(
+        model, list(inputs), dictionary.check(model), tokens=dictionary.origin.tokens, batch_size=2**16
+    )
+    parts = [(batch.tokens.cpu(), batch.labels[:, 0].cpu()) for batch in source.in_order()]
+    tokens, owners = (torch.cat(part) for part in zip(*parts, strict=True))
+    return list(tokens.split(torch.bincount(owners, minlength=len(inputs)).tolist()))
 
 
 @torch.no_grad()
-def candidates(dictionary: Dictionary, pool: Pool, target: Target, n: int) -> list[tuple[int, float]]:
-    """Return the features with most lift, and it: how much higher their mean code is in pictures of the target.
+def mean_codes(dictionary: Dictionary, pool: Pool) -> Float[Tensor, "input feature"]:
+    """Return the mean code of each feature over the tokens of each input."""
+    return torch.stack([dictionary.encode(tokens).mean(0) for tokens in pool.tokens]).double()
 
-    Lift is counted in spreads over pictures, so that rare and frequent features compare.
+
+def candidates(codes: Float[Tensor, "input feature"], pool: Pool, target: Target, n: int) -> list[tuple[int, float]]:
+    """Return the features with most lift, and it: how much higher their mean code is in inputs of the target.
+
+    Lift is counted in spreads over inputs, so that rare and frequent features compare.
 
     Args:
-        dictionary: The dictionary.
-        pool: The pictures.
+        codes: Of a dictionary, as :func:`mean_codes` gives them.
+        pool: The inputs.
         target: The target.
         n: How many.
     """
-    codes = torch.stack([dictionary.encode(tokens).mean(0) for tokens in pool.tokens]).double()
-    of = pool.has(target)
-    lift = (codes[of].mean(0) - codes[~of].mean(0)) / codes.std(0, correction=0)
+    of, others = pool.halves(target)
+    lift = (codes[of].mean(0) - codes[others].mean(0)) / codes.std(0, correction=0)
     lift = torch.where(lift.isfinite(), lift, -torch.inf)
     found = lift.topk(min(n, int(lift.isfinite().sum())))
     return [(int(index), float(value)) for value, index in zip(found.values, found.indices, strict=True)]
 
 
 def difference(pool: Pool, target: Target) -> Float[Tensor, " d"]:
-    """Return the mean token of pictures of the target less that of the others."""
-    of = pool.has(target)
-    return difference_of_means(*(ActivationSource.of_array(pool.tokens[some]) for some in (of, ~of)))
+    """Return the mean token of inputs of the target less that of the others."""
+    rows = [some.nonzero()[:, 0].tolist() for some in pool.halves(target)]
+    return difference_of_means(*(ActivationSource.of_array([pool.tokens[row] for row in some]) for some in rows))
 
 
 def best_of(
-    watcher: Watcher, target: Target, directions: Sequence[Tensor], prompts: Sequence[str], seeds: Sequence[int],
+    watcher: Watcher, target: Target, directions: Sequence[Tensor], inputs: Sequence[Any], seeds: Sequence[int],
     strength: float, steps: tuple[int, ...],
 ) -> tuple[int, list[float]]:  # fmt: skip
-    """Return which direction shows a target most often, and how often each does; the first of equals.
+    """Return which direction shows most of a target, and how much each does; the first of equals.
 
     Args:
-        watcher: What draws and looks.
+        watcher: What runs and looks.
         target: The target.
         directions: The candidates.
-        prompts: Prompts that are silent about the target.
+        inputs: Inputs that do not have the target.
         seeds: Noises that are not studied.
         strength: How much is added.
         steps: At which steps.
     """
     pushes = [Push(direction, strength, steps) for direction in directions]
-    shares = [float(watcher.see(prompts, seeds, push).shows(target).mean()) for push in pushes]
-    return int(np.argmax(shares)), shares
+    found = [float(watcher.see(inputs, seeds, push).shown(target).mean()) for push in pushes]
+    return int(np.argmax(found)), found

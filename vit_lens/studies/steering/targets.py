@@ -1,8 +1,9 @@
 """What is steered to, and prompts that are silent about it, agree, conflict or are about another object."""
 
-__all__ = ["RELATIONS", "SIDES", "TARGETS", "Side", "Target", "prompts_for", "target_named"]
+__all__ = ["RELATIONS", "SIDES", "TARGETS", "Side", "Target", "Values", "prompts_for", "target_named", "targets_of"]
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,12 @@ from vit_lens.errors import StudyError, nearest
 from vit_lens.mini import still_life
 
 RELATIONS = ("silent", "agrees", "conflicts", "unrelated")
-_ATTRIBUTES = ("colour", "texture", "shape")
-_VALUES = (tuple(still_life.COLOURS), still_life.TEXTURES, still_life.SHAPES)
+Values = tuple[tuple[str, tuple[str, ...]], ...]
+"""The attributes of a world, each with its values."""
+_STILL_LIFE: Values = (
+    ("colour", tuple(still_life.COLOURS)), ("texture", still_life.TEXTURES), ("shape", still_life.SHAPES),
+)  # fmt: skip
+_VALUES = tuple(values for _, values in _STILL_LIFE)
 
 
 @dataclass(frozen=True)
@@ -20,25 +25,37 @@ class Target:
     """A value of an attribute that a picture may show.
 
     Attributes:
-        attribute: 0 for colour, 1 for texture, 2 for shape.
+        attribute: The number of the attribute in its world; of still lifes 0 for colour, 1 for texture, 2 for shape.
         value: Its word.
+        world: The attributes of its world, and their values.
     """
 
     attribute: int
     value: str
+    world: Values = field(default=_STILL_LIFE, repr=False)
 
     @property
     def kind(self) -> str:
         """The attribute's name."""
-        return _ATTRIBUTES[self.attribute]
+        return self.world[self.attribute][0]
 
     @property
     def number(self) -> int:
-        """The number of the value, as :func:`still_life.codes` has it."""
-        return _VALUES[self.attribute].index(self.value)
+        """The number of the value among those of its attribute."""
+        return self.world[self.attribute][1].index(self.value)
 
 
-TARGETS = tuple(Target(attribute, value) for attribute, values in enumerate(_VALUES) for value in values)
+def targets_of(world: Values) -> tuple[Target, ...]:
+    """Return every value of a world as a target.
+
+    >>> from vit_lens.studies.steering.targets import targets_of
+    >>> targets_of((("size", ("small", "large")),))
+    (Target(attribute=0, value='small'), Target(attribute=0, value='large'))
+    """
+    return tuple(Target(k, value, world) for k, (_, values) in enumerate(world) for value in values)
+
+
+TARGETS = targets_of(_STILL_LIFE)
 
 
 class Side(NamedTuple):
@@ -63,17 +80,21 @@ SIDES = (
 )
 
 
-def target_named(word: str) -> Target:
+def target_named(word: str, targets: Sequence[Target] = TARGETS) -> Target:
     """Return the target of a word.
 
+    Args:
+        word: The value.
+        targets: Those that there are; the colours, textures and shapes of still lifes if nothing is said.
+
     Raises:
-        StudyError: It is no colour, texture or shape of the world.
+        StudyError: It is none of them.
 
     >>> from vit_lens.studies.steering.targets import target_named
     >>> target_named("striped")
     Target(attribute=1, value='striped')
     """
-    found = {target.value: target for target in TARGETS}
+    found = {target.value: target for target in targets}
     if word not in found:
         raise StudyError(f"no target {word!r}; nearest: {nearest(word, found)}")
     return found[word]

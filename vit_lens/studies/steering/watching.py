@@ -1,139 +1,120 @@
-"""Pictures that are drawn while a direction is added, and what the exact judge reads in them; kept in files."""
+"""What a model gives while a direction is added, and what is read in it; kept in files, so that nothing runs twice."""
 
-__all__ = ["Push", "Seen", "Watcher"]
+__all__ = ["Push", "Seen", "Watched", "Watcher"]
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from vit_lens.dictionaries import steer
-from vit_lens.diffusion import HookedDiffusion
-from vit_lens.errors import StudyError
-from vit_lens.mini import inspection, still_life
+from vit_lens.dictionaries import Dictionary
 from vit_lens.studies.kept_tensors import kept
 from vit_lens.studies.steering.targets import Target
 
 _FORMAT = "vit_lens.study.steering.1"
-_AT_ONCE = 24
 
 
 @dataclass(frozen=True, eq=False)
 class Push:
-    """What is added while pictures are drawn.
+    """What is added while a model runs.
 
     Attributes:
         direction: Along which.
         strength: How much, in mean token norms.
-        steps: At which steps.
-        region: In which part of the picture, in cells; None for all of it.
+        steps: At which steps; none of a model that has none.
+        where: In which part: of a denoiser's picture ``(top, left, bottom, right)`` in cells, of an image encoder the
+            patches of each input; None for all that the dictionary is of.
     """
 
     direction: Float[Tensor, " d"]
     strength: float
-    steps: tuple[int, ...]
-    region: tuple[int, int, int, int] | None = None
+    steps: tuple[int, ...] = ()
+    where: tuple[Any, ...] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What the exact judge reads in pictures.
+@runtime_checkable
+class Seen(Protocol):
+    """What was read in what a model gave.
 
     Attributes:
-        codes: Layout, then colour, texture and shape at both places, as :func:`still_life.codes` has them.
-        is_scene: Whether there is a scene at all: whether the residual is within the limit.
-        first: The first picture.
+        is_scene: Of each input, whether there is anything to read; always where that cannot be said.
+        first: The first picture; None where none was drawn.
     """
 
-    codes: Int[np.ndarray, "picture 7"]
-    is_scene: Bool[np.ndarray, " picture"]
-    first: UInt8[np.ndarray, "height width 3"]
+    @property
+    def is_scene(self) -> Bool[np.ndarray, " input"]: ...
+    @property
+    def first(self) -> UInt8[np.ndarray, "height width 3"] | None: ...
+    def shows(self, target: Target) -> Bool[np.ndarray, " input"]:
+        """Return whether the target is there."""
+        ...
 
-    def shows(self, target: Target, place: int | None = None) -> Bool[np.ndarray, " picture"]:
-        """Return whether pictures are scenes in which an object, or that at a place, has the target's value."""
-        found = self.codes[:, [1 + target.attribute, 4 + target.attribute]] == target.number
-        return self.is_scene & (found.any(1) if place is None else found[:, place])
+    def shown(self, target: Target) -> Float[np.ndarray, " input"]:
+        """Return how much of the target is there, which directions are chosen by."""
+        ...
 
-    def keeps(self, other: "Seen", target: Target) -> Float[np.ndarray, " picture"]:
-        """Return the share of the first object's other two values that are those of other pictures."""
-        at = [1 + k for k in range(3) if k != target.attribute]
-        return (self.codes[:, at] == other.codes[:, at]).mean(1)
+    def keeps(self, other: Any, target: Target) -> Float[np.ndarray, " input"]:
+        """Return the share of the other attributes that are as they are in what was read of other outputs."""
+        ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What runs on inputs while a direction is added, and reads what came out."""
+
+    def identity(self, dictionary: Dictionary) -> list[Any]:
+        """Return all that outputs follow from, but inputs, seeds and what is added, as plain values."""
+        ...
+
+    def run(
+        self, dictionary: Dictionary, inputs: Sequence[Any], seeds: Sequence[int], push: Push | None
+    ) -> Float[np.ndarray, "input *output"] | UInt8[np.ndarray, "input *output"]:
+        """Return what the model gives for each input, steered where the dictionary is."""
+        ...
+
+    def look(self, outputs: np.ndarray) -> dict[str, Tensor]:
+        """Read outputs, as tensors that are kept."""
+        ...
+
+    def seen(self, found: Mapping[str, Tensor]) -> Seen:
+        """Return what was read, from what is kept of it."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Watcher:
-    """Draws prompts while a direction is added at a hook point, and looks; what was looked at is never drawn again.
+    """Runs and looks; what was looked at never runs again.
 
     Attributes:
-        model: The model, of the embedded world of still lifes.
-        site: The hook point.
-        limit: The residual above which a picture is no scene.
+        watched: What runs and looks.
+        dictionary: Says where is steered: its hook point, and the tokens that it is of.
         folder: Where answers are kept.
     """
 
-    model: HookedDiffusion
-    site: str
-    limit: float
+    watched: Watched
+    dictionary: Dictionary
     folder: Path
 
-    def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], push: Push | None = None
-    ) -> UInt8[np.ndarray, "picture height width 3"]:
-        """Return pictures of the world's own side, one for each prompt and seed.
+    def run(self, inputs: Sequence[Any], seeds: Sequence[int], push: Push | None = None) -> np.ndarray:
+        """Return what the model gives for each input, with the noise of its seed where there is noise."""
+        return self.watched.run(self.dictionary, inputs, seeds, push)
 
-        Raises:
-            StudyError: The model's pictures are no multiple of the world's side.
-        """
-        hooks = []
-        if push is not None:
-            hooks = steer(
-                self.model, self.site, push.direction, push.strength, at_steps=list(push.steps), region=push.region,
-                branch="cond",
-            )  # fmt: skip
-        made = []
-        for start in range(0, len(prompts), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
-            drawn = self.model.run_with_hooks(
-                list(prompts[some]), seed=list(seeds[some]), fwd_hooks=hooks, output_type="np"
-            )
-            made.append(_reduced(np.rint(np.asarray(drawn) * 255)))
-        return np.concatenate(made)
+    def see(self, inputs: Sequence[Any], seeds: Sequence[int], push: Push | None = None) -> Seen:
+        """Run and look, or read what was seen."""
+        path = self.folder / f"{self._key(inputs, seeds, push)}.safetensors"
+        made = kept(path, _FORMAT, "answers of the judge", lambda: self.watched.look(self.run(inputs, seeds, push)))
+        return self.watched.seen(made)
 
-    def see(self, prompts: Sequence[str], seeds: Sequence[int], push: Push | None = None) -> Seen:
-        """Draw and look, or read what was seen."""
-        path = self.folder / f"{self._key(prompts, seeds, push)}.safetensors"
-        found = kept(path, _FORMAT, "answers of the judge", partial(self._look, prompts, seeds, push))
-        return Seen(found["codes"].numpy(), found["residuals"].numpy() <= self.limit, found["first"].numpy())
-
-    def _look(self, prompts: Sequence[str], seeds: Sequence[int], push: Push | None) -> dict[str, Tensor]:
-        pictures = self.draw(prompts, seeds, push)
-        found = inspection.inspect(pictures)
-        return {
-            "codes": torch.from_numpy(still_life.codes(found.scenes)),
-            "residuals": torch.from_numpy(found.residuals), "first": torch.from_numpy(pictures[0]),
-        }  # fmt: skip
-
-    def _key(self, prompts: Sequence[str], seeds: Sequence[int], push: Push | None) -> str:
-        said = [self.model.fingerprint, self.model.run_settings(), self.site, list(prompts), list(seeds)]
+    def _key(self, inputs: Sequence[Any], seeds: Sequence[int], push: Push | None) -> str:
+        said = [*self.watched.identity(self.dictionary), list(inputs), list(seeds)]
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         if push is not None:
-            digest.update(json.dumps([push.strength, push.steps, push.region]).encode())
+            digest.update(json.dumps([push.strength, push.steps, push.where]).encode())
             digest.update(push.direction.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()[:32]
-
-
-def _reduced(pictures: Float[np.ndarray, "picture tall wide 3"]) -> UInt8[np.ndarray, "picture height width 3"]:
-    """Return pictures with each square of pixels as its mean, so that they have the world's own side."""
-    n, height, width, _ = pictures.shape
-    times = height // still_life.SIDE
-    if (height, width) != (times * still_life.SIDE,) * 2:
-        raise StudyError(f"pictures of {height} x {width} pixels; the judge reads multiples of {still_life.SIDE}")
-    squares = pictures.reshape(n, still_life.SIDE, times, still_life.SIDE, times, 3)
-    return np.rint(squares.mean((2, 4))).astype(np.uint8)
