@@ -689,7 +689,7 @@ def test_photos_and_a_local_model(vit_lens, tmp_path):
         (["mini-topk", "--explainer", "vlm:"], "vlm:: expected oracle, vlm:DIR"),
         (["mini-topk", "--base-url", "http://x"], "--base-url would have no effect"),
         (["mini-topk", "PHOTO"], "--explainer oracle knows the scenes of the embedded world alone"),
-        (["mini-sd-topk"], "this dictionary is of"),
+        (["mini-sd-topk"], "of a text encoder, vit_lens/mini-sd, whose inputs are words"),
         (["mini-topkk"], "mini-topk"),
     ],
 )

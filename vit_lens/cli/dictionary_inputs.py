@@ -14,6 +14,7 @@ __all__ = [
     "Reads",
     "Threshold",
     "Tokens",
+    "captions",
     "draws",
     "given",
     "load_pipeline",
@@ -58,15 +59,15 @@ AtSteps = Annotated[
     list[int] | None,
     typer.Option(
         min=0,
-        help="Of a pipeline: denoising steps that are read (steer: steered), from 0; repeat. Default: all; steer: "
-        "those of the dictionary.",
+        help="Of a pipeline: denoising steps that are read (steer: steered), from 0; repeat. Default: all; steer and "
+        "explain: those of the dictionary.",
     ),
 ]
 Branch = Annotated[
     str | None,
     typer.Option(
         help="Of a pipeline: the branch of guidance that is read (steer: steered), cond or uncond (steer: or both). "
-        "Default: cond; steer: that of the dictionary."
+        "Default: cond; steer and explain: that of the dictionary."
     ),
 ]
 
@@ -119,7 +120,7 @@ def given(
     """
     if draws(reads.model, site):
         prompting.refuse_images_words(images=paths or images, tag=reads.tag)
-        texts = _captions(reads, prompts)
+        texts = captions(reads, prompts, _SCENES)
         return load_pipeline(reads.model, reads.device), texts, reads.run(), "all"
     reads.refuse_run()
     if prompts is not None:
@@ -162,7 +163,21 @@ def load_pipeline(name: str, device: str) -> Any:
     return model
 
 
-def _captions(reads: Reads, prompts: Sequence[str] | None) -> list[str]:
+def captions(
+    reads: Reads, prompts: Sequence[str] | None, n: int, *, seed: int | Sequence[int] = 0, once: bool = False
+) -> list[str]:
+    """Return the prompts that are given, or ``n`` captions of an embedded model's world.
+
+    Args:
+        reads: Which model.
+        prompts: What was given; None for captions.
+        n: How many captions.
+        seed: Of their draw.
+        once: Whether captions are all different.
+
+    Raises:
+        VitLensError: Nothing was given, and the model has no world of its own.
+    """
     if prompts is not None:
         return prompting.read_prompts(prompts)
     if reads.model not in _EMBEDDED:
@@ -171,5 +186,9 @@ def _captions(reads: Reads, prompts: Sequence[str] | None) -> list[str]:
 
     from vit_lens.mini import still_life
 
-    typer.echo(f"no prompts were given: {_SCENES} captions of {reads.model}'s own world")
-    return [one.text for one in still_life.sample(_SCENES, np.random.default_rng(0), still_life.Lexicon(0))]
+    typer.echo(f"no prompts were given: {n} captions of {reads.model}'s own world")
+    generator, found = np.random.default_rng(seed), []
+    while len(found) < n:
+        found += [one.text for one in still_life.sample(n - len(found), generator, still_life.Lexicon(0))]
+        found = list(dict.fromkeys(found)) if once else found
+    return found

@@ -4,18 +4,19 @@ __all__ = ["explain"]
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vit_lens.cli import flags, intake
+from vit_lens.cli import flags
 from vit_lens.cli.dictionaries import own_folder, refuse_foreign
+from vit_lens.cli.dictionary_inputs import Reads
+from vit_lens.cli.explaining_inputs import of_model
 from vit_lens.errors import ExplanationError, nearest
 
 if TYPE_CHECKING:
-    from vit_lens.explaining import AttributeOracle, EndpointVLM, Explanations, PipelineVLM
+    from vit_lens.explaining import EndpointVLM, Explanations, PipelineVLM
 
-_ASIDE = 0.2  # of the images, which neither explain nor test: what controls are made of
 _KINDS = ("oracle", "vlm", "endpoint")
 
 
@@ -24,9 +25,10 @@ def explain(
         str, typer.Argument(metavar="DICTIONARY", help="A dictionary: mini-topk, a Hub id, a file or its folder.")
     ],
     out: flags.Out,
-    tower: flags.Tower,
+    reads: Reads,
     paths: flags.ImagePaths = None,
     images: flags.Images = None,
+    prompts: flags.Prompts = None,
     protocol: Annotated[
         Literal["mended", "paper"],
         typer.Option(help="mended: tested on images that did not explain. paper: as published, on the same ones."),
@@ -34,7 +36,7 @@ def explain(
     explainer: Annotated[
         str,
         typer.Option(
-            help="Who explains and judges: oracle (of the embedded world, exact), vlm:DIR (a folder with an "
+            help="Who explains and judges: oracle (of the embedded worlds, exact), vlm:DIR (a folder with an "
             "image-text-to-text model of transformers), endpoint:MODEL (by `pip install 'vit-lens[vlm]'`, at "
             "OPENAI_BASE_URL or --base-url; pictures are sent there)."
         ),
@@ -55,65 +57,54 @@ def explain(
         ),
     ] = None,
     scenes: Annotated[
-        int, typer.Option(min=50, help="Scenes of the embedded world, where it gives the images.")
-    ] = 5000,
+        int | None,
+        typer.Option(
+            min=50,
+            help="Scenes of the embedded world, where it gives the images, or captions, where it gives the prompts.",
+        ),
+    ] = None,
     explaining_seed: Annotated[int, typer.Option(min=0, help="Of scenes, halves, negatives and controls.")] = 0,
 ) -> None:
     """Say what the features of a dictionary fire on, and test it, beside units that were not learnt.
 
-    Without images, mini reads scenes of its own world. Run it again to go on after an interruption: what a model has
-    answered is kept.
+    Without images, mini reads 5000 scenes of its own world. A dictionary of a diffusion model's image stream is
+    explained on pictures that the model draws of --prompts, each from noise of its own; mini-flux and mini-sd have 2000
+    captions of their own world, and the oracle reads what they draw. Run it again to go on after an interruption:
+    pictures, activations and what a model has answered are kept.
     """
-    from vit_lens import ActivationSource, Dictionary
+    from vit_lens import Dictionary
     from vit_lens.explaining import Halves, Units, units_beside
     from vit_lens.explaining import explain as run
     from vit_lens.files import make_directory
     from vit_lens.identity import fingerprint
-    from vit_lens.images import to_display
 
     refuse_foreign(out)
     _spelled(explainer)
     if base_url is not None and not explainer.startswith("endpoint:"):
         raise ExplanationError(f"--base-url would have no effect: --explainer {explainer} asks no endpoint")
-    found, model = Dictionary.from_pretrained(dictionary), tower.load().requires_grad_(False)
-    site = found.check(model)
-    if found.origin.tokens != "patches":
-        raise ExplanationError(
-            f"{dictionary} is of tokens {found.origin.tokens!r}; explain reads what features do on patches of images"
-        )
-    mlp = f"{site.rpartition('.')[0]}.mlp.hook_post"
-    if mlp not in model.hook_dict:
-        if "neurons" in (beside or ()):
-            raise ExplanationError(f"--beside neurons: {site} is in no block with an MLP; leave it out")
-        typer.echo(f"neurons are left out: {site} is in no block with an MLP", err=True)
-    oracle, given, names_of = _images(explainer, tower, paths, images, scenes, explaining_seed)
-    shown = to_display(given, model.spec())
-    read: dict[str, Any] = {"tokens": "patches", "stream": found.origin.stream, "seed": explaining_seed}
-    whole = ActivationSource.of_model(model, shown, site, **read)
-    kept, aside = whole.split(_ASIDE)
-    own, rest = ([shown[i] for i in part.inputs] for part in (kept, aside))
-    source, train = (ActivationSource.of_model(model, some, site, **read) for some in (own, rest))
-    features = Units.of_dictionary(found, source)
-    wanted = None if feature is None else [features.unit(one) for one in feature]
+    found = Dictionary.from_pretrained(dictionary)
+    given = of_model(dictionary, found, reads, paths, images, prompts, explainer, scenes, explaining_seed, beside)
+    anywhere = Units.of_dictionary(found, given.whole)
+    wanted = None if feature is None else [anywhere.unit(one) for one in feature]
     make_directory(out)
     own_folder(out, {
-        "command": "explain", "dictionary": fingerprint({"W_dec": found.W_dec}), "images": whole.content,
+        "command": "explain", "dictionary": fingerprint({"W_dec": found.W_dec}), "images": given.whole.content,
         "protocol": protocol,
         "explainer": explainer, "features": feature, "units": units, "least": least, "beside": beside,
         "explaining_seed": explaining_seed,
     })  # fmt: skip
-    who = oracle or _model(explainer, base_url, tower.device, out)
-    neurons = ActivationSource.of_model(model, own, mlp, tokens="patches") if mlp in model.hook_dict else None
+    shown = given.read(out)
+    who = shown.oracle or _model(explainer, base_url, reads.device, out)
     names = {} if beside is None else {"names": [name for name in beside if name != "none"]}
     against = units_beside(
-        found, source, train, inputs=Halves.of(len(own), seed=explaining_seed).explain, neurons=neurons, model=model,
-        seed=explaining_seed, **names,
+        found, shown.source, shown.train, inputs=Halves.of(len(shown.images), seed=explaining_seed).explain,
+        neurons=shown.neurons, model=given.model, seed=explaining_seed, **names,
     )  # fmt: skip
     results = run(
-        [features, *against], own, who, protocol=protocol, features=wanted, n=units, least=least,
-        seed=explaining_seed, grid=model.cfg.grid, progress=True,
+        [Units.of_dictionary(found, shown.source), *against], shown.images, who, protocol=protocol, features=wanted,
+        n=units, least=least, seed=explaining_seed, grid=shown.grid, progress=True,
     )  # fmt: skip
-    _write(replace(results, images=tuple(names_of[i] for i in kept.inputs)), out)
+    _write(replace(results, images=tuple(shown.names), no_scene=shown.no_scene), out)
 
 
 def _spelled(explainer: str) -> tuple[str, str]:
@@ -123,29 +114,6 @@ def _spelled(explainer: str) -> tuple[str, str]:
             f"--explainer {explainer}: expected oracle, vlm:DIR or endpoint:MODEL; nearest: {nearest(kind, _KINDS)}"
         )
     return kind, what
-
-
-def _images(
-    explainer: str, tower: flags.Tower, paths: list[Path] | None, images: list[Path] | None, scenes: int, seed: int
-) -> "tuple[AttributeOracle | None, list[Any], list[str]]":
-    """Return the oracle, where it is asked for, the images, and what they are called."""
-    from vit_lens.explaining import AttributeOracle
-    from vit_lens.mini import world
-
-    if paths or images:
-        if explainer == "oracle":
-            raise ExplanationError(
-                "--explainer oracle knows the scenes of the embedded world alone, and images were given: leave them "
-                "out, or take vlm:DIR or endpoint:MODEL"
-            )
-        found = list(intake.find_given(paths, images))
-        return None, found, list(map(str, found))
-    if tower.model != "mini" and explainer != "oracle":
-        list(intake.find_given(paths, images))  # which says what is missing
-    typer.echo(f"no images were given: {scenes} scenes of mini's own world")
-    oracle = AttributeOracle.of_world(scenes, seed=seed)
-    names = [world.caption(scene) for scene in oracle.scenes]
-    return (oracle if explainer == "oracle" else None), oracle.pictures, names
 
 
 def _model(explainer: str, base_url: str | None, device: str, out: Path) -> "PipelineVLM | EndpointVLM":

@@ -1,14 +1,15 @@
 """Sparse dictionaries: learn, read and measure them, and put them into a model. See docs/dictionaries.md."""
 
 __all__ = [
-    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens", "Dictionary",
-    "Example", "FVUAtStep", "FVUByStep", "FeatureExamples", "Features", "FeaturesOverSteps", "Fidelity", "ITDAState",
-    "Layout", "Normalisation", "Origin", "Place", "Point", "Provenance", "SAELens", "Semantics", "SparseCodes",
-    "SpatialFeatures", "Spectrum", "Statistics", "StreamNorms", "TopK", "Trainer", "Verdict", "card", "clamp",
-    "compared", "data_points_control", "denoising_fidelity", "difference_of_means", "evaluate", "feature_address",
-    "feature_attribution", "feature_embeddings", "feature_examples", "feature_writes", "features_over_steps",
-    "fidelity", "fit", "fvu_by_step", "gradient_pursuit", "hook_name_of", "layout", "matching_pursuit", "mean_codes",
-    "patch_grid", "pca_control", "random_dictionary", "save_sae_lens", "spatial_features", "spectrum", "spliced",
+    "ITDA", "LAYOUTS", "TRAINERS", "ActivationSource", "Band", "Batch", "Checkpoint", "DenoiserTokens",
+    "Dictionary", "Example", "FVUAtStep", "FVUByStep", "FeatureExamples", "Features", "FeaturesOverSteps",
+    "Fidelity", "ITDAState", "Layout", "Normalisation", "Origin", "Place", "Point", "Provenance", "SAELens",
+    "Semantics", "SparseCodes", "SpatialFeatures", "Spectrum", "Statistics", "StreamNorms", "TopK", "Trainer",
+    "Verdict", "card", "clamp", "compared", "data_points_control", "denoising_fidelity", "difference_of_means",
+    "drawn_pictures", "evaluate", "feature_address", "feature_attribution", "feature_embeddings",
+    "feature_examples", "feature_writes", "features_over_steps", "fidelity", "fit", "fvu_by_step",
+    "gradient_pursuit", "hook_name_of", "layout", "matching_pursuit", "mean_codes", "patch_grid", "pca_control",
+    "random_dictionary", "save_sae_lens", "source_like", "spatial_features", "spectrum", "spliced",
     "spread_features", "steer", "step_and_position", "stream_norms", "trainer", "untrained_control",
     "untrained_direction", "verdicts", "with_controls", "zero_shot_accuracy",
 ]  # fmt: skip
@@ -26,6 +27,7 @@ from vit_lens.dictionaries.denoiser_tokens import DenoiserTokens
 from vit_lens.dictionaries.denoisers import step_and_position
 from vit_lens.dictionaries.denoising_fidelity import denoising_fidelity
 from vit_lens.dictionaries.dictionary import Dictionary
+from vit_lens.dictionaries.drawn_pictures import drawn_pictures
 from vit_lens.dictionaries.examples import Band, Example, FeatureExamples, feature_examples, spread_features
 from vit_lens.dictionaries.features import (
     Features,
@@ -47,6 +49,7 @@ from vit_lens.dictionaries.pursuit import SparseCodes, gradient_pursuit, matchin
 from vit_lens.dictionaries.sae_lens import SAELens
 from vit_lens.dictionaries.semantics import Origin, Provenance, Semantics
 from vit_lens.dictionaries.source import ActivationSource, Batch, Place
+from vit_lens.dictionaries.source_like import source_like
 from vit_lens.dictionaries.spatial import SpatialFeatures, patch_grid, spatial_features
 from vit_lens.dictionaries.spectrum import Spectrum, spectrum
 from vit_lens.dictionaries.splicing import spliced

@@ -16,10 +16,10 @@ from torch import Tensor
 from vit_lens.addresses import as_index
 from vit_lens.config import PatchEmbedConfig
 from vit_lens.dictionaries.denoiser_tokens import DenoiserTokens
-from vit_lens.dictionaries.denoisers import replayed
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.drawn import at_strongest, grid_of, pictures_of, texts_of
 from vit_lens.dictionaries.source import ActivationSource
+from vit_lens.dictionaries.source_like import source_like
 from vit_lens.dictionaries.tokens import reads_text, token_rule
 from vit_lens.errors import DictionaryError
 from vit_lens.hooking import LoudHookedRootModule
@@ -168,18 +168,16 @@ def feature_examples(
     for name, value in {"n": n, "per_band": per_band, "inputs_at_once": inputs_at_once}.items():
         if (as_index(value) or 0) < 1:
             raise DictionaryError(f"{name}={value!r}; expected a whole number, at least 1")
-    origin = dictionary.origin
-    source = ActivationSource.of_model(
-        model, inputs, dictionary.check(model, site), tokens=origin.tokens, stream=origin.stream,
-        buffer=inputs_at_once, inputs_at_once=inputs_at_once, **(replayed(origin) | run),
-    )  # fmt: skip
+    name = dictionary.check(model, site)
+    at_once = {"buffer": inputs_at_once, "inputs_at_once": inputs_at_once}
+    source = source_like(dictionary, model, inputs, name, **at_once, **run)
     chosen = spread_features(dictionary, source, n) if features is None else [*map(dictionary.feature, features)]
     if not chosen:
         raise DictionaryError("no features to show; name some, counted from 0")
     largest, frequency = _largest(dictionary, source, chosen)
     picked = [_bands(column, per_band) for column in largest.T]
     shown = sorted({index for bands in picked for band in bands for index in band})
-    positions = None if reads_text(model) else token_rule(model, origin.tokens)
+    positions = None if reads_text(model) else token_rule(model, dictionary.origin.tokens)
     maps = _Maps(dictionary, source, chosen, positions)
     wanted = [{index for band in bands for index in band} for bands in picked]
     found = {start: maps.read(shown[start : start + inputs_at_once], wanted) for start in

@@ -14,6 +14,8 @@ from vit_lens.diffusion.pipeline import PipelineModule
 from vit_lens.diffusion.wiring import Place
 from vit_lens.errors import VitLensError
 
+_NEURONS = "double.1.mlp.hook_post or mid.0.blocks.0.mlp.hook_post"
+
 
 class DescribedPipeline(PipelineModule):
     """A pipeline with hook points that answers questions of its calls; what :class:`HookedDiffusion` rests on."""
@@ -91,6 +93,29 @@ class DescribedPipeline(PipelineModule):
             UnknownHookError: There is no such hook point.
         """
         return self._place_of(name).port.axes
+
+    def neuron_rows(self, name: str) -> Float[Tensor, "neuron d_model"]:
+        """Return what each neuron of an MLP writes into its stream when it is 1, before the block's gate.
+
+        Args:
+            name: The neurons' hook point, such as ``double.1.mlp.hook_post``.
+
+        Raises:
+            UnknownHookError: There is no such hook point.
+            VitLensError: It is not that of neurons.
+
+        >>> vl.HookedUNet.from_pretrained("mini-sd").neuron_rows("mid.0.blocks.0.mlp.hook_post").shape
+        torch.Size([448, 112])
+        """
+        place = self._place_of(name)
+        if not place.port.name.endswith("mlp.hook_post"):
+            raise VitLensError(f"{name} is no hook point of neurons; expected one such as {_NEURONS}")
+        if place.port.side == "in":  # of the matrix that reads them
+            rows = self.denoiser.get_submodule(place.path(place.port.module)).weight.T
+        else:  # a single block's matrix reads heads, and behind them neurons
+            block: Any = self.denoiser.get_submodule(place.block)
+            rows = block.proj_out.weight[:, -block.mlp_hidden_dim :].T
+        return rows.detach().float().cpu()  # pyright: ignore[reportCallIssue]
 
     def _place_of(self, name: str) -> Place:
         ((known, _),) = self.hook_points_named(name)

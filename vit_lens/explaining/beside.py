@@ -1,6 +1,6 @@
 """What a dictionary's explanations are held against: kinds of units that were not learnt, and neurons."""
 
-__all__ = ["BESIDE", "units_beside"]
+__all__ = ["BESIDE", "neurons_site", "units_beside"]
 
 import re
 from collections.abc import Sequence
@@ -26,6 +26,20 @@ _RANDOM = 1_000_003  # apart from the seed of the untrained dictionary's rows
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
+def neurons_site(model: Any, site: str) -> str | None:
+    """Return the hook point of the neurons of a hook point's block and stream; None where there is no MLP.
+
+    Args:
+        model: A hooked model.
+        site: The name of the hook point.
+
+    >>> neurons_site(model, "blocks.5.hook_resid_post"), neurons_site(model, "hook_embed")
+    ('blocks.5.mlp.hook_post', None)
+    """
+    name = f"{site.rpartition('.')[0]}.mlp.hook_post"
+    return name if name in model.hook_dict else None
+
+
 def units_beside(
     dictionary: Dictionary, source: ActivationSource, train: ActivationSource, *, inputs: Sequence[int],
     names: Sequence[str] = BESIDE, neurons: ActivationSource | None = None, model: Any = None, seed: int = 0,
@@ -39,11 +53,11 @@ def units_beside(
 
     Args:
         dictionary: The dictionary.
-        source: The patches of the images.
+        source: The patches of the images, or the image tokens of pictures that are drawn.
         train: What controls are made of.
         inputs: The images on whose tokens cuts are found: those that explain.
         names: Which of them.
-        neurons: The MLP's activations of the same patches; None leaves neurons out.
+        neurons: The MLP's activations of the same patches (see :func:`neurons_site`); None leaves neurons out.
         model: The model, for what neurons write; None leaves them out.
         seed: The seed of random rows.
 
@@ -77,7 +91,7 @@ def units_beside(
             both = torch.cat([components.W_dec, -components.W_dec])
             project = _Centred(components.b_dec, both)
             found.append(Units.cut(name, project, both, source, rate, inputs))
-        elif neurons is not None and (rows := _neuron_rows(model, dictionary.origin.site)) is not None:
+        elif neurons is not None and (rows := _neuron_rows(model, dictionary.origin.site, neurons)) is not None:
             found.append(Units.cut(name, _same, rows, neurons, rate, inputs))
     return found
 
@@ -96,8 +110,10 @@ def _same(tokens: Tensor) -> Tensor:
     return tokens.float()
 
 
-def _neuron_rows(model: Any, site: str | None) -> Tensor | None:
+def _neuron_rows(model: Any, site: str | None, neurons: ActivationSource) -> Tensor | None:
     """Return what the neurons of a site's block write; None where there is no such MLP."""
+    if (rows_of := getattr(model, "neuron_rows", None)) is not None:  # of a diffusion model
+        return rows_of(neurons.provenance.site)
     block = _BLOCK.match(site or "")
     rows = None if block is None else getattr(model, "W_out", None)
     return None if rows is None or block is None else rows[int(block[1])].detach().float().cpu()

@@ -93,6 +93,7 @@ class Explanations:
         rows: The units.
         skipped: Those of which nothing is said.
         images: What the images are called, in the order of their numbers; empty where nobody said.
+        no_scene: How many pictures that were drawn are no scene, and were left out; None where nobody looked.
 
     >>> results = Explanations.load(explained)
     >>> print(results)
@@ -114,6 +115,7 @@ class Explanations:
     rows: tuple[Explained, ...]
     skipped: tuple[Skipped, ...] = ()
     images: tuple[str, ...] = ()
+    no_scene: int | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -180,6 +182,7 @@ class Explanations:
         who = f"{self.explainer}" if self.explainer == self.judge else f"{self.explainer}, judged by {self.judge}"
         lines = [
             f"{self.protocol}, explained {'and judged ' if who == self.judge else ''}by {who}, {self.n_images} images"
+            + ("" if self.no_scene is None else f"; {self.no_scene} others drawn, which are no scene")
         ]
         for kind, told in counts.items():
             said = [f"score {self.estimate(kind)}"]

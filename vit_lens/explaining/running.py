@@ -64,8 +64,8 @@ def explain(
         progress: Whether a progress bar is shown.
 
     Raises:
-        ExplanationError: There is no such protocol or unit, too few images, or no unit of the first kind that can be
-            explained.
+        ExplanationError: There is no such protocol or unit, too few images, no unit of the first kind that can be
+            explained, or a prompt is drawn among the images that explain and among those that test.
 
     >>> oracle = vl.explaining.AttributeOracle.of_world(120)
     >>> source = vl.ActivationSource.of_model(model, oracle.pictures, "L5.resid_post", tokens="patches")
@@ -90,6 +90,8 @@ def explain(
             "ten times as many, or a smaller least="
         )
     halves, judged = Halves.of(len(images), seed=seed), _as_judge(explainer, judge)
+    for one in kinds:
+        _refuse_repeated(one, halves)
     rows, skipped = [], []
     for place, units in enumerate(kinds):
         run = _Run(units, images, explainer, judged, halves, seed, grid, progress)
@@ -104,6 +106,19 @@ def explain(
         protocol=protocol, explainer=explainer.name, judge=judged.name, n_images=len(images), least=least, seed=seed,
         rows=tuple(rows), skipped=tuple(skipped),
     )  # fmt: skip
+
+
+def _refuse_repeated(units: Units, halves: Halves) -> None:
+    """Refuse prompts that are drawn on both sides: noise of its own makes no other picture of a prompt."""
+    if units.source.provenance.at_steps is None:
+        return
+    keys = [units.source.reader.keys[k] for k in units.source.inputs]
+    explain, test = ({keys[k] for k in half} for half in halves)
+    if both := sorted(explain & test):
+        raise ExplanationError(
+            f"{len(both)} prompts, such as {both[0]!r:.60}, are drawn among the images that explain and among those "
+            "that test; give every prompt once"
+        )
 
 
 def _as_judge(explainer: Any, judge: FeatureJudge | None) -> FeatureJudge:

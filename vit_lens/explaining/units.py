@@ -24,16 +24,18 @@ _CUT_FROM = 65_536  # tokens at most that a cut is taken from, for a bound of me
 class Units:
     """Units of one kind. One fires on an image as much as on its strongest patch, and is silent where that is 0.
 
-    What they do is read once, when it is first asked for, and held where it is above 0.
+    What they do is read once, when it is first asked for, and held where it is above 0. Images are counted as the
+    source gives them. Of a diffusion model an image is a picture that it draws: its patches are the positions of the
+    image, and a unit fires at one as much as at the strongest of the steps that were read.
 
     Attributes:
         name: What results call the kind.
-        source: The patches of the images, all of them.
+        source: The patches of the images, or the image tokens of pictures that are drawn.
         encode: What the units do on tokens [token d]: [token unit], 0 where a unit is silent, above where it fires.
         directions: What each unit writes, by which neighbours are found.
 
     Raises:
-        ExplanationError: The source is a part of another.
+        ExplanationError: An input is read twice.
 
     >>> source = vl.ActivationSource.of_model(model, images, "L5.resid_post", tokens="patches")
     >>> units = Units.of_dictionary(vl.Dictionary.from_pretrained("mini-topk"), source)
@@ -47,8 +49,8 @@ class Units:
     directions: Float[Tensor, "unit d"]
 
     def __post_init__(self) -> None:
-        if self.source.inputs != tuple(range(len(self.source.reader.keys))):
-            raise ExplanationError("units are read on all images of a source, and this one is a part of another")
+        if len(set(self.source.inputs)) < len(self.source.inputs):
+            raise ExplanationError(f"{self.source!r} reads an input twice; give each once")
 
     @classmethod
     def of_dictionary(cls, dictionary: Dictionary, source: ActivationSource, *, name: str = "dictionary") -> "Units":
@@ -120,7 +122,7 @@ class Units:
         return found
 
     def strongest(self) -> Float[np.ndarray, "image unit"]:
-        """Return how much every unit fires on every image: on its strongest patch."""
+        """Return how much every unit fires on every image: on its strongest patch, at its strongest step."""
         rows = np.zeros((len(self.source.inputs), len(self.directions)), dtype=np.float32)
         held = self._held
         np.maximum.at(rows, (held.image[held.token], held.unit), held.value)
@@ -134,20 +136,26 @@ class Units:
         return fired / max(1, int(wanted[held.image].sum()))
 
     def map(self, unit: int, image: int) -> Float[Tensor, " patch"]:
-        """Return how much a unit fires at each patch of an image, in their order."""
+        """Return how much a unit fires at each patch of an image, in their order: at the strongest of the steps."""
         held = self._held
         own = slice(held.starts[unit], held.starts[unit + 1])
         first, last = held.first[image], held.first[image + 1]
         part = slice(*np.searchsorted(held.token[own], np.array([first, last])))
-        found = np.zeros(last - first, dtype=np.float32)
-        found[held.token[own][part] - first] = held.value[own][part]
+        n_patches = (last - first) // self._n_steps
+        found = np.zeros(n_patches, dtype=np.float32)
+        np.maximum.at(found, (held.token[own][part] - first) % n_patches, held.value[own][part])
         return torch.from_numpy(found)
+
+    @property
+    def _n_steps(self) -> int:
+        """How many steps an image was read at, one behind the other."""
+        return len(self.source.provenance.at_steps or (None,))
 
     @cached_property
     def _held(self) -> "_Codes":
         """Every code above 0, read once."""
         parts, images, start = [], [], 0
-        for tokens, of in _read(self.source, self.source.inputs):
+        for tokens, of in _read(self.source, range(len(self.source.inputs))):
             images.append(of.numpy())
             for first in range(0, len(tokens), _TOKENS_AT_ONCE):
                 with torch.no_grad():
@@ -174,7 +182,9 @@ class _Codes(NamedTuple):
 
 @torch.no_grad()
 def _read(source: ActivationSource, inputs: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give the tokens of some images, and of each the image, a buffer at a time."""
+    """Give the tokens of some images, and of each the image as the source counts them, a buffer at a time."""
+    number = torch.zeros(1 + max(source.inputs), dtype=torch.long)
+    number[list(source.inputs)] = torch.arange(len(source.inputs))
     for start in range(0, len(inputs), source.buffer):
-        tokens, labels = source.reader.read(list(inputs[start : start + source.buffer]))
-        yield tokens, labels[:, 0]
+        tokens, labels = source.reader.read([source.inputs[k] for k in inputs[start : start + source.buffer]])
+        yield tokens, number[labels[:, 0]]

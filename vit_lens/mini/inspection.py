@@ -1,14 +1,18 @@
 """The exact judge of still lifes: least squares over every picture that the world can show."""
 
-__all__ = ["Inspection", "inspect"]
+__all__ = ["Inspection", "inspect", "reduced", "residual_limit"]
 
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from vit_lens.errors import VitLensError
+from vit_lens.files import read_json
+from vit_lens.identity import EMBEDDED_PIPELINES
 from vit_lens.mini.still_life import LAYOUTS, N_OBJECTS, SIDE, Layout, Scene, draw_object, window
 
 _LEVELS = 255.0
@@ -43,6 +47,52 @@ class Inspection:
     def shows(self, scenes: list[Scene]) -> Bool[np.ndarray, " picture"]:
         """Whether each picture shows the scene that it should, layout and every object."""
         return np.array([seen == scene for seen, scene in zip(self.scenes, scenes, strict=True)])
+
+
+def residual_limit(model: str, error: type[VitLensError] = VitLensError) -> float:
+    """Return the residual above which a picture of a model of the embedded world is no scene.
+
+    Args:
+        model: ``mini-flux``, ``mini-sd``, or a folder that ``vit-lens mini train-flux`` or ``train-text`` made.
+        error: The error to raise.
+
+    Raises:
+        VitLensError: ``error``: it is none of these.
+
+    >>> from vit_lens.mini.inspection import residual_limit
+    >>> round(residual_limit("mini-flux"), 5)
+    0.00024
+    """
+    path = EMBEDDED_PIPELINES.get(model, Path(model).expanduser()) / "metrics.json"
+    advice = "give mini-flux, mini-sd, or a folder that `vit-lens mini train-flux` or `train-text` made"
+    limit = read_json(path, error, advice).get("residual_limit")
+    if not isinstance(limit, float):
+        raise error(f"{path} says no residual_limit; {advice}")
+    return limit
+
+
+def reduced(
+    pictures: Float[np.ndarray, "picture tall wide 3"], error: type[VitLensError] = VitLensError
+) -> UInt8[np.ndarray, "picture height width 3"]:
+    """Return pictures with each square of pixels as its mean, so that they have the world's own side.
+
+    Args:
+        pictures: Values from 0 to 255.
+        error: The error to raise.
+
+    Raises:
+        VitLensError: ``error``: their sides are no multiple of the world's.
+
+    >>> from vit_lens.mini.inspection import reduced
+    >>> reduced(np.full((1, 64, 64, 3), 7.0)).shape
+    (1, 32, 32, 3)
+    """
+    n, height, width, _ = pictures.shape
+    times = height // SIDE
+    if (height, width) != (times * SIDE,) * 2 or not times:
+        raise error(f"pictures of {height} x {width} pixels; the judge reads multiples of {SIDE}")
+    squares = pictures.reshape(n, SIDE, times, SIDE, times, 3)
+    return np.rint(squares.mean((2, 4))).astype(np.uint8)
 
 
 def inspect(pictures: UInt8[np.ndarray, "picture height width 3"]) -> Inspection:

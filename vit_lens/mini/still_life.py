@@ -7,8 +7,8 @@ sequence of syllables that other names share, so that no syllable alone says any
 
 __all__ = [
     "COLOURS", "LAYOUTS", "MOVES", "N_OBJECTS", "RELATIONS", "SHAPES", "SIDE", "SYLLABLES", "TEXTURES", "Layout",
-    "Lexicon", "Mention", "Scene", "Sentence", "called", "codes", "draw", "draw_object", "fronted", "in_order",
-    "is_held_out", "object_of", "sample", "scenes_of", "window", "words_of_the_world",
+    "Lexicon", "Mention", "Scene", "Sentence", "called", "codes", "covered", "draw", "draw_object", "fronted",
+    "in_order", "is_held_out", "object_of", "sample", "scenes_of", "window", "words_of_the_world",
 ]  # fmt: skip
 
 from collections.abc import Sequence
@@ -313,8 +313,19 @@ def draw_object(
     outline = np.clip(0.5 + (distance + _OUTLINE) / _PIXEL, 0, 1)
     dark = np.maximum(shapes.texture_mask(texture, x, y), outline)[..., None]
     paint = np.array(COLOURS[colour], dtype=float) * (1 - dark) + np.array(_INK) * dark
-    cover = np.clip(0.5 - distance / _PIXEL, 0, 1)[..., None]
+    cover = covered(shape, layout, place, move)[..., None]
     return np.rint(np.array(_GROUND) + cover * (paint - _GROUND)).astype(np.uint8)
+
+
+def covered(
+    shape: str, layout: Layout, place: int, move: tuple[float, ...] = (0.0, 0.0)
+) -> Float[np.ndarray, "height width"]:
+    """Return how much of each pixel of its window an object of a shape covers, from 0 to 1.
+
+    >>> covered("square", "beside", 1).shape, covered("ring", "alone", 0)[16, 16]
+    ((32, 16), 0.0)
+    """
+    return np.clip(0.5 - _distance(shape, layout, place, move) / _PIXEL, 0, 1)
 
 
 @lru_cache(maxsize=4096)

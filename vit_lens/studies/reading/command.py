@@ -27,7 +27,11 @@ def reading(
         ),
     ] = None,
     scenes: Annotated[
-        int, typer.Option(min=50, help="Scenes of the embedded world, where it gives the images.")
+        int,
+        typer.Option(
+            min=50,
+            help="Scenes of the embedded world, where it gives the images, or captions, where it gives the prompts.",
+        ),
     ] = 4000,
     learn: Annotated[int, typer.Option(min=20, help="Scenes that dictionaries are learnt from.")] = 8000,
     features: Annotated[int, typer.Option(min=1, help="Features.")] = 512,

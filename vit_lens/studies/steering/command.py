@@ -129,19 +129,19 @@ def _pipeline(name: str, steps: int | None, device: str) -> Any:
 
 
 def _of_denoiser(name: str, steps: int | None, device: str, own: dict[str, Any]) -> "Kind":
+    from vit_lens.mini import inspection
     from vit_lens.studies.steering.denoisers import Denoisers
-    from vit_lens.studies.steering.still_lifes import residual_limit
 
-    limit = residual_limit(name)
+    limit = inspection.residual_limit(name, StudyError)
     return Denoisers(pipeline=_pipeline(name, steps, device), limit=limit, window=own["window"] or _WINDOW)
 
 
 def _of_texts(name: str, steps: int | None, device: str) -> "Kind":
     from vit_lens.decoders import PromptEncoder
-    from vit_lens.studies.steering.still_lifes import residual_limit
+    from vit_lens.mini import inspection
     from vit_lens.studies.steering.text_encoders import TextEncoders
 
-    limit = residual_limit(name)
+    limit = inspection.residual_limit(name, StudyError)
     reader = PromptEncoder.from_pretrained(name, device=flags.torch_device(device))
     return TextEncoders(reader=reader, pipeline=_pipeline(name, steps, device), limit=limit)
 

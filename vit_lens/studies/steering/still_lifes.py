@@ -1,10 +1,9 @@
 """Pictures of still lifes, and what the exact judge reads in them: of denoisers and of text encoders."""
 
-__all__ = ["AT_ONCE", "SeenPictures", "drawn", "look", "residual_limit", "seen"]
+__all__ = ["AT_ONCE", "SeenPictures", "drawn", "look", "seen"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from torch import Tensor
 
 from vit_lens.diffusion import HookedDiffusion
 from vit_lens.errors import StudyError
-from vit_lens.files import read_json
-from vit_lens.identity import EMBEDDED_PIPELINES
 from vit_lens.mini import inspection, still_life
 from vit_lens.studies.steering.targets import Target
 
@@ -81,27 +78,4 @@ def drawn(
         StudyError: The pictures are no multiple of the world's side.
     """
     given = np.asarray(model(None if prompts is None else list(prompts), seed=list(seeds), output_type="np", **options))
-    pictures = np.rint(given * 255)
-    n, height, width, _ = pictures.shape
-    times = height // still_life.SIDE
-    if (height, width) != (times * still_life.SIDE,) * 2:
-        raise StudyError(f"pictures of {height} x {width} pixels; the judge reads multiples of {still_life.SIDE}")
-    squares = pictures.reshape(n, still_life.SIDE, times, still_life.SIDE, times, 3)
-    return np.rint(squares.mean((2, 4))).astype(np.uint8)
-
-
-def residual_limit(model: str) -> float:
-    """Return the residual above which a picture of a model of the embedded world is no scene.
-
-    Args:
-        model: Its name, or its folder.
-
-    Raises:
-        StudyError: It is none of these.
-    """
-    path = EMBEDDED_PIPELINES.get(model, Path(model).expanduser()) / "metrics.json"
-    advice = "give mini-flux, mini-sd, or a folder that `vit-lens mini train-flux` or `train-text` made"
-    limit = read_json(path, StudyError, advice).get("residual_limit")
-    if not isinstance(limit, float):
-        raise StudyError(f"{path} says no residual_limit; {advice}")
-    return limit
+    return inspection.reduced(np.rint(given * 255), StudyError)
