@@ -1,6 +1,7 @@
 """What units fire on, in words: oracle, protocols and results against slow code, models that are down, slow or odd."""
 
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -623,24 +624,36 @@ def test_without_its_package(monkeypatch):
 
 # ---- the command
 
-SMALL = ["--scenes", "260", "--units", "6", "--least", "10"]
+SMALL = ["--scenes", "260", "--units", "6", "--least", "10", "--strips", "0"]
 
 
 def test_the_command_on_the_embedded_model(vit_lens, tmp_path):
     from vit_lens.explaining import Explanations
 
     out = tmp_path / "out"
-    command = ("dict", "explain", "mini-topk", *SMALL, "--beside", "untrained", "--beside", "neurons", "--out", out)
+    beside = ("--beside", "untrained", "--beside", "neurons")
+    command = ("dict", "explain", "mini-topk", *SMALL[:-1], "2", *beside, "--out", out)
     status, told, err = vit_lens(*command)
     assert status == 0, err
     assert {one.name for one in out.iterdir()} == {
-        "explanations.csv", "explanations.json", "scores.html", "settings.json",
+        "explanations.csv", "explanations.json", "features", "index.html", "scores.html", "settings.json", "shown",
+        "steered", "strips",
     }  # fmt: skip
+    assert len(list((out / "steered").iterdir())) == 3 * 3 + 1 and len(list((out / "strips").iterdir())) == 2 * 8
     found = Explanations.load(out / "explanations.json")
     assert found.kinds == ["dictionary", "untrained", "neurons"] and len(found.rows) == 18
     assert found.n_images == 208 == len(found.images) and "background" in found.images[0]
     assert "dictionary minus neurons: " in told and f"explanations: {out / 'explanations.json'}" in told
     assert "n = 6 units" in (out / "scores.html").read_text()
+    index = (out / "index.html").read_text()
+    first = max(
+        (row for row in found.rows if row.kind == "dictionary"),
+        key=lambda row: (-1 if row.auc is None else row.auc, row.score),
+    )
+    cards = re.findall(r'<article class="card" id="f(\d+)"', index)
+    firing = [one for one in found.skipped if one.kind == "dictionary" and one.why != "never fires"]
+    assert len(cards) == 6 + len(firing) and cards[0] == str(first.unit)
+    assert first.text in (out / "features" / f"{first.unit}.html").read_text()
     before = (out / "explanations.json").read_bytes()
     assert vit_lens(*command)[0] == 0 and (out / "explanations.json").read_bytes() == before
     status, _, err = vit_lens(*command, "--protocol", "paper")
@@ -691,6 +704,9 @@ def test_photos_and_a_local_model(vit_lens, tmp_path):
         (["mini-topk", "PHOTO"], "--explainer oracle knows the scenes of the embedded world alone"),
         (["mini-sd-topk"], "of a text encoder, vit_lens/mini-sd, whose inputs are words"),
         (["mini-topkk"], "mini-topk"),
+        (["mini-topk", "--beside", "neuron"], "--beside neuron: nearest: 'neurons'"),
+        (["mini-topk", "--strips", "2", "--decoder", "nowhere"], "nowhere"),
+        (["mini-topk", "--decoder", "nowhere"], "--decoder nowhere would have no effect with --strips 0"),
     ],
 )
 def test_wrong_input_leaves_nothing(vit_lens, tmp_path, arguments, message):
@@ -698,7 +714,7 @@ def test_wrong_input_leaves_nothing(vit_lens, tmp_path, arguments, message):
     given = [tmp_path / "photo.png" if one == "PHOTO" else one for one in arguments]
     if arguments[-1] == "vlm:":
         given[-1] = "vlm:"
-    status, _, err = vit_lens("dict", "explain", *given, *SMALL, "--out", tmp_path / "out")
+    status, _, err = vit_lens("dict", "explain", *SMALL, *given, "--out", tmp_path / "out")
     assert status == 2 and message in err and "Traceback" not in err, err
     assert not (tmp_path / "out").exists()
 
@@ -716,3 +732,36 @@ def test_neurons_that_there_are_not_are_said_or_refused(vit_lens, tmp_path):
     assert status == 0 and "neurons are left out" in err and "minus untrained" in out and "minus neurons" not in out, (
         err
     )
+
+
+def test_examples_are_those_of_the_dictionary(vit):
+    """What explained units fire on, held to examples that are read from the model anew."""
+    from vit_lens.dictionaries import ActivationSource, feature_examples
+    from vit_lens.explaining import Units, unit_examples
+
+    found = tiny.make(origin=tiny_origin(), n=23, k=3)
+    pixels = torch.randn(19, 3, 22, 22, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    images = [Image.new("RGB", (200, 150), (k, 0, 0)) for k in range(19)]
+    units = Units.of_dictionary(found, ActivationSource.of_model(vit, pixels, "L1.resid_post", tokens="patches"))
+    own = unit_examples(units, found, images, [4, 0, 17], grid=(2, 2), prompts=[f"prompt {k}" for k in range(19)])
+    read = feature_examples(found, vit, pixels, [4, 0, 17])
+    assert own.content == read.content and own.n_firing == read.n_firing
+    torch.testing.assert_close(own.frequency, read.frequency)
+    for some, others in zip(own.bands, read.bands, strict=True):
+        for band, other in zip(some, others, strict=True):
+            assert band.start == other.start
+            assert [one.input for one in band.examples] == [one.input for one in other.examples]
+            for one, slow in zip(band.examples, other.examples, strict=True):
+                torch.testing.assert_close(own.on_grid(one), read.on_grid(slow).float())
+                assert one.activation == pytest.approx(slow.activation, rel=1e-6)
+    shown = {one.input for bands in own.bands for band in bands for one in band.examples}
+    assert set(own.pictures) == shown and all(max(one.size) == 128 for one in own.pictures.values())
+    assert own.prompts == {index: f"prompt {index}" for index in shown}
+    with pytest.raises(ExplanationError, match="and 18 images were given; expected the same ones"):
+        unit_examples(units, found, images[1:], [4], grid=(2, 2))
+
+
+def tiny_origin():
+    from vit_lens.dictionaries import Origin
+
+    return Origin(site="blocks.1.hook_resid_post", tokens="patches")

@@ -323,7 +323,7 @@ def test_rows_of_neurons_are_what_they_write(flux):
 
 # ---- the command
 
-SMALL = ["--scenes", "90", "--units", "4", "--least", "10"]
+SMALL = ["--scenes", "90", "--units", "4", "--least", "10", "--strips", "1"]
 
 
 def test_the_command_on_the_embedded_model_goes_on(vit_lens, tmp_path):
@@ -336,7 +336,8 @@ def test_the_command_on_the_embedded_model_goes_on(vit_lens, tmp_path):
     status, told, err = vit_lens(*command)
     assert status == 0, err
     assert {one.name for one in out.iterdir()} == {
-        "activations", "explanations.csv", "explanations.json", "neurons", "pictures", "scores.html", "settings.json",
+        "activations", "explanations.csv", "explanations.json", "features", "index.html", "neurons", "pictures",
+        "scores.html", "settings.json", "shown", "steered", "strips",
     }  # fmt: skip
     found = Explanations.load(out / "explanations.json")
     assert found.kinds == ["dictionary", "neurons"] and len(found.values("dictionary")) == 4

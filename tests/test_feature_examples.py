@@ -65,12 +65,16 @@ def test_examples_are_those_of_a_loop(vit, many, kind, tokens, positions):
 
 
 def test_no_input_is_in_two_bands_and_few_inputs_fill_the_first_ones():
-    from vit_lens.dictionaries.examples import _bands
+    from vit_lens.dictionaries import bands_of
 
-    assert _bands(torch.tensor([0.0, 2.0, 0.0]), 3) == [[1], [], [], []]
-    assert _bands(torch.tensor([1.0, 2.0, -3.0]), 3) == [[2], [1], [0], []]
-    assert _bands(torch.ones(9), 2) == [[0, 1], [3, 4], [5, 6], [7, 8]]  # of equals the first
-    assert _bands(torch.zeros(4), 2) == [[], [], [], []]
+    def inputs(values, n):
+        assert [start for start, _ in bands_of(values, n)] == [0.0, 0.25, 0.5, 0.75]
+        return [band for _, band in bands_of(values, n)]
+
+    assert inputs(torch.tensor([0.0, 2.0, 0.0]), 3) == [[1], [], [], []]
+    assert inputs(torch.tensor([1.0, 2.0, -3.0]), 3) == [[2], [1], [0], []]
+    assert inputs(torch.ones(9), 2) == [[0, 1], [3, 4], [5, 6], [7, 8]]  # of equals the first
+    assert inputs(torch.zeros(4), 2) == [[], [], [], []]
 
 
 def test_prompts_keep_their_tokens():

@@ -12,6 +12,7 @@ from vit_lens.cli import flags
 from vit_lens.cli.dictionaries import own_folder, refuse_foreign
 from vit_lens.cli.dictionary_inputs import Reads
 from vit_lens.cli.explaining_inputs import of_model
+from vit_lens.cli.feature_pages import draws_of, write_pages
 from vit_lens.errors import ExplanationError, nearest
 
 if TYPE_CHECKING:
@@ -64,13 +65,15 @@ def explain(
         ),
     ] = None,
     explaining_seed: Annotated[int, typer.Option(min=0, help="Of scenes, halves, negatives and controls.")] = 0,
+    strips: Annotated[int, typer.Option(min=0, help="Of how many features, the best first, steering is drawn.")] = 12,
+    decoder: flags.Decoder = "mini",
 ) -> None:
     """Say what the features of a dictionary fire on, and test it, beside units that were not learnt.
 
     Without images, mini reads 5000 scenes of its own world. A dictionary of a diffusion model's image stream is
     explained on pictures that the model draws of --prompts, each from noise of its own; mini-flux and mini-sd have 2000
-    captions of their own world, and the oracle reads what they draw. Run it again to go on after an interruption:
-    pictures, activations and what a model has answered are kept.
+    captions of their own world, and the oracle reads what they draw. index.html has a page of each feature. Run it
+    again to go on after an interruption: pictures, activations and what a model has answered are kept.
     """
     from vit_lens import Dictionary
     from vit_lens.explaining import Halves, Units, units_beside
@@ -82,8 +85,12 @@ def explain(
     _spelled(explainer)
     if base_url is not None and not explainer.startswith("endpoint:"):
         raise ExplanationError(f"--base-url would have no effect: --explainer {explainer} asks no endpoint")
+    if not strips and decoder not in ("mini", "none"):
+        raise ExplanationError(f"--decoder {decoder} would have no effect with --strips 0")
     found = Dictionary.from_pretrained(dictionary)
     given = of_model(dictionary, found, reads, paths, images, prompts, explainer, scenes, explaining_seed, beside)
+    draws = draws_of(given, decoder) if strips else None
+    names = _kinds(beside)
     anywhere = Units.of_dictionary(found, given.whole)
     wanted = None if feature is None else [anywhere.unit(one) for one in feature]
     make_directory(out)
@@ -95,16 +102,33 @@ def explain(
     })  # fmt: skip
     shown = given.read(out)
     who = shown.oracle or _model(explainer, base_url, reads.device, out)
-    names = {} if beside is None else {"names": [name for name in beside if name != "none"]}
+    units_shown = Units.of_dictionary(found, shown.source)
     against = units_beside(
         found, shown.source, shown.train, inputs=Halves.of(len(shown.images), seed=explaining_seed).explain,
-        neurons=shown.neurons, model=given.model, seed=explaining_seed, **names,
+        neurons=shown.neurons, model=given.model, seed=explaining_seed, names=names,
     )  # fmt: skip
     results = run(
-        [Units.of_dictionary(found, shown.source), *against], shown.images, who, protocol=protocol, features=wanted,
+        [units_shown, *against], shown.images, who, protocol=protocol, features=wanted,
         n=units, least=least, seed=explaining_seed, grid=shown.grid, progress=True,
     )  # fmt: skip
-    _write(replace(results, images=tuple(shown.names), no_scene=shown.no_scene), out)
+    results = replace(results, images=tuple(shown.names), no_scene=shown.no_scene)
+    _write(results, out)
+    page = write_pages(found, given, shown, units_shown, results, out, strips=strips, draws=draws)
+    typer.echo(f"page: {page}")
+
+
+def _kinds(beside: list[str] | None) -> list[str]:
+    """Return the kinds that stand beside a dictionary.
+
+    Raises:
+        ExplanationError: There is no such kind.
+    """
+    from vit_lens.explaining import BESIDE
+
+    for name in beside or ():
+        if name not in (*BESIDE, "none"):
+            raise ExplanationError(f"--beside {name}: nearest: {nearest(name, (*BESIDE, 'none'))}")
+    return [name for name in (BESIDE if beside is None else beside) if name != "none"]
 
 
 def _spelled(explainer: str) -> tuple[str, str]:

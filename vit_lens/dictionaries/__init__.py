@@ -5,8 +5,8 @@ __all__ = [
     "Dictionary", "Example", "FVUAtStep", "FVUByStep", "FeatureExamples", "Features", "FeaturesOverSteps",
     "Fidelity", "ITDAState", "Layout", "Normalisation", "Origin", "Place", "Point", "Provenance", "SAELens",
     "Semantics", "SparseCodes", "SpatialFeatures", "Spectrum", "Statistics", "StreamNorms", "TopK", "Trainer",
-    "Verdict", "card", "clamp", "compared", "data_points_control", "denoising_fidelity", "difference_of_means",
-    "drawn_pictures", "evaluate", "feature_address", "feature_attribution", "feature_embeddings",
+    "Verdict", "bands_of", "card", "clamp", "compared", "data_points_control", "denoising_fidelity",
+    "difference_of_means", "drawn_pictures", "evaluate", "feature_address", "feature_attribution", "feature_embeddings",
     "feature_examples", "feature_writes", "features_over_steps", "fidelity", "fit", "fvu_by_step",
     "gradient_pursuit", "hook_name_of", "layout", "matching_pursuit", "mean_codes", "patch_grid", "pca_control",
     "random_dictionary", "save_sae_lens", "source_like", "spatial_features", "spectrum", "spliced",
@@ -28,7 +28,7 @@ from vit_lens.dictionaries.denoisers import step_and_position
 from vit_lens.dictionaries.denoising_fidelity import denoising_fidelity
 from vit_lens.dictionaries.dictionary import Dictionary
 from vit_lens.dictionaries.drawn_pictures import drawn_pictures
-from vit_lens.dictionaries.examples import Band, Example, FeatureExamples, feature_examples, spread_features
+from vit_lens.dictionaries.examples import Band, Example, FeatureExamples, bands_of, feature_examples, spread_features
 from vit_lens.dictionaries.features import (
     Features,
     clamp,

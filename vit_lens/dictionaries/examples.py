@@ -1,6 +1,6 @@
 """What features fire on: the strongest inputs and weaker ones, with the activation of every token."""
 
-__all__ = ["Band", "Example", "FeatureExamples", "feature_examples", "spread_features"]
+__all__ = ["Band", "Example", "FeatureExamples", "bands_of", "feature_examples", "spread_features"]
 
 import math
 from collections.abc import Sequence
@@ -175,17 +175,16 @@ def feature_examples(
     if not chosen:
         raise DictionaryError("no features to show; name some, counted from 0")
     largest, frequency = _largest(dictionary, source, chosen)
-    picked = [_bands(column, per_band) for column in largest.T]
-    shown = sorted({index for bands in picked for band in bands for index in band})
+    picked = [bands_of(column, per_band) for column in largest.T]
+    shown = sorted({index for bands in picked for _, band in bands for index in band})
     positions = None if reads_text(model) else token_rule(model, dictionary.origin.tokens)
     maps = _Maps(dictionary, source, chosen, positions)
-    wanted = [{index for band in bands for index in band} for bands in picked]
+    wanted = [{index for _, band in bands for index in band} for bands in picked]
     found = {start: maps.read(shown[start : start + inputs_at_once], wanted) for start in
              range(0, len(shown), inputs_at_once)}  # fmt: skip
     examples = {key: one for part in found.values() for key, one in part.items()}
     bands = tuple(
-        tuple(Band(at, tuple(examples[k, index] for index in band)) for at, band in zip(_FROM, of, strict=True))
-        for k, of in enumerate(picked)
+        tuple(Band(at, tuple(examples[k, index] for index in band)) for at, band in of) for k, of in enumerate(picked)
     )
     cfg = getattr(model, "cfg", None)
     grid = cfg.grid if isinstance(cfg, PatchEmbedConfig) and maps.by_position else None
@@ -262,12 +261,24 @@ def _codes(dictionary: Dictionary, source: ActivationSource, inputs: Sequence[in
             yield (codes if chosen is None else codes[:, chosen]).double().cpu(), labels[part]
 
 
-def _bands(values: Float[Tensor, " input"], per_band: int) -> list[list[int]]:
+def bands_of(values: Float[Tensor, " input"], per_band: int) -> list[tuple[float, list[int]]]:
+    """Return where bands begin, and the first inputs of each: of all on which a feature fires, strongest first.
+
+    Args:
+        values: How much the feature fires on each input; 0 where it is silent.
+        per_band: How many inputs of each band.
+
+    >>> bands_of(torch.tensor([0.0, 3.0, 1.0, 4.0, 2.0]), 1)
+    [(0.0, [3]), (0.25, [1]), (0.5, [4]), (0.75, [2])]
+    """
     order = values.abs().argsort(descending=True, stable=True)
     firing = order[values[order] != 0].tolist()
     starts = [math.ceil(share * len(firing)) for share in _FROM]
     ends = [*starts[1:], len(firing)]
-    return [firing[start : min(start + per_band, end)] for start, end in zip(starts, ends, strict=True)]
+    return [
+        (share, firing[start : min(start + per_band, end)])
+        for share, start, end in zip(_FROM, starts, ends, strict=True)
+    ]
 
 
 class _Maps:

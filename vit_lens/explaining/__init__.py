@@ -3,7 +3,7 @@
 __all__ = [
     "BESIDE", "PROTOCOLS", "AttributeOracle", "EndpointVLM", "Explained", "Explainer", "Explanations", "FeatureJudge",
     "Halves", "ImageTextModel", "NothingToExplain", "PipelineVLM", "Replies", "Skipped", "StillLifeOracle",
-    "Units", "auc", "difference", "explain", "highlighted", "neurons_site", "units_beside",
+    "Units", "auc", "difference", "explain", "highlighted", "neurons_site", "unit_examples", "units_beside",
 ]  # fmt: skip
 
 from vit_lens.explaining.asking import highlighted
@@ -17,5 +17,6 @@ from vit_lens.explaining.protocols import Explainer, FeatureJudge
 from vit_lens.explaining.replies import Replies
 from vit_lens.explaining.results import Explained, Explanations, Skipped, difference
 from vit_lens.explaining.running import PROTOCOLS, NothingToExplain, auc, explain
+from vit_lens.explaining.shown import unit_examples
 from vit_lens.explaining.still_life_oracle import StillLifeOracle
 from vit_lens.explaining.units import Units

@@ -93,8 +93,8 @@ def write_feature_pages(
     folder, drawn = as_path(out, DictionaryError, "out"), dict(strips or {})
     rows = _rows(examples, explanations)
     _check_strips(examples, drawn)
-    names = {index: f"pictures/{index}.png" for index in examples.pictures}
-    for place in ("pictures", "features"):
+    names = {index: f"shown/{index}.png" for index in examples.pictures}
+    for place in ("shown", "features"):
         make_directory(folder / place)
     for index, picture in examples.pictures.items():
         write_atomic(folder / names[index], encode_png(picture))

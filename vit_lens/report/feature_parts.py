@@ -91,10 +91,9 @@ def features_words(examples: FeatureExamples) -> str:
     hue = (
         "Colour is the activation of each patch or token, as a share of the feature's largest: orange, or blue below 0."
     )
-    drawn = "" if not examples.prompts else (
-        " Pictures are what the model draws of the prompts; colour, over them or over tokens of prompts, is of the "
-        "step at which the feature is largest."
-    )  # fmt: skip
+    steps = any(one.step is not None for bands in examples.bands for band in bands for one in band.examples)
+    when = "is of the step at which the feature is largest" if steps else "is the largest of the steps that were read"
+    drawn = f" Pictures are what the model draws of the prompts; colour {when}." if examples.prompts else ""
     return f"{examples.n_inputs} held-out {many}, in the order of their activation. {where} {hue}{drawn}"
 
 
