@@ -646,10 +646,8 @@ def test_the_command_on_the_embedded_model(vit_lens, tmp_path):
     assert "dictionary minus neurons: " in told and f"explanations: {out / 'explanations.json'}" in told
     assert "n = 6 units" in (out / "scores.html").read_text()
     index = (out / "index.html").read_text()
-    first = max(
-        (row for row in found.rows if row.kind == "dictionary"),
-        key=lambda row: (-1 if row.auc is None else row.auc, row.score),
-    )
+    own = [row for row in found.rows if row.kind == "dictionary"]
+    first = max(own, key=lambda row: [-1 if one is None else one for one in (row.auc, row.score, row.localisation)])
     cards = re.findall(r'<article class="card" id="f(\d+)"', index)
     firing = [one for one in found.skipped if one.kind == "dictionary" and one.why != "never fires"]
     assert len(cards) == 6 + len(firing) and cards[0] == str(first.unit)
