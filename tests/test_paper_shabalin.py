@@ -1,6 +1,7 @@
 """The figures of Shabalin et al. on models at hand: numbers held to dictionaries and sources by hand, kept, gone on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("shabalin") / "out"
     result = CliRunner().invoke(app, [*map(str, LINE), "--out", str(out)])
     assert result.exit_code == 0, result.output
+    assert "scores: left out, 5 different prompts are held out, and 40 are needed" in result.output
     return out, result.output
 
 
@@ -172,13 +174,59 @@ def test_a_plan_says_what_it_would_take_and_leaves_nothing(tmp_path, vit_lens):
     assert "25 inputs run (2 hook points), 9 dictionaries, 328 kB of activations; about" in told, told
 
 
-def test_other_models_have_the_figures_that_make_sense(tmp_path, vit_lens):
-    small = [*SMALL, "--ks", 3, "--widths", 24, "--figure", "norms,explained_by_k,explained_by_step,spatial"]
-    status, told, errors = vit_lens("paper", "shabalin", "mini", *small, "--out", tmp_path / "image")
+def test_scores_are_those_of_explain(tmp_path, vit_lens):
+    """The same as sources, pictures and explanations by hand; the plan counts neurons and pictures."""
+    import vit_lens as vl
+    from vit_lens import explaining as ve
+    from vit_lens.dictionaries import drawn_pictures, source_like
+
+    out = tmp_path / "out"
+    line = ["paper", "shabalin", "--figure", "scores", "--n-inputs", 110, "--held-out", 0.8, "--features", 40, "--k", 4]
+    line = [*line, "--n-tokens", 3000, "--steps", 2, "--at-steps", 1, "--widths", 24, "--out", out]
+    status, told, errors = vit_lens(*line, "--plan")
+    assert status == 0 and not out.exists(), errors
+    n = int(told.split(" inputs run (2 hook points), 2 dictionaries, ")[0].split()[-1]) - 2 * 110  # pictures, each once
+    assert 70 < n <= 88 and "4.51 MB of activations" in told, told  # 110 x 16 tokens of width 128 and 512
+    status, told, errors = vit_lens(*line)
     assert status == 0, errors
-    assert "explained_by_step: left out, it is read at no steps" in told and "n = 5 held-out images" in told
+    said = json.loads((out / "scores.json").read_text())
+    assert len(list((out / "pictures").iterdir())) == n
+    prompts = json.loads((out / "activations" / "double.1.hook_resid_post" / "activations.json").read_text())["keys"]
+    flux = vl.HookedDiffusion.from_pretrained("mini-flux")
+    flux.pipeline.set_progress_bar_config(disable=True)
+    topk = vl.Dictionary.load(out / "dictionaries" / "topk_double.1.hook_resid_post_k4_w40.safetensors")
+    live = source_like(topk, flux, prompts)
+    held = live.split(0.8)[1].inputs
+    held = [index for k, index in enumerate(held) if prompts[index] not in [prompts[other] for other in held[:k]]]
+    assert len(held) == n and not {prompts[k] for k in held} & {prompts[k] for k in live.split(0.8)[0].inputs}
+    oracle = ve.StillLifeOracle.of_drawn(drawn_pictures(replace(live, inputs=tuple(held))))
+    own = replace(live, inputs=tuple(held[k] for k in oracle.kept))
+    for protocol in ve.PROTOCOLS:
+        units = ve.Units.of_dictionary(topk, own, name="TopK")
+        found = ve.explain([units], oracle.pictures, oracle, protocol=protocol, least=10)
+        rows = [row for row in said["tables"]["units"] if (row["kind"], row["protocol"]) == ("TopK", protocol)]
+        expected = [(row.unit, row.text, pytest.approx(row.score)) for row in found.rows]
+        assert [(row["unit"], row["text"], row["score"]) for row in rows] == expected and len(rows) > 5
+    score = {(row["protocol"], row["kind"]): row for row in said["tables"]["scores"]}
+    assert {kind for _, kind in score} >= {"TopK", "random directions", "untrained"}
+    less = next(
+        row for row in said["tables"]["differences"] if (row["protocol"], row["less"]) == ("mended", "untrained")
+    )
+    gap = score["mended", "TopK"]["value"] - score["mended", "untrained"]["value"]
+    assert less["value"] == pytest.approx(gap) and less["low"] < less["value"] < less["high"]
+    assert "Scores of explanations, TopK minus random directions: " in told and "n = " in told
+    assert f"on {len(oracle.kept)} held-out prompts that are scenes" in said["finding"]
+
+
+def test_other_models_have_the_figures_that_make_sense(tmp_path, vit_lens):
+    small = [*SMALL, "--ks", 3, "--widths", 24, "--figure", "norms,explained_by_k,explained_by_step,spatial,scores"]
+    image = [*small, "--n-inputs", 120]
+    status, told, errors = vit_lens("paper", "shabalin", "mini", *image, "--out", tmp_path / "image")
+    assert status == 0, errors
+    assert "explained_by_step: left out, it is read at no steps" in told and "n = 60 held-out images" in told
     about = json.loads((tmp_path / "image" / "norms.json").read_text())["about"]
     assert about["block"] == "blocks.3.hook_resid_post" and about["tokens"] == "patches" and about["steps"] is None
+    assert "on 60 held-out images that are scenes" in told
     assert "explained_by_step: not drawn" in (tmp_path / "image" / "index.html").read_text()
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {colour} {shape}" for colour in ("red", "blue", "green", "pink")
                                                     for shape in ("star", "ring", "cross")))  # fmt: skip
@@ -187,7 +235,9 @@ def test_other_models_have_the_figures_that_make_sense(tmp_path, vit_lens):
     status, told, errors = vit_lens("paper", "shabalin", "mini", *small, *text, "--out", tmp_path / "text")
     assert status == 0, errors
     assert (
-        "spatial: left out, its tokens are no patches" in told and (tmp_path / "text" / "explained_by_k.html").is_file()
+        "spatial: left out, its tokens are no patches" in told
+        and "scores: left out, its tokens are no" in told
+        and (tmp_path / "text" / "explained_by_k.html").is_file()
     )
     status, told, errors = vit_lens("paper", "shabalin", "mini-sd", *SMALL, "--figure", "norms", "--steps", 2, "--plan")
     assert status == 0 and "norms: How long" in told, errors

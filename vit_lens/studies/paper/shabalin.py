@@ -22,11 +22,12 @@ from vit_lens.studies.paper.shabalin_figure import PaperFigure, plain
 from vit_lens.studies.paper.shabalin_lines import titled
 from vit_lens.studies.paper.shabalin_norms import NORMS
 from vit_lens.studies.paper.shabalin_reconstruction import OVER_BLOCKS, OVER_K, OVER_WIDTH
+from vit_lens.studies.paper.shabalin_scores import SCORES
 from vit_lens.studies.paper.shabalin_spatial import SPATIAL
 from vit_lens.studies.paper.shabalin_spectrum import SPECTRUM
 from vit_lens.studies.paper.shabalin_steps import STEPS
 
-FIGURES: tuple[PaperFigure, ...] = (NORMS, SPECTRUM, OVER_K, OVER_WIDTH, OVER_BLOCKS, STEPS, FEATURES, SPATIAL)
+FIGURES: tuple[PaperFigure, ...] = (NORMS, SPECTRUM, OVER_K, OVER_WIDTH, OVER_BLOCKS, STEPS, FEATURES, SPATIAL, SCORES)
 """The figures, in the order in which they are drawn. Another is a file that makes a
 ``PaperFigure``, and a name here."""
 _FORMAT = "vit_lens.shabalin.1"

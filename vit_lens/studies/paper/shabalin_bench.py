@@ -166,13 +166,22 @@ class Bench:
     def source(self, site: str) -> ActivationSource:
         """Return the tokens of a hook point, of all inputs and steps, from the folder; the model runs once for each."""
         if site not in self._sources:
-            seed = self.sizes.seed
-            live = self.live if site == self.main else ActivationSource.of_model(
-                self.model, self.inputs, site, tokens=self.tokens, seed=seed, **self.run
-            )  # fmt: skip
-            kept = live.write(self._place("activations") / site, dtype=torch.float32)
-            self._sources[site] = ActivationSource.open(kept, seed=seed)
+            kept = self._running(site).write(self._place("activations") / site, dtype=torch.float32)
+            self._sources[site] = ActivationSource.open(kept, seed=self.sizes.seed)
         return self._sources[site]
+
+    def numbers_at(self, site: str) -> int:
+        """Return how many numbers are kept of an input at a hook point; neurons are more than the stream is wide."""
+        if not site.endswith("mlp.hook_post"):
+            return self.per_input * self.d
+        return self._running(site).reader.read([0])[0].numel()
+
+    def _running(self, site: str) -> ActivationSource:
+        if site == self.main:
+            return self.live
+        return ActivationSource.of_model(
+            self.model, self.inputs, site, tokens=self.tokens, seed=self.sizes.seed, **self.run
+        )
 
     def split(self, site: str, steps: Sequence[int] | None = None) -> tuple[ActivationSource, ActivationSource]:
         """Return what is learnt from, and what is held out: the same inputs at every hook point and step."""

@@ -49,9 +49,8 @@ def cost_of(bench: Bench, figures: Sequence[PaperFigure]) -> Cost:
     """Return what figures would take; a few inputs are run, and a small dictionary is learnt from noise."""
     sites = tuple(dict.fromkeys(site for one in figures for site in one.sites(bench)))
     recipes = tuple(dict.fromkeys(recipe for one in figures for recipe in one.recipes(bench)))
-    norms = any(not one.sites(bench) for one in figures)
     n_held, n = len(bench.inputs) - bench.train_inputs, len(bench.inputs)
-    runs = n * len(sites) + (n_held if norms else 0)
+    runs = n * len(sites) + sum(one.runs(bench) for one in figures)
     per_run = _timed(lambda: bench.live.reader.read(list(range(min(n, _INPUTS))))) / min(n, _INPUTS)
     noise = torch.randn(_TRIED, bench.d, generator=torch.Generator().manual_seed(0))
     sizes = bench.sizes
@@ -70,7 +69,7 @@ def cost_of(bench: Bench, figures: Sequence[PaperFigure]) -> Cost:
         else:
             n_tokens = min(sizes.n_tokens, bench.train_inputs * bench.per_input)
             seconds += (n_tokens / 2 + 2 * held) * recipe.width * recipe.k * per_code  # atoms grow from none
-    n_bytes = n * bench.per_input * bench.d * 4 * len(sites)
+    n_bytes = 4 * n * sum(map(bench.numbers_at, sites))
     return Cost(sites=sites, recipes=recipes, n_inputs=runs, n_bytes=n_bytes, seconds=seconds)
 
 

@@ -32,6 +32,7 @@ class PaperFigure:
         draw: The figure.
         recipes: Which dictionaries it needs.
         sites: Which hook points are read for it.
+        runs: How many inputs the model runs on beside those hook points.
         lacks: Why a model has no such figure; None where it has.
     """
 
@@ -42,6 +43,7 @@ class PaperFigure:
     draw: Callable[[Tables, About], go.Figure]
     recipes: Callable[[Bench], Sequence[Recipe]] = lambda bench: ()
     sites: Callable[[Bench], Sequence[str]] = lambda bench: ()
+    runs: Callable[[Bench], int] = lambda bench: 0
     lacks: Callable[[Bench], str | None] = lambda bench: None
 
 

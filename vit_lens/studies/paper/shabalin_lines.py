@@ -16,7 +16,7 @@ from vit_lens.figures import dress
 
 _FIXED = {
     "TopK": "#1d5b7d", "TopK, by pursuit": "#3f9c94", "ITDA": "#c4520f", "untrained": "#8a857c",
-    "data points": "#a07a00", "PCA": "#7d1d5b",
+    "data points": "#a07a00", "PCA": "#7d1d5b", "neurons": "#4a4a9c", "random directions": "#5b7d1d",
 }  # fmt: skip
 _OTHERS = ("#1d5b7d", "#c4520f", "#5b7d1d", "#4a4a9c", "#b5446e", "#3f9c94", "#7a5a3a", "#1c1b19", "#a07a00", "#7d1d5b")
 _PANEL, _ROW, _TOP = 380, 330, 30  # pixels; the last above titles of panels

@@ -87,5 +87,10 @@ def _line(panel: str, name: str, x: str, own: list[dict]) -> Line:
 
 
 NORMS = PaperFigure(
-    name="norms", words="How long tokens are, by stream, block and step.", measure=measure, finding=finding, draw=draw
+    name="norms",
+    words="How long tokens are, by stream, block and step.",
+    measure=measure,
+    finding=finding,
+    draw=draw,
+    runs=lambda bench: len(bench.inputs) - bench.train_inputs,
 )
