@@ -17,6 +17,7 @@ TABLES = {
     "norms": ["norms", "growth"], "spectrum": ["shares"], "explained_by_k": ["explained"],
     "explained_by_width": ["explained"], "explained_by_block": ["explained"], "explained_by_step": ["by_step"],
     "features_over_steps": ["pairs", "neighbours"], "spatial": ["sparse", "maps"],
+    "steering": ["moved", "strips"],
 }  # fmt: skip
 
 
@@ -144,6 +145,40 @@ def test_features_and_maps_are_those_of_the_library(made, sources):
     assert sparse["TopK", 16]["value"] == 1.0 and len(sparse) == 16 * 5
 
 
+def test_pictures_move_as_far_as_by_a_hook_by_hand(made, sources):
+    """The features are the most active that are not dense; what is added is in mean norms of each step's own tokens."""
+    from vit_lens.dictionaries import Dictionary, random_dictionary
+
+    out, model, prompts, run, split = made[0], *sources
+    dictionary = Dictionary.load(out / "dictionaries" / f"topk_{SITES[0]}_k3_w24.safetensors")
+    held = split[SITES[0]][1]
+    codes = torch.cat([dictionary.encode(batch.tokens) for batch in held.in_order()]).double()
+    rate, mean = (codes != 0).double().mean(0), codes.mean(0)
+    order = [i for i in mean.argsort(descending=True).tolist() if 0 < rate[i] <= 0.1][:4]
+    strips, moved = rows_of(out, "steering", "strips"), rows_of(out, "steering", "moved")
+    assert list(dict.fromkeys(row["feature"] for row in strips)) == order and order
+    others = random_dictionary(128, len(order), k=1, seed=0).W_dec
+    inputs = list(held.inputs)
+    seeds = held.reader.seeds(inputs)
+    texts = [prompts[i] for i in inputs]
+    plain = np.rint(model(texts, seed=seeds, output_type="np", **run) * 255)
+    found = {(row["feature"], row["direction"], row["strength"]): row for row in moved}
+    for row, direction in ((dictionary.W_dec[order[0]], "feature"), (others[0], "random direction")):
+
+        def hook(x, hook, row=row):
+            return x + 0.4 * x.norm(dim=-1).mean(1)[:, None, None] * row / row.norm()
+
+        drawn = model.run_with_hooks(texts, seed=seeds, fwd_hooks=[(SITES[0], hook)], output_type="np", **run)
+        by_hand = np.abs(np.rint(drawn * 255) - plain).reshape(len(texts), -1).mean(1) / 255
+        own = found[str(order[0]), direction, 0.4]
+        assert own["value"] == pytest.approx(by_hand.mean(), abs=1e-4) and own["n_inputs"] == 5 and own["value"] > 1e-3
+        assert own["low"] < own["value"] < own["high"]
+        several = [found[str(i), direction, 0.8]["value"] for i in order]
+        assert found["all", direction, 0.8]["value"] == pytest.approx(np.mean(several))
+    unsteered = {row["png"] for row in strips if row["strength"] == 0}
+    assert len(unsteered) == 1 and len({row["png"] for row in strips}) == 1 + 6 * len(order)
+
+
 def test_the_same_command_goes_on_and_another_is_refused(made, tmp_path, vit_lens):
     import shutil
 
@@ -171,7 +206,7 @@ def test_the_same_command_goes_on_and_another_is_refused(made, tmp_path, vit_len
 def test_a_plan_says_what_it_would_take_and_leaves_nothing(tmp_path, vit_lens):
     status, told, errors = vit_lens(*LINE, "--plan", "--out", tmp_path / "out")
     assert status == 0 and not (tmp_path / "out").exists(), errors
-    assert "25 inputs run (2 hook points), 9 dictionaries, 328 kB of activations; about" in told, told
+    assert "25 inputs run (2 hook points), 9 dictionaries, 328 kB of activations, 125 pictures; about" in told, told
 
 
 def test_scores_are_those_of_explain(tmp_path, vit_lens):
@@ -241,6 +276,32 @@ def test_other_models_have_the_figures_that_make_sense(tmp_path, vit_lens):
     )
     status, told, errors = vit_lens("paper", "shabalin", "mini-sd", *SMALL, "--figure", "norms", "--steps", 2, "--plan")
     assert status == 0 and "norms: How long" in told, errors
+
+
+def test_strips_of_embeddings_are_drawn_by_a_decoder(tmp_path, vit_lens):
+    line = ["paper", "shabalin", "mini", *SMALL, "--ks", 3, "--widths", 24, "--figure", "steering"]
+    status, told, errors = vit_lens(*line, "--plan", "--out", tmp_path / "plan")
+    assert status == 0 and "1 dictionaries" in told and "125 pictures" in told, errors
+    out = tmp_path / "out"
+    status, told, errors = vit_lens(*line, "--out", out)
+    assert status == 0 and "pixels move by" in told and "n = 5 held-out images" in told, errors
+    said = json.loads((out / "steering.json").read_text())
+    assert said["about"]["drawing"]["steps"] == 3 and len(list((out / "strips").iterdir())) <= 25
+    assert min(row["value"] for row in said["tables"]["moved"] if row["strength"] == 0.8) > 0
+    before = {path: path.stat().st_mtime_ns for path in (out / "strips").iterdir()}
+    (out / "steering.json").unlink()
+    assert vit_lens(*line, "--out", out)[0] == 0  # the pictures are kept
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "strips").iterdir()}
+    assert json.loads((out / "steering.json").read_text())["tables"] == said["tables"]
+    status, told, _ = vit_lens(*line, "--decoder", "none", "--plan")
+    assert status == 0 and "steering: left out, nothing draws its embeddings" in told and ", 0 pictures" in told
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a {colour} {shape}" for colour in ("red", "blue", "green", "pink")
+                                                    for shape in ("star", "ring", "cross")))  # fmt: skip
+    text = ["--prompts", tmp_path / "prompts.txt", "--at-block", "L1.resid_post", "--n-inputs", 12, "--features", 12]
+    status, told, errors = vit_lens(*line, *text, "--widths", 12, "--plan")
+    assert status == 0 and "steering: left out, a text encoder draws nothing" in told, errors
+    status, _, errors = vit_lens("paper", "shabalin", *SMALL, "--steps", 2, "--decoder", "mini-ip", "--plan")
+    assert status == 2 and "--decoder mini-ip would have no effect" in errors
 
 
 @pytest.mark.parametrize(

@@ -231,10 +231,11 @@ def shabalin(
     held_out: read.HeldOut = 0.2,
     tokens: read.Tokens = None,
     learning_seed: read.LearningSeed = 0,
+    decoder: flags.Decoder = "mini",
     plan: flags.OnlyPlan = False,
     out: flags.Out = Path("vit-lens-paper-shabalin"),
 ) -> None:
-    """The figures of Shabalin et al. 2025 on any model: norms, spectrum, what dictionaries explain, over steps, where.
+    """The figures of Shabalin et al. 2025 on any model: norms, spectrum, what is explained, over steps, steering.
 
     Every dictionary is drawn beside untrained directions, random data points and principal components. Without --images
     or --prompts the embedded models read their own worlds. The same command again goes on.
@@ -257,6 +258,7 @@ def shabalin(
         folder=None if plan else out,
         block=block,
         blocks=at or None,
+        decoder=_drawer(reads, decoder, model),
     )
     for one in chosen:
         lacks = one.lacks(bench)
@@ -266,6 +268,25 @@ def shabalin(
         return
     found = shabalin_figures(bench, chosen, command=intake.command_line(), tell=typer.echo)
     typer.echo(f"page: {found.page}")
+
+
+def _drawer(reads: Drawn, decoder: str, model: Any) -> Any:
+    """Return what draws an image encoder's embeddings, and how; None where nothing does: mini draws its own encoder's.
+
+    Raises:
+        StudyError: A decoder is named for a model of prompts.
+    """
+    from vit_lens import HookedViT
+    from vit_lens.identity import MINI_ENCODER
+
+    if not isinstance(model, HookedViT):
+        if decoder != "mini":
+            raise StudyError(f"--decoder {decoder} would have no effect on {reads.model}, which reads prompts")
+        return None
+    if decoder == "none" or (decoder == "mini" and model.encoder_id != MINI_ENCODER):
+        return None
+    pair = flags.Pair(model=reads.model, tag=reads.tag, decoder=decoder, device=reads.device)
+    return parts.load_drawer(pair, model)
 
 
 def _around(value: int) -> list[int]:

@@ -25,9 +25,12 @@ from vit_lens.studies.paper.shabalin_reconstruction import OVER_BLOCKS, OVER_K, 
 from vit_lens.studies.paper.shabalin_scores import SCORES
 from vit_lens.studies.paper.shabalin_spatial import SPATIAL
 from vit_lens.studies.paper.shabalin_spectrum import SPECTRUM
+from vit_lens.studies.paper.shabalin_steering import STEERING
 from vit_lens.studies.paper.shabalin_steps import STEPS
 
-FIGURES: tuple[PaperFigure, ...] = (NORMS, SPECTRUM, OVER_K, OVER_WIDTH, OVER_BLOCKS, STEPS, FEATURES, SPATIAL, SCORES)
+FIGURES: tuple[PaperFigure, ...] = (
+    NORMS, SPECTRUM, OVER_K, OVER_WIDTH, OVER_BLOCKS, STEPS, FEATURES, SPATIAL, SCORES, STEERING,
+)  # fmt: skip
 """The figures, in the order in which they are drawn. Another is a file that makes a
 ``PaperFigure``, and a name here."""
 _FORMAT = "vit_lens.shabalin.1"
@@ -70,7 +73,8 @@ def shabalin_figures(
     """Measure and draw the figures; the same call again goes on where it stopped.
 
     In the folder of the bench stand ``FIGURE.html``, ``FIGURE.json``, ``FIGURE_TABLE.csv`` for each, ``index.html``
-    with all, ``settings.json``, and ``activations/`` and ``dictionaries/``, which may be deleted at the end.
+    with all, ``settings.json``; ``activations/``, ``dictionaries/``, ``pictures/``, ``strips/`` may be deleted at the
+    end.
 
     Args:
         bench: The model, its inputs and sizes.

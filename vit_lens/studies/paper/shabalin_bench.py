@@ -9,8 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
+from vit_lens.decoders import Decoder, settings_dict
 from vit_lens.dictionaries import (
     ITDA,
     ActivationSource,
@@ -26,9 +30,12 @@ from vit_lens.dictionaries import (
     untrained_control,
 )
 from vit_lens.errors import StudyError
+from vit_lens.studies.kept_tensors import kept
+from vit_lens.studies.seen_pictures import Pictures
 
 BESIDE = ("untrained", "data points", "PCA")
 """What is drawn beside dictionaries: nothing of it was learnt, but for the mean and the directions of variance."""
+_PICTURES = "vit_lens.shabalin.pictures.1"
 _MANY, _USUAL = 6, ("double.", "mid.")
 
 
@@ -92,6 +99,7 @@ class Bench:
         block: The hook point at which all but the block varies; None for the last double block, the middle of a UNet,
             or the middle block.
         blocks: The hook points over which figures are; None for six at most, evenly spread.
+        decoder: Of an image encoder what draws its embeddings, and how; None for nothing.
 
     Raises:
         DictionaryError: The model has no such hook point.
@@ -106,6 +114,7 @@ class Bench:
     folder: Path | None = None
     block: str | None = None
     blocks: Sequence[str] | None = None
+    decoder: tuple[Decoder, Any] | None = None
     _sources: dict[str, ActivationSource] = field(default_factory=dict)
     _compared: dict[Any, list[tuple[FVUAtStep, int]]] = field(default_factory=dict)
 
@@ -149,16 +158,23 @@ class Bench:
         """Rows and columns of patches; None where tokens are none of an image."""
         return patch_grid(self.live)
 
+    @property
+    def draws(self) -> bool:
+        """Whether inputs become pictures: of a diffusion model, and of an image encoder with a decoder."""
+        return self.steps is not None or self.decoder is not None
+
     def about(self) -> dict[str, Any]:
-        """Return what every figure says: model, inputs, sizes."""
-        said = self.live.provenance
+        """Return what every figure says: model, inputs, sizes, and the decoder where there is one."""
+        said, drawn = self.live.provenance, {}
+        if self.decoder is not None:
+            drawn = {"decoder": self.decoder[0].decoder_id, "drawing": settings_dict(self.decoder[1])}
         return {
             "model": said.model, "fingerprint": said.fingerprint, "block": self.main, "blocks": list(self.blocks or ()),
             "tokens": self.tokens, "unit": self.unit, "n_inputs": len(self.inputs),
             "n_held_out": len(self.inputs) - self.train_inputs, "tokens_per_input": self.per_input, "d": self.d,
             "steps": None if self.steps is None else list(self.steps),
             "sigmas": None if said.sigmas is None else list(said.sigmas), "branch": said.branch, "run": said.run,
-            "source": self.live.content, **asdict(self.sizes),
+            "source": self.live.content, **asdict(self.sizes), **drawn,
         }  # fmt: skip
 
     # ---- tokens
@@ -237,6 +253,49 @@ class Bench:
             sizes = {"TopK, by pursuit": topk.n_features} | {name: one.n_features for name, one in named.items()}
             self._compared[site, k, width] = [(one, sizes[one.name]) for one in (found[0], pursued, *found[1:])]
         return self._compared[site, k, width]
+
+    # ---- pictures
+
+    def drawn(self, name: str, inputs: Sequence[int], hooks: Sequence[Any] = ()) -> UInt8[Tensor, "input tall wide 3"]:
+        """Return pictures of some inputs, from the folder if they are there.
+
+        Args:
+            name: What they are called there; what else they follow from is the folder's.
+            inputs: Their numbers.
+            hooks: What acts on the model.
+        """
+        path = self._place("strips") / f"{name}.safetensors"
+        return kept(path, _PICTURES, "pictures", lambda: {"pictures": self.draw(inputs, hooks)})["pictures"]
+
+    @torch.no_grad()
+    def draw(self, inputs: Sequence[int], hooks: Sequence[Any] = ()) -> UInt8[Tensor, "input tall wide 3"]:
+        """Draw some inputs: prompts with the noise that they are read with, images by the decoder of their embeddings.
+
+        Raises:
+            StudyError: Nothing draws.
+        """
+        reader: Any = self.live.reader
+        parts = [list(inputs[i : i + reader.batch_size]) for i in range(0, len(inputs), reader.batch_size)]
+        if self.steps is not None:
+            run = {name: value for name, value in (reader.provenance.run or {}).items() if name != "noise_seed"}
+            made = [
+                self.model.run_with_hooks(
+                    reader.prompts(part), seed=reader.seeds(part), fwd_hooks=list(hooks), output_type="np", **run
+                )
+                for part in parts
+            ]
+            return torch.cat([torch.from_numpy(np.asarray(one)).mul(255).round().to(torch.uint8) for one in made])
+        if self.decoder is None:
+            raise StudyError("nothing draws embeddings of this model: give a decoder that was made for it")
+        decoder, settings = self.decoder
+        drawing = Pictures(
+            model=self.model, decoder=decoder, judge=None, settings=settings, folder=Path(), batch_size=len(parts[0])
+        )  # fmt: skip
+        embeds = [
+            self.model.run_with_hooks(self.model.preprocess([self.inputs[i] for i in part]), fwd_hooks=list(hooks))
+            for part in parts
+        ]
+        return drawing.draw(torch.cat(embeds), noise_seed=settings.seed)[0].cpu()
 
     def _place(self, name: str) -> Path:
         if self.folder is None:

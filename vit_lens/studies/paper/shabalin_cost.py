@@ -14,7 +14,7 @@ from vit_lens.engine import duration_words, size_words
 from vit_lens.studies.paper.shabalin_bench import Bench, Recipe
 from vit_lens.studies.paper.shabalin_figure import PaperFigure
 
-_INPUTS, _TRIED, _PURSUED = 8, 4096, 512
+_INPUTS, _DRAWN, _TRIED, _PURSUED = 8, 2, 4096, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Cost:
         recipes: The dictionaries that are learnt.
         n_inputs: How many inputs the model runs on, at all hook points together.
         n_bytes: How large the kept activations are.
+        n_pictures: How many pictures are drawn.
         seconds: About how long it takes here.
     """
 
@@ -33,6 +34,7 @@ class Cost:
     recipes: tuple[Recipe, ...]
     n_inputs: int
     n_bytes: int
+    n_pictures: int
     seconds: float
 
     @property
@@ -40,8 +42,8 @@ class Cost:
         """Say it in a sentence."""
         return (
             f"{self.n_inputs:,} inputs run ({len(self.sites)} hook points), {len(self.recipes)} dictionaries, "
-            f"{size_words(self.n_bytes)} of activations; about {duration_words(self.seconds)} (by a few seconds of "
-            "each that were timed)"
+            f"{size_words(self.n_bytes)} of activations, {self.n_pictures:,} pictures; about "
+            f"{duration_words(self.seconds)} (by a few seconds of each that were timed)"
         )
 
 
@@ -70,7 +72,12 @@ def cost_of(bench: Bench, figures: Sequence[PaperFigure]) -> Cost:
             n_tokens = min(sizes.n_tokens, bench.train_inputs * bench.per_input)
             seconds += (n_tokens / 2 + 2 * held) * recipe.width * recipe.k * per_code  # atoms grow from none
     n_bytes = 4 * n * sum(map(bench.numbers_at, sites))
-    return Cost(sites=sites, recipes=recipes, n_inputs=runs, n_bytes=n_bytes, seconds=seconds)
+    if n_pictures := sum(one.pictures(bench) for one in figures):
+        few = list(range(min(n, _DRAWN)))
+        seconds += n_pictures * _timed(lambda: bench.draw(few)) / len(few)
+    return Cost(
+        sites=sites, recipes=recipes, n_inputs=runs, n_bytes=n_bytes, n_pictures=n_pictures, seconds=seconds
+    )  # fmt: skip
 
 
 def _timed(work) -> float:

@@ -33,6 +33,7 @@ class PaperFigure:
         recipes: Which dictionaries it needs.
         sites: Which hook points are read for it.
         runs: How many inputs the model runs on beside those hook points.
+        pictures: How many pictures are drawn for it.
         lacks: Why a model has no such figure; None where it has.
     """
 
@@ -44,6 +45,7 @@ class PaperFigure:
     recipes: Callable[[Bench], Sequence[Recipe]] = lambda bench: ()
     sites: Callable[[Bench], Sequence[str]] = lambda bench: ()
     runs: Callable[[Bench], int] = lambda bench: 0
+    pictures: Callable[[Bench], int] = lambda bench: 0
     lacks: Callable[[Bench], str | None] = lambda bench: None
 
 
