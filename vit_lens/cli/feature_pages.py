@@ -100,13 +100,16 @@ def write_pages(
 def _strips(
     found: "Dictionary", given: Given | Drawn, shown: Shown, features: Sequence[int], folder: Path, draws: Draws
 ) -> "dict[int, FeatureStrip]":
-    """Draw the first input while features are added, and a random direction, as long; what was drawn is kept."""
+    """Draw an image, or the shortest prompt, while features are added and a random direction; pictures are kept."""
     from vit_lens.dictionaries import random_dictionary, steer
     from vit_lens.report import FeatureStrip
 
     is_drawn, read = isinstance(given, Drawn), given.whole.provenance
     when = {"at_steps": list(read.at_steps or ()), "branch": read.branch} if is_drawn else {}
-    of, said = (shown.names[0], "The prompt") if is_drawn else (shown.images[0], "What is drawn of the embedding of")
+    least = min(shown.names, key=lambda name: len(name.split()))  # where a prompt is silent there is room to steer
+    of, said = (least, f"The prompt: {least}.") if is_drawn else (
+        shown.images[0], f"What is drawn of the embedding of: {shown.names[0]}.",
+    )  # fmt: skip
     doses, random = _DOSES[is_drawn], random_dictionary(found.d, 1, k=1, seed=_SEED).W_dec[0]
 
     def row(name: str, direction: Any) -> "list[Image.Image]":
@@ -117,7 +120,7 @@ def _strips(
         ]
 
     columns, others = tuple(f"{dose:g}" for dose in doses), {"random direction": row("random", random)}
-    return {one: FeatureStrip(f"{said}: {shown.names[0]}.", columns, {f"f{one}": row(f"f{one}", one), **others})
+    return {one: FeatureStrip(said, columns, {f"f{one}": row(f"f{one}", one), **others})
             for one in features}  # fmt: skip
 
 
