@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from PIL import Image
 from torch import Tensor
 
@@ -52,9 +52,7 @@ class LookedUp(ABC):
         """Return the value with most lift over its base rate in these images; the maps do not matter."""
         if not images:
             raise ExplanationError("no images to explain; give at least one")
-        shown, n = self.holds[[self._row(image) for image in images]], len(self.holds)
-        lift = shown.sum(0) * n - self.holds.sum(0) * len(shown)  # whole numbers, so that equal ones are equal
-        return self.values[int(lift.argmax())]
+        return self.values[int(self._lift(self.holds[[self._row(image) for image in images]]).argmax())]
 
     def judge(self, image: Image.Image, text: str, map: Tensor | None = None) -> float:
         """Return 1 where the value holds of the scene, else 0."""
@@ -68,6 +66,10 @@ class LookedUp(ABC):
             return torch.zeros(self.grid)
         shares = self._shares(row, text)
         return torch.from_numpy(shares >= shares.max() / 2).float()
+
+    def _lift(self, shown: Bool[np.ndarray, "image value"]) -> Num[np.ndarray, " value"]:
+        """Return how much more often each value holds of what is shown, in whole numbers: equal ones are equal."""
+        return shown.sum(0) * len(self.holds) - self.holds.sum(0) * len(shown)
 
     @abstractmethod
     def _shares(self, row: int, value: str) -> Float[np.ndarray, "grid_row grid_column"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from vit_lens.explaining.looked_up import LookedUp, by_patch
@@ -19,7 +19,7 @@ class AttributeOracle(LookedUp):
     """Explains and judges images of the embedded world by their scenes, exactly.
 
     An explanation is a value of an attribute, such as ``colour red``: the one whose share in the images shown lies most
-    above its share in all that it knows; of equal ones the first in the order of the world. The judge looks the scene
+    above its share in all that it knows; of equal floats the first in the order of the world. The judge looks the scene
     up. A value is at the patches on which it is drawn: those of the object, of the overlay, or else all the background;
     a patch counts that shows at least half as much of these as the one that shows most.
 
@@ -84,6 +84,10 @@ class AttributeOracle(LookedUp):
             scenes: The scenes.
         """
         return [Image.fromarray(one) for one in world.render(scenes)]
+
+    def _lift(self, shown: Bool[np.ndarray, "image value"]) -> Float[np.ndarray, " value"]:
+        """Return differences of shares; rounding may tell equal ones apart, and studies were measured so."""
+        return shown.mean(0) - self.holds.mean(0)
 
     def _shares(self, row: int, value: str) -> Float[np.ndarray, "grid_row grid_column"]:
         name, scene = value.partition(" ")[0], self.scenes[row]
