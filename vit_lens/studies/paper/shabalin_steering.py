@@ -129,7 +129,7 @@ def draw(tables: Tables, about: About) -> go.Figure:
     rows: dict[str, list[Image.Image]] = {}
     for row in tables["strips"]:
         own = f"feature {row['feature']}"
-        name = own if row["direction"] == _FEATURE else f"{_RANDOM}, below {own}"
+        name = own if row["direction"] == _FEATURE else f"random, below {row['feature']}"
         rows.setdefault(name, []).append(Image.open(io.BytesIO(base64.b64decode(row["png"]))).convert("RGB"))
     if not rows:
         return go.Figure(layout={"width": 700, "height": 120, "margin": {"t": 30}})
