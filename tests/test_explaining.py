@@ -763,3 +763,16 @@ def tiny_origin():
     from vit_lens.dictionaries import Origin
 
     return Origin(site="blocks.1.hook_resid_post", tokens="patches")
+
+
+def test_pages_go_without_strips_where_no_decoder_fits(vit, capsys):
+    from vit_lens.cli.explaining_inputs import Given
+    from vit_lens.cli.feature_pages import draws_of
+    from vit_lens.errors import VitLensError
+
+    given = Given(model=vit, whole=None, mlp=None, shown=[], names=[], oracle=None)
+    assert draws_of(given, "mini") is None  # nobody may have asked for it
+    assert "no steering strips: " in capsys.readouterr().err
+    assert draws_of(given, "none") is None and not capsys.readouterr().err
+    with pytest.raises(VitLensError):
+        draws_of(given, "mini-ip")
