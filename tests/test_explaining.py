@@ -639,7 +639,7 @@ def test_the_command_on_the_embedded_model(vit_lens, tmp_path):
         "explanations.csv", "explanations.json", "features", "index.html", "scores.html", "settings.json", "shown",
         "steered", "strips",
     }  # fmt: skip
-    assert len(list((out / "steered").iterdir())) == 3 * 3 + 1 and len(list((out / "strips").iterdir())) == 2 * 8
+    assert len(list((out / "steered").rglob("*.png"))) == 3 * 3 + 1 and len(list((out / "strips").iterdir())) == 2 * 8
     found = Explanations.load(out / "explanations.json")
     assert found.kinds == ["dictionary", "untrained", "neurons"] and len(found.rows) == 18
     assert found.n_images == 208 == len(found.images) and "background" in found.images[0]
@@ -703,6 +703,9 @@ def test_photos_and_a_local_model(vit_lens, tmp_path):
         (["mini-sd-topk"], "of a text encoder, vit_lens/mini-sd, whose inputs are words"),
         (["mini-topkk"], "mini-topk"),
         (["mini-topk", "--beside", "neuron"], "--beside neuron: nearest: 'neurons'"),
+        (["mini-topk", "--beside", "none", "--beside", "PCA"], "--beside none with other kinds"),
+        (["mini-flux-topk", "--strips", "1", "--decoder", "none"], "--decoder none would have no effect"),
+        (["mini-flux-topk", "--explainer", "vlm:nowhere"], "nowhere"),
         (["mini-topk", "--strips", "2", "--decoder", "nowhere"], "nowhere"),
         (["mini-topk", "--decoder", "nowhere"], "--decoder nowhere would have no effect with --strips 0"),
     ],

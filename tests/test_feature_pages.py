@@ -89,8 +89,9 @@ def test_numbers_stand_beside_their_controls(written, explanations):
     words = " ".join(" ".join(Parsed((written / "index.html").read_text()).text).split())
     less = explanations.minus("dictionary", "untrained", "auc").value
     assert f"less untrained 7 +{less:.2f}" in words
-    assert "AUC is above that of untrained." in words
+    assert "AUC is above that of untrained; it was not held against random directions." in words
     assert "score is not above that of untrained: it does not show that a feature was learnt." in words
+    assert "localisation: too few units to tell it from that of untrained." in words
     assert "not explained: fires on too few" in words
     words = " ".join(" ".join(Parsed((written / "features" / "17.html").read_text()).text).split())
     assert "score 0.80 on 2 where it fires, 1 others shuffled 0.45" in words and "localisation 0.70" in words
@@ -190,3 +191,19 @@ def test_the_index_is_searched_and_sorted(written, tmp_path):
         assert driver.execute_script(seen) and driver.get_log("browser") == []
     finally:
         driver.quit()
+
+
+def test_a_number_is_good_where_it_is_above_both():
+    from vit_lens.report.feature_pages import _verdict
+
+    both = {"untrained": 0.1, "random directions": 0.01}
+    assert _verdict("AUC", both) == (True, "AUC is above that of untrained and of random directions.")
+    words = "AUC is not above that of random directions: it does not show that a feature was learnt."
+    assert _verdict("AUC", both | {"random directions": -0.01}) == (False, words)
+
+
+def test_images_that_explained_and_tested_say_both():
+    from vit_lens.report.feature_pages import _told
+
+    found = _told(said(unit=1, text="", explained_on=(0, 1)))
+    assert found.seen == {0: "explained it", 1: "explained and tested it", 2: "tested it", 3: "tested it"}

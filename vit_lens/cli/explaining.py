@@ -4,7 +4,7 @@ __all__ = ["explain"]
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -87,10 +87,11 @@ def explain(
         raise ExplanationError(f"--base-url would have no effect: --explainer {explainer} asks no endpoint")
     if not strips and decoder not in ("mini", "none"):
         raise ExplanationError(f"--decoder {decoder} would have no effect with --strips 0")
+    names = _kinds(beside)
     found = Dictionary.from_pretrained(dictionary)
     given = of_model(dictionary, found, reads, paths, images, prompts, explainer, scenes, explaining_seed, beside)
     draws = draws_of(given, decoder) if strips else None
-    names = _kinds(beside)
+    model = None if explainer == "oracle" else _model(explainer, base_url, reads.device, out)
     anywhere = Units.of_dictionary(found, given.whole)
     wanted = None if feature is None else [anywhere.unit(one) for one in feature]
     make_directory(out)
@@ -101,7 +102,7 @@ def explain(
         "explaining_seed": explaining_seed,
     })  # fmt: skip
     shown = given.read(out)
-    who = shown.oracle or _model(explainer, base_url, reads.device, out)
+    who: Any = shown.oracle if model is None else model
     units_shown = Units.of_dictionary(found, shown.source)
     against = units_beside(
         found, shown.source, shown.train, inputs=Halves.of(len(shown.images), seed=explaining_seed).explain,
@@ -113,7 +114,7 @@ def explain(
     )  # fmt: skip
     results = replace(results, images=tuple(shown.names), no_scene=shown.no_scene)
     _write(results, out)
-    page = write_pages(found, given, shown, units_shown, results, out, strips=strips, draws=draws)
+    page = write_pages(found, given, shown, units_shown, results, out, strips=strips, draws=draws, decoder=decoder)
     typer.echo(f"page: {page}")
 
 
@@ -128,7 +129,9 @@ def _kinds(beside: list[str] | None) -> list[str]:
     for name in beside or ():
         if name not in (*BESIDE, "none"):
             raise ExplanationError(f"--beside {name}: nearest: {nearest(name, (*BESIDE, 'none'))}")
-    return [name for name in (BESIDE if beside is None else beside) if name != "none"]
+    if "none" in (beside or ()) and len(set(beside or ())) > 1:
+        raise ExplanationError("--beside none with other kinds: give it alone, or leave it out")
+    return [name for name in dict.fromkeys(BESIDE if beside is None else beside) if name != "none"]
 
 
 def _spelled(explainer: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 __all__ = ["Draws", "draws_of", "write_pages"]
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,13 @@ def draws_of(given: Given | Drawn, decoder: str) -> Draws | None:
         decoder: What draws embeddings of an encoder; ``mini``, which nobody may have asked for, where it fits.
 
     Raises:
-        VitLensError: Another decoder does not fit the encoder.
+        VitLensError: Another decoder does not fit the encoder, or the model draws itself.
     """
     if isinstance(given, Drawn):
+        if decoder != "mini":
+            raise VitLensError(
+                f"--decoder {decoder} would have no effect: the model draws itself; --strips 0 draws none"
+            )
         run = {key: value for key, value in (given.whole.provenance.run or {}).items() if key != "noise_seed"}
         return lambda prompt, hooks: given.model.run_with_hooks([prompt], seed=[_SEED], fwd_hooks=hooks, **run)[0]
     if decoder == "none":
@@ -71,7 +76,7 @@ def _of_images(model: Any, decoder: str) -> Draws:
 
 def write_pages(
     found: "Dictionary", given: Given | Drawn, shown: Shown, units: "Units", results: "Explanations", out: Path, *,
-    strips: int, draws: Draws | None,
+    strips: int, draws: Draws | None, decoder: str,
 ) -> Path:  # fmt: skip
     """Write the pages of all features that fire and return the index; the first features are steered.
 
@@ -84,6 +89,7 @@ def write_pages(
         out: The folder.
         strips: Of how many features strips are drawn.
         draws: What draws them; None for none.
+        decoder: What it is called: pictures of another are not taken for its own.
     """
     from vit_lens.explaining import unit_examples
     from vit_lens.report import best_first, write_feature_pages
@@ -93,12 +99,18 @@ def write_pages(
     rest = [one.unit for one in results.skipped if one.kind == own and one.why != "never fires"]
     names = shown.names if isinstance(given, Drawn) else ()
     examples = unit_examples(units, found, shown.images, [*order, *rest], grid=shown.grid, prompts=names)
-    drawn = {} if draws is None else _strips(found, given, shown, order[:strips], out / "steered", draws)
+    drawn = {} if draws is None else _strips(found, given, shown, order[:strips], out / "steered", draws, decoder)
     return write_feature_pages(found, examples, out, explanations=results, strips=drawn)
 
 
 def _strips(
-    found: "Dictionary", given: Given | Drawn, shown: Shown, features: Sequence[int], folder: Path, draws: Draws
+    found: "Dictionary",
+    given: Given | Drawn,
+    shown: Shown,
+    features: Sequence[int],
+    folder: Path,
+    draws: Draws,
+    decoder: str,
 ) -> "dict[int, FeatureStrip]":
     """Draw an image, or the shortest prompt, while features are added and a random direction; pictures are kept."""
     from vit_lens.dictionaries import random_dictionary, steer
@@ -107,10 +119,11 @@ def _strips(
     is_drawn, read = isinstance(given, Drawn), given.whole.provenance
     when = {"at_steps": list(read.at_steps or ()), "branch": read.branch} if is_drawn else {}
     least = min(shown.names, key=lambda name: len(name.split()))  # where a prompt is silent there is room to steer
-    of, said = (least, f"The prompt: {least}.") if is_drawn else (
-        shown.images[0], f"What is drawn of the embedding of: {shown.names[0]}.",
+    of, said = (least, f"The prompt: {least or 'the empty prompt'}.") if is_drawn else (
+        shown.images[0], f"What {decoder} draws of the embedding of: {Path(shown.names[0]).name}.",
     )  # fmt: skip
-    doses, random = _DOSES[is_drawn], random_dictionary(found.d, 1, k=1, seed=_SEED).W_dec[0]
+    folder /= hashlib.sha256(repr([said, when, doses := _DOSES[is_drawn]]).encode()).hexdigest()[:12]
+    random = random_dictionary(found.d, 1, k=1, seed=_SEED).W_dec[0]
 
     def row(name: str, direction: Any) -> "list[Image.Image]":
         places = ["plain" if dose == 0 else f"{name}_{dose:g}" for dose in doses]

@@ -193,9 +193,10 @@ def _told(row: Explained) -> _Told:
         ("AUC", in_digits(row.auc), "of its activation, where the explanation holds against where not"),
         ("localisation", in_digits(row.localisation), "of its map, where the judge sees it in the image"),
     ]  # fmt: skip
-    seen = dict.fromkeys([*row.positives, *row.negatives], "tested it") | dict.fromkeys(
-        row.explained_on, "explained it"
-    )
+    tested = {*row.positives, *row.negatives}
+    seen = dict.fromkeys(tested, "tested it") | {
+        image: "explained and tested it" if image in tested else "explained it" for image in row.explained_on
+    }
     return _Told(row.text, [one for one in numbers if one[1]], seen)
 
 
@@ -244,11 +245,22 @@ def _beside(explanations: Explanations | None) -> _Beside | None:
     nulls = [other for other in others if other in _NULLS and counts[other]["explained"]]
     words = []
     for key in known if nulls else []:
-        lows = [explanations.minus(own, other, key).low for other in nulls]
-        holds = all(low is not None and low > 0 for low in lows)
-        told = f"{_ORDERS[key]} is {'' if holds else 'not '}above that of {' and of '.join(nulls)}"
-        words.append((holds, told + ("." if holds else ": it does not show that a feature was learnt.")))
+        words.append(_verdict(_ORDERS[key], {other: explanations.minus(own, other, key).low for other in nulls}))
     return _Beside([_ORDERS[key] for key in known], rows, words, said)
+
+
+def _verdict(name: str, lows: Mapping[str, float | None]) -> tuple[bool, str]:
+    """Return whether a number is above that of all kinds that nothing was learnt for, and say it."""
+    if unknown := [other for other, low in lows.items() if low is None]:
+        return False, f"{name}: too few units to tell it from that of {' and of '.join(unknown)}."
+    if below := [other for other, low in lows.items() if low is not None and low <= 0]:
+        return (
+            False,
+            f"{name} is not above that of {' and of '.join(below)}: it does not show that a feature was learnt.",
+        )
+    if missing := [other for other in _NULLS if other not in lows]:
+        return False, f"{name} is above that of {' and of '.join(lows)}; it was not held against {missing[0]}."
+    return True, f"{name} is above that of {' and of '.join(lows)}."
 
 
 def _signed(estimate: Estimate) -> str:
