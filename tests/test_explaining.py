@@ -652,10 +652,31 @@ def test_the_command_on_the_embedded_model(vit_lens, tmp_path):
     firing = [one for one in found.skipped if one.kind == "dictionary" and one.why != "never fires"]
     assert len(cards) == 6 + len(firing) and cards[0] == str(first.unit)
     assert first.text in (out / "features" / f"{first.unit}.html").read_text()
+    check_strip(out, first.unit)
     before = (out / "explanations.json").read_bytes()
     assert vit_lens(*command)[0] == 0 and (out / "explanations.json").read_bytes() == before
     status, _, err = vit_lens(*command, "--protocol", "paper")
     assert status == 2 and "other settings" in err
+
+
+def check_strip(out, feature):
+    """Hold the pictures of a strip to such as are drawn anew, of the first image that explains or tests."""
+    import vit_lens as vl
+    from vit_lens.dictionaries import random_dictionary, steer
+
+    model, topk = vl.HookedViT.from_pretrained("mini").requires_grad_(False), vl.Dictionary.from_pretrained("mini-topk")
+    images = vl.explaining.AttributeOracle.of_world(260).pictures
+    whole = vl.ActivationSource.of_model(model, images, "L5.resid_post", tokens="patches", seed=0)
+    pixels = model.preprocess([images[whole.split(0.2)[0].inputs[0]]])
+    drawer = vl.load_decoder("mini", encoder=model)
+    random = random_dictionary(128, 1, k=1, seed=0).W_dec[0]
+    for row, direction in enumerate((feature, random)):
+        for column, dose in enumerate((0.0, 1.0, 2.0, 4.0)):
+            with torch.no_grad():
+                embeds = model.run_with_hooks(pixels, fwd_hooks=steer(model, topk, direction, dose))
+            drawn = drawer.decode(embeds, negative=drawer.negative(model), settings=drawer.settings(seed=0))[0].numpy()
+            found = np.asarray(Image.open(out / "strips" / f"{feature}_{row}_{column}.png"), dtype=int)
+            assert np.abs(found - drawn).max() <= 1
 
 
 def test_the_command_goes_on_where_an_endpoint_went_down(vit_lens, server, tmp_path):
@@ -686,6 +707,8 @@ def test_photos_and_a_local_model(vit_lens, tmp_path):
     out = tmp_path / "out"
     command = ("dict", "explain", "mini-topk", tmp_path / "photos", "--explainer", f"vlm:{folder}")
     command = (*command, "--units", "1", "--least", "10", "--beside", "none", "--out", out)
+    refused, _, err = vit_lens(*command, "--scenes", "90")
+    assert refused == 2 and "--scenes 90 would have no effect: images were given" in err
     status, told, err = vit_lens(*command)
     assert status == 0 or "no words; take another model" in err, err
     if status == 0:
@@ -779,3 +802,18 @@ def test_pages_go_without_strips_where_no_decoder_fits(vit, capsys):
     assert draws_of(given, "none") is None and not capsys.readouterr().err
     with pytest.raises(VitLensError):
         draws_of(given, "mini-ip")
+
+
+def test_captions_that_there_are_not_end(monkeypatch):
+    from types import SimpleNamespace
+
+    from vit_lens.cli.dictionary_inputs import Reads, captions
+    from vit_lens.errors import VitLensError
+    from vit_lens.mini import still_life
+
+    few = [SimpleNamespace(text=text) for text in ("a ring", "a star", "a cross")]
+    monkeypatch.setattr(still_life, "sample", lambda n, generator, _: generator.choice(few, n).tolist())
+    asked = Reads(model="mini-flux")
+    assert sorted(captions(asked, None, 3, once=True)) == ["a cross", "a ring", "a star"]
+    with pytest.raises(VitLensError, match="4 captions that all differ were asked for, and mini-flux's world has 3"):
+        captions(asked, None, 4, once=True)

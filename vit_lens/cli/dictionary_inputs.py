@@ -31,6 +31,7 @@ import typer
 from vit_lens.cli import flags, intake, prompting
 from vit_lens.errors import VitLensError
 
+_IN_VAIN = 200  # draws without a caption that is new, after which there are none
 _SCENES = 1000  # of the embedded models' worlds, where nothing is given
 _EMBEDDED = {"mini-flux": {"height": 64, "width": 64}, "mini-sd": {}}  # pipelines, and what theirs do not say
 _INDEX = "model_index.json"  # of a folder that a pipeline was saved in
@@ -187,8 +188,12 @@ def captions(
     from vit_lens.mini import still_life
 
     typer.echo(f"no prompts were given: {n} captions of {reads.model}'s own world")
-    generator, found = np.random.default_rng(seed), []
+    generator, found, in_vain = np.random.default_rng(seed), [], 0
     while len(found) < n:
+        known = len(found)
         found += [one.text for one in still_life.sample(n - len(found), generator, still_life.Lexicon(0))]
         found = list(dict.fromkeys(found)) if once else found
+        in_vain = in_vain + 1 if len(found) == known else 0
+        if in_vain > _IN_VAIN:
+            raise VitLensError(f"{n} captions that all differ were asked for, and {reads.model}'s world has {known}")
     return found

@@ -188,14 +188,19 @@ def _of_tower(
             f"{dictionary} is of tokens {found.origin.tokens!r}; explain reads what features do on patches of images"
         )
     mlp = _neurons(model, site, beside)
-    oracle, given, names = _images(explainer, reads, paths, images, scenes or _SCENES, seed)
+    oracle, given, names = _images(explainer, reads, paths, images, scenes, seed)
     shown = to_display(given, model.spec())
     whole = ActivationSource.of_model(model, shown, site, tokens="patches", stream=found.origin.stream, seed=seed)
     return Given(model=model, whole=whole, mlp=mlp, shown=shown, names=names, oracle=oracle)
 
 
 def _images(
-    explainer: str, reads: Reads, paths: list[Path] | None, images: list[Path] | None, scenes: int, seed: int
+    explainer: str,
+    reads: Reads,
+    paths: list[Path] | None,
+    images: list[Path] | None,
+    scenes: int | None,
+    seed: int,
 ) -> "tuple[AttributeOracle | None, list[Any], list[str]]":
     """Return the oracle, where it is asked for, the images, and what they are called."""
     from vit_lens.explaining import AttributeOracle
@@ -207,12 +212,14 @@ def _images(
                 "--explainer oracle knows the scenes of the embedded world alone, and images were given: leave them "
                 "out, or take vlm:DIR or endpoint:MODEL"
             )
+        if scenes is not None:
+            raise ExplanationError(f"--scenes {scenes} would have no effect: images were given; leave one of them out")
         found = list(intake.find_given(paths, images))
         return None, found, list(map(str, found))
     if reads.model != "mini" and explainer != "oracle":
         list(intake.find_given(paths, images))  # which says what is missing
-    typer.echo(f"no images were given: {scenes} scenes of mini's own world")
-    oracle = AttributeOracle.of_world(scenes, seed=seed)
+    typer.echo(f"no images were given: {scenes or _SCENES} scenes of mini's own world")
+    oracle = AttributeOracle.of_world(scenes or _SCENES, seed=seed)
     names = [world.caption(scene) for scene in oracle.scenes]
     return (oracle if explainer == "oracle" else None), oracle.pictures, names
 
@@ -254,6 +261,8 @@ def _of_pipeline(
         raise ExplanationError(
             f"{dictionary} is of tokens {found.origin.tokens!r}; explain reads what features do on all of a picture"
         )
+    if prompts and scenes is not None:
+        raise ExplanationError(f"--scenes {scenes} would have no effect: --prompts were given; leave one of them out")
     mlp = _neurons(model, site, beside)
     names = _prompts(reads, prompts, scenes or _CAPTIONS, seed)
     how = {"noise_seed": _NOISE + seed, **reads.run(), "seed": seed}
